@@ -1,0 +1,45 @@
+"""Typed errors of the project: every message names what was wrong, where, and the remedy."""
+
+
+class FaceClipError(Exception):
+    """Base of all errors that this project raises for a user's input or environment."""
+
+
+class ConfigError(FaceClipError, ValueError):
+    """A configuration key is unknown, has the wrong type, or holds an impossible value."""
+
+
+class CheckpointError(FaceClipError):
+    """A weights file or training checkpoint is missing, truncated, corrupt or does not fit the model."""
+
+
+class DataError(FaceClipError):
+    """A dataset, shard or record is missing, corrupt or lacks a column."""
+
+
+class EmptyDatasetError(DataError):
+    """A dataset or split has no usable record."""
+
+
+class NonFiniteLossError(FaceClipError, ArithmeticError):
+    """The loss or a gradient became NaN or infinite; the last complete checkpoint is untouched."""
+
+
+class FaceError(FaceClipError, ValueError):
+    """An image does not give the face that was asked for."""
+
+
+class NoFaceError(FaceError):
+    """No face was found in an image."""
+
+
+class SeveralFacesError(FaceError):
+    """More than one face was found where exactly one is required."""
+
+
+class UnreadableImageError(FaceError):
+    """An image is missing, truncated, or not an image."""
+
+
+class ImageTooLargeError(FaceError):
+    """An image has more pixels than the cap allows; it is refused before it is decoded."""
