@@ -1,0 +1,122 @@
+"""Five-point face alignment: the ArcFace template, the similarity transform, and two ways to warp.
+
+Coordinates are pixels (x, y) with pixel centers at integers (OpenCV's and insightface's convention). Landmarks
+are ordered image-left eye, image-right eye, nose tip, image-left mouth corner, image-right mouth corner.
+
+The canonical crop of this project is 448 px square with the template × 4, which equals insightface's
+``norm_crop(image, landmarks, image_size=448)``. A crop of any other size is what bilinear resizing
+(``align_corners=False``) of the canonical crop gives, so that a model trained on small crops and a pipeline that
+hands out 448 px crops see the same face at the same place. ``reference_size=size`` gives insightface's
+``norm_crop`` at that size instead (about .4 px away at 112).
+"""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+CROP_SIZE = 448
+
+# insightface's `arcface_dst`, for a crop of 112 px.
+ARCFACE_TEMPLATE_112 = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ],
+    dtype=np.float32,
+)
+
+
+def template(size: int, *, reference_size: int = CROP_SIZE) -> NDArray[np.float32]:
+    """The five template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop."""
+    if size < 1 or reference_size < 1:
+        raise ValueError(f"crop sizes must be positive, got size={size} and reference_size={reference_size}")
+    points = ARCFACE_TEMPLATE_112.astype(np.float64) * (reference_size / 112)
+    return ((points + 0.5) * (size / reference_size) - 0.5).astype(np.float32)
+
+
+def similarity_transform(
+    landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE
+) -> Tensor:
+    """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3).
+
+    Umeyama's problem (1991) without reflection has a closed form in the plane: with points as complex numbers
+    and means removed, minimize Σ|a·z − w|², hence a = Σ conj(z)·w / Σ|z|². No SVD: its gradient is always finite.
+    """
+    if landmarks.shape[-2:] != (5, 2):
+        raise ValueError(f"landmarks must have shape (…, 5, 2), got {tuple(landmarks.shape)}")
+    target = torch.as_tensor(
+        template(size, reference_size=reference_size), dtype=landmarks.dtype, device=landmarks.device
+    )
+    source_mean, target_mean = landmarks.mean(dim=-2), target.mean(dim=-2)
+    z, w = landmarks - source_mean.unsqueeze(-2), target - target_mean
+    energy = z.square().sum(dim=(-2, -1)).clamp_min(1e-12)
+    cosine = (z * w).sum(dim=(-2, -1)) / energy
+    sine = (z[..., 0] * w[..., 1] - z[..., 1] * w[..., 0]).sum(dim=-1) / energy
+    linear = torch.stack([torch.stack([cosine, -sine], dim=-1), torch.stack([sine, cosine], dim=-1)], dim=-2)
+    # Sums instead of matrix products: autocast would compute `@` in bf16, too coarse for a pixel position.
+    shift = target_mean - (linear * source_mean.unsqueeze(-2)).sum(dim=-1)
+    return torch.cat([linear, shift.unsqueeze(-1)], dim=-1)
+
+
+def invert_affine(matrix: Tensor) -> Tensor:
+    """Inverse of affine maps (…, 2, 3), as (…, 2, 3)."""
+    a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
+    determinant = a * d - b * c
+    rows = [torch.stack([d, -b], dim=-1), torch.stack([-c, a], dim=-1)]
+    linear = torch.stack(rows, dim=-2) / determinant[..., None, None]
+    shift = -(linear * matrix[..., 2].unsqueeze(-2)).sum(dim=-1)
+    return torch.cat([linear, shift.unsqueeze(-1)], dim=-1)
+
+
+def apply_affine(matrix: Tensor, points: Tensor) -> Tensor:
+    """Map points (…, N, 2) by affine maps (…, 2, 3)."""
+    x, y = points[..., :1], points[..., 1:]
+    columns = matrix.unsqueeze(-3)
+    return x * columns[..., 0] + y * columns[..., 1] + columns[..., 2]
+
+
+def align_face(
+    image: NDArray[np.uint8],
+    landmarks: NDArray[np.floating],
+    size: int = CROP_SIZE,
+    *,
+    reference_size: int = CROP_SIZE,
+) -> NDArray[np.uint8]:
+    """Warp one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image."""
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float64)
+    matrix = similarity_transform(points, size, reference_size=reference_size).numpy()
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+
+
+def align_tensor(
+    images: Tensor, landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE
+) -> Tensor:
+    """Warp images (B, 3, H, W) to crops (B, 3, size, size), differentiable in images and landmarks (B, 5, 2).
+
+    Bilinear, zeros outside the image; the map of `align_face` to within OpenCV's 1/32 px coordinate rounding.
+    Coordinates are always fp32; the crops have the dtype of the images.
+    """
+    if images.ndim != 4 or landmarks.shape != (images.shape[0], 5, 2):
+        raise ValueError(
+            "expected images (B, 3, H, W) and landmarks (B, 5, 2), "
+            f"got {tuple(images.shape)} and {tuple(landmarks.shape)}"
+        )
+    height, width = images.shape[-2:]
+    landmarks = landmarks.float()
+    inverse = invert_affine(similarity_transform(landmarks, size, reference_size=reference_size))
+    axis = torch.arange(size, dtype=landmarks.dtype, device=landmarks.device)
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    grid = torch.stack([columns, rows], dim=-1).reshape(1, size * size, 2)
+    extent = torch.tensor([width, height], dtype=landmarks.dtype, device=landmarks.device)
+    source = (2 * apply_affine(inverse, grid) + 1) / extent - 1
+    source = source.reshape(-1, size, size, 2)
+    crops = F.grid_sample(images.float(), source, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return crops.to(images.dtype)

@@ -1,0 +1,118 @@
+"""Alignment against hand-computed maps, insightface's own crop, and finite differences."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from insightface.utils.face_align import norm_crop
+
+from faceclip.faces.align import (
+    ARCFACE_TEMPLATE_112,
+    align_face,
+    align_tensor,
+    apply_affine,
+    invert_affine,
+    similarity_transform,
+    template,
+)
+
+
+def test_template_at_448_is_four_times_the_published_one():
+    np.testing.assert_allclose(template(448), ARCFACE_TEMPLATE_112 * 4, atol=1e-4)
+
+
+def test_template_of_smaller_crop_is_where_the_resized_crop_has_it():
+    # Resizing 448 → 112 with align_corners=False moves x to (x + .5) / 4 − .5.
+    np.testing.assert_allclose(template(112), ARCFACE_TEMPLATE_112 - 0.375, atol=1e-4)
+    np.testing.assert_allclose(template(112, reference_size=112), ARCFACE_TEMPLATE_112, atol=1e-4)
+
+
+def test_known_rotation_scale_and_shift_are_recovered():
+    angle, scale, shift = np.deg2rad(30), 0.5, np.array([7.0, -3.0])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = (template(448) - shift) @ rotation / scale  # so that scale · R · p + shift = template
+    matrix = similarity_transform(torch.tensor(points, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(matrix[:, :2], scale * rotation, atol=1e-6)
+    np.testing.assert_allclose(matrix[:, 2], shift, atol=1e-3)
+
+
+def test_equals_umeyama_by_svd_on_noisy_points():
+    rng = np.random.default_rng(0)
+    points = template(448).astype(np.float64) * 0.3 + rng.normal(0, 5, (5, 2))
+    target = template(448).astype(np.float64)
+    source, goal = points - points.mean(0), target - target.mean(0)
+    u, singular, vt = np.linalg.svd(goal.T @ source)
+    signs = np.diag([1.0, np.linalg.det(u) * np.linalg.det(vt)])
+    linear = (np.trace(np.diag(singular) @ signs) / (source**2).sum()) * u @ signs @ vt
+    matrix = similarity_transform(torch.tensor(points)).numpy()
+    np.testing.assert_allclose(matrix[:, :2], linear, atol=1e-6)
+
+
+def test_inverse_undoes_the_map():
+    matrix = similarity_transform(torch.rand(3, 5, 2, dtype=torch.float64) * 100)
+    points = torch.rand(3, 4, 2, dtype=torch.float64) * 100
+    back = apply_affine(invert_affine(matrix), apply_affine(matrix, points))
+    torch.testing.assert_close(back, points)
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """Smooth random colors: interpolation differences of 1/32 px stay small."""
+    noise = np.random.default_rng(1).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    return cv2.resize(noise, (200, 240), interpolation=cv2.INTER_CUBIC)
+
+
+LANDMARKS = np.array([[70, 90], [128, 84], [104, 124], [80, 158], [132, 152]], dtype=np.float32)
+
+
+@pytest.mark.parametrize("size", [112, 448])
+def test_align_face_equals_insightface_norm_crop(photo, size):
+    ours = align_face(photo, LANDMARKS, size, reference_size=size)
+    theirs = norm_crop(photo, LANDMARKS, image_size=size)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("size", [72, 112, 448])
+def test_align_tensor_equals_align_face(photo, size):
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    ours = align_tensor(image, torch.from_numpy(LANDMARKS)[None], size)[0].permute(1, 2, 0).numpy() * 255
+    reference = align_face(photo, LANDMARKS, size).astype(np.float32)
+    # Where the crop leaves the image, one sample row of the border may be on either side of the edge.
+    assert np.quantile(np.abs(ours - reference), 0.99) < 3
+
+
+def test_small_crop_shows_the_face_where_the_resized_canonical_crop_shows_it(photo):
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    landmarks = torch.from_numpy(LANDMARKS)[None]
+    direct = align_tensor(image, landmarks, 112)
+    canonical = align_tensor(image, landmarks, 448)
+    resized = F.interpolate(canonical, size=(112, 112), mode="bilinear", align_corners=False)
+    shifted = align_tensor(image, landmarks, 112, reference_size=112)
+    inside = (slice(None), slice(None), slice(20, 90), slice(20, 90))
+    error = (direct - resized)[inside].abs().mean()
+    assert error < 0.25 * (shifted - resized)[inside].abs().mean()
+
+
+def test_gradients_reach_images_and_landmarks():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 20, 20, requires_grad=True)
+    landmarks = (torch.tensor(template(20)) + torch.rand(2, 5, 2)).requires_grad_()
+    align_tensor(images, landmarks, 16).square().mean().backward()
+    assert images.grad.abs().sum() > 0
+    assert landmarks.grad.abs().sum() > 0 and landmarks.grad.isfinite().all()
+
+
+def test_autocast_does_not_move_the_crop(photo):
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    landmarks = torch.from_numpy(LANDMARKS)[None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        crop = align_tensor(image, landmarks, 112)
+    torch.testing.assert_close(crop, align_tensor(image, landmarks, 112))
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"\(…, 5, 2\).*\(4, 2\)"):
+        similarity_transform(torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="uint8"):
+        align_face(np.zeros((4, 4, 3), np.float32), LANDMARKS)
