@@ -1,0 +1,277 @@
+"""What training adds to a base model, apart from it: LoRA, identity channel, shading channel, in one
+directory.
+
+DIR/adapter.json            what it is, which base it fits, licence
+DIR/lora.safetensors        LoRA matrices, PEFT names
+DIR/identity_channel/       config.json, diffusion_pytorch_model.safetensors
+DIR/shading_channel/        the same
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import ControlNetModel, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.identity import IdentityChannel, detach_identity
+
+ADAPTER_NAME = "makeup"
+CONFIG_FILE = "adapter.json"
+LORA_FILE = "lora.safetensors"
+FORMAT = 1
+# Fields of the UNet's configuration that must agree for the weights to mean the same.
+_FINGERPRINT = (
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "transformer_layers_per_block",
+    "cross_attention_dim",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adaptation of the UNet's attention (Hu et al. 2021). `alpha=None` means alpha = rank: factor
+    one.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    attentions: tuple[str, ...] = ("attn1", "attn2")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank must be at least 1, got {self.rank}")
+        if not self.targets or not self.attentions:
+            raise ConfigError("lora.targets and lora.attentions must not be empty")
+
+    def build(self) -> LoraConfig:
+        """PEFT's configuration; matrices B start at zero, so that a new adapter changes nothing."""
+        alternatives = "|".join(name.replace(".", r"\.") for name in self.targets)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            target_modules=rf".*\.({'|'.join(self.attentions)})\.({alternatives})",
+            init_lora_weights=True,
+        )
+
+
+class AdaptedPipeline(Protocol):
+    """What an adapter needs of a pipeline; FaceMakeUpPipeline has it."""
+
+    unet: UNet2DConditionModel
+    identity_channel: IdentityChannel | None
+    shading_channel: ControlNetModel | None
+
+    def register_modules(self, **modules: Any) -> None: ...
+
+
+def add_lora(
+    unet: UNet2DConditionModel, settings: LoraSettings, *, name: str = ADAPTER_NAME
+) -> list[torch.nn.Parameter]:
+    """Put a fresh LoRA into the UNet and return its parameters; all others are frozen."""
+    if name in getattr(unet, "peft_config", {}):
+        raise ConfigError(f"the UNet already has an adapter {name!r}; remove_lora first")
+    unet.add_adapter(settings.build(), adapter_name=name)
+    return lora_parameters(unet, name=name)
+
+
+def lora_parameters(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> list[torch.nn.Parameter]:
+    """The adapter's matrices."""
+    return [value for key, value in unet.named_parameters() if ".lora_" in key and f".{name}." in key]
+
+
+def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None:
+    """Take the LoRA out again; the base layers were never changed, so the base model's output returns
+    exactly.
+    """
+    if name not in getattr(unet, "peft_config", {}):
+        raise ConfigError(f"the UNet has no adapter {name!r}")
+    unet.delete_adapters(name)
+    if not getattr(unet, "peft_config", {}):
+        unet.unload_lora()
+
+
+def set_lora_scale(unet: UNet2DConditionModel, scale: float, *, name: str = ADAPTER_NAME) -> None:
+    """Weight of the LoRA, 1 as trained, 0 none."""
+    unet.set_adapters([name], [scale])
+
+
+def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model."""
+    state = {
+        key.replace(".base_layer.", "."): value
+        for key, value in unet.state_dict().items()
+        if ".lora_" not in key
+    }
+    with init_empty_weights():
+        clean = UNet2DConditionModel.from_config(unet.config)
+    clean.load_state_dict(state, strict=True, assign=True)
+    return clean
+
+
+def save_adapter(
+    directory: str | Path,
+    *,
+    unet: UNet2DConditionModel,
+    identity_channel: IdentityChannel | None = None,
+    shading_channel: ControlNetModel | None = None,
+    licence: str = "Apache-2.0",
+    base_model: str = "",
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Write everything that was added to the base. The directory is made; existing files of an adapter are
+    replaced.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    lora = getattr(unet, "peft_config", {}).get(ADAPTER_NAME)
+    if lora is not None:
+        weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
+        save_file({key: value.contiguous() for key, value in weights.items()}, directory / LORA_FILE)
+    for name, channel in (("identity_channel", identity_channel), ("shading_channel", shading_channel)):
+        if channel is not None:
+            channel.save_pretrained(directory / name)
+    config = {
+        "format": FORMAT,
+        "base_model": base_model,
+        "base_fingerprint": fingerprint(unet),
+        "lora": None
+        if lora is None
+        else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": lora.target_modules},
+        "identity_channel": identity_channel is not None,
+        "shading_channel": shading_channel is not None,
+        "licence": licence,
+        **(extra or {}),
+    }
+    # Last, so that a directory with a configuration is a whole one.
+    (directory / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    return directory
+
+
+def read_adapter_config(directory: str | Path) -> dict[str, Any]:
+    """adapter.json of a directory. Raises CheckpointError when it is missing, unreadable or of an unknown
+    format.
+    """
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing: this is not an adapter directory, or saving it was interrupted"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version"
+        )
+    return config
+
+
+def load_adapter(
+    pipeline: AdaptedPipeline, directory: str | Path, *, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
+
+    Everything is read and compared before the pipeline is changed. Raises CheckpointError naming file and
+    field.
+    """
+    directory = Path(directory)
+    config = read_adapter_config(directory)
+    check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
+    if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
+        raise CheckpointError(
+            f"the pipeline already has an adapter; unload_adapter before loading {directory}"
+        )
+    dtype = dtype or pipeline.unet.dtype
+    device = pipeline.unet.device
+    lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None
+    loaded = {
+        name: kind.from_pretrained(directory / name, torch_dtype=dtype).to(device)
+        for name, kind in (("identity_channel", IdentityChannel), ("shading_channel", ControlNetModel))
+        if config[name]
+    }
+    if lora is not None:
+        insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)
+    if "identity_channel" in loaded:
+        loaded["identity_channel"].attach(pipeline.unet)
+    pipeline.register_modules(**loaded)
+    return config
+
+
+def unload_adapter(pipeline: AdaptedPipeline) -> None:
+    """Back to the base model: no LoRA, no channels."""
+    if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
+        remove_lora(pipeline.unet)
+    detach_identity(pipeline.unet)
+    pipeline.register_modules(identity_channel=None, shading_channel=None)
+
+
+def insert_lora(
+    unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path
+) -> None:
+    """Add a LoRA and fill it; every key and shape must fit."""
+    unet.add_adapter(
+        LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"]),
+        adapter_name=ADAPTER_NAME,
+    )
+    wanted = {
+        key: tuple(value.shape)
+        for key, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME).items()
+    }
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if wanted != found:
+        remove_lora(unet)
+        key = next(k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k))
+        raise CheckpointError(
+            f"{path}: {key} is {found.get(key, 'missing')}"
+            f" but this UNet needs {wanted.get(key, 'no such tensor')};"
+            " load the adapter on the base model that it was trained for"
+        )
+    set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
+    for parameter in lora_parameters(unet):
+        parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype)
+        parameter.requires_grad_(False)
+
+
+def load_lora_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises CheckpointError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); save or fetch the adapter again") from error
+
+
+def fingerprint(unet: UNet2DConditionModel) -> dict[str, Any]:
+    """The part of the UNet's configuration that adapter weights depend on, as plain JSON values."""
+    return json.loads(json.dumps({name: copy.copy(unet.config.get(name)) for name in _FINGERPRINT}))
+
+
+def check_fingerprint(saved: dict[str, Any], unet: UNet2DConditionModel, path: Path) -> None:
+    """Raises CheckpointError naming the first field in which the bases differ."""
+    for name, value in fingerprint(unet).items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"{path}: the adapter was trained on a UNet with {name}={saved.get(name)!r}, this one has"
+                f" {value!r};"
+                " load it on its own base model"
+            )

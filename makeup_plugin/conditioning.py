@@ -1,0 +1,322 @@
+"""What conditions a generation, and the one function that predicts with it. Pipeline and trainer share both.
+
+`encode_conditions` runs the frozen encoders (its results can be cached); `predict` runs everything that is
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from makeup_plugin.identity import IdentityChannel, is_attached
+from makeup_plugin.shading import shading_residuals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Conditions of B samples; every tensor has B rows.
+
+    tokens (B,77,D) and pooled (B,P): the joint encoder's text side. time_ids (B,6): height and width of the
+    original, top and left of the crop, height and width of the target, in pixels. identity (B,E) of length
+    one and image_tokens (B,T,W): the identity channel's inputs, zero rows where dropped. shading (B,3,H,W) in
+    [0,1] at image resolution and shading_keep (B,): the shading channel's input and whether it counts.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    time_ids: Tensor
+    identity: Tensor | None = None
+    image_tokens: Tensor | None = None
+    shading: Tensor | None = None
+    shading_keep: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {name: value.shape[0] for name, value in self.tensors().items()}
+        if len(set(sizes.values())) > 1:
+            raise ConfigError(f"conditions of one batch must have equally many rows, got {sizes}")
+        if (self.identity is None) != (self.image_tokens is None):
+            raise ConfigError("identity and image_tokens go together: give both or neither")
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are present, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditions:
+        """Moved and cast."""
+        return replace(self, **{name: x.to(device=device, dtype=dtype) for name, x in self.tensors().items()})
+
+    def repeat(self, times: int) -> Conditions:
+        """Each sample `times` times in a row."""
+        return replace(
+            self, **{name: x.repeat_interleave(times, dim=0) for name, x in self.tensors().items()}
+        )
+
+    def where(self, mask: Tensor, other: Conditions, *names: str) -> Conditions:
+        """Rows of the named fields taken from `other` where mask (B,) is true. Serves condition dropout."""
+        changed = {}
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None or theirs is None:
+                raise ConfigError(f"condition {name!r} is absent in one of the two batches")
+            rows = mask.to(mine.device).view(-1, *[1] * (mine.ndim - 1))
+            changed[name] = torch.where(rows, theirs.to(mine), mine)
+        return replace(self, **changed)
+
+    def drop_identity(self, mask: Tensor) -> Conditions:
+        """Zero inputs of the identity channel where mask (B,) is true."""
+        if self.identity is None or self.image_tokens is None:
+            return self
+        rows = mask.to(self.identity.device)
+        return replace(
+            self,
+            identity=self.identity.masked_fill(rows[:, None], 0.0),
+            image_tokens=self.image_tokens.masked_fill(rows[:, None, None], 0.0),
+        )
+
+    def drop_shading(self, mask: Tensor) -> Conditions:
+        """No residuals of the shading channel where mask (B,) is true."""
+        if self.shading is None:
+            return self
+        keep = self.shading_keep if self.shading_keep is not None else self.shading.new_ones(len(self))
+        return replace(self, shading_keep=keep.masked_fill(mask.to(keep.device), 0.0))
+
+
+def concatenate(batches: Sequence[Conditions]) -> Conditions:
+    """Several batches as one; all must have the same fields."""
+    names = [set(batch.tensors()) for batch in batches]
+    if any(present != names[0] for present in names):
+        raise ConfigError(
+            f"batches to join have different conditions: {[sorted(present) for present in names]}"
+        )
+    return Conditions(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names[0]})
+
+
+class JointEncoder(Protocol):
+    """What conditioning needs of `faceclip.encoder.FaceCLIP`."""
+
+    def encode(self, prompts: list[str], faces: Tensor | None): ...
+
+
+class FaceTower(Protocol):
+    """What conditioning needs of `faceclip.image_tower.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W) in
+    [0,1].
+    """
+
+    def __call__(self, images: Tensor): ...
+
+
+def time_ids(height: int, width: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """SDXL's size conditioning (Podell et al. 2023, section 2.2) for uncropped images: (count, 6)."""
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device).repeat(
+        count, 1
+    )
+
+
+def encode_conditions(
+    joint_encoder: JointEncoder,
+    prompts: Sequence[str],
+    faces: Tensor | None,
+    *,
+    height: int,
+    width: int,
+    image_encoder: FaceTower | None = None,
+    has_face: Tensor | None = None,
+    identity_dim: int | None = None,
+    shading: Tensor | None = None,
+) -> Conditions:
+    """Conditions of B prompts and face crops.
+
+    Args:
+        joint_encoder: FaceCLIP.
+        prompts: B texts, without the template (the joint encoder adds it where there is a face).
+        faces: (B,3,S,S) aligned RGB crops in [0,1], or None for text alone.
+        height, width: size of the image to make, px.
+        image_encoder: ImageTower of the identity channel; without it the conditions hold no identity.
+        has_face: (B,) bool; rows without a face take the joint encoder's unconditional face (a zero image, no
+            template) and zero identity. Default: all, when `faces` is given.
+        identity_dim: width of the identity embedding; needed only when no row has a face.
+        shading: (B,3,height,width) in [0,1], or None.
+
+    Raises ConfigError on sizes that do not fit together.
+    """
+    prompts = list(prompts)
+    count = len(prompts)
+    present = _present_rows(faces, has_face, count)
+    joint = _encode_joint(joint_encoder, prompts, faces, present)
+    device = joint.tokens.device
+    identity = image_tokens = None
+    if image_encoder is not None:
+        identity, image_tokens = _identity_inputs(joint, image_encoder, faces, present, count, identity_dim)
+    keep = None
+    if shading is not None:
+        if tuple(shading.shape) != (count, 3, height, width):
+            raise ConfigError(f"shading must be {(count, 3, height, width)}, got {tuple(shading.shape)}")
+        # An all-black map says that no face was rendered: the same as no map.
+        keep = (shading.flatten(1).amax(dim=1) > 0).to(shading.dtype).to(device)
+    return Conditions(
+        tokens=joint.tokens,
+        pooled=joint.pooled,
+        time_ids=time_ids(height, width, count, device=device),
+        identity=identity,
+        image_tokens=image_tokens,
+        shading=shading,
+        shading_keep=keep,
+    )
+
+
+def predict(
+    unet: UNet2DConditionModel,
+    latents: Tensor,
+    timesteps: Tensor,
+    conditions: Conditions,
+    *,
+    identity_channel: IdentityChannel | None = None,
+    shading_channel: ControlNetModel | None = None,
+    shading_scale: float = 1.0,
+) -> Tensor:
+    """The UNet's prediction (noise or velocity, as its scheduler says) for noisy latents (B,4,h,w).
+
+    A channel is left out when it is None or its condition is absent; `shading_scale` 0 leaves out the
+    ControlNet. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`.
+    """
+    added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
+    context: Tensor | tuple[Tensor, list[Tensor]] = conditions.tokens
+    identity_tokens = None
+    if identity_channel is not None and conditions.identity is not None:
+        if not is_attached(unet):
+            raise ConfigError(
+                "identity_channel.attach(unet) must be called before predicting with the channel"
+            )
+        identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
+        context = (conditions.tokens, [identity_tokens])
+    residuals = {}
+    if shading_channel is not None and conditions.shading is not None and shading_scale != 0:
+        if identity_tokens is None:
+            raise ConfigError(
+                "the shading channel reads identity tokens: give it an identity channel and a face"
+            )
+        control = shading_residuals(
+            shading_channel,
+            latents,
+            timesteps,
+            identity_tokens=identity_tokens,
+            shading=conditions.shading,
+            pooled=conditions.pooled,
+            time_ids=conditions.time_ids,
+            scale=shading_scale,
+            keep=conditions.shading_keep,
+        )
+        residuals = {
+            "down_block_additional_residuals": control.down,
+            "mid_block_additional_residual": control.mid,
+        }
+    return unet(
+        latents,
+        timesteps,
+        encoder_hidden_states=context,
+        added_cond_kwargs=added,
+        return_dict=False,
+        **residuals,
+    )[0]
+
+
+def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", length: int = 77) -> Tensor:
+    """Which of the context's `length` positions hold text[start:end]: bool (length,).
+
+    `prefix` is what the encoder puts before the text (its template). Spans are widened to whole words by the
+    tokenizer; what lies beyond the context is cut, so the mask can be empty.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if not 0 <= start < end <= len(text):
+        raise ConfigError(f"span {start}:{end} does not lie in a text of {len(text)} characters")
+    global _TOKENIZER
+    if _TOKENIZER is None:
+        _TOKENIZER = SimpleTokenizer()
+    before = len(_TOKENIZER.encode(prefix + text[:start]))
+    through = len(_TOKENIZER.encode(prefix + text[:end]))
+    mask = torch.zeros(length, dtype=torch.bool)
+    # Position 0 is the start token; the last position is kept for the end token when a text is cut.
+    mask[min(1 + before, length - 1) : min(1 + through, length - 1)] = True
+    return mask
+
+
+_TOKENIZER = None
+
+
+def _present_rows(faces: Tensor | None, has_face: Tensor | None, count: int) -> Tensor:
+    if faces is None:
+        if has_face is not None and bool(has_face.any()):
+            raise ConfigError("has_face names rows with a face but faces is None")
+        return torch.zeros(count, dtype=torch.bool)
+    if faces.shape[0] != count:
+        raise ConfigError(f"{count} prompts need {count} face crops, got {faces.shape[0]}")
+    present = torch.ones(count, dtype=torch.bool) if has_face is None else has_face.bool().cpu()
+    if present.shape != (count,):
+        raise ConfigError(f"has_face must be ({count},), got {tuple(present.shape)}")
+    return present
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joint:
+    tokens: Tensor
+    pooled: Tensor
+    identity: Tensor | None  # rows with a face only
+
+
+def _encode_joint(encoder: JointEncoder, prompts: list[str], faces: Tensor | None, present: Tensor) -> _Joint:
+    """Rows with and without a face take different templates, so they are encoded apart and put back in
+    order.
+    """
+    if bool(present.all()) or not bool(present.any()):
+        result = encoder.encode(prompts, faces if bool(present.any()) else None)
+        return _Joint(tokens=result.tokens, pooled=result.pooled, identity=result.identity)
+    rows = present.nonzero().flatten().tolist()
+    others = (~present).nonzero().flatten().tolist()
+    first = encoder.encode([prompts[i] for i in rows], faces[rows])
+    second = encoder.encode([prompts[i] for i in others], None)
+    order = torch.tensor(rows + others).argsort().to(first.tokens.device)
+    return _Joint(
+        tokens=torch.cat([first.tokens, second.tokens])[order],
+        pooled=torch.cat([first.pooled, second.pooled])[order],
+        identity=first.identity,
+    )
+
+
+def _identity_inputs(
+    joint: _Joint,
+    image_encoder: FaceTower,
+    faces: Tensor | None,
+    present: Tensor,
+    count: int,
+    identity_dim: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Unit identity and image tokens, zero rows where there is no face."""
+    device, dtype = joint.tokens.device, joint.tokens.dtype
+    if not bool(present.any()):
+        if identity_dim is None:
+            raise ConfigError(
+                "without any face, identity_dim must be given to shape the identity channel's zero inputs"
+            )
+        probe = image_encoder(torch.zeros(1, 3, 64, 64, device=device, dtype=dtype)).tokens
+        zeros = torch.zeros(count, identity_dim, device=device, dtype=dtype)
+        return zeros, torch.zeros(count, *probe.shape[1:], device=device, dtype=dtype)
+    rows = present.to(device)
+    seen = image_encoder(faces[present.to(faces.device)]).tokens
+    identity = torch.zeros(count, joint.identity.shape[-1], device=device, dtype=dtype)
+    identity[rows] = F.normalize(joint.identity, dim=-1).to(dtype)
+    image_tokens = torch.zeros(count, *seen.shape[1:], device=device, dtype=dtype)
+    image_tokens[rows] = seen.to(dtype)
+    return identity, image_tokens

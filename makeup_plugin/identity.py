@@ -1,0 +1,257 @@
+"""The identity channel: who the person is, given to the UNet as a few extra cross-attention tokens.
+
+An identity embedding and the image tokens of the face become `num_tokens` context tokens (IP-Adapter
+FaceID-Plus V2, Ye et al. 2023, arXiv:2308.06721; the form that Face-MakeUp publishes). Every cross-attention
+layer attends to them with keys and values of its own and adds the result to the text attention, multiplied by
+a scale that can be chosen at run time.
+
+The channel owns all its weights. `attach` puts thin processors, which only refer to them, into the UNet, so
+that the UNet's own state dict stays that of the base model and nothing is stored or trained twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from diffusers import ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterFaceIDPlusImageProjection
+from torch import Tensor, nn
+
+from faceclip.errors import CheckpointError, ConfigError
+
+_CROSS_ATTENTION = re.compile(r".*\battn2\.processor$")
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, int]:
+    """Names of the UNet's cross-attention layers (as in `unet.attn_processors`) and their widths, in module
+    order.
+    """
+    modules = dict(unet.named_modules())
+    return {
+        name: modules[name.removesuffix(".processor")].inner_dim
+        for name in unet.attn_processors
+        if _CROSS_ATTENTION.match(name)
+    }
+
+
+class DecoupledAttention:
+    """Attention processor: text attention plus scaled identity attention, with weights that belong to the
+    channel.
+
+    Deliberately not an `nn.Module`: a module would register the channel's weights inside the UNet as well.
+    Given plain text states instead of the pair (text, [identity tokens]) it is the base model's attention,
+    bit for bit.
+    """
+
+    def __init__(self, weights: IPAdapterAttnProcessor2_0) -> None:
+        self.weights = weights
+        self._text_only = AttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | tuple[Tensor, list[Tensor]] | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        scale: float = 1.0,
+        ip_adapter_masks: Tensor | None = None,
+    ) -> Tensor:
+        if not isinstance(encoder_hidden_states, tuple):
+            return self._text_only(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return self.weights(
+            attn,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            temb,
+            ip_adapter_masks=ip_adapter_masks,
+        )
+
+
+class IdentityChannel(ModelMixin, ConfigMixin):
+    """Projection of identity and image tokens, and the keys and values of every cross-attention layer.
+
+    Args:
+        layer_names: cross-attention layers of the UNet, as in `unet.attn_processors`.
+        layer_widths: width of each of them.
+        cross_attention_dim: width of the UNet's context.
+        identity_dim: width of the identity embedding.
+        image_dim: width of the image tokens.
+        num_tokens: identity tokens that the UNet sees.
+        depth, heads, dim_head: the perceiver that reads the image tokens.
+        shortcut: add the perceiver's output to the projected identity (FaceID-Plus V2) instead of replacing
+            it.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        layer_names: list[str],
+        layer_widths: list[int],
+        cross_attention_dim: int,
+        identity_dim: int,
+        image_dim: int,
+        num_tokens: int = 4,
+        depth: int = 4,
+        heads: int = 12,
+        dim_head: int = 64,
+        shortcut: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(layer_names) != len(layer_widths):
+            raise ConfigError(
+                f"layer_names has {len(layer_names)} entries but layer_widths has {len(layer_widths)}"
+            )
+        self.projection = IPAdapterFaceIDPlusImageProjection(
+            embed_dims=cross_attention_dim,
+            output_dims=cross_attention_dim,
+            hidden_dims=image_dim,
+            id_embeddings_dim=identity_dim,
+            depth=depth,
+            dim_head=dim_head,
+            heads=heads,
+            num_tokens=num_tokens,
+        )
+        self.projection.shortcut = shortcut
+        self.attention = nn.ModuleList(
+            IPAdapterAttnProcessor2_0(width, cross_attention_dim, num_tokens=(num_tokens,))
+            for width in layer_widths
+        )
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        *,
+        identity_dim: int,
+        image_dim: int,
+        num_tokens: int = 4,
+        depth: int = 4,
+        heads: int | None = None,
+        dim_head: int = 64,
+        shortcut: bool = True,
+        zero_values: bool = False,
+    ) -> IdentityChannel:
+        """A new channel for `unet`: keys and values start as copies of the text ones.
+
+        `zero_values` starts the value projections at zero, so that an untrained channel leaves the UNet's
+        output unchanged whatever the scale. `heads=None` chooses cross_attention_dim // dim_head.
+        """
+        layers = cross_attention_layers(unet)
+        width = unet.config.cross_attention_dim
+        if not layers or not isinstance(width, int):
+            raise ConfigError(f"unet must have attn2 layers and one cross_attention_dim, got {width!r}")
+        channel = cls(
+            layer_names=list(layers),
+            layer_widths=list(layers.values()),
+            cross_attention_dim=width,
+            identity_dim=identity_dim,
+            image_dim=image_dim,
+            num_tokens=num_tokens,
+            depth=depth,
+            heads=heads or max(1, width // dim_head),
+            dim_head=dim_head,
+            shortcut=shortcut,
+        )
+        modules = dict(unet.named_modules())
+        with torch.no_grad():
+            for name, weights in zip(layers, channel.attention, strict=True):
+                attn = modules[name.removesuffix(".processor")]
+                weights.to_k_ip[0].weight.copy_(_base(attn.to_k).weight)
+                weights.to_v_ip[0].weight.copy_(_base(attn.to_v).weight)
+                if zero_values:
+                    weights.to_v_ip[0].weight.zero_()
+        return channel
+
+    @property
+    def num_tokens(self) -> int:
+        """Identity tokens per sample."""
+        return self.config.num_tokens
+
+    @property
+    def scale(self) -> float:
+        """Weight of the identity attention; 0 skips it, which gives the base model's output."""
+        return self.attention[0].scale[0]
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        for weights in self.attention:
+            weights.scale = [float(value)]
+
+    def forward(self, identity: Tensor, image_tokens: Tensor) -> Tensor:
+        """Identity (B, identity_dim) of length one and image tokens (B, P, image_dim) -> (B, num_tokens,
+        context).
+
+        A dropped identity is a row of zeros in both, through the same path: nothing is learned for it apart.
+        """
+        if identity.ndim != 2 or identity.shape[1] != self.config.identity_dim:
+            raise ConfigError(
+                f"identity must be (B, {self.config.identity_dim}), got {tuple(identity.shape)}"
+            )
+        if image_tokens.ndim != 3 or image_tokens.shape[2] != self.config.image_dim:
+            raise ConfigError(
+                f"image_tokens must be (B, P, {self.config.image_dim}), got {tuple(image_tokens.shape)}"
+            )
+        if identity.shape[0] != image_tokens.shape[0]:
+            raise ConfigError(
+                f"identity has {identity.shape[0]} rows but image_tokens has {image_tokens.shape[0]}"
+            )
+        # diffusers' projection takes its second input as an attribute shaped (batch, images per sample,
+        # tokens, width).
+        self.projection.clip_embeds = image_tokens[:, None].to(self.projection.proj_in.weight.dtype)
+        try:
+            return self.projection(identity)
+        finally:
+            self.projection.clip_embeds = None
+
+    def attach(self, unet: UNet2DConditionModel) -> None:
+        """Let the UNet's cross-attention read identity tokens. Raises CheckpointError when the layers do not
+        match.
+        """
+        layers = cross_attention_layers(unet)
+        wanted = dict(zip(self.config.layer_names, self.config.layer_widths, strict=True))
+        if unet.config.cross_attention_dim != self.config.cross_attention_dim:
+            raise CheckpointError(
+                f"identity channel: cross_attention_dim is {self.config.cross_attention_dim} but the UNet has"
+                f" {unet.config.cross_attention_dim}; use the base model that the channel was trained for"
+            )
+        if layers != wanted:
+            name = _first_difference(wanted, layers)
+            raise CheckpointError(
+                f"identity channel: layer {name} is {wanted.get(name, 'absent')} wide in the channel and"
+                f" {layers.get(name, 'absent')} in the UNet; use the base model it was trained for"
+            )
+        processors = dict(unet.attn_processors)
+        for name, weights in zip(self.config.layer_names, self.attention, strict=True):
+            processors[name] = DecoupledAttention(weights)
+        unet.set_attn_processor(processors)
+
+
+def detach_identity(unet: UNet2DConditionModel) -> None:
+    """Undo `IdentityChannel.attach`: plain attention in every layer that a channel had taken."""
+    processors = {
+        name: AttnProcessor2_0() if isinstance(processor, DecoupledAttention) else processor
+        for name, processor in unet.attn_processors.items()
+    }
+    unet.set_attn_processor(processors)
+
+
+def is_attached(unet: UNet2DConditionModel) -> bool:
+    """True when an identity channel sits in the UNet."""
+    return any(isinstance(processor, DecoupledAttention) for processor in unet.attn_processors.values())
+
+
+def _base(linear: nn.Module) -> nn.Module:
+    """The original layer under a LoRA wrapper."""
+    return getattr(linear, "base_layer", linear)
+
+
+def _first_difference(first: dict[str, int], second: dict[str, int]) -> str:
+    names: Iterable[str] = [*first, *(name for name in second if name not in first)]
+    return next((name for name in names if first.get(name) != second.get(name)), "order of layers")

@@ -1,0 +1,180 @@
+"""Objectives of the generator as pure functions: noise prediction, attention to masks, facial identity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """SNR(t) = abar_t / (1 - abar_t) for timesteps (B,)."""
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
+    return alpha / (1 - alpha)
+
+
+def min_snr_weights(
+    alphas_cumprod: Tensor, timesteps: Tensor, *, gamma: float, prediction_type: str
+) -> Tensor:
+    """Min-SNR-gamma weights (B,) of the per-sample error, Hang et al. 2023 (arXiv:2303.09556), section 3.4.
+
+    min(SNR, gamma) for a clean-image prediction; the same in terms of noise or velocity errors.
+    """
+    _check_prediction_type(prediction_type)
+    snr = signal_to_noise(alphas_cumprod, timesteps)
+    clipped = snr.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        return clipped / snr
+    return clipped / (snr + 1) if prediction_type == "v_prediction" else clipped
+
+
+def prediction_target(
+    clean: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor, *, prediction_type: str
+) -> Tensor:
+    """What the UNet should say for clean latents and noise, both (B,C,h,w); v as in Salimans & Ho 2022, eq.
+    12.
+    """
+    _check_prediction_type(prediction_type)
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return clean
+    signal, sigma = _signal_and_sigma(alphas_cumprod, timesteps, clean)
+    return signal * noise - sigma * clean
+
+
+def estimate_clean(
+    prediction: Tensor, noisy: Tensor, alphas_cumprod: Tensor, timesteps: Tensor, *, prediction_type: str
+) -> Tensor:
+    """The clean latents that a prediction implies, eq. 12 of Song et al. 2021 (DDIM); v: Salimans & Ho 2022,
+    app. D.
+    """
+    _check_prediction_type(prediction_type)
+    if prediction_type == "sample":
+        return prediction
+    signal, sigma = _signal_and_sigma(alphas_cumprod, timesteps, noisy)
+    if prediction_type == "v_prediction":
+        return signal * noisy - sigma * prediction
+    return (noisy - sigma * prediction) / signal
+
+
+def noise_prediction_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error in fp32, averaged per sample, times weights (B,), averaged over the batch."""
+    if prediction.shape != target.shape:
+        raise ConfigError(f"prediction is {tuple(prediction.shape)} but target is {tuple(target.shape)}")
+    errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    return (errors if weights is None else errors * weights).mean()
+
+
+def semantic_alignment_loss(
+    attention: Iterable[Tensor],
+    masks: Tensor,
+    tokens: Tensor,
+    keep: Tensor | None = None,
+    *,
+    threshold: float = 0.5,
+) -> Tensor:
+    """Attention of the described words should cover the described regions (Face-MakeUp, semantic alignment).
+
+    For each mask m with token set T: MSE of A[:, t] against m over t in T, plus MSE of the mean over T
+    against m; mean over heads, pixels, tokens, masks and samples; summed over layers; fp32.
+
+    Args:
+        attention: per layer the text attention (B,heads,Q,L), Q a square grid.
+        masks: (B,M,H,W) in [0,1]; reduced to each layer's grid by area and cut at `threshold`.
+        tokens: (B,M,L) bool, the tokens of each mask's phrase.
+        keep: (B,) bool; samples whose text was dropped must be false, they have no words to align.
+
+    A mask without tokens, or that vanishes on a layer's grid, does not count. Zero when nothing counts.
+    """
+    total = masks.new_zeros((), dtype=torch.float32)
+    for layer in attention:
+        total = total + _layer_alignment(layer.float(), masks.float(), tokens, keep, threshold)
+    return total
+
+
+def _layer_alignment(
+    layer: Tensor, masks: Tensor, tokens: Tensor, keep: Tensor | None, threshold: float
+) -> Tensor:
+    side = math.isqrt(layer.shape[2])
+    if side * side != layer.shape[2]:
+        raise ConfigError(f"attention has {layer.shape[2]} queries, which is not a square grid")
+    if tokens.shape != (layer.shape[0], masks.shape[1], layer.shape[3]):
+        raise ConfigError(
+            f"tokens must be (batch, masks, context) = {(layer.shape[0], masks.shape[1], layer.shape[3])},"
+            f" got {tuple(tokens.shape)}"
+        )
+    target = (F.adaptive_avg_pool2d(masks, side) >= threshold).float().flatten(2)  # (B,M,Q)
+    counts = tokens.sum(dim=-1)
+    valid = (counts > 0) & (target.amax(dim=-1) > 0)
+    if keep is not None:
+        valid = valid & keep.bool()[:, None]
+    weights = tokens.float() / counts.clamp(min=1)[..., None]
+    # Mean over t in T of (a_t - m)^2 = mean a_t^2 - 2 m mean a_t + m^2: never builds a tensor over masks x
+    # tokens x pixels.
+    mean = torch.einsum("bhql,bml->bhmq", layer, weights)
+    square = torch.einsum("bhql,bml->bhmq", layer.square(), weights)
+    goal = target[:, None]
+    per_token = square - 2 * goal * mean + goal
+    of_mean = (mean - goal).square()
+    errors = (per_token + of_mean).mean(dim=(1, 3))  # (B,M): over heads and pixels
+    return (errors * valid).sum() / valid.sum().clamp(min=1)
+
+
+def low_noise(timesteps: Tensor, max_timestep: int) -> Tensor:
+    """(B,) bool: samples so little noised that the estimated clean image shows a face."""
+    return timesteps <= max_timestep
+
+
+def identity_loss(
+    images: Tensor,
+    landmarks: Tensor,
+    reference: Tensor,
+    embed: Callable[[Tensor], Tensor],
+    keep: Tensor,
+    *,
+    crop_size: int,
+) -> Tensor:
+    """1 - cosine between the face in an estimated clean image and the person; mean over kept samples, 0 if
+    none.
+
+    Args:
+        images: (B,3,H,W) RGB in [0,1], differentiable (decoded from `estimate_clean`).
+        landmarks: (B,5,2) keypoints of the true image in px of `images`; the warp is fixed and differentiable
+        in color. reference: (B,E) identity of the person, any length.
+        embed: differentiable recognizer, (N,3,crop,crop) in [0,1] -> (N,E).
+        keep: (B,) bool, false at high noise (see `low_noise`) or without landmarks.
+        crop_size: side of the aligned crop, px.
+    """
+    from faceclip.faces.align import align_tensor
+
+    rows = keep.bool().nonzero().flatten()
+    if rows.numel() == 0:
+        return images.float().sum() * 0.0
+    crops = align_tensor(images[rows].float(), landmarks[rows].float(), crop_size)
+    cosine = F.cosine_similarity(embed(crops).float(), reference[rows].float(), dim=-1)
+    return (1 - cosine).mean()
+
+
+def decode_latents(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+    """Scaled latents (B,C,h,w) -> images (B,3,H,W) in [0,1], with gradients."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    images = vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0]
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def _signal_and_sigma(alphas_cumprod: Tensor, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+def _check_prediction_type(value: str) -> None:
+    if value not in PREDICTION_TYPES:
+        raise ConfigError(f"prediction_type must be one of {PREDICTION_TYPES}, got {value!r}")

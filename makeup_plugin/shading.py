@@ -1,0 +1,82 @@
+"""The shading channel: where the face is, how it is turned and lit, given to the UNet as residuals of a
+ControlNet.
+
+Input is one shading map per sample in image coordinates (geometry of the person, grey albedo,
+spherical-harmonics light, black elsewhere). As in Face-MakeUp V2 the ControlNet's cross-attention context is
+only the identity tokens, for the unconditional half too: the words belong to the UNet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+
+# diffusers' widths for an eightfold VAE; one stride-2 step fewer for each halving of the factor.
+_EMBEDDING_WIDTHS = (16, 32, 96, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadingResiduals:
+    """What a ControlNet adds to the UNet: one tensor per skip connection, and one for the middle block."""
+
+    down: list[Tensor]
+    mid: Tensor
+
+
+def shading_channel_from_unet(unet: UNet2DConditionModel, *, vae_scale_factor: int = 8) -> ControlNetModel:
+    """A ControlNet for `unet` that starts as a copy of its encoder and adds nothing (zero output
+    convolutions).
+
+    `vae_scale_factor` is the ratio of image to latent size (2, 4 or 8): the map comes at image resolution.
+    """
+    steps = vae_scale_factor.bit_length() - 1
+    if vae_scale_factor != 2**steps or not 1 <= steps < len(_EMBEDDING_WIDTHS):
+        raise ConfigError(f"vae_scale_factor must be 2, 4 or 8, got {vae_scale_factor}")
+    if getattr(unet, "peft_config", None):
+        raise ConfigError("the UNet already has an adapter; make the shading channel before LoRA is added")
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_EMBEDDING_WIDTHS[: steps + 1])
+
+
+def shading_residuals(
+    channel: ControlNetModel,
+    latents: Tensor,
+    timesteps: Tensor,
+    *,
+    identity_tokens: Tensor,
+    shading: Tensor,
+    pooled: Tensor,
+    time_ids: Tensor,
+    scale: float = 1.0,
+    keep: Tensor | None = None,
+) -> ShadingResiduals:
+    """Residuals for noisy latents (B,4,h,w), identity tokens (B,n,D) and shading maps (B,3,H,W) in [0,1].
+
+    `keep` (B,) multiplies each sample's residuals: 0 is the dropped condition, exactly what no channel would
+    give.
+    """
+    factor = 2 ** (len(channel.config.conditioning_embedding_out_channels) - 1)
+    expected = (latents.shape[0], 3, latents.shape[2] * factor, latents.shape[3] * factor)
+    if tuple(shading.shape) != expected:
+        raise ConfigError(
+            f"shading must be {expected} for latents {tuple(latents.shape)}, got {tuple(shading.shape)}"
+        )
+    down, mid = channel(
+        latents,
+        timesteps,
+        encoder_hidden_states=identity_tokens,
+        controlnet_cond=shading,
+        conditioning_scale=scale,
+        added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+        return_dict=False,
+    )
+    if keep is not None:
+        factors = keep.to(mid.dtype)[:, None, None, None]
+        # where, not a product: a dropped sample must not pass on an infinity as NaN.
+        down = [torch.where(factors == 0, torch.zeros_like(x), x * factors) for x in down]
+        mid = torch.where(factors == 0, torch.zeros_like(mid), mid * factors)
+    return ShadingResiduals(down=list(down), mid=mid)
