@@ -1,12 +1,12 @@
 """Five-point face alignment: the ArcFace template, the similarity transform, and two ways to warp.
 
-Coordinates are pixels (x, y) with pixel centers at integers (OpenCV's and insightface's convention). Landmarks
-are ordered image-left eye, image-right eye, nose tip, image-left mouth corner, image-right mouth corner.
+Coordinates are pixels (x, y) with pixel centers at integers (OpenCV's and insightface's convention).
+Landmarks are ordered image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
 
 The canonical crop of this project is 448 px square with the template × 4, which equals insightface's
 ``norm_crop(image, landmarks, image_size=448)``. A crop of any other size is what bilinear resizing
-(``align_corners=False``) of the canonical crop gives, so that a model trained on small crops and a pipeline that
-hands out 448 px crops see the same face at the same place. ``reference_size=size`` gives insightface's
+(``align_corners=False``) of the canonical crop gives, so that a model trained on small crops and a pipeline
+that hands out 448 px crops see the same face at the same place. ``reference_size=size`` gives insightface's
 ``norm_crop`` at that size instead (about .4 px away at 112).
 """
 
@@ -33,7 +33,7 @@ ARCFACE_TEMPLATE_112 = np.array(
 
 
 def template(size: int, *, reference_size: int = CROP_SIZE) -> NDArray[np.float32]:
-    """The five template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop."""
+    """The template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop."""
     if size < 1 or reference_size < 1:
         raise ValueError(f"crop sizes must be positive, got size={size} and reference_size={reference_size}")
     points = ARCFACE_TEMPLATE_112.astype(np.float64) * (reference_size / 112)
@@ -46,7 +46,8 @@ def similarity_transform(
     """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3).
 
     Umeyama's problem (1991) without reflection has a closed form in the plane: with points as complex numbers
-    and means removed, minimize Σ|a·z − w|², hence a = Σ conj(z)·w / Σ|z|². No SVD: its gradient is always finite.
+    and means removed, minimize Σ|a·z − w|², hence a = Σ conj(z)·w / Σ|z|²: no SVD, and always a finite
+    gradient.
     """
     if landmarks.shape[-2:] != (5, 2):
         raise ValueError(f"landmarks must have shape (…, 5, 2), got {tuple(landmarks.shape)}")

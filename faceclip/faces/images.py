@@ -1,0 +1,130 @@
+"""Reading pictures from untrusted sources: header first, then a pixel cap, and only then the decoder."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from faceclip.errors import ImageTooLargeError, UnreadableImageError
+
+ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
+
+MAX_PIXELS = 64_000_000
+# Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
+
+def describe_source(source: ImageSource) -> str:
+    """A name for error messages: the path, or what was handed in."""
+    if isinstance(source, str | os.PathLike):
+        return f"image file {str(source)!r}"
+    if isinstance(source, Image.Image):
+        return f"PIL image ({source.mode}, {source.width}×{source.height})"
+    if isinstance(source, np.ndarray):
+        return f"image array ({source.dtype}, shape {source.shape})"
+    return f"image of type {type(source).__name__}"
+
+
+def load_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> NDArray[np.uint8]:
+    """Read a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
+
+    `source` is a path, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float in [0, 1]. Transparency
+    is laid over white; 16-bit grey is scaled to 8 bits. `name` replaces the source's description in messages.
+
+    Raises `UnreadableImageError` (missing, truncated, not a picture, wrong shape or dtype) and
+    `ImageTooLargeError` (more than `max_pixels`, found in the header, before anything is decoded).
+    """
+    name = name or describe_source(source)
+    if isinstance(source, str | os.PathLike):
+        return _read_file(Path(source), max_pixels, name)
+    if isinstance(source, Image.Image):
+        _check_size(source.width, source.height, max_pixels, name)
+        return _decode(source, name)
+    return _from_array(source, max_pixels, name)
+
+
+def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"{name} has {width}×{height} = {width * height:,} pixels, the cap is {max_pixels:,}: "
+            "shrink the picture, or raise max_pixels if you trust its source"
+        )
+    if width < 1 or height < 1:
+        raise UnreadableImageError(f"{name} is empty ({width}×{height}): give a picture with pixels")
+
+
+def _read_file(path: Path, max_pixels: int, name: str) -> NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            # Our own cap replaces Pillow's, which only warns below twice its limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                _check_size(image.width, image.height, max_pixels, name)
+                return _decode(image, name)
+    except FileNotFoundError as error:
+        raise UnreadableImageError(f"{name} does not exist: check the path") from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(
+            f"{name} is refused before decoding ({error}): shrink the picture"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"{name} is not a picture in one of {', '.join(FORMATS)}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow's decoders report damaged files by these three.
+        if isinstance(error, UnreadableImageError | ImageTooLargeError):
+            raise
+        raise UnreadableImageError(
+            f"{name} cannot be read ({error}): the file may be damaged or private"
+        ) from error
+
+
+def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+            # Pillow's own conversion clips at 255 instead of scaling.
+            grey = np.asarray(image).astype(np.float64)
+            return _grey_to_rgb(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8))
+        if image.mode == "F":
+            raise UnreadableImageError(
+                f"{name} holds floating-point samples of unknown range: convert it to 8 bits"
+            )
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return np.array(image.convert("RGB"))
+    except OSError as error:
+        raise UnreadableImageError(f"{name} is damaged or truncated ({error})") from error
+
+
+def _from_array(array: NDArray[np.generic], max_pixels: int, name: str) -> NDArray[np.uint8]:
+    if not isinstance(array, np.ndarray):
+        raise UnreadableImageError(
+            f"expected a path, a PIL image or a numpy array, got {type(array).__name__}"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise UnreadableImageError(f"{name}: expected shape (H, W) or (H, W, 1|3|4), channels last")
+    _check_size(array.shape[1], array.shape[0], max_pixels, name)
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise UnreadableImageError(f"{name}: floating-point pictures must be finite and in [0, 1]")
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise UnreadableImageError(f"{name}: expected uint8 or floating point in [0, 1]")
+    if array.ndim == 3 and array.shape[2] == 4:
+        return _decode(Image.fromarray(array, "RGBA"), name)
+    if array.ndim == 3 and array.shape[2] == 3:
+        return np.ascontiguousarray(array)
+    return _grey_to_rgb(array.reshape(array.shape[:2]))
+
+
+def _grey_to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[:, :, None], 3, axis=2)

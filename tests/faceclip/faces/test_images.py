@@ -1,0 +1,110 @@
+"""Reading pictures: orientation, modes, and every refusal."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faceclip.errors import ImageTooLargeError, UnreadableImageError
+from faceclip.faces.images import load_image
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """4 × 6 pixels, red on top, blue below."""
+    pixels = np.zeros((4, 6, 3), dtype=np.uint8)
+    pixels[:2, :, 0] = 255
+    pixels[2:, :, 2] = 255
+    return pixels
+
+
+def test_file_pil_and_array_give_the_same_pixels(tmp_path, picture):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    for source in (path, str(path), Image.open(path), picture, picture.astype(np.float32) / 255):
+        np.testing.assert_array_equal(load_image(source), picture)
+
+
+def test_exif_orientation_turns_the_picture_upright(tmp_path, picture):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    Image.fromarray(picture[::-1, ::-1].copy()).save(path, exif=exif)
+    np.testing.assert_array_equal(load_image(path), picture)
+
+
+def test_transparency_is_laid_over_white():
+    clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
+    assert (load_image(clear) == 255).all()
+
+
+def test_palette_transparency_is_laid_over_white(tmp_path):
+    path = tmp_path / "palette.gif"
+    Image.new("P", (3, 3), 0).save(path, transparency=0)
+    assert (load_image(path) == 255).all()
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16)).save(path)
+    assert load_image(path)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "LA", "P"])
+def test_other_modes_become_rgb(mode):
+    assert load_image(Image.new(mode, (5, 3))).shape == (3, 5, 3)
+
+
+def test_pixel_cap_is_checked_on_the_header_alone(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("L", (300, 200)).save(path)
+    # Only the header survives: a decoder would fail, so the cap must have acted before it.
+    path.write_bytes(path.read_bytes()[:45])
+    with pytest.raises(ImageTooLargeError, match=r"large\.png.*300×200 = 60,000 pixels, the cap is 50,000"):
+        load_image(path, max_pixels=50_000)
+
+
+def test_pixel_cap_holds_for_arrays_too():
+    with pytest.raises(ImageTooLargeError, match="cap is 10"):
+        load_image(np.zeros((4, 4, 3), np.uint8), max_pixels=10)
+
+
+def test_missing_truncated_and_foreign_files(tmp_path, picture):
+    with pytest.raises(UnreadableImageError, match=r"nowhere\.png.*does not exist"):
+        load_image(tmp_path / "nowhere.png")
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    half = tmp_path / "half.jpg"
+    half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(UnreadableImageError, match=r"half\.jpg.*truncated"):
+        load_image(half)
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    with pytest.raises(UnreadableImageError, match=r"text\.jpg.*not a picture"):
+        load_image(text)
+    with pytest.raises(UnreadableImageError, match="cannot be read"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\).*channels last"),
+        (np.zeros((8, 8, 3), np.int64), "int64.*uint8"),
+        (np.full((8, 8, 3), 2.0), r"\[0, 1\]"),
+        (np.full((8, 8, 3), np.nan), r"\[0, 1\]"),
+        (np.zeros((0, 8, 3), np.uint8), "empty"),
+    ],
+)
+def test_wrong_arrays_say_what_is_wrong(array, message):
+    with pytest.raises(UnreadableImageError, match=message):
+        load_image(array)
+
+
+def test_name_appears_in_messages():
+    with pytest.raises(UnreadableImageError, match="image 3 of the batch"):
+        load_image(np.zeros(4, np.uint8), name="image 3 of the batch")
+
+
+def test_other_types_are_refused():
+    with pytest.raises(UnreadableImageError, match="got list"):
+        load_image([[1, 2]])
