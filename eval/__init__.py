@@ -1,0 +1,1 @@
+"""Evaluation: retrieval, generation, leakage, and the reports that show them."""

@@ -1,0 +1,62 @@
+"""The report holds everything itself and escapes what it is given."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.metrics import Estimate
+from eval.report import Report, format_cell, interval_bars, line_plot, write_text
+
+ESTIMATE = Estimate(value=0.5, low=0.25, high=0.75, queries=8, identities=4)
+
+
+def test_written_report_is_one_escaped_file(tmp_path):
+    report = Report("A <b> title", "sub")
+    report.section("Numbers & more")
+    report.text("1 < 2")
+    report.table(["arm", "rank-1"], [["face", ESTIMATE], ["text", None]], caption="All", emphasized=[0])
+    report.figure(
+        interval_bars(["a", "b"], [("x", [ESTIMATE, None]), ("y", [ESTIMATE, ESTIMATE])], label="r")
+    )
+    report.figure(line_plot([("x", [1, 2], [3, 4])], x_label="step", y_label="loss"))
+    path = report.write(tmp_path / "deep" / "report.html")
+    text = path.read_text()
+    assert "A &lt;b&gt; title" in text and "Numbers &amp; more" in text and "1 &lt; 2" in text
+    assert 'href="#s0"' in text and 'id="s0"' in text
+    assert not re.search(r'(src|href)="(?!data:|#)', text)  # nothing outside the file
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_pictures_survive_embedding():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    report = Report("t")
+    report.image_grid([[picture, None]], row_labels=["p"], column_labels=["a", "b"])
+    data = re.search(r"base64,([^\"]+)", report.to_html()).group(1)
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(data)))), picture)
+
+
+def test_cells():
+    assert format_cell(ESTIMATE) == '0.500<span class="interval">0.250 … 0.750</span>'
+    assert format_cell(None) == format_cell(float("nan")) == "–"
+    assert format_cell(12345) == "12,345"
+    assert format_cell("<i>") == "&lt;i&gt;"
+
+
+def test_wrong_rows_and_pictures_are_refused():
+    with pytest.raises(ValueError, match="1 cells under 2 headers"):
+        Report("t").table(["a", "b"], [["x"]])
+    with pytest.raises(ValueError, match="uint8"):
+        Report("t").image_grid([[np.zeros((2, 2, 3))]])
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")  # cannot be encoded: the write fails half way
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
