@@ -1,0 +1,1 @@
+"""Retrieval of test portraits by face, text, face and text together, and image."""

@@ -1,0 +1,115 @@
+"""Queries and right answers of a hand-made gallery: two people, three portraits each."""
+
+import numpy as np
+import pytest
+
+from eval.retrieval.protocol import Description, Labels, build_queries, explain_top, matches
+from faceclip.errors import DataError, EmptyDatasetError
+
+# Person 7: red hair and glasses (frontal), red hair, black hair. Person 9: red hair, black hair, black hair.
+HAIR = ["red", "red", "black", "red", "black", "black"]
+GLASSES = ["round", "none", "none", "none", "none", "round"]
+
+
+def describe(row: int, *names: str) -> list[Description]:
+    values = {"hair_color": HAIR[row], "glasses": GLASSES[row]}
+    mood = Description(text="A happy person.", kind="emotion", names={"expression": "smile"})
+    full = Description(text=f"text {row}", kind="attributes", names={name: values[name] for name in names})
+    return [mood, full]
+
+
+@pytest.fixture
+def labels() -> Labels:
+    return Labels(
+        identity=np.array([7, 7, 7, 9, 9, 9]),
+        index=np.array([0, 1, 2, 0, 1, 2]),
+        attributes={
+            "hair_color": np.array(HAIR),
+            "glasses": np.array(GLASSES),
+            "expression": np.array(["smile"] * 6),
+        },
+        descriptions=[describe(row, "hair_color") for row in range(5)]
+        + [describe(5, "hair_color", "glasses")],
+    )
+
+
+def test_matches_needs_every_named_value(labels):
+    assert matches(labels, {"hair_color": "red"}).tolist() == [True, True, False, True, False, False]
+    assert matches(labels, {"hair_color": "black", "glasses": "round"}).tolist() == [False] * 5 + [True]
+    with pytest.raises(DataError, match="shoes"):
+        matches(labels, {"shoes": "red"})
+
+
+def test_face_queries(labels):
+    queries = build_queries(labels, "face")
+    assert queries.face.tolist() == list(range(6)) and set(queries.text) == {""}
+    assert queries.relevant[1].tolist() == [True, False, True, False, False, False]
+    assert queries.excluded[1].tolist() == [False, True, False, False, False, False]
+    assert queries.identity.tolist() == [7, 7, 7, 9, 9, 9]
+
+
+def test_frontal_gallery_has_one_portrait_per_person(labels):
+    queries = build_queries(labels, "face_frontal")
+    assert queries.face.tolist() == [1, 2, 4, 5]
+    assert queries.relevant[0].tolist() == [True] + [False] * 5
+    assert (~queries.excluded[0]).tolist() == [True, False, False, True, False, False]
+
+
+def test_text_queries_accept_every_portrait_that_fits(labels):
+    queries = build_queries(labels, "text")
+    assert queries.text == [f"text {row}" for row in range(6)]  # never the caption of the emotion alone
+    assert queries.relevant[0].tolist() == [True, True, False, True, False, False]
+    assert queries.relevant[5].tolist() == [False] * 5 + [True]
+    assert not queries.excluded.any() and (queries.face == -1).all()
+
+
+def test_composed_queries(labels):
+    queries = build_queries(labels, "face+text", seed=3)
+    for row, face in enumerate(queries.face):
+        target = int(queries.text[row].split()[1])
+        assert labels.identity[face] == labels.identity[target] and face != target
+        assert queries.relevant[row, target] and queries.excluded[row, face]
+        assert not queries.relevant[row, face]
+    # "Person 7 with red hair" asked with the face of portrait 2 has two right answers, 0 and 1.
+    asked = [r for r in range(len(queries)) if queries.text[r] == "text 0" and queries.face[r] == 2]
+    for row in asked:
+        assert queries.relevant[row].tolist() == [True, True, False, False, False, False]
+
+
+def test_queries_depend_on_the_seed_only(labels):
+    first, again = (build_queries(labels, "face+text", seed=5) for _ in range(2))
+    assert first.face.tolist() == again.face.tolist() and list(first.text) == list(again.text)
+    drawn = {tuple(build_queries(labels, "face+text", seed=seed).face) for seed in range(8)}
+    assert len(drawn) > 1
+
+
+def test_limit_spreads_over_people(labels):
+    assert build_queries(labels, "face", limit=2).identity.tolist() == [7, 9]
+
+
+def test_single_portraits_allow_no_face_query():
+    alone = Labels(
+        identity=np.array([1, 2]),
+        index=np.array([0, 0]),
+        attributes={},
+        descriptions=[describe(0), describe(1)],
+    )
+    with pytest.raises(EmptyDatasetError, match="several portraits per person"):
+        build_queries(alone, "face")
+
+
+def test_unequal_columns_are_refused():
+    with pytest.raises(DataError, match="index has 1 rows"):
+        Labels(identity=np.array([1, 2]), index=np.array([0]), attributes={}, descriptions=[[], []])
+
+
+def test_what_stands_first_is_explained(labels):
+    queries = build_queries(labels, "face+text", seed=3)
+    described = np.stack(
+        [matches(labels, labels.descriptions[int(text.split()[1])][1].names) for text in queries.text]
+    )
+    scores = queries.relevant.astype(np.float32)
+    assert explain_top(scores, queries, labels, described)["right"] == 1.0
+    other_person = (described & (labels.identity != queries.identity[:, None])).astype(np.float32)
+    shares = explain_top(other_person, queries, labels, described)
+    assert shares["another person, this description"] > 0.5 and sum(shares.values()) == pytest.approx(1)

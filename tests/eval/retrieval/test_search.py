@@ -1,0 +1,54 @@
+"""FAISS scores against plain products, missing faces, and the concatenation baseline."""
+
+import numpy as np
+import pytest
+
+from eval.metrics import NEVER
+from eval.retrieval.protocol import Queries
+from eval.retrieval.search import Embeddings, all_present, concatenate, score_queries, search
+
+RNG = np.random.default_rng(0)
+
+
+def test_scores_are_cosines():
+    gallery, queries = RNG.normal(size=(30, 8)).astype(np.float32), RNG.normal(size=(7, 8)).astype(np.float32)
+    scores = search(all_present(gallery), all_present(queries), block=3)
+    expected = (
+        (queries @ gallery.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(gallery, axis=1)
+    )
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_missing_faces_have_no_score():
+    vectors = RNG.normal(size=(3, 4)).astype(np.float32)
+    present = np.array([True, False, True])
+    embeddings = Embeddings(vectors=vectors, present=present)
+    scores = search(embeddings, embeddings)
+    assert np.isfinite(scores).tolist() == (present[:, None] & present[None]).tolist()
+    nobody = Embeddings(vectors=vectors, present=np.zeros(3, dtype=bool))
+    assert (search(nobody, embeddings) == -np.inf).all()
+
+
+def test_concatenation_adds_weighted_cosines():
+    face, text = (all_present(RNG.normal(size=(5, d)).astype(np.float32)) for d in (4, 6))
+    both = search(concatenate(face, text, weight=0.3), concatenate(face, text, weight=0.3))
+    expected = 0.3 * search(face, face) + 0.7 * search(text, text)
+    np.testing.assert_allclose(both, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="weight"):
+        concatenate(face, text, weight=1.5)
+
+
+def test_undetected_query_is_a_miss():
+    relevant = np.eye(2, dtype=bool)
+    queries = Queries(
+        kind="face",
+        face=np.arange(2),
+        text=["", ""],
+        relevant=relevant,
+        excluded=np.zeros((2, 2), dtype=bool),
+        identity=np.arange(2),
+    )
+    scores = np.array([[0.9, 0.1], [-np.inf, -np.inf]])
+    outcome = score_queries(scores, queries)
+    assert outcome.ranks.tolist() == [1, NEVER]
+    assert outcome.summary["rank-1"].value == 0.5 and outcome.summary["mAP"].value == 0.5
