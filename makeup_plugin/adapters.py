@@ -141,6 +141,8 @@ def save_adapter(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_FILE).unlink(missing_ok=True)
+    (directory / LORA_FILE).unlink(missing_ok=True)
     lora = getattr(unet, "peft_config", {}).get(ADAPTER_NAME)
     if lora is not None:
         weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)

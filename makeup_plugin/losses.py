@@ -147,8 +147,9 @@ def identity_loss(
 
     Args:
         images: (B,3,H,W) RGB in [0,1], differentiable (decoded from `estimate_clean`).
-        landmarks: (B,5,2) keypoints of the true image in px of `images`; the warp is fixed and differentiable
-        in color. reference: (B,E) identity of the person, any length.
+        landmarks: (B,5,2) keypoints of the true image in px of `images`: the warp is fixed, gradients flow
+            through the colors.
+        reference: (B,E) identity of the person, any length.
         embed: differentiable recognizer, (N,3,crop,crop) in [0,1] -> (N,E).
         keep: (B,) bool, false at high noise (see `low_noise`) or without landmarks.
         crop_size: side of the aligned crop, px.

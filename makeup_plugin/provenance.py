@@ -65,6 +65,33 @@ def hash_prompt(prompt: str) -> str:
     return hashlib.sha256(prompt.encode("utf-8")).hexdigest()
 
 
+def make_records(
+    *,
+    model: str,
+    prompts: list[str],
+    has_face: list[bool],
+    seeds: list[int | None],
+    watermark: str | None,
+    settings: dict[str, Any],
+    record_prompt: bool,
+) -> list[Provenance]:
+    """One record per image of a batch. Of a local model path only the last part is kept."""
+    name = Path(model).name if Path(model).exists() else model
+    return [
+        Provenance(
+            model=name,
+            seed=seed,
+            prompt_sha256=hash_prompt(text),
+            prompt=text if record_prompt else None,
+            has_reference_face=face,
+            watermark=watermark,
+            settings={**settings, "index_in_batch": index},
+            software_version=software_version(),
+        )
+        for index, (text, face, seed) in enumerate(zip(prompts, has_face, seeds, strict=True))
+    ]
+
+
 def save_image(image: Image.Image, path: str | Path, provenance: Provenance | None) -> Path:
     """Write a PNG, JPEG or WebP with its provenance in XMP, and in PNG text or EXIF; whole or not at all.
 

@@ -1,0 +1,57 @@
+"""Checks of the pipeline's arguments: each error names the argument and what to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from faceclip.errors import ConfigError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def image_size(
+    unet: UNet2DConditionModel, factor: int, height: int | None, width: int | None
+) -> tuple[int, int]:
+    """Height and width in px, by default the UNet's sample size; multiples of the VAE's factor."""
+    sample = unet.config.sample_size
+    default = (sample, sample) if isinstance(sample, int) else tuple(sample)
+    height = default[0] * factor if height is None else height
+    width = default[1] * factor if width is None else width
+    if height < factor or width < factor or height % factor or width % factor:
+        raise ConfigError(f"height and width must be positive multiples of {factor}, got {height}x{width}")
+    return height, width
+
+
+def channel_scale(name: str, channel: nn.Module | None, value: float | None) -> float:
+    """Scale of a channel; None means 1 where the channel exists. Refuses a scale for a channel that is
+    absent.
+    """
+    if value is None:
+        return 0.0 if channel is None else 1.0
+    if value != 0 and channel is None:
+        raise ConfigError(f"{name}_scale={value} but the pipeline has no {name}_channel: load one, or give 0")
+    return float(value)
+
+
+def check_call(prompts: list[str], steps: int, per_prompt: int, output_type: str) -> None:
+    """Raises ConfigError on impossible values."""
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ConfigError("prompt must be a text or a list of texts; for no words give the empty text")
+    if steps < 1:
+        raise ConfigError(f"num_inference_steps must be at least 1, got {steps}")
+    if per_prompt < 1:
+        raise ConfigError(f"num_images_per_prompt must be at least 1, got {per_prompt}")
+    if output_type not in OUTPUT_TYPES:
+        raise ConfigError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ConfigError when a callback asks for tensors that the loop does not have."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"callback_on_step_end_tensor_inputs: {unknown} unknown, choose among {list(known)}"
+        )

@@ -1,0 +1,166 @@
+"""The reference side of a call: faces from photos, and shading maps from faces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch import Tensor
+
+from faceclip.errors import ConfigError, FaceError
+from faceclip.faces import Face, FaceDetector, PreparedFace, align_face, load_image, prepare_face
+from faceclip.faces.images import ImageSource, describe_source
+
+Images = ImageSource | Sequence[ImageSource | None] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """One entry per image to make: the face used or None, crops (N,3,448,448) in [0,1] (None without any
+    face).
+    """
+
+    faces: list[PreparedFace | None]
+    crops: Tensor | None
+    has_face: Tensor
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+
+def prepare_references(
+    images: Images,
+    *,
+    count: int | None = None,
+    landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
+    policy: str = "largest",
+    detector: FaceDetector | None = None,
+) -> References:
+    """Find and align the face of each image.
+
+    A single image (path, PIL image, array H,W,3) or a list, None for an entry without a person. `count`
+    images are needed: one image serves all. `landmarks` (5,2) px per image, in the order of `faceclip.faces`,
+    skip detection. Raises the errors of `faceclip.errors` naming the image by its position.
+    """
+    sources = as_list(images)
+    if count is not None and len(sources) not in (1, count):
+        raise ConfigError(f"{len(sources)} images do not go with {count} prompts: give 1 or {count}")
+    points = _landmark_list(landmarks, len(sources))
+    faces = [
+        None if source is None else _prepare(source, given, index, policy, detector)
+        for index, (source, given) in enumerate(zip(sources, points, strict=True))
+    ]
+    if count is not None and len(faces) == 1:
+        faces = faces * count
+    has_face = torch.tensor([face is not None for face in faces])
+    crops = None
+    if bool(has_face.any()):
+        size = next(face.crop.shape[0] for face in faces if face is not None)
+        crops = torch.zeros(len(faces), 3, size, size)
+        for row, face in enumerate(faces):
+            if face is not None:
+                crops[row] = torch.from_numpy(face.crop).permute(2, 0, 1) / 255
+    return References(faces=faces, crops=crops, has_face=has_face)
+
+
+def as_list(images: Images) -> list[ImageSource | None]:
+    """One image or many as a list; an array with four dimensions is many."""
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, list | tuple):
+        if not images:
+            raise ConfigError("image is an empty list: give at least one image, or None for text alone")
+        return list(images)
+    return [images]
+
+
+def fitted_shading(
+    fitter: Any, references: References, others: References | None, *, height: int, width: int
+) -> Tensor:
+    """Shading maps (N,3,height,width) in [0,1]; black where there is no face.
+
+    Geometry of the reference person; pose, expression, camera and light of `others` where given.
+    """
+    count = len(references)
+    maps = torch.zeros(count, 3, height, width)
+    sources = others if others is not None else references
+    rows = [row for row, face in enumerate(sources.faces) if face is not None]
+    if not rows:
+        return maps
+    fit = _fit(fitter, [sources.faces[row] for row in rows])
+    people = [row for row in rows if references.faces[row] is not None]
+    if others is not None and people:
+        shape = fit.shape.clone()
+        index = torch.tensor([rows.index(row) for row in people])
+        shape[index] = _fit(fitter, [references.faces[row] for row in people]).shape.to(shape)
+        fit = replace(fit, shape=shape)
+    side = min(height, width)
+    # The renderer draws square portraits; a longer picture gets the portrait in its middle.
+    top, left = (height - side) // 2, (width - side) // 2
+    maps[rows, :, top : top + side, left : left + side] = fitter.shading(fit, side).float().cpu()
+    return maps
+
+
+def given_shading(images: Images, count: int, *, height: int, width: int) -> Tensor:
+    """Shading maps that the caller brings, (count,3,height,width) in [0,1]; None entries are black."""
+    sources = as_list(images)
+    if len(sources) not in (1, count):
+        raise ConfigError(f"{len(sources)} shading maps do not go with {count} images: give 1 or {count}")
+    maps = [
+        torch.zeros(3, height, width)
+        if source is None
+        else _resized(torch.from_numpy(load_image(source)).permute(2, 0, 1) / 255, height, width)
+        for source in sources
+    ]
+    return torch.stack(maps * count if len(maps) == 1 else maps)
+
+
+def shading_pictures(maps: Tensor | None, keep: Tensor | None, count: int) -> list[Image.Image | None]:
+    """Maps as PIL images, None where there is none."""
+    if maps is None:
+        return [None] * count
+    arrays = (maps.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    kept = [True] * count if keep is None else (keep > 0).tolist()
+    return [Image.fromarray(array) if there else None for array, there in zip(arrays, kept, strict=True)]
+
+
+def _prepare(
+    source: ImageSource, landmarks: ArrayLike | None, index: int, policy: str, detector: FaceDetector | None
+) -> PreparedFace:
+    name = f"image {index} ({describe_source(source)})"
+    if landmarks is None:
+        return prepare_face(source, policy=policy, detector=detector, name=name)
+    points = np.asarray(landmarks, dtype=np.float32)
+    if points.shape != (5, 2) or not np.isfinite(points).all():
+        raise FaceError(f"landmarks of {name} must be five finite points (5, 2) px, got shape {points.shape}")
+    pixels = load_image(source, name=name)
+    box = np.concatenate([points.min(axis=0), points.max(axis=0)])
+    face = Face(box=box, landmarks=points, score=1.0)
+    return PreparedFace(crop=align_face(pixels, points), face=face, image=pixels, name=name)
+
+
+def _landmark_list(landmarks: Any, count: int) -> list[Any]:
+    if landmarks is None:
+        return [None] * count
+    if not isinstance(landmarks, list | tuple) or np.shape(landmarks[0]) == (2,):
+        array = np.asarray(landmarks)
+        landmarks = [array] if array.ndim == 2 else list(array)
+    if len(landmarks) != count:
+        raise ConfigError(f"{count} images need {count} sets of landmarks, got {len(landmarks)}")
+    return list(landmarks)
+
+
+def _fit(fitter: Any, faces: list[PreparedFace]) -> Any:
+    return fitter.fit([face.image for face in faces], np.stack([face.face.landmarks for face in faces]))
+
+
+def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    return F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)

@@ -1,0 +1,155 @@
+"""Saving and loading the whole pipeline: the base model as it was, and next to it what training added.
+
+The directory has diffusers' layout (model_index.json, one folder per component) and at the same time that of
+an adapter (`makeup_plugin.adapters`): `load_adapter` accepts it too. adapter.json is written last and marks a
+complete save.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.adapters import (
+    CONFIG_FILE,
+    LORA_FILE,
+    base_unet,
+    check_fingerprint,
+    insert_lora,
+    load_adapter,
+    load_lora_file,
+    read_adapter_config,
+    save_adapter,
+    unload_adapter,
+)
+
+
+class PipelineStorageMixin:
+    """`from_pretrained`, `save_pretrained`, `from_base`, and adapters, for a diffusers pipeline."""
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, **kwargs: Any) -> Self:
+        """Load a saved pipeline from a directory or a hub id; `dtype=` as in diffusers.
+
+        Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError naming what
+        is missing or damaged.
+        """
+        directory = _local_directory(path_or_id, kwargs)
+        config = read_adapter_config(directory)
+        try:
+            pipeline = super().from_pretrained(str(directory), **kwargs)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
+        if config["lora"]:
+            check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
+            path = directory / LORA_FILE
+            insert_lora(pipeline.unet, load_lora_file(path), config["lora"], path)
+        pipeline.register_to_config(_name_or_path=str(path_or_id))
+        return pipeline
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, licence: str = "Apache-2.0", **kwargs: Any
+    ) -> None:
+        """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
+
+        The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored.
+        """
+        directory = Path(save_directory)
+        (directory / CONFIG_FILE).unlink(missing_ok=True)
+        adapted = self.unet
+        try:
+            self.unet = base_unet(adapted)
+            super().save_pretrained(directory, **kwargs)
+        finally:
+            self.unet = adapted
+        save_adapter(
+            directory,
+            unet=adapted,
+            identity_channel=self.identity_channel,
+            shading_channel=self.shading_channel,
+            licence=licence,
+            base_model=str(getattr(self.config, "_name_or_path", None) or ""),
+        )
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        scheduler: Any = None,
+        **components: Any,
+    ) -> Self:
+        """The pipeline on a base in SDXL's layout (`stabilityai/stable-diffusion-xl-base-1.0`, or a
+        directory).
+
+        Takes unet, vae and scheduler from the base; `joint_encoder` and the other components are given by
+        name. The base's own text encoders are not loaded: the joint encoder stands in for them. `adapter` is
+        put on top.
+        """
+        if "joint_encoder" not in components:
+            raise ConfigError("from_base needs joint_encoder=: the base has plain text encoders only")
+        if scheduler is None:
+            from diffusers import DDIMScheduler
+
+            scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler")
+        try:
+            unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
+            vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae): {error}") from error
+        pipeline = cls(unet=unet, vae=vae, scheduler=scheduler, **components)
+        pipeline.register_to_config(_name_or_path=str(base))
+        if adapter is not None:
+            pipeline.load_adapter(adapter, dtype=dtype)
+        return pipeline
+
+    def load_adapter(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Put a saved adapter (or the added part of a saved pipeline) on this base; returns its
+        configuration.
+        """
+        return load_adapter(self, directory, dtype=dtype)
+
+    def save_adapter(self, directory: str | Path, *, licence: str = "Apache-2.0") -> Path:
+        """Write only what was added to the base: LoRA, identity channel, shading channel."""
+        return save_adapter(
+            directory,
+            unet=self.unet,
+            identity_channel=self.identity_channel,
+            shading_channel=self.shading_channel,
+            licence=licence,
+            base_model=str(getattr(self.config, "_name_or_path", None) or ""),
+        )
+
+    def unload_adapter(self) -> None:
+        """Back to the base model."""
+        unload_adapter(self)
+
+
+def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
+    """The directory itself, or a snapshot of the hub's repository (whole, the LoRA is no diffusers
+    component).
+    """
+    directory = Path(path_or_id)
+    if directory.is_dir():
+        return directory
+    text = str(path_or_id)
+    if directory.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise CheckpointError(f"{text} is neither a directory nor a hub id of the form owner/name")
+    options = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+    try:
+        return Path(
+            snapshot_download(text, local_files_only=kwargs.pop("local_files_only", False), **options)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{text} is no directory here and could not be fetched from the hub: {error}"
+        ) from error
