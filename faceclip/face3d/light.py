@@ -1,0 +1,44 @@
+"""Second-order spherical-harmonics light (Ramamoorthi & Hanrahan 2001, eq. 3): nine coefficients per colour channel.
+
+The Lambertian kernel is folded into the coefficients: shading(n) = Σ_k light_k · Y_k(n), 1 is full albedo. Normals
+are in camera axes (x right, y up, z to the viewer), so light does not turn with the head.
+"""
+
+import numpy as np
+
+# Real spherical harmonics Y00, Y1-1, Y10, Y11, Y2-2, Y2-1, Y20, Y21, Y22.
+_C0, _C1, _C2, _C3, _C4 = 0.282095, 0.488603, 1.092548, 0.315392, 0.546274
+# Clamped-cosine kernel A_l / π (Ramamoorthi & Hanrahan 2001, eq. 8).
+_KERNEL = np.asarray([1.0, *[2 / 3] * 3, *[1 / 4] * 5])
+
+
+def sh_basis(normals: np.ndarray) -> np.ndarray:
+    """Basis values (…, 9) of unit normals (…, 3)."""
+    x, y, z = normals[..., 0], normals[..., 1], normals[..., 2]
+    return np.stack(
+        [np.full_like(x, _C0), _C1 * y, _C1 * z, _C1 * x, _C2 * x * y, _C2 * y * z, _C3 * (3 * z * z - 1), _C2 * x * z,
+         _C4 * (x * x - y * y)],
+        -1,
+    )  # fmt: skip
+
+
+def shade(normals: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Shading (…, 3) ≥ 0 of unit normals (…, 3) under `light` (9, 3)."""
+    return np.maximum(sh_basis(normals) @ np.asarray(light, np.float32), 0).astype(np.float32)
+
+
+def ambient_light(color: np.ndarray) -> np.ndarray:
+    """(9, 3) coefficients of uniform light that shades everything with `color` (3,)."""
+    light = np.zeros((9, 3), np.float32)
+    light[0] = np.asarray(color) / _C0
+    return light
+
+
+def directional_light(direction: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """(9, 3) coefficients of a distant light from `direction` (3,), which shades a facing surface with about `color`.
+
+    The clamped cosine is projected on the first nine harmonics: Σ_k A_k Y_k(ω) Y_k(n) ≈ max(0, n·ω).
+    """
+    direction = np.asarray(direction, np.float64)
+    weights = np.pi * _KERNEL * sh_basis(direction / np.linalg.norm(direction))
+    return (weights[:, None] * np.asarray(color)[None]).astype(np.float32)
