@@ -115,11 +115,7 @@ def set_lora_scale(unet: UNet2DConditionModel, scale: float, *, name: str = ADAP
 
 def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The UNet without adapter and channel, sharing its weights: what may be saved as the base model."""
-    state = {
-        key.replace(".base_layer.", "."): value
-        for key, value in unet.state_dict().items()
-        if ".lora_" not in key
-    }
+    state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
     with init_empty_weights():
         clean = UNet2DConditionModel.from_config(unet.config)
     clean.load_state_dict(state, strict=True, assign=True)
@@ -163,9 +159,7 @@ def save_adapter(
         **(extra or {}),
     }
     # Last, so that a directory with a configuration is a whole one.
-    (directory / CONFIG_FILE).write_text(
-        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return directory
 
 
@@ -175,17 +169,13 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing: this is not an adapter directory, or saving it was interrupted"
-        )
+        raise CheckpointError(f"{path} is missing: this is not an adapter directory, or saving it was interrupted")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
     if config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version"
-        )
+        raise CheckpointError(f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version")
     return config
 
 
@@ -201,9 +191,7 @@ def load_adapter(
     config = read_adapter_config(directory)
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
     if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
-        raise CheckpointError(
-            f"the pipeline already has an adapter; unload_adapter before loading {directory}"
-        )
+        raise CheckpointError(f"the pipeline already has an adapter; unload_adapter before loading {directory}")
     dtype = dtype or pipeline.unet.dtype
     device = pipeline.unet.device
     lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None
@@ -228,17 +216,14 @@ def unload_adapter(pipeline: AdaptedPipeline) -> None:
     pipeline.register_modules(identity_channel=None, shading_channel=None)
 
 
-def insert_lora(
-    unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path
-) -> None:
+def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
     """Add a LoRA and fill it; every key and shape must fit."""
     unet.add_adapter(
         LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"]),
         adapter_name=ADAPTER_NAME,
     )
     wanted = {
-        key: tuple(value.shape)
-        for key, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME).items()
+        key: tuple(value.shape) for key, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME).items()
     }
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if wanted != found:

@@ -12,9 +12,7 @@ from faceclip.errors import ConfigError
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def image_size(
-    unet: UNet2DConditionModel, factor: int, height: int | None, width: int | None
-) -> tuple[int, int]:
+def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, width: int | None) -> tuple[int, int]:
     """Height and width in px, by default the UNet's sample size; multiples of the VAE's factor."""
     sample = unet.config.sample_size
     default = (sample, sample) if isinstance(sample, int) else tuple(sample)
@@ -52,6 +50,4 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raises ConfigError when a callback asks for tensors that the loop does not have."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(
-            f"callback_on_step_end_tensor_inputs: {unknown} unknown, choose among {list(known)}"
-        )
+        raise ConfigError(f"callback_on_step_end_tensor_inputs: {unknown} unknown, choose among {list(known)}")

@@ -24,9 +24,7 @@ def layer_downsampling(unet: UNet2DConditionModel) -> dict[str, int]:
     for name in cross_attention_layers(unet):
         kind, *rest = name.split(".")
         index = int(rest[0]) if kind != "mid_block" else 0
-        factors[name] = {"down_blocks": 2**index, "up_blocks": deepest // 2**index, "mid_block": deepest}[
-            kind
-        ]
+        factors[name] = {"down_blocks": 2**index, "up_blocks": deepest // 2**index, "mid_block": deepest}[kind]
     return factors
 
 
@@ -39,9 +37,7 @@ def layers_at(unet: UNet2DConditionModel, factor: int) -> list[str]:
     factors = layer_downsampling(unet)
     chosen = [name for name, value in factors.items() if value == factor]
     if not chosen:
-        raise ConfigError(
-            f"no cross-attention at factor {factor}; this UNet has {sorted(set(factors.values()))}"
-        )
+        raise ConfigError(f"no cross-attention at factor {factor}; this UNet has {sorted(set(factors.values()))}")
     return chosen
 
 

@@ -59,9 +59,7 @@ class Conditions:
 
     def repeat(self, times: int) -> Conditions:
         """Each sample `times` times in a row."""
-        return replace(
-            self, **{name: x.repeat_interleave(times, dim=0) for name, x in self.tensors().items()}
-        )
+        return replace(self, **{name: x.repeat_interleave(times, dim=0) for name, x in self.tensors().items()})
 
     def where(self, mask: Tensor, other: Conditions, *names: str) -> Conditions:
         """Rows of the named fields taken from `other` where mask (B,) is true. Serves condition dropout."""
@@ -97,9 +95,7 @@ def concatenate(batches: Sequence[Conditions]) -> Conditions:
     """Several batches as one; all must have the same fields."""
     names = [set(batch.tensors()) for batch in batches]
     if any(present != names[0] for present in names):
-        raise ConfigError(
-            f"batches to join have different conditions: {[sorted(present) for present in names]}"
-        )
+        raise ConfigError(f"batches to join have different conditions: {[sorted(present) for present in names]}")
     return Conditions(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names[0]})
 
 
@@ -119,9 +115,7 @@ class FaceTower(Protocol):
 
 def time_ids(height: int, width: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
     """SDXL's size conditioning (Podell et al. 2023, section 2.2) for uncropped images: (count, 6)."""
-    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device).repeat(
-        count, 1
-    )
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device).repeat(count, 1)
 
 
 def encode_conditions(
@@ -196,17 +190,13 @@ def predict(
     identity_tokens = None
     if identity_channel is not None and conditions.identity is not None:
         if not is_attached(unet):
-            raise ConfigError(
-                "identity_channel.attach(unet) must be called before predicting with the channel"
-            )
+            raise ConfigError("identity_channel.attach(unet) must be called before predicting with the channel")
         identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
         context = (conditions.tokens, [identity_tokens])
     residuals = {}
     if shading_channel is not None and conditions.shading is not None and shading_scale != 0:
         if identity_tokens is None:
-            raise ConfigError(
-                "the shading channel reads identity tokens: give it an identity channel and a face"
-            )
+            raise ConfigError("the shading channel reads identity tokens: give it an identity channel and a face")
         control = shading_residuals(
             shading_channel,
             latents,

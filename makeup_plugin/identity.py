@@ -105,9 +105,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if len(layer_names) != len(layer_widths):
-            raise ConfigError(
-                f"layer_names has {len(layer_names)} entries but layer_widths has {len(layer_widths)}"
-            )
+            raise ConfigError(f"layer_names has {len(layer_names)} entries but layer_widths has {len(layer_widths)}")
         self.projection = IPAdapterFaceIDPlusImageProjection(
             embed_dims=cross_attention_dim,
             output_dims=cross_attention_dim,
@@ -120,8 +118,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         )
         self.projection.shortcut = shortcut
         self.attention = nn.ModuleList(
-            IPAdapterAttnProcessor2_0(width, cross_attention_dim, num_tokens=(num_tokens,))
-            for width in layer_widths
+            IPAdapterAttnProcessor2_0(width, cross_attention_dim, num_tokens=(num_tokens,)) for width in layer_widths
         )
 
     @classmethod
@@ -191,17 +188,11 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         A dropped identity is a row of zeros in both, through the same path: nothing is learned for it apart.
         """
         if identity.ndim != 2 or identity.shape[1] != self.config.identity_dim:
-            raise ConfigError(
-                f"identity must be (B, {self.config.identity_dim}), got {tuple(identity.shape)}"
-            )
+            raise ConfigError(f"identity must be (B, {self.config.identity_dim}), got {tuple(identity.shape)}")
         if image_tokens.ndim != 3 or image_tokens.shape[2] != self.config.image_dim:
-            raise ConfigError(
-                f"image_tokens must be (B, P, {self.config.image_dim}), got {tuple(image_tokens.shape)}"
-            )
+            raise ConfigError(f"image_tokens must be (B, P, {self.config.image_dim}), got {tuple(image_tokens.shape)}")
         if identity.shape[0] != image_tokens.shape[0]:
-            raise ConfigError(
-                f"identity has {identity.shape[0]} rows but image_tokens has {image_tokens.shape[0]}"
-            )
+            raise ConfigError(f"identity has {identity.shape[0]} rows but image_tokens has {image_tokens.shape[0]}")
         # diffusers' projection takes its second input as an attribute shaped (batch, images per sample,
         # tokens, width).
         self.projection.clip_embeds = image_tokens[:, None].to(self.projection.proj_in.weight.dtype)

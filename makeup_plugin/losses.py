@@ -20,9 +20,7 @@ def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     return alpha / (1 - alpha)
 
 
-def min_snr_weights(
-    alphas_cumprod: Tensor, timesteps: Tensor, *, gamma: float, prediction_type: str
-) -> Tensor:
+def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, *, gamma: float, prediction_type: str) -> Tensor:
     """Min-SNR-gamma weights (B,) of the per-sample error, Hang et al. 2023 (arXiv:2303.09556), section 3.4.
 
     min(SNR, gamma) for a clean-image prediction; the same in terms of noise or velocity errors.
@@ -100,9 +98,7 @@ def semantic_alignment_loss(
     return total
 
 
-def _layer_alignment(
-    layer: Tensor, masks: Tensor, tokens: Tensor, keep: Tensor | None, threshold: float
-) -> Tensor:
+def _layer_alignment(layer: Tensor, masks: Tensor, tokens: Tensor, keep: Tensor | None, threshold: float) -> Tensor:
     side = math.isqrt(layer.shape[2])
     if side * side != layer.shape[2]:
         raise ConfigError(f"attention has {layer.shape[2]} queries, which is not a square grid")

@@ -54,8 +54,6 @@ class FaceMakeUpOutput(BaseOutput):
         pixels = self.images
         if isinstance(pixels, torch.Tensor):
             if pixels.ndim != 4 or pixels.shape[1] != 3:
-                raise ConfigError(
-                    "latents are not images: call the pipeline with another output_type to save"
-                )
+                raise ConfigError("latents are not images: call the pipeline with another output_type to save")
             pixels = pixels.float().cpu().permute(0, 2, 3, 1).numpy()
         return [Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8)) for image in pixels]

@@ -89,14 +89,10 @@ class FaceMakeUpPipeline(
         self.register_to_config(add_watermark=add_watermark)
         if identity_channel is not None:
             if image_encoder is None:
-                raise ConfigError(
-                    "identity_channel needs image_encoder: give the image tower it was trained with"
-                )
+                raise ConfigError("identity_channel needs image_encoder: give the image tower it was trained with")
             identity_channel.attach(unet)
         elif shading_channel is not None:
-            raise ConfigError(
-                "shading_channel reads the identity channel's tokens: give identity_channel too"
-            )
+            raise ConfigError("shading_channel reads the identity channel's tokens: give identity_channel too")
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._detector: FaceDetector | None = None
@@ -175,8 +171,8 @@ class FaceMakeUpPipeline(
             negative_prompt: what to steer away from; default the empty text. Used when guidance_scale > 1.
             identity_scale: weight of the identity channel's attention; default 1 where the channel exists.
             shading_scale: weight of the shading channel; default 1 where the channel exists.
-            shading_image: photo that gives pose, expression and light instead of `image`; the head's shape stays
-                the person's.
+            shading_image: photo that gives pose, expression and light instead of `image`; the shape of the
+                head stays the person's.
             shading_map: a ready map at image size instead of any fit; black where there is no face.
             landmarks, shading_landmarks: (5,2) px per image; detection is skipped.
             face_policy: which of several faces: "largest", "center" or "only".
@@ -273,9 +269,7 @@ class FaceMakeUpPipeline(
             settings=settings,
             record_prompt=record_prompt,
         )
-        return FaceMakeUpOutput(
-            images=images, faces=faces, shading_maps=each(shading_maps), provenance=records
-        )
+        return FaceMakeUpOutput(images=images, faces=faces, shading_maps=each(shading_maps), provenance=records)
 
     def _references(self, prompts: list[str], image: Images, landmarks: Any, policy: str) -> References:
         several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
@@ -298,9 +292,7 @@ class FaceMakeUpPipeline(
             raise ConfigError("shading_image and shading_map exclude each other: give one")
         if self.shading_channel is None:
             if shading_image is not None or shading_map is not None:
-                raise ConfigError(
-                    "this pipeline has no shading_channel: load one, or give no shading_image/_map"
-                )
+                raise ConfigError("this pipeline has no shading_channel: load one, or give no shading_image/_map")
             return None
         if scale == 0:
             return None

@@ -100,9 +100,7 @@ def save_image(image: Image.Image, path: str | Path, provenance: Provenance | No
     path = Path(path)
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(
-            f"{path.name}: images are saved as {', '.join(_FORMATS)}; choose one of these endings"
-        )
+        raise ConfigError(f"{path.name}: images are saved as {', '.join(_FORMATS)}; choose one of these endings")
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
     if provenance is not None:

@@ -121,9 +121,7 @@ def convert_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in _PROJECTION_NAMES:
             name = pattern.sub(replacement, name)
         if ".to_kv." in name:
-            result[name.replace(".to_kv.", ".to_k.")], result[name.replace(".to_kv.", ".to_v.")] = (
-                value.chunk(2)
-            )
+            result[name.replace(".to_kv.", ".to_k.")], result[name.replace(".to_kv.", ".to_v.")] = value.chunk(2)
         else:
             result[name] = value
     return result
@@ -163,9 +161,7 @@ def _convert_attention(
         match = _IP_KEY.match(key) or _LORA_KEY.match(key)
         index = int(match[1]) if match else len(names)
         if index >= len(names):
-            raise CheckpointError(
-                f"ip_adapter.{key} belongs to no attention layer of this UNet ({len(names)} layers)"
-            )
+            raise CheckpointError(f"ip_adapter.{key} belongs to no attention layer of this UNet ({len(names)} layers)")
         layer = names[index]
         if match.re is _LORA_KEY:
             projection = "to_out.0" if match[2] == "to_out" else match[2]
@@ -204,7 +200,5 @@ def _fill(module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype, root:
     found = {key: tuple(value.shape) for key, value in state.items()}
     if wanted != found:
         key = next(k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k))
-        raise CheckpointError(
-            f"{root}: {key} is {found.get(key, 'missing')}, the model needs {wanted.get(key, 'no such tensor')}"
-        )
+        raise CheckpointError(f"{root}: {key} is {found.get(key, 'missing')}, needed {wanted.get(key, 'nothing')}")
     module.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)

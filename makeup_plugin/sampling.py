@@ -71,9 +71,7 @@ def denoise(
     return latents
 
 
-def decode(
-    vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *, output_type: str, marked: bool
-) -> Any:
+def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *, output_type: str, marked: bool) -> Any:
     """Latents -> images as "pil", "np" (N,H,W,3) or "pt" (N,3,H,W) in [0,1], with the invisible mark if
     `marked`.
     """

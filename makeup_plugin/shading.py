@@ -62,9 +62,7 @@ def shading_residuals(
     factor = 2 ** (len(channel.config.conditioning_embedding_out_channels) - 1)
     expected = (latents.shape[0], 3, latents.shape[2] * factor, latents.shape[3] * factor)
     if tuple(shading.shape) != expected:
-        raise ConfigError(
-            f"shading must be {expected} for latents {tuple(latents.shape)}, got {tuple(shading.shape)}"
-        )
+        raise ConfigError(f"shading must be {expected} for latents {tuple(latents.shape)}, got {tuple(shading.shape)}")
     down, mid = channel(
         latents,
         timesteps,

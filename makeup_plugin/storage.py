@@ -54,9 +54,7 @@ class PipelineStorageMixin:
         pipeline.register_to_config(_name_or_path=str(path_or_id))
         return pipeline
 
-    def save_pretrained(
-        self, save_directory: str | Path, *, licence: str = "Apache-2.0", **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, licence: str = "Apache-2.0", **kwargs: Any) -> None:
         """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
 
         The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored.
@@ -146,10 +144,6 @@ def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
         raise CheckpointError(f"{text} is neither a directory nor a hub id of the form owner/name")
     options = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
     try:
-        return Path(
-            snapshot_download(text, local_files_only=kwargs.pop("local_files_only", False), **options)
-        )
+        return Path(snapshot_download(text, local_files_only=kwargs.pop("local_files_only", False), **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{text} is no directory here and could not be fetched from the hub: {error}"
-        ) from error
+        raise CheckpointError(f"{text} is no directory here and could not be fetched from the hub: {error}") from error

@@ -1,0 +1,224 @@
+"""Identity and shading channels on a real, tiny SDXL UNet."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.conditioning import Conditions, concatenate, predict
+from makeup_plugin.identity import IdentityChannel, cross_attention_layers, detach_identity, is_attached
+from makeup_plugin.shading import shading_channel_from_unet
+
+
+def awaken(control) -> None:
+    """A fresh ControlNet says nothing: give its zero convolutions values."""
+    torch.manual_seed(5)
+    for module in (control.controlnet_mid_block, *control.controlnet_down_blocks):
+        torch.nn.init.normal_(module.weight, std=0.3)
+    torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.3)
+
+
+@pytest.fixture
+def control(unet):
+    control = shading_channel_from_unet(unet, vae_scale_factor=4).eval()
+    awaken(control)
+    return control
+
+
+@pytest.fixture
+def base(unet, conditions, noisy):
+    with torch.no_grad():
+        return predict(unet, *noisy, conditions)
+
+
+@torch.no_grad()
+def test_attached_but_unused_channel_is_the_base_model(unet, channel, conditions, noisy, base):
+    channel.attach(unet)
+    assert is_attached(unet)
+    assert torch.equal(predict(unet, *noisy, conditions), base)
+    channel.scale = 0
+    assert torch.equal(predict(unet, *noisy, conditions, identity_channel=channel), base)
+    detach_identity(unet)
+    assert not is_attached(unet)
+
+
+@torch.no_grad()
+def test_scale_and_identity_change_the_output(unet, channel, conditions, noisy, base):
+    channel.attach(unet)
+    full = predict(unet, *noisy, conditions, identity_channel=channel)
+    channel.scale = 0.5
+    half = predict(unet, *noisy, conditions, identity_channel=channel)
+    assert (full - base).abs().max() > 1e-3
+    assert 0 < (half - base).norm() < (full - base).norm()
+    channel.scale = 1
+    other = replace(conditions, identity=conditions.identity.flip(0))
+    assert (predict(unet, *noisy, other, identity_channel=channel) - full).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_zero_values_start_from_the_base_model(unet, channel_factory, conditions, noisy, base):
+    channel = channel_factory(unet, zero_values=True)
+    channel.attach(unet)
+    assert torch.equal(predict(unet, *noisy, conditions, identity_channel=channel), base)
+
+
+@torch.no_grad()
+def test_dropped_identity_is_the_zero_input_and_touches_no_other_sample(unet, channel, conditions, noisy):
+    channel.attach(unet)
+    kept = predict(unet, *noisy, conditions, identity_channel=channel)
+    dropped = conditions.drop_identity(torch.tensor([False, True, False]))
+    assert dropped.identity[1].abs().sum() == 0 and dropped.image_tokens[1].abs().sum() == 0
+    result = predict(unet, *noisy, dropped, identity_channel=channel)
+    torch.testing.assert_close(result[[0, 2]], kept[[0, 2]], atol=1e-5, rtol=1e-5)
+    assert (result[1] - kept[1]).abs().max() > 1e-3
+    tokens = channel(torch.zeros(1, 16), torch.zeros(1, 5, 20))
+    assert torch.isfinite(tokens).all() and tokens.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_samples(unet, channel, control, conditions, noisy):
+    channel.attach(unet)
+    latents, timesteps = noisy
+    parts = {"identity_channel": channel, "shading_channel": control}
+    together = predict(unet, latents, timesteps, conditions, **parts)
+    for row in range(3):
+        one = Conditions(**{name: value[row : row + 1] for name, value in conditions.tensors().items()})
+        alone = predict(unet, latents[row : row + 1], timesteps[row : row + 1], one, **parts)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_channel_weights_stay_out_of_the_unet_and_train(unet, channel, conditions, noisy):
+    before = set(unet.state_dict())
+    channel.attach(unet)
+    assert set(unet.state_dict()) == before
+    unet.requires_grad_(False)
+    predict(unet, *noisy, conditions, identity_channel=channel).square().mean().backward()
+    missing = [name for name, value in channel.named_parameters() if value.grad is None]
+    assert missing == []
+
+
+def test_keys_and_values_start_as_the_text_ones(unet, channel):
+    modules = dict(unet.named_modules())
+    for name, weights in zip(cross_attention_layers(unet), channel.attention, strict=True):
+        attn = modules[name.removesuffix(".processor")]
+        assert isinstance(weights, IPAdapterAttnProcessor2_0)
+        assert torch.equal(weights.to_k_ip[0].weight, attn.to_k.weight)
+        assert torch.equal(weights.to_v_ip[0].weight, attn.to_v.weight)
+
+
+def test_save_and_load_of_the_channel(channel, conditions, tmp_path):
+    channel.save_pretrained(tmp_path)
+    loaded = IdentityChannel.from_pretrained(tmp_path)
+    assert torch.equal(
+        loaded(conditions.identity, conditions.image_tokens), channel(conditions.identity, conditions.image_tokens)
+    )
+
+
+def test_shortcut_adds_the_perceiver_to_the_identity(unet, channel_factory, conditions):
+    torch.manual_seed(2)
+    plain = channel_factory(unet, shortcut=False)
+    torch.manual_seed(2)
+    added = channel_factory(unet, shortcut=True)
+    added.load_state_dict(plain.state_dict())
+    identity, image_tokens = conditions.identity, conditions.image_tokens
+    projection = plain.projection
+    direct = projection.norm(projection.proj(identity).reshape(3, 4, 48))
+    torch.testing.assert_close(added(identity, image_tokens), direct + plain(identity, image_tokens))
+
+
+def test_a_channel_for_another_unet_is_refused(channel, unet_factory):
+    with pytest.raises(CheckpointError, match="cross_attention_dim is 48 but the UNet has 40"):
+        channel.attach(unet_factory(cross_attention_dim=40))
+    with pytest.raises(CheckpointError, match=r"layer down_blocks\.0.*16 wide.*24 in the UNet"):
+        channel.attach(unet_factory(block_out_channels=(24, 32)))
+    with pytest.raises(CheckpointError, match="absent"):
+        channel.attach(unet_factory(layers_per_block=2))
+
+
+@pytest.mark.parametrize(
+    ("identity", "image_tokens", "message"),
+    [((3, 15), (3, 5, 20), r"identity must be \(B, 16\)"), ((3, 16), (3, 5, 19), "image_tokens must be")],
+)
+def test_wrong_widths_are_named(channel, identity, image_tokens, message):
+    with pytest.raises(ConfigError, match=message):
+        channel(torch.zeros(identity), torch.zeros(image_tokens))
+
+
+@torch.no_grad()
+def test_fresh_shading_channel_adds_nothing(unet, channel, conditions, noisy):
+    control = shading_channel_from_unet(unet, vae_scale_factor=4).eval()
+    channel.attach(unet)
+    without = predict(unet, *noisy, conditions, identity_channel=channel)
+    with_ = predict(unet, *noisy, conditions, identity_channel=channel, shading_channel=control)
+    assert torch.equal(without, with_)
+
+
+@torch.no_grad()
+def test_shading_scale_zero_and_dropped_maps_add_nothing(unet, channel, control, conditions, noisy):
+    channel.attach(unet)
+    parts = {"identity_channel": channel, "shading_channel": control}
+    without = predict(unet, *noisy, conditions, identity_channel=channel)
+    assert torch.equal(predict(unet, *noisy, conditions, **parts, shading_scale=0), without)
+    shaded = predict(unet, *noisy, conditions, **parts)
+    assert (shaded - without).abs().max() > 1e-3
+    dropped = predict(unet, *noisy, conditions.drop_shading(torch.tensor([True, False, False])), **parts)
+    torch.testing.assert_close(dropped[0], without[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(dropped[1:], shaded[1:], atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_shading_channel_sees_identity_tokens_not_words(unet, channel, control, conditions, noisy):
+    """With the identity attention off, words reach the ControlNet through nothing but the pooled vector."""
+    channel.attach(unet)
+    channel.scale = 0
+
+    def control_part(batch: Conditions) -> torch.Tensor:
+        parts = {"identity_channel": channel, "shading_channel": control}
+        return control(
+            *noisy,
+            encoder_hidden_states=parts["identity_channel"](batch.identity, batch.image_tokens),
+            controlnet_cond=batch.shading,
+            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
+        ).mid_block_res_sample
+
+    seen = {}
+    handle = control.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    predict(unet, *noisy, conditions, identity_channel=channel, shading_channel=control)
+    handle.remove()
+    tokens = channel(conditions.identity, conditions.image_tokens)
+    assert torch.equal(seen["encoder_hidden_states"], tokens)
+    assert (control_part(conditions) - control_part(conditions.drop_identity(torch.ones(3).bool()))).abs().max() > 0
+
+
+def test_shading_needs_the_right_size_and_identity(unet, channel, control, conditions, noisy):
+    channel.attach(unet)
+    wrong = replace(conditions, shading=torch.zeros(3, 3, 16, 16))
+    with pytest.raises(ConfigError, match=r"shading must be \(3, 3, 32, 32\)"):
+        predict(unet, *noisy, wrong, identity_channel=channel, shading_channel=control)
+    with pytest.raises(ConfigError, match="reads identity tokens"):
+        predict(unet, *noisy, conditions, shading_channel=control)
+    with pytest.raises(ConfigError, match="must be 2, 4 or 8"):
+        shading_channel_from_unet(unet, vae_scale_factor=3)
+
+
+def test_channel_must_be_attached(unet, channel, conditions, noisy):
+    with pytest.raises(ConfigError, match="attach"):
+        predict(unet, *noisy, conditions, identity_channel=channel)
+
+
+def test_conditions_are_checked_and_combined(conditions):
+    with pytest.raises(ConfigError, match="equally many rows"):
+        replace(conditions, pooled=conditions.pooled[:2])
+    with pytest.raises(ConfigError, match="give both or neither"):
+        replace(conditions, identity=None)
+    twice = conditions.repeat(2)
+    assert len(twice) == 6 and torch.equal(twice.tokens[0], twice.tokens[1])
+    joined = concatenate([conditions, twice])
+    assert torch.equal(joined.tokens[3:], twice.tokens)
+    with pytest.raises(ConfigError, match="different conditions"):
+        concatenate([conditions, replace(conditions, shading=None)])
+    empty = replace(conditions, tokens=torch.zeros_like(conditions.tokens))
+    mixed = conditions.where(torch.tensor([False, True, False]), empty, "tokens")
+    assert mixed.tokens[1].abs().sum() == 0 and torch.equal(mixed.tokens[2], conditions.tokens[2])

@@ -1,0 +1,198 @@
+"""Losses against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from faceclip.errors import ConfigError
+from makeup_plugin.attention import AttentionCapture, layer_downsampling, layers_at, text_attention
+from makeup_plugin.conditioning import phrase_token_mask, predict
+from makeup_plugin.losses import (
+    decode_latents,
+    estimate_clean,
+    identity_loss,
+    low_noise,
+    min_snr_weights,
+    noise_prediction_loss,
+    prediction_target,
+    semantic_alignment_loss,
+)
+
+# abar = .9, .5, .1: SNR 9, 1, 1/9.
+ALPHAS = torch.tensor([0.9, 0.5, 0.1])
+STEPS = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        ("epsilon", [5 / 9, 1.0, 1.0]),
+        ("v_prediction", [5 / 10, 1 / 2, (1 / 9) / (10 / 9)]),
+        ("sample", [5.0, 1.0, 1 / 9]),
+    ],
+)
+def test_min_snr_weights(kind, weights):
+    result = min_snr_weights(ALPHAS, STEPS, gamma=5.0, prediction_type=kind)
+    torch.testing.assert_close(result, torch.tensor(weights))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_targets_and_estimates_agree_with_the_scheduler(kind):
+    scheduler = DDIMScheduler(prediction_type=kind)
+    torch.manual_seed(0)
+    clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    timesteps = torch.tensor([10, 500, 900])
+    alphas = scheduler.alphas_cumprod
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    target = prediction_target(clean, noise, alphas, timesteps, prediction_type=kind)
+    if kind == "v_prediction":
+        torch.testing.assert_close(target, scheduler.get_velocity(clean, noise, timesteps))
+    estimate = estimate_clean(target, noisy, alphas, timesteps, prediction_type=kind)
+    torch.testing.assert_close(estimate, clean, atol=1e-4, rtol=1e-4)
+
+
+def test_weighted_noise_loss():
+    prediction, target = torch.zeros(2, 1, 1, 2), torch.tensor([1.0, 3.0, 2.0, 2.0]).view(2, 1, 1, 2)
+    assert noise_prediction_loss(prediction, target).item() == pytest.approx((5 + 4) / 2)
+    weighted = noise_prediction_loss(prediction, target, torch.tensor([0.5, 0.0]))
+    assert weighted.item() == pytest.approx(5 * 0.5 / 2)
+    with pytest.raises(ConfigError, match=r"prediction is \(2, 1, 1, 2\) but target is"):
+        noise_prediction_loss(prediction, target[:1])
+
+
+def test_semantic_alignment_by_hand():
+    """One head, a 2x2 grid, tokens 0..2; the mask covers the upper row, its words are tokens 1 and 2."""
+    attention = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.2, 0.6], [1.0, 0.0, 0.0], [0.8, 0.1, 0.1]]).view(1, 1, 4, 3)
+    mask = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).view(1, 1, 2, 2)
+    tokens = torch.tensor([[[False, True, True]]])
+    goal = [1, 1, 0, 0]
+    first, second = [0.5, 0.2, 0.0, 0.1], [0.3, 0.6, 0.0, 0.1]
+    mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+
+    def mse(values):
+        return sum((v - g) ** 2 for v, g in zip(values, goal, strict=True)) / 4
+
+    expected = (mse(first) + mse(second)) / 2 + mse(mean)
+    assert semantic_alignment_loss([attention], mask, tokens).item() == pytest.approx(expected)
+    assert semantic_alignment_loss([attention] * 3, mask, tokens).item() == pytest.approx(3 * expected)
+
+
+def test_semantic_alignment_skips_what_has_no_words_or_no_pixels():
+    torch.manual_seed(0)
+    attention = torch.rand(2, 2, 16, 7).softmax(-1)
+    masks = torch.zeros(2, 2, 8, 8)
+    masks[:, :, :4] = 1
+    tokens = torch.zeros(2, 2, 7, dtype=torch.bool)
+    tokens[0, 0, 2:4] = True
+    alone = semantic_alignment_loss([attention[:1]], masks[:1, :1], tokens[:1, :1])
+    assert alone > 0
+    torch.testing.assert_close(semantic_alignment_loss([attention], masks, tokens), alone)
+    tokens[1] = True
+    dropped = semantic_alignment_loss([attention], masks, tokens, torch.tensor([True, False]))
+    torch.testing.assert_close(dropped, alone)
+    nothing = semantic_alignment_loss([attention], masks, tokens, torch.tensor([False, False]))
+    assert nothing.item() == 0
+    masks[1] = 0
+    torch.testing.assert_close(semantic_alignment_loss([attention], masks, tokens), alone)
+    with pytest.raises(ConfigError, match="tokens must be"):
+        semantic_alignment_loss([attention], masks, tokens[:, :, :5])
+
+
+def test_perfect_attention_beats_wrong_attention():
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[..., :2, :] = 1
+    tokens = torch.tensor([[[False, True]]])
+    inside = masks.flatten(2)[0, 0]
+    right = torch.stack([1 - inside, inside], dim=-1).view(1, 1, 16, 2)
+    assert semantic_alignment_loss([right], masks, tokens).item() == 0
+    assert semantic_alignment_loss([right.flip(-1)], masks, tokens).item() == pytest.approx(2.0)
+
+
+def test_capture_keeps_gradients_and_the_output(unet, channel, conditions, noisy):
+    channel.attach(unet)
+    parts = {"identity_channel": channel}
+    with torch.no_grad():
+        wanted = predict(unet, *noisy, conditions, **parts)
+    before = dict(unet.attn_processors)
+    names = layers_at(unet, 1)
+    with AttentionCapture(unet, names) as capture:
+        result = predict(unet, *noisy, conditions, **parts)
+        maps = dict(capture.maps)
+        assert torch.equal(result, wanted)
+        assert list(maps) == names
+        for value in maps.values():
+            assert value.shape == (3, 2, 64, 77)
+            torch.testing.assert_close(value.sum(-1), torch.ones(3, 2, 64))
+        next(iter(maps.values())).square().sum().backward()
+    assert unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight.grad.abs().sum() > 0
+    assert dict(unet.attn_processors) == before and not capture.maps
+
+
+def test_captured_attention_is_what_the_layer_uses(unet, conditions):
+    attn = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    hidden = torch.randn(3, 16, 32)
+    probabilities = text_attention(attn, hidden, conditions.tokens)
+    values = attn.to_v(conditions.tokens).view(3, 77, attn.heads, -1).transpose(1, 2)
+    out = (probabilities @ values).transpose(1, 2).reshape(3, 16, 32)
+    torch.testing.assert_close(attn.to_out[0](out), attn(hidden, conditions.tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_layers_by_resolution(unet):
+    factors = layer_downsampling(unet)
+    assert sorted(set(factors.values())) == [1, 2]
+    assert all(name.startswith(("down_blocks.0", "up_blocks.1")) for name in layers_at(unet, 1))
+    with pytest.raises(ConfigError, match=r"no cross-attention at factor 4; this UNet has \[1, 2\]"):
+        layers_at(unet, 4)
+    with pytest.raises(ConfigError, match="unknown"):
+        AttentionCapture(unet, ["nowhere"])
+
+
+def test_identity_loss_is_one_minus_cosine_with_gradients():
+    torch.manual_seed(0)
+    template = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]]) / 112 * 32
+    images = torch.rand(3, 3, 32, 32, requires_grad=True)
+
+    def embed(crops):  # mean colour
+        assert crops.shape == (2, 3, 16, 16)
+        return crops.mean(dim=(2, 3))
+
+    keep = torch.tensor([True, False, True])
+    landmarks = template.expand(3, 5, 2)
+    from faceclip.faces.align import align_tensor
+
+    colors = align_tensor(images[[0, 2]], landmarks[[0, 2]], 16).mean(dim=(2, 3))
+    reference = torch.stack([colors[0] * 3, torch.ones(3), torch.tensor([0.0, 0.0, 1.0])]).detach()
+    value = identity_loss(images, landmarks, reference, embed, keep, crop_size=16)
+    cosine = torch.nn.functional.cosine_similarity(colors[1:], reference[2:])
+    assert value.item() == pytest.approx((0 + 1 - cosine.item()) / 2, abs=1e-5)
+    value.backward()
+    assert images.grad[1].abs().sum() == 0 and images.grad[2].abs().sum() > 0
+    nothing = identity_loss(images, landmarks, reference, embed, keep & False, crop_size=16)
+    assert nothing.item() == 0 and nothing.requires_grad
+
+
+def test_low_noise_window():
+    assert low_noise(torch.tensor([0, 300, 301]), 300).tolist() == [True, True, False]
+
+
+def test_decoded_images_are_pictures_with_gradients(vae):
+    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
+    images = decode_latents(vae, latents)
+    assert images.shape == (1, 3, 32, 32)
+    assert images.min() >= 0 and images.max() <= 1
+    images.mean().backward()
+    assert math.isfinite(latents.grad.abs().sum().item()) and latents.grad.abs().sum() > 0
+
+
+def test_phrase_tokens():
+    """<start> a man with red hair: red is 4, hair is 5; the template shifts by its six tokens."""
+    text = "a man with red hair"
+    assert phrase_token_mask(text, 11, 19).nonzero().flatten().tolist() == [4, 5]
+    shifted = phrase_token_mask(text, 11, 19, prefix="Photo of a id person. ")
+    assert shifted.nonzero().flatten().tolist() == [10, 11]
+    long = "word " * 100 + "red hair"
+    assert not phrase_token_mask(long, len(long) - 8, len(long)).any()
+    with pytest.raises(ConfigError, match="span 5:3"):
+        phrase_token_mask(text, 5, 3)
