@@ -40,7 +40,7 @@ def explicit_attention(
 def explicit_cpu_attention() -> Iterator[None]:
     """Context in which `F.scaled_dot_product_attention` of 16-bit CPU tensors runs `explicit_attention`.
 
-    Other dtypes, other devices and grouped queries keep the fused kernel. The module attribute is replaced, since
+    Other dtypes, devices and grouped queries keep the fused kernel. The module attribute is replaced, since
     `torch.nn.MultiheadAttention` (open_clip's towers) and diffusers both look the function up there.
     """
     fused = F.scaled_dot_product_attention

@@ -1,0 +1,19 @@
+"""Configuration, checkpoints, data order, logs and the training loop, shared by all training commands."""
+
+from faceclip.runtime.config import from_dict, load_config, parse_config, to_dict
+from faceclip.runtime.interfaces import Result, StepContext, Task, TrainerConfig
+from faceclip.runtime.sampler import MapSource
+from faceclip.runtime.trainer import Trainer
+
+__all__ = [
+    "MapSource",
+    "Result",
+    "StepContext",
+    "Task",
+    "Trainer",
+    "TrainerConfig",
+    "from_dict",
+    "load_config",
+    "parse_config",
+    "to_dict",
+]

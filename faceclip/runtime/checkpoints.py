@@ -1,0 +1,139 @@
+"""Training checkpoints that are either complete or not there.
+
+A checkpoint is written into a temporary folder, every file is fsynced, a manifest with their SHA-256 is
+written last, and the folder is renamed to `step-00001234`. Only then are older checkpoints removed. A kill at
+any moment leaves the previous ones untouched.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from faceclip.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+TENSORS = "state.safetensors"
+FACTS = "state.json"
+
+
+def save_checkpoint(
+    directory: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Write checkpoint `step` below `directory` and keep the newest `keep`; returns its folder.
+
+    Raises CheckpointError when the disk is full or not writable; nothing half-written stays.
+    """
+
+    def write(folder: Path) -> None:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / TENSORS)
+        (folder / FACTS).write_text(json.dumps(dict(facts), indent=1, sort_keys=True))
+
+    target = directory / f"step-{step:08d}"
+    write_atomically(target, write)
+    for old in _folders(directory)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder, seal it with a manifest and rename it to `target`.
+
+    An existing `target` is replaced. Raises CheckpointError for any failure of the file system.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        hashes = {str(path.relative_to(temporary)): _seal(path) for path in files}
+        (temporary / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
+        _seal(temporary / MANIFEST)
+        _sync_folder(temporary)
+        if target.exists():
+            # A folder cannot be renamed over a full one: the old one steps aside first and is removed last.
+            aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(aside)
+            temporary.rename(target)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(target)
+        _sync_folder(target.parent)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if isinstance(error, OSError) or full:
+            remedy = "the disk is full: free space and resume" if full else "check that the folder is writable"
+            raise CheckpointError(f"{target}: cannot write ({error}); {remedy}") from error
+        raise
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of one checkpoint folder. Raises CheckpointError when a file is missing or altered."""
+    problem = verify(folder)
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}; delete the folder to resume from an older checkpoint")
+    # Copies: tensors mapped from the file are not aligned as allocated ones are, vectorized kernels then
+    # treat other elements as the remainder, and a resumed run would differ in the last bit.
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
+    return tensors, json.loads((folder / FACTS).read_text())
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint, or None when there is none; a damaged one is named in a warning."""
+    for folder in reversed(_folders(directory)):
+        problem = verify(folder)
+        if problem is None:
+            return folder
+        warnings.warn(f"{folder}: {problem}; looking for an older checkpoint", stacklevel=2)
+    return None
+
+
+def verify(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, or None when its files are as they were written."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
+    except (OSError, ValueError, KeyError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != expected:
+            return f"{name} is corrupt (its SHA-256 differs from the manifest)"
+    return None
+
+
+def _folders(directory: Path) -> list[Path]:
+    return sorted(path for path in Path(directory).glob("step-*") if path.is_dir())
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(path: Path) -> str:
+    """fsync a file; returns its SHA-256."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return _digest(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

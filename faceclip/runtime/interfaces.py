@@ -1,0 +1,94 @@
+"""What a training command hands to the trainer and gets back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from faceclip.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a loss may know about the step it serves. `generator` lives on `device`, seeded by (seed, step)."""
+
+    step: int
+    steps: int
+    micro_step: int
+    device: torch.device
+    generator: torch.Generator
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is trained. Optional method: `parameter_groups()` → AdamW groups."""
+
+    modules: nn.Module
+
+    def loss(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its parts (detached scalars, for the log)."""
+        ...
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Figures on held-out data."""
+        ...
+
+    def export(self, directory: Path) -> None:
+        """Write what users load into an empty directory."""
+        ...
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """steps: optimizer steps, each over batch_size × accumulate samples per process.
+
+    Rates: AdamW at `learning_rate` after `warmup_steps`, then `schedule` down to min_lr_ratio.
+    `max_grad_norm` 0 switches clipping off. `ema_decay`: validate and export averaged weights. `precision`
+    "bf16" is autocast. *_every count optimizer steps, 0 is never; `best_metric`: name of the validation
+    figure whose best export is kept in `best/` (larger is better unless `best_mode` is "min"). `num_threads`:
+    torch threads of this process.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 20
+    validate_every: int = 0
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    best_metric: str | None = None
+    best_mode: Literal["max", "min"] = "max"
+    resume: bool = True
+    num_threads: int | None = None
+    compile: bool = False
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"trainer.learning_rate: must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Outcome of `Trainer.fit`: the last validation figures and where the export and the last checkpoint lie."""
+
+    step: int
+    seconds: float
+    metrics: dict[str, float]
+    export: Path
+    checkpoint: Path | None

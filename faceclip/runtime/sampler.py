@@ -1,0 +1,75 @@
+"""Data order as a pure function: which sample comes when depends on (seed, position) alone, never on history."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faceclip.errors import EmptyDatasetError
+
+
+@runtime_checkable
+class MapSource(Protocol):
+    """A data source by index. Optional methods: `collate(list of samples)`, `get_batch(indices, rngs)`."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Sample `index`; every random draw must come from `rng`, seeded by (seed, sample, epoch)."""
+        ...
+
+
+class OrderedSampler:
+    """The endless stream of (index, epoch): each epoch is a new permutation, drawn from (seed, epoch)."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        if length < 1:
+            raise EmptyDatasetError("the data source has no samples: check the data directory and split")
+        self.length, self.seed = length, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Sample index and epoch at a position of the stream."""
+        epoch, offset = divmod(position, self.length)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.length)
+            self._epoch = epoch
+        return int(self._order[offset]), epoch
+
+    def slots(self, start: int, count: int) -> list[tuple[int, int]]:
+        """`count` consecutive (index, epoch) pairs."""
+        return [self.at(position) for position in range(start, start + count)]
+
+
+def sample_rng(seed: int, index: int, epoch: int) -> np.random.Generator:
+    """The generator of one sample in one epoch."""
+    return np.random.default_rng([seed, 1, index, epoch])
+
+
+def fetch(source: MapSource, slots: Sequence[tuple[int, int]], seed: int) -> dict[str, Any]:
+    """One collated batch for (index, epoch) pairs."""
+    indices = [index for index, _ in slots]
+    rngs = [sample_rng(seed, index, epoch) for index, epoch in slots]
+    get_batch: Callable | None = getattr(source, "get_batch", None)
+    if get_batch is not None:
+        return get_batch(indices, rngs)
+    samples = [source.get(index, rng) for index, rng in zip(indices, rngs, strict=True)]
+    return getattr(source, "collate", stack)(samples)
+
+
+def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack arrays, tensors and numbers field by field; anything else becomes a list."""
+    batch = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if isinstance(values[0], Tensor):
+            batch[key] = torch.stack(values)
+        elif isinstance(values[0], np.ndarray | np.generic | int | float | bool):
+            batch[key] = torch.from_numpy(np.stack(values))
+        else:
+            batch[key] = values
+    return batch

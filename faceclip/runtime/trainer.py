@@ -1,0 +1,339 @@
+"""The training loop of every command: exact resume, atomic checkpoints, finite check, logs, distribution.
+
+What happens in a step depends on (seed, step) alone: the data order, every sample's random generator, and
+torch's generator, which is seeded anew for every step. With the optimizer's state in the checkpoint, N steps
++ kill + N steps give the same weights as 2N steps, bit for bit on a CPU.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from faceclip.cpu_attention import explicit_cpu_attention
+from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
+from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, write_atomically
+from faceclip.runtime.ema import ParameterAverage
+from faceclip.runtime.interfaces import Result, StepContext, Task, TrainerConfig
+from faceclip.runtime.logging import Display, RunLog
+from faceclip.runtime.optimization import decay_groups, rate_factor
+from faceclip.runtime.sampler import MapSource, OrderedSampler, fetch
+
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+BEST = "best"
+
+
+class _LossModule(nn.Module):
+    """The task's loss as a forward pass, so that DistributedDataParallel and DeepSpeed see it."""
+
+    def __init__(self, task: Task, device: torch.device, *, half: bool) -> None:
+        super().__init__()
+        self.task_modules = task.modules
+        self._loss, self._device, self._half = task.loss, device, half
+
+    def forward(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        # Autocast here and not by accelerate, whose precision can be set only once per process.
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            return self._loss(batch, context)
+
+    def train(self, mode: bool = True) -> "_LossModule":
+        """Frozen parts stay in evaluation mode: no dropout, no drifting statistics."""
+        super().train(mode)
+        for module in self.task_modules.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
+
+@dataclass
+class _Window:
+    """Sums since the last log line; they stay on the device until then."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    data_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        for name, value in parts.items():
+            value = torch.as_tensor(value).detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+
+class Trainer:
+    """Runs `task` over `source` for `config.steps` optimizer steps below `output_dir`.
+
+    output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (if asked
+    for).
+    """
+
+    def __init__(self, config: TrainerConfig, task: Task, source: MapSource, output_dir: Path) -> None:
+        self.config, self.task, self.source = config, task, source
+        self.directory = Path(output_dir)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        self.device = self.accelerator.device
+        self.trainable = {n: p for n, p in task.modules.named_parameters() if p.requires_grad}
+        if not self.trainable:
+            raise ConfigError("nothing to train: no parameter of the task requires a gradient")
+        task.modules.to(self.device)
+        groups = getattr(task, "parameter_groups", None)
+        groups = groups() if groups is not None else decay_groups(self.trainable.items(), config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
+        self.sampler = OrderedSampler(len(source), config.seed)
+        self.step = 0
+        self.best: float | None = None
+        self._stop = False
+
+    def fit(self) -> Result:
+        """Train or resume to the last step, validate, export; SIGTERM saves a checkpoint and exits with 143.
+
+        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails.
+        """
+        started = time.perf_counter()
+        if self.config.resume:
+            self._resume()
+        wrapped = _LossModule(self.task, self.device, half=self.config.precision == "bf16")
+        wrapped.train()
+        if self.config.compile:
+            wrapped.compile()
+        wrapped, optimizer = self.accelerator.prepare(wrapped, self.optimizer)
+        log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
+        display = Display(self.config.steps, self.step, self.directory.name) if log else None
+        metrics: dict[str, float] = {}
+        window = _Window()
+        try:
+            with self._signals(), explicit_cpu_attention():
+                while self.step < self.config.steps:
+                    self._train_step(wrapped, optimizer, window)
+                    if display:
+                        display.advance(self.step)
+                    if log and self.config.log_every and self.step % self.config.log_every == 0:
+                        window = self._log(log, display, window)
+                    last = self.step == self.config.steps
+                    if last or _due(self.step, self.config.validate_every):
+                        metrics = self._validate(log, display)
+                        wrapped.train()
+                    stop = self._stop_agreed()
+                    if last or stop or _due(self.step, self.config.save_every):
+                        self._save()
+                    if stop and not last:
+                        raise SystemExit(128 + signal.SIGTERM)
+                if self.accelerator.is_main_process:
+                    with self._averaged():
+                        write_atomically(self.directory / EXPORT, self.task.export)
+        finally:
+            if log:
+                log.close()
+                display.close()
+        self.accelerator.wait_for_everyone()
+        checkpoint = newest_checkpoint(self.directory / CHECKPOINTS)
+        return Result(
+            step=self.step,
+            seconds=time.perf_counter() - started,
+            metrics=metrics,
+            export=self.directory / EXPORT,
+            checkpoint=checkpoint,
+        )
+
+    def _train_step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, window: _Window) -> None:
+        config = self.config
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        factor = rate_factor(
+            self.step,
+            steps=config.steps,
+            warmup=config.warmup_steps,
+            schedule=config.schedule,
+            min_ratio=config.min_lr_ratio,
+        )
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        # One stream of random numbers per (seed, step, rank): a resumed run draws what an unbroken one would.
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + rank)
+        generator = torch.Generator(self.device).manual_seed(
+            ((config.seed + 7919) * 1_000_003 + self.step) * 4096 + rank
+        )
+        total = torch.zeros((), device=self.device)
+        for micro in range(config.accumulate):
+            began = time.perf_counter()
+            position = (self.step * config.accumulate + micro) * world + rank
+            slots = self.sampler.slots(position * config.batch_size, config.batch_size)
+            batch = _to_device(fetch(self.source, slots, config.seed), self.device)
+            window.data_seconds += time.perf_counter() - began
+            context = StepContext(
+                step=self.step, steps=config.steps, micro_step=micro, device=self.device, generator=generator
+            )
+            last = micro + 1 == config.accumulate
+            with nullcontext() if last else self.accelerator.no_sync(wrapped):
+                loss, parts = wrapped(batch, context)
+                self.accelerator.backward(loss / config.accumulate)
+            total = total + loss.detach().float() / config.accumulate
+            window.add({name: part / config.accumulate for name, part in parts.items()})
+        limit = config.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(list(self.trainable.values()), limit)
+        self._check_finite(total, norm, window)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        window.steps += 1
+        window.add({"loss": total} if norm is None else {"loss": total, "grad_norm": norm})
+        if self.average:
+            self.average.update(self.step)
+
+    def _check_finite(self, total: Tensor, norm: Tensor | None, window: _Window) -> None:
+        """Stop all processes before a NaN reaches the weights (the price: one synchronization per step)."""
+        healthy = total if norm is None else total + norm
+        bad = (~torch.isfinite(healthy)).float()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, reduction="sum")
+        if bad.item():
+            values = {name: value.item() / (window.steps + 1) for name, value in window.sums.items()}
+            raise NonFiniteLossError(
+                f"step {self.step}: loss {total.item()} or its gradient (norm {norm}) is not finite; mean parts "
+                f"of steps {self.step - window.steps} to {self.step}: {values}. Weights and checkpoints are "
+                "untouched: lower trainer.learning_rate or check the data of these steps, then resume"
+            )
+
+    def _log(self, log: RunLog, display: Display, window: _Window) -> _Window:
+        seconds = time.perf_counter() - window.started
+        values = {name: value.item() / window.steps for name, value in window.sums.items()}
+        samples = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes * window.steps
+        values["samples_per_second"] = samples / seconds
+        values["data_percent"] = 100 * window.data_seconds / seconds
+        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        log.write(self.step, values, kind="train")
+        display.note(self.step, values, (self.config.steps - self.step) * seconds / window.steps)
+        return _Window()
+
+    def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
+        self.task.modules.eval()
+        # Own random state, so that validating more or less often changes nothing in training.
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
+            torch.manual_seed(self.config.seed)
+            metrics = self.task.validate(self.step) if self.accelerator.is_main_process else {}
+            self._keep_best(metrics)
+        if log and metrics:
+            log.write(self.step, metrics, kind="validation")
+            display.note(self.step, metrics, math.nan if display.progress else 0)
+        return metrics
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        name = self.config.best_metric
+        if not metrics or name is None:
+            return
+        if name not in metrics:
+            raise ConfigError(f"trainer.best_metric: {name} is not among {', '.join(metrics)}")
+        sign = 1 if self.config.best_mode == "max" else -1
+        if self.best is None or sign * metrics[name] > sign * self.best:
+            self.best = metrics[name]
+            write_atomically(self.directory / BEST, self.task.export)
+
+    def _averaged(self) -> Any:
+        return self.average.swapped_in() if self.average else nullcontext()
+
+    def _stop_agreed(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self._stop
+        flag = torch.tensor(float(self._stop), device=self.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM asks for a stop after the current step; outside the main thread signals are left alone."""
+
+        def ask(*_: Any) -> None:
+            self._stop = True
+
+        try:
+            previous = signal.signal(signal.SIGTERM, ask)
+        except ValueError:  # not the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        buffers = {name for name, _ in self.task.modules.named_buffers()}
+        kept = self.trainable.keys() | buffers
+        state = self.task.modules.state_dict()
+        tensors = {f"model.{name}": tensor for name, tensor in state.items() if name in kept}
+        optimizer = self.optimizer.state_dict()
+        for index, values in optimizer["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
+        if self.average:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
+        facts = {"step": self.step, "best": self.best, "run": self._identity()}
+        # Tied weights share storage, which safetensors refuses: every tensor is stored by itself.
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, facts
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        config = self.config
+        return {
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "accumulate": config.accumulate,
+            "processes": self.accelerator.num_processes,
+            "samples": len(self.source),
+        }
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        tensors, facts = self._state()
+        folder = self.directory / CHECKPOINTS
+        save_checkpoint(folder, self.step, tensors, facts, keep=self.config.keep_checkpoints)
+
+    def _resume(self) -> None:
+        folder = newest_checkpoint(self.directory / CHECKPOINTS)
+        if folder is None:
+            return
+        tensors, facts = load_checkpoint(folder)
+        ours = json.loads(json.dumps(self._identity()))
+        changed = [key for key, value in ours.items() if facts["run"].get(key) != value]
+        if changed:
+            pairs = ", ".join(f"{key} was {facts['run'].get(key)}, now {ours[key]}" for key in changed)
+            raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
+        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        missing = self.trainable.keys() - model.keys()
+        wrong = [n for n, p in self.trainable.items() if n in model and model[n].shape != p.shape]
+        if missing or wrong:
+            names = ", ".join(sorted([*missing, *wrong])[:5])
+            raise CheckpointError(f"{folder}: does not fit the model ({names}); use another output directory")
+        self.task.modules.load_state_dict(model, strict=False)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if self.average:
+            self.average.load({n.removeprefix("average."): t for n, t in tensors.items() if n[:8] == "average."})
+        self.step, self.best = facts["step"], facts["best"]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
