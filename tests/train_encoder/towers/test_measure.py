@@ -1,0 +1,57 @@
+"""Rank-1, recall and the identity bootstrap on cases small enough to count by hand."""
+
+import numpy as np
+import pytest
+
+from train_encoder.towers.measure import identity_bootstrap, rank1_hits, recall_among
+from train_encoder.towers.sources import image_index
+
+
+def test_rank1_counts_probes_and_ties_are_misses() -> None:
+    identities = np.array([5, 5, 5, 9, 9])
+    indices = np.array([0, 1, 2, 0, 1])
+    embeddings = np.array([[1, 0], [2, 0.1], [1, 1], [0, 3], [0.2, 1.0]])
+    hits, probes = rank1_hits(embeddings, identities, indices)
+    assert probes.tolist() == [1, 2, 4]
+    assert hits.tolist() == [True, False, True]  # (1, 1) is as near to both people: a tie
+
+
+def test_rank1_needs_a_gallery_image() -> None:
+    with pytest.raises(ValueError, match="gallery"):
+        rank1_hits(np.eye(3), np.array([0, 0, 1]), np.array([0, 1, 1]))
+
+
+def test_bootstrap_resamples_people_not_images() -> None:
+    # One person always right with many images, one always wrong with few: the interval must span both.
+    values = np.array([1.0] * 90 + [0.0] * 10)
+    figure = identity_bootstrap(values, np.array([1] * 90 + [2] * 10))
+    assert figure.value == pytest.approx(0.9)
+    assert (figure.low, figure.high) == (0.0, 1.0)
+    assert (figure.count, figure.identities) == (100, 2)
+
+
+def test_bootstrap_of_a_constant_has_no_width() -> None:
+    figure = identity_bootstrap(np.ones(6), np.array([1, 1, 2, 2, 3, 3]))
+    assert (figure.low, figure.value, figure.high) == (1.0, 1.0, 1.0)
+
+
+def test_bootstrap_refuses_ragged_input() -> None:
+    with pytest.raises(ValueError, match="identity per value"):
+        identity_bootstrap(np.ones(3), np.ones(2))
+
+
+def test_recall_leaves_ambiguous_distractors_out() -> None:
+    scores = np.array([[0.5, 0.9, 0.1], [0.0, 1.0, 0.2], [0.7, 0.0, 0.7]])
+    nothing = np.zeros((3, 3), dtype=bool)
+    assert recall_among(scores, nothing, distractors=2).tolist() == [False, True, False]
+    ambiguous = nothing.copy()
+    ambiguous[0, 1] = ambiguous[1, 0] = ambiguous[2, 0] = True
+    assert recall_among(scores, ambiguous, distractors=1).tolist() == [True, True, True]
+    with pytest.raises(ValueError, match="distractors"):
+        recall_among(scores, ambiguous, distractors=2)
+
+
+def test_image_index_counts_within_identities() -> None:
+    assert image_index(np.array([4, 4, 4, 2, 2])).tolist() == [0, 1, 2, 0, 1]
+    with pytest.raises(ValueError, match="one after another"):
+        image_index(np.array([4, 2, 4]))

@@ -1,0 +1,83 @@
+"""Model card and metrics.json of a shipped tower, both written from the same measured numbers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from faceclip.errors import DataError
+from train_encoder.towers.measure import Figure
+
+Metric = Figure | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a reader must know to judge or to repeat a training."""
+
+    title: str
+    summary: str
+    command: str
+    seed: int
+    steps: int
+    samples: int
+    data: Mapping[str, object]  # the data set's own dataset.json
+    split: str = "test"
+    license: str = "Apache-2.0 (code and weights); training images rendered from CC0 head geometry"
+    notes: str = ""
+
+
+def dataset_facts(directory: Path) -> dict[str, object]:
+    """`dataset.json` of a data set directory. Raises DataError when it is missing or not JSON."""
+    path = Path(directory) / "dataset.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        message = f"{path}: cannot read the data set's facts ({error}); generate the data set again"
+        raise DataError(message) from error
+
+
+def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> None:
+    """Write `metrics.json` and `README.md` into an export directory."""
+    directory = Path(directory)
+    plain = {key: asdict(value) if isinstance(value, Figure) else value for key, value in metrics.items()}
+    facts = {"command": card.command, "seed": card.seed, "steps": card.steps, "samples": card.samples}
+    body = {**facts, "data": dict(card.data), "split": card.split, "metrics": plain}
+    (directory / "metrics.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    (directory / "README.md").write_text(_markdown(card, metrics))
+
+
+def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
+    data = ", ".join(f"{key} {value}" for key, value in card.data.items() if isinstance(value, str | int))
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "tags: [synthetic-faces, tiny]",
+        "---",
+        f"# {card.title}",
+        "",
+        card.summary,
+        "",
+        "| | |",
+        "|---|---|",
+        f"| command | `{card.command}` |",
+        f"| seed | {card.seed} |",
+        f"| steps | {card.steps} ({card.samples} samples seen) |",
+        f"| data | {data} |",
+        f"| license | {card.license} |",
+        "",
+        f"## Measured on the {card.split} split",
+        "",
+        "| figure | value | 95 % interval | n | identities |",
+        "|---|---|---|---|---|",
+    ]
+    for name, metric in metrics.items():
+        if isinstance(metric, Figure):
+            interval = f"{metric.low:.3f} to {metric.high:.3f} | {metric.count} | {metric.identities}"
+            lines.append(f"| {name} | {metric.value:.3f} | {interval} |")
+        else:
+            lines.append(f"| {name} | {metric:.3f} | | | |")
+    lines += ["", "Intervals: bootstrap over identities, 2,000 resamples."]
+    if card.notes:
+        lines += ["", card.notes]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,78 @@
+"""What every tower command does: configure, train, export, measure on the test split, write the card."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faceclip.errors import ConfigError
+from faceclip.runtime.config import parse_config
+from faceclip.runtime.trainer import MapSource, Task, Trainer, TrainerConfig
+from train_encoder.towers.card import Card, Metric, dataset_facts, write_card
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(kw_only=True)
+class TowerConfig:
+    """Common fields: `data` is a data set directory, `out` receives the run, `export` the finished tower."""
+
+    data: str = ""
+    out: str = "runs/towers/tower"
+    export: str = ""  # empty: the folder `export` below `out`
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def run_tower(
+    config_class: type[TowerConfig],
+    argv: list[str] | None,
+    *,
+    name: str,
+    build: Callable[[Any], tuple[Task, MapSource]],
+    measure: Callable[[Path, Path], Mapping[str, Metric]],
+    title: str,
+    summary: str,
+    notes: str = "",
+) -> Mapping[str, Metric]:
+    """Train a tower and leave it with its card in the export directory; returns the measured figures.
+
+    `build` makes task and source from the configuration, `measure` reads the exported directory and the data
+    set.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    config = parse_config(config_class, argv, presets=PRESETS / name)
+    if not config.data:
+        raise ConfigError("data: name the data set directory, as in data=DIR")
+    facts = dataset_facts(Path(config.data))
+    torch.manual_seed(config.trainer.seed)
+    task, source = build(config)
+    Trainer(config.trainer, task, source, Path(config.out)).fit()
+    export = Path(config.export or Path(config.out) / "export")
+    task.export(export)
+    metrics = measure(export, Path(config.data))
+    trainer = config.trainer
+    card = Card(
+        title=title,
+        summary=summary,
+        command=_command(name, argv),
+        seed=trainer.seed,
+        steps=trainer.steps,
+        samples=trainer.steps * trainer.batch_size * trainer.accumulate,
+        data=facts,
+        notes=notes,
+    )
+    write_card(export, card, metrics)
+    for key, metric in metrics.items():
+        print(f"{key}: {metric}")
+    print(f"exported to {export}")
+    return metrics
+
+
+def _command(name: str, argv: list[str]) -> str:
+    """The command as a reader would type it: places on this machine are left out."""
+    local = ("data=", "out=", "export=")
+    rest = [argument for argument in argv if not argument.startswith(local)]
+    return " ".join([f"python -m train_encoder.towers.{name}", "data=DIR", *rest])

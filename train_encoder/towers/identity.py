@@ -1,0 +1,147 @@
+"""What both recognizers share: an ArcFace task with geometry as a second target, and its measurement."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from faceclip.cpu_attention import explicit_cpu_attention
+from faceclip.data.arrays import load_arrays
+from faceclip.runtime.trainer import StepContext
+from train_encoder.towers.margin import arcface_loss, margin_at
+from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
+from train_encoder.towers.sources import CropSource, aligned_crops, image_index
+
+LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself
+
+
+@dataclass(kw_only=True)
+class MarginConfig:
+    """ArcFace's margin (radians) and scale; `warmup` steps without margin, then a ramp of `ramp` steps.
+
+    geometry: weight of the second loss, a linear readout of the head's shape coefficients from the embedding.
+    An identity label says only "another person"; the coefficients say how the heads differ, which a small
+    network on few people needs.
+    """
+
+    margin: float = 0.35
+    scale: float = 32.0
+    warmup: int = 300
+    ramp: int = 1500
+    geometry: float = 0.5
+
+
+class IdentityTask:
+    """Trains `backbone` (crops in [0, 1] → embeddings, through `embed`) to tell the training identities
+    apart.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        embed: Callable[[Tensor], Tensor],
+        *,
+        source: CropSource,
+        margin: MarginConfig,
+        directory: Path,
+    ) -> None:
+        shape = np.asarray(source.arrays.shape, dtype=np.float32)
+        self.margin = margin
+        self.embed = embed
+        embedding_dim = int(backbone.config.embedding_dim)
+        self.modules = nn.ModuleDict(
+            {"backbone": backbone, "geometry": nn.Linear(embedding_dim, shape.shape[1])}
+        )
+        self.modules["centers"] = nn.Embedding(source.classes, embedding_dim)
+        deviation = shape.std(axis=0).clip(1e-6)
+        self.shape = torch.from_numpy((shape - shape.mean(axis=0)) / deviation)
+        self.validation = EvaluationSet(directory, "validation", size=source.size, people=100)
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """ArcFace plus geometry on one batch of `CropSource`."""
+        with explicit_cpu_attention():
+            embeddings = self.embed(batch["crop"].float() / 255)
+        config = self.margin
+        margin = margin_at(context.step, warmup=config.warmup, ramp=config.ramp, margin=config.margin)
+        centers = self.modules["centers"].weight
+        arc, accuracy = arcface_loss(embeddings, centers, batch["label"], margin=margin, scale=config.scale)
+        # Scaled to the length of a standardized embedding, so that the readout is a plain regression.
+        unit = F.normalize(embeddings.float(), dim=1) * embeddings.shape[1] ** 0.5
+        with torch.autocast(unit.device.type, enabled=False):
+            geometry = F.mse_loss(self.modules["geometry"](unit), self.shape[batch["row"]])
+        total = arc + config.geometry * geometry
+        parts = {"arcface": arc.detach(), "geometry": geometry.detach(), "accuracy": accuracy}
+        return total, parts
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Rank-1 on the validation identities."""
+        figures = self.validation.measure(self.embed, self.modules["backbone"])
+        return {name: figure.value for name, figure in figures.items()}
+
+    def export(self, directory: Path) -> None:
+        """The recognizer alone; centers and readout are of no use afterwards."""
+        self.modules["backbone"].save_pretrained(directory)
+
+
+class EvaluationSet:
+    """The crops of one split, cut once; `portrait` px: cut from portraits resized to this (None: as stored).
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        *,
+        size: int,
+        portrait: int | None = None,
+        people: int | None = None,
+    ) -> None:
+        arrays = load_arrays(directory, split, size=portrait)
+        self.identity = np.asarray(arrays.identity)
+        kept = slice(None)
+        if people is not None and people < len(first := np.unique(self.identity, return_index=True)[1]):
+            kept = slice(0, np.sort(first)[people])
+        self.identity = self.identity[kept]
+        self.yaw = np.asarray(arrays.pose)[kept, 0]
+        self.crops = aligned_crops(arrays, size, count=len(self.identity))
+
+    def measure(self, embed: Callable[[Tensor], Tensor], module: nn.Module) -> dict[str, Figure]:
+        """Rank-1 (gallery: the frontal image of each person) over all probes and over those at large yaw."""
+        index = image_index(self.identity)
+        hits, probes = rank1_hits(embed_crops(embed, module, self.crops), self.identity, index)
+        people = self.identity[probes]
+        large = np.abs(self.yaw[probes]) > LARGE_YAW
+        figures = {"rank1": identity_bootstrap(hits, people)}
+        if large.any():
+            figures["rank1_large_yaw"] = identity_bootstrap(hits[large], people[large])
+        return figures
+
+
+def measure_identity(
+    embed: Callable[[Tensor], Tensor], module: nn.Module, directory: Path, *, size: int, split: str = "test"
+) -> dict[str, Figure]:
+    """Rank-1 on a split from full portraits, and from portraits at 64 px, as the tiny generator draws them.
+    """
+    figures = EvaluationSet(directory, split, size=size).measure(embed, module)
+    small = EvaluationSet(directory, split, size=size, portrait=64).measure(embed, module)
+    return figures | {f"{name}_64px": figure for name, figure in small.items()}
+
+
+@torch.inference_mode()
+def embed_crops(
+    embed: Callable[[Tensor], Tensor], module: nn.Module, crops: NDArray[np.uint8], *, batch: int = 64
+) -> NDArray[np.float32]:
+    """Embeddings (N, E) in fp32 of uint8 crops (N, S, S, 3); `module` is put in evaluation mode meanwhile."""
+    training = module.training
+    module.eval()
+    rows = []
+    for start in range(0, len(crops), batch):
+        images = torch.from_numpy(crops[start : start + batch]).permute(0, 3, 1, 2).float() / 255
+        rows.append(embed(images).float().numpy())
+    module.train(training)
+    return np.concatenate(rows)

@@ -1,0 +1,72 @@
+"""Train the evaluation's second recognizer: a small residual network with its own seed.
+
+python -m train_encoder.towers.second_recognizer data=DIR [--preset tiny] [trainer.steps=…]
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eval.judge import SecondRecognizer
+from faceclip.runtime.trainer import TrainerConfig
+from train_encoder.towers.command import TowerConfig, run_tower
+from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
+from train_encoder.towers.measure import Figure
+from train_encoder.towers.sources import CropSource, JitterConfig
+
+
+@dataclass(kw_only=True)
+class ResNetConfig:
+    """Sizes of `eval.judge.SecondRecognizer`."""
+
+    image_size: int = 64
+    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
+    embedding_dim: int = 128
+
+
+@dataclass(kw_only=True)
+class SecondRecognizerConfig(TowerConfig):
+    """Everything that decides the second recognizer's training."""
+
+    out: str = "runs/towers/second_recognizer"
+    model: ResNetConfig = field(default_factory=ResNetConfig)
+    margin: MarginConfig = field(default_factory=MarginConfig)
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
+    """Model, task and source of a configuration."""
+    sizes = config.model
+    model = SecondRecognizer(
+        image_size=sizes.image_size, widths=tuple(sizes.widths), embedding_dim=sizes.embedding_dim
+    )
+    source = CropSource(Path(config.data), "train", size=sizes.image_size, jitter=config.jitter)
+    return IdentityTask(
+        model, model, source=source, margin=config.margin, directory=Path(config.data)
+    ), source
+
+
+def measure(path: Path, data: Path) -> dict[str, Figure]:
+    """Rank-1 on the test identities of the exported recognizer."""
+    model = SecondRecognizer.from_pretrained(path)
+    return measure_identity(model, model, data, size=model.config.image_size)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m train_encoder.towers.second_recognizer`."""
+    run_tower(
+        SecondRecognizerConfig,
+        argv,
+        name="second_recognizer",
+        build=build,
+        measure=measure,
+        title="Second face recognizer (residual network, 64 px; evaluation only)",
+        summary=(
+            "A small residual network of other architecture and seed than the recognizer that conditions the "
+            "generator. It only scores generated images; no training ever sees it."
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
