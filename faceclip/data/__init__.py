@@ -1,0 +1,1 @@
+"""Data: records, captions, decoded arrays and synthetic identities."""

@@ -1,0 +1,142 @@
+"""What a record of a portrait data set holds, as columns of a Hugging Face `datasets` directory.
+
+Layout: ``DIR/data/{train,validation,test}-*.parquet``, ``DIR/README.md`` (data card), ``DIR/dataset.json``
+(seed, version, counts and the hash of every shard; written last: where it is, the data are complete).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import datasets
+from datasets import Features, List, Value
+
+SPLITS = ("train", "validation", "test")
+
+REGIONS = (
+    "background",
+    "skin",
+    "hair",
+    "brows",
+    "eyes",
+    "glasses",
+    "nose",
+    "lips",
+    "beard",
+    "hat",
+    "ears",
+    "neck",
+    "clothes",
+)
+"""Names of the labels 0, 1, … of the region map."""
+
+_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "gray")
+
+VOCABULARIES: dict[str, tuple[str, ...]] = {
+    "hair_color": ("black", "brown", "blond", "red", "gray"),
+    "hair_length": ("bald", "short", "medium", "long"),
+    "hair_texture": ("straight", "wavy", "curly"),
+    "beard": ("none", "stubble", "mustache", "full"),
+    "glasses": ("none", "round", "square", "sunglasses"),
+    "hat": ("none", "cap", "beanie", "brimmed"),
+    "hat_color": _COLORS,
+    "makeup": ("none", "lipstick", "full"),
+    "clothes": ("tshirt", "shirt", "sweater", "hoodie"),
+    "clothes_color": _COLORS,
+    "expression": ("neutral", "smile", "laugh", "surprise", "sad", "angry"),
+    "background_color": ("white", "gray", "blue", "green", "beige", "pink", "dark"),
+}
+"""Changeable attributes and their values; a value's position is its class in `FaceArrays.attributes`."""
+
+CaptionKind = Literal["attributes", "emotion", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """A stretch of a caption that describes one region: `caption.text[start:end] == text`.
+
+    `attributes` are the names, keys of `VOCABULARIES`, whose value these words state.
+    """
+
+    text: str
+    start: int
+    end: int
+    region: str
+    attributes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A description of one portrait with its phrases in order of appearance."""
+
+    text: str
+    kind: CaptionKind
+    phrases: tuple[Phrase, ...] = field(default=())
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of all attributes that the caption states."""
+        return tuple(name for phrase in self.phrases for name in phrase.attributes)
+
+
+def caption_to_dict(caption: Caption) -> dict:
+    """The nested dict that the `captions` column stores."""
+    return {
+        "text": caption.text,
+        "kind": caption.kind,
+        "phrases": [
+            {
+                "text": phrase.text,
+                "start": phrase.start,
+                "end": phrase.end,
+                "region": phrase.region,
+                "attributes": list(phrase.attributes),
+            }
+            for phrase in caption.phrases
+        ],
+    }
+
+
+def caption_from_dict(stored: dict) -> Caption:
+    """The inverse of `caption_to_dict`. Raises KeyError for a missing field."""
+    phrases = tuple(
+        Phrase(
+            text=phrase["text"],
+            start=phrase["start"],
+            end=phrase["end"],
+            region=phrase["region"],
+            attributes=tuple(phrase["attributes"]),
+        )
+        for phrase in stored["phrases"]
+    )
+    return Caption(text=stored["text"], kind=stored["kind"], phrases=phrases)
+
+
+def features() -> Features:
+    """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees."""
+    numbers = List(Value("float32"))
+    points = List(List(Value("float32")))
+    phrase = {
+        "text": Value("string"),
+        "start": Value("int32"),
+        "end": Value("int32"),
+        "region": Value("string"),
+        "attributes": List(Value("string")),
+    }
+    return Features(
+        {
+            "image": datasets.Image(),
+            "identity": Value("int32"),
+            "index": Value("int32"),
+            "attributes": {name: Value("string") for name in VOCABULARIES},
+            "expression": numbers,
+            "shape": numbers,
+            "pose": {"yaw": Value("float32"), "pitch": Value("float32"), "roll": Value("float32")},
+            "camera": numbers,
+            "light": numbers,
+            "landmarks_5": points,
+            "landmarks_68": points,
+            "regions": datasets.Image(),
+            "shading": datasets.Image(),
+            "captions": List({"text": Value("string"), "kind": Value("string"), "phrases": List(phrase)}),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Synthetic identities: labelled portraits rendered from the parametric head; no photograph is involved."""

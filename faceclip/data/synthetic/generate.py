@@ -1,0 +1,200 @@
+"""Writing a synthetic data set: parallel, deterministic, resumable, never half a file."""
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from faceclip.data.records import SPLITS, VOCABULARIES, features
+from faceclip.data.synthetic.card import write_card, write_contact_sheet
+from faceclip.data.synthetic.plan import Request, Shard, check_same_request, file_hash, plan_shards
+from faceclip.errors import DataError
+
+_RENDERER: Any = None  # one per worker process
+
+
+def generate(directory: Path, request: Request, *, workers: int, quiet: bool = False) -> dict:
+    """Generate what is missing of a data set and describe it; returns the content of ``dataset.json``.
+
+    The files are a function of the request alone, whatever `workers` is and however often it was interrupted.
+    Raises `ConfigError` when the folder holds another data set.
+    """
+    check_same_request(directory, request)
+    (directory / "data").mkdir(parents=True, exist_ok=True)
+    _replace_text(directory / "request.json", json.dumps(request.to_dict(), indent=1))
+    shards = plan_shards(request)
+    missing = [shard for shard in shards if not _is_complete(directory / shard.path, shard, request)]
+    if missing:
+        _render_shards(directory, request, missing, len(shards), workers, quiet)
+    elif (directory / "dataset.json").is_file():
+        return json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+    return _describe(directory, request, shards)
+
+
+def render_person(request: Request, index: int) -> list[dict]:
+    """All rows of one identity. Runs in a worker process."""
+    from faceclip.data.synthetic.render import PortraitRenderer
+
+    from faceclip.data.synthetic.rows import make_row
+    from faceclip.data.synthetic.sample import sample_identity, sample_scene
+
+    global _RENDERER
+    if _RENDERER is None:
+        _RENDERER = PortraitRenderer()
+    identity = sample_identity(request.seed, index)
+    rows = []
+    for number in range(request.images_per_identity):
+        scene = sample_scene(request.seed, index, number)
+        portrait = _RENDERER.render(identity, scene, request.size)
+        rows.append(make_row(identity, scene, portrait, seed=request.seed, image_index=number))
+    return rows
+
+
+def _render_shards(
+    directory: Path, request: Request, missing: list[Shard], total: int, workers: int, quiet: bool
+) -> None:
+    schema = features().arrow_schema
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    images = sum(shard.last - shard.first for shard in missing) * request.images_per_identity
+    with Progress(*columns, disable=quiet) as progress:
+        task = progress.add_task(f"portraits ({len(missing)} of {total} shards)", total=images, rate="")
+        began, done = time.monotonic(), 0
+        people = _people(request, missing, workers)
+        for shard in missing:
+            rows: list[dict] = []
+            for _ in range(shard.first, shard.last):
+                rows += next(people)
+                done += request.images_per_identity
+                rate = done / (time.monotonic() - began)
+                progress.update(task, completed=done, rate=f"{rate:.1f} images/s")
+            _write_shard(directory / shard.path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def _people(request: Request, shards: list[Shard], workers: int) -> Iterator[list[dict]]:
+    """Rows of every identity of the shards, in order, rendered by `workers` processes some people ahead."""
+    order = [index for shard in shards for index in range(shard.first, shard.last)]
+    if workers <= 1:
+        for index in order:
+            yield render_person(request, index)
+        return
+    # Spawned, not forked: OpenMP and numba thread pools do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+        waiting: list[Future] = []
+        ahead = workers * 3
+        try:
+            for index in order:
+                waiting.append(pool.submit(render_person, request, index))
+                if len(waiting) >= ahead:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _prepare_worker() -> None:
+    import torch
+
+    # The processes are the parallelism.
+    torch.set_num_threads(1)
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    parent = os.getppid()
+
+    def leave_with_parent() -> None:
+        # A killed parent cannot tell its workers; without this they would wait for work forever.
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _is_complete(path: Path, shard: Shard, request: Request) -> bool:
+    """Shards are renamed into place when whole; the footer's row count guards against foreign files."""
+    if not path.is_file():
+        return False
+    try:
+        rows = pq.ParquetFile(path).metadata.num_rows
+    except (pa.ArrowException, OSError):
+        return False
+    return rows == (shard.last - shard.first) * request.images_per_identity
+
+
+def _write_shard(path: Path, table: pa.Table) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            # PNGs do not compress again; small row groups let a reader take a few rows.
+            pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
+    """Card, contact sheet and, last, dataset.json."""
+    counts = {name: Counter() for name in VOCABULARIES}
+    images = dict.fromkeys(SPLITS, 0)
+    files = []
+    for shard in shards:
+        table = pq.read_table(directory / shard.path, columns=["attributes"])
+        images[shard.split] += table.num_rows
+        for attributes in table["attributes"].to_pylist():
+            for name, value in attributes.items():
+                counts[name][value] += 1
+        files.append({"path": shard.path, "rows": table.num_rows, "sha256": file_hash(directory / shard.path)})
+    if sum(images.values()) == 0:
+        raise DataError(f"{directory} has no portraits")
+    summary = {
+        **request.to_dict(),
+        "counts": {
+            split: {"identities": people, "images": images[split]}
+            for split, people in zip(SPLITS, request.splits, strict=True)
+        },
+        "attributes": {name: {value: counts[name][value] for value in values} for name, values in VOCABULARIES.items()},
+        "files": files,
+    }
+    write_contact_sheet(directory / "contact_sheet.png", directory / shards[0].path)
+    _replace_text(directory / "README.md", write_card(summary))
+    _replace_text(directory / "dataset.json", json.dumps(summary, indent=1))
+    return summary

@@ -1,0 +1,148 @@
+"""Arrays of a hand-made shard: exact decoding, resizing, caching, and every kind of damage."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from faceclip.data.arrays import load_arrays
+from faceclip.data.records import REGIONS, VOCABULARIES, features
+from faceclip.errors import DataError, EmptyDatasetError
+
+SIZE = 16
+
+
+def png(picture: np.ndarray) -> dict:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def make_row(identity: int, index: int, **changes) -> dict:
+    generator = np.random.default_rng([identity, index])
+    caption = {
+        "text": "A person with red hair.",
+        "kind": "attributes",
+        "phrases": [{"text": "red hair", "start": 14, "end": 22, "region": "hair", "attributes": ["hair_color"]}],
+    }
+    row = {
+        "image": png(generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)),
+        "identity": identity,
+        "index": index,
+        "attributes": {name: values[-1] for name, values in VOCABULARIES.items()},
+        "expression": [0.5, 0.25],
+        "shape": [1.0, 2.0, 3.0],
+        "pose": {"yaw": 10.0, "pitch": -5.0, "roll": 1.0},
+        "camera": [1.0, 0.0, 0.0, 14.0],
+        "light": [0.1] * 27,
+        "landmarks_5": [[1.0, 2.0]] * 5,
+        "landmarks_68": [[3.0, 4.0]] * 68,
+        "regions": png(generator.integers(0, len(REGIONS), (SIZE, SIZE), dtype=np.uint8)),
+        "shading": png(np.zeros((SIZE, SIZE, 3), np.uint8)),
+        "captions": [caption] * 3,
+    }
+    return {**row, **changes}
+
+
+def write(root: Path, rows: list[dict], *, name: str = "test-00000-of-00001") -> Path:
+    path = root / "data" / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=features().arrow_schema), path)
+    return path
+
+
+def test_stored_values_come_back(tmp_path):
+    rows = [make_row(5, 0), make_row(5, 1), make_row(6, 0)]
+    write(tmp_path, rows)
+    arrays = load_arrays(tmp_path, "test")
+    assert len(arrays) == 3 and arrays.size == SIZE
+    assert arrays.identity.tolist() == [5, 5, 6] and arrays.index.tolist() == [0, 1, 0]
+    first = np.array(Image.open(io.BytesIO(rows[0]["image"]["bytes"])))
+    np.testing.assert_array_equal(arrays.images[0], first)
+    np.testing.assert_array_equal(arrays.regions[0], np.array(Image.open(io.BytesIO(rows[0]["regions"]["bytes"]))))
+    assert arrays.pose[0].tolist() == [10, -5, 1] and arrays.shape.shape == (3, 3)
+    assert arrays.landmarks_5[0, 0].tolist() == [1, 2] and arrays.landmarks_68.shape == (3, 68, 2)
+    assert arrays.attributes["glasses"].tolist() == [3, 3, 3]
+    assert arrays.attribute_values("glasses").tolist() == ["sunglasses"] * 3
+    assert arrays.captions[2][0].named == ("hair_color",)
+
+
+def test_resizing_averages_areas_and_moves_landmarks(tmp_path):
+    write(tmp_path, [make_row(0, 0)])
+    full, half = load_arrays(tmp_path, "test"), load_arrays(tmp_path, "test", size=SIZE // 2)
+    blocks = full.images[0].reshape(8, 2, 8, 2, 3).mean(axis=(1, 3))
+    assert np.abs(half.images[0] - blocks).max() <= 1
+    # Pixel centers: (1 + .5) / 2 − .5 = .25 and (2 + .5) / 2 − .5 = .75.
+    np.testing.assert_allclose(half.landmarks_5[0, 0], [0.25, 0.75])
+    # Labels are never mixed: each is one of its block.
+    blocks = full.regions[0].reshape(8, 2, 8, 2).transpose(0, 2, 1, 3).reshape(8, 8, 4)
+    assert (half.regions[0][..., None] == blocks).any(axis=-1).all()
+
+
+def test_cache_is_used_and_follows_the_content(tmp_path):
+    path = write(tmp_path, [make_row(1, 0)])
+    load_arrays(tmp_path, "test")
+    (cache,) = (tmp_path / ".arrays").iterdir()
+    stamp = (cache / "images.npy").stat().st_mtime_ns
+    load_arrays(tmp_path, "test")
+    assert (cache / "images.npy").stat().st_mtime_ns == stamp
+    path.unlink()
+    write(tmp_path, [make_row(2, 0)])
+    assert load_arrays(tmp_path, "test").identity.tolist() == [2]
+
+
+def test_arrays_are_read_only(tmp_path):
+    write(tmp_path, [make_row(1, 0)])
+    with pytest.raises(ValueError, match="read-only"):
+        load_arrays(tmp_path, "test").images[0] = 0
+
+
+def test_missing_data_say_what_to_run(tmp_path):
+    with pytest.raises(DataError, match=r"python -m faceclip\.data\.synthetic"):
+        load_arrays(tmp_path, "test")
+    with pytest.raises(DataError, match="unknown split 'tset'"):
+        load_arrays(tmp_path, "tset")
+
+
+def test_incomplete_shards_are_counted(tmp_path):
+    write(tmp_path, [make_row(1, 0)], name="test-00000-of-00002")
+    with pytest.raises(DataError, match="1 of 2 test shards"):
+        load_arrays(tmp_path, "test")
+
+
+def test_truncated_shard_is_named(tmp_path):
+    path = write(tmp_path, [make_row(1, 0)])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt"):
+        load_arrays(tmp_path, "test")
+    assert not list((tmp_path / ".arrays").glob("*")) if (tmp_path / ".arrays").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": {"bytes": b"no picture", "path": None}}, "identity 1, index 0, image is not a readable PNG"),
+        ({"image": png(np.zeros((8, 16, 3), np.uint8))}, "16×8, expected a square"),
+        ({"landmarks_5": [[1.0, 2.0]] * 4}, r"landmarks_5 has shape \(4, 2\)"),
+        ({"attributes": {**make_row(0, 0)["attributes"], "hat": "crown"}}, "hat='crown'"),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path, changes, message):
+    write(tmp_path, [make_row(1, 0, **changes)])
+    with pytest.raises(DataError, match=message):
+        load_arrays(tmp_path, "test")
+    assert list((tmp_path / ".arrays").iterdir()) == []  # nothing half is left
+
+
+def test_missing_columns_and_empty_splits(tmp_path):
+    path = write(tmp_path, [make_row(1, 0)])
+    pq.write_table(pq.read_table(path).drop_columns(["shading"]), path)
+    with pytest.raises(DataError, match="lacks the columns shading"):
+        load_arrays(tmp_path, "test")
+    write(tmp_path, [])
+    with pytest.raises(EmptyDatasetError, match="no portraits"):
+        load_arrays(tmp_path, "test")
