@@ -221,6 +221,8 @@ def extract(data: Path, *, people: int = PEOPLE, seed: int = 0) -> tuple[dict[st
 
     rng = np.random.default_rng(seed)
     offsets = sample_people(targets, people, vertices, rng).astype(np.float32)
+    eyes = (part == GROUPS.index("helper-r-eye")) | (part == GROUPS.index("helper-l-eye"))
+    offsets -= offsets[:, eyes].mean(1, keepdims=True)  # people differ in height: the eyes stay where the camera looks
     template = base[vertices] + offsets.mean(0)
     centred = (offsets - offsets.mean(0)).reshape(people, -1)
     face = (template[:, 1] > 6.2) & (template[:, 2] > 0.3)

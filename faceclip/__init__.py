@@ -1,0 +1,1 @@
+"""The FaceCLIP joint encoder, and the ground that training, plugin and evaluation stand on."""
