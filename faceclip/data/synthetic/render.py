@@ -176,9 +176,7 @@ class PortraitRenderer:
         u, v = skin.to_texture(p[:, 0], p[:, 1])
 
         def look_up(texture: np.ndarray) -> np.ndarray:
-            found = cv2.remap(texture, u.astype(np.float32)[:, None], v.astype(np.float32)[:, None], cv2.INTER_LINEAR,
-                              borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
-            return found[:, 0]
+            return _sample(texture, u, v)
 
         front = smoothstep(z, 0.55, 0.8)[:, None]
         albedo = identity.skin_tone * (1 + front * (look_up(person.skin) - 1))
@@ -227,6 +225,15 @@ class PortraitRenderer:
         albedo = np.where(cloth[:, None], color, albedo)
         region[cloth] = REGION["clothes"]
         return albedo.astype(np.float32), region
+
+
+def _sample(texture: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Bilinear values (N, …) of a texture at pixels (u, v); in a block, since OpenCV maps at most 32766 rows."""
+    columns = 256
+    pad = -len(u) % columns
+    block = [np.pad(c.astype(np.float32), (0, pad)).reshape(-1, columns) for c in (u, v)]
+    found = cv2.remap(texture, *block, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return found.reshape(-1, *texture.shape[2:])[: len(u)]
 
 
 def _background(color: str, size: int, rng: np.random.Generator) -> np.ndarray:
