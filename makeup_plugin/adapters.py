@@ -25,6 +25,7 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.identity import IdentityChannel, detach_identity
+from makeup_plugin.provenance import public_name
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
@@ -148,7 +149,7 @@ def save_adapter(
             channel.save_pretrained(directory / name)
     config = {
         "format": FORMAT,
-        "base_model": base_model,
+        "base_model": public_name(base_model),
         "base_fingerprint": fingerprint(unet),
         "lora": None
         if lora is None
@@ -158,9 +159,19 @@ def save_adapter(
         "licence": licence,
         **(extra or {}),
     }
+    hide_local_paths(directory)
     # Last, so that a directory with a configuration is a whole one.
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return directory
+
+
+def hide_local_paths(directory: Path) -> None:
+    """Reduce the paths that diffusers writes into configuration files to their last part (see `public_name`)."""
+    for path in (*directory.glob("*.json"), *directory.glob("*/*.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.get("_name_or_path"):
+            config["_name_or_path"] = public_name(config["_name_or_path"])
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_adapter_config(directory: str | Path) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def hash_prompt(prompt: str) -> str:
     return hashlib.sha256(prompt.encode("utf-8")).hexdigest()
 
 
+def public_name(model: str) -> str:
+    """A hub id as it is; of a local path only the last part, since the rest tells where a file was made."""
+    return Path(model).name if Path(model).exists() or Path(model).is_absolute() else model
+
+
 def make_records(
     *,
     model: str,
@@ -75,8 +80,8 @@ def make_records(
     settings: dict[str, Any],
     record_prompt: bool,
 ) -> list[Provenance]:
-    """One record per image of a batch. Of a local model path only the last part is kept."""
-    name = Path(model).name if Path(model).exists() else model
+    """One record per image of a batch."""
+    name = public_name(model)
     return [
         Provenance(
             model=name,

@@ -12,9 +12,11 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.adapters import (
@@ -29,6 +31,8 @@ from makeup_plugin.adapters import (
     save_adapter,
     unload_adapter,
 )
+
+logger = logging.get_logger(__name__)
 
 
 class PipelineStorageMixin:
@@ -60,6 +64,10 @@ class PipelineStorageMixin:
         The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored.
         """
         directory = Path(save_directory)
+        # diffusers only logs this and goes on, which would leave a pipeline without that part.
+        for path in (directory, *(directory / name for name in self.components)):
+            if path.is_file():
+                raise CheckpointError(f"{path} is a file where a folder must go: remove it or save elsewhere")
         (directory / CONFIG_FILE).unlink(missing_ok=True)
         adapted = self.unet
         try:
@@ -125,6 +133,36 @@ class PipelineStorageMixin:
             shading_channel=self.shading_channel,
             licence=licence,
             base_model=str(getattr(self.config, "_name_or_path", None) or ""),
+        )
+
+    def load_lora_weights(
+        self,
+        source: str | Path | dict[str, Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Add a LoRA of other origin (a style, say) to the UNet, as in diffusers.
+
+        Parts for text encoders are left out with a warning: the joint encoder is not SDXL's. Activate it
+        beside ours with `set_adapters([ADAPTER_NAME, adapter_name])`; `save_pretrained` does not store it.
+        """
+        state, alphas, metadata = self.lora_state_dict(
+            source, unet_config=self.unet.config, return_lora_metadata=True, **kwargs
+        )
+        foreign = [key for key in state if not key.startswith(f"{self.unet_name}.")]
+        if len(foreign) == len(state):
+            raise ConfigError(f"{source} has no LoRA for a UNet; its names start like {foreign[:1]}")
+        if foreign:
+            logger.warning("%d tensors for text encoders are left out, e.g. %s", len(foreign), foreign[0])
+        self.load_lora_into_unet(
+            state,
+            network_alphas=alphas,
+            unet=self.unet,
+            adapter_name=adapter_name,
+            metadata=metadata,
+            _pipeline=self,
+            hotswap=hotswap,
         )
 
     def unload_adapter(self) -> None:

@@ -1,11 +1,21 @@
 """Tiny real components: the classes of the full-size pipeline with few channels and random weights."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
 
+from makeup_plugin.adapters import LoraSettings, add_lora
 from makeup_plugin.conditioning import Conditions, time_ids
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.pipeline import FaceMakeUpPipeline
+from makeup_plugin.shading import shading_channel_from_unet
 
 CONTEXT, POOLED, IDENTITY, IMAGE = 48, 24, 16, 20
 
@@ -95,3 +105,116 @@ def conditions() -> Conditions:
 def noisy() -> tuple[torch.Tensor, torch.Tensor]:
     """Latents of three samples and their timesteps."""
     return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(4)), torch.tensor([10, 500, 900])
+
+
+class WordEncoder(ModelMixin, ConfigMixin):
+    """Smallest module with FaceCLIP's `encode`: tokens depend on the prompt's letters and on the face's colors."""
+
+    @register_to_config
+    def __init__(self, *, context: int = CONTEXT, pooled: int = POOLED, identity: int = IDENTITY):
+        super().__init__()
+        self.letters = nn.Embedding(256, context)
+        self.pool = nn.Linear(context, pooled)
+        self.face = nn.Linear(3 * 16, identity)
+
+    @apply_forward_hook
+    def encode(self, prompts, faces=None):
+        ids = torch.zeros(len(prompts), 77, dtype=torch.long)
+        for row, text in enumerate(prompts):
+            letters = text.encode()[:77]
+            ids[row, : len(letters)] = torch.tensor(list(letters), dtype=torch.long)
+        tokens = self.letters(ids.to(self.letters.weight.device))
+        identity = None
+        if faces is not None:
+            small = nn.functional.adaptive_avg_pool2d(faces.to(tokens.dtype), 4).flatten(1)
+            identity = self.face(small)
+            tokens = tokens + identity.mean(dim=-1)[:, None, None]
+        return SimpleNamespace(tokens=tokens, pooled=self.pool(tokens.mean(dim=1)), identity=identity)
+
+
+class PatchTower(ModelMixin, ConfigMixin):
+    """Smallest module with ImageTower's output: a token per quarter of the image."""
+
+    @register_to_config
+    def __init__(self, *, width: int = IMAGE):
+        super().__init__()
+        self.patch = nn.Linear(3, width)
+
+    def forward(self, images):
+        quarters = nn.functional.adaptive_avg_pool2d(images.to(self.patch.weight.dtype), 2)
+        return SimpleNamespace(tokens=self.patch(quarters.flatten(2).transpose(1, 2)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    shape: torch.Tensor
+    pose: torch.Tensor
+
+
+class MeanFitter(ModelMixin, ConfigMixin):
+    """Smallest module with FaceFitter's methods: shape and "pose" are the image's mean brightness."""
+
+    @register_to_config
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    @apply_forward_hook
+    def fit(self, images, landmarks):
+        assert landmarks.shape == (len(images), 5, 2)
+        means = torch.tensor([[image.mean() / 255] for image in images], dtype=self.scale.dtype)
+        return Fit(shape=means * self.scale.cpu(), pose=means.clone())
+
+    def shading(self, fit, size):
+        value = torch.stack([fit.shape[:, 0], fit.pose[:, 0], fit.pose[:, 0]], dim=1)
+        return value[:, :, None, None].expand(-1, -1, size, size)
+
+
+def make_base() -> dict:
+    """A base model's parts, the same on every call."""
+    torch.manual_seed(7)
+    encoder = WordEncoder().eval()
+    return {"unet": make_unet(), "vae": make_vae(), "scheduler": DDIMScheduler(), "joint_encoder": encoder}
+
+
+def make_pipeline(*, lora: bool = True) -> FaceMakeUpPipeline:
+    """The whole pipeline with channels that say something."""
+    parts = make_base()
+    torch.manual_seed(8)
+    control = shading_channel_from_unet(parts["unet"], vae_scale_factor=4).eval()
+    for module in (control.controlnet_mid_block, control.controlnet_cond_embedding.conv_out):
+        nn.init.normal_(module.weight, std=0.3)
+    channel = make_channel(parts["unet"])
+    if lora:
+        for parameter in add_lora(parts["unet"], LoraSettings(rank=2)):
+            nn.init.normal_(parameter, std=0.1)
+    pipeline = FaceMakeUpPipeline(
+        **parts,
+        image_encoder=PatchTower().eval(),
+        identity_channel=channel,
+        shading_channel=control,
+        face_fitter=MeanFitter().eval(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pipeline() -> FaceMakeUpPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture
+def base_parts():
+    return make_base
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """A picture whose face is given by hand (below), so that no detector runs."""
+    return np.random.default_rng(9).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return np.array([[30, 30], [50, 30], [40, 42], [32, 52], [48, 52]], dtype=np.float32)

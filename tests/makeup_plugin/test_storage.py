@@ -1,0 +1,186 @@
+"""Saving, loading, adapters on another base, offloading, and what a broken directory says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.pipeline import FaceMakeUpPipeline
+
+PLAIN = {"num_inference_steps": 2, "output_type": "np"}
+
+
+def run(pipeline, photo, points, **arguments) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline("a man", photo, landmarks=points, generator=generator, **PLAIN, **arguments).images
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    directory = tmp_path / "pipeline"
+    pipeline.save_pretrained(directory)
+    return directory
+
+
+def test_round_trip_is_bit_identical(pipeline, saved, photo, points):
+    wanted = run(pipeline, photo, points)
+    loaded = FaceMakeUpPipeline.from_pretrained(saved)
+    assert np.array_equal(run(loaded, photo, points), wanted)
+    assert set(loaded.components) == set(pipeline.components)
+    # Saving changed nothing in the pipeline itself, and a second trip changes nothing either.
+    assert np.array_equal(run(pipeline, photo, points), wanted)
+    loaded.save_pretrained(saved.with_name("again"))
+    again = FaceMakeUpPipeline.from_pretrained(saved.with_name("again"))
+    assert np.array_equal(run(again, photo, points), wanted)
+
+
+def test_stored_unet_is_the_plain_base(saved, base_parts):
+    from diffusers import UNet2DConditionModel
+
+    stored = UNet2DConditionModel.from_pretrained(saved / "unet").state_dict()
+    base = base_parts()["unet"].state_dict()
+    assert stored.keys() == base.keys()
+    assert all(torch.equal(stored[key], base[key]) for key in base)
+
+
+def test_saving_again_without_lora_leaves_no_old_one(pipeline, saved, photo, points):
+    pipeline.unload_lora_weights()
+    wanted = run(pipeline, photo, points)
+    pipeline.save_pretrained(saved)
+    assert not (saved / "lora.safetensors").exists()
+    assert np.array_equal(run(FaceMakeUpPipeline.from_pretrained(saved), photo, points), wanted)
+
+
+def test_base_only_pipeline_round_trip(base_parts, tmp_path):
+    base = FaceMakeUpPipeline(**base_parts(), add_watermark=False)
+    base.save_pretrained(tmp_path)
+    loaded = FaceMakeUpPipeline.from_pretrained(tmp_path)
+    assert loaded.identity_channel is None and loaded.config.add_watermark is False
+    assert np.array_equal(run(base, None, None), run(loaded, None, None))
+
+
+def test_added_part_moves_to_another_base(pipeline, saved, base_parts, photo, points, tmp_path):
+    """The adapter alone, on a base in SDXL's layout, with the same encoders: the same images."""
+    wanted = run(pipeline, photo, points)
+    adapter = pipeline.save_adapter(tmp_path / "adapter")
+    assert not (adapter / "unet").exists()
+    shared = {name: getattr(pipeline, name) for name in ("joint_encoder", "image_encoder", "face_fitter")}
+    for source in (adapter, saved):  # a whole pipeline's directory is an adapter too
+        other = FaceMakeUpPipeline.from_base(saved, adapter=source, **shared)
+        assert np.array_equal(run(other, photo, points), wanted)
+    with pytest.raises(ConfigError, match="needs joint_encoder"):
+        FaceMakeUpPipeline.from_base(saved)
+    with pytest.raises(CheckpointError, match="does not hold an SDXL base"):
+        FaceMakeUpPipeline.from_base(tmp_path, scheduler=pipeline.scheduler, **shared)
+
+
+def test_loading_in_another_dtype(saved, photo, points):
+    loaded = FaceMakeUpPipeline.from_pretrained(saved, dtype=torch.bfloat16)
+    for name, module in loaded.components.items():
+        if isinstance(module, torch.nn.Module):
+            assert {p.dtype for p in module.parameters()} == {torch.bfloat16}, name
+    assert np.isfinite(run(loaded, photo, points)).all()
+
+
+def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, points, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    style = unet_factory()
+    style.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(style))
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    wanted = run(pipeline, photo, points)
+    pipeline.load_lora_weights(tmp_path, adapter_name="style")
+    pipeline.set_adapters(["makeup", "style"])
+    assert not np.array_equal(run(pipeline, photo, points), wanted)
+    pipeline.delete_adapters("style")
+    np.testing.assert_allclose(run(pipeline, photo, points), wanted, atol=1e-6)
+
+
+def test_offloading_moves_every_part(pipeline, photo, points):
+    """Hooks on the CPU itself: every component is registered and called in a way that its hook sees."""
+    wanted = run(pipeline, photo, points)
+    names = set(pipeline.model_cpu_offload_seq.split("->")) | set(pipeline._exclude_from_cpu_offload)
+    modules = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    assert names <= modules and modules - names == {"shading_channel"}
+    pipeline.enable_model_cpu_offload(device="cpu")
+    hooked = {name for name in modules if hasattr(getattr(pipeline, name), "_hf_hook")}
+    assert hooked == modules - {"identity_channel"}
+    assert np.array_equal(run(pipeline, photo, points), wanted)
+
+
+def test_no_weight_lives_in_two_parts(pipeline):
+    owners = {}
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            for key, value in part.named_parameters():
+                assert value.data_ptr() not in owners, (name, key, owners.get(value.data_ptr()))
+                owners[value.data_ptr()] = f"{name}.{key}"
+
+
+def test_broken_directories_are_named(saved, tmp_path):
+    load = FaceMakeUpPipeline.from_pretrained
+    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"adapter\.json is missing"):
+        load(tmp_path / "empty")
+
+    def broken(name, change):
+        copy = tmp_path / name
+        shutil.copytree(saved, copy)
+        change(copy)
+        return copy
+
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    truncated = broken("truncated", lambda d: (d / weights).write_bytes((d / weights).read_bytes()[:999]))
+    with pytest.raises(CheckpointError, match="does not hold a loadable pipeline"):
+        load(truncated)
+    without = broken("without", lambda d: (d / weights).unlink())
+    with pytest.raises(CheckpointError, match="does not hold a loadable pipeline"):
+        load(without)
+    no_lora = broken("no_lora", lambda d: (d / "lora.safetensors").unlink())
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors cannot be read"):
+        load(no_lora)
+    interrupted = broken("interrupted", lambda d: (d / "adapter.json").unlink())
+    with pytest.raises(CheckpointError, match="saving it was interrupted"):
+        load(interrupted)
+
+
+def test_a_failed_save_leaves_the_pipeline_whole_and_the_directory_marked(pipeline, saved, photo, points, monkeypatch):
+    wanted = run(pipeline, photo, points)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.vae, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            pipeline.save_pretrained(saved)
+    assert np.array_equal(run(pipeline, photo, points), wanted)
+    with pytest.raises(CheckpointError, match="saving it was interrupted"):
+        FaceMakeUpPipeline.from_pretrained(saved)
+    shutil.rmtree(saved / "vae")
+    (saved / "vae").write_text("in the way")
+    with pytest.raises(CheckpointError, match="vae is a file where a folder must go"):
+        pipeline.save_pretrained(saved)
+
+
+def test_saved_files_do_not_tell_where_they_were_made(saved, tmp_path):
+    again = tmp_path / "again"
+    FaceMakeUpPipeline.from_pretrained(saved).save_pretrained(again)
+    assert json.loads((again / "adapter.json").read_text())["base_model"] == saved.name
+    texts = [path.read_text() for path in again.rglob("*.json")]
+    assert len(texts) == 10 and not any(str(tmp_path) in text for text in texts)
+
+
+def test_model_index_names_importable_classes(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["identity_channel"] == ["makeup_plugin.identity", "IdentityChannel"]
+    assert index["shading_channel"] == ["diffusers", "ControlNetModel"]
