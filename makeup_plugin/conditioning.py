@@ -106,9 +106,9 @@ class JointEncoder(Protocol):
 
 
 class FaceTower(Protocol):
-    """What conditioning needs of `faceclip.image_tower.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W) in
-    [0,1].
-    """
+    """What conditioning needs of `faceclip.image_tower.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W)."""
+
+    dtype: torch.dtype
 
     def __call__(self, images: Tensor): ...
 
@@ -300,11 +300,11 @@ def _identity_inputs(
             raise ConfigError(
                 "without any face, identity_dim must be given to shape the identity channel's zero inputs"
             )
-        probe = image_encoder(torch.zeros(1, 3, 64, 64, device=device, dtype=dtype)).tokens
+        probe = image_encoder(torch.zeros(1, 3, 64, 64, device=device, dtype=image_encoder.dtype)).tokens
         zeros = torch.zeros(count, identity_dim, device=device, dtype=dtype)
         return zeros, torch.zeros(count, *probe.shape[1:], device=device, dtype=dtype)
     rows = present.to(device)
-    seen = image_encoder(faces[present.to(faces.device)]).tokens
+    seen = image_encoder(faces[present.to(faces.device)].to(image_encoder.dtype)).tokens
     identity = torch.zeros(count, joint.identity.shape[-1], device=device, dtype=dtype)
     identity[rows] = F.normalize(joint.identity, dim=-1).to(dtype)
     image_tokens = torch.zeros(count, *seen.shape[1:], device=device, dtype=dtype)

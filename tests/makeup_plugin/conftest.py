@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from faceclip.image_tower import ImageTower
 from makeup_plugin.adapters import LoraSettings, add_lora
 from makeup_plugin.conditioning import Conditions, time_ids
 from makeup_plugin.identity import IdentityChannel
@@ -132,17 +133,9 @@ class WordEncoder(ModelMixin, ConfigMixin):
         return SimpleNamespace(tokens=tokens, pooled=self.pool(tokens.mean(dim=1)), identity=identity)
 
 
-class PatchTower(ModelMixin, ConfigMixin):
-    """Smallest module with ImageTower's output: a token per quarter of the image."""
-
-    @register_to_config
-    def __init__(self, *, width: int = IMAGE):
-        super().__init__()
-        self.patch = nn.Linear(3, width)
-
-    def forward(self, images):
-        quarters = nn.functional.adaptive_avg_pool2d(images.to(self.patch.weight.dtype), 2)
-        return SimpleNamespace(tokens=self.patch(quarters.flatten(2).transpose(1, 2)))
+def make_image_tower() -> ImageTower:
+    """open_clip's vision transformer at 8 px: a class token and four patches."""
+    return ImageTower(image_size=8, patch_size=4, width=IMAGE, layers=2, heads=2, embed_dim=8).eval()
 
 
 @dataclass(frozen=True)
@@ -190,7 +183,7 @@ def make_pipeline(*, lora: bool = True) -> FaceMakeUpPipeline:
             nn.init.normal_(parameter, std=0.1)
     pipeline = FaceMakeUpPipeline(
         **parts,
-        image_encoder=PatchTower().eval(),
+        image_encoder=make_image_tower(),
         identity_channel=channel,
         shading_channel=control,
         face_fitter=MeanFitter().eval(),
