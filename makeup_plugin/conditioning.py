@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,7 @@ class FaceTower(Protocol):
     """What conditioning needs of `faceclip.image_tower.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W)."""
 
     dtype: torch.dtype
+    config: Any
 
     def __call__(self, images: Tensor): ...
 
@@ -285,6 +286,17 @@ def _encode_joint(encoder: JointEncoder, prompts: list[str], faces: Tensor | Non
     )
 
 
+def _image_tokens(image_encoder: FaceTower, images: Tensor) -> Tensor:
+    """Tokens of images (N,3,H,W) by a tower of any dtype."""
+    if image_encoder.dtype != torch.float32:
+        # The tower resizes in the dtype of its input, and CPUs have no antialiased bicubic in 16 bits: do it
+        # before.
+        size = (image_encoder.config.image_size,) * 2
+        images = F.interpolate(images.float(), size, mode="bicubic", align_corners=False, antialias=True)
+        images = images.clamp(0, 1).to(image_encoder.dtype)
+    return image_encoder(images).tokens
+
+
 def _identity_inputs(
     joint: _Joint,
     image_encoder: FaceTower,
@@ -300,11 +312,11 @@ def _identity_inputs(
             raise ConfigError(
                 "without any face, identity_dim must be given to shape the identity channel's zero inputs"
             )
-        probe = image_encoder(torch.zeros(1, 3, 64, 64, device=device, dtype=image_encoder.dtype)).tokens
+        probe = _image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=device))
         zeros = torch.zeros(count, identity_dim, device=device, dtype=dtype)
         return zeros, torch.zeros(count, *probe.shape[1:], device=device, dtype=dtype)
     rows = present.to(device)
-    seen = image_encoder(faces[present.to(faces.device)].to(image_encoder.dtype)).tokens
+    seen = _image_tokens(image_encoder, faces[present.to(faces.device)])
     identity = torch.zeros(count, joint.identity.shape[-1], device=device, dtype=dtype)
     identity[rows] = F.normalize(joint.identity, dim=-1).to(dtype)
     image_tokens = torch.zeros(count, *seen.shape[1:], device=device, dtype=dtype)
