@@ -40,9 +40,7 @@ def template(size: int, *, reference_size: int = CROP_SIZE) -> NDArray[np.float3
     return ((points + 0.5) * (size / reference_size) - 0.5).astype(np.float32)
 
 
-def similarity_transform(
-    landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE
-) -> Tensor:
+def similarity_transform(landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE) -> Tensor:
     """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3).
 
     Umeyama's problem (1991) without reflection has a closed form in the plane: with points as complex numbers

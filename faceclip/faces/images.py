@@ -29,9 +29,7 @@ def describe_source(source: ImageSource) -> str:
     return f"image of type {type(source).__name__}"
 
 
-def load_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None
-) -> NDArray[np.uint8]:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
 
     `source` is a path, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float in [0, 1]. Transparency
@@ -70,18 +68,14 @@ def _read_file(path: Path, max_pixels: int, name: str) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{name} does not exist: check the path") from error
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(
-            f"{name} is refused before decoding ({error}): shrink the picture"
-        ) from error
+        raise ImageTooLargeError(f"{name} is refused before decoding ({error}): shrink the picture") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{name} is not a picture in one of {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow's decoders report damaged files by these three.
         if isinstance(error, UnreadableImageError | ImageTooLargeError):
             raise
-        raise UnreadableImageError(
-            f"{name} cannot be read ({error}): the file may be damaged or private"
-        ) from error
+        raise UnreadableImageError(f"{name} cannot be read ({error}): the file may be damaged or private") from error
 
 
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -93,9 +87,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
             grey = np.asarray(image).astype(np.float64)
             return _grey_to_rgb(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8))
         if image.mode == "F":
-            raise UnreadableImageError(
-                f"{name} holds floating-point samples of unknown range: convert it to 8 bits"
-            )
+            raise UnreadableImageError(f"{name} holds floating-point samples of unknown range: convert it to 8 bits")
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -107,9 +99,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 def _from_array(array: NDArray[np.generic], max_pixels: int, name: str) -> NDArray[np.uint8]:
     if not isinstance(array, np.ndarray):
-        raise UnreadableImageError(
-            f"expected a path, a PIL image or a numpy array, got {type(array).__name__}"
-        )
+        raise UnreadableImageError(f"expected a path, a PIL image or a numpy array, got {type(array).__name__}")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise UnreadableImageError(f"{name}: expected shape (H, W) or (H, W, 1|3|4), channels last")
     _check_size(array.shape[1], array.shape[0], max_pixels, name)

