@@ -167,7 +167,8 @@ def save_adapter(
 
 def hide_local_paths(directory: Path) -> None:
     """Reduce the paths that diffusers writes into configuration files to their last part (see `public_name`)."""
-    for path in (*directory.glob("*.json"), *directory.glob("*/*.json")):
+    names = ("model_index.json", "*/config.json", "*/scheduler_config.json")
+    for path in (found for name in names for found in directory.glob(name)):
         config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config, dict) and config.get("_name_or_path"):
             config["_name_or_path"] = public_name(config["_name_or_path"])
