@@ -1,0 +1,232 @@
+"""FaceCLIP: a reference face and a prompt become one representation (design of bytedance/FaceCLIP).
+
+One `FaceCLIPBranch` per CLIP text tower (L and G) replaces the token "id" by the identity and fuses the text with the
+face; `FaceCLIP` holds both branches over one face encoder and gives what SDXL is conditioned on: tokens
+(B, 77, width_L + width_G) and G's unfused pooled state (B, width_G). With `joint` heads it also gives the retrieval
+embedding of (face, prompt) pairs and of gallery pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from faceclip.errors import ConfigError
+from faceclip.face_encoder import FaceFeatures, FaceViT
+from faceclip.fusion import FeatureFusion
+from faceclip.heads import JointEmbedding, JointHeads
+from faceclip.text_tower import TextFeatures, TextTower, tokenize
+
+TEMPLATE = "Photo of a id person. "
+ID_TOKEN, ID_INDEX = 1014, 4  # the token "id" and its place in the template
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchOutput:
+    """fused (B, 77, width): text tokens that have seen the face; text: the features of the tower itself."""
+
+    fused: Tensor
+    text: TextFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConditioning:
+    """What a generator is conditioned on: tokens (B, 77, width_L + width_G), pooled (B, width_G), and the reference's
+    identity (B, E), unnormalized, None without a face."""
+
+    tokens: Tensor
+    pooled: Tensor
+    identity: Tensor | None
+
+
+class FaceCLIPBranch(nn.Module):
+    """Text tower, identity token and fusion of one branch."""
+
+    def __init__(self, text: TextTower, face_width: int, identity_dim: int, fusion: dict[str, Any]) -> None:
+        super().__init__()
+        width = text.config.width
+        self.text = text
+        self.identity_projection = nn.Linear(identity_dim, width)
+        self.face_projection = nn.Linear(face_width, width)
+        self.face_position_projection = nn.Linear(face_width, width)
+        self.text_projection = nn.Linear(width, width)
+        self.text_position_projection = nn.Linear(width, width)
+        self.fusion = FeatureFusion(width, **fusion)
+
+    def forward(self, tokens: Tensor, face: FaceFeatures, face_position: Tensor) -> BranchOutput:
+        """tokens (B, 77) ids; face features of B faces; face_position (1, P, face width) of the face encoder."""
+        row = tokens[:, ID_INDEX]
+        plain = self.text.tower.token_embedding(self.text.rows(row))
+        identity = self.identity_projection(F.normalize(face.identity, dim=-1))
+        word = torch.where((row == ID_TOKEN)[:, None], identity.to(plain.dtype), plain)
+        text = self.text(tokens, replace_index=ID_INDEX, replace_with=word)
+        fused = self.fusion(
+            self.face_projection(face.tokens),
+            self.face_position_projection(face_position),
+            self.text_projection(text.hidden),
+            self.text_position_projection(self.text.tower.positional_embedding[None, : tokens.shape[1]]),
+        )
+        return BranchOutput(fused=fused, text=text)
+
+
+class FaceCLIP(ModelMixin, ConfigMixin):
+    """The L + G pair over one face encoder; `joint` adds the retrieval heads.
+
+    Args:
+        face: configuration of `FaceViT`. text_l, text_g: configurations of the two `TextTower`s.
+        fusion: arguments of `FeatureFusion`, the same for both branches.
+        joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        face: dict[str, Any],
+        text_l: dict[str, Any],
+        text_g: dict[str, Any],
+        fusion: dict[str, Any] | None = None,
+        joint: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.face_encoder = FaceViT(**face)
+        width, identity = self.face_encoder.config.width, self.face_encoder.config.embedding_dim
+        self.l = FaceCLIPBranch(TextTower(**text_l), width, identity, fusion or {})
+        self.g = FaceCLIPBranch(TextTower(**text_g), width, identity, fusion or {})
+        self.heads: JointHeads | None = None
+        if joint is not None:
+            tokens = self.l.text.config.width + self.g.text.config.width
+            self.heads = JointHeads(tokens, identity, self.g.text.config.embed_dim, **joint)
+
+    @classmethod
+    def from_components(
+        cls, face_encoder: FaceViT, text_l: TextTower, text_g: TextTower, *, fusion: dict[str, Any] | None = None,
+        joint: dict[str, Any] | None = None,
+    ) -> "FaceCLIP":  # fmt: skip
+        """A new joint encoder over trained towers (their weights are copied); fusion and heads start untrained."""
+        settings = [_settings(m) for m in (face_encoder, text_l, text_g)]
+        model = cls(*settings, fusion=fusion, joint=joint)
+        for mine, theirs in ((model.face_encoder, face_encoder), (model.l.text, text_l), (model.g.text, text_g)):
+            mine.load_state_dict(theirs.state_dict())
+        return model
+
+    def towers(self) -> tuple[nn.Module, ...]:
+        """The pretrained parts, which stay frozen in training: face encoder and text towers."""
+        return self.face_encoder, self.l.text, self.g.text
+
+    def freeze_towers(self) -> list[nn.Parameter]:
+        """Freezes the towers (no gradient, evaluation mode) and returns what is left to train."""
+        for tower in self.towers():
+            tower.requires_grad_(False).eval()
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def train(self, mode: bool = True) -> "FaceCLIP":
+        super().train(mode)
+        for tower in self.towers():
+            if not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()  # frozen batch norms must not move
+        return self
+
+    @apply_forward_hook
+    def face_features(self, faces: Tensor) -> FaceFeatures:
+        """Features of aligned crops (B, 3, H, W) RGB in [0, 1]. They can be cached and given to `encode`."""
+        return self.face_encoder(faces)
+
+    @apply_forward_hook
+    def encode(
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
+    ) -> JointConditioning:
+        """Conditioning of B prompts and faces.
+
+        Args:
+            prompts: B texts; with a face the template "Photo of a id person. " is put before each. Or token ids
+                (B, 77), taken as they are.
+            faces: (B, 3, H, W) aligned RGB crops in [0, 1]. None and no features: the unconditional path of the
+                release, which is an all-zero face and no template.
+            face_features: instead of `faces`, what `face_features` gave.
+
+        Raises:
+            ConfigError: prompts that are not text, or numbers of prompts and faces that differ.
+        """
+        branches, features, has_face = self._branches(prompts, faces, face_features)
+        fused = torch.cat([b.fused for b in branches], dim=-1)
+        return JointConditioning(
+            tokens=fused, pooled=branches[1].text.eot_state, identity=features.identity if has_face else None
+        )
+
+    @apply_forward_hook
+    def embed(
+        self, prompts: Sequence[str], faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
+    ) -> JointEmbedding:
+        """Retrieval embeddings of B (face, prompt) pairs: prompts may be empty (face alone), faces None (text alone).
+
+        Raises ConfigError without joint heads.
+        """
+        heads = self._heads()
+        branches, features, has_face = self._branches(prompts, faces, face_features)
+        described = torch.tensor([bool(p.strip()) for p in prompts], device=branches[0].fused.device)
+        text = self.g.text(tokenize(list(prompts)).to(described.device)).embedding
+        return heads(
+            torch.cat([b.fused for b in branches], dim=-1),
+            identity=features.identity if has_face else None,
+            text=text,
+            has_text=described,
+        )
+
+    @apply_forward_hook
+    def embed_gallery(self, identity: Tensor, image: Tensor) -> Tensor:
+        """Retrieval embedding (B, D), unit length, of pictures: their faces' identity (B, E) and CLIP image embedding
+        (B, C)."""
+        return self._heads().gallery(identity, image)
+
+    def forward(
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
+    ) -> JointConditioning:
+        """`encode`."""
+        return self.encode(prompts, faces, face_features=face_features)
+
+    def _heads(self) -> JointHeads:
+        if self.heads is None:
+            raise ConfigError("this FaceCLIP has no joint heads (config joint=null): train stage 1 with joint heads")
+        return self.heads
+
+    def _branches(
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None
+    ) -> tuple[tuple[BranchOutput, BranchOutput], FaceFeatures, bool]:
+        has_face = faces is not None or features is not None
+        device = self.face_encoder.pos_embed.device
+        if isinstance(prompts, Tensor):
+            tokens = prompts.to(device)
+        else:
+            prompts = _texts(prompts)
+            tokens = tokenize([TEMPLATE + p if has_face else p for p in prompts]).to(device)
+        if features is None:
+            if faces is None:  # one row serves the batch
+                faces = torch.zeros(1, 3, 8, 8, device=device, dtype=self.face_encoder.pos_embed.dtype)
+            features = self.face_encoder(faces)
+        if features.tokens.shape[0] == 1 and len(tokens) > 1:
+            features = FaceFeatures(
+                tokens=features.tokens.expand(len(tokens), -1, -1), identity=features.identity.expand(len(tokens), -1)
+            )
+        if features.tokens.shape[0] != len(tokens):
+            raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
+        position = self.face_encoder.pos_embed
+        return (self.l(tokens, features, position), self.g(tokens, features, position)), features, has_face
+
+
+def _texts(prompts: Sequence[str]) -> list[str]:
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompts[{number}] must be text, got {type(prompt).__name__}")
+    return list(prompts)
+
+
+def _settings(module: ConfigMixin) -> dict[str, Any]:
+    return {name: value for name, value in module.config.items() if not name.startswith("_")}

@@ -1,0 +1,161 @@
+"""Contrastive losses over all pairs of a batch, in row blocks: memory for backward is O(N·D), never O(N²).
+
+Both losses are separable by rows, so the gradient of a block is formed in the same pass as its value and only scaled
+in backward: no N × N matrix outlives its block and none is computed twice. Everything is accumulated in float32.
+
+Labels decide the pairs: equal labels are positives, equal groups that are not positives are left out, all else is a
+negative. Same-identity pairs are thus positives (labels = identities) or ignored (groups = identities).
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK_ENTRIES = 1 << 20  # entries of one block of logits: 4 MiB in float32, which stays in a core's cache share
+
+
+def gather_targets(targets: Tensor) -> Tensor:
+    """(N·ranks, …) rows of all ranks in rank order, without gradient; the input itself, detached, on one rank."""
+    targets = targets.detach().contiguous()
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return targets
+    gathered = [torch.empty_like(targets) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, targets)
+    return torch.cat(gathered)
+
+
+def sigmoid_contrastive_loss(
+    queries: Tensor,
+    targets: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    query_labels: Tensor,
+    target_labels: Tensor,
+    query_groups: Tensor | None = None,
+    target_groups: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid loss (Zhai et al. 2023, eq. 1): −Σ_ij log σ(z_ij (e^log_scale q_i·t_j + bias)) / N, z = ±1 by labels.
+
+    Args:
+        queries (N, D) and targets (M, D) of unit length; log_scale and bias: scalars.
+        query_labels (N,), target_labels (M,): integers; equal is a positive pair.
+        query_groups (N,), target_groups (M,): equal groups with unequal labels are left out of the sum.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+    _check(queries, targets, query_labels, target_labels, query_groups, target_groups)
+    labels = (query_labels, target_labels, query_groups, target_groups)
+    return _RowBlockLoss.apply(queries, targets, log_scale, bias, labels, _sigmoid_block)
+
+
+def infonce_loss(
+    queries: Tensor,
+    targets: Tensor,
+    log_scale: Tensor,
+    query_labels: Tensor,
+    target_labels: Tensor,
+    query_groups: Tensor | None = None,
+    target_groups: Tensor | None = None,
+) -> Tensor:
+    """Softmax contrastive loss of queries over targets, positives averaged outside the log (Khosla et al. 2020, eq. 2).
+
+    Arguments as in `sigmoid_contrastive_loss`; one direction (add the transposed call for the symmetric form). Rows
+    without a positive contribute nothing but count in the mean.
+    """
+    _check(queries, targets, query_labels, target_labels, query_groups, target_groups)
+    labels = (query_labels, target_labels, query_groups, target_groups)
+    return _RowBlockLoss.apply(queries, targets, log_scale, torch.zeros_like(log_scale), labels, _softmax_block)
+
+
+def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None) -> None:
+    if queries.ndim != 2 or targets.ndim != 2 or queries.shape[1] != targets.shape[1]:
+        raise ValueError(f"queries (N, D) and targets (M, D) expected, got {queries.shape} and {targets.shape}")
+    for name, value, rows in zip(
+        ("query_labels", "target_labels", "query_groups", "target_groups"),
+        labels,
+        (len(queries), len(targets)) * 2,
+        strict=True,
+    ):
+        if value is not None and value.shape != (rows,):
+            raise ValueError(f"{name} must have shape ({rows},), got {tuple(value.shape)}")
+    if (labels[2] is None) != (labels[3] is None):
+        raise ValueError("query_groups and target_groups go together: give both or neither")
+
+
+def _sigmoid_block(logits: Tensor, positive: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss summed over a block and its gradient by the logits (which may be overwritten)."""
+    sign = positive.to(logits.dtype).mul_(2).sub_(1)
+    signed = logits.mul_(sign)
+    loss = F.softplus(-signed)
+    gradient = torch.sigmoid(signed.neg_()).mul_(sign).neg_()
+    if ignored is not None:
+        loss.masked_fill_(ignored, 0)
+        gradient.masked_fill_(ignored, 0)
+    return loss.sum(), gradient
+
+
+def _softmax_block(logits: Tensor, positive: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, float("-inf"))
+    log_probability = logits.log_softmax(-1)
+    share = positive / positive.sum(-1, keepdim=True).clamp_min(1)
+    has_positive = positive.any(-1, keepdim=True)
+    loss = -torch.where(positive, log_probability, 0.0).mul(share).sum()
+    return loss, (log_probability.exp() - share) * has_positive
+
+
+class _RowBlockLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries, targets, log_scale, bias, labels, block_loss) -> Tensor:
+        query_labels, target_labels, query_groups, target_groups = labels
+        scale = log_scale.detach().float().exp()
+        offset = bias.detach().float()
+        t = targets.detach().float()
+        count = len(queries)
+        rows = max(1, BLOCK_ENTRIES // max(1, len(t)))
+        total = torch.zeros((), device=queries.device)
+        by_scale, by_bias = torch.zeros_like(total), torch.zeros_like(total)
+        need_q, need_t, need_scale, need_bias = ctx.needs_input_grad[:4]
+        by_query = torch.empty(queries.shape, device=queries.device) if need_q else None
+        by_target = torch.zeros_like(t) if need_t else None
+        for start in range(0, count, rows):
+            at = slice(start, start + rows)
+            q = queries[at].detach().float()
+            cosine = q @ t.T
+            positive = query_labels[at, None] == target_labels
+            ignored = None
+            if query_groups is not None:
+                ignored = (query_groups[at, None] == target_groups) & ~positive
+            loss, gradient = block_loss(cosine * scale + offset, positive, ignored)
+            total += loss
+            if need_scale:
+                by_scale += (gradient * cosine).sum()
+            if need_bias:
+                by_bias += gradient.sum()
+            if need_q:
+                torch.mm(gradient, t, out=by_query[at])
+            if need_t:
+                by_target.addmm_(gradient.T, q)
+        # Only scaled in backward: d/dlog_scale = scale · d/dscale.
+        ctx.scalars = (scale * by_scale / count, by_bias / count)
+        ctx.dtypes = (queries.dtype, targets.dtype, log_scale.dtype, bias.dtype)
+        if need_q:
+            by_query.mul_(scale / count)
+        if need_t:
+            by_target.mul_(scale / count)
+        ctx.save_for_backward(by_query, by_target)
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor):
+        by_query, by_target = ctx.saved_tensors
+        by_scale, by_bias = ctx.scalars
+        gradients = (by_query, by_target, by_scale, by_bias)
+        needed = zip(gradients, ctx.dtypes, ctx.needs_input_grad[:4], strict=True)
+        return *((g * upstream).to(dtype) if need else None for g, dtype, need in needed), None, None
