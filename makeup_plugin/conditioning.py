@@ -102,6 +102,8 @@ def concatenate(batches: Sequence[Conditions]) -> Conditions:
 class JointEncoder(Protocol):
     """What conditioning needs of `faceclip.encoder.FaceCLIP`."""
 
+    dtype: torch.dtype
+
     def encode(self, prompts: list[str], faces: Tensor | None): ...
 
 
@@ -271,6 +273,7 @@ def _encode_joint(encoder: JointEncoder, prompts: list[str], faces: Tensor | Non
     """Rows with and without a face take different templates, so they are encoded apart and put back in
     order.
     """
+    faces = None if faces is None else faces.to(encoder.dtype)
     if bool(present.all()) or not bool(present.any()):
         result = encoder.encode(prompts, faces if bool(present.any()) else None)
         return _Joint(tokens=result.tokens, pooled=result.pooled, identity=result.identity)

@@ -1,7 +1,6 @@
 """Tiny real components: the classes of the full-size pipeline with few channels and random weights."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +8,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
+from faceclip.encoder import FaceCLIP
 from faceclip.image_tower import ImageTower
 from makeup_plugin.adapters import LoraSettings, add_lora
 from makeup_plugin.conditioning import Conditions, time_ids
@@ -108,29 +109,18 @@ def noisy() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(4)), torch.tensor([10, 500, 900])
 
 
-class WordEncoder(ModelMixin, ConfigMixin):
-    """Smallest module with FaceCLIP's `encode`: tokens depend on the prompt's letters and on the face's colors."""
+WORDS = "photo of a id person. man woman old young b"
 
-    @register_to_config
-    def __init__(self, *, context: int = CONTEXT, pooled: int = POOLED, identity: int = IDENTITY):
-        super().__init__()
-        self.letters = nn.Embedding(256, context)
-        self.pool = nn.Linear(context, pooled)
-        self.face = nn.Linear(3 * 16, identity)
 
-    @apply_forward_hook
-    def encode(self, prompts, faces=None):
-        ids = torch.zeros(len(prompts), 77, dtype=torch.long)
-        for row, text in enumerate(prompts):
-            letters = text.encode()[:77]
-            ids[row, : len(letters)] = torch.tensor(list(letters), dtype=torch.long)
-        tokens = self.letters(ids.to(self.letters.weight.device))
-        identity = None
-        if faces is not None:
-            small = nn.functional.adaptive_avg_pool2d(faces.to(tokens.dtype), 4).flatten(1)
-            identity = self.face(small)
-            tokens = tokens + identity.mean(dim=-1)[:, None, None]
-        return SimpleNamespace(tokens=tokens, pooled=self.pool(tokens.mean(dim=1)), identity=identity)
+def make_joint_encoder() -> FaceCLIP:
+    """FaceCLIP with one layer of everything; its compact vocabulary holds the words of these tests."""
+    text = {"layers": 1, "heads": 2, "embed_dim": 8, "vocabulary": SimpleTokenizer().encode(WORDS)}
+    return FaceCLIP(
+        face={"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2, "embedding_dim": IDENTITY},
+        text_l={**text, "width": CONTEXT - POOLED},
+        text_g={**text, "width": POOLED, "quick_gelu": False},
+        fusion={"layers": 1, "attention_width": 8, "attention_heads": 2, "text_hidden": 8, "face_heads": 2},
+    ).eval()
 
 
 def make_image_tower() -> ImageTower:
@@ -166,7 +156,7 @@ class MeanFitter(ModelMixin, ConfigMixin):
 def make_base() -> dict:
     """A base model's parts, the same on every call."""
     torch.manual_seed(7)
-    encoder = WordEncoder().eval()
+    encoder = make_joint_encoder()
     return {"unet": make_unet(), "vae": make_vae(), "scheduler": DDIMScheduler(), "joint_encoder": encoder}
 
 
