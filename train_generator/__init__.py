@@ -1,0 +1,1 @@
+"""Stage 2: training of the generator plugin, and of the tiny base it stands on."""

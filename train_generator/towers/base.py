@@ -1,0 +1,262 @@
+"""Train the tiny SDXL base: a small `UNet2DConditionModel` on the latents of synthetic portraits.
+
+python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR judge=DIR [--preset tiny]
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from eval.judge import Judge
+from eval.prompt import JUDGED, prompt_scores
+from faceclip import weights
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.runtime import StepContext
+from faceclip.text_tower import tokenize
+from makeup_plugin.conditioning import time_ids
+from makeup_plugin.losses import prediction_target
+from train_encoder.towers.measure import Figure, identity_bootstrap
+from train_generator.towers.command import TowerConfig, run_tower, save_half
+from train_generator.towers.latents import cached_latents
+from train_generator.towers.sampling import sample_portraits
+from train_generator.towers.text import CAPTION_ODDS, TextTowers, tokenized_captions
+
+
+@dataclass(kw_only=True)
+class UNetConfig:
+    """Sizes of `UNet2DConditionModel`. As in SDXL the finest resolution has no attention."""
+
+    widths: list[int] = field(default_factory=lambda: [64, 160])
+    attention: list[bool] = field(default_factory=lambda: [False, True])
+    layers_per_block: int = 1
+    transformer_layers: int = 1
+    head_dim: int = 32
+    groups: int = 16
+
+
+@dataclass(kw_only=True)
+class BaseConfig(TowerConfig):
+    """Where the frozen parts lie (empty: the shipped ones), the sizes, and the share of dropped texts."""
+
+    out: str = "runs/towers/base"
+    vae: str = ""
+    text_l: str = ""
+    text_g: str = ""
+    judge: str = ""
+    model: UNetConfig = field(default_factory=UNetConfig)
+    text_dropout: float = 0.1
+    measured_images: int = 400
+    guidance: float = 4.0
+    sampling_steps: int = 20
+
+
+class LatentSource:
+    """Cached latents with one of their portrait's captions as token ids, sometimes the empty one."""
+
+    def __init__(self, arrays: FaceArrays, vae: Path, *, text_dropout: float) -> None:
+        self.latents = cached_latents(vae, arrays)
+        self.captions = tokenized_captions(arrays)
+        self.empty = tokenize("")[0].numpy().astype(np.int32)
+        self.text_dropout = text_dropout
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
+        """latents (B, C, s, s) and tokens (B, 77)."""
+        tokens = [
+            self.empty
+            if rng.random() < self.text_dropout
+            else self.captions[index, rng.choice(len(CAPTION_ODDS), p=CAPTION_ODDS)]
+            for index, rng in zip(indices, rngs, strict=True)
+        ]
+        return {
+            "latents": torch.from_numpy(self.latents[np.asarray(indices)]),
+            "tokens": torch.from_numpy(np.stack(tokens)).long(),
+        }
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Velocity prediction with zero terminal SNR (Lin et al. 2024): sampling may start from pure noise."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def make_model(config: UNetConfig, *, latent_size: int, context: int, pooled: int) -> UNet2DConditionModel:
+    """A new UNet with SDXL's text_time conditioning: pooled text and six sizes, 32 numbers each."""
+    down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in config.attention)
+    up = tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(config.attention))
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=tuple(config.widths),
+        layers_per_block=config.layers_per_block,
+        transformer_layers_per_block=config.transformer_layers,
+        attention_head_dim=[width // config.head_dim for width in config.widths],
+        norm_num_groups=config.groups,
+        cross_attention_dim=context,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=pooled + 6 * 32,
+    )
+
+
+class BaseTask:
+    """Velocity prediction on latents, conditioned by text."""
+
+    def __init__(self, unet: UNet2DConditionModel, towers: TextTowers, config: BaseConfig, vae: Path) -> None:
+        self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
+        self.config = config
+        self.scheduler = make_scheduler()
+        arrays = load_arrays(config.data, "validation", size=config.size)
+        self.validation = LatentSource(arrays, vae, text_dropout=0.0)
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        clean = batch["latents"]
+        draw = {"generator": context.generator, "device": clean.device}
+        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), **draw)
+        noise = torch.randn(clean.shape, **draw)
+        loss = self._error(clean, noise, timesteps, batch["tokens"])
+        return loss, {"noise": loss.detach()}
+
+    def _error(self, clean: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        text = self.modules["towers"](tokens)
+        size = self.config.size
+        prediction = self.modules["unet"](
+            self.scheduler.add_noise(clean, noise, timesteps),
+            timesteps,
+            encoder_hidden_states=text.tokens,
+            added_cond_kwargs={
+                "text_embeds": text.pooled,
+                "time_ids": time_ids(size, size, len(clean), device=clean.device),
+            },
+        ).sample
+        target = prediction_target(
+            clean, noise, self.scheduler.alphas_cumprod, timesteps, prediction_type="v_prediction"
+        )
+        return F.mse_loss(prediction.float(), target)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """The loss on validation portraits, always with the same captions, noise and timesteps."""
+        count = min(512, len(self.validation))
+        generator = torch.Generator().manual_seed(0)
+        errors = []
+        for start in range(0, count, 64):
+            rows = list(range(start, min(start + 64, count)))
+            batch = self.validation.get_batch(rows, [np.random.default_rng(row) for row in rows])
+            timesteps = torch.linspace(0, self.scheduler.config.num_train_timesteps - 1, len(rows)).long()
+            noise = torch.randn(batch["latents"].shape, generator=generator)
+            device = next(self.modules.parameters()).device
+            values = (batch["latents"], noise, timesteps, batch["tokens"])
+            errors.append(float(self._error(*(value.to(device) for value in values))))
+        return {"validation_noise": float(np.mean(errors))}
+
+    def export(self, directory: Path) -> None:
+        """The folders `unet` and `scheduler` of an SDXL pipeline."""
+        save_half(self.modules["unet"], directory / "unet")
+        self.scheduler.save_pretrained(directory / "scheduler")
+
+
+def parts_of(config: BaseConfig) -> tuple[Path, TextTowers]:
+    """The frozen autoencoder's folder and the text towers."""
+    vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
+    text_l = Path(config.text_l) if config.text_l else weights.path("tiny/text_tower_l")
+    text_g = Path(config.text_g) if config.text_g else weights.path("tiny/text_tower_g")
+    return vae, TextTowers(text_l, text_g)
+
+
+def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
+    """Model, task and source of a configuration."""
+    vae, towers = parts_of(config)
+    arrays = load_arrays(config.data, "train", size=config.size)
+    source = LatentSource(arrays, vae, text_dropout=config.text_dropout)
+    unet = make_model(
+        config.model,
+        latent_size=source.latents.shape[-1],
+        context=towers.l.config.width + towers.g.config.width,
+        pooled=towers.g.config.width,
+    )
+    return BaseTask(unet, towers, config, vae), source
+
+
+def measure(path: Path, config: BaseConfig) -> dict[str, Figure]:
+    """How often the judge finds what prompts of the test split name, in pictures of fixed seeds."""
+    vae_path, towers = parts_of(config)
+    judge_path = Path(config.judge) if config.judge else weights.path("tiny/judge", package="eval")
+    judge = Judge.from_pretrained(judge_path).eval()
+    arrays = load_arrays(config.data, "test", size=config.size)
+    prompts, wanted, people = judged_prompts(arrays, config.measured_images)
+    images = sample_portraits(
+        UNet2DConditionModel.from_pretrained(path / "unet").eval(),
+        AutoencoderKL.from_pretrained(vae_path).eval(),
+        DDIMScheduler.from_pretrained(path / "scheduler"),
+        towers,
+        prompts,
+        steps=config.sampling_steps,
+        guidance=config.guidance,
+        size=config.size,
+    )
+    judged = judge.values(images)
+    figures = {}
+    for label, exact in (("named attributes judged present", False), ("exact value judged", True)):
+        scores = prompt_scores(wanted, judged, exact=exact)
+        for name in ("all", *JUDGED):
+            known = ~np.isnan(scores[name])
+            if known.any():
+                figures[f"{label}, {name}"] = identity_bootstrap(scores[name][known], people[known])
+    return figures
+
+
+def judged_prompts(arrays: FaceArrays, count: int) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
+    """Texts that name judged attributes, what they name, and the person whose portrait they were written for."""
+    prompts, wanted, people = [], [], []
+    for row in np.random.default_rng(0).permutation(len(arrays)):
+        for caption in arrays.captions[row]:
+            if caption.kind == "both" and set(caption.named) & set(JUDGED):
+                prompts.append(caption.text)
+                wanted.append({name: str(arrays.attribute_values(name)[row]) for name in caption.named})
+                people.append(int(arrays.identity[row]))
+        if len(prompts) >= count:
+            break
+    return prompts[:count], wanted[:count], np.array(people[:count])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m train_generator.towers.base`."""
+    run_tower(
+        BaseConfig,
+        argv,
+        name="base",
+        build=build,
+        measure=measure,
+        title="Tiny SDXL base (UNet2DConditionModel, 64 px)",
+        summary=(
+            "A small text-to-image model of SDXL's class on the tiny autoencoder's latents, with both text towers "
+            "and text_time conditioning. Trained on renders of synthetic identities; it draws nothing else."
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

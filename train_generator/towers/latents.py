@@ -1,0 +1,46 @@
+"""Latents of a data set, computed once and kept beside it."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+
+from faceclip.data.arrays import FaceArrays
+from faceclip.errors import CheckpointError
+from train_generator.towers.vae import encode_mean
+
+
+def weights_hash(directory: Path) -> str:
+    """SHA-256 over the weight files of a `save_pretrained` folder. Raises CheckpointError when there are none."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{directory} holds no weights: train them with `python -m train_generator.towers.vae`")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
+    """Scaled posterior means (N, C, s, s) of all images, memory-mapped; computed when they are not there yet.
+
+    The file lies beside the decoded arrays and is named by their content and the autoencoder's weights.
+    """
+    name = f"latents-{arrays.content_hash[:12]}-{arrays.size}-{weights_hash(vae)[:12]}.npy"
+    path = arrays.captions_path.parent.parent / name
+    if not path.is_file():
+        model = AutoencoderKL.from_pretrained(vae).eval()
+        latents = encode_mean(model, arrays.images).numpy() * model.config.scaling_factor
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, latents.astype(np.float32))
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,181 @@
+"""Train the tiny autoencoder: a small `AutoencoderKL`, four times smaller latents with four channels.
+
+python -m train_generator.towers.vae data=DIR [--preset tiny] [trainer.steps=…]
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.runtime import StepContext
+from train_encoder.towers.measure import Figure, identity_bootstrap
+from train_generator.towers.command import TowerConfig, run_tower, save_half
+
+
+@dataclass(kw_only=True)
+class AutoencoderConfig:
+    """Sizes of `AutoencoderKL`: one entry of `widths` per resolution, from the image down to the latents."""
+
+    widths: list[int] = field(default_factory=lambda: [24, 48, 96])
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    groups: int = 8
+
+
+@dataclass(kw_only=True)
+class VaeConfig(TowerConfig):
+    """`kl` and `gradient` weigh the prior and the difference of image gradients against the pixel error."""
+
+    out: str = "runs/towers/vae"
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    kl: float = 1e-5
+    gradient: float = 1.0
+
+
+class PortraitSource:
+    """Portraits (3, S, S) uint8 of one split."""
+
+    def __init__(self, directory: Path, split: str, *, size: int) -> None:
+        self.arrays: FaceArrays = load_arrays(directory, split, size=size)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
+        """Portraits (B, 3, S, S), half of them mirrored: the autoencoder need not know left from right."""
+        images = self.arrays.images[np.asarray(indices)]
+        flips = np.array([rng.random() < 0.5 for rng in rngs])
+        images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+        return {"image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))}
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
+
+
+def make_model(config: AutoencoderConfig, size: int) -> AutoencoderKL:
+    """A new autoencoder of these sizes."""
+    levels = len(config.widths)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(config.widths),
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.groups,
+        sample_size=size,
+        # Portraits of 64 px: convolutions see the whole latent, attention would only cost time.
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+class VaeTask:
+    """Reconstruction by |x − x̂| plus its image gradients, and a light Kullback-Leibler prior."""
+
+    def __init__(self, model: AutoencoderKL, config: VaeConfig) -> None:
+        self.modules = model
+        self.config = config
+        self.validation = load_arrays(config.data, "validation", size=config.size)
+        self.training = load_arrays(config.data, "train", size=config.size)
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = to_model(batch["image"])
+        posterior = self.modules.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(
+            posterior.mean.shape, generator=context.generator, device=pixels.device
+        )
+        restored = self.modules.decode(latents).sample.float()
+        absolute = (restored - pixels).abs().mean()
+        gradient = sum(F.l1_loss(restored.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+        prior = posterior.kl().mean() / pixels[0, 0].numel()
+        total = absolute + self.config.gradient * gradient + self.config.kl * prior
+        squared = (restored - pixels).square().mean() / 4
+        parts = {
+            "absolute": absolute,
+            "gradient": gradient,
+            "prior": prior,
+            "psnr": -10 * torch.log10(squared),
+        }
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def validate(self, step: int) -> dict[str, float]:
+        rows = np.linspace(0, len(self.validation) - 1, min(256, len(self.validation))).astype(int)
+        return {"psnr": float(psnr(self.modules, self.validation.images[rows]).mean())}
+
+    def export(self, directory: Path) -> None:
+        """Weights, and the factor that gives the latents unit variance (as SDXL's `scaling_factor`)."""
+        rows = np.linspace(0, len(self.training) - 1, min(512, len(self.training))).astype(int)
+        latents = encode_mean(self.modules, self.training.images[rows])
+        self.modules.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        save_half(self.modules, directory)
+
+
+def to_model(images: Tensor) -> Tensor:
+    """uint8 (B, 3, S, S) → [−1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 64) -> Tensor:
+    """Posterior means (N, C, s, s), unscaled, of images (N, S, S, 3)."""
+    parts = []
+    for start in range(0, len(images), batch):
+        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2)))
+        parts.append(model.encode(to_model(pixels).to(model.device)).latent_dist.mean.float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def psnr(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 64) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio in dB of each restored image (N,), rounded to 8 bits as a file would be."""
+    values = []
+    for start in range(0, len(images), batch):
+        part = np.ascontiguousarray(images[start : start + batch])
+        latents = encode_mean(model, part).to(model.device)
+        restored = model.decode(latents).sample.float().clamp(-1, 1).cpu()
+        restored = ((restored + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+        squared = np.square(restored - part).mean(axis=(1, 2, 3))
+        values.append(10 * np.log10(255**2 / np.maximum(squared, 1e-6)))
+    return np.concatenate(values)
+
+
+def build(config: VaeConfig) -> tuple[VaeTask, PortraitSource]:
+    """Model, task and source of a configuration."""
+    source = PortraitSource(Path(config.data), "train", size=config.size)
+    return VaeTask(make_model(config.model, config.size), config), source
+
+
+def measure(path: Path, config: VaeConfig) -> dict[str, Figure]:
+    """Mean PSNR on the test identities."""
+    model = AutoencoderKL.from_pretrained(path).eval()
+    test = load_arrays(config.data, "test", size=config.size)
+    return {"PSNR (dB)": identity_bootstrap(psnr(model, test.images), np.asarray(test.identity))}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m train_generator.towers.vae`."""
+    run_tower(
+        VaeConfig,
+        argv,
+        name="vae",
+        build=build,
+        measure=measure,
+        title="Tiny autoencoder (AutoencoderKL, 64 px)",
+        summary=(
+            "A small autoencoder of SDXL's class: 64 × 64 px portraits to 4 × 16 × 16 latents and back. Trained "
+            "on renders of synthetic identities; it is not meant for photos."
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
