@@ -93,7 +93,7 @@ class TextTower(ModelMixin, ConfigMixin):
         if self.config.vocabulary is None:
             return tokens
         known = self.known_ids.to(tokens.dtype)
-        place = torch.searchsorted(known, tokens).clamp_max(len(known) - 1)
+        place = torch.searchsorted(known, tokens.contiguous()).clamp_max(len(known) - 1)
         return torch.where(known[place] == tokens, place, self.unknown_row)
 
     def forward(

@@ -1,5 +1,6 @@
 """What every tower command does: configure, train, export, measure on the test split, write the card."""
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 
 from faceclip.errors import ConfigError
-from faceclip.runtime.config import parse_config
-from faceclip.runtime.trainer import MapSource, Task, Trainer, TrainerConfig
+from faceclip.runtime import MapSource, Task, Trainer, TrainerConfig, parse_config
+from faceclip.runtime.checkpoints import MANIFEST
 from train_encoder.towers.card import Card, Metric, dataset_facts, write_card
 
 PRESETS = Path(__file__).parent / "presets"
@@ -36,11 +37,12 @@ def run_tower(
     title: str,
     summary: str,
     notes: str = "",
+    parts: tuple[str, ...] = (),
 ) -> Mapping[str, Metric]:
     """Train a tower and leave it with its card in the export directory; returns the measured figures.
 
-    `build` makes task and source from the configuration, `measure` reads the exported directory and the data
-    set.
+    `parts`: subfolders of the export that each get the card. `build` makes task and source from the
+    configuration, `measure` reads the exported directory and the data set.
     """
     argv = sys.argv[1:] if argv is None else argv
     config = parse_config(config_class, argv, presets=PRESETS / name)
@@ -49,9 +51,10 @@ def run_tower(
     facts = dataset_facts(Path(config.data))
     torch.manual_seed(config.trainer.seed)
     task, source = build(config)
-    Trainer(config.trainer, task, source, Path(config.out)).fit()
-    export = Path(config.export or Path(config.out) / "export")
-    task.export(export)
+    export = Trainer(config.trainer, task, source, Path(config.out)).fit().export
+    if config.export:
+        export = Path(shutil.copytree(export, config.export, dirs_exist_ok=True))
+        (export / MANIFEST).unlink(missing_ok=True)
     metrics = measure(export, Path(config.data))
     trainer = config.trainer
     card = Card(
@@ -64,7 +67,8 @@ def run_tower(
         data=facts,
         notes=notes,
     )
-    write_card(export, card, metrics)
+    for folder in [export / part for part in parts] or [export]:
+        write_card(folder, card, metrics)
     for key, metric in metrics.items():
         print(f"{key}: {metric}")
     print(f"exported to {export}")

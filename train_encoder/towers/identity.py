@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.data.arrays import load_arrays
-from faceclip.runtime.trainer import StepContext
+from faceclip.runtime import StepContext
 from train_encoder.towers.margin import arcface_loss, margin_at
 from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
-from train_encoder.towers.sources import CropSource, aligned_crops, image_index
+from train_encoder.towers.sources import CropSource, aligned_crops
 
 LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself
 
@@ -54,9 +53,7 @@ class IdentityTask:
         self.margin = margin
         self.embed = embed
         embedding_dim = int(backbone.config.embedding_dim)
-        self.modules = nn.ModuleDict(
-            {"backbone": backbone, "geometry": nn.Linear(embedding_dim, shape.shape[1])}
-        )
+        self.modules = nn.ModuleDict({"backbone": backbone, "geometry": nn.Linear(embedding_dim, shape.shape[1])})
         self.modules["centers"] = nn.Embedding(source.classes, embedding_dim)
         deviation = shape.std(axis=0).clip(1e-6)
         self.shape = torch.from_numpy((shape - shape.mean(axis=0)) / deviation)
@@ -64,8 +61,7 @@ class IdentityTask:
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """ArcFace plus geometry on one batch of `CropSource`."""
-        with explicit_cpu_attention():
-            embeddings = self.embed(batch["crop"].float() / 255)
+        embeddings = self.embed(batch["crop"].float() / 255)
         config = self.margin
         margin = margin_at(context.step, warmup=config.warmup, ramp=config.ramp, margin=config.margin)
         centers = self.modules["centers"].weight
@@ -108,12 +104,12 @@ class EvaluationSet:
             kept = slice(0, np.sort(first)[people])
         self.identity = self.identity[kept]
         self.yaw = np.asarray(arrays.pose)[kept, 0]
+        self.index = np.asarray(arrays.index)[kept]
         self.crops = aligned_crops(arrays, size, count=len(self.identity))
 
     def measure(self, embed: Callable[[Tensor], Tensor], module: nn.Module) -> dict[str, Figure]:
         """Rank-1 (gallery: the frontal image of each person) over all probes and over those at large yaw."""
-        index = image_index(self.identity)
-        hits, probes = rank1_hits(embed_crops(embed, module, self.crops), self.identity, index)
+        hits, probes = rank1_hits(embed_crops(embed, module, self.crops), self.identity, self.index)
         people = self.identity[probes]
         large = np.abs(self.yaw[probes]) > LARGE_YAW
         figures = {"rank1": identity_bootstrap(hits, people)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eval.judge import POSE_SCALE, Judge
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.runtime.trainer import StepContext, TrainerConfig
+from faceclip.runtime import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_encoder.towers.sources import JitterConfig, jitter_image
@@ -25,9 +25,7 @@ SMILES = frozenset({"smile", "laugh"})
 class JudgeNetConfig:
     """Sizes of `eval.judge.Judge` and the attributes it reads."""
 
-    attributes: list[str] = field(
-        default_factory=lambda: ["hair_color", "glasses", "hat", "beard", "expression"]
-    )
+    attributes: list[str] = field(default_factory=lambda: ["hair_color", "glasses", "hat", "beard", "expression"])
     image_size: int = 64
     widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
     hidden: int = 256
@@ -46,13 +44,11 @@ class JudgeConfig(TowerConfig):
 class PortraitSource:
     """Portraits of one split with attribute classes, pose and landmarks.
 
-    Fields: image (3, S, S) uint8, pose (3,) degrees, landmarks (5, 2) as fractions −1 … 1 of the image, and one
-    class per attribute under its name. Hair color is −100 (ignored) where no hair is visible.
+    Fields: image (3, S, S) uint8, pose (3,) degrees, landmarks (5, 2) as fractions −1 … 1 of the image, and
+    one class per attribute under its name. Hair color is −100 (ignored) where no hair is visible.
     """
 
-    def __init__(
-        self, directory: Path, split: str, *, size: int, attributes: list[str], jitter: JitterConfig
-    ) -> None:
+    def __init__(self, directory: Path, split: str, *, size: int, attributes: list[str], jitter: JitterConfig) -> None:
         self.arrays = load_arrays(directory, split, size=size)
         self.jitter = jitter
         self.labels = visible_labels(self.arrays, attributes)
@@ -119,7 +115,7 @@ def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> di
     model.eval()
     seen = []
     for start in range(0, len(arrays.images), batch):
-        images = torch.from_numpy(np.asarray(arrays.images[start : start + batch])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.array(arrays.images[start : start + batch])).permute(0, 3, 1, 2)
         seen.append(model(images.float() / 255))
     model.train(training)
     identity = np.asarray(arrays.identity)

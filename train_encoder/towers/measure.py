@@ -23,9 +23,7 @@ class Figure:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def identity_bootstrap(
-    values: NDArray, identities: NDArray, *, resamples: int = 2000, seed: int = 0
-) -> Figure:
+def identity_bootstrap(values: NDArray, identities: NDArray, *, resamples: int = 2000, seed: int = 0) -> Figure:
     """Mean of `values` (N,) and its percentile bootstrap (Efron 1979) over whole identities (N,).
 
     Raises ValueError for an empty or ragged input.

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from faceclip.face_encoder import FaceViT
-from faceclip.runtime.trainer import TrainerConfig
+from faceclip.runtime import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
 from train_encoder.towers.measure import Figure
@@ -48,9 +48,7 @@ def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
     def embed(crops: Tensor) -> Tensor:
         return model(crops).identity
 
-    return IdentityTask(
-        model, embed, source=source, margin=config.margin, directory=Path(config.data)
-    ), source
+    return IdentityTask(model, embed, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
 def measure(path: Path, data: Path) -> dict[str, Figure]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.judge import SecondRecognizer
-from faceclip.runtime.trainer import TrainerConfig
+from faceclip.runtime import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
 from train_encoder.towers.measure import Figure
@@ -37,13 +37,9 @@ class SecondRecognizerConfig(TowerConfig):
 def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
     """Model, task and source of a configuration."""
     sizes = config.model
-    model = SecondRecognizer(
-        image_size=sizes.image_size, widths=tuple(sizes.widths), embedding_dim=sizes.embedding_dim
-    )
+    model = SecondRecognizer(image_size=sizes.image_size, widths=tuple(sizes.widths), embedding_dim=sizes.embedding_dim)
     source = CropSource(Path(config.data), "train", size=sizes.image_size, jitter=config.jitter)
-    return IdentityTask(
-        model, model, source=source, margin=config.margin, directory=Path(config.data)
-    ), source
+    return IdentityTask(model, model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
 def measure(path: Path, data: Path) -> dict[str, Figure]:

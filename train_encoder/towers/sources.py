@@ -21,7 +21,8 @@ class JitterConfig:
     landmarks: standard deviation of the noise on the five points, as a fraction of the crop.
     gain, contrast: half widths of the uniform factors around 1; color: the same per channel (kept small,
     since skin color belongs to the identity).
-    blur: greatest Gaussian sigma in px of the image; noise: greatest standard deviation in grey levels.
+    blur: greatest Gaussian sigma in px of the image; noise: greatest standard deviation in grey levels, in
+    half of the images.
     half_resolution: probability of a portrait at 64 px in place of the full one.
     """
 
@@ -34,9 +35,7 @@ class JitterConfig:
     half_resolution: float = 0.0
 
 
-def jitter_image(
-    image: NDArray[np.uint8], rng: np.random.Generator, config: JitterConfig
-) -> NDArray[np.uint8]:
+def jitter_image(image: NDArray[np.uint8], rng: np.random.Generator, config: JitterConfig) -> NDArray[np.uint8]:
     """Apply gain, contrast, channel balance, blur and noise to one uint8 image (H, W, 3)."""
     if config.gain or config.contrast or config.color:
         gain = 1 + config.gain * rng.uniform(-1, 1)
@@ -47,7 +46,7 @@ def jitter_image(
         image = cv2.LUT(image, table.round().clip(0, 255).astype(np.uint8)[None])
     if config.blur and (sigma := config.blur * rng.uniform()) > 0.25:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
-    if config.noise:
+    if config.noise and rng.random() < 0.5:
         grain = rng.standard_normal(image.shape, dtype=np.float32) * (config.noise * rng.uniform())
         image = (image + grain).round().clip(0, 255).astype(np.uint8)
     return image
@@ -60,9 +59,7 @@ class CropSource:
     costs about 0.1 ms. Returned fields: crop, label (class in 0 … classes-1), row (position in the arrays).
     """
 
-    def __init__(
-        self, directory: Path, split: str, *, size: int, jitter: JitterConfig, small: int = 64
-    ) -> None:
+    def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig, small: int = 64) -> None:
         self.arrays: FaceArrays = load_arrays(directory, split)
         wanted = jitter.half_resolution > 0
         self.small: FaceArrays | None = load_arrays(directory, split, size=small) if wanted else None
@@ -99,14 +96,6 @@ def aligned_crops(arrays: FaceArrays, size: int, *, count: int | None = None) ->
     count = len(arrays.images) if count is None else count
     crops = np.empty((count, size, size, 3), dtype=np.uint8)
     for index in range(count):
-        crops[index] = align_face(np.asarray(arrays.images[index]), arrays.landmarks_5[index], size)
+        points = np.array(arrays.landmarks_5[index], dtype=np.float64)
+        crops[index] = align_face(np.asarray(arrays.images[index]), points, size)
     return crops
-
-
-def image_index(identity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of every row within its identity, for rows stored in order; 0 is the frontal gallery image."""
-    _, first, group = np.unique(identity, return_index=True, return_inverse=True)
-    position = np.arange(len(identity)) - first[group]
-    if (np.diff(identity) == 0).sum() != len(identity) - len(first):
-        raise ValueError("rows of an identity must be stored one after another")
-    return position

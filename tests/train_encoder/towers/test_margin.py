@@ -10,9 +10,7 @@ from train_encoder.towers.margin import arcface_logits, arcface_loss, margin_at
 
 def test_margin_is_added_to_the_angle_of_the_labelled_class_only() -> None:
     # θ = 60° and 90°; with a margin of 30° the first becomes 90°, whose cosine is 0.
-    logits = arcface_logits(
-        torch.tensor([[0.5, 0.0]]), torch.tensor([0]), margin=math.pi / 6, scale=10.0
-    )
+    logits = arcface_logits(torch.tensor([[0.5, 0.0]]), torch.tensor([0]), margin=math.pi / 6, scale=10.0)
     torch.testing.assert_close(logits, torch.tensor([[0.0, 0.0]]), atol=1e-5, rtol=0)
 
 

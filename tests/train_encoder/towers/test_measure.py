@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from train_encoder.towers.measure import identity_bootstrap, rank1_hits, recall_among
-from train_encoder.towers.sources import image_index
 
 
 def test_rank1_counts_probes_and_ties_are_misses() -> None:
@@ -49,9 +48,3 @@ def test_recall_leaves_ambiguous_distractors_out() -> None:
     assert recall_among(scores, ambiguous, distractors=1).tolist() == [True, True, True]
     with pytest.raises(ValueError, match="distractors"):
         recall_among(scores, ambiguous, distractors=2)
-
-
-def test_image_index_counts_within_identities() -> None:
-    assert image_index(np.array([4, 4, 4, 2, 2])).tolist() == [0, 1, 2, 0, 1]
-    with pytest.raises(ValueError, match="one after another"):
-        image_index(np.array([4, 2, 4]))

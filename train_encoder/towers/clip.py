@@ -1,0 +1,283 @@
+"""Train the tiny image tower and both text towers together, by a contrastive loss on portraits and captions.
+
+python -m train_encoder.towers.clip data=DIR [--preset tiny] [trainer.steps=…]
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.records import Caption
+from faceclip.image_tower import ImageTower
+from faceclip.runtime import StepContext, TrainerConfig
+from faceclip.text_tower import END, TextTower, tokenize, used_tokens
+from train_encoder.towers.command import TowerConfig, run_tower
+from train_encoder.towers.measure import Figure, identity_bootstrap, recall_among
+from train_encoder.towers.sources import JitterConfig, jitter_image
+
+TEMPLATE = "Photo of a id person. "  # what stage 1 puts before a prompt; the towers must have read it
+DISTRACTORS = 100
+
+
+@dataclass(kw_only=True)
+class ImageSizes:
+    """Sizes of the image tower."""
+
+    image_size: int = 64
+    patch_size: int = 8
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+
+
+@dataclass(kw_only=True)
+class TextSizes:
+    """Sizes of one text tower."""
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 3
+    quick_gelu: bool = True
+
+
+@dataclass(kw_only=True)
+class ClipConfig(TowerConfig):
+    """Everything that decides the towers' training.
+
+    template: share of captions that get stage 1's template in front; unknown: share of words replaced by a
+    word outside the vocabulary, so that its embedding row is trained too.
+    """
+
+    out: str = "runs/towers/clip"
+    image: ImageSizes = field(default_factory=ImageSizes)
+    text_l: TextSizes = field(default_factory=TextSizes)
+    text_g: TextSizes = field(default_factory=lambda: TextSizes(width=128, heads=4, quick_gelu=False))
+    embed_dim: int = 128
+    template: float = 0.3
+    unknown: float = 0.05
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+class CaptionedSource:
+    """A portrait with one of its captions at random.
+
+    Fields: image (3, S, S) uint8, tokens (77,), classes (A,) of all attributes, named (A,) whether the
+    caption states the attribute.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        *,
+        size: int,
+        jitter: JitterConfig,
+        template: float = 0.0,
+        unknown: float = 0.0,
+    ) -> None:
+        self.arrays = load_arrays(directory, split, size=size)
+        self.jitter, self.template, self.unknown = jitter, template, unknown
+        self.names = sorted(self.arrays.attributes)
+        self.classes = np.stack([np.asarray(self.arrays.attributes[name]) for name in self.names], axis=1)
+        self.captions = self.arrays.captions
+        texts = sorted({caption.text for row in self.captions for caption in row})
+        self._row = {text: number for number, text in enumerate(texts)}
+        self._plain = tokenize(texts).numpy().astype(np.int32)
+        self._templated = tokenize([TEMPLATE + text for text in texts]).numpy().astype(np.int32)
+        self.vocabulary = np.union1d(self._plain, self._templated)
+        self.unknown_id = int(np.setdiff1d(np.arange(1, len(self.vocabulary) + 2), self.vocabulary)[0])
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def named(self, caption: Caption) -> np.ndarray:
+        """Which attributes a caption states (A,)."""
+        return np.isin(self.names, caption.named)
+
+    def tokens(self, caption: Caption, *, templated: bool = False) -> np.ndarray:
+        """Token ids (77,) of a caption of this source."""
+        return (self._templated if templated else self._plain)[self._row[caption.text]].astype(np.int64)
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One training sample."""
+        captions = self.captions[index]
+        caption = captions[rng.integers(len(captions))]
+        tokens = self.tokens(caption, templated=bool(rng.random() < self.template))
+        words = np.arange(1, int(np.flatnonzero(tokens == END)[0]))
+        tokens[words[rng.random(len(words)) < self.unknown]] = self.unknown_id
+        image = jitter_image(np.asarray(self.arrays.images[index]), rng, self.jitter)
+        return {
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1)),
+            "tokens": tokens,
+            "classes": self.classes[index],
+            "named": self.named(caption),
+        }
+
+
+def caption_matches(named: Tensor, classes: Tensor) -> Tensor:
+    """Whether caption i is true of image j (B, B): all attributes that it states have the same value there.
+
+    named (B, A) bool of the captions, classes (B, A) of the images in the same order.
+    """
+    return ((classes[:, None] == classes[None]) | ~named[:, None]).all(dim=-1)
+
+
+def masked_contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, matches: Tensor) -> Tensor:
+    """Symmetric InfoNCE (Radford et al. 2021, figure 3); other true pairs are left out, not pushed apart.
+
+    images, texts (B, D) of any length; matches (B, B): caption i is true of image j.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        logits = scale * F.normalize(texts.float(), dim=1) @ F.normalize(images.float(), dim=1).T
+        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(matches & ~own, float("-inf"))
+        labels = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+class ClipTask:
+    """One image tower against two text towers; the three train together and share the embedding space."""
+
+    def __init__(self, towers: nn.ModuleDict, directory: Path) -> None:
+        self.modules = nn.ModuleDict(dict(towers.items()))
+        self.modules["scale"] = _LogScale()
+        self.directory = directory
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean of the losses of L and G against the image tower."""
+        images = self.modules["image_tower"](batch["image"].float() / 255).embedding
+        tokens = used_tokens(batch["tokens"])
+        matches = caption_matches(batch["named"], batch["classes"])
+        scale = self.modules["scale"]()
+        losses = {
+            name: masked_contrastive_loss(images, self.modules[name](tokens).embedding, scale, matches)
+            for name in ("text_tower_l", "text_tower_g")
+        }
+        parts = {name: loss.detach() for name, loss in losses.items()}
+        return sum(losses.values()) / 2, parts | {"logit_scale": scale.detach()}
+
+    def validate(self, step: int) -> dict[str, float]:
+        """The figures of the card on the validation identities."""
+        towers = {name: self.modules[name] for name in ("image_tower", "text_tower_l", "text_tower_g")}
+        return {name: figure.value for name, figure in measure(towers, self.directory, "validation").items()}
+
+    def export(self, directory: Path) -> None:
+        """Three folders, each as `from_pretrained` reads it."""
+        for name in ("image_tower", "text_tower_l", "text_tower_g"):
+            self.modules[name].save_pretrained(directory / name)
+
+
+class _LogScale(nn.Module):
+    """Logit scale exp(s), at most 100 as in CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self) -> Tensor:
+        return self.value.float().exp().clamp_max(100)
+
+
+def fullest_caption(captions: list[Caption]) -> Caption:
+    """The caption that states the most attributes (the first of them)."""
+    return max(captions, key=lambda caption: len(caption.named))
+
+
+@torch.inference_mode()
+def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch: int = 64) -> dict[str, Figure]:
+    """Recall@1 among 100 random distractors, both directions and both text towers.
+
+    Queries are each portrait's fullest caption. `…_unambiguous` draws no distractor of which the caption (or,
+    for an image query, whose caption) is true; the plain figure does, so that a perfect model cannot reach 1.
+    """
+    image_tower = towers["image_tower"]
+    arrays = load_arrays(directory, split, size=image_tower.config.image_size)
+    for tower in towers.values():
+        tower.eval()
+    images = torch.cat(
+        [image_tower(_float(arrays, slice(start, start + batch))).embedding for start in range(0, len(arrays), batch)]
+    )
+    images = F.normalize(images.float(), dim=1)
+    names = sorted(arrays.attributes)
+    classes = np.stack([np.asarray(arrays.attributes[name]) for name in names], axis=1)
+    queries = [fullest_caption(row) for row in arrays.captions]
+    tokens = tokenize([caption.text for caption in queries])
+    matches = np.ones((len(arrays), len(arrays)), dtype=bool)
+    for column, name in enumerate(names):
+        states = np.array([name in caption.named for caption in queries])
+        same = classes[:, column][:, None] == classes[:, column][None]
+        matches &= same | ~states[:, None]
+    figures = {}
+    distractors = min(DISTRACTORS, int((~matches).sum(axis=1).min()), int((~matches).sum(axis=0).min()))
+    identity = np.asarray(arrays.identity)
+    for letter in ("l", "g"):
+        tower = towers[f"text_tower_{letter}"]
+        parts = [tower(used_tokens(chunk)).embedding for chunk in tokens.split(batch)]
+        texts = F.normalize(torch.cat(parts).float(), dim=1)
+        scores = (texts @ images.T).numpy()
+        none = np.zeros_like(matches)
+        for direction, table, ambiguous in (
+            ("text_to_image", scores, matches),
+            ("image_to_text", scores.T, matches.T),
+        ):
+            name = f"{direction}_{letter}_recall1_of_{distractors}"
+            hits = recall_among(table, ambiguous, distractors=distractors)
+            figures[f"{name}_unambiguous"] = identity_bootstrap(hits, identity)
+            figures[name] = identity_bootstrap(recall_among(table, none, distractors=distractors), identity)
+    return figures
+
+
+def _float(arrays: FaceArrays, rows: slice) -> Tensor:
+    return torch.from_numpy(np.array(arrays.images[rows])).permute(0, 3, 1, 2).float() / 255
+
+
+def build(config: ClipConfig) -> tuple[ClipTask, CaptionedSource]:
+    """Towers, task and source of a configuration; the vocabulary is that of the training captions."""
+    source = CaptionedSource(
+        Path(config.data),
+        "train",
+        size=config.image.image_size,
+        jitter=config.jitter,
+        template=config.template,
+        unknown=config.unknown,
+    )
+    vocabulary = source.vocabulary.tolist()
+    towers = nn.ModuleDict({"image_tower": ImageTower(**vars(config.image), embed_dim=config.embed_dim)})
+    for name, sizes in (("text_tower_l", config.text_l), ("text_tower_g", config.text_g)):
+        towers[name] = TextTower(**vars(sizes), embed_dim=config.embed_dim, vocabulary=vocabulary)
+    return ClipTask(towers, Path(config.data)), source
+
+
+def load_towers(path: Path) -> dict[str, nn.Module]:
+    """The three exported towers."""
+    kinds = {"image_tower": ImageTower, "text_tower_l": TextTower, "text_tower_g": TextTower}
+    return {name: kind.from_pretrained(path / name) for name, kind in kinds.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m train_encoder.towers.clip`."""
+    run_tower(
+        ClipConfig,
+        argv,
+        name="clip",
+        build=build,
+        measure=lambda path, data: measure(load_towers(path), data, "test"),
+        parts=("image_tower", "text_tower_l", "text_tower_g"),
+        title="Tiny CLIP towers (image 64 px, text L-like and G-like)",
+        summary=(
+            "An image tower and two text towers of open_clip's own classes with one shared 128-d embedding, trained "
+            "together on rendered portraits and their captions. The text towers know the words of those captions; "
+            "every other word shares one embedding."
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

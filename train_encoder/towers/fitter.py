@@ -1,0 +1,259 @@
+"""Train the 3D channel's fitter: aligned crop → head shape, expression, pose, camera and light.
+
+python -m train_encoder.towers.fitter data=DIR [--preset tiny] [trainer.steps=…]
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices
+from faceclip.face3d.model import HeadModel, default_head
+from faceclip.face3d.rasterizer import vertex_normals
+from faceclip.faces.align import align_face, similarity_transform
+from faceclip.runtime import StepContext, TrainerConfig
+from train_encoder.towers.command import TowerConfig, run_tower
+from train_encoder.towers.measure import Figure, identity_bootstrap
+from train_encoder.towers.sources import JitterConfig, jitter_image
+
+SURFACE_POINTS = 256  # vertices of the face on which position and shading are compared
+
+
+@dataclass(kw_only=True)
+class FitterSizes:
+    """Sizes of `FaceFitter`."""
+
+    image_size: int = 64
+    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
+    hidden: int = 384
+
+
+@dataclass(kw_only=True)
+class LossWeights:
+    """Weights of the terms.
+
+    parameters: standardized; pose: per 10°; points: projected, per 1 % of the crop; shading: of the surface,
+    per .1.
+    """
+
+    parameters: float = 1.0
+    pose: float = 1.0
+    points: float = 0.5
+    shading: float = 1.0
+
+
+@dataclass(kw_only=True)
+class FitterConfig(TowerConfig):
+    """Everything that decides the fitter's training."""
+
+    out: str = "runs/towers/fitter"
+    model: FitterSizes = field(default_factory=FitterSizes)
+    weights: LossWeights = field(default_factory=LossWeights)
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def true_fit(arrays: FaceArrays) -> FaceFit:
+    """The parameters that rendered a split, in the frame of the portraits."""
+    fields = {name: torch.from_numpy(np.array(getattr(arrays, name))) for name in ("shape", "expression", "pose")}
+    light = torch.from_numpy(np.array(arrays.light)).unflatten(1, (9, 3))
+    return FaceFit(**fields, camera=torch.from_numpy(np.array(arrays.camera)), light=light)
+
+
+def rows_of(fit: FaceFit, rows: slice | list[int]) -> FaceFit:
+    """Some rows of a fit."""
+    return FaceFit(**{name: value[rows] for name, value in vars(fit).items()})
+
+
+class FittedSource:
+    """Aligned crops (3, S, S) uint8 with the true parameter vector in the frame of the (jittered) crop."""
+
+    def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig) -> None:
+        self.arrays = load_arrays(directory, split)
+        self.small = load_arrays(directory, split, size=64) if jitter.half_resolution else None
+        self.size, self.jitter = size, jitter
+        self.truth = true_fit(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One training sample; its parameters are added for the whole batch in `collate`."""
+        arrays = self.arrays
+        if self.small is not None and rng.random() < self.jitter.half_resolution:
+            arrays = self.small
+        points = np.array(arrays.landmarks_5[index], dtype=np.float64)
+        span = np.linalg.norm(points - points.mean(axis=0), axis=1).mean()
+        points += rng.standard_normal((5, 2)) * (self.jitter.landmarks * 4 * span)
+        crop = jitter_image(align_face(np.asarray(arrays.images[index]), points, self.size), rng, self.jitter)
+        matrix = similarity_transform(torch.from_numpy(points), self.size).numpy()
+        return {"crop": crop.transpose(2, 0, 1), "matrix": matrix, "row": index, "portrait": arrays.size}
+
+    def collate(self, samples: list[dict]) -> dict[str, Tensor]:
+        """Stack crops; move the true fits into their crops' frames."""
+        matrices = torch.from_numpy(np.stack([sample["matrix"] for sample in samples])).float()
+        # Parameters are relative to the portrait's side: bring every matrix to the same number of px.
+        sizes = torch.tensor([sample["portrait"] for sample in samples])
+        zoom = (sizes / self.arrays.size)[:, None, None].float()
+        linear, shift = matrices[:, :, :2], matrices[:, :, 2:]
+        # p_small = (p + ½)·zoom − ½, hence A·p_small + b = (zoom·A)·p + b + A·(½·zoom − ½).
+        shift = shift + (linear * ((zoom - 1) / 2)).sum(dim=2, keepdim=True)
+        truth = rows_of(self.truth, [sample["row"] for sample in samples])
+        moved = move_fit(truth, torch.cat([linear * zoom, shift], dim=2), before=self.arrays.size, after=self.size)
+        crops = torch.from_numpy(np.stack([sample["crop"] for sample in samples]))
+        return {"crop": crops, "target": FaceFitter.pack(moved)}
+
+    def statistics(self, count: int = 4096) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the parameter vectors in the crops' frames, over evenly spread rows.
+        """
+        rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
+        points = torch.from_numpy(np.array(self.arrays.landmarks_5)[rows])
+        matrix = similarity_transform(points, self.size)
+        moved = move_fit(rows_of(self.truth, rows), matrix, before=self.arrays.size, after=self.size)
+        values = FaceFitter.pack(moved)
+        return values.mean(dim=0), values.std(dim=0).clamp_min(1e-3)
+
+
+class Surface(nn.Module):
+    """Landmarks and evenly chosen face vertices of the head model, for losses on positions and shading."""
+
+    def __init__(self, head: HeadModel, count: int = SURFACE_POINTS) -> None:
+        super().__init__()
+        face = np.flatnonzero(head.face_mask)
+        picked = np.concatenate([head.landmarks_68, face[np.linspace(0, len(face) - 1, count).astype(int)]])
+        normals = vertex_normals(head.template, head.faces)[picked]
+        self.register_buffer("template", torch.from_numpy(head.template[picked]), persistent=False)
+        bases = np.concatenate([head.shape_basis, head.expression_basis])[:, picked]
+        self.register_buffer("basis", torch.from_numpy(bases).flatten(1), persistent=False)
+        self.register_buffer("normals", torch.from_numpy(normals.astype(np.float32)), persistent=False)
+
+    def positions(self, fit: FaceFit) -> Tensor:
+        """Points (B, N, 2) as fractions of the picture."""
+        coefficients = torch.cat([fit.shape, fit.expression], dim=1)
+        points = self.template + (coefficients @ self.basis).unflatten(1, (-1, 3))
+        return project_points(points, rotation_matrices(fit.pose), fit.camera)
+
+    def shading(self, fit: FaceFit) -> Tensor:
+        """Shading (B, N, 3) with the mean head's normals, which stand for the person's."""
+        normals = (rotation_matrices(fit.pose)[:, None] * self.normals[:, None, :]).sum(dim=-1)
+        return (sh_values(normals)[..., None] * fit.light[:, None]).sum(dim=2)
+
+
+def sh_values(normals: Tensor) -> Tensor:
+    """`faceclip.face3d.light.sh_basis` for tensors: (…, 9) of unit normals (…, 3)."""
+    x, y, z = normals.unbind(-1)
+    first = [torch.full_like(x, 0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x]
+    second = [1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z]
+    return torch.stack([*first, *second, 0.546274 * (x * x - y * y)], dim=-1)
+
+
+class FitterTask:
+    """Regression of all parameters, with losses where errors are seen: pose, projected points, shading."""
+
+    def __init__(self, model: FaceFitter, weights: LossWeights, directory: Path) -> None:
+        self.modules = nn.ModuleDict({"fitter": model, "surface": Surface(default_head())})
+        self.weights, self.directory = weights, directory
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """All terms for one batch of `FittedSource`."""
+        model, surface = self.modules["fitter"], self.modules["surface"]
+        fit = model(batch["crop"].float() / 255)
+        with torch.autocast(context.device.type, enabled=False):
+            target = batch["target"]
+            truth = model.unpack(target)
+            error = (model.pack(fit) - target) / model.deviation
+            parts = {
+                "parameters": F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5),
+                "pose": F.l1_loss(fit.pose, truth.pose) / 10,
+                "points": F.l1_loss(surface.positions(fit), surface.positions(truth)) * 100,
+                "shading": F.l1_loss(surface.shading(fit), surface.shading(truth)) * 10,
+            }
+        total = sum(getattr(self.weights, name) * part for name, part in parts.items())
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def validate(self, step: int) -> dict[str, float]:
+        """The figures of the card on 20 validation identities."""
+        figures = measure(self.modules["fitter"], self.directory, "validation", people=20)
+        return {name: figure.value for name, figure in figures.items()}
+
+    def export(self, directory: Path) -> None:
+        """The fitter as `FaceFitter.from_pretrained` reads it."""
+        self.modules["fitter"].save_pretrained(directory)
+
+
+@torch.inference_mode()
+def measure(
+    model: FaceFitter, directory: Path, split: str, *, people: int | None = None, per_person: int = 4, batch: int = 64
+) -> dict[str, Figure]:
+    """Pose and shading errors in the portraits' frame, from true landmarks.
+
+    Shading: root mean square error of the fitted map within the true face region, grey levels in [0, 1], over
+    the first `per_person` portraits of each identity (rendering takes .03 s each); pose over the same.
+    """
+    arrays = load_arrays(directory, split)
+    model.eval()
+    identity = np.asarray(arrays.identity)
+    rows = np.flatnonzero(np.asarray(arrays.index) < per_person)
+    if people is not None:
+        rows = rows[np.isin(identity[rows], np.unique(identity)[:people])]
+    points = np.array(arrays.landmarks_5)[rows]
+    pose, shading = [], []
+    for start in range(0, len(rows), batch):
+        chunk = rows[start : start + batch]
+        fit = model.fit([np.asarray(arrays.images[row]) for row in chunk], points[start : start + batch])
+        pose.append(np.abs(fit.pose.numpy() - np.asarray(arrays.pose)[chunk]))
+        maps = model.shading(fit, arrays.size).permute(0, 2, 3, 1).numpy()
+        for drawn, row in zip(maps, chunk, strict=True):
+            truth = np.asarray(arrays.shading[row]).astype(np.float32) / 255
+            face = truth.max(axis=-1) > 0
+            shading.append(np.sqrt(np.square(drawn - truth)[face].mean()))
+    pose, owner = np.concatenate(pose), identity[rows]
+    figures = {
+        "pose_error_degrees": identity_bootstrap(pose.mean(axis=1), owner),
+        "shading_rmse": identity_bootstrap(np.array(shading), owner),
+    }
+    for axis, name in enumerate(("yaw", "pitch", "roll")):
+        figures[f"{name}_error_degrees"] = identity_bootstrap(pose[:, axis], owner)
+    return figures
+
+
+def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
+    """Model, task and source of a configuration."""
+    source = FittedSource(Path(config.data), "train", size=config.model.image_size, jitter=config.jitter)
+    model = FaceFitter(
+        shape_size=source.arrays.shape.shape[1],
+        expression_size=source.arrays.expression.shape[1],
+        image_size=config.model.image_size,
+        widths=tuple(config.model.widths),
+        hidden=config.model.hidden,
+    )
+    mean, deviation = source.statistics()
+    model.mean.copy_(mean)
+    model.deviation.copy_(deviation)
+    return FitterTask(model, config.weights, Path(config.data)), source
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `python -m train_encoder.towers.fitter`."""
+    run_tower(
+        FitterConfig,
+        argv,
+        name="fitter",
+        build=build,
+        measure=lambda path, data: measure(FaceFitter.from_pretrained(path), data, "test"),
+        title="Face fitter (3D channel, 64 px crops)",
+        summary=(
+            "A small residual network that reads head shape, expression, pose, camera and spherical-harmonics light "
+            "from one aligned crop, so that the shading map of any reference image can be drawn."
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
