@@ -1,1 +1,1 @@
-"""Stage 1: training of the joint encoder, and of the tiny towers it stands on."""
+"""Stage 1: training of the joint encoder, and of the tiny towers (`train_encoder.towers`)."""

@@ -1,0 +1,27 @@
+"""A progress bar with the time left for work that is not a training loop."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Yields `advance(done, total)`; the bar appears with the first call, so finished work shows nothing."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    progress = Progress(*columns, transient=True)
+    task = None
+
+    def advance(done: int, count: int) -> None:
+        nonlocal task
+        if task is None:
+            progress.start()
+            task = progress.add_task(title, total=count)
+        progress.update(task, completed=done)
+
+    try:
+        yield advance
+    finally:
+        progress.stop()

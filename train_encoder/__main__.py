@@ -1,0 +1,62 @@
+"""Stage 1: train the joint encoder.
+
+    python -m train_encoder data=DIR [--preset tiny] [--config FILE.yaml] [trainer.steps=2000 …]
+    accelerate launch -m train_encoder data=DIR --preset bigg14
+
+Towers stay frozen; fusion, identity projections and retrieval heads are trained on cached features. Leaves
+`OUT/export` (and `OUT/best`): FaceCLIP and its image tower, loadable by `FaceCLIP.from_pretrained`.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import ConfigError, FaceClipError
+from faceclip.runtime import Result, Trainer, parse_config
+from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.features import split_features
+from train_encoder.source import QuerySource
+from train_encoder.task import EncoderTask, describe
+from train_encoder.towers_io import load_towers
+
+
+def train(config: EncoderConfig) -> Result:
+    """Runs or resumes stage 1."""
+    if not config.data:
+        raise ConfigError("data: name the data set directory, as in data=DIR")
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    torch.manual_seed(config.trainer.seed)
+    towers = load_towers(config.towers)
+    data = Path(config.data)
+    cache = Path(config.cache) if config.cache else data / ".features"
+    train_features = split_features(data, "train", towers, cache)
+    validation = split_features(data, "validation", towers, cache)
+    model = FaceCLIP.from_components(
+        towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion), joint=asdict(config.heads)
+    )
+    task = EncoderTask(model, towers.image, config.loss, validation, config.validation_queries)
+    trainer = Trainer(config.trainer, task, QuerySource(train_features, config.sampling), Path(config.out))
+    if trainer.accelerator.is_main_process:
+        print(describe(config, sum(p.numel() for p in trainer.trainable.values())))
+    return trainer.fit()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    try:
+        result = train(parse_config(EncoderConfig, sys.argv[1:] if argv is None else argv, presets=PRESETS))
+    except FaceClipError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    for name, value in result.metrics.items():
+        print(f"{name}: {value:.4f}")
+    print(f"exported to {result.export}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

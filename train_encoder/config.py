@@ -1,0 +1,85 @@
+"""Configuration of stage 1. Sizes of the towers are theirs; what is trained here is fusion, projections and heads."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faceclip.errors import ConfigError
+from faceclip.runtime import TrainerConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(kw_only=True)
+class TowersConfig:
+    """Directories of the frozen towers; a name such as `tiny/recognizer` means weights shipped with the package."""
+
+    recognizer: str = "tiny/recognizer"
+    text_l: str = "tiny/text_tower_l"
+    text_g: str = "tiny/text_tower_g"
+    image: str = "tiny/image_tower"
+
+
+@dataclass(kw_only=True)
+class FusionConfig:
+    """Arguments of `faceclip.fusion.FeatureFusion`."""
+
+    layers: int = 3
+    attention_width: int = 128
+    attention_heads: int = 4
+    text_hidden: int = 256
+    face_heads: int = 8
+    points: int = 4
+    face_hidden: int = 256
+    layer_scale: float = 0.3
+
+
+@dataclass(kw_only=True)
+class HeadsConfig:
+    """Arguments of `faceclip.heads.JointHeads` beyond the towers' sizes."""
+
+    hidden: int = 256
+    heads: int = 4
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """Weights of the loss terms and the start of every term's scale and bias (Zhai et al. 2023)."""
+
+    face: float = 1.0
+    text: float = 0.5
+    image: float = 0.5
+    joint: float = 1.0
+    log_scale: float = 2.6592  # ln(1/0.07), as in the published checkpoint
+    bias: float = -10.0
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """A batch holds `trainer.batch_size` persons × `images` pictures; shares of queries without text or face."""
+
+    images: int = 4
+    face_only: float = 0.2
+    text_only: float = 0.1
+    same_picture: float = 0.05  # the reference is the target picture itself
+
+    def __post_init__(self) -> None:
+        if self.images < 2:
+            raise ConfigError(f"sampling.images: at least 2 are needed for hard negatives, got {self.images}")
+        if self.face_only + self.text_only >= 1:
+            raise ConfigError("sampling.face_only and sampling.text_only: together they must stay below 1")
+
+
+@dataclass(kw_only=True)
+class EncoderConfig:
+    """Stage 1. `data`: data set directory; `out`: run directory; `cache`: frozen features (default: below `data`)."""
+
+    data: str = ""
+    out: str = "runs/encoder"
+    cache: str = ""
+    towers: TowersConfig = field(default_factory=TowersConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    validation_queries: int = 600
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -1,0 +1,68 @@
+"""Training queries: who is asked for (a face) and how (a description), with the picture that answers."""
+
+import numpy as np
+import torch
+
+from faceclip.encoder import TEMPLATE
+from faceclip.errors import DataError
+from faceclip.text_tower import tokenize
+from train_encoder.config import SamplingConfig
+from train_encoder.features import SplitFeatures
+
+BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2
+
+
+class QuerySource:
+    """One sample is one person: `images` queries whose answers are different pictures of that person.
+
+    So a batch holds, for every query, the same person under other descriptions and other persons, which are the hard
+    negatives of a composed query. Fields of a sample, M = images: face_tokens (M, P, W), face_identity (M, E) of the
+    reference; tokens (M, 77); text (M, C) embedding of the plain caption; answer_identity (M, E), answer_image (M, C);
+    mode (M,); row (M,) of the answer; person (M,); words (M,) equal for equal captions.
+    """
+
+    def __init__(self, features: SplitFeatures, sampling: SamplingConfig) -> None:
+        self.features, self.sampling = features, sampling
+        identity = np.asarray(features.arrays.identity)
+        self.people = [np.flatnonzero(identity == person) for person in np.unique(identity)]
+        few = [int(identity[rows[0]]) for rows in self.people if len(rows) < sampling.images]
+        if few:
+            raise DataError(
+                f"{len(few)} persons (the first: identity {few[0]}) have fewer than sampling.images="
+                f"{sampling.images} pictures: lower it or give more pictures"
+            )
+        # Equal captions must not repel each other.
+        texts = [c.text for captions in features.arrays.captions for c in captions]
+        numbers: dict[str, int] = {}
+        self.words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor]:
+        features, sampling = self.features, self.sampling
+        rows = rng.choice(self.people[index], sampling.images, replace=False)
+        odds = (1 - sampling.face_only - sampling.text_only, sampling.face_only, sampling.text_only)
+        mode = rng.choice(3, sampling.images, p=odds)
+        references, captions, prompts = [], [], []
+        for row, kind in zip(rows, mode, strict=True):
+            others = self.people[index][self.people[index] != row]
+            references.append(row if rng.random() < sampling.same_picture else rng.choice(others))
+            choice = features.arrays.captions[row]
+            number = int(rng.integers(len(choice)))
+            captions.append(features.caption_start[row] + number)
+            text = "" if kind == FACE_ONLY else choice[number].text
+            prompts.append(text if kind == TEXT_ONLY else TEMPLATE + text)
+        references, captions = np.asarray(references), np.asarray(captions)
+        return {
+            "face_tokens": np.asarray(features.tokens[references]),
+            "face_identity": np.asarray(features.identity[references]),
+            "tokens": tokenize(prompts),
+            "text": np.asarray(features.caption[captions]),
+            "answer_identity": np.asarray(features.identity[rows]),
+            "answer_image": np.asarray(features.image[rows]),
+            "mode": mode,
+            "row": rows.astype(np.int64),
+            "person": np.full(len(rows), index),
+            "words": self.words[captions],
+        }

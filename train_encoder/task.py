@@ -1,0 +1,178 @@
+"""The objective of stage 1: alignment of the fused tokens with face, text and image spaces, and composed retrieval."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faceclip.encoder import FaceCLIP
+from faceclip.face_encoder import FaceFeatures
+from faceclip.heads import JointEmbedding
+from faceclip.image_tower import ImageTower
+from faceclip.losses import gather_targets, sigmoid_contrastive_loss
+from faceclip.runtime import StepContext
+from train_encoder.config import LossConfig
+from train_encoder.features import SplitFeatures
+from train_encoder.source import FACE_ONLY, TEXT_ONLY
+
+TERMS = ("face", "text", "image", "joint")
+
+
+class EncoderTask:
+    """Stage 1 as a task of the shared trainer.
+
+    Terms, each a sigmoid contrastive loss with its own scale and bias: face (projection of the fused tokens against
+    the answer's identity, same person positive), text (against the caption's embedding), image (against the answer's
+    CLIP image embedding), joint (query against gallery embedding; with a description only the answer is positive and
+    the same person under other descriptions is a negative; without one, every picture of the person is positive).
+    """
+
+    def __init__(
+        self, model: FaceCLIP, image_tower: ImageTower, config: LossConfig, validation: SplitFeatures, queries: int
+    ) -> None:
+        self.model, self.image_tower, self.config = model, image_tower, config
+        self.validation, self.queries = validation, queries
+        model.freeze_towers()
+        scales = {f"{term}_log_scale": nn.Parameter(torch.tensor(config.log_scale)) for term in TERMS}
+        biases = {f"{term}_bias": nn.Parameter(torch.tensor(config.bias)) for term in TERMS}
+        self.modules = nn.ModuleDict({"model": model, "scales": nn.ParameterDict(scales | biases)})
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        flat = {name: value.flatten(0, 1) for name, value in batch.items()}  # persons × images → queries
+        has_face, has_text = flat["mode"] != TEXT_ONLY, flat["mode"] != FACE_ONLY
+        query = embed_cached(self.model, flat, has_face, has_text)
+        gallery = self.model.heads.gallery(flat["answer_identity"], flat["answer_image"])
+        person, row = flat["person"], flat["row"]
+        identity, image, text = (
+            F.normalize(flat[name].float(), dim=-1) for name in ("answer_identity", "answer_image", "text")
+        )
+        both = has_face & has_text
+        losses = {
+            "face": self._term("face", query.face, identity, person, has_face),
+            "text": self._term("text", query.text, text, flat["words"], has_text),
+            "image": self._term("image", query.text, image, row, has_text),
+            "joint": self._term("joint", query.joint, gallery, row, both)
+            + 0.5 * self._term("joint", query.joint, gallery, person, has_face & ~has_text)
+            + 0.5 * self._term("joint", query.joint, gallery, row, has_text & ~has_face),
+        }
+        total = sum(getattr(self.config, name) * value for name, value in losses.items())
+        parts = {f"loss_{name}": value.detach() for name, value in losses.items()}
+        parts["logit_scale_joint"] = self.modules["scales"]["joint_log_scale"].detach().exp()
+        return total, parts
+
+    def _term(self, name: str, queries: Tensor, targets: Tensor, labels: Tensor, use: Tensor) -> Tensor:
+        scales = self.modules["scales"]
+        everyone, names = _all_ranks(targets), gather_targets(labels)
+        return sigmoid_contrastive_loss(
+            queries[use], everyone, scales[f"{name}_log_scale"], scales[f"{name}_bias"], labels[use], names
+        )
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Rank-1 of composed queries and of faces alone on validation identities, beside the baselines."""
+        return composed_rank1(self.model, self.validation, self.queries)
+
+    def export(self, directory: Path) -> None:
+        """FaceCLIP with its heads, and the CLIP image tower that the gallery side needs, in `image_tower/`."""
+        self.model.save_pretrained(directory)
+        self.image_tower.save_pretrained(directory / "image_tower")
+
+
+def embed_cached(model: FaceCLIP, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor) -> JointEmbedding:
+    """`FaceCLIP.embed` on cached face features and caption embeddings; a row without a face takes the zero face."""
+    blank = zero_face(model)
+    keep = has_face[:, None]
+    features = FaceFeatures(
+        tokens=torch.where(keep[..., None], flat["face_tokens"].float(), blank.tokens),
+        identity=torch.where(keep, flat["face_identity"].float(), blank.identity),
+    )
+    conditioning = model.encode(flat["tokens"], face_features=features)
+    return model.heads(
+        conditioning.tokens, identity=features.identity, text=flat["text"], has_text=has_text, has_face=has_face
+    )
+
+
+@torch.no_grad()
+def zero_face(model: FaceCLIP) -> FaceFeatures:
+    """Features of the all-zero face, one row."""
+    parameter = model.face_encoder.pos_embed
+    return model.face_encoder(torch.zeros(1, 3, 8, 8, device=parameter.device, dtype=parameter.dtype))
+
+
+def _all_ranks(targets: Tensor) -> Tensor:
+    """Targets of all ranks; this rank's own rows keep their gradient."""
+    gathered = gather_targets(targets)
+    if len(gathered) == len(targets):
+        return targets
+    start = torch.distributed.get_rank() * len(targets)
+    return torch.cat([gathered[:start], targets, gathered[start + len(targets) :]])
+
+
+def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:
+    """Rank-1 in a gallery of all portraits of a split (the reference leaves it), ties against the query.
+
+    Composed: the face of another portrait of the person and a caption of the answer; any portrait of the person whose
+    attributes the caption fits is right. Face: right is any other portrait of the person.
+    """
+    arrays = features.arrays
+    rng = np.random.default_rng([seed, 11])
+    identity = np.asarray(arrays.identity)
+    rows = rng.permutation(len(identity))[:limit]
+    references, captions, prompts, relevant = [], [], [], []
+    for row in rows:
+        others = np.flatnonzero((identity == identity[row]) & (np.arange(len(identity)) != row))
+        references.append(rng.choice(others))
+        choice = [i for i, c in enumerate(arrays.captions[row]) if c.kind != "emotion"] or [0]
+        number = int(rng.choice(choice))
+        caption = arrays.captions[row][number]
+        captions.append(features.caption_start[row] + number)
+        prompts.append(caption.text)
+        fits = identity == identity[row]
+        for name in caption.named:
+            fits &= arrays.attributes[name] == arrays.attributes[name][row]
+        relevant.append(fits)
+    references, captions, relevant = np.asarray(references), np.asarray(captions), np.stack(relevant)
+    same = identity[rows][:, None] == identity
+
+    device = model.face_encoder.pos_embed.device
+    gallery = model.heads.gallery(torch.tensor(features.identity, device=device), torch.tensor(features.image, device=device))
+    joint, face = [], []
+    for start in range(0, len(rows), 128):
+        at = slice(start, start + 128)
+        faces = FaceFeatures(
+            tokens=torch.tensor(features.tokens[references[at]], device=device).float(),
+            identity=torch.tensor(features.identity[references[at]], device=device),
+        )
+        joint.append(model.embed(prompts[at], face_features=faces).joint)
+        face.append(model.embed([""] * len(prompts[at]), face_features=faces).joint)
+    who, image, text = (F.normalize(torch.tensor(np.asarray(x), device=device), dim=-1)
+                        for x in (features.identity, features.image, features.caption))  # fmt: skip
+    r, c = torch.tensor(references), torch.tensor(captions)
+    scores = {
+        "composed_joint": torch.cat(joint) @ gallery.T,
+        "composed_concatenation": who[r] @ who.T + text[c] @ image.T,
+        "composed_face": who[r] @ who.T,
+        "composed_text": text[c] @ image.T,
+        "face_joint": torch.cat(face) @ gallery.T,
+        "face_recognizer": who[r] @ who.T,
+    }
+    return {name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
+            for name, score in scores.items()}  # fmt: skip
+
+
+def _rank1(scores: np.ndarray, relevant: np.ndarray, excluded: np.ndarray) -> float:
+    at = np.arange(len(scores))
+    relevant = relevant.copy()
+    relevant[at, excluded] = False
+    right = np.where(relevant, scores, -np.inf).max(1)
+    wrong = np.where(relevant, -np.inf, scores)
+    wrong[at, excluded] = -np.inf
+    return float((right > wrong.max(1)).mean())
+
+
+def describe(config: Any, trainable: int) -> str:
+    """One line on what is trained."""
+    return f"stage 1: {trainable / 1e6:.2f} M trainable parameters, towers {vars(config.towers)}"
