@@ -111,7 +111,12 @@ def _softmax_block(logits: Tensor, positive: Tensor, ignored: Tensor | None) -> 
 
 class _RowBlockLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries, targets, log_scale, bias, labels, block_loss) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        with torch.autocast(arguments[0].device.type, enabled=False):  # float32, whatever surrounds the loss
+            return _RowBlockLoss._forward(ctx, *arguments)
+
+    @staticmethod
+    def _forward(ctx: Any, queries, targets, log_scale, bias, labels, block_loss) -> Tensor:
         query_labels, target_labels, query_groups, target_groups = labels
         scale = log_scale.detach().float().exp()
         offset = bias.detach().float()

@@ -138,7 +138,7 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
     same = identity[rows][:, None] == identity
 
     device = model.face_encoder.pos_embed.device
-    gallery = model.heads.gallery(torch.tensor(features.identity, device=device), torch.tensor(features.image, device=device))
+    gallery = model.heads.gallery(*(torch.tensor(x, device=device) for x in (features.identity, features.image)))
     joint, face = [], []
     for start in range(0, len(rows), 128):
         at = slice(start, start + 128)
