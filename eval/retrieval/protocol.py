@@ -50,9 +50,7 @@ class Labels:
     def __post_init__(self) -> None:
         count = len(self.identity)
         if count == 0:
-            raise EmptyDatasetError(
-                "the test split has no portraits: generate data with a test share above 0"
-            )
+            raise EmptyDatasetError("the test split has no portraits: generate data with a test share above 0")
         for name, values in {"index": self.index, **self.attributes}.items():
             if len(values) != count:
                 raise DataError(f"column {name} has {len(values)} rows, identity has {count}")
@@ -87,9 +85,7 @@ def matches(labels: Labels, names: Mapping[str, str]) -> NDArray[np.bool_]:
     fits = np.ones(len(labels), dtype=bool)
     for name, value in names.items():
         if name not in labels.attributes:
-            raise DataError(
-                f"a caption names the attribute {name!r}, the data has {sorted(labels.attributes)}"
-            )
+            raise DataError(f"a caption names the attribute {name!r}, the data has {sorted(labels.attributes)}")
         fits &= labels.attributes[name] == value
     return fits
 
@@ -133,9 +129,7 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
         excluded.append(out)
         people.append(labels.identity[row])
     if not face:
-        raise EmptyDatasetError(
-            f"the test split allows no {kind} query: it needs several portraits per person"
-        )
+        raise EmptyDatasetError(f"the test split allows no {kind} query: it needs several portraits per person")
     kept = np.arange(len(face))
     if limit is not None and len(face) > limit:
         kept = np.unique(np.linspace(0, len(face) - 1, limit).round().astype(int))
@@ -149,9 +143,7 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
     )
 
 
-def _pick_description(
-    descriptions: Sequence[Description], generator: np.random.Generator
-) -> Description | None:
+def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> Description | None:
     """One description that names changeable attributes; captions of the emotion alone leave too much open."""
     usable = [item for item in descriptions if item.kind in ("attributes", "both") and item.names]
     return usable[int(generator.integers(len(usable)))] if usable else None

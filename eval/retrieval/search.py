@@ -45,9 +45,7 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
 def search(gallery: Embeddings, queries: Embeddings, *, block: int = 1024) -> NDArray[np.float32]:
     """Cosine of every query with every gallery item (Q, G) by FAISS; −inf where either has no face."""
     if gallery.vectors.shape[1] != queries.vectors.shape[1]:
-        raise ValueError(
-            f"gallery has dimension {gallery.vectors.shape[1]}, queries {queries.vectors.shape[1]}"
-        )
+        raise ValueError(f"gallery has dimension {gallery.vectors.shape[1]}, queries {queries.vectors.shape[1]}")
     known = np.flatnonzero(gallery.present)
     scores = np.full((len(queries.vectors), len(gallery.vectors)), -np.inf, dtype=np.float32)
     if not len(known):

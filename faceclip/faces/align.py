@@ -90,7 +90,7 @@ def align_face(
     """Warp one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image."""
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
-    points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float64)
+    points = torch.tensor(np.array(landmarks, dtype=np.float64))
     matrix = similarity_transform(points, size, reference_size=reference_size).numpy()
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
 

@@ -131,9 +131,7 @@ def test_empty_group_gives_nan_not_zero():
 
 
 def test_angles_wrap():
-    np.testing.assert_allclose(
-        angle_difference(np.array([179.0, 10, -5]), np.array([-179.0, -10, 5])), [2, 20, 10]
-    )
+    np.testing.assert_allclose(angle_difference(np.array([179.0, 10, -5]), np.array([-179.0, -10, 5])), [2, 20, 10])
 
 
 def test_cosine_by_hand_and_zero_vectors():

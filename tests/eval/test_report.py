@@ -19,9 +19,7 @@ def test_written_report_is_one_escaped_file(tmp_path):
     report.section("Numbers & more")
     report.text("1 < 2")
     report.table(["arm", "rank-1"], [["face", ESTIMATE], ["text", None]], caption="All", emphasized=[0])
-    report.figure(
-        interval_bars(["a", "b"], [("x", [ESTIMATE, None]), ("y", [ESTIMATE, ESTIMATE])], label="r")
-    )
+    report.figure(interval_bars(["a", "b"], [("x", [ESTIMATE, None]), ("y", [ESTIMATE, ESTIMATE])], label="r"))
     report.figure(line_plot([("x", [1, 2], [3, 4])], x_label="step", y_label="loss"))
     path = report.write(tmp_path / "deep" / "report.html")
     text = path.read_text()

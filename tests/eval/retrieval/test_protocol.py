@@ -28,8 +28,7 @@ def labels() -> Labels:
             "glasses": np.array(GLASSES),
             "expression": np.array(["smile"] * 6),
         },
-        descriptions=[describe(row, "hair_color") for row in range(5)]
-        + [describe(5, "hair_color", "glasses")],
+        descriptions=[describe(row, "hair_color") for row in range(5)] + [describe(5, "hair_color", "glasses")],
     )
 
 
@@ -105,9 +104,7 @@ def test_unequal_columns_are_refused():
 
 def test_what_stands_first_is_explained(labels):
     queries = build_queries(labels, "face+text", seed=3)
-    described = np.stack(
-        [matches(labels, labels.descriptions[int(text.split()[1])][1].names) for text in queries.text]
-    )
+    described = np.stack([matches(labels, labels.descriptions[int(text.split()[1])][1].names) for text in queries.text])
     scores = queries.relevant.astype(np.float32)
     assert explain_top(scores, queries, labels, described)["right"] == 1.0
     other_person = (described & (labels.identity != queries.identity[:, None])).astype(np.float32)

@@ -13,9 +13,7 @@ RNG = np.random.default_rng(0)
 def test_scores_are_cosines():
     gallery, queries = RNG.normal(size=(30, 8)).astype(np.float32), RNG.normal(size=(7, 8)).astype(np.float32)
     scores = search(all_present(gallery), all_present(queries), block=3)
-    expected = (
-        (queries @ gallery.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(gallery, axis=1)
-    )
+    expected = (queries @ gallery.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(gallery, axis=1)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 

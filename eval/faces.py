@@ -1,0 +1,57 @@
+"""Aligned faces of many pictures: where the labels say, or where the detector finds them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from faceclip.faces.align import align_face
+from faceclip.faces.detect import FaceDetector, MTCNNDetector, detect_with_retries
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacePoints:
+    """Five points per picture (N, 5, 2), NaN where no face was found, and which were found (N,)."""
+
+    landmarks: NDArray[np.float32]
+    found: NDArray[np.bool_]
+
+
+def labelled_faces(landmarks: NDArray[np.float32]) -> FacePoints:
+    """The faces of renders, known exactly."""
+    return FacePoints(landmarks=np.asarray(landmarks), found=np.ones(len(landmarks), dtype=bool))
+
+
+def detected_faces(
+    images: Sequence[NDArray[np.uint8]], detector: FaceDetector | None = None, *, label: str = "faces"
+) -> FacePoints:
+    """The largest face that the detector finds in each picture (H, W, 3)."""
+    detector = detector or MTCNNDetector()
+    landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
+    found = np.zeros(len(images), dtype=bool)
+    for row in track(range(len(images)), description=label, transient=True):
+        faces = detect_with_retries(np.asarray(images[row]), detector)
+        if faces:
+            landmarks[row] = max(faces, key=lambda face: face.area).landmarks
+            found[row] = True
+    return FacePoints(landmarks=landmarks, found=found)
+
+
+def crop_batches(
+    images: Sequence[NDArray[np.uint8]], faces: FacePoints, size: int, *, batch: int = 64
+) -> Iterable[tuple[NDArray[np.int64], Tensor]]:
+    """Rows with a face and their crops (B, 3, size, size) in [0, 1], batch by batch."""
+    rows = np.flatnonzero(faces.found)
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        crops = [align_face(np.asarray(images[row]), faces.landmarks[row], size) for row in part]
+        yield part, to_unit(np.stack(crops))
+
+
+def to_unit(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 (B, H, W, 3) → (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255

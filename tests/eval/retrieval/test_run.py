@@ -1,0 +1,87 @@
+"""The whole evaluation on a small data set and an untrained encoder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eval.faces import FacePoints, labelled_faces
+from eval.labels import labels_of
+from eval.retrieval.__main__ import main
+from eval.retrieval.protocol import build_queries
+from eval.retrieval.run import evaluate_kind
+from eval.retrieval.spaces import RetrievalModel, encode_portraits, joint_gallery, joint_queries
+from faceclip.data.arrays import load_arrays
+from faceclip.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def model(joint_export: Path) -> RetrievalModel:
+    return RetrievalModel.from_pretrained(joint_export)
+
+
+@pytest.fixture(scope="module")
+def arrays(tiny_dataset: Path):
+    return load_arrays(tiny_dataset, "train")
+
+
+@pytest.fixture(scope="module")
+def portraits(model, arrays):
+    return encode_portraits(model, arrays.images, labelled_faces(arrays.landmarks_5))
+
+
+def test_spaces_at_the_start_are_the_plain_concatenation(model, portraits):
+    # The heads start as corrections of zero, so that the gallery is [face ; image] and nothing else.
+    gallery = joint_gallery(model, portraits).vectors
+    plain = torch.cat([F.normalize(portraits.identity, dim=1), F.normalize(portraits.image, dim=1)], dim=1)
+    np.testing.assert_allclose(gallery, plain * 0.5**0.5, atol=1e-6)
+
+
+def test_text_queries_need_no_face_and_image_queries_are_gallery_items(model, arrays, portraits):
+    labels = labels_of(arrays)
+    text = joint_queries(model, portraits, build_queries(labels, "text"))
+    assert text.present.all() and np.allclose(np.linalg.norm(text.vectors, axis=1), 1, atol=1e-5)
+    queries = build_queries(labels, "image")
+    image = joint_queries(model, portraits, queries)
+    np.testing.assert_array_equal(image.vectors, joint_gallery(model, portraits).vectors[queries.face])
+
+
+def test_batches_do_not_change_embeddings(model, arrays, portraits):
+    queries = build_queries(labels_of(arrays), "face+text", limit=6)
+    one, three = (joint_queries(model, portraits, queries, batch=size).vectors for size in (1, 3))
+    np.testing.assert_allclose(one, three, atol=1e-5)
+
+
+def test_undetected_portraits_are_misses_in_every_face_space(model, arrays):
+    found = np.arange(len(arrays)) % 2 == 0
+    points = FacePoints(landmarks=np.asarray(arrays.landmarks_5), found=found)
+    seen = encode_portraits(model, arrays.images, points)
+    result = evaluate_kind(model, seen, labels_of(arrays), "face")
+    lost = ~found[result.queries.face]
+    for name in ("joint", "face alone"):
+        assert (result.outcomes[name].precision[lost] == 0).all()
+        assert (result.outcomes[name].precision[~lost] > 0).any()
+    assert (result.outcomes["image alone"].precision[lost] > 0).any()  # needs no face
+
+
+def test_command_writes_json_and_report(joint_export, tiny_dataset, tmp_path, capsys):
+    arguments = ["--model", str(joint_export), "--data", str(tiny_dataset), "--out", str(tmp_path)]
+    assert main([*arguments, "--queries", "8"]) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    spaces = content["labelled faces"]["face+text"]["spaces"]
+    assert {"joint", "face alone", "text alone", "concatenation [face ; text]", "random"} <= set(spaces)
+    assert set(content["detected faces"]) == {"face_frontal", "face+text"}
+    assert 0 <= spaces["joint"]["rank-1"]["low"] <= spaces["joint"]["rank-1"]["value"] <= 1
+    assert sum(content["labelled faces"]["face+text"]["first answer"]["joint"].values()) == pytest.approx(1)
+    assert "data:image/png" in (tmp_path / "report.html").read_text()
+    assert "report:" in capsys.readouterr().out
+
+
+def test_missing_exports_are_named(tmp_path, tiny_dataset, capsys):
+    with pytest.raises(CheckpointError, match="train_encoder"):
+        RetrievalModel.from_pretrained(tmp_path)
+    assert main(["--model", str(tmp_path), "--data", str(tiny_dataset), "--out", str(tmp_path)]) == 2
+    assert "error:" in capsys.readouterr().err
