@@ -30,7 +30,9 @@ class Numbers:
 
 
 class Line:
-    """Fits the line through a network with dropout and batch statistics, so that random state and buffers matter."""
+    """Fits the line through a network with dropout and batch statistics, so that random state and buffers
+    matter.
+    """
 
     def __init__(self, *, poison_at: int | None = None, die_at: int | None = None) -> None:
         torch.manual_seed(0)

@@ -1,0 +1,144 @@
+"""Frames of a fit: tensors agree with the renderer, changes of frame keep every projected point and every
+shade.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.data.arrays import load_arrays
+from faceclip.data.synthetic.sample import sample_identity, sample_scene
+from faceclip.face3d.camera import Camera, pose_vertices, project, rotation_matrix
+from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices, turn_light
+from faceclip.face3d.light import shade
+from faceclip.face3d.model import default_head
+from faceclip.faces.align import align_face, apply_affine, invert_affine, similarity_transform
+
+SMALL = {"widths": (8, 8), "hidden": 16}
+
+
+@pytest.fixture(scope="module")
+def fit() -> FaceFit:
+    """Five faces as the synthetic world draws them."""
+    people = [sample_identity(3, i) for i in range(5)]
+    scenes = [sample_scene(3, i, 2) for i in range(5)]
+    return FaceFit(
+        shape=torch.from_numpy(np.stack([person.shape for person in people])),
+        expression=torch.from_numpy(np.stack([scene.expression for scene in scenes])),
+        pose=torch.tensor([scene.pose for scene in scenes]),
+        camera=torch.from_numpy(np.stack([scene.camera.to_array() for scene in scenes])),
+        light=torch.from_numpy(np.stack([scene.light for scene in scenes])),
+    )
+
+
+def head_points(fit: FaceFit) -> torch.Tensor:
+    head = default_head()
+    vertices = [head.vertices(s, e) for s, e in zip(fit.shape.numpy(), fit.expression.numpy(), strict=True)]
+    return torch.from_numpy(np.stack(vertices)[:, head.landmarks_68])
+
+
+def test_tensor_geometry_equals_the_renderer(fit: FaceFit) -> None:
+    head = default_head()
+    points = project_points(head_points(fit), rotation_matrices(fit.pose), fit.camera) * 128 - 0.5
+    for row in range(5):
+        pose = tuple(fit.pose[row].tolist())
+        torch.testing.assert_close(rotation_matrices(fit.pose)[row], torch.from_numpy(rotation_matrix(*pose)))
+        posed = pose_vertices(head.vertices(fit.shape[row].numpy(), fit.expression[row].numpy()), np.ones(
+            len(head.template), np.float32), pose)  # fmt: skip
+        expected = project(posed, Camera.from_array(fit.camera[row].numpy()), 128)[head.landmarks_68, :2]
+        np.testing.assert_allclose(points[row].numpy(), expected, atol=2e-3)
+
+
+def test_changing_the_frame_keeps_projected_points_and_comes_back(fit: FaceFit) -> None:
+    points = project_points(head_points(fit), rotation_matrices(fit.pose), fit.camera) * 128 - 0.5
+    # Turn, zoom and shift as an alignment would: eyes and mouth to the template at 64 px.
+    five = points[:, [36, 45, 30, 48, 54]]
+    matrix = similarity_transform(five, 64)
+    moved = move_fit(fit, matrix, before=128, after=64)
+    seen = project_points(head_points(moved), rotation_matrices(moved.pose), moved.camera) * 64 - 0.5
+    assert (seen - apply_affine(matrix, points)).norm(dim=-1).mean() < 0.15
+    back = move_fit(moved, invert_affine(matrix), before=64, after=128)
+    for name, value in vars(fit).items():
+        torch.testing.assert_close(getattr(back, name), value, atol=2e-4, rtol=1e-4)
+
+
+def test_a_quarter_turn_by_hand(fit: FaceFit) -> None:
+    # x' = −y, y' = x turns the picture clockwise (y points down): the head leans 90° further to the right.
+    matrix = torch.tensor([[[0.0, -1.0, 127.0], [1.0, 0.0, 0.0]]]).expand(5, 2, 3)
+    moved = move_fit(fit, matrix, before=128, after=128)
+    torch.testing.assert_close(moved.pose[:, 2], fit.pose[:, 2] + 90)
+    torch.testing.assert_close(moved.pose[:, :2], fit.pose[:, :2])
+    # Light from above (y) now comes from image-right (x).
+    above = torch.zeros(1, 9, 3)
+    above[:, 1] = 1.0
+    turned = turn_light(above, torch.tensor([-torch.pi / 2]))
+    torch.testing.assert_close(turned[0, :, 0], torch.eye(9)[3], atol=1e-6, rtol=0)
+
+
+def test_turned_light_shades_turned_normals_alike(fit: FaceFit) -> None:
+    normals = torch.nn.functional.normalize(torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    angle = 0.7
+    turn = torch.tensor([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]).float()
+    turned = turn_light(fit.light, torch.full((5,), angle))
+    for row in range(5):
+        expected = shade(normals.numpy(), fit.light[row].numpy())
+        np.testing.assert_allclose(shade((normals @ turn.T).numpy(), turned[row].numpy()), expected, atol=1e-5)
+
+
+def test_true_parameters_draw_the_stored_map_and_its_aligned_view(tiny_dataset: Path) -> None:
+    arrays = load_arrays(tiny_dataset, "train")
+    rows = [1, 2, 3]
+    tensors = {name: torch.from_numpy(np.array(getattr(arrays, name))[rows]) for name in ("shape", "pose", "camera")}
+    truth = FaceFit(
+        **tensors,
+        expression=torch.from_numpy(np.array(arrays.expression)[rows]),
+        light=torch.from_numpy(np.array(arrays.light)[rows]).unflatten(1, (9, 3)),
+    )
+    stored = np.array(arrays.shading)[rows]
+    drawn = FaceFitter.shading(truth, arrays.size).permute(0, 2, 3, 1).numpy() * 255
+    assert np.abs(drawn - stored).max() <= 1
+    points = np.array(arrays.landmarks_5, dtype=np.float64)[rows]
+    matrix = similarity_transform(torch.from_numpy(points).float(), 64)
+    crops = FaceFitter.shading(move_fit(truth, matrix, before=arrays.size, after=64), 64).permute(0, 2, 3, 1)
+    for crop, image, five in zip(crops.numpy(), stored, points, strict=True):
+        warped = align_face(image, five, 64).astype(np.float32) / 255
+        inside = (warped.min(axis=-1) > 0.2) & (crop.min(axis=-1) > 0.2)
+        assert inside.mean() > 0.1
+        assert np.abs(crop - warped)[inside].mean() < 0.03
+
+
+def test_pack_is_the_inverse_of_unpack(fit: FaceFit) -> None:
+    model = FaceFitter(**SMALL)
+    values = model.pack(fit)
+    assert values.shape == (5, 48 + 21 + 3 + 4 + 27)
+    for name, value in vars(model.unpack(values)).items():
+        torch.testing.assert_close(value, getattr(fit, name))
+
+
+def test_fit_answers_in_the_portrait_frame(tmp_path: Path, fit: FaceFit) -> None:
+    torch.manual_seed(0)
+    model = FaceFitter(**SMALL).eval()
+    model.mean.copy_(model.pack(fit).mean(dim=0))
+    model.head.weight.data.mul_(0.01)
+    rng = np.random.default_rng(0)
+    square, wide = rng.integers(0, 255, (100, 100, 3), np.uint8), rng.integers(0, 255, (80, 160, 3), np.uint8)
+    landmarks = np.array([[40, 40], [60, 44], [49, 54], [40, 64], [57, 66]], dtype=np.float32)
+    found = model.fit([square, wide], np.stack([landmarks, landmarks]))
+    # The eyes lean by 11°: what the crop cannot see comes back from the alignment.
+    angle = torch.rad2deg(torch.atan2(*similarity_transform(torch.from_numpy(landmarks))[[1, 0], 0]))
+    crop = model(torch.from_numpy(align_face(square, landmarks.astype(np.float64)))[None].permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(found.pose[0, 2], crop.pose[0, 2] - angle, atol=1e-3, rtol=0)
+    assert found.camera[1, :3].tolist() == [1.0, 0.0, 0.0]  # of a photo of another shape only the face counts
+    maps = model.shading(found, 32)
+    assert maps.shape == (2, 3, 32, 32) and maps.min() >= 0 and maps.max() <= 1
+    model.save_pretrained(tmp_path)
+    again = FaceFitter.from_pretrained(tmp_path).fit([square], landmarks[None])
+    assert torch.equal(again.pose, found.pose[:1])
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 64, 64\)"):
+        FaceFitter(**SMALL)(torch.rand(3, 64, 64))
