@@ -1,0 +1,106 @@
+"""Stage 2: train the plugin on an SDXL base.
+
+    python -m train_generator data=DIR encoder=RUN/export [--preset tiny] [--config FILE.yaml] [trainer.steps=… …]
+    accelerate launch -m train_generator data=DIR encoder=DIR --preset sdxl
+
+Base, joint encoder, VAE and recognizer stay frozen; LoRA, identity channel and shading channel are trained. Leaves
+`OUT/export`, loadable by `FaceMakeUpPipeline.from_pretrained`.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from faceclip import weights
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import CheckpointError, ConfigError, FaceClipError
+from faceclip.image_tower import ImageTower
+from faceclip.runtime import Result, Trainer, parse_config
+from makeup_plugin import FaceMakeUpPipeline
+from train_generator.config import PRESETS, GeneratorConfig
+from train_generator.features import reference_features
+from train_generator.source import GenerationSource
+from train_generator.task import GeneratorTask, add_adapter
+
+
+def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
+    """The base with the frozen joint encoder, before anything of stage 2 is added.
+
+    Raises CheckpointError when parts are missing or the encoder's width is not the UNet's.
+    """
+    base, directory = base_directory(config.base), Path(config.encoder)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"encoder={config.encoder}: no stage-1 export there; run `python -m train_encoder` first")
+    encoder = FaceCLIP.from_pretrained(directory)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    width = encoder.l.text.config.width + encoder.g.text.config.width
+    if unet.config.cross_attention_dim != width:
+        raise CheckpointError(
+            f"the UNet of {config.base} reads tokens of width {unet.config.cross_attention_dim}, the joint encoder "
+            f"{config.encoder} gives {width}: they belong to different towers"
+        )
+    return FaceMakeUpPipeline(
+        vae=AutoencoderKL.from_pretrained(base / "vae"),
+        unet=unet,
+        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
+        joint_encoder=encoder,
+        image_encoder=ImageTower.from_pretrained(directory / "image_tower"),
+        face_fitter=_fitter(config.fitter),
+    )
+
+
+def base_directory(name: str) -> Path:
+    """A directory, or the base that ships with the package."""
+    return Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
+
+
+def _fitter(name: str) -> torch.nn.Module | None:
+    if not name:
+        return None
+    from faceclip.face3d.fitter import FaceFitter
+
+    return FaceFitter.from_pretrained(Path(name) if Path(name).is_dir() else weights.path(name))
+
+
+def train(config: GeneratorConfig) -> Result:
+    """Runs or resumes stage 2."""
+    for name in ("data", "encoder"):
+        if not getattr(config, name):
+            raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    torch.manual_seed(config.trainer.seed)
+    pipeline = build_pipeline(config)
+    data = Path(config.data)
+    cache = Path(config.cache) if config.cache else data / ".features"
+    features = [
+        reference_features(data, split, size=config.size, vae=base_directory(config.base) / "vae",
+                           encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder, cache=cache)
+        for split in ("train", "validation")
+    ]  # fmt: skip
+    add_adapter(pipeline, config.adapter)
+    task = GeneratorTask(pipeline, config, features[1])
+    source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture)
+    trainer = Trainer(config.trainer, task, source, Path(config.out))
+    if trainer.accelerator.is_main_process:
+        print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
+    return trainer.fit()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    try:
+        result = train(parse_config(GeneratorConfig, sys.argv[1:] if argv is None else argv, presets=PRESETS))
+    except FaceClipError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    for name, value in result.metrics.items():
+        print(f"{name}: {value:.4f}")
+    print(f"exported to {result.export}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

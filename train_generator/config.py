@@ -1,0 +1,83 @@
+"""Configuration of stage 2."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faceclip.errors import ConfigError
+from faceclip.runtime import TrainerConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(kw_only=True)
+class IdentityChannelConfig:
+    """Arguments of `IdentityChannel.from_unet`. `enabled` false trains without it (and without shading)."""
+
+    enabled: bool = True
+    num_tokens: int = 4
+    depth: int = 2
+    heads: int = 4
+    dim_head: int = 32
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """LoRA of the UNet's attention; identity and shading channels."""
+
+    lora_rank: int = 16
+    identity: IdentityChannelConfig = field(default_factory=IdentityChannelConfig)
+    shading: bool = True
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """Weights of the terms. alignment_factor: the layers whose grid is so many times smaller than the latents.
+
+    identity_below: the facial identity loss counts at timesteps up to this one, where the estimated clean image shows
+    a face; identity_rows: at most so many samples of a batch are decoded for it.
+    """
+
+    min_snr_gamma: float = 5.0
+    alignment: float = 1e-3
+    alignment_factor: int = 2
+    identity: float = 0.1
+    identity_below: int = 300
+    identity_rows: int = 8
+
+
+@dataclass(kw_only=True)
+class DropoutConfig:
+    """Shares of samples without: words and face (`all`), the words, the face of the joint encoder, the identity
+    channel, the shading channel."""
+
+    all: float = 0.08
+    text: float = 0.05
+    face: float = 0.15
+    identity: float = 0.10
+    shading: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < 1:
+                raise ConfigError(f"dropout.{name}: must be in [0, 1), got {value}")
+
+
+@dataclass(kw_only=True)
+class GeneratorConfig:
+    """Stage 2. `data`: data set; `encoder`: stage-1 export; `base`: directory with vae, unet, scheduler (a name such as
+    `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out)."""
+
+    data: str = ""
+    encoder: str = ""
+    base: str = "tiny"
+    fitter: str = "tiny/fitter"
+    out: str = "runs/generator"
+    cache: str = ""
+    size: int = 64  # pixels of the generated pictures
+    same_picture: float = 0.15  # the reference is the target itself
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    validation_rows: int = 64
+    sample_steps: int = 12
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -1,0 +1,54 @@
+"""What stage 2 caches: latents of the targets, and frozen features of every portrait as a reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.cache import cached_features, module_hash
+from faceclip.encoder import FaceCLIP
+from faceclip.faces.align import align_face
+from faceclip.image_tower import ImageTower
+from faceclip.runtime.progress import bar
+from train_generator.towers.latents import cached_latents
+
+CROP = 112  # px of the cached reference crops: enough for the recognizer and the image tower of every preset here
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFeatures:
+    """N portraits: `arrays` at the size that is generated, latents (N, C, h, w), and reference features of the aligned
+    face: identity (N, E), tokens (N, P, W) of the face encoder, image_tokens (N, T, V) of the image tower."""
+
+    arrays: FaceArrays
+    latents: NDArray[np.float32]
+    identity: NDArray[np.float32]
+    tokens: NDArray[np.float16]
+    image_tokens: NDArray[np.float16]
+
+
+@torch.no_grad()
+def reference_features(
+    directory: Path, split: str, *, size: int, vae: Path, encoder: FaceCLIP, image_tower: ImageTower, cache: Path
+) -> ReferenceFeatures:
+    """Reads or builds the features of a split. Faces are cut from the stored portraits by their true landmarks."""
+    arrays = load_arrays(directory, split, size=size)
+    large = load_arrays(directory, split)
+
+    def build(start: int, stop: int) -> dict[str, NDArray]:
+        crops = [align_face(np.asarray(large.images[i]), np.array(large.landmarks_5[i], np.float64), CROP)
+                 for i in range(start, stop)]  # fmt: skip
+        faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+        face, image = encoder.face_features(faces), image_tower(faces)
+        return {"identity": face.identity.numpy(), "tokens": face.tokens.to(torch.float16).numpy(),
+                "image_tokens": image.tokens.to(torch.float16).numpy()}  # fmt: skip
+
+    with bar(f"{split} references", len(arrays)) as advance:
+        model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
+        found = cached_features(cache, f"{split}-references", data_hash=large.content_hash, model_hash=model_hash,
+                                preprocessing=f"landmarks, {CROP} px", count=len(arrays), build=build,
+                                progress=advance)  # fmt: skip
+    return ReferenceFeatures(arrays=arrays, latents=cached_latents(vae, arrays), **found)

@@ -1,0 +1,196 @@
+"""The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from faceclip.face_encoder import FaceFeatures
+from faceclip.runtime import StepContext
+from faceclip.runtime.sampler import fetch
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.adapters import LoraSettings, add_lora
+from makeup_plugin.attention import AttentionCapture, layers_at
+from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
+from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.losses import (
+    decode_latents,
+    estimate_clean,
+    identity_loss,
+    low_noise,
+    min_snr_weights,
+    noise_prediction_loss,
+    prediction_target,
+    semantic_alignment_loss,
+)
+from makeup_plugin.sampling import denoise
+from makeup_plugin.shading import shading_channel_from_unet
+from train_generator.config import AdapterConfig, GeneratorConfig
+from train_generator.features import ReferenceFeatures
+from train_generator.source import GenerationSource
+
+GRID_GUIDANCE = 3.0  # of the sample grids
+
+
+def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
+    """Puts fresh channels and LoRA on a base pipeline; everything else is frozen.
+
+    The shading channel copies the UNet before LoRA is inserted.
+    """
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False)
+    if config.identity.enabled:
+        identity = IdentityChannel.from_unet(
+            pipeline.unet,
+            identity_dim=pipeline.joint_encoder.face_encoder.config.embedding_dim,
+            image_dim=pipeline.image_encoder.config.width,
+            num_tokens=config.identity.num_tokens,
+            depth=config.identity.depth,
+            heads=config.identity.heads,
+            dim_head=config.identity.dim_head,
+        )
+        shading = None
+        if config.shading:
+            shading = shading_channel_from_unet(pipeline.unet, vae_scale_factor=pipeline.vae_scale_factor)
+            shading.requires_grad_(True)
+        identity.attach(pipeline.unet)
+        pipeline.register_modules(identity_channel=identity, shading_channel=shading)
+        identity.requires_grad_(True)
+    add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
+
+
+class GeneratorTask:
+    """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter."""
+
+    def __init__(self, pipeline: FaceMakeUpPipeline, config: GeneratorConfig, validation: ReferenceFeatures) -> None:
+        self.pipeline, self.config, self.validation = pipeline, config, validation
+        parts = {name: getattr(pipeline, name) for name in
+                 ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")}  # fmt: skip
+        self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        self.alphas = pipeline.scheduler.alphas_cumprod.float()
+        self.prediction = pipeline.scheduler.config.prediction_type
+        self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
+        self.validation_source = GenerationSource(validation, config.dropout, same_picture=0.0)
+
+    @torch.no_grad()
+    def conditions(self, batch: dict[str, Tensor]) -> Conditions:
+        """Conditions of a batch from cached features; what is dropped takes the form that the pipeline gives it."""
+        encoder, size = self.pipeline.joint_encoder, self.config.size
+        has_face = batch["keep_face"][:, None]
+        blank = encoder.face_features(torch.zeros(1, 3, 8, 8, device=has_face.device))
+        features = FaceFeatures(
+            tokens=torch.where(has_face[..., None], batch["face_tokens"].float(), blank.tokens),
+            identity=torch.where(has_face, batch["face_identity"].float(), blank.identity),
+        )
+        joint = encoder.encode(batch["tokens"], face_features=features)
+        identity = F.normalize(batch["face_identity"].float(), dim=-1)
+        conditions = Conditions(
+            tokens=joint.tokens.float(),
+            pooled=joint.pooled.float(),
+            time_ids=time_ids(size, size, len(identity), device=identity.device),
+            identity=identity if self.pipeline.identity_channel is not None else None,
+            image_tokens=batch["image_tokens"].float() if self.pipeline.identity_channel is not None else None,
+            shading=batch["shading"].float() / 255 if self.pipeline.shading_channel is not None else None,
+        )
+        return conditions.drop_identity(~batch["keep_identity"]).drop_shading(~batch["keep_shading"])
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        clean = batch["latents"]
+        noise = torch.randn(clean.shape, generator=context.generator, device=clean.device)
+        steps = torch.randint(len(self.alphas), (len(clean),), generator=context.generator, device=clean.device)
+        return self._loss(batch, clean, noise, steps)
+
+    def _loss(self, batch: dict[str, Tensor], clean: Tensor, noise: Tensor, steps: Tensor) -> tuple[Tensor, dict]:
+        config, pipeline = self.config.loss, self.pipeline
+        alphas = self.alphas.to(clean.device)
+        signal = alphas[steps].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        conditions = self.conditions(batch)
+        channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
+        alignment = clean.new_zeros(())
+        if self.layers:
+            with AttentionCapture(pipeline.unet, self.layers) as capture:
+                prediction = predict(pipeline.unet, noisy, steps, conditions, **channels)
+                alignment = semantic_alignment_loss(
+                    capture.maps.values(), batch["phrase_masks"].float(), batch["phrase_tokens"], batch["keep_text"]
+                )
+        else:
+            prediction = predict(pipeline.unet, noisy, steps, conditions, **channels)
+        target = prediction_target(clean, noise, alphas, steps, prediction_type=self.prediction)
+        weights = min_snr_weights(alphas, steps, gamma=config.min_snr_gamma, prediction_type=self.prediction)
+        denoising = noise_prediction_loss(prediction, target, weights)
+        face = denoising.new_zeros(())
+        if config.identity:
+            face = self._identity_loss(batch, prediction, noisy, steps, alphas)
+        total = denoising + config.alignment * alignment + config.identity * face
+        parts = {"noise": denoising, "alignment": alignment, "identity": face}
+        return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
+
+    def _identity_loss(
+        self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor
+    ) -> Tensor:
+        """1 − cosine to the person in the estimated picture, on the least noisy samples that know the person."""
+        config = self.config.loss
+        keep = low_noise(steps, config.identity_below) & (batch["keep_face"] | batch["keep_identity"])
+        rows = steps.masked_fill(~keep, len(alphas)).argsort()[: config.identity_rows]
+        rows = rows[keep[rows]]
+        if len(rows) == 0:
+            return prediction.sum() * 0.0
+        clean = estimate_clean(
+            prediction[rows].float(), noisy[rows], alphas, steps[rows], prediction_type=self.prediction
+        )
+        recognizer = self.pipeline.joint_encoder.face_encoder
+        return identity_loss(
+            decode_latents(self.pipeline.vae, clean),
+            batch["landmarks"][rows],
+            batch["target_identity"][rows],
+            lambda crops: recognizer(crops).identity,
+            torch.ones(len(rows), dtype=torch.bool),
+            crop_size=recognizer.config.image_size,
+        )
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Losses on fixed validation samples at fixed noise, and a grid of samples below `out/samples`."""
+        rows = np.random.default_rng(5).permutation(len(self.validation_source))[: self.config.validation_rows]
+        batch = fetch(self.validation_source, [(int(row), 0) for row in rows], 5)
+        device = next(self.modules["unet"].parameters()).device
+        batch = {name: value.to(device) for name, value in batch.items()}
+        generator = torch.Generator(device).manual_seed(5)
+        noise = torch.randn(batch["latents"].shape, generator=generator, device=device)
+        steps = torch.linspace(20, len(self.alphas) - 20, len(rows), device=device).long()
+        total, parts = self._loss(batch, batch["latents"], noise, steps)
+        self._sample_grid(batch, Path(self.config.out) / "samples" / f"{step:06d}.png")
+        return {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
+
+    def _sample_grid(self, batch: dict[str, Tensor], path: Path, count: int = 8) -> None:
+        """Top row targets, middle row shading maps, bottom row samples under all conditions."""
+        pipeline = self.pipeline
+        batch = {name: value[:count] for name, value in batch.items()}
+        for name in ("keep_text", "keep_face", "keep_identity", "keep_shading"):
+            batch[name] = torch.ones_like(batch[name])
+        given = self.conditions(batch)
+        everything = torch.ones(len(given), dtype=torch.bool)
+        nothing = pipeline.joint_encoder.encode([""] * len(given))
+        without = replace(given, tokens=nothing.tokens.float(), pooled=nothing.pooled.float()).drop_identity(everything)
+        noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(3))
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline._guidance_scale = GRID_GUIDANCE
+        latents = denoise(pipeline, noise.to(given.tokens.device), concatenate([without, given]),
+                          steps=self.config.sample_steps, shading_scale=1.0)  # fmt: skip
+        images = decode_latents(pipeline.vae, latents)
+        targets = decode_latents(self.pipeline.vae, batch["latents"])
+        rows = [targets, batch["shading"].float() / 255, images]
+        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(pixels).save(path)
+
+    def export(self, directory: Path) -> None:
+        """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""
+        self.pipeline.save_pretrained(directory)
