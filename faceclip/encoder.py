@@ -38,11 +38,13 @@ class BranchOutput:
 @dataclass(frozen=True, kw_only=True)
 class JointConditioning:
     """What a generator is conditioned on: tokens (B, 77, width_L + width_G), pooled (B, width_G), and the reference's
-    identity (B, E), unnormalized, None without a face."""
+    identity (B, E), unnormalized, None without a face. text (B, 77, width_L + width_G): the towers' states before
+    fusion, in the same order."""
 
     tokens: Tensor
     pooled: Tensor
     identity: Tensor | None
+    text: Tensor
 
 
 class FaceCLIPBranch(nn.Module):
@@ -156,7 +158,10 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         branches, features, has_face = self._branches(prompts, faces, face_features)
         fused = torch.cat([b.fused for b in branches], dim=-1)
         return JointConditioning(
-            tokens=fused, pooled=branches[1].text.eot_state, identity=features.identity if has_face else None
+            tokens=fused,
+            pooled=branches[1].text.eot_state,
+            identity=features.identity if has_face else None,
+            text=torch.cat([b.text.hidden for b in branches], dim=-1),
         )
 
     @apply_forward_hook

@@ -234,8 +234,9 @@ def detach_identity(unet: UNet2DConditionModel) -> None:
 
 
 def is_attached(unet: UNet2DConditionModel) -> bool:
-    """True when an identity channel sits in the UNet."""
-    return any(isinstance(processor, DecoupledAttention) for processor in unet.attn_processors.values())
+    """True when an identity channel sits in the UNet, also below a processor that captures attention."""
+    processors = (getattr(processor, "inner", processor) for processor in unet.attn_processors.values())
+    return any(isinstance(processor, DecoupledAttention) for processor in processors)
 
 
 def _base(linear: nn.Module) -> nn.Module:

@@ -43,12 +43,17 @@ class HeadsConfig:
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the loss terms and the start of every term's scale and bias (Zhai et al. 2023)."""
+    """Weights of the loss terms and the start of every term's scale and bias (Zhai et al. 2023).
+
+    tokens: keeps the fused tokens near the towers' own states, the space in which a generator reads text, so that
+    stage 2 has to teach it the face only.
+    """
 
     face: float = 1.0
     text: float = 0.5
     image: float = 0.5
     joint: float = 1.0
+    tokens: float = 1.0
     log_scale: float = 2.6592  # ln(1/0.07), as in the published checkpoint
     bias: float = -10.0
 

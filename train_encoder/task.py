@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceclip.encoder import FaceCLIP
+from faceclip.encoder import FaceCLIP, JointConditioning
 from faceclip.face_encoder import FaceFeatures
 from faceclip.heads import JointEmbedding
 from faceclip.image_tower import ImageTower
@@ -27,7 +27,8 @@ class EncoderTask:
     Terms, each a sigmoid contrastive loss with its own scale and bias: face (projection of the fused tokens against
     the answer's identity, same person positive), text (against the caption's embedding), image (against the answer's
     CLIP image embedding), joint (query against gallery embedding; with a description only the answer is positive and
-    the same person under other descriptions is a negative; without one, every picture of the person is positive).
+    the same person under other descriptions is a negative; without one, every picture of the person is positive);
+    tokens (fused tokens near the text towers' states, relative to their size).
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class EncoderTask:
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         flat = {name: value.flatten(0, 1) for name, value in batch.items()}  # persons × images → queries
         has_face, has_text = flat["mode"] != TEXT_ONLY, flat["mode"] != FACE_ONLY
-        query = embed_cached(self.model, flat, has_face, has_text)
+        conditioning, query = embed_cached(self.model, flat, has_face, has_text)
         gallery = self.model.heads.gallery(flat["answer_identity"], flat["answer_image"])
         person, row = flat["person"], flat["row"]
         identity, image, text = (
@@ -58,6 +59,8 @@ class EncoderTask:
             + 0.5 * self._term("joint", query.joint, gallery, person, has_face & ~has_text)
             + 0.5 * self._term("joint", query.joint, gallery, row, has_text & ~has_face),
         }
+        drift = (conditioning.tokens.float() - conditioning.text.float()).square().mean()
+        losses["tokens"] = drift / conditioning.text.detach().float().square().mean()
         total = sum(getattr(self.config, name) * value for name, value in losses.items())
         parts = {f"loss_{name}": value.detach() for name, value in losses.items()}
         parts["logit_scale_joint"] = self.modules["scales"]["joint_log_scale"].detach().exp()
@@ -81,8 +84,10 @@ class EncoderTask:
         self.image_tower.save_pretrained(directory / "image_tower")
 
 
-def embed_cached(model: FaceCLIP, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor) -> JointEmbedding:
-    """`FaceCLIP.embed` on cached face features and caption embeddings; a row without a face takes the zero face."""
+def embed_cached(
+    model: FaceCLIP, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor
+) -> tuple[JointConditioning, JointEmbedding]:
+    """`FaceCLIP.encode` and `embed` on cached face features and caption embeddings; without a face, the zero face."""
     blank = zero_face(model)
     keep = has_face[:, None]
     features = FaceFeatures(
@@ -90,9 +95,10 @@ def embed_cached(model: FaceCLIP, flat: dict[str, Tensor], has_face: Tensor, has
         identity=torch.where(keep, flat["face_identity"].float(), blank.identity),
     )
     conditioning = model.encode(flat["tokens"], face_features=features)
-    return model.heads(
+    embedding = model.heads(
         conditioning.tokens, identity=features.identity, text=flat["text"], has_text=has_text, has_face=has_face
     )
+    return conditioning, embedding
 
 
 @torch.no_grad()
