@@ -1,6 +1,5 @@
 """What both recognizers share: an ArcFace task with geometry as a second target, and its measurement."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceclip.data.arrays import load_arrays
+from faceclip.face_encoder import FaceFeatures
 from faceclip.runtime import StepContext
 from train_encoder.towers.margin import arcface_loss, margin_at
 from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
@@ -26,6 +26,9 @@ class MarginConfig:
     geometry: weight of the second loss, a linear readout of the head's shape coefficients from the embedding.
     An identity label says only "another person"; the coefficients say how the heads differ, which a small
     network on few people needs.
+    landmarks: weight of a third loss, the 68 landmarks read linearly from the mean patch token, for networks
+    with
+    tokens: without it a small transformer spends its first epochs on finding out where things are.
     """
 
     margin: float = 0.35
@@ -33,17 +36,17 @@ class MarginConfig:
     warmup: int = 300
     ramp: int = 1500
     geometry: float = 0.5
+    landmarks: float = 0.0
 
 
 class IdentityTask:
-    """Trains `backbone` (crops in [0, 1] → embeddings, through `embed`) to tell the training identities
+    """Trains `backbone` (crops in [0, 1] → embeddings or `FaceFeatures`) to tell the training identities
     apart.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        embed: Callable[[Tensor], Tensor],
         *,
         source: CropSource,
         margin: MarginConfig,
@@ -51,17 +54,19 @@ class IdentityTask:
     ) -> None:
         shape = np.asarray(source.arrays.shape, dtype=np.float32)
         self.margin = margin
-        self.embed = embed
-        embedding_dim = int(backbone.config.embedding_dim)
-        self.modules = nn.ModuleDict({"backbone": backbone, "geometry": nn.Linear(embedding_dim, shape.shape[1])})
-        self.modules["centers"] = nn.Embedding(source.classes, embedding_dim)
+        size = int(backbone.config.embedding_dim)
+        self.modules = nn.ModuleDict({"backbone": backbone, "geometry": nn.Linear(size, shape.shape[1])})
+        self.modules["centers"] = nn.Embedding(source.classes, size)
+        if margin.landmarks:
+            self.modules["landmarks"] = nn.Linear(int(backbone.config.width), 2 * 68)
         deviation = shape.std(axis=0).clip(1e-6)
         self.shape = torch.from_numpy((shape - shape.mean(axis=0)) / deviation)
         self.validation = EvaluationSet(directory, "validation", size=source.size, people=100)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """ArcFace plus geometry on one batch of `CropSource`."""
-        embeddings = self.embed(batch["crop"].float() / 255)
+        """ArcFace plus geometry and landmarks on one batch of `CropSource`."""
+        features = self.modules["backbone"](batch["crop"].float() / 255)
+        embeddings = identity_of(features)
         config = self.margin
         margin = margin_at(context.step, warmup=config.warmup, ramp=config.ramp, margin=config.margin)
         centers = self.modules["centers"].weight
@@ -72,16 +77,26 @@ class IdentityTask:
             geometry = F.mse_loss(self.modules["geometry"](unit), self.shape[batch["row"]])
         total = arc + config.geometry * geometry
         parts = {"arcface": arc.detach(), "geometry": geometry.detach(), "accuracy": accuracy}
+        if config.landmarks:
+            points = self.modules["landmarks"](features.tokens.mean(dim=1)).float().unflatten(1, (68, 2))
+            landmarks = F.l1_loss(points, batch["landmarks"])
+            total = total + config.landmarks * landmarks
+            parts["landmarks"] = landmarks.detach()
         return total, parts
 
     def validate(self, step: int) -> dict[str, float]:
         """Rank-1 on the validation identities."""
-        figures = self.validation.measure(self.embed, self.modules["backbone"])
+        figures = self.validation.measure(self.modules["backbone"])
         return {name: figure.value for name, figure in figures.items()}
 
     def export(self, directory: Path) -> None:
         """The recognizer alone; centers and readout are of no use afterwards."""
         self.modules["backbone"].save_pretrained(directory)
+
+
+def identity_of(output: FaceFeatures | Tensor) -> Tensor:
+    """The embedding in what a recognizer returns."""
+    return output.identity if isinstance(output, FaceFeatures) else output
 
 
 class EvaluationSet:
@@ -107,9 +122,9 @@ class EvaluationSet:
         self.index = np.asarray(arrays.index)[kept]
         self.crops = aligned_crops(arrays, size, count=len(self.identity))
 
-    def measure(self, embed: Callable[[Tensor], Tensor], module: nn.Module) -> dict[str, Figure]:
+    def measure(self, module: nn.Module) -> dict[str, Figure]:
         """Rank-1 (gallery: the frontal image of each person) over all probes and over those at large yaw."""
-        hits, probes = rank1_hits(embed_crops(embed, module, self.crops), self.identity, self.index)
+        hits, probes = rank1_hits(embed_crops(module, self.crops), self.identity, self.index)
         people = self.identity[probes]
         large = np.abs(self.yaw[probes]) > LARGE_YAW
         figures = {"rank1": identity_bootstrap(hits, people)}
@@ -118,26 +133,22 @@ class EvaluationSet:
         return figures
 
 
-def measure_identity(
-    embed: Callable[[Tensor], Tensor], module: nn.Module, directory: Path, *, size: int, split: str = "test"
-) -> dict[str, Figure]:
+def measure_identity(module: nn.Module, directory: Path, *, size: int, split: str = "test") -> dict[str, Figure]:
     """Rank-1 on a split from full portraits, and from portraits at 64 px, as the tiny generator draws them.
     """
-    figures = EvaluationSet(directory, split, size=size).measure(embed, module)
-    small = EvaluationSet(directory, split, size=size, portrait=64).measure(embed, module)
+    figures = EvaluationSet(directory, split, size=size).measure(module)
+    small = EvaluationSet(directory, split, size=size, portrait=64).measure(module)
     return figures | {f"{name}_64px": figure for name, figure in small.items()}
 
 
 @torch.inference_mode()
-def embed_crops(
-    embed: Callable[[Tensor], Tensor], module: nn.Module, crops: NDArray[np.uint8], *, batch: int = 64
-) -> NDArray[np.float32]:
+def embed_crops(module: nn.Module, crops: NDArray[np.uint8], *, batch: int = 64) -> NDArray[np.float32]:
     """Embeddings (N, E) in fp32 of uint8 crops (N, S, S, 3); `module` is put in evaluation mode meanwhile."""
     training = module.training
     module.eval()
     rows = []
     for start in range(0, len(crops), batch):
         images = torch.from_numpy(crops[start : start + batch]).permute(0, 3, 1, 2).float() / 255
-        rows.append(embed(images).float().numpy())
+        rows.append(identity_of(module(images)).float().numpy())
     module.train(training)
     return np.concatenate(rows)

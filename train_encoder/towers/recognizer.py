@@ -6,8 +6,6 @@ python -m train_encoder.towers.recognizer data=DIR [--preset tiny] [trainer.step
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from faceclip.face_encoder import FaceViT
 from faceclip.runtime import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
@@ -44,17 +42,13 @@ def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
     """Model, task and source of a configuration."""
     model = FaceViT(**vars(config.model))
     source = CropSource(Path(config.data), "train", size=config.model.image_size, jitter=config.jitter)
-
-    def embed(crops: Tensor) -> Tensor:
-        return model(crops).identity
-
-    return IdentityTask(model, embed, source=source, margin=config.margin, directory=Path(config.data)), source
+    return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
 def measure(path: Path, data: Path) -> dict[str, Figure]:
     """Rank-1 on the test identities of the exported recognizer."""
     model = FaceViT.from_pretrained(path)
-    return measure_identity(lambda crops: model(crops).identity, model, data, size=model.config.image_size)
+    return measure_identity(model, data, size=model.config.image_size)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -39,13 +39,13 @@ def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
     sizes = config.model
     model = SecondRecognizer(image_size=sizes.image_size, widths=tuple(sizes.widths), embedding_dim=sizes.embedding_dim)
     source = CropSource(Path(config.data), "train", size=sizes.image_size, jitter=config.jitter)
-    return IdentityTask(model, model, source=source, margin=config.margin, directory=Path(config.data)), source
+    return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
 def measure(path: Path, data: Path) -> dict[str, Figure]:
     """Rank-1 on the test identities of the exported recognizer."""
     model = SecondRecognizer.from_pretrained(path)
-    return measure_identity(model, model, data, size=model.config.image_size)
+    return measure_identity(model, data, size=model.config.image_size)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.faces.align import align_face
+from faceclip.faces.align import align_face, similarity_transform
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,8 @@ class CropSource:
     """Aligned face crops (3, size, size) uint8 of one split, with their identity as a class label.
 
     Crops are cut anew from the portrait for every sample, so that the landmark noise differs each time: this
-    costs about 0.1 ms. Returned fields: crop, label (class in 0 … classes-1), row (position in the arrays).
+    costs about 0.1 ms. Returned fields: crop, landmarks (68, 2) in it, label (class in 0 … classes-1), row
+    (position in the arrays).
     """
 
     def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig, small: int = 64) -> None:
@@ -70,20 +72,25 @@ class CropSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def crop(self, index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """One crop (size, size, 3)."""
+    def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """One crop (size, size, 3) and the 68 landmarks in it, −1 … 1 from edge to edge."""
         arrays = self.arrays
         if self.small is not None and rng.random() < self.jitter.half_resolution:
             arrays = self.small
         points = np.asarray(arrays.landmarks_5[index], dtype=np.float64)
         # In units of the crop: the five points span about a third of it.
         noise = rng.standard_normal((5, 2)) * (self.jitter.landmarks * 3 * np.ptp(points[:, 0]))
-        return align_face(np.asarray(arrays.images[index]), points + noise, self.size)
+        crop = align_face(np.asarray(arrays.images[index]), points + noise, self.size)
+        matrix = similarity_transform(torch.from_numpy(points + noise), self.size).numpy()
+        landmarks = np.asarray(arrays.landmarks_68[index]) @ matrix[:, :2].T + matrix[:, 2]
+        return crop, ((landmarks + 0.5) * (2 / self.size) - 1).astype(np.float32)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """One training sample."""
-        crop = jitter_image(self.crop(index, rng), rng, self.jitter)
+        crop, landmarks = self.crop(index, rng)
+        crop = jitter_image(crop, rng, self.jitter)
         return {
+            "landmarks": landmarks,
             "crop": np.ascontiguousarray(crop.transpose(2, 0, 1)),
             "label": self.labels[index],
             "row": np.int64(index),
