@@ -1,0 +1,70 @@
+"""Evaluate a generator on the test identities of a data set, arm by arm.
+
+python -m eval.generation --model runs/generator/export --data DIR --out runs/generation --images-per-arm 500
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from eval.generation.page import RULES, add_sections
+from eval.generation.plan import ARMS, select_arms
+from eval.generation.run import evaluate, to_json
+from eval.generation.sampling import SamplingConfig
+from eval.report import Report, write_text
+from faceclip.errors import FaceClipError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.generation", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="pipeline folder (export of train_generator)")
+    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    parser.add_argument("--out", type=Path, required=True, help="receives images, results.json and report.html")
+    parser.add_argument("--images-per-arm", type=int, default=500)
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"comma-separated, of {', '.join(ARMS)}")
+    parser.add_argument("--steps", type=int, default=SamplingConfig.steps)
+    parser.add_argument("--guidance", type=float, default=SamplingConfig.guidance)
+    parser.add_argument("--batch", type=int, default=SamplingConfig.batch)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="torch threads")
+    parser.add_argument("--judge", type=Path, help="folder of another judge than the shipped one")
+    parser.add_argument("--second-recognizer", type=Path, help="folder of another second recognizer")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    sampling = SamplingConfig(steps=options.steps, guidance=options.guidance, batch=options.batch)
+    try:
+        result = evaluate(
+            options.model,
+            options.data,
+            options.out,
+            select_arms(options.arms),
+            count=options.images_per_arm,
+            seed=options.seed,
+            sampling=sampling,
+            judge=options.judge,
+            second=options.second_recognizer,
+        )
+        report = Report("Generation", f"{options.images_per_arm:,} pictures per arm.")
+        criteria = add_sections(report, result.scores, result.context, result.jobs, result.pictures, result.arrays)
+        content = to_json(result)
+        content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed}
+        content["rules"] = RULES
+        content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
+        write_text(options.out / "results.json", json.dumps(content, indent=1))
+        path = report.write(options.out / "report.html")
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for text, seen, met in criteria:
+        print(f"{'met    ' if met else 'NOT met'}  {text}: {seen}")
+    print(f"report: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

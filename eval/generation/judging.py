@@ -1,0 +1,176 @@
+"""What is measured of generated pictures: identity by two recognizers, pose, what the prompt named."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.faces import FacePoints, crop_batches, detected_faces, to_unit
+from eval.generation.plan import Job
+from eval.judge import Judge, SecondRecognizer
+from eval.metrics import TIE_TOLERANCE, Estimate, angle_difference, identity_bootstrap, paired_difference
+from eval.prompt import JUDGED, prompt_scores
+from faceclip.data.arrays import FaceArrays
+from faceclip.face_encoder import FaceViT
+
+Embed = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """The networks that look at the pictures. Only `recognizer` has anything to do with the generator."""
+
+    judge: Judge
+    recognizer: FaceViT
+    second: SecondRecognizer
+
+    def embedders(self) -> dict[str, tuple[Embed, int]]:
+        """Name → embedding of crops and the crops' size."""
+        return {
+            "recognizer": (lambda crops: self.recognizer(crops).identity, self.recognizer.config.image_size),
+            "second recognizer": (self.second, self.second.config.image_size),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Embeddings of the reference portraits and of the gallery of one frontal portrait per person, per recognizer."""
+
+    portraits: Mapping[str, NDArray[np.float32]]  # (rows of the split, D), unit length
+    gallery: Mapping[str, NDArray[np.float32]]  # (people, D)
+    gallery_identity: NDArray[np.int64]  # (people,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Per picture of one arm; all arrays (N,). Similarity and rank-1 hit of an undetected face are 0."""
+
+    identity: NDArray[np.int64]
+    found: NDArray[np.bool_]
+    similarity: Mapping[str, NDArray[np.float64]]
+    raw_similarity: Mapping[str, NDArray[np.float64]]  # undetected faces too, by the judge's landmarks
+    recognized: Mapping[str, NDArray[np.float64]]
+    pose_error: NDArray[np.float64]  # mean of yaw, pitch and roll, degrees
+    yaw_error: NDArray[np.float64]
+    prompt: Mapping[str, NDArray[np.float64]]  # attribute → 1, 0, or NaN where not named; "all"
+    judged: Mapping[str, Sequence[str]]
+
+
+@torch.no_grad()
+def embed_faces(embed: Embed, size: int, images: NDArray[np.uint8], faces: FacePoints) -> NDArray[np.float32]:
+    """Unit embeddings (N, D); zero rows where there is no face."""
+    result = None
+    for rows, crops in crop_batches(images, faces, size):
+        vectors = F.normalize(embed(crops).float(), dim=1).numpy()
+        if result is None:
+            result = np.zeros((len(images), vectors.shape[1]), dtype=np.float32)
+        result[rows] = vectors
+    return result if result is not None else np.zeros((len(images), 1), dtype=np.float32)
+
+
+def embed_references(judges: Judges, arrays: FaceArrays) -> References:
+    """Embeddings of a split's portraits, cut where the labels say, at the size of the generated pictures."""
+    faces = FacePoints(landmarks=np.asarray(arrays.landmarks_5), found=np.ones(len(arrays), dtype=bool))
+    frontal = np.flatnonzero(arrays.index == 0)
+    portraits = {
+        name: embed_faces(embed, size, arrays.images, faces) for name, (embed, size) in judges.embedders().items()
+    }
+    return References(
+        portraits=portraits,
+        gallery={name: vectors[frontal] for name, vectors in portraits.items()},
+        gallery_identity=np.asarray(arrays.identity[frontal]),
+    )
+
+
+@torch.no_grad()
+def look(judge: Judge, images: NDArray[np.uint8], *, batch: int = 64) -> tuple[dict, NDArray, NDArray]:
+    """Attribute values, pose (N, 3) and landmarks (N, 5, 2) that the judge sees."""
+    values: dict[str, list[str]] = {}
+    poses, landmarks = [], []
+    vocabularies = judge.config.vocabularies
+    for start in range(0, len(images), batch):
+        seen = judge(to_unit(np.asarray(images[start : start + batch])))
+        for name, logits in seen.attributes.items():
+            words = [vocabularies[name][index] for index in logits.argmax(dim=1).tolist()]
+            values.setdefault(name, []).extend(words)
+        poses.append(seen.pose.numpy())
+        landmarks.append(seen.landmarks.numpy())
+    return values, np.concatenate(poses), np.concatenate(landmarks)
+
+
+def judge_pictures(
+    judges: Judges, images: NDArray[np.uint8], jobs: Sequence[Job], arrays: FaceArrays, references: References
+) -> Scores:
+    """Score pictures (N, S, S, 3) against the references and prompts of their jobs.
+
+    Every picture counts: pose and attributes need no detected face, and where the detector finds none the person
+    counts as not recognized, with similarity 0.
+    """
+    rows = np.array([job.reference for job in jobs])
+    identity = np.asarray(arrays.identity)[rows]
+    values, pose, landmarks = look(judges.judge, images)
+    found = detected_faces(images, label="finding generated faces").found
+    points = FacePoints(landmarks=landmarks, found=np.ones(len(images), dtype=bool))
+    similarity, raw, recognized = {}, {}, {}
+    for name, (embed, size) in judges.embedders().items():
+        vectors = embed_faces(embed, size, images, points)
+        raw[name] = (vectors * references.portraits[name][rows]).sum(axis=1).astype(np.float64)
+        similarity[name] = np.where(found, raw[name], 0.0)
+        scores = vectors @ references.gallery[name].T
+        own = references.gallery_identity[None] == identity[:, None]
+        best_own = np.where(own, scores, -np.inf).max(axis=1)
+        best_other = np.where(own, -np.inf, scores).max(axis=1)
+        recognized[name] = (found & (best_own > best_other + TIE_TOLERANCE)).astype(np.float64)
+    errors = angle_difference(pose, np.asarray(arrays.pose)[rows])
+    return Scores(
+        identity=identity,
+        found=found,
+        similarity=similarity,
+        raw_similarity=raw,
+        recognized=recognized,
+        pose_error=errors.mean(axis=1),
+        yaw_error=errors[:, 0],
+        prompt=prompt_scores([job.names for job in jobs], values),
+        judged=values,
+    )
+
+
+def summarize(scores: Scores) -> dict[str, Estimate]:
+    """Mean and interval by identity of every figure."""
+
+    def mean(values: NDArray) -> Estimate:
+        known = ~np.isnan(values)
+        return identity_bootstrap(values[known], scores.identity[known])
+
+    figures = {"faces found": mean(scores.found.astype(np.float64))}
+    for name in scores.similarity:
+        figures[f"similarity, {name}"] = mean(scores.similarity[name])
+        figures[f"similarity without detection, {name}"] = mean(scores.raw_similarity[name])
+        figures[f"recognized, {name}"] = mean(scores.recognized[name])
+    figures["pose error (°)"] = mean(scores.pose_error)
+    figures["yaw error (°)"] = mean(scores.yaw_error)
+    for name in ("all", *JUDGED):
+        figures[f"prompt accuracy, {name}"] = mean(scores.prompt[name])
+    return figures
+
+
+def compare(first: Scores, second: Scores) -> dict[str, Estimate]:
+    """first − second over the same jobs."""
+    result = {
+        f"similarity, {name}": paired_difference(first.similarity[name], second.similarity[name], first.identity)
+        for name in first.similarity
+    }
+    known = ~np.isnan(first.prompt["all"])
+    result["prompt accuracy, all"] = paired_difference(
+        first.prompt["all"][known], second.prompt["all"][known], first.identity[known]
+    )
+    result["pose error (°)"] = paired_difference(first.pose_error, second.pose_error, first.identity)
+    # Negative with its whole interval: the error is less than half.
+    result["pose error − half the other's (°)"] = paired_difference(
+        first.pose_error, second.pose_error / 2, first.identity
+    )
+    return result

@@ -1,0 +1,152 @@
+"""The generation report: figures per arm, comparisons, the criteria, and pictures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.generation.judging import Scores, compare, summarize
+from eval.generation.plan import ARMS, Job
+from eval.metrics import Estimate
+from eval.prompt import JUDGED
+from eval.report import Report, interval_bars
+from faceclip.data.arrays import FaceArrays
+
+RULES = (
+    "Every arm draws the same people with the same words and the same noise. Identity is the cosine between the "
+    "generated and the reference face, by the recognizer that conditions the generator and by a second one of "
+    "other architecture and seed that no training ever saw. A face that the detector does not find counts as "
+    "similarity 0 and as not recognized. Recognized: among the frontal portraits of all test identities the "
+    "reference person's is the nearest, ties counted against. Pose error: mean of yaw, pitch and roll between the "
+    "judge's estimate and the reference's true pose; the judge is another network than the one that fits the "
+    "shading map. Prompt accuracy: share of the named hair colors, glasses, hats, beards and expressions that the "
+    "judge sees. Intervals are 95 %, from 2,000 resamples of whole identities."
+)
+MAIN = (
+    "similarity, recognizer",
+    "similarity, second recognizer",
+    "recognized, recognizer",
+    "recognized, second recognizer",
+    "pose error (°)",
+    "prompt accuracy, all",
+    "faces found",
+)
+MAX_PROMPT_LOSS = 0.03
+
+
+def add_sections(
+    report: Report,
+    scores: Mapping[str, Scores],
+    context: Mapping[str, Scores],
+    jobs: Sequence[Job],
+    pictures: Mapping[str, NDArray[np.uint8]],
+    arrays: FaceArrays,
+    *,
+    examples: int = 8,
+) -> list[tuple[str, str, bool | None]]:
+    """Everything about generation; returns the criteria with their outcome."""
+    summaries = {name: summarize(value) for name, value in scores.items()}
+    real = {name: summarize(value) for name, value in context.items()}
+    report.section("Generation")
+    report.text(RULES)
+    report.text(
+        f"{len(jobs):,} pictures per arm of {len({int(i) for i in next(iter(scores.values())).identity})} test "
+        "identities. A model trained on renders alone: figures say nothing about photographs."
+    )
+    _picture_grid(report, jobs, pictures, arrays, examples)
+    _main_table(report, summaries, real)
+    report.figure(_bars(summaries), "Identity similarity by both recognizers, with 95 % intervals.")
+    _attribute_table(report, summaries, real)
+    criteria = check_criteria(scores)
+    report.subsection("What was asked, and what came out")
+    report.table(
+        ["criterion", "measured", "met"],
+        [[text, measured, {True: "yes", False: "no", None: "–"}[met]] for text, measured, met in criteria],
+    )
+    return criteria
+
+
+def _main_table(
+    report: Report, summaries: Mapping[str, Mapping[str, Estimate]], real: Mapping[str, Mapping[str, Estimate]]
+) -> None:
+    rows = [[name, *(figures.get(column) for column in MAIN)] for name, figures in summaries.items()]
+    rows += [[name, *(figures.get(column) for column in MAIN)] for name, figures in real.items()]
+    report.table(["arm", *MAIN], rows, caption="Per arm; below, what real portraits get under the same rules")
+    report.table(
+        ["arm", "what conditions it"],
+        [[name, ARMS[name].description] for name in summaries],
+    )
+
+
+def _attribute_table(
+    report: Report, summaries: Mapping[str, Mapping[str, Estimate]], real: Mapping[str, Mapping[str, Estimate]]
+) -> None:
+    rows = [
+        [name, *(figures[f"prompt accuracy, {attribute}"] for attribute in JUDGED)]
+        for name, figures in {**summaries, **real}.items()
+    ]
+    report.table(["arm", *JUDGED], rows, caption="Prompt accuracy by attribute")
+
+
+def _bars(summaries: Mapping[str, Mapping[str, Estimate]]):
+    series = [
+        (name, [figures[f"similarity, {name}"] for figures in summaries.values()])
+        for name in ("recognizer", "second recognizer")
+    ]
+    return interval_bars(list(summaries), series, label="cosine to the reference")
+
+
+def _picture_grid(
+    report: Report,
+    jobs: Sequence[Job],
+    pictures: Mapping[str, NDArray[np.uint8]],
+    arrays: FaceArrays,
+    examples: int,
+) -> None:
+    rows, seen = [], set()
+    for number, job in enumerate(jobs):
+        person = int(arrays.identity[job.reference])
+        if person not in seen:
+            seen.add(person)
+            rows.append(number)
+        if len(rows) == examples:
+            break
+    grid = [
+        [
+            np.asarray(arrays.images[jobs[number].reference]),
+            np.asarray(arrays.shading[jobs[number].reference]),
+            *(images[number] for images in pictures.values()),
+        ]
+        for number in rows
+    ]
+    report.image_grid(
+        grid,
+        row_labels=[jobs[number].prompt for number in rows],
+        column_labels=["reference", "its true shading", *pictures],
+        pixels=112,
+        caption="Test identities with prompts written for other people; the first pictures of the plan, not chosen.",
+    )
+
+
+def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool | None]]:
+    """The project's criteria: (text, measured, met); None where an arm was not run."""
+    criteria: list[tuple[str, str, bool | None]] = []
+    for name in scores:
+        if name == "text" or "text" not in scores:
+            continue
+        difference = compare(scores[name], scores["text"])
+        for judge in scores[name].similarity:
+            value = difference[f"similarity, {judge}"]
+            criteria.append((f"{name} beats text only on similarity by the {judge}", f"{value}", value.low > 0))
+        value = difference["prompt accuracy, all"]
+        criteria.append(
+            (f"{name} loses at most {MAX_PROMPT_LOSS} of prompt accuracy", f"{value}", value.value >= -MAX_PROMPT_LOSS)
+        )
+    for name in scores:
+        other = ARMS[name].counterpart
+        if other in scores:
+            value = compare(scores[name], scores[other])["pose error − half the other's (°)"]
+            mine, theirs = scores[name].pose_error.mean(), scores[other].pose_error.mean()
+            text = f"{name} at least halves the pose error of {other}"
+            criteria.append((text, f"{mine:.1f}° against {theirs:.1f}°", value.value <= 0))
+    return criteria

@@ -1,0 +1,113 @@
+"""The arms that are compared and the pictures that each of them makes: the same people, words and noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.prompt import JUDGED
+from eval.retrieval.protocol import Labels
+from faceclip.errors import ConfigError, EmptyDatasetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Which conditions an arm uses; `counterpart` is the same arm without the shading channel."""
+
+    name: str
+    description: str
+    reference: bool
+    identity_scale: float = 0.0
+    shading_scale: float = 0.0
+    counterpart: str | None = None
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(name="text", description="text only, no reference", reference=False),
+        Arm(name="joint", description="text and face through the joint encoder", reference=True),
+        Arm(name="identity", description="joint encoder and identity channel", reference=True, identity_scale=1.0),
+        Arm(
+            name="shading",
+            description="joint encoder and shading channel",
+            reference=True,
+            shading_scale=1.0,
+            counterpart="joint",
+        ),
+        Arm(
+            name="all",
+            description="joint encoder, identity and shading channel",
+            reference=True,
+            identity_scale=1.0,
+            shading_scale=1.0,
+            counterpart="identity",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture: the row of its reference portrait, its prompt, what the prompt names, and the noise's seed."""
+
+    reference: int
+    prompt: str
+    names: Mapping[str, str]
+    seed: int
+
+
+def select_arms(names: str) -> list[Arm]:
+    """Arms of a comma-separated list. Raises ConfigError for unknown ones."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in ARMS]
+    if unknown or not wanted:
+        raise ConfigError(f"--arms {names}: choose among {', '.join(ARMS)}")
+    return [ARMS[name] for name in dict.fromkeys(wanted)]
+
+
+def plan_jobs(labels: Labels, count: int, *, seed: int = 0) -> list[Job]:
+    """`count` pictures spread evenly over the people; a function of labels and seed alone.
+
+    The reference is any portrait of the person. The prompt is a caption written for somebody else's portrait; it
+    names at least one judged attribute, and an expression only if the reference has that expression, because the
+    shading channel shows the reference's face as it is.
+    """
+    generator = np.random.default_rng([seed, 77])
+    people = np.unique(labels.identity)
+    if count < 1:
+        raise ConfigError(f"--images-per-arm must be at least 1, got {count}")
+    jobs = []
+    order = generator.permutation(people)
+    for number in range(count):
+        person = order[number % len(order)]
+        reference = int(generator.choice(np.flatnonzero(labels.identity == person)))
+        prompt, names = _draw_prompt(labels, person, reference, generator)
+        jobs.append(Job(reference=reference, prompt=prompt, names=names, seed=seed * 1_000_003 + number))
+    return jobs
+
+
+def _draw_prompt(
+    labels: Labels, person: int, reference: int, generator: np.random.Generator
+) -> tuple[str, Mapping[str, str]]:
+    others = np.flatnonzero(labels.identity != person)
+    if not len(others):
+        raise EmptyDatasetError("prompts come from other people's captions: the test split needs two identities")
+    expression = labels.attributes["expression"][reference] if "expression" in labels.attributes else None
+    for _ in range(1000):
+        candidates = [
+            item
+            for item in labels.descriptions[int(generator.choice(others))]
+            if item.kind != "emotion"
+            and set(item.names) & set(JUDGED)
+            and item.names.get("expression", expression) == expression
+        ]
+        if candidates:
+            chosen = candidates[int(generator.integers(len(candidates)))]
+            return chosen.text, chosen.names
+    raise EmptyDatasetError("no caption of the test split names any of " + ", ".join(JUDGED))
+
+
+def batches(jobs: Sequence[int], size: int) -> list[list[int]]:
+    """Numbers of jobs in groups of at most `size`."""
+    return [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]

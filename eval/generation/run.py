@@ -1,0 +1,144 @@
+"""The generation evaluation: pictures of every arm, their scores, and what real portraits get."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
+from eval.generation.plan import Arm, Job, plan_jobs
+from eval.generation.sampling import SamplingConfig, claim_folder, generate_arm, model_hash
+from eval.judge import Judge, SecondRecognizer
+from eval.labels import labels_of
+from faceclip import weights
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.errors import ConfigError
+from makeup_plugin import FaceMakeUpPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """Jobs, pictures and scores per arm, and the scores of real portraits for comparison."""
+
+    jobs: list[Job]
+    pictures: Mapping[str, NDArray[np.uint8]]
+    scores: Mapping[str, Scores]
+    context: Mapping[str, Scores]
+    arrays: FaceArrays
+
+
+def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path | None) -> Judges:
+    """The shipped judges unless other folders are given; the recognizer is the pipeline's own."""
+    judge = judge or weights.path("tiny/judge", package="eval")
+    second = second or weights.path("tiny/second_recognizer", package="eval")
+    return Judges(
+        judge=Judge.from_pretrained(judge).eval(),
+        recognizer=pipeline.joint_encoder.face_encoder,
+        second=SecondRecognizer.from_pretrained(second).eval(),
+    )
+
+
+def evaluate(
+    model: Path,
+    data: Path,
+    out: Path,
+    arms: Sequence[Arm],
+    *,
+    count: int,
+    seed: int = 0,
+    sampling: SamplingConfig | None = None,
+    judge: Path | None = None,
+    second: Path | None = None,
+    split: str = "test",
+) -> GenerationResult:
+    """Make and score `count` pictures per arm. An interrupted run goes on where it stopped."""
+    sampling = sampling or SamplingConfig()
+    pipeline = FaceMakeUpPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    for arm in arms:
+        if (arm.identity_scale and pipeline.identity_channel is None) or (
+            arm.shading_scale and pipeline.shading_channel is None
+        ):
+            raise ConfigError(f"{model} lacks a channel that arm {arm.name} needs: leave it out of --arms")
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    arrays = load_arrays(data, split, size=size)
+    source = load_arrays(data, split)
+    jobs = plan_jobs(labels_of(arrays), count, seed=seed)
+    settings = {
+        "model": model_hash(model),
+        "data": arrays.content_hash,
+        "seed": seed,
+        "count": count,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+    }
+    claim_folder(out, settings)
+    judges = load_judges(pipeline, judge, second)
+    pictures = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("pictures", total=len(arms) * len(jobs))
+        for arm in arms:
+            bar.update(task, description=f"arm {arm.name}")
+            pictures[arm.name] = generate_arm(
+                pipeline, arm, jobs, source, out / "images" / arm.name, sampling,
+                progress=lambda number: bar.advance(task, number),
+            )  # fmt: skip
+    references = embed_references(judges, arrays)
+    scores = {name: judge_pictures(judges, images, jobs, arrays, references) for name, images in pictures.items()}
+    context = real_portraits(judges, jobs, arrays, references)
+    return GenerationResult(jobs=jobs, pictures=pictures, scores=scores, context=context, arrays=arrays)
+
+
+@torch.no_grad()
+def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, references) -> dict[str, Scores]:
+    """What the measurements say of real portraits: another one of the person, and a stranger's.
+
+    Their prompt is what the portrait really shows, so that its accuracy is the judge's own.
+    """
+    generator = np.random.default_rng(0)
+    values = {name: arrays.attribute_values(name) for name in arrays.vocabularies}
+    result = {}
+    for label, same in (("real: another portrait of the person", True), ("real: a stranger", False)):
+        shown = []
+        for job in jobs:
+            mine = arrays.identity == arrays.identity[job.reference]
+            candidates = mine & (np.arange(len(arrays)) != job.reference) if same else ~mine
+            shown.append(int(generator.choice(np.flatnonzero(candidates if candidates.any() else mine))))
+        truth = [
+            Job(
+                reference=job.reference,
+                prompt="",
+                names={name: str(values[name][row]) for name in job.names},
+                seed=0,
+            )
+            for job, row in zip(jobs, shown, strict=True)
+        ]
+        result[label] = judge_pictures(judges, np.asarray(arrays.images)[shown], truth, arrays, references)
+    return result
+
+
+def to_json(result: GenerationResult) -> dict:
+    """Figures per arm, comparisons with text only, and the rows of real portraits."""
+
+    def plain(figures) -> dict:
+        return {name: value.to_dict() for name, value in figures.items()}
+
+    arms = {name: plain(summarize(value)) for name, value in result.scores.items()}
+    content = {"arms": arms, "real": {name: plain(summarize(value)) for name, value in result.context.items()}}
+    if "text" in result.scores:
+        base = result.scores["text"]
+        content["difference from text only"] = {
+            name: plain(compare(value, base)) for name, value in result.scores.items() if name != "text"
+        }
+    return content

@@ -1,0 +1,52 @@
+"""The command on an untrained pipeline: every arm, resuming, and mixing of runs."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.generation.__main__ import main
+from makeup_plugin.provenance import read_provenance
+
+
+@pytest.fixture(scope="module")
+def arguments(pipeline_export, judge_exports, tiny_dataset) -> list[str]:
+    paths = ["--model", str(pipeline_export), "--data", str(tiny_dataset), "--judge", str(judge_exports[0])]
+    paths += ["--second-recognizer", str(judge_exports[1])]
+    return [*paths, "--images-per-arm", "5", "--steps", "2", "--batch", "4"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    out = tmp_path_factory.mktemp("generation")
+    assert main([*arguments, "--out", str(out)]) == 0
+    return out
+
+
+def test_every_arm_is_made_and_scored(finished):
+    content = json.loads((finished / "results.json").read_text())
+    assert list(content["arms"]) == ["text", "joint", "identity", "shading", "all"]
+    assert content["arms"]["all"]["similarity, second recognizer"]["queries"] == 5
+    assert set(content["difference from text only"]) == {"joint", "identity", "shading", "all"}
+    assert len(content["real"]) == 2 and content["criteria"]
+    pictures = sorted((finished / "images" / "all").glob("*.png"))
+    assert len(pictures) == 5 and Image.open(pictures[0]).size == (32, 32)
+    assert read_provenance(pictures[0])["has_reference_face"] is True
+    assert "data:image/png" in (finished / "report.html").read_text()
+
+
+def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
+    first = {arm: np.array(Image.open(finished / "images" / arm / "00003.png")) for arm in ("text", "joint", "all")}
+    assert (first["text"] != first["joint"]).any() and (first["joint"] != first["all"]).any()
+    (finished / "images" / "all" / "00003.png").unlink()
+    stamp = (finished / "images" / "all" / "00002.png").stat().st_mtime_ns
+    assert main([*arguments, "--out", str(finished)]) == 0
+    assert (finished / "images" / "all" / "00002.png").stat().st_mtime_ns == stamp  # not made again
+    again = np.array(Image.open(finished / "images" / "all" / "00003.png")).astype(int)
+    assert np.abs(again - first["all"]).max() <= 1  # alone in its batch now: sums may round differently
+
+
+def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):
+    assert main([*arguments, "--out", str(finished), "--seed", "9"]) == 2
+    assert "seed differ" in capsys.readouterr().err
