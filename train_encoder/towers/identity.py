@@ -100,8 +100,7 @@ def identity_of(output: FaceFeatures | Tensor) -> Tensor:
 
 
 class EvaluationSet:
-    """The crops of one split, cut once; `portrait` px: cut from portraits resized to this (None: as stored).
-    """
+    """The crops of one split, cut once; `portrait` px: cut from portraits resized to this (None: as stored)."""
 
     def __init__(
         self,
@@ -134,8 +133,7 @@ class EvaluationSet:
 
 
 def measure_identity(module: nn.Module, directory: Path, *, size: int, split: str = "test") -> dict[str, Figure]:
-    """Rank-1 on a split from full portraits, and from portraits at 64 px, as the tiny generator draws them.
-    """
+    """Rank-1 on a split from full portraits, and from portraits at 64 px, as the tiny generator draws them."""
     figures = EvaluationSet(directory, split, size=size).measure(module)
     small = EvaluationSet(directory, split, size=size, portrait=64).measure(module)
     return figures | {f"{name}_64px": figure for name, figure in small.items()}
