@@ -121,7 +121,7 @@ class _RowBlockLoss(torch.autograd.Function):
         scale = log_scale.detach().float().exp()
         offset = bias.detach().float()
         t = targets.detach().float()
-        count = len(queries)
+        count = max(1, len(queries))  # no queries, no loss
         rows = max(1, BLOCK_ENTRIES // max(1, len(t)))
         total = torch.zeros((), device=queries.device)
         by_scale, by_bias = torch.zeros_like(total), torch.zeros_like(total)

@@ -1,0 +1,88 @@
+"""Cached features: built once, resumed after an interruption, verified on reading."""
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.data.cache import CHUNK, cached_features, module_hash
+from faceclip.errors import DataError
+
+COUNT = 2 * CHUNK + 10
+
+
+class Counting:
+    """A builder that notes which rows it was asked for and can fail after some calls."""
+
+    def __init__(self, fail_after: int = 10**9) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.fail_after = fail_after
+
+    def __call__(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        if len(self.calls) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.calls.append((start, stop))
+        rows = np.arange(start, stop, dtype=np.float32)
+        return {"square": rows**2, "pair": np.stack([rows, -rows], 1).astype(np.float16)}
+
+
+def read(tmp_path, build, **changes):
+    key = {"data_hash": "d", "model_hash": "m", "preprocessing": "p", "count": COUNT} | changes
+    return cached_features(tmp_path, "test", build=build, **key)
+
+
+def test_built_once_and_equal(tmp_path):
+    first = Counting()
+    values = read(tmp_path, first)
+    assert first.calls == [(0, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, COUNT)]
+    np.testing.assert_array_equal(values["square"], np.arange(COUNT, dtype=np.float32) ** 2)
+    assert values["pair"].shape == (COUNT, 2)
+    assert values["pair"].dtype == np.float16
+    second = Counting()
+    np.testing.assert_array_equal(read(tmp_path, second)["square"], values["square"])
+    assert second.calls == []
+
+
+def test_interrupted_build_goes_on_where_it_stopped(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        read(tmp_path, Counting(fail_after=2))
+    rest = Counting()
+    values = read(tmp_path, rest)
+    assert rest.calls == [(2 * CHUNK, COUNT)]
+    np.testing.assert_array_equal(values["square"], np.arange(COUNT, dtype=np.float32) ** 2)
+
+
+@pytest.mark.parametrize("key", ["data_hash", "model_hash", "preprocessing"])
+def test_every_part_of_the_key_counts(tmp_path, key):
+    read(tmp_path, Counting())
+    other = Counting()
+    read(tmp_path, other, **{key: "other"})
+    assert len(other.calls) == 3
+
+
+def test_a_changed_file_is_found(tmp_path):
+    read(tmp_path, Counting())
+    (path,) = tmp_path.glob("test-*/square.npy")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=f"rows {2 * CHUNK} to {COUNT}"):
+        read(tmp_path, Counting())
+
+
+def test_a_truncated_file_is_found(tmp_path):
+    read(tmp_path, Counting())
+    (path,) = tmp_path.glob("test-*/square.npy")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="delete"):
+        read(tmp_path, Counting())
+
+
+def test_module_hash_sees_values_and_names():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    before = module_hash(layer)
+    assert module_hash(layer) == before
+    with torch.no_grad():
+        layer.bias[0] += 1e-6
+    assert module_hash(layer) != before
+    assert module_hash(torch.nn.Linear(2, 3)) != module_hash(torch.nn.Linear(3, 2))

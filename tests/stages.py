@@ -1,0 +1,92 @@
+"""Small random towers and bases in the layout of the shipped ones, and subprocess runs of the training commands."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from faceclip.face_encoder import FaceViT
+from faceclip.image_tower import ImageTower
+from faceclip.text_tower import TextTower
+
+
+def save_towers(directory: Path) -> list[str]:
+    """Random towers below `directory`; returns the overrides that name them."""
+    torch.manual_seed(0)
+    vocabulary = list(range(3000))
+    towers = {
+        "recognizer": FaceViT(image_size=36, patch_size=9, width=48, depth=1, heads=4, embedding_dim=32),
+        "text_l": TextTower(width=32, layers=1, heads=2, embed_dim=32, vocabulary=vocabulary),
+        "text_g": TextTower(width=32, layers=1, heads=2, quick_gelu=False, embed_dim=32, vocabulary=vocabulary),
+        "image": ImageTower(image_size=32, patch_size=8, width=32, layers=2, heads=2, embed_dim=32),
+    }
+    for name, tower in towers.items():
+        tower.eval().save_pretrained(directory / name)
+    return [f"towers.{name}={directory / name}" for name in towers]
+
+
+def save_base(directory: Path, *, context: int = 64, pooled: int = 32) -> Path:
+    """A random SDXL base (UNet with text_time conditioning, VAE of factor 4, scheduler)."""
+    torch.manual_seed(1)
+    UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=context,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=pooled + 6 * 8,
+    ).save_pretrained(directory / "unet")
+    AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).save_pretrained(directory / "vae")
+    DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False).save_pretrained(directory / "scheduler")
+    return directory
+
+
+def start(module: str, *arguments: str) -> subprocess.Popen:
+    """`python -m module arguments` with one thread, output to a pipe."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(module: str, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of a command."""
+    process = start(module, *arguments)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def kill_after_checkpoint(process: subprocess.Popen, directory: Path, signal: int) -> int:
+    """Sends `signal` as soon as a complete checkpoint lies below `directory`; returns the exit status."""
+    deadline = time.monotonic() + 240
+    while not list(directory.glob("checkpoints/*/manifest.json")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.02)
+    process.send_signal(signal)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether two export folders hold the same tensors, bit for bit."""
+    names = sorted(p.relative_to(first) for p in first.rglob("*.safetensors"))
+    assert names, f"no weights below {first}"
+    assert names == sorted(p.relative_to(second) for p in second.rglob("*.safetensors"))
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)

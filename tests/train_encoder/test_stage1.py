@@ -1,0 +1,83 @@
+"""Stage 1 end to end on random towers: it learns, resumes exactly, and refuses bad input."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.encoder import FaceCLIP
+from faceclip.image_tower import ImageTower
+from tests.stages import kill_after_checkpoint, run, same_weights, save_towers, start
+from train_encoder.task import _rank1
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("stage1")
+    towers = save_towers(root / "towers")
+    small = ["fusion.layers=2", "fusion.attention_width=32", "fusion.text_hidden=32", "fusion.face_hidden=32",
+             "fusion.face_heads=4", "heads.hidden=32"]  # fmt: skip
+    trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=5", "trainer.validate_every=0",
+               "trainer.best_metric=null", "validation_queries=8", "trainer.warmup_steps=2"]  # fmt: skip
+    return [f"data={tiny_dataset}", f"cache={root / 'cache'}", *towers, *small, *trainer]
+
+
+def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    status, output = run("train_encoder", *arguments, f"out={whole}", "trainer.steps=12", "trainer.save_every=6")
+    assert status == 0, output
+    process = start("train_encoder", *arguments, f"out={broken}", "trainer.steps=12", "trainer.save_every=6")
+    assert kill_after_checkpoint(process, broken, signal.SIGKILL) == -signal.SIGKILL
+    assert not (broken / "export").exists()
+    status, output = run("train_encoder", *arguments, f"out={broken}", "trainer.steps=12", "trainer.save_every=6")
+    assert status == 0, output
+    assert same_weights(whole / "export", broken / "export")
+
+    model = FaceCLIP.from_pretrained(whole / "export")
+    tower = ImageTower.from_pretrained(whole / "export" / "image_tower")
+    query = model.embed(["a person with red hair"], torch.rand(1, 3, 36, 36)).joint
+    gallery = model.embed_gallery(torch.rand(3, 32), tower(torch.rand(3, 3, 64, 64)).embedding)
+    assert (query @ gallery.T).shape == (1, 3)
+
+
+def test_loss_falls(arguments, tmp_path):
+    status, output = run("train_encoder", *arguments, f"out={tmp_path}", "trainer.steps=40", "trainer.log_every=10")
+    assert status == 0, output
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < 0.85 * losses[0]
+    assert {"loss_face", "loss_text", "loss_image", "loss_joint", "loss_tokens", "samples_per_second",
+            "data_percent", "grad_norm"} <= lines[0].keys()  # fmt: skip
+
+
+def test_sigterm_saves_and_exits(arguments, tmp_path):
+    process = start("train_encoder", *arguments, f"out={tmp_path}", "trainer.steps=100000", "trainer.save_every=3")
+    assert kill_after_checkpoint(process, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sampling.imagse=3", "images"),
+        ("towers.recognizer=/nowhere", "/nowhere"),
+        ("data=/nowhere", "/nowhere"),
+        ("sampling.images=9", "fewer than sampling.images=9"),
+        ("trainer.batch_size=many", "batch_size"),
+    ],
+)
+def test_bad_input_is_named(arguments, tmp_path, change, message):
+    status, output = run("train_encoder", *arguments, f"out={tmp_path / 'run'}", change)
+    assert status == 2
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_rank1_by_hand():
+    scores = np.array([[0.9, 0.5, 0.4], [0.7, 0.7, 0.1], [0.1, 0.2, 0.9]])
+    relevant = np.array([[True, True, False], [True, False, False], [False, True, True]])
+    # Row 0: its best answer is the reference itself and leaves the gallery; 0.5 still beats 0.4. Row 1: a tie counts
+    # as a miss. Row 2: the answer at 0.9 is the reference, what is left (0.2) beats 0.1.
+    assert _rank1(scores, relevant, np.array([0, 2, 2])) == pytest.approx(2 / 3)
