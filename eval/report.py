@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -64,11 +65,12 @@ class Report:
         self.title = title
         self.subtitle = subtitle
         self._blocks: list[str] = []
-        self._sections: list[str] = []
+        self._sections: dict[int, str] = {}  # position among the blocks → title
 
     def section(self, title: str) -> None:
-        self._blocks.append(f'<h2 id="s{len(self._sections)}">{html.escape(title)}</h2>')
-        self._sections.append(title)
+        """Begin a section; the page's navigation lists it."""
+        self._sections[len(self._blocks)] = title
+        self._blocks.append("")
 
     def subsection(self, title: str) -> None:
         self._blocks.append(f"<h3>{html.escape(title)}</h3>")
@@ -102,8 +104,7 @@ class Report:
         )
         title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         self._blocks.append(
-            f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
+            f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
     def figure(self, figure: Figure, caption: str = "") -> None:
@@ -141,8 +142,24 @@ class Report:
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
 
+    def save_parts(self, path: Path) -> None:
+        """Keep the content as JSON, so that another report can take it over with `append_parts`."""
+        write_text(path, json.dumps({"blocks": self._blocks, "sections": list(self._sections.items())}))
+
+    def append_parts(self, path: Path) -> None:
+        """Take over everything that another report kept."""
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        start = len(self._blocks)
+        self._sections |= {start + position: title for position, title in parts["sections"]}
+        self._blocks += parts["blocks"]
+
     def to_html(self) -> str:
-        links = "".join(f'<a href="#s{i}">{html.escape(title)}</a>' for i, title in enumerate(self._sections))
+        """The whole page."""
+        links = "".join(f'<a href="#s{i}">{html.escape(title)}</a>' for i, title in self._sections.items())
+        body = "".join(
+            f'<h2 id="s{i}">{html.escape(self._sections[i])}</h2>' if i in self._sections else block
+            for i, block in enumerate(self._blocks)
+        )
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -150,7 +167,7 @@ class Report:
             f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style></head><body><main>"
             f"<h1>{html.escape(self.title)}</h1>"
             f'<p class="subtitle">{html.escape(self.subtitle)} {made}</p><nav>{links}</nav>'
-            f"{''.join(self._blocks)}</main></body></html>\n"
+            f"{body}</main></body></html>\n"
         )
 
     def write(self, path: Path) -> Path:
@@ -233,6 +250,7 @@ def line_plot(
     x_label: str,
     y_label: str,
     logarithmic_x: bool = False,
+    logarithmic_y: bool = False,
     size: tuple[float, float] = (8.0, 3.4),
 ) -> Figure:
     """Lines (name, x, y) in one plot."""
@@ -242,6 +260,8 @@ def line_plot(
         axes.plot(x, y, color=PALETTE[number % len(PALETTE)], lw=1.8, label=name)
     if logarithmic_x:
         axes.set_xscale("log")
+    if logarithmic_y:
+        axes.set_yscale("log")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     clean_axes(axes)
@@ -265,9 +285,7 @@ def _picture(image: NDArray[np.uint8] | None, pixels: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     height = round(pixels * image.shape[0] / image.shape[1])
-    return (
-        f'<td><img width="{pixels}" height="{height}" src="{_data_uri(buffer.getvalue(), "image/png")}"></td>'
-    )
+    return f'<td><img width="{pixels}" height="{height}" src="{_data_uri(buffer.getvalue(), "image/png")}"></td>'
 
 
 def _data_uri(data: bytes, kind: str) -> str:

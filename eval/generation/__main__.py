@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
         write_text(options.out / "results.json", json.dumps(content, indent=1))
         path = report.write(options.out / "report.html")
+        report.save_parts(options.out / "report.json")
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

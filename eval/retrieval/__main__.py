@@ -118,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_sections(report, results, test.images)
         add_detected(report, found, facts)
         path = report.write(options.out / "report.html")
+        report.save_parts(options.out / "report.json")
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

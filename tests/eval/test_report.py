@@ -29,6 +29,19 @@ def test_written_report_is_one_escaped_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
+def test_another_report_takes_over_sections(tmp_path):
+    first = Report("first")
+    first.section("Figures")
+    first.text("of the first")
+    first.save_parts(tmp_path / "parts.json")
+    second = Report("second")
+    second.section("Own")
+    second.append_parts(tmp_path / "parts.json")
+    page = second.to_html()
+    assert page.index("Own</h2>") < page.index("Figures</h2>") < page.index("of the first")
+    assert page.count("href=") == 2 and "first</h1>" not in page
+
+
 def test_pictures_survive_embedding():
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     report = Report("t")

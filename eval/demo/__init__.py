@@ -1,0 +1,1 @@
+"""The demo: both stages trained from the shipped towers, pictures, evaluation, and one report."""

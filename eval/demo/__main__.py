@@ -1,0 +1,128 @@
+"""From the shipped tiny towers to generated faces and a retrieval report, in one command.
+
+python -m eval.demo --out runs/demo
+
+Finished stages are skipped when the command is run again; an interrupted one goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
+from eval.report import write_text
+from faceclip.errors import FaceClipError
+
+TIMES = "times.json"
+
+
+class StageFailedError(FaceClipError):
+    """A stage's command ended with an error; the message names its log."""
+
+
+def run_stage(stage: Stage, log: Path, on_tick) -> float:
+    """Run one command with its output in `log`; returns seconds. Raises StageFailedError with the log's end."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with log.open("ab") as output:
+        process = subprocess.Popen(stage.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            while process.poll() is None:
+                on_tick(time.monotonic() - began)
+                time.sleep(0.5)
+        except BaseException:
+            # Trainers save on SIGTERM, so that nothing is lost by stopping the demo.
+            process.terminate()
+            process.wait(timeout=60)
+            raise
+    if process.returncode:
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+        raise StageFailedError(
+            f"stage {stage.name} ended with status {process.returncode}; its log is {log}, the end of which is:\n{end}"
+        )
+    return time.monotonic() - began
+
+
+def run_demo(root: Path, config: DemoConfig, console: Console) -> Path:
+    """Run what is missing; returns the report's path."""
+    root.mkdir(parents=True, exist_ok=True)
+    stages = make_stages(root, config)
+    # How long each finished stage took; a stage counts as finished only with the same command.
+    stored = json.loads((root / TIMES).read_text()) if (root / TIMES).is_file() else {}
+    times = {}
+    for stage in stages:
+        known = stored.get(stage.name)
+        if known is None or known["command"] != stage.command:
+            break  # what comes after a changed stage is stale too
+        times[stage.name] = known["seconds"]
+    if times:
+        console.print(f"already finished: {', '.join(times)}")
+    todo = [stage for stage in stages if stage.name not in times]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        overall = bar.add_task("demo", total=sum(stage.expected for stage in stages), left="")
+        finished = sum(stage.expected for stage in stages if stage.name in times)
+        for number, stage in enumerate(stages, start=1):
+            if stage not in todo:
+                continue
+            task = bar.add_task(f"{number}/{len(stages)} {stage.title}", total=1.0, left="")
+
+            def tick(elapsed: float, stage: Stage = stage, task=task, finished: float = finished) -> None:
+                fraction = stage.progress()
+                left = remaining_seconds(stages, times, stage, elapsed, fraction)
+                shown = fraction if fraction is not None else min(0.95, elapsed / stage.expected)
+                bar.update(task, completed=shown)
+                minutes = f"about {max(1, round(left / 60))} min left"
+                bar.update(overall, completed=finished + shown * stage.expected, left=minutes)
+
+            seconds = run_stage(stage, root / "logs" / f"{stage.name}.log", tick)
+            times[stage.name] = seconds
+            finished += stage.expected
+            bar.update(task, completed=1.0, left=f"{seconds:.0f} s")
+            bar.update(overall, completed=finished, left="")
+            record = {
+                stage.name: {"command": stage.command, "shown": stage.shown(root), "seconds": times[stage.name]}
+                for stage in stages
+                if stage.name in times
+            }
+            write_text(root / TIMES, json.dumps(record, indent=1))
+    return root / "report.html"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--config", help="sizes of the demo as JSON, such as '{\"images_per_arm\": 100}'")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        config = DemoConfig(**json.loads(options.config)) if options.config else DemoConfig()
+    except (TypeError, json.JSONDecodeError) as error:
+        print(f"error: --config: {error}", file=sys.stderr)
+        return 2
+    try:
+        path = run_demo(options.out, config, console)
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    console.print(f"\nreport: [bold]{path.resolve()}[/bold]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

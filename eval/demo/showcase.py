@@ -1,0 +1,153 @@
+"""The demo's last stage: pictures of test identities with prompts, and one report of everything.
+
+python -m eval.demo.showcase runs/demo
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from eval.demo.curves import add_curves
+from eval.report import Report
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.errors import FaceClipError
+from makeup_plugin import FaceMakeUpPipeline
+
+PROMPTS = (
+    "A smiling person with red hair.",
+    "A person with round glasses and a blue cap.",
+    "A surprised person with long blond hair.",
+    "An angry person with a full beard and a green hoodie.",
+)
+PEOPLE = 5
+
+
+def draw_people(root: Path, arrays: FaceArrays, large: FaceArrays) -> tuple[list[list], list[str]]:
+    """Rows of reference, shading map that the pipeline fitted, and a picture per prompt; and the row labels."""
+    pipeline = FaceMakeUpPipeline.from_pretrained(root / "generator" / "export")
+    pipeline.set_progress_bar_config(disable=True)
+    rows = choose_references(arrays)
+    grid, labels = [], []
+    for row in rows:
+        output = pipeline(
+            list(PROMPTS),
+            image=np.asarray(large.images[row]),
+            landmarks=np.asarray(large.landmarks_5[row]),
+            num_inference_steps=20,
+            guidance_scale=3.0,
+            generator=[torch.Generator().manual_seed(index) for index in range(len(PROMPTS))],
+        )
+        shading = output.shading_maps[0]
+        pictures = [np.asarray(image.convert("RGB")) for image in output.images]
+        output.save(root / "pictures", prefix=f"person_{int(arrays.identity[row])}")
+        grid.append([np.asarray(large.images[row]), None if shading is None else np.asarray(shading), *pictures])
+        labels.append(f"test identity {int(arrays.identity[row])}")
+    return grid, labels
+
+
+def choose_references(arrays: FaceArrays) -> list[int]:
+    """The first test identities, with a portrait each that is turned by 10 to 40° and has no sunglasses or hat."""
+    rows = []
+    yaw = np.abs(arrays.pose[:, 0])
+    plain = (arrays.attribute_values("glasses") != "sunglasses") & (arrays.attribute_values("hat") == "none")
+    for person in np.unique(arrays.identity)[:PEOPLE]:
+        own = np.flatnonzero(arrays.identity == person)
+        good = [row for row in own if plain[row] and 10 <= yaw[row] <= 40]
+        rows.append(int(good[0] if good else own[0]))
+    return rows
+
+
+def save_sheet(
+    path: Path, grid: list[list[NDArray[np.uint8] | None]], headers: list[str], *, pixels: int = 128
+) -> None:
+    """The grid as one PNG with a line of headers, for the README."""
+    gap, top = 6, 44
+    width = len(headers) * (pixels + gap) + gap
+    sheet = Image.new("RGB", (width, top + len(grid) * (pixels + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, header in enumerate(headers):
+        pen.multiline_text((gap + column * (pixels + gap), 4), _wrap(header, 21), fill="#1d232b", font_size=11)
+    for line, row in enumerate(grid):
+        for column, picture in enumerate(row):
+            if picture is not None:
+                tile = Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS)
+                sheet.paste(tile, (gap + column * (pixels + gap), top + line * (pixels + gap)))
+    sheet.save(path)
+
+
+def _wrap(text: str, width: int) -> str:
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])
+
+
+def build_report(root: Path) -> Path:
+    """Everything the demo did, as runs/demo/report.html."""
+    settings = json.loads((root / "generation" / "results.json").read_text())["settings"]
+    times = json.loads((root / "times.json").read_text()) if (root / "times.json").is_file() else {}
+    large = load_arrays(root / "data", "test")
+    small = load_arrays(root / "data", "test", size=64)
+    people = len(np.unique(large.identity))
+
+    report = Report(
+        "FaceCLIP and Face-MakeUp: the demo",
+        f"{people} synthetic test identities that no training saw.",
+    )
+    report.text(
+        "A joint encoder (face and prompt become one representation) and a generator plugin were trained on this "
+        "machine from the shipped tiny towers, on rendered people who do not exist. The same code runs the full-size "
+        "models; here everything is small, and the figures below are the demo's: few pictures, few training steps."
+    )
+    grid, labels = draw_people(root, small, large)
+    headers = ["reference", "fitted shading map", *PROMPTS]
+    report.section("Same person, other words")
+    report.text(
+        "One portrait of a test identity goes in; the pipeline finds pose, light and shape of the face, renders them "
+        "as a shading map, and draws the person as each prompt says. Nothing was picked: first test identities, "
+        "first seeds."
+    )
+    report.image_grid(grid, row_labels=labels, column_labels=headers, pixels=128)
+    save_sheet(root / "portraits.png", grid, headers)
+
+    report.append_parts(root / "generation" / "report.json")
+    report.text(
+        f"Only {settings['images per arm']} pictures per arm after a short training: intervals are wide. The README "
+        "names the commands for longer ones.",
+        warning=True,
+    )
+    report.append_parts(root / "retrieval" / "report.json")
+    report.section("Training")
+    add_curves(report, root)
+    report.section("What ran")
+    report.table(
+        ["stage", "seconds"], [[name, round(entry["seconds"])] for name, entry in times.items()] or [["report", None]]
+    )
+    report.code("\n".join(entry["shown"] for entry in times.values()))
+    return report.write(root / "report.html")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if len(words) != 1:
+        print("usage: python -m eval.demo.showcase RUN_FOLDER", file=sys.stderr)
+        return 2
+    try:
+        print(f"report: {build_report(Path(words[0]))}")
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

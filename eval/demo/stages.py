@@ -1,0 +1,157 @@
+"""The demo's stages: a command each, how far it is, and how long it takes on two cores."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faceclip.data.synthetic.plan import Request, plan_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Sizes of the demo. `seed` of the data differs from the one the shipped towers were trained on."""
+
+    identities: int = 420
+    images_per_identity: int = 6
+    splits: tuple[int, int, int] = (330, 30, 60)
+    size: int = 128
+    data_seed: int = 2026
+    encoder_steps: int = 300
+    generator_steps: int = 300
+    queries: int = 360
+    images_per_arm: int = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command. `expected` seconds on two cores; `progress` tells from its files how much is done (0 to 1)."""
+
+    name: str
+    title: str
+    command: list[str]
+    expected: float
+    progress: Callable[[], float | None] = field(compare=False)
+
+    def shown(self, root: Path) -> str:
+        """The command as a reader would type it from the project's folder."""
+        words = ["python", *self.command[1:]]
+        return " ".join(word.replace(str(root), f"runs/{root.name}") for word in words)
+
+
+def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
+    """All stages in order; each command is one that the README documents."""
+    data, encoder, generator = root / "data", root / "encoder", root / "generator"
+    request = Request(
+        identities=config.identities,
+        images_per_identity=config.images_per_identity,
+        size=config.size,
+        seed=config.data_seed,
+        splits=config.splits,
+    )
+    shards = len(plan_shards(request))
+    python = [sys.executable, "-m"]
+    arms = 5
+    return [
+        Stage(
+            name="data",
+            title="render synthetic identities",
+            command=[
+                *python, "faceclip.data.synthetic", "--out", str(data),
+                "--identities", str(config.identities),
+                "--images-per-identity", str(config.images_per_identity),
+                "--size", str(config.size), "--seed", str(config.data_seed),
+                "--splits", *map(str, config.splits), "--quiet",
+            ],
+            expected=75,
+            progress=lambda: len(list(data.glob("data/*.parquet"))) / shards,
+        ),
+        Stage(
+            name="encoder",
+            title="stage 1: train the joint encoder",
+            command=[
+                *python, "train_encoder", f"data={data}", f"out={encoder}",
+                f"trainer.steps={config.encoder_steps}", f"trainer.validate_every={config.encoder_steps}",
+            ],
+            expected=220,
+            progress=lambda: _trained(encoder, config.encoder_steps),
+        ),
+        Stage(
+            name="generator",
+            title="stage 2: train the generator plugin",
+            command=[
+                *python, "train_generator", f"data={data}", f"encoder={encoder / 'export'}", f"out={generator}",
+                f"trainer.steps={config.generator_steps}", f"trainer.validate_every={config.generator_steps}",
+            ],
+            expected=280,
+            progress=lambda: _trained(generator, config.generator_steps),
+        ),
+        Stage(
+            name="retrieval",
+            title="evaluate retrieval",
+            command=[
+                *python, "eval.retrieval", "--model", str(encoder / "export"), "--data", str(data),
+                "--out", str(root / "retrieval"), "--queries", str(config.queries),
+            ],
+            expected=60,
+            progress=lambda: None,
+        ),
+        Stage(
+            name="generation",
+            title="evaluate generation",
+            command=[
+                *python, "eval.generation", "--model", str(generator / "export"), "--data", str(data),
+                "--out", str(root / "generation"), "--images-per-arm", str(config.images_per_arm),
+            ],
+            expected=70,
+            progress=lambda: len(list((root / "generation").glob("images/*/*.png"))) / (arms * config.images_per_arm),
+        ),
+        Stage(
+            name="report",
+            title="draw test identities and write the report",
+            command=[*python, "eval.demo.showcase", str(root)],
+            expected=30,
+            progress=lambda: None,
+        ),
+    ]  # fmt: skip
+
+
+def _trained(run: Path, steps: int) -> float | None:
+    """Share of the steps that a training's log tells of; the caching before the first step is a small part."""
+    last = last_log_line(run / "log.jsonl")
+    return None if last is None else min(1.0, last.get("step", 0) / steps)
+
+
+def last_log_line(path: Path) -> dict | None:
+    """The last complete line of a JSONL log."""
+    try:
+        lines = path.read_bytes()[-8192:].splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            # The trainer may be writing it at this moment.
+            continue
+    return None
+
+
+def remaining_seconds(
+    stages: list[Stage], done: dict[str, float], current: Stage, elapsed: float, fraction: float | None
+) -> float:
+    """Estimate of the time left: expectations scaled by how long finished stages really took.
+
+    `done`: name → seconds of the stages that ran; `elapsed` and `fraction` (None: unknown) of the current one.
+    """
+    ran = [stage for stage in stages if done.get(stage.name, 0) > 0]
+    pace = sum(done[stage.name] for stage in ran) / sum(stage.expected for stage in ran) if ran else 1.0
+    pace = min(max(pace, 0.2), 5.0)
+    own = current.expected * pace
+    if fraction is not None and fraction > 0.05:
+        # Its own speed tells more than any expectation, the more the further it is.
+        trust = min(1.0, 2 * fraction)
+        own = trust * elapsed / fraction + (1 - trust) * own
+    later = stages[stages.index(current) + 1 :]
+    return max(own - elapsed, 0.0) + pace * sum(stage.expected for stage in later if stage.name not in done)
