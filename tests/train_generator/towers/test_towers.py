@@ -1,0 +1,139 @@
+"""The tiny base's commands at toy size: what they learn from, what they write, and that sampling is repeatable."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from eval.judge import Judge
+from faceclip.data.arrays import load_arrays
+from faceclip.data.records import VOCABULARIES
+from faceclip.errors import CheckpointError
+from faceclip.text_tower import TextTower, tokenize
+from train_generator.towers import base, vae
+from train_generator.towers.latents import cached_latents
+from train_generator.towers.sampling import sample_portraits
+from train_generator.towers.text import TextTowers, tokenized_captions
+
+TRAINER = ["trainer.batch_size=4", "trainer.warmup_steps=1", "trainer.log_every=0", "trainer.save_every=0"]
+
+
+@pytest.fixture(scope="module")
+def vae_export(tiny_dataset: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("vae")
+    words = [f"data={tiny_dataset}", f"out={out}", "size=32", "trainer.steps=6", *TRAINER]
+    vae.main([*words, "model.widths=[8, 8, 16]", "model.groups=4", "trainer.validate_every=0"])
+    return out / "export"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("text")
+    torch.manual_seed(0)
+    for name, width in (("l", 16), ("g", 24)):
+        tower = TextTower(width=width, layers=1, heads=2, embed_dim=8, vocabulary=list(range(256, 4000)))
+        tower.save_pretrained(folder / name)
+    return folder / "l", folder / "g"
+
+
+@pytest.fixture(scope="module")
+def base_export(tiny_dataset: Path, vae_export: Path, text, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    Judge(vocabularies=VOCABULARIES, image_size=32, widths=(8, 8), hidden=8).save_pretrained(out / "judge")
+    words = [f"data={tiny_dataset}", f"out={out}", "size=32", "trainer.steps=3", *TRAINER]
+    words += [f"vae={vae_export}", f"text_l={text[0]}", f"text_g={text[1]}", f"judge={out / 'judge'}"]
+    words += ["model.widths=[8, 16]", "model.head_dim=8", "model.groups=4", "measured_images=6", "sampling_steps=2"]
+    base.main(words)
+    return out / "export"
+
+
+def test_autoencoder_export_loads_and_tells_its_latent_scale(vae_export, tiny_dataset):
+    model = AutoencoderKL.from_pretrained(vae_export)
+    arrays = load_arrays(tiny_dataset, "train", size=32)
+    latents = vae.encode_mean(model, arrays.images) * model.config.scaling_factor
+    assert latents.shape == (32, 4, 8, 8)
+    assert float(latents.std()) == pytest.approx(1, abs=0.05)
+    assert "PSNR" in (vae_export / "README.md").read_text()
+    assert "_name_or_path" not in json.loads((vae_export / "config.json").read_text())
+
+
+def test_psnr_by_hand(vae_export):
+    model = AutoencoderKL.from_pretrained(vae_export)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 127.5 - 1
+        restored = model(pixels).sample.clamp(-1, 1)
+    error = (((restored + 1) * 127.5).round() - torch.from_numpy(images.transpose(0, 3, 1, 2))).square()
+    expected = 10 * torch.log10(255**2 / error.mean(dim=(1, 2, 3)))
+    np.testing.assert_allclose(vae.psnr(model, images), expected, rtol=1e-4)
+
+
+def test_latents_are_cached_by_content_and_weights(vae_export, tiny_dataset, tmp_path):
+    arrays = load_arrays(tiny_dataset, "train", size=32)
+    first = cached_latents(vae_export, arrays)
+    stamp = Path(first.filename).stat().st_mtime_ns
+    assert Path(cached_latents(vae_export, arrays).filename).stat().st_mtime_ns == stamp
+    other = AutoencoderKL.from_pretrained(vae_export)
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(2)
+    other.save_pretrained(tmp_path)
+    assert cached_latents(tmp_path, arrays).filename != first.filename
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        cached_latents(tmp_path / "nowhere", arrays)
+
+
+def test_captions_are_tokenized_in_their_places(tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train", size=32)
+    tokens = tokenized_captions(arrays)
+    assert tokens.shape == (32, 4, 77)
+    np.testing.assert_array_equal(tokens[5, 3], tokenize(arrays.captions[5][3].text)[0].numpy())
+
+
+def test_dropped_texts_are_the_empty_one(vae_export, tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train", size=32)
+    source = base.LatentSource(arrays, vae_export, text_dropout=1.0)
+    batch = source.get_batch([0, 1], [np.random.default_rng(0), np.random.default_rng(1)])
+    np.testing.assert_array_equal(batch["tokens"].numpy(), tokenize(["", ""]).numpy())
+    np.testing.assert_array_equal(batch["latents"].numpy(), source.latents[:2])
+
+
+def test_base_export_is_an_sdxl_unet_with_its_scheduler(base_export):
+    unet = UNet2DConditionModel.from_pretrained(base_export / "unet")
+    assert unet.config.addition_embed_type == "text_time" and unet.config.cross_attention_dim == 40
+    scheduler = DDIMScheduler.from_pretrained(base_export / "scheduler")
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert float(scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)  # starts from pure noise
+    metrics = json.loads((base_export / "metrics.json").read_text())["metrics"]
+    assert 0 <= metrics["named attributes judged present, all"]["value"] <= 1
+
+
+def test_sampling_depends_on_seed_and_prompt_not_on_the_batch(base_export, vae_export, text):
+    parts = (
+        UNet2DConditionModel.from_pretrained(base_export / "unet").eval(),
+        AutoencoderKL.from_pretrained(vae_export).eval(),
+        DDIMScheduler.from_pretrained(base_export / "scheduler"),
+        TextTowers(*text),
+    )
+    prompts = ["a person with red hair", "a smiling person", "someone with a hat"]
+    options = {"steps": 3, "size": 32}
+    whole = sample_portraits(*parts, prompts, batch=3, **options)
+    apart = sample_portraits(*parts, prompts, batch=1, **options)
+    assert whole.shape == (3, 3, 32, 32) and whole.min() >= 0 and whole.max() <= 1
+    torch.testing.assert_close(whole, apart, atol=1e-4, rtol=0)
+    other = sample_portraits(*parts, ["a person with black hair", *prompts[1:]], batch=3, **options)
+    assert (other[0] != whole[0]).any() and torch.allclose(other[1:], whole[1:], atol=1e-4)
+
+
+def test_prompts_to_measure_name_what_their_portrait_has(tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "test", size=32)
+    prompts, wanted, people = base.judged_prompts(arrays, 5)
+    assert len(prompts) == len(wanted) == len(people) == 5
+    words = {"red": ("red", "ginger"), "gray": ("gray", "grey"), "blond": ("blond",)}
+    for text_of, names in zip(prompts, wanted, strict=True):
+        if "hair_color" in names:
+            color = names["hair_color"]
+            assert any(f"{word}" in text_of for word in words.get(color, (color,)))
