@@ -1,0 +1,158 @@
+"""Does what a person can change give the person away? A check of the data, not of a model.
+
+python -m eval.leakage --data DIR --out runs/leakage
+
+If hair, clothes, light or background told identities apart, recognition figures on the data would be worth little.
+Two questions: do two portraits of one person agree in an attribute more often than portraits of two people, and can a
+nearest-neighbor search find the person in pictures from which the face was cut out?
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.metrics import Estimate, first_right_rank, identity_bootstrap, recall_at
+from eval.report import Report, write_text
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.records import REGIONS
+from faceclip.errors import FaceClipError
+
+CHANGEABLE = ("background", "hair", "glasses", "beard", "hat", "clothes")
+"""Regions that say nothing of who it is; everything else is cut out for the second question."""
+
+GRID = 16
+GREY = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Share of equal values among pairs of one person, among pairs of two people, and their difference."""
+
+    same: Estimate
+    different: float
+    excess: Estimate
+
+
+def attribute_agreement(
+    values: NDArray[np.integer], identity: NDArray[np.integer], *, skip: NDArray[np.bool_] | None = None
+) -> Agreement:
+    """Agreement of an attribute (N,) within people, against all pairs of two people.
+
+    `skip`: portraits left out, such as the frontal ones, which have no glasses or hat by design. Independent
+    attributes have an excess of 0.
+    """
+    kept = np.ones(len(values), dtype=bool) if skip is None else ~skip
+    values, identity = np.asarray(values)[kept], np.asarray(identity)[kept]
+    classes, value = np.unique(values, return_inverse=True)
+    people, person = np.unique(identity, return_inverse=True)
+    table = np.zeros((len(people), len(classes)))
+    np.add.at(table, (person, value), 1)
+    sizes = table.sum(axis=1)
+    usable = sizes > 1
+    within = (table * (table - 1)).sum(axis=1)[usable] / (sizes * (sizes - 1))[usable]
+    total = table.sum(axis=0)
+    pairs = sizes.sum() ** 2 - (sizes**2).sum()
+    different = float((total**2 - (table**2).sum(axis=0)).sum() / pairs)
+    return Agreement(
+        same=identity_bootstrap(within, people[usable]),
+        different=different,
+        excess=identity_bootstrap(within - different, people[usable]),
+    )
+
+
+def cut(images: NDArray[np.uint8], regions: NDArray[np.uint8], names: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Pictures (N, S, S, 3) in which only the named regions are left, grey elsewhere."""
+    keep = np.isin(regions, [REGIONS.index(name) for name in names])
+    return np.where(keep[..., None], images, np.uint8(GREY))
+
+
+def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pictures as GRID × GRID area averages (N, 3·GRID²), centered over the set and of unit length."""
+    small = np.stack([cv2.resize(image, (GRID, GRID), interpolation=cv2.INTER_AREA) for image in images])
+    flat = small.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(axis=0)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def nearest_person(features: NDArray[np.float32], identity: NDArray[np.integer]) -> tuple[Estimate, float]:
+    """Rank-1 of finding another portrait of the person by cosine, and what chance gives."""
+    scores = features @ features.T
+    same = identity[:, None] == identity[None]
+    own = np.eye(len(identity), dtype=bool)
+    hits = recall_at(first_right_rank(scores, same & ~own, own), 1)
+    chance = float(((same & ~own).sum(axis=1) / (len(identity) - 1)).mean())
+    return identity_bootstrap(hits, identity), chance
+
+
+def measure(arrays: FaceArrays) -> tuple[Mapping[str, Agreement], Mapping[str, tuple[Estimate, float]]]:
+    """Both questions for one split."""
+    identity = np.asarray(arrays.identity)
+    frontal = np.asarray(arrays.index) == 0
+    agreements = {
+        name: attribute_agreement(values, identity, skip=frontal) for name, values in arrays.attributes.items()
+    }
+    images, regions = np.asarray(arrays.images), np.asarray(arrays.regions)
+    face = tuple(name for name in REGIONS if name not in CHANGEABLE)
+    searches = {
+        "only what a person can change": nearest_person(thumbnails(cut(images, regions, CHANGEABLE)), identity),
+        "only face, ears and neck": nearest_person(thumbnails(cut(images, regions, face)), identity),
+        "whole portrait": nearest_person(thumbnails(images), identity),
+    }
+    return agreements, searches
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.leakage", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    options = parser.parse_args(arguments)
+    try:
+        arrays = load_arrays(options.data, options.split, size=64)
+        agreements, searches = measure(arrays)
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = Report("Leakage of identity", f"{len(np.unique(arrays.identity))} identities, {len(arrays):,} portraits.")
+    report.section("Attributes")
+    report.text(
+        "Share of pairs with the same value. An excess of 0 means that the attribute is independent of the person. "
+        "Frontal portraits are left out: they have no glasses and hat by design."
+    )
+    report.table(
+        ["attribute", "one person", "two people", "excess"],
+        [[name, value.same, value.different, value.excess] for name, value in agreements.items()],
+    )
+    report.section("Pictures without the face")
+    report.text(
+        f"Rank-1 of finding another portrait of the same person by nearest {GRID} × {GRID} px thumbnails in which only "
+        "some regions are left. Cut-out faces leave their outline, so pose and head shape still show."
+    )
+    report.table(
+        ["what is left", "rank-1", "chance"], [[name, value, chance] for name, (value, chance) in searches.items()]
+    )
+    content = {
+        "agreement": {
+            name: {"one person": v.same.to_dict(), "two people": v.different, "excess": v.excess.to_dict()}
+            for name, v in agreements.items()
+        },
+        "nearest neighbor": {
+            name: {"rank-1": value.to_dict(), "chance": chance} for name, (value, chance) in searches.items()
+        },
+    }
+    write_text(options.out / "results.json", json.dumps(content, indent=1))
+    for name, (value, chance) in searches.items():
+        print(f"{name:<32} rank-1 {value}  chance {chance:.3f}")
+    print(f"report: {report.write(options.out / 'report.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
