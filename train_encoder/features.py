@@ -49,8 +49,10 @@ def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> 
 
     def cached(name: str, tower: torch.nn.Module, preprocessing: str, count: int, build) -> dict[str, NDArray]:
         with bar(f"{split} {name}", count) as advance:
-            return cached_features(cache, f"{split}-{name}", data_hash=arrays.content_hash, preprocessing=preprocessing,
-                                   model_hash=module_hash(tower), count=count, build=build, progress=advance)  # fmt: skip
+            return cached_features(
+                cache, f"{split}-{name}", data_hash=arrays.content_hash, model_hash=module_hash(tower),
+                preprocessing=preprocessing, count=count, build=build, progress=advance,
+            )  # fmt: skip
 
     face = cached("faces", towers.recognizer, f"landmarks, {size} px", len(arrays), faces)
     picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)

@@ -83,7 +83,7 @@ def _digests(arrays: Mapping[str, NDArray], start: int, stop: int) -> dict[str, 
 def _verify(folder: Path, arrays: Mapping[str, NDArray], expected: dict[str, str], number: int, count: int) -> None:
     start, stop = number * CHUNK, min((number + 1) * CHUNK, count)
     if _digests(arrays, start, stop) != expected:
-        raise DataError(f"cached features {folder} differ from what was written (rows {start} to {stop}): delete {folder}")
+        raise DataError(f"{folder}: rows {start} to {stop} differ from what was written: delete the folder")
 
 
 def _open(folder: Path, manifest: dict, mode: str) -> dict[str, NDArray]:

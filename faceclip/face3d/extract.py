@@ -117,8 +117,8 @@ def local_controls(targets: Targets) -> list[tuple[str, list[str], list[str], fl
     """(name, decrease targets, increase targets, standard deviation): both sides of a face move together."""
     spread = {"head": 0.42, "nose": 0.5, "mouth": 0.42, "eyes": 0.45, "chin": 0.6, "cheek": 0.55, "forehead": 0.55,
               "eyebrows": 0.6, "ears": 0.45, "neck": 0.3, "asym": 0.3}  # fmt: skip
-    still = ("head-trans", "neck-trans", "head-angle", "head-age", "neck-height", "mouth-angles", "eye-push", "nose-trans-in",
-             "mouth-trans-in", "asymm-")
+    still = ("head-trans", "neck-trans", "head-angle", "head-age", "neck-height", "mouth-angles", "eye-push",
+             "nose-trans-in", "mouth-trans-in", "asymm-")  # fmt: skip
     controls = []
     for folder, sigma in spread.items():
         for low, high in targets.pairs(folder):
@@ -200,7 +200,7 @@ def landmark_vertices(template: np.ndarray, normals: np.ndarray, body: np.ndarra
              (-0.07, 6.61)]  # fmt: skip
     mirror = [(-x, y) for x, y in eye]
     points = jaw + [(-x, y) for x, y in brow] + brow[::-1] + nose + base
-    points += mirror + [eye[3], eye[2], eye[1], eye[0], eye[5], eye[4]] + outer + inner
+    points += [*mirror, eye[3], eye[2], eye[1], eye[0], eye[5], eye[4], *outer, *inner]
     return {"landmarks_68": [nearest(x, y) for x, y in points], "nose_mouth": [
         nearest(0, 6.91), nearest(-0.225, 6.63), nearest(0.225, 6.63)]}  # fmt: skip
 
@@ -240,7 +240,8 @@ def extract(data: Path, *, people: int = PEOPLE, seed: int = 0) -> tuple[dict[st
     all_faces = np.concatenate(faces)
     normals = vertex_normals(template, all_faces)
     landmarks = landmark_vertices(template, normals, part == 0)
-    lips = [np.linalg.norm(targets[f"mouth/mouth-{side}-volume-incr"][vertices], axis=1) for side in ("upperlip", "lowerlip")]
+    lips = [np.linalg.norm(targets[f"mouth/mouth-{side}-volume-incr"][vertices], axis=1)
+            for side in ("upperlip", "lowerlip")]  # fmt: skip
     explained = 1 - ((centred - scores @ basis.reshape(SHAPE_COEFFICIENTS, -1)) ** 2).sum() / (centred**2).sum()
     tensors = {
         "template": template.astype(np.float32),

@@ -70,7 +70,8 @@ class HeadModel:
             ValueError: a vector of another length.
         """
         out = self.template.copy()
-        for name, value, basis in (("shape", shape, self.shape_basis), ("expression", expression, self.expression_basis)):
+        given = (("shape", shape, self.shape_basis), ("expression", expression, self.expression_basis))
+        for name, value, basis in given:
             if value is None:
                 continue
             value = np.asarray(value, np.float32)

@@ -88,7 +88,8 @@ def rasterize_numpy(
         a, b, c, area = a[owner], b[owner], c[owner], area[owner]
         wa = ((b[:, 0] - x) * (c[:, 1] - y) - (b[:, 1] - y) * (c[:, 0] - x)) / area
         wb = ((c[:, 0] - x) * (a[:, 1] - y) - (c[:, 1] - y) * (a[:, 0] - x)) / area
-        weight = np.stack([wa, wb, 1 - wa - wb], 1)
+        wc = ((a[:, 0] - x) * (b[:, 1] - y) - (a[:, 1] - y) * (b[:, 0] - x)) / area
+        weight = np.stack([wa, wb, wc], 1)
         inside = (weight >= 0).all(1)
         weight, owner, x, y = weight[inside], owner[inside], x[inside], y[inside]
         z = (weight * corner[owner][..., 2]).sum(1)

@@ -31,7 +31,7 @@ def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def scalp_field(template: np.ndarray, fringe: float = 0.0) -> np.ndarray:
-    """How deep inside the hairline a point of the mean head lies: 0 outside, 1 well inside. `fringe` lowers the front."""
+    """How deep inside the hairline a point of the mean head lies, 0 outside to 1; `fringe` lowers the front."""
     x, y, z = np.abs(template[:, 0]), template[:, 1], template[:, 2]
     front = 7.93 - fringe - 0.25 * np.clip(x - 0.45, 0, 1)
     line = np.interp(z, [0.0, 0.25, 0.42, 0.75, 0.9, 1.1], [6.55, 6.6, 7.2, 7.2, 7.55, 8.0])
@@ -126,7 +126,8 @@ def hair(
         return []
     fringe = 0.0 if rng.random() < 0.6 else float(rng.uniform(0.1, 0.28))
     field = scalp_field(model.template, fringe)
-    thick = {"short": 0.07, "medium": 0.10, "long": 0.10}[length] * {"straight": 0.85, "wavy": 1.1, "curly": 1.6}[texture]
+    thick = 0.07 if length == "short" else 0.10
+    thick *= {"straight": 0.85, "wavy": 1.1, "curly": 1.6}[texture]
     thick = min(thick, 0.05) if under_hat else thick
     t = model.template
     bumps = {"straight": 0.0, "wavy": 0.15, "curly": 0.4}[texture]
@@ -156,7 +157,9 @@ def _curtain(skull: Skull, length: str, texture: str, thick: float, rng: np.rand
     return grid(points, canonical, 1 - 0.55 * smoothstep(t, 0.35, 1.0))
 
 
-def beard(model: HeadModel, vertices: np.ndarray, normals: np.ndarray, kind: str, rng: np.random.Generator) -> list[Part]:
+def beard(
+    model: HeadModel, vertices: np.ndarray, normals: np.ndarray, kind: str, rng: np.random.Generator
+) -> list[Part]:
     """A full beard or a moustache as a lifted skin (stubble has no geometry)."""
     if kind not in ("full", "mustache"):
         return []
@@ -171,7 +174,9 @@ def beard(model: HeadModel, vertices: np.ndarray, normals: np.ndarray, kind: str
     return [] if part is None else [part]
 
 
-def hat(model: HeadModel, vertices: np.ndarray, normals: np.ndarray, skull: Skull, kind: str) -> tuple[list[Part], list[Part]]:
+def hat(
+    model: HeadModel, vertices: np.ndarray, normals: np.ndarray, skull: Skull, kind: str
+) -> tuple[list[Part], list[Part]]:
     """(crown, brim) of a hat; the crown is a lifted scalp."""
     if kind == "none":
         return [], []
@@ -227,8 +232,9 @@ def glasses(model: HeadModel, vertices: np.ndarray, kind: str) -> tuple[list[Par
         ear = np.asarray([side * (np.abs(vertices[_ear(model, side), 0]) + 0.02), eye[1] + 0.03, 0.5])
         start = center + np.asarray([side * half_width, 0.05, -0.01])
         frames.append(_bar(start, ear, 0.028))
-    inner = [np.asarray([e[0] - s * (half_width - 0.02), e[1] + 0.01, e[2] + 0.14]) for e, s in ((right, -1), (left, 1))]
-    frames.append(_bar(inner[0], inner[1], 0.025))
+    bridge = [np.asarray([e[0] - s * (half_width - 0.02), e[1] + 0.01, e[2] + 0.14])
+              for e, s in ((right, -1), (left, 1))]  # fmt: skip
+    frames.append(_bar(*bridge, 0.025))
     return frames, lenses
 
 

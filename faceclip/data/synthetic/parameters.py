@@ -1,4 +1,4 @@
-"""What a synthetic portrait is made of: an `Identity` (never changes) and a `Scene` (everything a person can change)."""
+"""What a portrait is made of: an `Identity` (never changes) and a `Scene` (everything a person can change)."""
 
 from dataclasses import dataclass, field
 
@@ -51,7 +51,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What differs between two pictures of a person. `attributes` maps each name of `VOCABULARY` to one of its words."""
+    """What differs between two pictures of a person; `attributes` gives each name of `VOCABULARY` one of its words."""
 
     pose: tuple[float, float, float]  # yaw, pitch, roll in degrees
     expression: np.ndarray = field(repr=False)  # (E,) controls

@@ -1,4 +1,4 @@
-"""The skin of one identity as a texture over the frontal plane of the mean head: tone, freckles, moles, lines, brows."""
+"""The skin of one identity as a texture over the frontal plane of the mean head: freckles, moles, lines, brows."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from faceclip.data.synthetic.geometry import EYE_CENTER
 from faceclip.data.synthetic.parameters import Identity
 
 SIZE = 320
-LEFT, TOP, EXTENT = -0.9, 8.3, 1.8  # decimetres: x in [-0.9, 0.9], y in [6.5 - …, 8.3]
+LEFT, TOP, EXTENT = -0.9, 8.3, 1.8  # decimetres: x in [-0.9, 0.9], y downwards from 8.3
 HEIGHT = 2.25
 
 
@@ -20,7 +20,8 @@ def to_texture(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _dots(canvas: np.ndarray, points: np.ndarray, radii: np.ndarray, strengths: np.ndarray) -> None:
     u, v = to_texture(points[:, 0], points[:, 1])
     for x, y, radius, strength in zip(u, v, radii * (SIZE - 1) / EXTENT, strengths, strict=True):
-        cv2.circle(canvas, (round(x * 16), round(y * 16)), max(1, round(radius * 16)), float(strength), -1, cv2.LINE_AA, 4)
+        center, size = (round(x * 16), round(y * 16)), max(1, round(radius * 16))
+        cv2.circle(canvas, center, size, float(strength), -1, cv2.LINE_AA, 4)
 
 
 def paint_skin(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +58,7 @@ def paint_skin(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
             _curve(lines, fold + rng.normal(0, 0.01, fold.shape), level)
             for k in range(3):
                 start = np.asarray([0.48, 7.31 + 0.05 * (k - 1)])
-                _curve(lines, np.stack([start, start + (0.1, 0.04 * (k - 1))]) * (side, 1), level // 2)
+                _curve(lines, np.stack([start, start + np.array([0.1, 0.04 * (k - 1)])]) * (side, 1), level // 2)
             bag = np.asarray([(0.17, 7.2), (0.29, 7.16), (0.42, 7.21)]) * (side, 1)
             _curve(lines, bag, level // 2)
         for k in range(int(1 + 3 * identity.age_lines)):
@@ -109,7 +110,7 @@ def lash_mask() -> np.ndarray:
         t = np.linspace(0.05, np.pi - 0.05, 15)
         upper = np.stack([side * (EYE_CENTER[0] + 0.150 * np.cos(t)), EYE_CENTER[1] - 0.005 + 0.062 * np.sin(t)], 1)
         _curve(canvas, upper, 220)
-        _curve(canvas, upper + (0, 0.008), 220)
+        _curve(canvas, upper + np.array([0, 0.008]), 220)
         lower = np.stack([side * (EYE_CENTER[0] + 0.14 * np.cos(t)), EYE_CENTER[1] - 0.01 - 0.05 * np.sin(t)], 1)
         _curve(canvas, lower, 70)
     return cv2.GaussianBlur(canvas, (0, 0), 0.7).astype(np.float32) / 255
