@@ -24,7 +24,8 @@ from faceclip.heads import JointEmbedding, JointHeads
 from faceclip.text_tower import TextFeatures, TextTower, tokenize
 
 TEMPLATE = "Photo of a id person. "
-ID_TOKEN, ID_INDEX = 1014, 4  # the token "id" and its place in the template
+TEMPLATE_START = (1125, 539, 320, 1014)  # tokens 1 to 4 of the template: "photo of a id"
+ID_INDEX = 4  # of the token "id", which the identity replaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,16 @@ class FaceCLIPBranch(nn.Module):
         self.text_position_projection = nn.Linear(width, width)
         self.fusion = FeatureFusion(width, **fusion)
 
-    def forward(self, tokens: Tensor, face: FaceFeatures, face_position: Tensor) -> BranchOutput:
-        """tokens (B, 77) ids; face features of B faces; face_position (1, P, face width) of the face encoder."""
-        row = tokens[:, ID_INDEX]
-        plain = self.text.tower.token_embedding(self.text.rows(row))
+    def forward(self, tokens: Tensor, face: FaceFeatures, face_position: Tensor, has_face: bool = True) -> BranchOutput:
+        """tokens (B, 77) ids; face features of B faces; face_position (1, P, face width) of the face encoder.
+
+        The identity takes the place of "id" in rows that begin with the template, if there is a face at all.
+        """
+        plain = self.text.tower.token_embedding(self.text.rows(tokens[:, ID_INDEX]))
         identity = self.identity_projection(F.normalize(face.identity, dim=-1))
-        word = torch.where((row == ID_TOKEN)[:, None], identity.to(plain.dtype), plain)
+        start = tokens.new_tensor(TEMPLATE_START)
+        replaced = (tokens[:, 1 : 1 + len(start)] == start).all(dim=1) & has_face
+        word = torch.where(replaced[:, None], identity.to(plain.dtype), plain)
         text = self.text(tokens, replace_index=ID_INDEX, replace_with=word)
         fused = self.fusion(
             self.face_projection(face.tokens),
@@ -221,7 +226,8 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         if features.tokens.shape[0] != len(tokens):
             raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
         position = self.face_encoder.pos_embed
-        return (self.l(tokens, features, position), self.g(tokens, features, position)), features, has_face
+        branches = tuple(branch(tokens, features, position, has_face) for branch in (self.l, self.g))
+        return branches, features, has_face
 
 
 def _texts(prompts: Sequence[str]) -> list[str]:
