@@ -2,6 +2,8 @@
 
 The cache lies beside the data in ``DIR/.arrays``, keyed by the content of the shards, the size and this
 module's format; it is built in a temporary folder and renamed, so that a killed process leaves nothing half.
+Shards are compared with the hashes in ``dataset.json``: parquet has no checksum of its own, and a changed byte in a
+column of numbers would pass as another label.
 """
 
 import hashlib
@@ -9,13 +11,13 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -24,11 +26,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.data.records import SPLITS, VOCABULARIES, Caption, caption_from_dict, features
+from faceclip.data.folder_lock import locked
+from faceclip.data.records import REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import DataError, EmptyDatasetError
 
 _FORMAT = "1"
 _IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
+_NOT_ARRAYS = ("attributes", "vocabularies", "content_hash", "captions_path")
 _ROW_BATCH = 256
 T = TypeVar("T")
 
@@ -79,13 +83,14 @@ def load_arrays(
     """Arrays of one split, decoded on first use and memory-mapped (read-only) after that.
 
     `size` resizes pictures (area average), label maps (nearest) and landmarks; None keeps the stored size.
-    Raises `DataError` for missing or corrupt shards and columns, `EmptyDatasetError` for an empty split.
+    Raises `DataError` for missing, changed or corrupt shards and columns, a damaged cache, or a disk that is full;
+    `EmptyDatasetError` for an empty split.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     root = Path(directory)
     shards = shard_paths(root, split)
-    content = _content_hash(shards)
+    content = _content_hash(root, shards)
     cache = root / ".arrays" / f"{split}-{size or 'stored'}-{content[:16]}-{_FORMAT}"
     if not cache.is_dir():
         _build(cache, shards, size, workers)
@@ -109,30 +114,56 @@ def shard_paths(root: Path, split: str) -> list[Path]:
     return shards
 
 
-def _content_hash(shards: list[Path]) -> str:
+def _content_hash(root: Path, shards: list[Path]) -> str:
+    announced = _announced_hashes(root / "dataset.json")
     digest = hashlib.sha256()
     for shard in shards:
         with shard.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            own = hashlib.file_digest(file, "sha256")
+        expected = announced.get(shard.name, own.hexdigest())
+        if own.hexdigest() != expected:
+            raise DataError(
+                f"{shard} is corrupt: its SHA-256 is {own.hexdigest()[:12]}…, dataset.json says {expected[:12]}…; "
+                "run the generator again, it replaces damaged shards"
+            )
+        digest.update(own.digest())
     return digest.hexdigest()
+
+
+def _announced_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 by file name; empty for data that came without a dataset.json."""
+    if not path.is_file():
+        return {}
+    try:
+        return {Path(item["path"]).name: item["sha256"] for item in json.loads(path.read_bytes())["files"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is corrupt ({error}): delete it and run the generator again") from error
 
 
 def _build(cache: Path, shards: list[Path], size: int | None, workers: int) -> None:
     count = sum(_row_count(shard) for shard in shards)
     if count == 0:
         raise EmptyDatasetError(f"{shards[0].parent} holds no portraits in {shards[0].name.split('-')[0]}")
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=cache.parent, prefix=".building-"))
     try:
-        _write_arrays(temporary, shards, count, size, workers)
-        try:
-            temporary.rename(cache)
-        except OSError:
-            # Another process was faster; its cache has the same content.
-            if not cache.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        # One builder at a time, so whatever has the temporary name was left by a killed one.
+        with locked(cache.parent / ".lock"):
+            for leftover in cache.parent.glob(".partial-*"):
+                shutil.rmtree(leftover)
+            if cache.is_dir():
+                return
+            temporary = cache.with_name(f".partial-{cache.name}")
+            temporary.mkdir()
+            try:
+                _write_arrays(temporary, shards, count, size, workers)
+                temporary.rename(cache)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the arrays of {count:,} portraits to {cache} ({error}): free space on this disk or make "
+            "the folder writable, and run again"
+        ) from error
 
 
 def _row_count(shard: Path) -> int:
@@ -142,7 +173,8 @@ def _row_count(shard: Path) -> int:
 def _read(shard: Path, action: Callable[[], T]) -> T:
     try:
         return action()
-    except (pa.ArrowException, OSError) as error:
+    # Damaged text is no UTF-8; Arrow notices only when it is read.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{shard} is corrupt ({error}): delete it and run the generator again") from error
 
 
@@ -155,31 +187,53 @@ def _rows(shards: list[Path]) -> Iterator[tuple[Path, list[dict]]]:
             raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
         batches = file.iter_batches(batch_size=_ROW_BATCH, columns=list(expected))
         while (batch := _read(shard, lambda batches=batches: next(batches, None))) is not None:
-            yield shard, batch.to_pylist()
+            yield shard, _read(shard, batch.to_pylist)
 
 
 def _write_arrays(target: Path, shards: list[Path], count: int, size: int | None, workers: int) -> None:
-    maps: dict[str, np.memmap] = {}
     captions: list[list[dict]] = []
-    done = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
+        files: dict[str, tuple[BinaryIO, NDArray]] = {}
         for shard, rows in _rows(shards):
             decoded = list(pool.map(lambda row, shard=shard: _decode(row, size, shard), rows))
             for name in decoded[0]:
                 stacked = _stack([row[name] for row in decoded], name, shard)
-                if name not in maps:
-                    shape = (count, *stacked.shape[1:])
-                    maps[name] = np.lib.format.open_memmap(
-                        target / f"{name}.npy", mode="w+", dtype=stacked.dtype, shape=shape
-                    )
-                if maps[name].shape[1:] != stacked.shape[1:]:
-                    raise DataError(f"{shard}: {name} has shape {stacked.shape[1:]}, before {maps[name].shape[1:]}")
-                maps[name][done : done + len(rows)] = stacked
-            captions += [row["captions"] for row in rows]
-            done += len(rows)
-    for array in maps.values():
-        array.flush()
-    (target / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+                if name not in files:
+                    # Plain writes, not a memory map: on a full disk a map ends the process by SIGBUS.
+                    files[name] = stack.enter_context((target / f"{name}.npy").open("wb")), stacked[:0]
+                    _write_header(files[name][0], (count, *stacked.shape[1:]), stacked.dtype)
+                file, first = files[name]
+                if first.shape[1:] != stacked.shape[1:]:
+                    raise DataError(f"{shard}: {name} has shape {stacked.shape[1:]}, before {first.shape[1:]}")
+                file.write(np.ascontiguousarray(stacked).data)
+            for row in rows:
+                _check_captions(row, shard)
+                captions.append(row["captions"])
+        captions_file = stack.enter_context((target / "captions.json").open("wb"))
+        captions_file.write(json.dumps(captions).encode())
+        for file in (captions_file, *(file for file, _ in files.values())):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _check_captions(row: dict, shard: Path) -> None:
+    where = f"{shard}, identity {row['identity']}, index {row['index']}, captions"
+    try:
+        captions = [caption_from_dict(stored) for stored in row["captions"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: a field is missing or empty ({error!r})") from error
+    for caption in captions:
+        for phrase in caption.phrases:
+            if caption.text[phrase.start : phrase.end] != phrase.text or phrase.region not in REGIONS:
+                raise DataError(
+                    f"{where}: {phrase.text!r} ({phrase.region}) is not at {phrase.start} to {phrase.end} of "
+                    f"{caption.text!r}, or its region is none of {', '.join(REGIONS)}"
+                )
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
 
 
 def _stack(values: list[NDArray], name: str, shard: Path) -> NDArray:
@@ -191,6 +245,9 @@ def _stack(values: list[NDArray], name: str, shard: Path) -> NDArray:
 
 def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
     where = f"{shard}, identity {row['identity']}, index {row['index']}"
+    empty = [name for name, value in row.items() if value is None]
+    if empty:
+        raise DataError(f"{where}: {', '.join(empty)} without a value")
     result: dict[str, NDArray] = {}
     stored = 0
     for column, name in _IMAGES.items():
@@ -201,6 +258,8 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
             interpolation = cv2.INTER_NEAREST_EXACT if column == "regions" else shrinks
             picture = cv2.resize(picture, (size, size), interpolation=interpolation)
         result[name] = picture
+    if result["regions"].max() >= len(REGIONS):
+        raise DataError(f"{where}: regions hold label {result['regions'].max()}, the last known is {len(REGIONS) - 1}")
     scale = (size or stored) / stored
     for name, shape in (("landmarks_5", (5, 2)), ("landmarks_68", (68, 2))):
         points = np.asarray(row[name], dtype=np.float32)
@@ -211,6 +270,9 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
     result["pose"] = np.array([pose["yaw"], pose["pitch"], pose["roll"]], dtype=np.float32)
     for name in ("light", "shape", "expression", "camera"):
         result[name] = np.asarray(row[name], dtype=np.float32)
+    for name in ("pose", "landmarks_5", "landmarks_68", "light", "shape", "expression", "camera"):
+        if not np.isfinite(result[name]).all():
+            raise DataError(f"{where}: {name} holds values that are not finite numbers")
     for name in ("identity", "index"):
         result[name] = np.array(row[name], dtype=np.int64)
     for name, values in VOCABULARIES.items():
@@ -235,12 +297,12 @@ def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]
 
 
 def _open(cache: Path, content: str) -> FaceArrays:
-    plain = {
-        item.name: np.load(cache / f"{item.name}.npy", mmap_mode="r")
-        for item in fields(FaceArrays)
-        if (cache / f"{item.name}.npy").is_file()
-    }
-    attributes = {name: np.load(cache / f"attribute_{name}.npy") for name in VOCABULARIES}
+    names = [item.name for item in fields(FaceArrays) if item.name not in _NOT_ARRAYS]
+    try:
+        plain = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in names}
+        attributes = {name: np.load(cache / f"attribute_{name}.npy") for name in VOCABULARIES}
+    except (OSError, ValueError) as error:
+        raise DataError(f"the cache {cache} is damaged ({error}): delete this folder, it is built again") from error
     return FaceArrays(
         **plain,
         attributes=attributes,

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from faceclip.data.folder_lock import locked
 from faceclip.data.records import SPLITS, VOCABULARIES, features
 from faceclip.data.synthetic.card import write_card, write_contact_sheet
-from faceclip.data.synthetic.plan import Request, Shard, check_same_request, file_hash, plan_shards
+from faceclip.data.synthetic.plan import Request, Shard, check_same_request, file_hash, plan_shards, read_json
 from faceclip.errors import DataError
 
 _RENDERER: Any = None  # one per worker process
@@ -34,24 +36,51 @@ def generate(directory: Path, request: Request, *, workers: int, quiet: bool = F
     """Generate what is missing of a data set and describe it; returns the content of ``dataset.json``.
 
     The files are a function of the request alone, whatever `workers` is and however often it was interrupted.
-    Raises `ConfigError` when the folder holds another data set.
+    Shards that are whole stay; lost, truncated and changed ones are made again. Raises `ConfigError` when the folder
+    holds another data set, `DataError` when it cannot be written (full disk), is being written by another process, or
+    a worker died. After any of them, and after a kill, the same call goes on.
     """
+    try:
+        (directory / "data").mkdir(parents=True, exist_ok=True)
+        with locked(directory / ".lock", wait=False):
+            return _generate(directory, request, workers, quiet)
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a worker process of {directory} died, often for want of memory: run again, with fewer --workers if it "
+            "was that; finished shards are kept"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{directory} cannot be written ({error}): free space or make it writable, and run again; finished shards "
+            "are kept"
+        ) from error
+
+
+def _generate(directory: Path, request: Request, workers: int, quiet: bool) -> dict:
     check_same_request(directory, request)
-    (directory / "data").mkdir(parents=True, exist_ok=True)
+    for leftover in (*directory.glob(".*.tmp"), *directory.glob("data/*.tmp")):
+        leftover.unlink()  # of a killed process: the lock says that no other one is writing
     _replace_text(directory / "request.json", json.dumps(request.to_dict(), indent=1))
     shards = plan_shards(request)
-    missing = [shard for shard in shards if not _is_complete(directory / shard.path, shard, request)]
+    described = directory / "dataset.json"
+    summary = read_json(described) if described.is_file() else None
+    hashes = {item["path"]: item["sha256"] for item in summary["files"]} if summary else {}
+    missing = [shard for shard in shards if not _is_complete(directory, shard, request, hashes.get(shard.path))]
+    if not missing and summary is not None:
+        return summary
+    # First what is damaged, then the hashes that tell: a kill in between forgets nothing. dataset.json is written last,
+    # so that wherever it is, it describes the files that are there.
+    for shard in missing:
+        (directory / shard.path).unlink(missing_ok=True)
+    described.unlink(missing_ok=True)
     if missing:
         _render_shards(directory, request, missing, len(shards), workers, quiet)
-    elif (directory / "dataset.json").is_file():
-        return json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     return _describe(directory, request, shards)
 
 
 def render_person(request: Request, index: int) -> list[dict]:
     """All rows of one identity. Runs in a worker process."""
     from faceclip.data.synthetic.render import PortraitRenderer
-
     from faceclip.data.synthetic.rows import make_row
     from faceclip.data.synthetic.sample import sample_identity, sample_scene
 
@@ -135,15 +164,18 @@ def _prepare_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _is_complete(path: Path, shard: Shard, request: Request) -> bool:
-    """Shards are renamed into place when whole; the footer's row count guards against foreign files."""
+def _is_complete(directory: Path, shard: Shard, request: Request, expected_hash: str | None) -> bool:
+    """Shards are renamed into place when whole; footer and hash guard against files that changed since."""
+    path = directory / shard.path
     if not path.is_file():
         return False
     try:
         rows = pq.ParquetFile(path).metadata.num_rows
     except (pa.ArrowException, OSError):
         return False
-    return rows == (shard.last - shard.first) * request.images_per_identity
+    if rows != (shard.last - shard.first) * request.images_per_identity:
+        return False
+    return expected_hash is None or file_hash(path) == expected_hash
 
 
 def _write_shard(path: Path, table: pa.Table) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from faceclip.data.records import SPLITS
-from faceclip.errors import ConfigError
+from faceclip.errors import ConfigError, DataError
 
 VERSION = "1.0.0"
 """Raised whenever the same seed gives other pictures or labels."""
@@ -81,13 +81,25 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises `DataError` naming the file when it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is corrupt ({error}): delete it, or choose another --out") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is corrupt (no JSON object): delete it, or choose another --out")
+    return content
+
+
 def check_same_request(directory: Path, request: Request) -> None:
-    """Refuse to mix two data sets in one folder. Raises `ConfigError` naming the difference."""
+    """Refuse to mix two data sets in one folder. Raises `ConfigError` naming the difference, `DataError` when the
+    file that tells what the folder holds cannot be read."""
     for name in ("request.json", "dataset.json"):
         path = directory / name
         if not path.is_file():
             continue
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         wanted = request.to_dict()
         different = [key for key in wanted if stored.get(key) != wanted[key]]
         if different:

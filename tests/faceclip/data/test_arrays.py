@@ -1,6 +1,10 @@
 """Arrays of a hand-made shard: exact decoding, resizing, caching, and every kind of damage."""
 
+import hashlib
 import io
+import json
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +59,22 @@ def write(root: Path, rows: list[dict], *, name: str = "test-00000-of-00001") ->
     return path
 
 
+def caches(root: Path) -> list[Path]:
+    """Everything in the cache folder but its lock file."""
+    return sorted(path for path in root.glob(".arrays/*") if path.name != ".lock")
+
+
+@contextmanager
+def largest_file(size: int):
+    """Writing beyond `size` bytes fails in the kernel, as on a full disk (with EFBIG in place of ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_stored_values_come_back(tmp_path):
     rows = [make_row(5, 0), make_row(5, 1), make_row(6, 0)]
     write(tmp_path, rows)
@@ -86,7 +106,7 @@ def test_resizing_averages_areas_and_moves_landmarks(tmp_path):
 def test_cache_is_used_and_follows_the_content(tmp_path):
     path = write(tmp_path, [make_row(1, 0)])
     load_arrays(tmp_path, "test")
-    (cache,) = (tmp_path / ".arrays").iterdir()
+    (cache,) = caches(tmp_path)
     stamp = (cache / "images.npy").stat().st_mtime_ns
     load_arrays(tmp_path, "test")
     assert (cache / "images.npy").stat().st_mtime_ns == stamp
@@ -119,7 +139,7 @@ def test_truncated_shard_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt"):
         load_arrays(tmp_path, "test")
-    assert not list((tmp_path / ".arrays").glob("*")) if (tmp_path / ".arrays").exists() else True
+    assert caches(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -129,13 +149,29 @@ def test_truncated_shard_is_named(tmp_path):
         ({"image": png(np.zeros((8, 16, 3), np.uint8))}, "16×8, expected a square"),
         ({"landmarks_5": [[1.0, 2.0]] * 4}, r"landmarks_5 has shape \(4, 2\)"),
         ({"attributes": {**make_row(0, 0)["attributes"], "hat": "crown"}}, "hat='crown'"),
+        ({"regions": png(np.full((SIZE, SIZE), len(REGIONS), np.uint8))}, "label 13, the last known is 12"),
+        ({"light": [float("nan")] * 27}, "light holds values that are not finite"),
+        ({"pose": None}, "identity 1, index 0: pose without a value"),
+        ({"captions": [{"text": "Red hair.", "kind": "both", "phrases": None}]}, "captions: a field is missing"),
+        (
+            {
+                "captions": [
+                    {
+                        "text": "Red hair.",
+                        "kind": "both",
+                        "phrases": [{"text": "red", "start": 0, "end": 3, "region": "hair", "attributes": []}],
+                    }
+                ]
+            },
+            "'red' .hair. is not at 0 to 3 of 'Red hair.'",
+        ),
     ],
 )
 def test_damaged_rows_are_named(tmp_path, changes, message):
     write(tmp_path, [make_row(1, 0, **changes)])
     with pytest.raises(DataError, match=message):
         load_arrays(tmp_path, "test")
-    assert list((tmp_path / ".arrays").iterdir()) == []  # nothing half is left
+    assert caches(tmp_path) == []  # nothing half is left
 
 
 def test_missing_columns_and_empty_splits(tmp_path):
@@ -145,4 +181,61 @@ def test_missing_columns_and_empty_splits(tmp_path):
         load_arrays(tmp_path, "test")
     write(tmp_path, [])
     with pytest.raises(EmptyDatasetError, match="no portraits"):
+        load_arrays(tmp_path, "test")
+
+
+def test_one_changed_byte_anywhere_is_noticed(tmp_path):
+    path = write(tmp_path, [make_row(1, 0), make_row(1, 1)])
+    content = path.read_bytes()
+    files = [{"path": f"data/{path.name}", "sha256": hashlib.sha256(content).hexdigest()}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"files": files}))
+    assert len(load_arrays(tmp_path, "test")) == 2
+    for position in range(0, len(content), 401):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt.*run the generator again"):
+            load_arrays(tmp_path, "test")
+    path.write_bytes(content)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match=r"dataset\.json is corrupt"):
+        load_arrays(tmp_path, "test")
+
+
+def test_text_that_is_no_utf8_is_a_corrupt_shard(tmp_path):
+    path = write(tmp_path, [make_row(1, 0)])
+    pq.write_table(pq.read_table(path), path, compression="none")
+    content = path.read_bytes()
+    assert b"A person with red hair." in content
+    path.write_bytes(content.replace(b"A person with red hair.", b"A person with \xff\xff\xff hair."))
+    with pytest.raises(DataError, match="is corrupt"):
+        load_arrays(tmp_path, "test")
+
+
+def test_full_disk_is_a_typed_error_and_leaves_nothing_half(tmp_path):
+    write(tmp_path, [make_row(1, number) for number in range(8)])
+    with largest_file(3000), pytest.raises(DataError, match=r"cannot write the arrays of 8 portraits.*free space"):
+        load_arrays(tmp_path, "test")
+    assert caches(tmp_path) == []
+    assert len(load_arrays(tmp_path, "test")) == 8
+
+
+def test_what_a_killed_builder_left_goes_away(tmp_path):
+    write(tmp_path, [make_row(1, 0)])
+    left = tmp_path / ".arrays" / ".partial-train-64-0123456789abcdef-1"
+    left.mkdir(parents=True)
+    (left / "images.npy").write_bytes(b"half")
+    load_arrays(tmp_path, "test")
+    assert [path.name.split("-")[0] for path in caches(tmp_path)] == ["test"]
+
+
+def test_damaged_cache_is_named(tmp_path):
+    write(tmp_path, [make_row(1, 0)])
+    load_arrays(tmp_path, "test")
+    images = caches(tmp_path)[0] / "images.npy"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(DataError, match="delete this folder"):
+        load_arrays(tmp_path, "test")
+    images.unlink()
+    with pytest.raises(DataError, match="delete this folder"):
         load_arrays(tmp_path, "test")
