@@ -102,7 +102,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             title="evaluate generation",
             command=[
                 *python, "eval.generation", "--model", str(generator / "export"), "--data", str(data),
-                "--out", str(root / "generation"), "--images-per-arm", str(config.images_per_arm),
+                "--out", str(root / "generation"), "--images-per-arm", str(config.images_per_arm), "--bf16",
             ],
             expected=70,
             progress=lambda: len(list((root / "generation").glob("images/*/*.png"))) / (arms * config.images_per_arm),

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=SamplingConfig.steps)
     parser.add_argument("--guidance", type=float, default=SamplingConfig.guidance)
     parser.add_argument("--batch", type=int, default=SamplingConfig.batch)
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast: faster, pictures differ by rounding")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--judge", type=Path, help="folder of another judge than the shipped one")
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    sampling = SamplingConfig(steps=options.steps, guidance=options.guidance, batch=options.batch)
+    sampling = SamplingConfig(steps=options.steps, guidance=options.guidance, batch=options.batch, bf16=options.bf16)
     try:
         result = evaluate(
             options.model,

@@ -75,6 +75,7 @@ def evaluate(
         "count": count,
         "steps": sampling.steps,
         "guidance": sampling.guidance,
+        "bf16": sampling.bf16,
     }
     claim_folder(out, settings)
     judges = load_judges(pipeline, judge, second)

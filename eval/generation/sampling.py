@@ -21,11 +21,15 @@ from makeup_plugin.provenance import save_image
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Steps and guidance of every arm, and how many pictures are made at once."""
+    """Steps and guidance of every arm, how many pictures are made at once, and whether in bf16 autocast.
+
+    bf16 is two to three times faster on a CPU; its pictures differ from fp32's by rounding.
+    """
 
     steps: int = 20
     guidance: float = 3.0
     batch: int = 16
+    bf16: bool = False
 
 
 def generate_arm(
@@ -54,15 +58,16 @@ def generate_arm(
         if arm.reference:
             options["image"] = [np.asarray(arrays.images[row]) for row in rows]
             options["landmarks"] = [np.asarray(arrays.landmarks_5[row]) for row in rows]
-        output = pipeline(
-            [job.prompt for job in part],
-            identity_scale=arm.identity_scale,
-            shading_scale=arm.shading_scale,
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance,
-            generator=[torch.Generator().manual_seed(job.seed) for job in part],
-            **options,
-        )
+        with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=config.bf16):
+            output = pipeline(
+                [job.prompt for job in part],
+                identity_scale=arm.identity_scale,
+                shading_scale=arm.shading_scale,
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance,
+                generator=[torch.Generator().manual_seed(job.seed) for job in part],
+                **options,
+            )
         for number, image, record in zip(numbers, output.images, output.provenance, strict=True):
             save_image(image, paths[number], record)
         if progress is not None:
