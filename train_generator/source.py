@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from faceclip.data.records import REGIONS
+from faceclip.data.records import REGIONS, Phrase
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
 from faceclip.text_tower import tokenize
@@ -52,7 +52,7 @@ class GenerationSource:
         masks = np.zeros((MAX_PHRASES, arrays.size, arrays.size), np.uint8)
         words = torch.zeros(MAX_PHRASES, 77, dtype=torch.bool)
         if keep_text:
-            described = [p for p in caption.phrases if p.region][:MAX_PHRASES]
+            described = [p for p in caption.phrases if p.region and not self._absent(p, index)][:MAX_PHRASES]
             for number, phrase in enumerate(described):
                 masks[number] = arrays.regions[index] == REGIONS.index(phrase.region)
                 words[number] = phrase_token_mask(text, phrase.start, phrase.end, prefix=prefix)
@@ -72,6 +72,11 @@ class GenerationSource:
             "keep_identity": not everything and bool(draw[3] >= self.dropout.identity),
             "keep_shading": bool(draw[4] >= self.dropout.shading),
         }
+
+    def _absent(self, phrase: Phrase, index: int) -> bool:
+        """Whether a phrase says what is not there ("no hat"): its words have nothing to look at."""
+        arrays = self.features.arrays
+        return any(arrays.vocabularies[n][int(arrays.attributes[n][index])] == "none" for n in phrase.attributes)
 
 
 def _groups(sorted_keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from faceclip.data.synthetic.render import Portrait
 from numpy.typing import NDArray
 from PIL import Image
 
 from faceclip.data.captions import describe
 from faceclip.data.records import caption_to_dict
 from faceclip.data.synthetic.parameters import Identity, Scene
+from faceclip.data.synthetic.render import Portrait
 
 # Keeps the wording's random stream apart from the ones that draw identities and scenes.
 _CAPTION_STREAM = 0xCA9

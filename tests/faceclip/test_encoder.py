@@ -1,0 +1,116 @@
+"""The joint encoder's behaviour beyond the published outputs: batching, cached features, heads, gradients, errors."""
+
+import pytest
+import torch
+
+from faceclip.encoder import TEMPLATE, FaceCLIP
+from faceclip.errors import ConfigError
+from faceclip.face_encoder import FaceFeatures
+from faceclip.fusion import FeatureFusion
+from faceclip.text_tower import tokenize
+
+SIZES = {
+    "face": {"image_size": 36, "patch_size": 9, "width": 24, "depth": 1, "heads": 2, "embedding_dim": 16},
+    "text_l": {"width": 32, "layers": 1, "heads": 2, "embed_dim": 20, "vocabulary": list(range(3000))},
+    "text_g": {"width": 48, "layers": 1, "heads": 2, "quick_gelu": False, "embed_dim": 20,
+               "vocabulary": list(range(3000))},
+    "fusion": {"layers": 2, "attention_width": 32, "text_hidden": 32, "face_hidden": 32, "layer_scale": 1.0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> FaceCLIP:
+    torch.manual_seed(0)
+    return FaceCLIP(**SIZES, joint={"hidden": 16}).eval()
+
+
+@pytest.fixture(scope="module")
+def faces() -> torch.Tensor:
+    return torch.rand(3, 3, 50, 50, generator=torch.Generator().manual_seed(1))
+
+
+PROMPTS = ["a red hat", "", "blond hair and round glasses"]
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_the_batch(model, faces):
+    together = model.encode(PROMPTS, faces)
+    for i, prompt in enumerate(PROMPTS):
+        alone = model.encode([prompt], faces[i : i + 1])
+        torch.testing.assert_close(alone.tokens[0], together.tokens[i], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.pooled[0], together.pooled[i], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_cached_features_and_token_ids_give_the_same(model, faces):
+    direct = model.encode(PROMPTS, faces)
+    cached = model.encode(PROMPTS, face_features=model.face_features(faces))
+    torch.testing.assert_close(cached.tokens, direct.tokens, atol=0, rtol=0)
+    ids = tokenize([TEMPLATE + p for p in PROMPTS])
+    torch.testing.assert_close(model.encode(ids, faces).tokens, direct.tokens, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_face_and_words_both_matter(model, faces):
+    base = model.encode(["a red hat"], faces[:1]).tokens
+    assert (model.encode(["a red hat"], faces[1:2]).tokens - base).abs().max() > 1e-3
+    assert (model.encode(["a blue hat"], faces[:1]).tokens - base).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_only_the_templates_id_is_replaced(model, faces):
+    other = FaceFeatures(tokens=model.face_features(faces[:1]).tokens, identity=torch.ones(1, 16))
+    plain = tokenize(["an id card"])  # "id" stands elsewhere: the identity must not enter the text
+    states = [model.encode(plain, face_features=f).text for f in (model.face_features(faces[:1]), other)]
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+    with_template = tokenize([TEMPLATE + "an id card"])
+    states = [model.encode(with_template, face_features=f).text for f in (model.face_features(faces[:1]), other)]
+    assert (states[0][:, 4:] - states[1][:, 4:]).abs().max() > 1e-3
+    torch.testing.assert_close(states[0][:, :4], states[1][:, :4], atol=0, rtol=0)  # causal: nothing before it moves
+
+
+def test_gradient_reaches_what_is_trained_and_nothing_else(model, faces):
+    trained = model.freeze_towers()
+    model.train()
+    assert not model.face_encoder.training
+    model.encode(PROMPTS, faces).tokens.square().mean().backward()
+    assert model.l.identity_projection.weight.grad.abs().max() > 0  # through the frozen text tower
+    assert all(p.grad is None for tower in model.towers() for p in tower.parameters())
+    assert {id(p) for p in trained}.isdisjoint(id(p) for tower in model.towers() for p in tower.parameters())
+    model.zero_grad(set_to_none=True)
+    model.eval()
+
+
+@torch.no_grad()
+def test_joint_embedding_starts_as_the_concatenation(model, faces):
+    # Steps of 0.1 apart, the query is [face ; text] / sqrt 2 and a picture [face ; image] / sqrt 2.
+    features = model.face_features(faces)
+    image = torch.randn(3, 20, generator=torch.Generator().manual_seed(2))
+    gallery = model.embed_gallery(features.identity, image)
+    expected = torch.cat([torch.nn.functional.normalize(x, dim=1) for x in (features.identity, image)], 1) / 2**0.5
+    torch.testing.assert_close(gallery, expected, atol=1e-5, rtol=1e-5)
+    query = model.embed(PROMPTS, faces)
+    torch.testing.assert_close(query.joint.norm(dim=1), torch.ones(3), atol=1e-5, rtol=1e-5)
+    text = torch.nn.functional.normalize(model.g.text(tokenize(PROMPTS)).embedding, dim=1)
+    cosine = (query.joint[:, 16:] * text).sum(1) / 0.5**0.5
+    assert (cosine[[0, 2]] > 0.98).all()
+
+
+@torch.no_grad()
+def test_round_trip(model, faces, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = FaceCLIP.from_pretrained(tmp_path)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
+    # Rounding depends on where a file's tensors lie in memory; the numbers are the same to the last digits.
+    torch.testing.assert_close(again.embed(PROMPTS, faces).joint, model.embed(PROMPTS, faces).joint, atol=1e-5, rtol=0)
+
+
+def test_bad_input(model, faces):
+    with pytest.raises(ConfigError, match=r"prompts\[1\] must be text, got int"):
+        model.encode(["a", 3, "b"], faces)
+    with pytest.raises(ConfigError, match="2 prompts need as many faces, got 3"):
+        model.encode(["a", "b"], faces)
+    with pytest.raises(ConfigError, match="joint heads"):
+        FaceCLIP(**SIZES).embed(["a"], faces[:1])
+    with pytest.raises(ValueError, match="square"):
+        FeatureFusion(32, **SIZES["fusion"])(torch.zeros(1, 5, 32), torch.zeros(1, 5, 32), *[torch.zeros(1, 3, 32)] * 2)

@@ -1,0 +1,100 @@
+"""Stage 2 end to end on a random base: it resumes exactly, exports a loadable pipeline, and refuses bad input."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.encoder import FaceCLIP
+from faceclip.face_encoder import FaceViT
+from faceclip.image_tower import ImageTower
+from faceclip.text_tower import TextTower
+from makeup_plugin import FaceMakeUpPipeline
+from tests.stages import kill_after_checkpoint, run, same_weights, save_base, save_towers, start
+from train_generator.config import DropoutConfig
+from train_generator.source import _groups
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("stage2")
+    save_towers(root / "towers")
+    save_base(root / "base")
+    small = {"layers": 2, "attention_width": 32, "text_hidden": 32, "face_hidden": 32, "face_heads": 4}
+    encoder = FaceCLIP.from_components(
+        FaceViT.from_pretrained(root / "towers" / "recognizer"),
+        TextTower.from_pretrained(root / "towers" / "text_l"),
+        TextTower.from_pretrained(root / "towers" / "text_g"),
+        fusion=small,
+    )
+    encoder.eval().save_pretrained(root / "encoder")
+    ImageTower.from_pretrained(root / "towers" / "image").save_pretrained(root / "encoder" / "image_tower")
+    channels = ["adapter.lora_rank=2", "adapter.identity.depth=1", "adapter.identity.heads=2",
+                "adapter.identity.dim_head=8"]  # fmt: skip
+    trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=2", "trainer.validate_every=0",
+               "trainer.warmup_steps=2", "validation_rows=4", "sample_steps=2"]  # fmt: skip
+    return [f"data={tiny_dataset}", f"encoder={root / 'encoder'}", f"base={root / 'base'}", "fitter=''",
+            f"cache={root / 'cache'}", *channels, *trainer]  # fmt: skip
+
+
+def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    steps = ["trainer.steps=8", "trainer.save_every=4"]
+    status, output = run("train_generator", *arguments, f"out={whole}", *steps)
+    assert status == 0, output
+    process = start("train_generator", *arguments, f"out={broken}", *steps)
+    assert kill_after_checkpoint(process, broken, signal.SIGKILL) == -signal.SIGKILL
+    status, output = run("train_generator", *arguments, f"out={broken}", *steps)
+    assert status == 0, output
+    assert same_weights(whole / "export", broken / "export")
+
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert {"loss_noise", "loss_alignment", "loss_identity", "samples_per_second"} <= lines[0].keys()
+    assert (whole / "samples" / "000008.png").is_file()
+
+    pipeline = FaceMakeUpPipeline.from_pretrained(whole / "export")
+    pipeline.set_progress_bar_config(disable=True)
+    face = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    points = np.array([[24, 28], [40, 28], [32, 38], [26, 46], [38, 46]], np.float32)
+    image = pipeline("a person", face, landmarks=points, num_inference_steps=2, height=64, width=64, output_type="np",
+                     shading_scale=0.0, generator=torch.Generator().manual_seed(0)).images  # fmt: skip
+    assert image.shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("encoder=/nowhere", "no stage-1 export"),
+        ("dropout.text=1.5", "dropout.text"),
+        ("base=/nowhere", "/nowhere"),
+        ("loss.identiti=0", "identity"),
+    ],
+)
+def test_bad_input_is_named(arguments, tmp_path, change, message):
+    status, output = run("train_generator", *arguments, f"out={tmp_path / 'run'}", change)
+    assert status == 2
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_base_of_another_width_is_refused(arguments, tmp_path):
+    other = save_base(tmp_path / "wide", context=96)
+    status, output = run("train_generator", *arguments, f"out={tmp_path / 'run'}", f"base={other}")
+    assert status == 2
+    assert "width 96" in output
+    assert "gives 64" in output
+
+
+def test_groups_by_hand():
+    keys, rows = np.array([3, 3, 7, 9, 9]), np.array([4, 0, 1, 2, 3])
+    people, groups = _groups(keys, rows)
+    assert people.tolist() == [3, 7, 9]
+    assert [g.tolist() for g in groups] == [[4, 0], [1], [2, 3]]
+
+
+def test_dropout_shares_are_checked():
+    with pytest.raises(ValueError, match=r"dropout\.face"):
+        DropoutConfig(face=-0.1)
