@@ -26,6 +26,9 @@ class ImageTower(ModelMixin, ConfigMixin):
     ViT-H-14 is image_size 224, patch_size 14, width 1280, 32 layers, 16 heads, embed_dim 1024.
     """
 
+    pixel_mean = OPENAI_DATASET_MEAN
+    pixel_deviation = OPENAI_DATASET_STD
+
     @register_to_config
     def __init__(
         self,
@@ -63,7 +66,7 @@ class ImageTower(ModelMixin, ConfigMixin):
             images = resized.clamp(0, 1)
         mean, deviation = (
             torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
-            for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+            for values in (self.pixel_mean, self.pixel_deviation)
         )
         x = self.tower._embeds((images - mean) / deviation)
         *blocks, last = self.tower.transformer.resblocks

@@ -28,13 +28,18 @@ class Card:
 
 
 def dataset_facts(directory: Path) -> dict[str, object]:
-    """`dataset.json` of a data set directory. Raises DataError when it is missing or not JSON."""
+    """What identifies a data set, from its `dataset.json`: seed, version, sizes, splits, counts.
+
+    Raises DataError when the file is missing or not JSON.
+    """
     path = Path(directory) / "dataset.json"
     try:
-        return json.loads(path.read_text())
+        facts = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         message = f"{path}: cannot read the data set's facts ({error}); generate the data set again"
         raise DataError(message) from error
+    names = ("version", "seed", "identities", "images_per_identity", "size", "splits", "counts")
+    return {name: facts[name] for name in names if name in facts}
 
 
 def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> None:

@@ -110,7 +110,8 @@ class FittedSource:
         return {"crop": crops, "target": FaceFitter.pack(moved)}
 
     def statistics(self, count: int = 4096) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the parameter vectors in the crops' frames, over evenly spread rows."""
+        """Mean and standard deviation of the parameter vectors in the crops' frames, over evenly spread rows.
+        """
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
         points = torch.from_numpy(np.array(self.arrays.landmarks_5)[rows])
         matrix = similarity_transform(points, self.size)

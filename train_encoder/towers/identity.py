@@ -10,32 +10,40 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceclip.data.arrays import load_arrays
+from faceclip.data.synthetic.sample import sample_identity
 from faceclip.face_encoder import FaceFeatures
 from faceclip.runtime import StepContext
+from train_encoder.towers.card import dataset_facts
 from train_encoder.towers.margin import arcface_loss, margin_at
 from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
 from train_encoder.towers.sources import CropSource, aligned_crops
 
+CENTER_SIZE = 0.02  # deviation of the class centers at the start
 LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself
 
 
 @dataclass(kw_only=True)
 class MarginConfig:
-    """ArcFace's margin (radians) and scale; `warmup` steps without margin, then a ramp of `ramp` steps.
+    """ArcFace's weight, margin (radians) and scale: nothing for `warmup` steps, then a ramp of `ramp` steps to both.
+
+    A network that has learned nothing yet gets little from telling thousands of people apart; geometry and traits
+    teach it what to look at first.
 
     geometry: weight of the second loss, a linear readout of the head's shape coefficients from the embedding.
     An identity label says only "another person"; the coefficients say how the heads differ, which a small
     network on few people needs.
-    landmarks: weight of a third loss, the 68 landmarks read linearly from the mean patch token, for networks
-    with
+    traits: the same for what else makes a synthetic person (skin, lip and eye color, freckles, lines, brows).
+    landmarks: weight of one more loss, the 68 landmarks read linearly from the mean patch token, for networks with
     tokens: without it a small transformer spends its first epochs on finding out where things are.
     """
 
+    arcface: float = 1.0
     margin: float = 0.35
     scale: float = 32.0
     warmup: int = 300
     ramp: int = 1500
     geometry: float = 0.5
+    traits: float = 0.5
     landmarks: float = 0.0
 
 
@@ -52,15 +60,18 @@ class IdentityTask:
         margin: MarginConfig,
         directory: Path,
     ) -> None:
-        shape = np.asarray(source.arrays.shape, dtype=np.float32)
         self.margin = margin
+        self.shape = standardized(np.asarray(source.arrays.shape, dtype=np.float32))
+        self.traits = standardized(person_traits(directory, np.asarray(source.arrays.identity)))
         size = int(backbone.config.embedding_dim)
-        self.modules = nn.ModuleDict({"backbone": backbone, "geometry": nn.Linear(size, shape.shape[1])})
+        self.modules = nn.ModuleDict({"backbone": backbone, "geometry": nn.Linear(size, self.shape.shape[1])})
+        self.modules["traits"] = nn.Linear(size, self.traits.shape[1])
         self.modules["centers"] = nn.Embedding(source.classes, size)
+        # Only directions of centers count, and Adam moves each coordinate by the rate: from unit size they would stay
+        # at random directions for thousands of steps, and the network would have to learn those by heart.
+        self.modules["centers"].weight.data.mul_(CENTER_SIZE)
         if margin.landmarks:
             self.modules["landmarks"] = nn.Linear(int(backbone.config.width), 2 * 68)
-        deviation = shape.std(axis=0).clip(1e-6)
-        self.shape = torch.from_numpy((shape - shape.mean(axis=0)) / deviation)
         self.validation = EvaluationSet(directory, "validation", size=source.size, people=100)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,21 +79,23 @@ class IdentityTask:
         features = self.modules["backbone"](batch["crop"].float() / 255)
         embeddings = identity_of(features)
         config = self.margin
-        margin = margin_at(context.step, warmup=config.warmup, ramp=config.ramp, margin=config.margin)
+        rise = margin_at(context.step, warmup=config.warmup, ramp=config.ramp, margin=1.0)
+        margin = rise * config.margin
         centers = self.modules["centers"].weight
         arc, accuracy = arcface_loss(embeddings, centers, batch["label"], margin=margin, scale=config.scale)
         # Scaled to the length of a standardized embedding, so that the readout is a plain regression.
         unit = F.normalize(embeddings.float(), dim=1) * embeddings.shape[1] ** 0.5
         with torch.autocast(unit.device.type, enabled=False):
             geometry = F.mse_loss(self.modules["geometry"](unit), self.shape[batch["row"]])
-        total = arc + config.geometry * geometry
-        parts = {"arcface": arc.detach(), "geometry": geometry.detach(), "accuracy": accuracy}
+            traits = F.mse_loss(self.modules["traits"](unit), self.traits[batch["row"]])
+        total = rise * config.arcface * arc + config.geometry * geometry + config.traits * traits
+        parts = {"arcface": arc, "geometry": geometry, "traits": traits, "accuracy": accuracy}
         if config.landmarks:
             points = self.modules["landmarks"](features.tokens.mean(dim=1)).float().unflatten(1, (68, 2))
             landmarks = F.l1_loss(points, batch["landmarks"])
             total = total + config.landmarks * landmarks
-            parts["landmarks"] = landmarks.detach()
-        return total, parts
+            parts["landmarks"] = landmarks
+        return total, {name: part.detach() for name, part in parts.items()}
 
     def validate(self, step: int) -> dict[str, float]:
         """Rank-1 on the validation identities."""
@@ -92,6 +105,23 @@ class IdentityTask:
     def export(self, directory: Path) -> None:
         """The recognizer alone; centers and readout are of no use afterwards."""
         self.modules["backbone"].save_pretrained(directory)
+
+
+def person_traits(directory: Path, identity: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What besides geometry makes each row's synthetic person (N, 13); drawn again from the data set's seed."""
+    seed = int(dataset_facts(directory)["seed"])
+    people, row = np.unique(identity, return_inverse=True)
+    table = []
+    for index in people:
+        person = sample_identity(seed, int(index))
+        scalars = [person.freckles, person.age_lines, person.brow_thickness, person.brow_arch]
+        table.append(np.concatenate([person.skin_tone, person.lip_tone, person.eye_color, scalars]))
+    return np.array(table, dtype=np.float32)[row]
+
+
+def standardized(values: NDArray[np.float32]) -> Tensor:
+    """Columns of mean 0 and deviation 1."""
+    return torch.from_numpy((values - values.mean(axis=0)) / values.std(axis=0).clip(1e-6))
 
 
 def identity_of(output: FaceFeatures | Tensor) -> Tensor:
