@@ -11,7 +11,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(kw_only=True)
 class TowersConfig:
-    """Directories of the frozen towers; a name such as `tiny/recognizer` means weights shipped with the package."""
+    """The frozen towers, by what `faceclip.pretrained.load_tower` takes: a directory, a name of shipped weights
+    (`tiny/recognizer`), `open_clip:MODEL/TAG` or `arcface:FILE`."""
 
     recognizer: str = "tiny/recognizer"
     text_l: str = "tiny/text_tower_l"

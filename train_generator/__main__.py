@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
 
 from faceclip import weights
 from faceclip.encoder import FaceCLIP
@@ -52,8 +53,13 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
 
 
 def base_directory(name: str) -> Path:
-    """A directory, or the base that ships with the package."""
-    return Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
+    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith(("/", ".")):
+        wanted = [f"{part}/{kind}" for part in ("unet", "vae", "scheduler") for kind in ("*.json", "*.safetensors")]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    return weights.path(name, package="makeup_plugin")
 
 
 def _fitter(name: str) -> torch.nn.Module | None:
