@@ -1,7 +1,7 @@
 """Towers of other projects as ours: CLIP towers by open_clip id, the face encoder from arcface_torch.
 
     open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
-    open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
+    arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` (non-commercial)
 
 Hub weights are downloaded by open_clip. Names are resolved by `load_tower`, which also takes directories of ours and
 names of shipped weights (`tiny/recognizer`).
