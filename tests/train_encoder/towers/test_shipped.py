@@ -1,0 +1,100 @@
+"""The shipped towers do on freshly rendered people what their cards claim."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval as eval_package
+import faceclip
+import makeup_plugin
+from eval.judge import Judge, SecondRecognizer
+from faceclip.data.arrays import load_arrays
+from faceclip.face3d.fitter import FaceFitter
+from faceclip.face_encoder import FaceViT
+from faceclip.weights import path
+from train_encoder.towers import clip, fitter, judge
+from train_encoder.towers.identity import embed_crops
+from train_encoder.towers.measure import rank1_hits
+from train_encoder.towers.sources import aligned_crops
+
+SPLITS = ("train", "validation", "test")  # none of the fixture's people were seen: it has another seed
+
+
+def metrics(directory: Path) -> dict[str, dict]:
+    return json.loads((directory / "metrics.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(("name", "kind", "package"), [
+    ("tiny/recognizer", FaceViT, "faceclip"),
+    ("tiny/second_recognizer", SecondRecognizer, "eval"),
+])  # fmt: skip
+def test_recognizers_tell_new_people_apart(name: str, kind: type, package: str, tiny_dataset: Path) -> None:
+    directory = path(name, package=package)
+    model = kind.from_pretrained(directory)
+    crops, identity, index = [], [], []
+    for split in SPLITS:
+        arrays = load_arrays(tiny_dataset, split)
+        crops.append(aligned_crops(arrays, model.config.image_size))
+        identity.append(np.array(arrays.identity))
+        index.append(np.array(arrays.index))
+    embeddings = embed_crops(model, np.concatenate(crops))
+    hits, _ = rank1_hits(embeddings, np.concatenate(identity), np.concatenate(index))
+    # Among 12 people instead of 300 it must be at least as easy; 36 probes leave a standard error of .05.
+    assert hits.mean() >= metrics(directory)["rank1_64px"]["value"] - 0.15
+
+
+def test_judge_reads_what_its_card_says(tiny_dataset: Path) -> None:
+    directory = path("tiny/judge", package="eval")
+    claimed, found = metrics(directory), judge.measure(Judge.from_pretrained(directory), tiny_dataset, "train")
+    for name, figure in found.items():
+        if name.startswith("accuracy"):
+            # 32 images: two standard errors of a proportion around .9 are .11, around .6 they are .17.
+            assert figure.value >= claimed[name]["value"] - 0.18, name
+        else:
+            assert figure.value <= 2 * claimed[name]["value"], name
+
+
+def test_fitter_is_as_near_as_its_card_says(tiny_dataset: Path) -> None:
+    directory = path("tiny/fitter")
+    model = FaceFitter.from_pretrained(directory)
+    claimed, found = metrics(directory), fitter.measure(model, tiny_dataset, "train")
+    for name, figure in found.items():
+        assert figure.value <= 1.6 * claimed[name]["value"], name
+
+
+def test_clip_towers_rank_the_right_portrait_high(tiny_dataset: Path) -> None:
+    towers = clip.load_towers(path("tiny/image_tower").parent)
+    found = clip.measure(towers, tiny_dataset, "train")
+    for name, figure in found.items():
+        if name.endswith("unambiguous"):
+            distractors = int(name.split("_of_")[1].split("_")[0])
+            assert figure.value > 4 / (1 + distractors), name
+
+
+def test_all_shipped_weights_together_stay_small() -> None:
+    roots = [Path(package.__path__[0]) / "weights" for package in (eval_package, faceclip, makeup_plugin)]
+    total = sum(file.stat().st_size for root in roots for file in root.rglob("*.safetensors"))
+    assert 10e6 < total <= 40e6
+
+
+def test_cards_hold_no_local_paths_and_enough_people() -> None:
+    cards = [
+        *path("tiny/recognizer").parent.glob("*/metrics.json"),
+        *path("tiny/judge", package="eval").parent.glob("*/metrics.json"),
+    ]
+    assert len(cards) >= 7
+    for card in cards:
+        facts = json.loads(card.read_text())
+        assert facts["command"].startswith("python -m") and "=/" not in facts["command"]
+        assert all(figure["identities"] >= 200 for figure in facts["metrics"].values())
+        assert "_name_or_path" not in (card.parent / "config.json").read_text()
+
+
+def test_text_towers_know_the_template() -> None:
+    for letter in "lg":
+        tower = clip.TextTower.from_pretrained(path(f"tiny/text_tower_{letter}"))
+        tokens = clip.tokenize("Photo of a id person. a smiling person with black hair")
+        assert not torch.any(tower.rows(tokens) == tower.unknown_row)
