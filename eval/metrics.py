@@ -72,9 +72,7 @@ def _masked(
     scores: NDArray[np.floating], relevant: NDArray[np.bool_], excluded: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     if scores.shape != relevant.shape or (excluded is not None and excluded.shape != scores.shape):
-        raise ValueError(
-            f"scores {scores.shape}, relevant {relevant.shape} and excluded must have the same shape"
-        )
+        raise ValueError(f"scores {scores.shape}, relevant {relevant.shape} and excluded must have the same shape")
     scores = np.asarray(scores, dtype=np.float64)
     if np.isnan(scores).any():
         raise ValueError("scores contain NaN: embeddings of undetected faces must be marked, not computed")
@@ -102,9 +100,7 @@ def identity_bootstrap(
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != np.shape(identities) or values.ndim != 1:
-        raise ValueError(
-            f"values {values.shape} and identities {np.shape(identities)} must be equal and flat"
-        )
+        raise ValueError(f"values {values.shape} and identities {np.shape(identities)} must be equal and flat")
     if len(values) == 0:
         return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), queries=0, identities=0)
     _, group = np.unique(identities, return_inverse=True)
@@ -124,9 +120,7 @@ def paired_difference(
     first: NDArray[np.floating], second: NDArray[np.floating], identities: NDArray[np.integer], **options: int
 ) -> Estimate:
     """Mean of first − second over the same queries, with its interval: beats means low > 0."""
-    return identity_bootstrap(
-        np.asarray(first, np.float64) - np.asarray(second, np.float64), identities, **options
-    )
+    return identity_bootstrap(np.asarray(first, np.float64) - np.asarray(second, np.float64), identities, **options)
 
 
 def angle_difference(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from eval.demo.curves import add_curves
+from eval.generation.sampling import load_pipeline
 from eval.report import Report
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import FaceClipError
-from makeup_plugin import FaceMakeUpPipeline
 
 PROMPTS = (
     "A smiling person with red hair.",
@@ -29,8 +29,7 @@ PEOPLE = 5
 
 def draw_people(root: Path, arrays: FaceArrays, large: FaceArrays) -> tuple[list[list], list[str]]:
     """Rows of reference, shading map that the pipeline fitted, and a picture per prompt; and the row labels."""
-    pipeline = FaceMakeUpPipeline.from_pretrained(root / "generator" / "export")
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(root / "generator" / "export")
     rows = choose_references(arrays)
     grid, labels = [], []
     for row in rows:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
 from eval.generation.plan import Arm, Job, plan_jobs
-from eval.generation.sampling import SamplingConfig, claim_folder, generate_arm, model_hash
+from eval.generation.sampling import SamplingConfig, claim_folder, generate_arm, load_pipeline, model_hash
 from eval.judge import Judge, SecondRecognizer
 from eval.labels import labels_of
 from faceclip import weights
@@ -57,8 +57,7 @@ def evaluate(
 ) -> GenerationResult:
     """Make and score `count` pictures per arm. An interrupted run goes on where it stopped."""
     sampling = sampling or SamplingConfig()
-    pipeline = FaceMakeUpPipeline.from_pretrained(model)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(model)
     for arm in arms:
         if (arm.identity_scale and pipeline.identity_channel is None) or (
             arm.shading_scale and pipeline.shading_channel is None

@@ -1,6 +1,7 @@
 """Makes the pictures of an arm with the pipeline; finished pictures are kept and not made again."""
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ class SamplingConfig:
     guidance: float = 3.0
     batch: int = 16
     bf16: bool = False
+
+
+def load_pipeline(directory: Path) -> FaceMakeUpPipeline:
+    """A trained pipeline without progress bars of its own. Raises CheckpointError naming what is missing."""
+    # diffusers loads only components whose modules are imported already.
+    for module in ("faceclip.encoder", "faceclip.image_tower", "faceclip.face3d.fitter"):
+        importlib.import_module(module)
+    pipeline = FaceMakeUpPipeline.from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def generate_arm(
