@@ -65,7 +65,7 @@ def save_sheet(
     path: Path, grid: list[list[NDArray[np.uint8] | None]], headers: list[str], *, pixels: int = 128
 ) -> None:
     """The grid as one PNG with a line of headers, for the README."""
-    gap, top = 6, 44
+    gap, top = 6, 60
     width = len(headers) * (pixels + gap) + gap
     sheet = Image.new("RGB", (width, top + len(grid) * (pixels + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)
