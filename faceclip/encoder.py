@@ -82,6 +82,24 @@ class FaceCLIPBranch(nn.Module):
         return BranchOutput(fused=fused, text=text)
 
 
+    @torch.no_grad()
+    def start_near_text(self) -> None:
+        """Makes the untrained fusion nearly pass the text through, up to the layer norms that it consists of.
+
+        What reads the tokens was trained on the towers' states; from here on training moves them as far as it pays.
+        """
+        nn.init.eye_(self.text_projection.weight)
+        nn.init.zeros_(self.text_projection.bias)
+        for layer in self.fusion.layers:
+            for linear in (layer.text.out, layer.text.down):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+        # The last norm takes the scale of the tower's own last norm.
+        last = self.fusion.layers[-1].text.output_norm
+        last.weight.copy_(self.text.tower.ln_final.weight)
+        last.bias.copy_(self.text.tower.ln_final.bias)
+
+
 class FaceCLIP(ModelMixin, ConfigMixin):
     """The L + G pair over one face encoder; `joint` adds the retrieval heads.
 
@@ -115,11 +133,14 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         cls, face_encoder: FaceViT, text_l: TextTower, text_g: TextTower, *, fusion: dict[str, Any] | None = None,
         joint: dict[str, Any] | None = None,
     ) -> "FaceCLIP":  # fmt: skip
-        """A new joint encoder over trained towers (their weights are copied); fusion and heads start untrained."""
+        """A new joint encoder over trained towers (their weights are copied); fusion and heads are untrained, and the
+        fused tokens start near the towers' own states (`FaceCLIPBranch.start_near_text`)."""
         settings = [_settings(m) for m in (face_encoder, text_l, text_g)]
         model = cls(*settings, fusion=fusion, joint=joint)
         for mine, theirs in ((model.face_encoder, face_encoder), (model.l.text, text_l), (model.g.text, text_g)):
             mine.load_state_dict(theirs.state_dict())
+        model.l.start_near_text()
+        model.g.start_near_text()
         return model
 
     def towers(self) -> tuple[nn.Module, ...]:

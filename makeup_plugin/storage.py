@@ -7,6 +7,7 @@ complete save.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +34,7 @@ from makeup_plugin.adapters import (
 )
 
 logger = logging.get_logger(__name__)
+COMPONENT_MODULES = ("faceclip.encoder", "faceclip.image_tower", "faceclip.face3d.fitter", "makeup_plugin.identity")
 
 
 class PipelineStorageMixin:
@@ -47,6 +49,9 @@ class PipelineStorageMixin:
         """
         directory = _local_directory(path_or_id, kwargs)
         config = read_adapter_config(directory)
+        # diffusers loads components only of modules that are already imported.
+        for module in COMPONENT_MODULES:
+            importlib.import_module(module)
         try:
             pipeline = super().from_pretrained(str(directory), **kwargs)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

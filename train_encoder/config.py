@@ -54,7 +54,7 @@ class LossConfig:
     text: float = 0.5
     image: float = 0.5
     joint: float = 1.0
-    tokens: float = 1.0
+    tokens: float = 10.0
     log_scale: float = 2.6592  # ln(1/0.07), as in the published checkpoint
     bias: float = -10.0
 

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,9 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     assert {"loss_noise", "loss_alignment", "loss_identity", "samples_per_second"} <= lines[0].keys()
     assert (whole / "samples" / "000008.png").is_file()
 
+    # A fresh process, in which nothing but the pipeline has been imported.
+    script = f"from makeup_plugin import FaceMakeUpPipeline\nFaceMakeUpPipeline.from_pretrained({str(whole / 'export')!r})"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
     pipeline = FaceMakeUpPipeline.from_pretrained(whole / "export")
     pipeline.set_progress_bar_config(disable=True)
     face = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
