@@ -58,8 +58,8 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     assert (whole / "samples" / "000008.png").is_file()
 
     # A fresh process, in which nothing but the pipeline has been imported.
-    script = f"from makeup_plugin import FaceMakeUpPipeline\nFaceMakeUpPipeline.from_pretrained({str(whole / 'export')!r})"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    script = "import sys\nfrom makeup_plugin import FaceMakeUpPipeline\nFaceMakeUpPipeline.from_pretrained(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(whole / "export")], check=True, timeout=120)
     pipeline = FaceMakeUpPipeline.from_pretrained(whole / "export")
     pipeline.set_progress_bar_config(disable=True)
     face = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
