@@ -70,7 +70,7 @@ class JointHeads(nn.Module):
 
         Args:
             identity: (B, E) of the reference faces, None without faces. text: (B, C) embedding of the plain prompts.
-            has_text, has_face: (B,) bool; what a row lacks contributes nothing but the fused tokens' own estimate.
+            has_text, has_face: (B,) bool; what a row lacks has no part in its joint embedding.
         """
         face = F.normalize(self.face_pool(tokens).float(), dim=-1)
         words = F.normalize(self.text_pool(tokens).float(), dim=-1)
@@ -81,6 +81,12 @@ class JointHeads(nn.Module):
         who = F.normalize(face_input + self.face_step * face, dim=-1)
         what = F.normalize(text_input + self.text_step * words, dim=-1)
         share = torch.sigmoid(self.gate_pool(tokens).float())  # 0.5 each at the start
+        # Without a description the face decides alone, without a face the description.
+        share = torch.where(has_text[:, None], share, 1.0)
+        if identity is None:
+            share = torch.zeros_like(share)
+        elif has_face is not None:
+            share = torch.where(has_face[:, None], share, 0.0)
         joint = torch.cat([share.sqrt() * who, (1 - share).sqrt() * what], dim=-1)
         return JointEmbedding(face=face, text=words, joint=joint)
 

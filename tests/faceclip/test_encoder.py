@@ -94,6 +94,9 @@ def test_joint_embedding_starts_as_the_concatenation(model, faces):
     text = torch.nn.functional.normalize(model.g.text(tokenize(PROMPTS)).embedding, dim=1)
     cosine = (query.joint[:, 16:] * text).sum(1) / 0.5**0.5
     assert (cosine[[0, 2]] > 0.98).all()
+    # Without words the face decides alone; without a face the words.
+    torch.testing.assert_close(query.joint[1, :16].norm(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    assert not model.embed(["a red hat"]).joint[:, :16].any()
 
 
 @torch.no_grad()
