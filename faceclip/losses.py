@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_ENTRIES = 1 << 20  # entries of one block of logits: 4 MiB in float32, which stays in a core's cache share
+# Entries of one block of logits. On a CPU a block stays in the cache; a GPU wants enough rows to fill it.
+BLOCK_ENTRIES = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
 def gather_targets(targets: Tensor) -> Tensor:
@@ -87,19 +87,23 @@ def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None) -> None:
         raise ValueError("query_groups and target_groups go together: give both or neither")
 
 
-def _sigmoid_block(logits: Tensor, positive: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss summed over a block and its gradient by the logits (which may be overwritten)."""
-    sign = positive.to(logits.dtype).mul_(2).sub_(1)
+def _sigmoid_block(logits: Tensor, positive: Tensor, ignored: Tensor | None, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss summed over a block and its gradient by the logits.
+
+    `logits` and `spare` (2, …) are overwritten: fresh memory for every block would cost more than the arithmetic.
+    """
+    sign, loss = spare
+    sign.copy_(positive).mul_(-2).add_(1)  # −z
     signed = logits.mul_(sign)
-    loss = F.softplus(-signed)
-    gradient = torch.sigmoid(signed.neg_()).mul_(sign).neg_()
+    torch.ops.aten.softplus.out(signed, out=loss)
+    gradient = signed.sigmoid_().mul_(sign)
     if ignored is not None:
         loss.masked_fill_(ignored, 0)
         gradient.masked_fill_(ignored, 0)
     return loss.sum(), gradient
 
 
-def _softmax_block(logits: Tensor, positive: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+def _softmax_block(logits: Tensor, positive: Tensor, ignored: Tensor | None, spare: Tensor) -> tuple[Tensor, Tensor]:
     if ignored is not None:
         logits = logits.masked_fill(ignored, float("-inf"))
     log_probability = logits.log_softmax(-1)
@@ -122,33 +126,36 @@ class _RowBlockLoss(torch.autograd.Function):
         offset = bias.detach().float()
         t = targets.detach().float()
         count = max(1, len(queries))  # no queries, no loss
-        rows = max(1, BLOCK_ENTRIES // max(1, len(t)))
-        total = torch.zeros((), device=queries.device)
-        by_scale, by_bias = torch.zeros_like(total), torch.zeros_like(total)
+        entries = BLOCK_ENTRIES.get(queries.device.type, 1 << 24)
+        rows = min(count, max(1, entries // max(1, len(t))))
+        total, by_bias = torch.zeros((), device=queries.device), torch.zeros((), device=queries.device)
         need_q, need_t, need_scale, need_bias = ctx.needs_input_grad[:4]
-        by_query = torch.empty(queries.shape, device=queries.device) if need_q else None
+        by_query = torch.empty(queries.shape, device=queries.device) if need_q or need_scale else None
         by_target = torch.zeros_like(t) if need_t else None
-        for start in range(0, count, rows):
+        buffers = torch.empty(3, rows, len(t), device=queries.device)
+        for start in range(0, len(queries), rows):
             at = slice(start, start + rows)
             q = queries[at].detach().float()
-            cosine = q @ t.T
+            logits, spare = buffers[0, : len(q)], buffers[1:, : len(q)]
+            torch.mm(q * scale, t.T, out=logits).add_(offset)
             positive = query_labels[at, None] == target_labels
             ignored = None
             if query_groups is not None:
                 ignored = (query_groups[at, None] == target_groups) & ~positive
-            loss, gradient = block_loss(cosine * scale + offset, positive, ignored)
+            loss, gradient = block_loss(logits, positive, ignored, spare)
             total += loss
-            if need_scale:
-                by_scale += (gradient * cosine).sum()
             if need_bias:
                 by_bias += gradient.sum()
-            if need_q:
+            if by_query is not None:
                 torch.mm(gradient, t, out=by_query[at])
             if need_t:
                 by_target.addmm_(gradient.T, q)
-        # Only scaled in backward: d/dlog_scale = scale · d/dscale.
-        ctx.scalars = (scale * by_scale / count, by_bias / count)
+        # Only scaled in backward. d/dlog_scale = scale · Σ_ij g_ij q_i·t_j = scale · Σ_i q_i·(Σ_j g_ij t_j).
+        by_log_scale = (queries.detach().float() * by_query).sum() * scale / count if need_scale else None
+        ctx.scalars = (by_log_scale, by_bias / count)
         ctx.dtypes = (queries.dtype, targets.dtype, log_scale.dtype, bias.dtype)
+        if not need_q:
+            by_query = None
         if need_q:
             by_query.mul_(scale / count)
         if need_t:
