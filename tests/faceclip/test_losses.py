@@ -42,7 +42,7 @@ def dense_infonce(q, t, scale, ql, tl, qg=None, tg=None):
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_sigmoid_equals_dense(monkeypatch, grouped, block):
-    monkeypatch.setattr(losses, "BLOCK_ENTRIES", block * 90 // 64)
+    monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": block * 90 // 64})
     (q, t), labels, groups = case()
     scale, bias = torch.tensor(2.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
     extra = groups if grouped else ()
@@ -59,7 +59,7 @@ def test_sigmoid_equals_dense(monkeypatch, grouped, block):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_infonce_equals_dense(monkeypatch, grouped):
-    monkeypatch.setattr(losses, "BLOCK_ENTRIES", 900)
+    monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": 900})
     (q, t), labels, groups = case(seed=1)
     scale = torch.tensor(2.0, requires_grad=True)
     extra = groups if grouped else ()
