@@ -31,13 +31,15 @@ class AdapterConfig:
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the terms. alignment_factor: the layers whose grid is so many times smaller than the latents.
+    """Weights of the terms. min_snr_gamma: Hang et al. 2023; 0 is the plain mean, right for a base with velocity
+    prediction down to zero signal, where min-SNR would leave the noisiest steps, which decide layout and pose,
+    without weight. alignment_factor: the layers whose grid is so many times smaller than the latents.
 
     identity_below: the facial identity loss counts at timesteps up to this one, where the estimated clean image shows
     a face; identity_rows: at most so many samples of a batch are decoded for it.
     """
 
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: float = 0.0
     alignment: float = 1e-3
     alignment_factor: int = 2
     identity: float = 0.1

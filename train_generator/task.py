@@ -122,7 +122,9 @@ class GeneratorTask:
         else:
             prediction = predict(pipeline.unet, noisy, steps, conditions, **channels)
         target = prediction_target(clean, noise, alphas, steps, prediction_type=self.prediction)
-        weights = min_snr_weights(alphas, steps, gamma=config.min_snr_gamma, prediction_type=self.prediction)
+        weights = None
+        if config.min_snr_gamma:
+            weights = min_snr_weights(alphas, steps, gamma=config.min_snr_gamma, prediction_type=self.prediction)
         denoising = noise_prediction_loss(prediction, target, weights)
         face = denoising.new_zeros(())
         if config.identity:
