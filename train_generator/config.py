@@ -11,7 +11,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(kw_only=True)
 class IdentityChannelConfig:
-    """Arguments of `IdentityChannel.from_unet`. `enabled` false trains without it (and without shading)."""
+    """Arguments of `IdentityChannel.from_unet`; `enabled` false trains without it."""
 
     enabled: bool = True
     num_tokens: int = 4
@@ -27,6 +27,13 @@ class AdapterConfig:
     lora_rank: int = 16
     identity: IdentityChannelConfig = field(default_factory=IdentityChannelConfig)
     shading: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shading and not self.identity.enabled:
+            raise ConfigError(
+                "adapter.shading: the shading channel reads the identity channel's tokens; set adapter.shading=false "
+                "or adapter.identity.enabled=true"
+            )
 
 
 @dataclass(kw_only=True)

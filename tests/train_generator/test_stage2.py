@@ -76,6 +76,7 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
         ("dropout.text=1.5", "dropout.text"),
         ("base=/nowhere", "/nowhere"),
         ("loss.identiti=0", "identity"),
+        ("adapter.identity.enabled=false", "adapter.shading"),
     ],
 )
 def test_bad_input_is_named(arguments, tmp_path, change, message):
