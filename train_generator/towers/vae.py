@@ -1,4 +1,4 @@
-"""Train the tiny autoencoder: a small `AutoencoderKL`, four times smaller latents with four channels.
+"""Train the tiny autoencoder: a small `AutoencoderKL`, four times smaller latents with eight channels.
 
 python -m train_generator.towers.vae data=DIR [--preset tiny] [trainer.steps=…]
 """
@@ -25,7 +25,7 @@ class AutoencoderConfig:
 
     widths: list[int] = field(default_factory=lambda: [24, 48, 96])
     layers_per_block: int = 1
-    latent_channels: int = 4
+    latent_channels: int = 8
     groups: int = 8
 
 
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         measure=measure,
         title="Tiny autoencoder (AutoencoderKL, 64 px)",
         summary=(
-            "A small autoencoder of SDXL's class: 64 × 64 px portraits to 4 × 16 × 16 latents and back. Trained "
+            "A small autoencoder of SDXL's class: 64 × 64 px portraits to 8 × 16 × 16 latents and back. Trained "
             "on renders of synthetic identities; it is not meant for photos."
         ),
     )
