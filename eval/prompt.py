@@ -30,7 +30,8 @@ def prompt_scores(
     """Per attribute a score per picture (N,): 1 fulfilled, 0 not, NaN where the prompt does not name it.
 
     `wanted`: what each prompt names; `judged`: attribute → N values seen; `exact` demands the very value. The key
-    "all" holds each picture's mean over what its prompt names.
+    "all" holds each picture's mean over what its prompt names; "smile" the expression's score where the prompt names
+    a smile or a laugh.
     """
     scores = {}
     for name in JUDGED:
@@ -44,5 +45,7 @@ def prompt_scores(
     known = ~np.isnan(table)
     named = known.sum(axis=0)
     sums = np.where(known, table, 0).sum(axis=0)
+    smiling = np.array([names.get("expression") in _SMILING for names in wanted], dtype=bool)
+    scores["smile"] = np.where(smiling, scores["expression"], np.nan)
     scores["all"] = np.where(named > 0, sums / np.maximum(named, 1), np.nan)
     return scores

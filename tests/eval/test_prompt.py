@@ -20,6 +20,7 @@ def test_scores_by_hand():
     np.testing.assert_array_equal(scores["hat"], [1, np.nan, np.nan])  # a beanie is a hat
     np.testing.assert_array_equal(scores["glasses"], [np.nan, 0, np.nan])  # asked for none, got some
     np.testing.assert_array_equal(scores["all"], [1, 0.5, np.nan])  # the third prompt names nothing judged
+    np.testing.assert_array_equal(scores["smile"], [np.nan, 1, np.nan])
     assert np.isnan(scores["beard"]).all()
 
 

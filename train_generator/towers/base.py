@@ -99,14 +99,16 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def make_model(config: UNetConfig, *, latent_size: int, context: int, pooled: int) -> UNet2DConditionModel:
-    """A new UNet with SDXL's text_time conditioning: pooled text and six sizes, 32 numbers each."""
+def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, pooled: int) -> UNet2DConditionModel:
+    """A new UNet for latents (channels, side) with SDXL's text_time conditioning: pooled text and six sizes, 32
+    numbers each."""
+    channels, side = latents
     down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in config.attention)
     up = tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(config.attention))
     return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=4,
-        out_channels=4,
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=down,
         up_block_types=up,
         block_out_channels=tuple(config.widths),
@@ -193,7 +195,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     source = LatentSource(arrays, vae, text_dropout=config.text_dropout)
     unet = make_model(
         config.model,
-        latent_size=source.latents.shape[-1],
+        latents=source.latents.shape[1:3],
         context=towers.l.config.width + towers.g.config.width,
         pooled=towers.g.config.width,
     )
@@ -221,7 +223,7 @@ def measure(path: Path, config: BaseConfig) -> dict[str, Figure]:
     figures = {}
     for label, exact in (("named attributes judged present", False), ("exact value judged", True)):
         scores = prompt_scores(wanted, judged, exact=exact)
-        for name in ("all", *JUDGED):
+        for name in scores:
             known = ~np.isnan(scores[name])
             if known.any():
                 figures[f"{label}, {name}"] = identity_bootstrap(scores[name][known], people[known])
