@@ -2,6 +2,7 @@
 
     python -m faceclip.published convert face_clip_encoder.pt OUT
     python -m faceclip.published export DIR face_clip_encoder.pt
+    python -m faceclip.published convert-unet unet.pt OUT
 
 Names of the release exist in this module only. What the release stores but never uses (the face half of the last
 fusion layer, `enc_output*`, the branches' logit scale and bias) is kept beside our weights, so that exporting gives
@@ -10,28 +11,30 @@ the published tensors back bit for bit.
 
 import argparse
 import json
-import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download, split_torch_state_dict_into_shards
-from safetensors import safe_open
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import CheckpointError, FaceClipError
+from faceclip.errors import CheckpointError, ConfigError, FaceClipError
+from faceclip.published_files import LICENSE, check_keys, mention_license, read_checkpoint, read_directory, resolve
+from faceclip.published_unet import load_unet
 
-LICENSE = "CC-BY-NC-4.0"
+__all__ = ["CONFIG", "LICENSE", "convert", "export", "load_faceclip", "load_unet", "read_checkpoint"]
+
 FILE = "model/face_clip_encoder.pt"
 UNUSED = "published_unused.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SHARDS = "diffusion_pytorch_model*.safetensors"
+WHAT = "FaceCLIP checkpoint of this configuration"
 CONFIG: dict[str, Any] = {
     "face": {"image_size": 112, "patch_size": 9, "width": 768, "depth": 24, "heads": 8, "embedding_dim": 512},
     "text_l": {"width": 768, "layers": 12, "heads": 12, "quick_gelu": True, "embed_dim": 768},
@@ -78,6 +81,7 @@ _CROSS = {
     "attn.out_l_proj": "text_out",
 }
 _FACE_HALF = ("gamma_v", "attn.values_l_proj", "attn.out_v_proj")  # of the last layer: computes an unused output
+_UNUSED_OUTPUT = ("enc_output.bias", "enc_output_norm.weight", "enc_output_norm.bias")
 _FUSER = re.compile(r"fuser\.encoder\.(layers|text_layers|fusion_layers)\.(\d+)\.(.+)")
 
 
@@ -133,6 +137,8 @@ def from_published(
         CheckpointError: listing missing, unexpected and misshapen keys, or face encoders that differ.
     """
     given = {name.replace("model.", ""): tensor for name, tensor in published.items()}
+    if len(given) != len(published):
+        raise CheckpointError(f"{where} holds tensors twice, with and without `model.` in the name")
     layers = len(model.l.fusion.layers)
     expected, sources = {}, {}
     for name, tensor in model.state_dict().items():
@@ -141,8 +147,9 @@ def from_published(
             shape = tuple(tensor.shape)
             expected[key] = (3 * shape[0], *shape[1:]) if stacked else shape
         sources[name] = (theirs, stacked)
-    dead = {name for name in given if name not in expected and _is_unused(name, layers)}
-    _check(given, expected, dead, where)
+    unused = _unused_shapes(expected, layers)
+    dead = {name: unused[name] for name in given if name in unused}
+    check_keys(given, expected | dead, where, WHAT)
     state = {}
     for name, (theirs, stacked) in sources.items():
         tensor = given[theirs[0]]
@@ -155,80 +162,93 @@ def from_published(
     return state, {name: given[name] for name in sorted(dead)}
 
 
-def _is_unused(name: str, layers: int) -> bool:
-    root, _, rest = name.partition(".")
-    if root not in BRANCHES.values():
-        return False
-    if rest in ("logit_scale", "logit_bias") or rest.startswith("fuser.enc_output"):
-        return True
-    match = _FUSER.fullmatch(rest)
-    if match is None or int(match[2]) != layers - 1:
-        return False
-    return match[1] == "layers" or (match[1] == "fusion_layers" and match[3].startswith(_FACE_HALF))
+def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tuple]:
+    """Names and shapes of what a file of the release may hold without its being computed.
 
-
-def _check(given: Mapping[str, Tensor], expected: Mapping[str, tuple], dead: set[str], where: str) -> None:
-    missing = sorted(expected.keys() - given.keys())
-    unexpected = sorted(given.keys() - expected.keys() - dead)
-    misshapen = [f"{name} is {tuple(given[name].shape)}, expected {shape}" for name, shape in expected.items()
-                 if name in given and tuple(given[name].shape) != shape]  # fmt: skip
-    problems = [f"{len(names)} {title}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-                for title, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-                if names]  # fmt: skip
-    if problems:
-        raise CheckpointError(f"{where} is not a FaceCLIP checkpoint of this configuration; " + "; ".join(problems))
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` file, memory-mapped, without running any code in it.
-
-    Raises:
-        CheckpointError: missing or truncated file, pickle that holds more than tensors, or no state dictionary.
+    The face half of the last fusion layer has the shapes of that of the layer before.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and is refused (weights_only): {error}") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read, it may be truncated ({error}): download it again") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, not a dictionary of tensors")
-    return found
+    out: dict[str, tuple] = {}
+    for root in BRANCHES.values():
+        width = expected[f"{root}.proj1.bias"]
+        out |= {f"{root}.logit_scale": (), f"{root}.logit_bias": ()}
+        out |= {f"{root}.fuser.enc_output.weight": width * 2}
+        out |= dict.fromkeys((f"{root}.fuser.{name}" for name in _UNUSED_OUTPUT), width)
+    for name, shape in expected.items():
+        match = _FUSER.fullmatch(name.partition(".")[2])
+        if match is None or int(match[2]) != layers - 2:
+            continue
+        if match[1] == "layers" or (match[1] == "fusion_layers" and match[3].startswith(_FACE_HALF)):
+            out[name.replace(f".{match[1]}.{match[2]}.", f".{match[1]}.{layers - 1}.")] = shape
+    return out
 
 
 def load_faceclip(
-    path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, config: dict | None = None
+    path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
 ) -> FaceCLIP:
-    """FaceCLIP with the published weights, in evaluation mode; licence CC-BY-NC-4.0.
+    """FaceCLIP with the published weights, in evaluation mode; licence CC-BY-NC-4.0, logged once.
 
     Args:
-        path_or_hub_id: `face_clip_encoder.pt`, a directory made by `convert`, or a hub id (`ByteDance/FaceCLIP`).
-        dtype: of the weights (None: as stored, 16 bits). config: of another size than the release.
+        path_or_hub_id: `face_clip_encoder.pt`, a directory made by `convert` (or with a copy of the repository), or a
+            hub id (`ByteDance/FaceCLIP`).
+        dtype: of the weights (None: as stored, 16 bits).
+        config: of a file of another size than the release; of a directory, what its configuration must be.
 
     Raises:
-        CheckpointError: as `read_checkpoint` and `from_published` do.
+        CheckpointError: as `read_checkpoint` and `from_published` do, or a directory that is damaged, of another
+            configuration, or not ours.
     """
-    path = Path(path_or_hub_id)
+    path = resolve(path_or_hub_id, FILE)
     if path.is_dir():
-        return FaceCLIP.from_pretrained(path, torch_dtype=dtype)
-    if not path.is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)):
-        path = Path(hf_hub_download(str(path_or_hub_id), FILE))
-    with init_empty_weights():
-        model = FaceCLIP(**(config or CONFIG))
-    state, _ = from_published(read_checkpoint(path), model, str(path))
-    model.load_state_dict(state, strict=True, assign=True)
+        model = _load_directory(path, config)
+    else:
+        model = _empty(config)
+        state, _ = from_published(read_checkpoint(path), model, str(path))
+        model.load_state_dict(state, strict=True, assign=True)
+        mention_license(str(path))
     return model.to(dtype).eval() if dtype is not None else model.eval()
 
 
-def convert(source: Path, target: Path, *, config: dict | None = None, shard_size: str = "1GB") -> None:
-    """Writes our directory (sharded safetensors, dtypes kept, one face encoder) from a published file."""
-    with init_empty_weights():
-        model = FaceCLIP(**(config or CONFIG))
+def _load_directory(path: Path, config: dict[str, Any] | None) -> FaceCLIP:
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
+                              "file, or a directory made by `convert`")  # fmt: skip
+    try:
+        found = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'config.json'} cannot be read ({error}): write it again") from error
+    settings = {name: value for name, value in found.items() if not name.startswith("_")}
+    if found.get("_class_name", "FaceCLIP") != "FaceCLIP" or not settings.keys() >= {"face", "text_l", "text_g"}:
+        raise CheckpointError(f"{path} holds a {found.get('_class_name', 'model')}, not a FaceCLIP")
+    differing = [f"{name} is {settings.get(name)}, expected {value}" for name, value in (config or {}).items()
+                 if settings.get(name) != value]  # fmt: skip
+    if differing:
+        raise CheckpointError(f"{path} has another configuration: {'; '.join(differing)}")
+    state, metadata = read_directory(path, SHARDS)
+    model = _empty(settings)
+    check_keys(state, {name: tuple(t.shape) for name, t in model.state_dict().items()}, str(path), WHAT)
+    model.load_state_dict(state, strict=True, assign=True)
+    if metadata.get("license") == LICENSE:
+        mention_license(str(path))
+    return model
+
+
+def _empty(config: dict[str, Any] | None) -> FaceCLIP:
+    try:
+        with init_empty_weights():
+            return FaceCLIP(**(config or CONFIG))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config does not describe a FaceCLIP: {error}") from error
+
+
+def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None, shard_size: str = "1GB") -> None:
+    """Writes our directory (sharded safetensors, dtypes kept, one face encoder) from a published file.
+
+    Raises:
+        CheckpointError: as `read_checkpoint` and `from_published` do, or a target that is not an empty directory.
+    """
+    model = _empty(config)
     state, unused = from_published(read_checkpoint(source), model, str(source))
-    target.mkdir(parents=True, exist_ok=True)
-    model.save_config(target)
+    _make_empty(target)
     plan = split_torch_state_dict_into_shards(
         state, max_shard_size=shard_size, filename_pattern=WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
     )
@@ -239,34 +259,48 @@ def convert(source: Path, target: Path, *, config: dict | None = None, shard_siz
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (target / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
     save_file({name: tensor.contiguous() for name, tensor in unused.items()}, target / UNUSED, {"license": LICENSE})
+    model.save_config(target)  # last: a directory with a configuration is complete
+
+
+def _make_empty(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise CheckpointError(f"{target} exists and is not an empty directory: name a new one")
+    target.mkdir(parents=True, exist_ok=True)
 
 
 def export(source: Path, target: Path) -> None:
     """Writes the published layout of a converted directory, bit for bit.
 
     Raises:
-        CheckpointError: the directory was not made by `convert`.
+        CheckpointError: the directory was not made by `convert` or is damaged, or the target is a directory.
     """
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a directory where the name of a file to write is expected")
+    state, _ = read_directory(source, SHARDS)
     if not (source / UNUSED).is_file():
         raise CheckpointError(f"{source} has no {UNUSED}: only a directory made by `convert` can be exported")
-    state: dict[str, Tensor] = {}
-    for file in sorted(source.glob("diffusion_pytorch_model*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
-    with safe_open(source / UNUSED, framework="pt") as tensors:
-        unused = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    unused, _ = read_directory(source, UNUSED)
     torch.save(to_published(state, unused), target)
+
+
+def _convert_unet(source: Path, target: Path) -> None:
+    unet = load_unet(source)
+    _make_empty(target)
+    unet.save_pretrained(target)
+
+
+_ACTIONS = {"convert": convert, "export": export, "convert-unet": _convert_unet}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("convert", "export"))
+    parser.add_argument("action", choices=tuple(_ACTIONS))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args(argv)
     try:
-        {"convert": convert, "export": export}[arguments.action](arguments.source, arguments.target)
+        _ACTIONS[arguments.action](arguments.source, arguments.target)
     except FaceClipError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

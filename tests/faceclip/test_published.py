@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file
 
 from faceclip import published
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import CheckpointError
 from faceclip.published import CONFIG, convert, export, from_published, load_faceclip, to_published
+from faceclip.published_files import mention_license
 from tests.faceclip.published_case import CONFIG as SMALL
 from tests.faceclip.published_case import PROMPTS, faces, published_state
 
@@ -63,18 +62,24 @@ def test_outputs_of_the_published_class(state, has_face):
     assert (found.identity is not None) == has_face
 
 
-def test_every_published_key_has_its_place_at_full_size():
-    shapes = json.loads((Path(__file__).parent / "data" / "faceclip_state_dict.json").read_text())
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, list[int]]:
+    return json.loads((Path(__file__).parent / "data" / "faceclip_state_dict.json").read_text())
+
+
+def test_every_published_key_has_its_place_at_full_size(shapes, tmp_path):
+    """A file of all 1,686 keys and shapes, in which each tensor stores one number only."""
     assert len(shapes) == 1686
-    with init_empty_weights():
-        model = FaceCLIP(**CONFIG)
-    layers = CONFIG["fusion"]["layers"]
-    names = {key for name in model.state_dict() for key in published.published_names(name)[0]}
-    unused = {name for name in shapes if name not in names}
-    assert all(published._is_unused(name, layers) for name in unused)
-    assert names <= shapes.keys()
+    state = {name: torch.full((), 0.5, dtype=torch.bfloat16).expand(shape) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "full.pt")
+    model = load_faceclip(tmp_path / "full.pt")
+    assert model.dtype == torch.bfloat16
     produced = to_published(model.state_dict(), {})
-    assert all(tuple(tensor.shape) == tuple(shapes[name]) for name, tensor in produced.items())
+    assert all(list(tensor.shape) == shapes[name] for name, tensor in produced.items())
+    unused = shapes.keys() - produced.keys()
+    expected = {name: tuple(shapes[name]) for name in produced}
+    known = published._unused_shapes(expected, CONFIG["fusion"]["layers"])
+    assert {name: list(shape) for name, shape in known.items()} == {name: shapes[name] for name in unused}
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
@@ -98,57 +103,27 @@ def test_convert_and_export_bit_for_bit(file, tmp_path, prefix):
     )
 
 
-def test_problems_are_listed(file, tmp_path):
-    state = torch.load(file, weights_only=True)
-    state.pop("face_clip_l.proj1.weight")
-    state["face_clip_g.extra"] = torch.zeros(1)
-    state["face_clip_g.proj1.bias"] = torch.zeros(3)
-    torch.save(state, tmp_path / "bad.pt")
-    with pytest.raises(CheckpointError) as caught:
-        load_faceclip(tmp_path / "bad.pt", config=SMALL)
-    message = str(caught.value)
-    assert "1 missing: face_clip_l.proj1.weight" in message
-    assert "1 unexpected: face_clip_g.extra" in message
-    assert "face_clip_g.proj1.bias is (3,), expected (48,)" in message
+def test_license_is_mentioned_and_printed(file, tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(published, "CONFIG", SMALL)
+    assert published.main(["convert", str(file), str(tmp_path / "ours")]) == 0
+    assert "CC-BY-NC-4.0" in capsys.readouterr().out
+    for source in (file, tmp_path / "ours"):
+        mention_license.cache_clear()
+        caplog.clear()
+        load_faceclip(source)
+        load_faceclip(source)
+        assert [r.getMessage().count("CC-BY-NC-4.0") for r in caplog.records] == [1]  # once in a process
 
 
-def test_face_encoders_that_differ_are_refused(state, tmp_path):
-    changed = dict(state) | {"face_clip_g.face_encoder.norm.bias": state["face_clip_g.face_encoder.norm.bias"] + 1}
-    torch.save(changed, tmp_path / "two.pt")
-    with pytest.raises(CheckpointError, match="differ"):
-        load_faceclip(tmp_path / "two.pt", config=SMALL)
-
-
-def test_truncated_file(file, tmp_path):
-    data = file.read_bytes()
-    (tmp_path / "short.pt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="truncated"):
-        load_faceclip(tmp_path / "short.pt", config=SMALL)
-
-
-class _Code:
-    def __reduce__(self):
-        return print, ("this must never run",)
-
-
-def test_pickle_with_code_is_refused(tmp_path, capfd):
-    torch.save({"a": _Code()}, tmp_path / "code.pt")
-    with pytest.raises(CheckpointError, match="weights_only"):
-        load_faceclip(tmp_path / "code.pt", config=SMALL)
-    assert "never run" not in capfd.readouterr().out
-
-
-def test_command_names_the_file(tmp_path):
-    command = [sys.executable, "-m", "faceclip.published", "convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no.pt is not a file" in done.stderr
+def test_copy_of_the_repository(file, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "face_clip_encoder.pt").symlink_to(file)
+    assert load_faceclip(tmp_path, config=SMALL, dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.slow
-def test_full_size_file(tmp_path):
+def test_full_size_file(shapes, tmp_path):
     """A 3.2 GB file of the published keys and shapes: converted within 1.3 × its size, exported bit for bit."""
-    shapes = json.loads((Path(__file__).parent / "data" / "faceclip_state_dict.json").read_text())
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in shapes.items():
@@ -167,7 +142,7 @@ def test_full_size_file(tmp_path):
         "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(source), str(tmp_path / "ours")], check=True,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True, timeout=900)  # fmt: skip
     assert int(done.stdout.split()[-1]) <= 1.3 * size
     export(tmp_path / "ours", tmp_path / "back.pt")
     first = torch.load(source, weights_only=True, mmap=True)

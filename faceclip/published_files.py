@@ -1,0 +1,152 @@
+"""Files of other projects' checkpoints: found, read without running code, compared key by key.
+
+`.pt` files are pickles: they are opened with `weights_only=True`, so that a file can hold tensors and nothing else.
+"""
+
+import functools
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from faceclip.errors import CheckpointError
+
+LICENSE = "CC-BY-NC-4.0"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LISTED = 8  # names of each kind of problem that a message holds
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def mention_license(what: str) -> None:
+    """Logs, once in a process, that the published weights must not be used commercially."""
+    logger.warning("%s: the published FaceCLIP weights are licensed %s, no commercial use", what, LICENSE)
+
+
+def resolve(path_or_hub_id: str | Path, file: str) -> Path:
+    """The local path that a user means: a file, a directory of ours, or `file` of a repository.
+
+    A repository is a hub id, from which `file` is downloaded, or a directory that holds a copy of it.
+
+    Raises:
+        CheckpointError: nothing of that name, or a download that failed.
+    """
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        copy = next((path / name for name in (file, Path(file).name) if (path / name).is_file()), None)
+        return copy or path
+    if path.is_file():
+        return path
+    if path.is_absolute() or not _HUB_ID.fullmatch(str(path_or_hub_id)) or path.suffix in (".pt", ".safetensors"):
+        raise CheckpointError(f"{path} is neither a file, nor a directory, nor a hub id such as ByteDance/FaceCLIP")
+    try:
+        return Path(hf_hub_download(str(path_or_hub_id), file))
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{path_or_hub_id} is no local path, and {file} could not be downloaded from the hub ({error}): "
+            "check the spelling and the network, or give the path of a file that you have"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.pt` file, memory-mapped, without running any code in it.
+
+    Raises:
+        CheckpointError: missing or truncated file, a directory, a pickle that holds more than tensors, or no state
+            dictionary.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory where a checkpoint file (.pt) is expected")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and not _is_old_pickle(path):
+            raise CheckpointError(f"{path} is truncated or no PyTorch file ({error}): download it again") from error
+        raise CheckpointError(f"{path} holds more than tensors and is refused (weights_only): {error}") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path} cannot be read, it may be truncated ({error}): download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors")
+    others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    if others or not found:
+        raise CheckpointError(
+            f"{path} holds no dictionary of tensors: {_listed(others) or 'it is empty'}"
+            f"{' are no tensors' if others else ''}. Give the state dictionary alone"
+        )
+    return found
+
+
+def _is_old_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"  # a pickle of protocol 2 or later
+
+
+def read_directory(directory: Path, pattern: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of the safetensors files of a directory that match, memory-mapped, and their metadata.
+
+    Raises:
+        CheckpointError: a file where a directory is expected, no such files, or a truncated one.
+    """
+    if directory.is_file():
+        raise CheckpointError(f"{directory} is a file where a directory made by `convert` is expected")
+    files = sorted(directory.glob(pattern))
+    if not files:
+        raise CheckpointError(f"{directory} holds no {pattern}: give a directory made by `convert`")
+    state: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+                metadata |= tensors.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read, it may be truncated ({error}): write it again") from error
+    return state, metadata
+
+
+def check_keys(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str, what: str) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        CheckpointError: numbers and first names of what is missing, unexpected and misshapen.
+    """
+    missing = sorted(expected.keys() - given.keys())
+    unexpected = sorted(given.keys() - expected.keys())
+    misshapen = [f"{name} is {tuple(given[name].shape)}, expected {tuple(shape)}"
+                 for name, shape in sorted(expected.items())
+                 if name in given and tuple(given[name].shape) != tuple(shape)]  # fmt: skip
+    problems = [f"{len(names)} {title}: {_listed(names)}" for title, names in
+                (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)) if names]  # fmt: skip
+    if problems:
+        raise CheckpointError(f"{where} is not a {what}; " + "; ".join(problems))
+
+
+def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:
+    """The state without what stands before all its names, as wrappers leave it ("model.", "module.").
+
+    `anchor`: the name of one tensor that every such state has.
+
+    Raises:
+        CheckpointError: names that do not all begin alike.
+    """
+    prefixes = [name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")]
+    prefix = min(prefixes, key=len, default="")
+    strangers = [name for name in state if not name.startswith(prefix)]
+    if strangers:
+        raise CheckpointError(f"{where}: names begin with {prefix!r}, but not {_listed(sorted(strangers))}")
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")

@@ -1,0 +1,171 @@
+"""Wrong, damaged and dangerous files: a typed error that names the file and what is wrong with it."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from faceclip import published
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import CheckpointError, ConfigError, FaceClipError
+from faceclip.published import convert, export, load_faceclip
+from tests.faceclip.published_case import CONFIG as SMALL
+from tests.faceclip.published_case import published_state
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return published_state()
+
+
+@pytest.fixture(scope="module")
+def file(state, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "face_clip_encoder.pt"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(file, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("converted")
+    convert(file, path, config=SMALL)
+    return path
+
+
+def refused(source, **options) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_faceclip(source, **{"config": SMALL} | options)
+    assert str(source) in str(caught.value)
+    return str(caught.value)
+
+
+def changed(state: dict, tmp_path: Path, without: str = "", **more) -> Path:
+    torch.save({name: tensor for name, tensor in state.items() if name != without} | more, tmp_path / "bad.pt")
+    return tmp_path / "bad.pt"
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_problems_are_listed(state, tmp_path, prefix):
+    bad = dict(state)
+    bad.pop("face_clip_l.proj1.weight")
+    bad |= {"face_clip_g.extra": torch.zeros(1), "face_clip_g.proj1.bias": torch.zeros(3)}
+    bad["face_clip_l.fuser.enc_output.weight"] = torch.zeros(2, 2)  # of no use, but not of the release either
+    torch.save({prefix + name: tensor for name, tensor in bad.items()}, tmp_path / "bad.pt")
+    message = refused(tmp_path / "bad.pt")
+    assert "1 missing: face_clip_l.proj1.weight" in message
+    assert "1 unexpected: face_clip_g.extra" in message
+    assert "2 misshapen: face_clip_g.proj1.bias is (3,), expected (48,)" in message
+    assert "face_clip_l.fuser.enc_output.weight is (2, 2), expected (32, 32)" in message
+
+
+def test_another_model(tmp_path):
+    unet = {"conv_in.weight": torch.zeros(4, 4, 3, 3), "conv_in.bias": torch.zeros(4)}
+    message = refused(changed(unet, tmp_path))
+    assert "not a FaceCLIP checkpoint" in message and "2 unexpected: conv_in.bias, conv_in.weight" in message
+
+
+def test_another_preset(file, converted):
+    larger = SMALL | {"face": SMALL["face"] | {"width": 64}}
+    assert "misshapen" in refused(file, config=larger)
+    assert "misshapen" in refused(file, config=None)
+    assert "another configuration: face is" in refused(converted, config=larger)
+    with pytest.raises(ConfigError, match="colour"):
+        load_faceclip(file, config=SMALL | {"colour": 3})
+
+
+def test_tensors_twice(state, tmp_path):
+    name = "face_clip_l.proj1.bias"
+    assert "twice" in refused(changed(state, tmp_path, **{f"model.{name}": state[name]}))
+
+
+def test_face_encoders_that_differ(state, tmp_path):
+    name = "face_clip_g.face_encoder.norm.bias"
+    assert "differ" in refused(changed(state, tmp_path, **{name: state[name] + 1}))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
+def test_truncated_file(file, tmp_path, kept):
+    data = file.read_bytes()
+    (tmp_path / "short.pt").write_bytes(data[: kept if isinstance(kept, int) else int(len(data) * kept)])
+    assert "truncated" in refused(tmp_path / "short.pt")
+
+
+def test_truncated_file_of_the_old_format(state, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pt").write_bytes(buffer.getvalue())
+    assert load_faceclip(tmp_path / "old.pt", config=SMALL).dtype == torch.float32
+    (tmp_path / "short.pt").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    assert "truncated" in refused(tmp_path / "short.pt")
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("this must never run",)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_pickle_with_code(tmp_path, capfd, write):
+    write({"a": _Code()}, tmp_path / "code.pt")
+    assert "weights_only" in refused(tmp_path / "code.pt")
+    assert "never run" not in capfd.readouterr().out
+
+
+def test_no_state_dictionary(state, tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    assert "holds a list" in refused(tmp_path / "list.pt")
+    message = refused(changed({}, tmp_path, state_dict=state, step=3))
+    assert "state_dict, step are no tensors" in message
+    assert "it is empty" in refused(changed({}, tmp_path))
+
+
+def test_directories_and_files_in_the_wrong_place(file, converted, tmp_path):
+    assert "is neither a file, nor a directory, nor a hub id" in refused(tmp_path / "no.pt")
+    assert "without config.json" in refused(tmp_path)
+    for call, message in (
+        (lambda: convert(tmp_path, tmp_path / "out", config=SMALL), "is a directory where a checkpoint file"),
+        (lambda: convert(tmp_path / "no.pt", tmp_path / "out", config=SMALL), "no.pt is not a file"),
+        (lambda: convert(file, converted, config=SMALL), "not an empty directory"),
+        (lambda: export(file, tmp_path / "out.pt"), "is a file where a directory"),
+        (lambda: export(tmp_path, tmp_path / "out.pt"), "holds no diffusion_pytorch_model"),
+        (lambda: export(converted, tmp_path), "is a directory where the name of a file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            call()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.pt").exists()
+
+
+def test_damaged_directory(converted, tmp_path):
+    for name, change, message in (
+        ("diffusion_pytorch_model.safetensors", lambda data: data[: len(data) // 2], "truncated"),
+        ("config.json", lambda data: data[: len(data) // 2], "cannot be read"),
+        ("config.json", lambda data: data.replace(b"FaceCLIP", b"UNet"), "holds a UNet, not a FaceCLIP"),
+    ):
+        copy = tmp_path / f"{name}{message[:3]}"
+        copy.mkdir()
+        for part in converted.iterdir():
+            data = part.read_bytes()
+            (copy / part.name).write_bytes(change(data) if part.name == name else data)
+        assert message in refused(copy, config=None)
+
+
+def test_directory_with_weights_of_another_model(tmp_path):
+    FaceCLIP(**SMALL).save_pretrained(tmp_path)
+    other = SMALL | {"fusion": SMALL["fusion"] | {"layers": 2}}
+    FaceCLIP(**other).save_config(tmp_path)
+    assert "unexpected" in refused(tmp_path, config=None)
+
+
+def test_hub_id_that_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = refused("nobody/nothing")
+    assert "could not be downloaded" in message and "model/face_clip_encoder.pt" in message
+
+
+def test_command_names_the_file(tmp_path, capsys):
+    assert published.main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 2
+    assert "no.pt is not a file" in capsys.readouterr().err
+    assert issubclass(CheckpointError, FaceClipError)

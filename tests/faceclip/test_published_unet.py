@@ -1,0 +1,91 @@
+"""The release's SDXL UNet: names with and without prefixes, its size, and its use with FaceCLIP's tokens."""
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
+
+from faceclip import published
+from faceclip.errors import CheckpointError
+from faceclip.published import load_unet
+from faceclip.published_unet import SDXL
+
+TINY = {
+    "sample_size": 16,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": [2, 4],
+    "norm_num_groups": 8,
+    "cross_attention_dim": 80,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 48 + 6 * 8,
+}
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**TINY).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "model.", "module.unet."])
+def test_loads_with_and_without_prefix(unet, tmp_path, prefix):
+    torch.save({prefix + name: tensor for name, tensor in unet.state_dict().items()}, tmp_path / "unet.pt")
+    found = load_unet(tmp_path / "unet.pt", config=TINY)
+    assert not found.training
+    generator = torch.Generator().manual_seed(1)
+    latents, tokens = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 80, generator=generator)
+    added = {"text_embeds": torch.randn(2, 48, generator=generator), "time_ids": torch.ones(2, 6)}
+    first, second = (u(latents, 5, tokens, added_cond_kwargs=added).sample for u in (unet, found))
+    torch.testing.assert_close(second, first, atol=1e-5, rtol=0)
+
+
+def test_dtype_is_kept_or_changed_and_the_command_converts(unet, tmp_path, monkeypatch, capsys):
+    torch.save({name: tensor.to(torch.bfloat16) for name, tensor in unet.state_dict().items()}, tmp_path / "unet.pt")
+    assert load_unet(tmp_path / "unet.pt", config=TINY).dtype == torch.bfloat16
+    assert load_unet(tmp_path / "unet.pt", config=TINY, dtype=torch.float32).dtype == torch.float32
+    monkeypatch.setattr("faceclip.published_unet.SDXL", TINY)
+    assert published.main(["convert-unet", str(tmp_path / "unet.pt"), str(tmp_path / "ours")]) == 0
+    assert "CC-BY-NC-4.0" in capsys.readouterr().out
+    again = load_unet(tmp_path / "ours", dtype=torch.bfloat16)
+    assert all(torch.equal(t.to(torch.bfloat16), again.state_dict()[n]) for n, t in unet.state_dict().items())
+
+
+def test_bad_files(unet, tmp_path):
+    state = unet.state_dict()
+    torch.save({name: tensor for name, tensor in state.items() if name != "conv_out.bias"} | {"x": torch.zeros(1)},
+               tmp_path / "bad.pt")  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"bad\.pt.*1 missing: conv_out\.bias; 1 unexpected: x"):
+        load_unet(tmp_path / "bad.pt", config=TINY)
+    torch.save(state, tmp_path / "small.pt")
+    with pytest.raises(CheckpointError, match=r"not a UNet of SDXL.*misshapen: add_embedding"):
+        load_unet(tmp_path / "small.pt")
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt is neither"):
+        load_unet(tmp_path / "nowhere.pt")
+    with pytest.raises(CheckpointError, match="no directory of a UNet"):
+        load_unet(tmp_path)
+
+
+@pytest.mark.slow
+def test_full_size(tmp_path):
+    """All 1,680 tensors and 2,567,463,684 parameters of SDXL's UNet; each tensor of the file stores one number."""
+    with init_empty_weights():
+        shapes = {name: tensor.shape for name, tensor in UNet2DConditionModel(**SDXL).state_dict().items()}
+    assert len(shapes) == 1680
+    assert shapes["mid_block.attentions.0.transformer_blocks.9.attn2.to_k.weight"] == (1280, 2048)
+    torch.save({name: torch.full((), 0.5).expand(shape) for name, shape in shapes.items()}, tmp_path / "unet.pt")
+    found = load_unet(tmp_path / "unet.pt")
+    assert sum(p.numel() for p in found.parameters()) == 2_567_463_684
+    assert found.config.addition_embed_type == "text_time"
+    with torch.device("meta"):
+        sample = found.to("meta")(
+            torch.empty(1, 4, 144, 108), torch.empty(()), torch.empty(1, 77, 2048),
+            added_cond_kwargs={"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)},
+        ).sample  # fmt: skip
+    assert sample.shape == (1, 4, 144, 108)
