@@ -5,15 +5,46 @@ The loss sees all features of the large batch once, so its own parameters (logit
 once; each chunk is then run again, with the random state of its first run, and given the gradient of its features.
 The sum of gradients is that of the single large batch, as long as rows of a batch do not see each other in the
 encoder (no batch normalization in training mode).
+
+`accumulate_exactly` does both passes on one process. A trainer that has to synchronize gradients between processes
+runs the second pass itself: `first_pass`, then for every chunk `pull_back` inside `FirstPass.replayed`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Features = Mapping[str, Tensor]
+Generators = Sequence[torch.Generator]
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What the second pass needs.
+
+    value: the loss, detached. cotangents: for every chunk, the gradient of the loss by its features (those that have
+    one). own: gradient by each of `parameters`, None where the loss itself does not use it.
+    """
+
+    value: Tensor
+    cotangents: list[dict[str, Tensor]]
+    own: list[Tensor | None]
+    states: list[list[Tensor]]
+    generators: Generators
+
+    @contextmanager
+    def replayed(self, number: int) -> Iterator[None]:
+        """Context in which chunk `number` draws what it drew in the first pass; afterwards draws go on as before."""
+        after = _random_state(self.generators)
+        _set_random_state(self.states[number], self.generators)
+        try:
+            yield
+        finally:
+            _set_random_state(after, self.generators)
 
 
 def accumulate_exactly(
@@ -27,50 +58,84 @@ def accumulate_exactly(
         loss: features of the large batch (the chunks' features, concatenated by name) → scalar.
 
     Only one chunk's activations exist at a time; features of the whole batch are held twice (value and gradient).
-    Under DistributedDataParallel, run all but the last chunk's second pass in `no_sync`, or reduce gradients
-    afterwards.
 
     Raises:
         ValueError: no chunks, or chunks whose features have other names.
     """
+    first = first_pass(encode, chunks, loss)
+    for number, chunk in enumerate(chunks):
+        with first.replayed(number):
+            scalar = pull_back(encode(chunk), first.cotangents[number])
+            if scalar.requires_grad:
+                scalar.backward()
+    return first.value
+
+
+def first_pass(
+    encode: Callable[[Any], Features],
+    chunks: Sequence[Any],
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    *,
+    parameters: Sequence[Tensor] | None = None,
+    generators: Generators = (),
+) -> FirstPass:
+    """Features of all chunks, the loss over them, and its gradient by the features.
+
+    Args:
+        encode, chunks, loss: as in `accumulate_exactly`.
+        parameters: those that the loss may use itself. Their gradient is returned and nothing is written to `.grad`;
+            None writes the gradient of whatever the loss uses to `.grad`.
+        generators: random generators, beside torch's own, that `encode` draws from.
+
+    Raises ValueError as `accumulate_exactly` does.
+    """
     if not chunks:
         raise ValueError("chunks is empty: a batch needs at least one")
-    states, parts = [], []
-    with torch.no_grad():
-        for number, chunk in enumerate(chunks):
-            states.append(_random_state())
-            parts.append(dict(encode(chunk)))
-            if parts[-1].keys() != parts[0].keys():
-                raise ValueError(f"chunk {number} has features {sorted(parts[-1])}, chunk 0 has {sorted(parts[0])}")
+    states, parts, moving = [], [], set()
+    for number, chunk in enumerate(chunks):
+        states.append(_random_state(generators))
+        # The first chunk keeps its graph for a moment, which tells trained features from constants: a gradient of
+        # constants would double the work of the loss.
+        with torch.set_grad_enabled(number == 0):
+            part = dict(encode(chunk))
+        if number == 0:
+            moving = {name for name, value in part.items() if value.requires_grad}
+        parts.append({name: value.detach() for name, value in part.items()})
+        if parts[-1].keys() != parts[0].keys():
+            raise ValueError(f"chunk {number} has features {sorted(parts[-1])}, chunk 0 has {sorted(parts[0])}")
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    leaves = {name: value.requires_grad_() for name, value in whole.items() if value.is_floating_point()}
+    leaves = {name: whole[name].requires_grad_() for name in parts[0] if name in moving}
+    sizes = [len(next(iter(part.values()))) for part in parts]
+    del parts, part
     value = loss(whole)
-    value.backward()  # the loss' own parameters receive their gradient here, once
-
-    after = _random_state()
-    begin = 0
-    rows = [len(next(iter(part.values()))) for part in parts]
-    del parts, whole
-    try:
-        for chunk, state, count in zip(chunks, states, rows, strict=True):
-            _set_random_state(state)
-            features = encode(chunk)
-            pairs = [(features[name], leaf.grad[begin : begin + count]) for name, leaf in leaves.items()
-                     if leaf.grad is not None and features[name].requires_grad]  # fmt: skip
-            if pairs:
-                torch.autograd.backward(*zip(*pairs, strict=True))
-            begin += count
-    finally:
-        _set_random_state(after)
-    return value.detach()
+    if parameters is None:
+        value.backward()  # the loss' own parameters receive their gradient here, once
+        found, own = [leaf.grad for leaf in leaves.values()], []
+    else:
+        gradients = torch.autograd.grad(value, [*leaves.values(), *parameters], allow_unused=True)
+        found, own = gradients[: len(leaves)], list(gradients[len(leaves) :])
+    pieces = {name: g.split(sizes) for name, g in zip(leaves, found, strict=True) if g is not None}
+    cotangents = [{name: piece[number] for name, piece in pieces.items()} for number in range(len(sizes))]
+    return FirstPass(value.detach(), cotangents, own, states, generators)
 
 
-def _random_state() -> tuple[Tensor, list[Tensor]]:
+def pull_back(features: Features, cotangents: Mapping[str, Tensor]) -> Tensor:
+    """Scalar Σ ⟨feature, cotangent⟩, whose gradient is what the loss of the large batch sends through `features`."""
+    total = torch.zeros((), device=next(iter(features.values())).device)
+    for name, cotangent in cotangents.items():
+        total = total + (features[name].float() * cotangent.float()).sum()
+    return total
+
+
+def _random_state(generators: Generators) -> list[Tensor]:
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return torch.get_rng_state(), devices
+    return [torch.get_rng_state(), *(generator.get_state() for generator in generators), *devices]
 
 
-def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+def _set_random_state(state: list[Tensor], generators: Generators) -> None:
     torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+    for generator, kept in zip(generators, state[1:], strict=False):
+        generator.set_state(kept)
+    devices = state[1 + len(generators) :]
+    if devices:
+        torch.cuda.set_rng_state_all(devices)

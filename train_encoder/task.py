@@ -14,6 +14,7 @@ from faceclip.heads import JointEmbedding
 from faceclip.image_tower import ImageTower
 from faceclip.losses import gather_targets, sigmoid_contrastive_loss
 from faceclip.runtime import StepContext
+from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from train_encoder.config import LossConfig
 from train_encoder.features import SplitFeatures
 from train_encoder.source import FACE_ONLY, TEXT_ONLY
@@ -42,36 +43,74 @@ class EncoderTask:
         self.modules = nn.ModuleDict({"model": model, "scales": nn.ParameterDict(scales | biases)})
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its parts of one batch of `QuerySource`."""
+        return self.loss_of(self.encode(batch, context), context)
+
+    def encode(self, batch: dict[str, Tensor], context: StepContext) -> dict[str, Tensor]:
+        """What the loss compares, by query: embeddings, drift (Q,) of the fused tokens from the towers' states and
+        power (Q,) of these, labels and modes."""
         flat = {name: value.flatten(0, 1) for name, value in batch.items()}  # persons × images → queries
         has_face, has_text = flat["mode"] != TEXT_ONLY, flat["mode"] != FACE_ONLY
         conditioning, query = embed_cached(self.model, flat, has_face, has_text)
-        gallery = self.model.heads.gallery(flat["answer_identity"], flat["answer_image"])
-        person, row = flat["person"], flat["row"]
-        identity, image, text = (
-            F.normalize(flat[name].float(), dim=-1) for name in ("answer_identity", "answer_image", "text")
-        )
-        both = has_face & has_text
-        losses = {
-            "face": self._term("face", query.face, identity, person, has_face),
-            "text": self._term("text", query.text, text, flat["words"], has_text),
-            "image": self._term("image", query.text, image, row, has_text),
-            "joint": self._term("joint", query.joint, gallery, row, both)
-            + 0.5 * self._term("joint", query.joint, gallery, person, has_face & ~has_text)
-            + 0.5 * self._term("joint", query.joint, gallery, row, has_text & ~has_face),
+        plain = conditioning.text.float()
+        fixed = {name: F.normalize(flat[name].float(), dim=-1) for name in ("answer_identity", "answer_image", "text")}
+        return fixed | {
+            "query_face": query.face,
+            "query_text": query.text,
+            "query_joint": query.joint,
+            "gallery": self.model.heads.gallery(flat["answer_identity"], flat["answer_image"]),
+            "drift": (conditioning.tokens.float() - plain).square().mean((1, 2)),
+            "power": plain.detach().square().mean((1, 2)),
+            "labels": torch.stack([flat["person"], flat["row"], flat["words"]], dim=1),
+            "mode": flat["mode"],
         }
-        drift = (conditioning.tokens.float() - conditioning.text.float()).square().mean()
-        losses["tokens"] = drift / conditioning.text.detach().float().square().mean()
+
+    def loss_of(self, features: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of this rank's queries against the targets of all ranks; its mean over the ranks, and the mean of its
+        gradients, are those of all queries on one rank.
+
+        Two things make that so. Sums are divided by the number of queries on all ranks, since ranks differ in how
+        many queries a term has. And the gallery embedding is trained, so a rank's rows must also receive what the
+        queries of other ranks send them: `gather_rows` does that, while the frozen targets are only copied.
+        """
+        has_face, has_text = features["mode"] != TEXT_ONLY, features["mode"] != FACE_ONLY
+        uses = {
+            "face": has_face,
+            "text": has_text,
+            "both": has_face & has_text,
+            "face_only": has_face & ~has_text,
+            "text_only": has_text & ~has_face,
+        }
+        local = torch.stack([*(use.sum().float() for use in uses.values()), features["power"].sum()])
+        *counts, power = (sum_over_ranks(local) / world_size()).unbind()
+        part = {name: (use, count) for (name, use), count in zip(uses.items(), counts, strict=True)}
+        person, row, words = features["labels"].unbind(1)
+        people, rows, texts = gather_targets(features["labels"]).unbind(1)
+        identity, image, text = (gather_targets(features[name]) for name in ("answer_identity", "answer_image", "text"))
+        gallery = gather_rows(features["gallery"])
+        face, words_space, joint = (features[f"query_{name}"] for name in ("face", "text", "joint"))
+        losses = {
+            "face": self._term("face", face, identity, person, people, *part["face"]),
+            "text": self._term("text", words_space, text, words, texts, *part["text"]),
+            "image": self._term("image", words_space, image, row, rows, *part["text"]),
+            "joint": self._term("joint", joint, gallery, row, rows, *part["both"])
+            + 0.5 * self._term("joint", joint, gallery, person, people, *part["face_only"])
+            + 0.5 * self._term("joint", joint, gallery, row, rows, *part["text_only"]),
+            "tokens": features["drift"].sum() / power,
+        }
         total = sum(getattr(self.config, name) * value for name, value in losses.items())
         parts = {f"loss_{name}": value.detach() for name, value in losses.items()}
         parts["logit_scale_joint"] = self.modules["scales"]["joint_log_scale"].detach().exp()
         return total, parts
 
-    def _term(self, name: str, queries: Tensor, targets: Tensor, labels: Tensor, use: Tensor) -> Tensor:
-        scales = self.modules["scales"]
-        everyone, names = _all_ranks(targets), gather_targets(labels)
-        return sigmoid_contrastive_loss(
-            queries[use], everyone, scales[f"{name}_log_scale"], scales[f"{name}_bias"], labels[use], names
-        )
+    def _term(
+        self, name: str, queries: Tensor, targets: Tensor, labels: Tensor, names: Tensor, use: Tensor, count: Tensor
+    ) -> Tensor:
+        """Sum over the queries in `use` by `count`, their mean number per rank."""
+        scale, bias = self.modules["scales"][f"{name}_log_scale"], self.modules["scales"][f"{name}_bias"]
+        queries, labels = queries[use], labels[use]
+        mean = sigmoid_contrastive_loss(queries, targets, scale, bias, labels, names)
+        return mean * (len(queries) / count.clamp_min(1 / world_size()))
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -106,15 +145,6 @@ def zero_face(model: FaceCLIP) -> FaceFeatures:
     """Features of the all-zero face, one row."""
     parameter = model.face_encoder.pos_embed
     return model.face_encoder(torch.zeros(1, 3, 8, 8, device=parameter.device, dtype=parameter.dtype))
-
-
-def _all_ranks(targets: Tensor) -> Tensor:
-    """Targets of all ranks; this rank's own rows keep their gradient."""
-    gathered = gather_targets(targets)
-    if len(gathered) == len(targets):
-        return targets
-    start = torch.distributed.get_rank() * len(targets)
-    return torch.cat([gathered[:start], targets, gathered[start + len(targets) :]])
 
 
 def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:

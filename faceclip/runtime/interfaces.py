@@ -40,9 +40,30 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class ContrastiveTask(Task, Protocol):
+    """A task whose loss compares the rows of a batch with each other, so that chunks cannot be averaged.
+
+    With `trainer.accumulate` above 1 the trainer computes `loss_of` once, over the features of all chunks, and runs
+    `encode` of every chunk twice (`faceclip.accumulation`); the gradient is that of one batch of batch_size ×
+    accumulate. `loss` must equal `loss_of` of `encode`. On several ranks the mean over ranks of what `loss_of` returns
+    must be the loss of all ranks' rows together, since gradients are averaged over ranks.
+    """
+
+    def encode(self, batch: dict[str, Any], context: StepContext) -> dict[str, Tensor]:
+        """Features by name, each (rows, …); rows must not see each other. Constants of the loss, such as labels,
+        belong here too. Random draws come from torch's generators or `context.generator`."""
+        ...
+
+    def loss_of(self, features: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and its parts (detached scalars) from the features of the whole batch."""
+        ...
+
+
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """steps: optimizer steps, each over batch_size × accumulate samples per process.
+    """steps: optimizer steps, each over batch_size × accumulate samples per process. With `accumulate` above 1 the
+    gradients of the chunks are averaged; of a `ContrastiveTask` they are those of the one large batch.
 
     Rates: AdamW at `learning_rate` after `warmup_steps`, then `schedule` down to min_lr_ratio.
     `max_grad_norm` 0 switches clipping off. `ema_decay`: validate and export averaged weights. `precision`

@@ -17,43 +17,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
+from faceclip.accumulation import first_pass
 from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, write_atomically
+from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from faceclip.runtime.ema import ParameterAverage
-from faceclip.runtime.interfaces import Result, StepContext, Task, TrainerConfig
+from faceclip.runtime.engines import Engine, layout, prepare
+from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.runtime.logging import Display, RunLog
 from faceclip.runtime.optimization import decay_groups, rate_factor
 from faceclip.runtime.sampler import MapSource, OrderedSampler, fetch
+from faceclip.runtime.step_module import StepModule
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 BEST = "best"
-
-
-class _LossModule(nn.Module):
-    """The task's loss as a forward pass, so that DistributedDataParallel and DeepSpeed see it."""
-
-    def __init__(self, task: Task, device: torch.device, *, half: bool) -> None:
-        super().__init__()
-        self.task_modules = task.modules
-        self._loss, self._device, self._half = task.loss, device, half
-
-    def forward(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        # Autocast here and not by accelerate, whose precision can be set only once per process.
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            return self._loss(batch, context)
-
-    def train(self, mode: bool = True) -> "_LossModule":
-        """Frozen parts stay in evaluation mode: no dropout, no drifting statistics."""
-        super().train(mode)
-        for module in self.task_modules.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
-        return self
 
 
 @dataclass
@@ -107,13 +88,15 @@ class Trainer:
         Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails.
         """
         started = time.perf_counter()
-        if self.config.resume:
-            self._resume()
-        wrapped = _LossModule(self.task, self.device, half=self.config.precision == "bf16")
-        wrapped.train()
-        if self.config.compile:
-            wrapped.compile()
-        wrapped, optimizer = self.accelerator.prepare(wrapped, self.optimizer)
+        optimizer_state = self._resume() if self.config.resume else None
+        config = self.config
+        self.module = StepModule(self.task, self.device, half=config.precision == "bf16", compiled=config.compile)
+        self.module.train()
+        engine = self.engine = prepare(
+            self.accelerator, self.module, self.optimizer, batch_size=config.batch_size, max_norm=config.max_grad_norm
+        )
+        if optimizer_state is not None:
+            engine.load_optimizer_state(optimizer_state)
         log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
         display = Display(self.config.steps, self.step, self.directory.name) if log else None
         metrics: dict[str, float] = {}
@@ -121,22 +104,22 @@ class Trainer:
         try:
             with self._signals(), explicit_cpu_attention():
                 while self.step < self.config.steps:
-                    self._train_step(wrapped, optimizer, window)
+                    self._train_step(engine, window)
                     if display:
                         display.advance(self.step)
-                    if log and self.config.log_every and self.step % self.config.log_every == 0:
+                    if _due(self.step, self.config.log_every):
                         window = self._log(log, display, window)
                     last = self.step == self.config.steps
                     if last or _due(self.step, self.config.validate_every):
                         metrics = self._validate(log, display)
-                        wrapped.train()
+                        engine.model.train()
                     stop = self._stop_agreed()
                     if last or stop or _due(self.step, self.config.save_every):
                         self._save()
                     if stop and not last:
                         raise SystemExit(128 + signal.SIGTERM)
-                if self.accelerator.is_main_process:
-                    with self._averaged():
+                with engine.full_parameters(), self._averaged():
+                    if self.accelerator.is_main_process:
                         write_atomically(self.directory / EXPORT, self.task.export)
         finally:
             if log:
@@ -152,9 +135,9 @@ class Trainer:
             checkpoint=checkpoint,
         )
 
-    def _train_step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, window: _Window) -> None:
+    def _train_step(self, engine: Engine, window: _Window) -> None:
         config = self.config
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rank = self.accelerator.process_index
         factor = rate_factor(
             self.step,
             steps=config.steps,
@@ -162,39 +145,75 @@ class Trainer:
             schedule=config.schedule,
             min_ratio=config.min_lr_ratio,
         )
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+        for group, rate in zip(engine.groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         # One stream of random numbers per (seed, step, rank): a resumed run draws what an unbroken one would.
         torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + rank)
         generator = torch.Generator(self.device).manual_seed(
             ((config.seed + 7919) * 1_000_003 + self.step) * 4096 + rank
         )
-        total = torch.zeros((), device=self.device)
-        for micro in range(config.accumulate):
-            began = time.perf_counter()
-            position = (self.step * config.accumulate + micro) * world + rank
-            slots = self.sampler.slots(position * config.batch_size, config.batch_size)
-            batch = _to_device(fetch(self.source, slots, config.seed), self.device)
-            window.data_seconds += time.perf_counter() - began
-            context = StepContext(
-                step=self.step, steps=config.steps, micro_step=micro, device=self.device, generator=generator
-            )
-            last = micro + 1 == config.accumulate
-            with nullcontext() if last else self.accelerator.no_sync(wrapped):
-                loss, parts = wrapped(batch, context)
-                self.accelerator.backward(loss / config.accumulate)
-            total = total + loss.detach().float() / config.accumulate
-            window.add({name: part / config.accumulate for name, part in parts.items()})
-        limit = config.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(list(self.trainable.values()), limit)
+        exact = config.accumulate > 1 and isinstance(self.task, ContrastiveTask)
+        total = (self._one_large_batch if exact else self._mean_of_chunks)(engine, generator, window)
+        norm = engine.clip()
         self._check_finite(total, norm, window)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        late = engine.step()
+        if late is not None:
+            norm = late
+            self._check_finite(total, norm, window)
         self.step += 1
         window.steps += 1
         window.add({"loss": total} if norm is None else {"loss": total, "grad_norm": norm})
         if self.average:
             self.average.update(self.step)
+
+    def _mean_of_chunks(self, engine: Engine, generator: torch.Generator, window: _Window) -> Tensor:
+        count = self.config.accumulate
+        total = torch.zeros((), device=self.device)
+        for micro in range(count):
+            batch = _to_device(self._fetch(micro, window), self.device)
+            with engine.accumulating(micro + 1 == count):
+                loss, parts = engine.model(batch, self._context(micro, generator))
+                engine.backward(loss / count)
+            total = total + loss.detach().float() / count
+            window.add({name: part / count for name, part in parts.items()})
+        return total
+
+    def _one_large_batch(self, engine: Engine, generator: torch.Generator, window: _Window) -> Tensor:
+        """The step of a contrastive task: features of all chunks, one loss, and every chunk once more."""
+        count = self.config.accumulate
+        chunks = [(self._fetch(micro, window), self._context(micro, generator)) for micro in range(count)]
+        parameters = list(self.trainable.values())
+
+        def encode(chunk: tuple[dict[str, Any], StepContext]) -> dict[str, Tensor]:
+            return self.module(_to_device(chunk[0], self.device), chunk[1], only_features=True)
+
+        def loss(features: dict[str, Tensor]) -> Tensor:
+            value, parts = self.module.loss_of(features, chunks[0][1])
+            window.add(parts)
+            return value
+
+        first = first_pass(encode, chunks, loss, parameters=parameters, generators=(generator,))
+        # What the loss itself sends to its parameters is spread over the chunks, so that every parameter takes part
+        # in every backward pass: DistributedDataParallel and ZeRO wait for all of them.
+        own = [(p, g / count) for p, g in zip(parameters, first.own, strict=True) if g is not None]
+        for number, (batch, context) in enumerate(chunks):
+            with engine.accumulating(number + 1 == count), first.replayed(number):
+                pull = (first.cotangents[number], own)
+                engine.backward(engine.model(_to_device(batch, self.device), context, pull=pull))
+        return first.value.float()
+
+    def _fetch(self, micro: int, window: _Window) -> dict[str, Any]:
+        began = time.perf_counter()
+        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        position = (self.step * config.accumulate + micro) * world + rank
+        batch = fetch(self.source, self.sampler.slots(position * config.batch_size, config.batch_size), config.seed)
+        window.data_seconds += time.perf_counter() - began
+        return batch
+
+    def _context(self, micro: int, generator: torch.Generator) -> StepContext:
+        return StepContext(
+            step=self.step, steps=self.config.steps, micro_step=micro, device=self.device, generator=generator
+        )
 
     def _check_finite(self, total: Tensor, norm: Tensor | None, window: _Window) -> None:
         """Stop all processes before a NaN reaches the weights (the price: one synchronization per step)."""
@@ -210,13 +229,17 @@ class Trainer:
                 "untouched: lower trainer.learning_rate or check the data of these steps, then resume"
             )
 
-    def _log(self, log: RunLog, display: Display, window: _Window) -> _Window:
+    def _log(self, log: RunLog | None, display: Display | None, window: _Window) -> _Window:
         seconds = time.perf_counter() - window.started
-        values = {name: value.item() / window.steps for name, value in window.sums.items()}
+        # Means over the ranks, which for the loss is the loss of all ranks' rows together.
+        sums = sum_over_ranks(torch.stack([value.to(self.device) for value in window.sums.values()])) / world_size()
+        if log is None:
+            return _Window()
+        values = dict(zip(window.sums, (sums / window.steps).tolist(), strict=True))
         samples = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes * window.steps
         values["samples_per_second"] = samples / seconds
         values["data_percent"] = 100 * window.data_seconds / seconds
-        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        values["learning_rate"] = self.engine.groups[0]["lr"]
         log.write(self.step, values, kind="train")
         display.note(self.step, values, (self.config.steps - self.step) * seconds / window.steps)
         return _Window()
@@ -224,7 +247,7 @@ class Trainer:
     def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
         self.task.modules.eval()
         # Own random state, so that validating more or less often changes nothing in training.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.engine.full_parameters(), self._averaged():
             torch.manual_seed(self.config.seed)
             metrics = self.task.validate(self.step) if self.accelerator.is_main_process else {}
             self._keep_best(metrics)
@@ -270,19 +293,20 @@ class Trainer:
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        buffers = {name for name, _ in self.task.modules.named_buffers()}
-        kept = self.trainable.keys() | buffers
-        state = self.task.modules.state_dict()
-        tensors = {f"model.{name}": tensor for name, tensor in state.items() if name in kept}
-        optimizer = self.optimizer.state_dict()
-        for index, values in optimizer["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
-        if self.average:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
-        facts = {"step": self.step, "best": self.best, "run": self._identity()}
-        # Tied weights share storage, which safetensors refuses: every tensor is stored by itself.
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, facts
+    def _state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds; nothing on other processes than the main one."""
+        optimizer = self.engine.optimizer_state()
+        with self.engine.full_parameters():
+            if not self.accelerator.is_main_process:
+                return {}
+            tensors = {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+            if self.average:
+                tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
+            kept = self.trainable.keys() | {name for name, _ in self.task.modules.named_buffers()}
+            state = self.task.modules.state_dict()
+            tensors |= {f"model.{name}": tensor for name, tensor in state.items() if name in kept}
+            # Tied weights share storage, which safetensors refuses: every tensor is stored by itself.
+            return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
@@ -292,25 +316,29 @@ class Trainer:
             "batch_size": config.batch_size,
             "accumulate": config.accumulate,
             "processes": self.accelerator.num_processes,
+            "layout": layout(self.accelerator),
             "samples": len(self.source),
         }
 
     def _save(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        tensors, facts = self._state()
-        folder = self.directory / CHECKPOINTS
-        save_checkpoint(folder, self.step, tensors, facts, keep=self.config.keep_checkpoints)
+        tensors = self._state()  # by all processes: each may hold a part
+        if self.accelerator.is_main_process:
+            folder = self.directory / CHECKPOINTS
+            facts = {"step": self.step, "best": self.best, "run": self._identity()}
+            save_checkpoint(folder, self.step, tensors, facts, keep=self.config.keep_checkpoints)
 
-    def _resume(self) -> None:
+    def _resume(self) -> dict[str, Tensor] | None:
+        """Takes over the newest checkpoint; returns the optimizer state in it."""
         folder = newest_checkpoint(self.directory / CHECKPOINTS)
+        self._agree_on_start(folder)
         if folder is None:
-            return
+            return None
         tensors, facts = load_checkpoint(folder)
         ours = json.loads(json.dumps(self._identity()))
-        changed = [key for key, value in ours.items() if facts["run"].get(key) != value]
+        theirs = {"layout": "replicated"} | facts["run"]
+        changed = [key for key, value in ours.items() if theirs.get(key) != value]
         if changed:
-            pairs = ", ".join(f"{key} was {facts['run'].get(key)}, now {ours[key]}" for key in changed)
+            pairs = ", ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in changed)
             raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         missing = self.trainable.keys() - model.keys()
@@ -319,16 +347,18 @@ class Trainer:
             names = ", ".join(sorted([*missing, *wrong])[:5])
             raise CheckpointError(f"{folder}: does not fit the model ({names}); use another output directory")
         self.task.modules.load_state_dict(model, strict=False)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if self.average:
             self.average.load({n.removeprefix("average."): t for n, t in tensors.items() if n[:8] == "average."})
         self.step, self.best = facts["step"], facts["best"]
+        return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+
+    def _agree_on_start(self, folder: Path | None) -> None:
+        """All ranks must see the same checkpoints, or they would train different weights."""
+        step = torch.tensor([-1 if folder is None else int(folder.name.split("-")[1])], device=self.device)
+        if gather_rows(step).unique().numel() > 1:
+            raise CheckpointError(
+                f"{self.directory}: the processes see different newest checkpoints; all need the same shared folder"
+            )
 
 
 def _due(step: int, every: int) -> bool:

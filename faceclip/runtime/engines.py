@@ -1,0 +1,212 @@
+"""Who holds gradients and optimizer state: each process all of it (alone or under DistributedDataParallel), or
+DeepSpeed ZeRO a part of it per process."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from faceclip.errors import CheckpointError, ConfigError
+
+
+class Engine(Protocol):
+    """One optimizer step is: per chunk `accumulating` around forward and backward, then `clip`, then `step`."""
+
+    model: nn.Module
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, whose "lr" may be set."""
+        ...
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a chunk; gradients are complete after the `last` one of a step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a chunk."""
+        ...
+
+    def clip(self) -> Tensor | None:
+        """Clips the step's gradient; returns its norm before that, None if only `step` knows it."""
+        ...
+
+    def step(self) -> Tensor | None:
+        """Updates the weights and clears gradients. Returns the gradient's norm if `clip` could not; a norm that is
+        not finite means that nothing was updated."""
+        ...
+
+    def full_parameters(self) -> AbstractContextManager[None]:
+        """Context in which every process holds all weights. All processes must enter it."""
+        ...
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The whole optimizer state on the main process (elsewhere what is returned is of no use). All processes
+        must call it."""
+        ...
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `optimizer_state` gave."""
+        ...
+
+
+def layout(accelerator: Accelerator) -> str:
+    """Name of the engine that `prepare` will give: "replicated" or "zero-1" … "zero-3"."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return "replicated"
+    return f"zero-{accelerator.state.deepspeed_plugin.zero_stage}"
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *, batch_size: int, max_norm: float
+) -> Engine:
+    """The engine of this run, as `accelerate launch` has set it up.
+
+    Raises ConfigError for a DeepSpeed configuration that this trainer cannot serve.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return ReplicatedEngine(accelerator, model, optimizer, max_norm)
+    return ZeroEngine(accelerator, model, optimizer, batch_size, max_norm)
+
+
+class ReplicatedEngine:
+    """One process, or DistributedDataParallel."""
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
+    ) -> None:
+        self._accelerator, self._plain, self._limit = accelerator, optimizer, max_norm or math.inf
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.model, self._optimizer = accelerator.prepare(model, optimizer)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self._plain.param_groups  # loading a state puts a new list there
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self._accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def clip(self) -> Tensor | None:
+        return self._accelerator.clip_grad_norm_(self._parameters, self._limit)
+
+    def step(self) -> Tensor | None:
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def full_parameters(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        state = self._plain.state_dict()["state"]
+        return {f"{i}.{name}": torch.as_tensor(v) for i, values in state.items() for name, v in values.items()}
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        nested: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            index, key = name.split(".", 1)
+            nested.setdefault(int(index), {})[key] = tensor
+        groups = self._plain.state_dict()["param_groups"]
+        self._plain.load_state_dict({"state": nested, "param_groups": groups})
+
+
+class ZeroEngine:
+    """DeepSpeed ZeRO 1, 2 or 3 over our own AdamW, whose state DeepSpeed keeps as one flat piece per group and process.
+
+    DeepSpeed's own checkpoints are pickles in a folder of its own shape. Here the flat pieces (fp32 weights and
+    moments) are joined on the main process, one after another, and go into the same sealed file as everything else.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        max_norm: float,
+    ) -> None:
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.zero_stage not in (1, 2, 3):
+            raise ConfigError(f"DeepSpeed zero_stage {plugin.zero_stage}: use 1, 2 or 3; without ZeRO launch as DDP")
+        settings = plugin.deepspeed_config
+        if settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") == "nvme":
+            raise ConfigError("DeepSpeed offload_optimizer to nvme: not supported, use cpu or none")
+        # The trainer decides when a step is complete and what is clipped; what the file says would count twice.
+        settings["train_micro_batch_size_per_gpu"] = batch_size
+        settings["gradient_accumulation_steps"] = 1
+        settings["gradient_clipping"] = max_norm
+        self._stage = plugin.zero_stage
+        self._device = accelerator.device
+        self.model, _ = accelerator.prepare(model, optimizer)
+        self._base = self.model.optimizer.optimizer  # offloading puts another one in the place of ours
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self._base.param_groups
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        self.model.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        self.model.backward(loss)
+
+    def clip(self) -> Tensor | None:
+        return None
+
+    def step(self) -> Tensor | None:
+        self.model.step()
+        norm = torch.as_tensor(self.model.get_global_grad_norm() or 0.0, device=self._device)
+        return norm if self.model.was_step_applied() else torch.full_like(norm, math.inf)
+
+    def full_parameters(self) -> AbstractContextManager[None]:
+        if self._stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.model.module.parameters()))
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        joined: dict[str, Tensor] = {}
+        for number, flat in enumerate(self._pieces()):
+            joined[f"{number}.master"] = self._join(flat)
+            for key, value in sorted(self._base.state[flat].items()):
+                value = torch.as_tensor(value)
+                joined[f"{number}.{key}"] = self._join(value) if value.shape == flat.shape else value
+        return joined
+
+    @torch.no_grad()
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        for number, flat in enumerate(self._pieces()):
+            mine = {n.split(".", 1)[1]: value for n, value in state.items() if n.split(".", 1)[0] == str(number)}
+            whole = len(flat) * dist.get_world_size()
+            if "master" not in mine or len(mine["master"]) != whole:
+                found = len(mine["master"]) if "master" in mine else "nothing"
+                raise CheckpointError(f"optimizer state {number}: {whole} values expected, the checkpoint has {found}")
+            here = slice(dist.get_rank() * len(flat), (dist.get_rank() + 1) * len(flat))
+            flat.copy_(mine.pop("master")[here])
+            self._base.state[flat] = {
+                key: value[here].to(flat.device).clone() if value.ndim else value.clone() for key, value in mine.items()
+            }
+
+    def _pieces(self) -> Sequence[Tensor]:
+        """This process' flat fp32 weights, by which the optimizer's state is keyed."""
+        zero = self.model.optimizer
+        return zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _join(self, piece: Tensor) -> Tensor:
+        """The pieces of all processes, in rank order, in host memory of the main one."""
+        piece = piece.detach().to(self._device).contiguous()
+        main = dist.get_rank() == 0
+        pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())] if main else None
+        dist.gather(piece, pieces, dst=0)
+        return torch.cat([part.cpu() for part in pieces]) if main else piece.cpu()
