@@ -17,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from faceclip.encoder_inputs import check_faces, check_features, check_prompts, check_tokens, check_vectors
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
 from faceclip.fusion import FeatureFusion
@@ -80,7 +81,6 @@ class FaceCLIPBranch(nn.Module):
             self.text_position_projection(self.text.tower.positional_embedding[None, : tokens.shape[1]]),
         )
         return BranchOutput(fused=fused, text=text)
-
 
     @torch.no_grad()
     def start_near_text(self) -> None:
@@ -162,8 +162,11 @@ class FaceCLIP(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def face_features(self, faces: Tensor) -> FaceFeatures:
-        """Features of aligned crops (B, 3, H, W) RGB in [0, 1]. They can be cached and given to `encode`."""
-        return self.face_encoder(faces)
+        """Features of aligned crops (B, 3, H, W) RGB in [0, 1]. They can be cached and given to `encode`.
+
+        Raises UnreadableImageError for another shape, type or range.
+        """
+        return self.face_encoder(check_faces(faces))
 
     @apply_forward_hook
     def encode(
@@ -179,7 +182,9 @@ class FaceCLIP(ModelMixin, ConfigMixin):
             face_features: instead of `faces`, what `face_features` gave.
 
         Raises:
-            ConfigError: prompts that are not text, or numbers of prompts and faces that differ.
+            ConfigError: prompts that are not text, token ids or features of another shape, numbers of prompts and
+                faces that differ, or both faces and features.
+            UnreadableImageError: faces of another shape, type or range.
         """
         branches, features, has_face = self._branches(prompts, faces, face_features)
         fused = torch.cat([b.fused for b in branches], dim=-1)
@@ -196,12 +201,13 @@ class FaceCLIP(ModelMixin, ConfigMixin):
     ) -> JointEmbedding:
         """Retrieval embeddings of B (face, prompt) pairs: prompts may be empty (face alone), faces None (text alone).
 
-        Raises ConfigError without joint heads.
+        Raises what `encode` raises, and ConfigError without joint heads or for token ids.
         """
         heads = self._heads()
+        prompts = check_prompts(prompts)
         branches, features, has_face = self._branches(prompts, faces, face_features)
         described = torch.tensor([bool(p.strip()) for p in prompts], device=branches[0].fused.device)
-        text = self.g.text(tokenize(list(prompts)).to(described.device)).embedding
+        text = self.g.text(tokenize(prompts).to(described.device)).embedding
         return heads(
             torch.cat([b.fused for b in branches], dim=-1),
             identity=features.identity if has_face else None,
@@ -212,8 +218,13 @@ class FaceCLIP(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def embed_gallery(self, identity: Tensor, image: Tensor) -> Tensor:
         """Retrieval embedding (B, D), unit length, of pictures: their faces' identity (B, E) and CLIP image embedding
-        (B, C)."""
-        return self._heads().gallery(identity, image)
+        (B, C). Raises ConfigError for other widths, and without joint heads."""
+        heads = self._heads()
+        check_vectors("identity", identity, heads.face_dim)
+        check_vectors("image", image, self.g.text.config.embed_dim)
+        if len(identity) != len(image):
+            raise ConfigError(f"{len(identity)} identities need as many image embeddings, got {len(image)}")
+        return heads.gallery(identity, image)
 
     def forward(
         self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
@@ -229,17 +240,22 @@ class FaceCLIP(ModelMixin, ConfigMixin):
     def _branches(
         self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None
     ) -> tuple[tuple[BranchOutput, BranchOutput], FaceFeatures, bool]:
+        if faces is not None and features is not None:
+            raise ConfigError("give faces or face_features, not both")
         has_face = faces is not None or features is not None
         device = self.face_encoder.pos_embed.device
         if isinstance(prompts, Tensor):
-            tokens = prompts.to(device)
+            tokens = check_tokens(prompts, self.l.text.config.context).to(device)
         else:
-            prompts = _texts(prompts)
-            tokens = tokenize([TEMPLATE + p if has_face else p for p in prompts]).to(device)
-        if features is None:
-            if faces is None:  # one row serves the batch
-                faces = torch.zeros(1, 3, 8, 8, device=device, dtype=self.face_encoder.pos_embed.dtype)
-            features = self.face_encoder(faces)
+            tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
+        if features is not None:
+            config = self.face_encoder.config
+            check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
+        elif faces is not None:
+            features = self.face_encoder(check_faces(faces))
+        else:  # one row serves the batch
+            zero = torch.zeros(1, 3, 8, 8, device=device, dtype=self.face_encoder.pos_embed.dtype)
+            features = self.face_encoder(zero)
         if features.tokens.shape[0] == 1 and len(tokens) > 1:
             features = FaceFeatures(
                 tokens=features.tokens.expand(len(tokens), -1, -1), identity=features.identity.expand(len(tokens), -1)
@@ -249,15 +265,6 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         position = self.face_encoder.pos_embed
         branches = tuple(branch(tokens, features, position, has_face) for branch in (self.l, self.g))
         return branches, features, has_face
-
-
-def _texts(prompts: Sequence[str]) -> list[str]:
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    for number, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ConfigError(f"prompts[{number}] must be text, got {type(prompt).__name__}")
-    return list(prompts)
 
 
 def _settings(module: ConfigMixin) -> dict[str, Any]:

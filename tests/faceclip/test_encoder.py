@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from faceclip.encoder import TEMPLATE, FaceCLIP
-from faceclip.errors import ConfigError
+from faceclip.errors import ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
 from faceclip.text_tower import tokenize
@@ -108,12 +108,78 @@ def test_round_trip(model, faces, tmp_path):
     torch.testing.assert_close(again.embed(PROMPTS, faces).joint, model.embed(PROMPTS, faces).joint, atol=1e-5, rtol=0)
 
 
-def test_bad_input(model, faces):
-    with pytest.raises(ConfigError, match=r"prompts\[1\] must be text, got int"):
-        model.encode(["a", 3, "b"], faces)
-    with pytest.raises(ConfigError, match="2 prompts need as many faces, got 3"):
-        model.encode(["a", "b"], faces)
+def features(tokens: tuple, identity: tuple) -> FaceFeatures:
+    return FaceFeatures(tokens=torch.zeros(tokens), identity=torch.zeros(identity))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a", 3, "b"], r"prompts\[1\] must be text, got int"),
+        (["a", None, "b"], r"prompts\[1\] must be text, got NoneType"),
+        ([b"a"], r"prompts\[0\] must be text, got bytes"),
+        (b"text", "list of texts, got bytes"),
+        (None, "list of texts, got NoneType"),
+        ([], "prompts is empty"),
+        (["a", "b"], "2 prompts need as many faces, got 3"),
+        (torch.zeros(3, 78, dtype=torch.int64), r"at most 77\), got \(3, 78\)"),
+        (torch.zeros(77, dtype=torch.int64), r"got \(77,\)"),
+        (torch.zeros(3, 77), "int64 or int32, got torch.float32"),
+        (torch.full((3, 77), 49408), r"in 0 … 49407"),
+    ],
+)
+def test_bad_prompts(model, faces, prompts, message):
+    with pytest.raises(ConfigError, match=message):
+        model.encode(prompts, faces)
+    if isinstance(prompts, torch.Tensor):  # a retrieval embedding needs the plain text
+        message = "list of texts, got Tensor"
+    with pytest.raises(ConfigError, match=message):
+        model.embed(prompts, faces)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda faces: faces.numpy(), "must be a tensor .* got ndarray"),
+        (lambda faces: faces * 255, r"in \[0, 1\], got values in \[.*, 25.*\]"),
+        (lambda faces: faces * 2 - 1, r"in \[0, 1\], got values in \[-"),
+        (lambda faces: faces + torch.nan, "finite"),
+        (lambda faces: (faces * 255).byte(), "divide bytes by 255"),
+        (lambda faces: faces[:, :1], r"got \(3, 1, 50, 50\)"),
+        (lambda faces: faces[0], r"got \(3, 50, 50\)"),
+        (lambda faces: faces.permute(0, 2, 3, 1), r"got \(3, 50, 50, 3\)"),
+        (lambda faces: faces[:0], r"got \(0, 3, 50, 50\)"),
+    ],
+)
+def test_bad_faces(model, faces, change, message):
+    for call in (model.encode, model.embed, lambda _, bad: model.face_features(bad)):
+        with pytest.raises(UnreadableImageError, match=message):
+            call(PROMPTS, change(faces))
+
+
+def test_bad_features_and_sizes(model, faces):
+    with pytest.raises(ConfigError, match="not both"):
+        model.encode(PROMPTS, faces, face_features=features((3, 16, 24), (3, 16)))
+    with pytest.raises(ConfigError, match="must be FaceFeatures, got Tensor"):
+        model.encode(PROMPTS, face_features=torch.zeros(3, 16, 24))
+    for tokens, identity in (((3, 16, 25), (3, 16)), ((3, 9, 24), (3, 16)), ((3, 16, 24), (2, 16)), ((3, 24), (3, 16))):
+        with pytest.raises(ConfigError, match=r"tokens \(B, 16, 24\) and identity \(B, 16\)"):
+            model.encode(PROMPTS, face_features=features(tokens, identity))
+    for identity, image, message in (
+        (torch.zeros(3, 15), torch.zeros(3, 20), r"identity must have shape \(B, 16\), got \(3, 15\)"),
+        (torch.zeros(3, 16), torch.zeros(3, 16), r"image must have shape \(B, 20\), got \(3, 16\)"),
+        (torch.zeros(3, 16), [0.0], r"image must have shape \(B, 20\), got list"),
+        (torch.zeros(3, 16), torch.zeros(2, 20), "3 identities need as many image embeddings, got 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            model.embed_gallery(identity, image)
     with pytest.raises(ConfigError, match="joint heads"):
         FaceCLIP(**SIZES).embed(["a"], faces[:1])
     with pytest.raises(ValueError, match="square"):
         FeatureFusion(32, **SIZES["fusion"])(torch.zeros(1, 5, 32), torch.zeros(1, 5, 32), *[torch.zeros(1, 3, 32)] * 2)
+
+
+@torch.no_grad()
+def test_one_prompt_need_not_be_a_list(model, faces):
+    alone, listed = (model.embed(prompt, faces[:1]).joint for prompt in ("a red hat", ["a red hat"]))
+    torch.testing.assert_close(alone, listed, atol=0, rtol=0)
