@@ -21,6 +21,10 @@ class EmptyDatasetError(DataError):
     """A dataset or split has no usable record."""
 
 
+class TooManyBadRecordsError(DataError):
+    """More rows of a data set than the configuration allows cannot be used."""
+
+
 class NonFiniteLossError(FaceClipError, ArithmeticError):
     """The loss or a gradient became NaN or infinite; the last complete checkpoint is untouched."""
 

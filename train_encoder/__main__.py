@@ -1,6 +1,7 @@
 """Stage 1: train the joint encoder.
 
     python -m train_encoder data=DIR [--preset tiny] [--config FILE.yaml] [trainer.steps=2000 …]
+    python -m train_encoder data.path=OWNER/NAME data.columns.identity=person … (docs/data.md)
     accelerate launch -m train_encoder data=DIR --preset bigg14
 
 Towers stay frozen; fusion, identity projections and retrieval heads are trained on cached features. Leaves
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import ConfigError, FaceClipError
+from faceclip.errors import FaceClipError
 from faceclip.runtime import Result, Trainer, parse_config
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.features import split_features
+from train_encoder.features import data_config, features_of
 from train_encoder.source import QuerySource
 from train_encoder.task import EncoderTask, describe
 from train_encoder.towers_io import load_towers
@@ -25,16 +26,13 @@ from train_encoder.towers_io import load_towers
 
 def train(config: EncoderConfig) -> Result:
     """Runs or resumes stage 1."""
-    if not config.data:
-        raise ConfigError("data: name the data set directory, as in data=DIR")
+    data_config(config)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     towers = load_towers(config.towers)
-    data = Path(config.data)
-    cache = Path(config.cache) if config.cache else data / ".features"
-    train_features = split_features(data, "train", towers, cache)
-    validation = split_features(data, "validation", towers, cache)
+    train_features = features_of(config, "train", towers)
+    validation = features_of(config, "validation", towers)
     model = FaceCLIP.from_components(
         towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion), joint=asdict(config.heads)
     )

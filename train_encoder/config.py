@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
 from faceclip.runtime import TrainerConfig
 
@@ -77,9 +78,10 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """Stage 1. `data`: data set directory; `out`: run directory; `cache`: frozen features (default: below `data`)."""
+    """Stage 1. `data`: data set directory, or where any other data lie and what their columns mean (docs/data.md);
+    `out`: run directory; `cache`: frozen features (default: below `data`)."""
 
-    data: str = ""
+    data: str | DataConfig = ""
     out: str = "runs/encoder"
     cache: str = ""
     towers: TowersConfig = field(default_factory=TowersConfig)

@@ -1,6 +1,13 @@
-"""Frozen features of a split, cached on disk: identities, patch tokens, image and caption embeddings."""
+"""Frozen features of a split: identities, patch tokens, image and caption embeddings, read from disk.
 
-from dataclasses import dataclass
+    python -m train_encoder.features data=DIR [data.identity=none …] [--preset bigg14]
+
+takes the words of `python -m train_encoder` and builds the cache that training reads; it can be killed and run again.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +16,218 @@ from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, module_hash
+from faceclip.data.folder_lock import locked
+from faceclip.data.mapping import ColumnsConfig, DataConfig
+from faceclip.data.records import Caption
+from faceclip.data.shards import ShardedArray
+from faceclip.data.sources import find_layout
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.faces.align import align_face
+from faceclip.runtime import parse_config
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, used_tokens
-from train_encoder.towers_io import Towers
+from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.feature_shards import FeatureBuilder, text_hash
+from train_encoder.towers_io import Towers, load_towers
+
+Rows = NDArray | ShardedArray
+IN_MEMORY = 1 << 30  # bytes of a field up to which it is read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortraitLabels:
+    """What is known of N portraits of a user's data set: who (N,), in which words, and the words' classes.
+
+    attributes: "words" (N,): equal when the captions are equal; a free caption states no other attribute.
+    """
+
+    identity: NDArray[np.int64]
+    captions: Sequence[Sequence[Caption]]
+    attributes: dict[str, NDArray[np.int64]]
+    names: Sequence[str] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFeatures:
-    """Features of N portraits and of their captions (row `caption_start[i] + c` is caption c of portrait i)."""
+    """Features of N portraits and of their captions (row `caption_start[i] + c` is caption c of portrait i).
 
-    arrays: FaceArrays
-    identity: NDArray[np.float32]  # (N, E) of the recognizer, unnormalized
-    tokens: NDArray[np.float16]  # (N, P, W) patch tokens
-    image: NDArray[np.float32]  # (N, C) CLIP image embedding, unnormalized
-    caption: NDArray[np.float32]  # (M, C) CLIP text embedding of the plain captions, unnormalized
+    single: every portrait is a person of its own, so that no other picture of a person can be asked for.
+    """
+
+    arrays: FaceArrays | PortraitLabels
+    identity: Rows  # (N, E) float32 of the recognizer, unnormalized
+    tokens: Rows  # (N, P, W) float16 patch tokens
+    image: Rows  # (N, C) float32 CLIP image embedding, unnormalized
+    caption: Rows  # (M, C) float32 CLIP text embedding of the plain captions, unnormalized
     caption_start: NDArray[np.int64]  # (N + 1,)
+    words: NDArray[np.int64]  # (M,) equal for equal captions
+    single: bool = False
+
+
+def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatures:
+    """Features of "train" or "validation" of the configured data, built or completed first where they are missing.
+
+    Raises ConfigError for a metric that the data cannot give, DataError and its kinds for the data.
+    """
+    data = data_config(config)
+    cache = cache_folder(config)
+    if find_layout(data) == "portraits":
+        if data.columns != ColumnsConfig() or data.identity != "column" or data.validation_share:
+            raise ConfigError(
+                f"data.path={data.path} is in this project's own layout, whose columns and splits are known: leave out "
+                "data.columns, data.identity and data.validation_share, or set data.layout=files"
+            )
+        with locked_cache(cache):
+            return split_features(Path(data.path), split, towers, cache)
+    if data.identity == "none" and (config.trainer.best_metric or "").startswith(("composed", "face")):
+        raise ConfigError(
+            f"trainer.best_metric={config.trainer.best_metric}: with data.identity=none no person has a second "
+            "picture; set trainer.best_metric=self_joint or trainer.best_metric=null"
+        )
+    return load_features(data, split, towers, cache, pictures=config.sampling.images)
+
+
+def data_config(config: EncoderConfig) -> DataConfig:
+    """`config.data`, a path or a whole configuration. Raises ConfigError when there is no path."""
+    data = DataConfig(path=config.data) if isinstance(config.data, str) else config.data
+    if not data.path:
+        raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
+    return data
+
+
+def cache_folder(config: EncoderConfig) -> Path:
+    """`config.cache`, or `.features` beside local data, or a folder of the working directory for hub data."""
+    path = Path(data_config(config).path)
+    if config.cache:
+        return Path(config.cache)
+    if path.exists():
+        return (path if path.is_dir() else path.parent) / ".features"
+    return Path("data-cache") / str(path).replace("/", "--")
+
+
+def locked_cache(cache: Path):
+    """One process at a time in a cache folder: the ranks of a distributed run must not write over each other."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cache={cache}: cannot be made ({error.strerror}); name a writable folder") from error
+    return locked(cache / ".lock")
+
+
+def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, pictures: int = 2) -> SplitFeatures:
+    """Features of a split of any data set; `pictures`: how many a person of the training split must have."""
+    divided = bool(data.columns.split) or data.validation_share > 0
+    source_split = data.train if divided else getattr(data, split)
+    builder = FeatureBuilder(data, source_split, towers, cache)
+    folders = builder.build()
+    hashes = data.verify == "hashes"
+    records = folders["records"].open(hashes=hashes)
+    fields = {kind: folders[kind].open(hashes=hashes) for kind in ("faces", "images", "captions")}
+    person = records["person"][:]
+    rows = np.arange(len(person))
+    if data.columns.split:
+        rows = np.flatnonzero(records["split"][:] == text_hash(getattr(data, split)))
+    elif data.validation_share > 0:
+        # A person's hash is uniform: whole persons are kept, the same ones in every run.
+        kept = person.view(np.uint64) < np.uint64(min(data.validation_share, 1 - 2**-53) * 2.0**64)
+        rows = np.flatnonzero(kept if split == "validation" else ~kept)
+    if split == "train" and data.few_pictures == "drop" and data.identity == "column":
+        _, who, count = np.unique(person[rows], return_inverse=True, return_counts=True)
+        enough = count[who] >= pictures
+        if not enough.all():
+            print(f"{split}: {int((~enough).sum()):,} of {len(rows):,} pictures left out, their persons have fewer "
+                  f"than sampling.images={pictures}", flush=True)  # fmt: skip
+        rows = rows[enough]
+    if not len(rows):
+        raise EmptyDatasetError(f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
+                                "data.validation_share and data.few_pictures")  # fmt: skip
+    if split == "validation" and data.identity == "column" and len(np.unique(person[rows])) == len(rows):
+        raise DataError(f"data.path={data.path}: no person of the validation split has two pictures, so nothing can "
+                        "be asked for; give more, or set data.identity=none")  # fmt: skip
+    counts = records["captions"][:]
+    ends = np.cumsum(counts)
+    starts = np.cumsum([0, *counts[rows]])
+    caption_rows = np.arange(starts[-1]) + np.repeat((ends - counts)[rows] - starts[:-1], counts[rows])
+    words = records["words"][:][caption_rows]
+    shards = [folders["records"].read(number) for number in range(len(folders["records"]))]
+    first = words[starts[:-1]]
+    labels = PortraitLabels(
+        identity=person[rows],
+        captions=CaptionTexts(shards, rows),
+        attributes={"words": np.unique(first, return_inverse=True)[1].astype(np.int64)},
+        names=PersonNames(shards, rows),
+    )
+    return SplitFeatures(
+        arrays=labels,
+        identity=_ready(fields["faces"]["identity"].take(rows)),
+        tokens=fields["faces"]["tokens"].take(rows),
+        image=_ready(fields["images"]["image"].take(rows)),
+        caption=_ready(fields["captions"]["caption"].take(caption_rows)),
+        caption_start=starts,
+        words=words,
+        single=data.identity == "none",
+    )
+
+
+def _ready(values: ShardedArray) -> Rows:
+    """In memory when it is small, else left on disk."""
+    return values[:] if np.prod(values.shape) * values.dtype.itemsize <= IN_MEMORY else values
+
+
+class _Texts(Sequence):
+    """Texts of rows, decoded when asked for: millions of captions stay on disk."""
+
+    def __init__(self, shards: Sequence[dict[str, NDArray]], rows: NDArray[np.int64]) -> None:
+        self.shards, self.rows = shards, rows
+        self.starts = np.cumsum([0, *(len(shard["row"]) for shard in shards)])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _at(self, index: int) -> tuple[dict[str, NDArray], int]:
+        row = self.rows[index]
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.shards[shard], int(row - self.starts[shard])
+
+    @staticmethod
+    def _text(shard: dict[str, NDArray], name: str, number: int) -> str:
+        ends = shard[f"{name}_end"]
+        begin = int(ends[number - 1]) if number else 0
+        return shard[f"{name}_text"][begin : int(ends[number])].tobytes().decode()
+
+
+class CaptionTexts(_Texts):
+    """The captions of each row; they state the attribute "words"."""
+
+    def __getitem__(self, index: int) -> list[Caption]:
+        shard, row = self._at(index)
+        begin = int(shard["captions"][:row].sum())
+        texts = [self._text(shard, "caption", begin + c) for c in range(int(shard["captions"][row]))]
+        return [FreeCaption(text=text, kind="attributes") for text in texts]
+
+
+class PersonNames(_Texts):
+    """Who each row shows, as the data set says it."""
+
+    def __getitem__(self, index: int) -> str:
+        shard, row = self._at(index)
+        return self._text(shard, "name", row)
+
+
+class FreeCaption(Caption):
+    """A caption of a user's data set: without phrases, it stands for its own words."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return ("words",)
 
 
 @torch.no_grad()
 def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> SplitFeatures:
-    """Reads or builds the features of a split; the face crop is cut by the true landmarks."""
+    """Features of a split of this project's own data layout; the face crop is cut by the true landmarks."""
     arrays = load_arrays(directory, split)
     size, side = towers.recognizer.config.image_size, towers.image.config.image_size
 
@@ -40,7 +238,7 @@ def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> 
         return {"identity": features.identity.numpy(), "tokens": features.tokens.to(torch.float16).numpy()}
 
     def images(start: int, stop: int) -> dict[str, NDArray]:
-        return {"image": towers.image(_unit(np.asarray(arrays.images[start:stop]))).embedding.numpy()}
+        return {"image": towers.image(_unit(np.array(arrays.images[start:stop]))).embedding.numpy()}
 
     texts = [caption.text for captions in arrays.captions for caption in captions]
 
@@ -58,12 +256,44 @@ def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> 
     picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
     text = cached("captions", towers.text_g, "plain", len(texts), captions)
     starts = np.cumsum([0] + [len(c) for c in arrays.captions])
+    # Equal captions must not repel each other.
+    numbers: dict[str, int] = {}
+    words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
     return SplitFeatures(
         arrays=arrays, identity=face["identity"], tokens=face["tokens"], image=picture["image"],
-        caption=text["caption"], caption_start=starts,
+        caption=text["caption"], caption_start=starts, words=words,
     )  # fmt: skip
 
 
 def _unit(images: NDArray[np.uint8]) -> torch.Tensor:
     """(B, H, W, 3) uint8 → (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def build_all(config: EncoderConfig) -> Iterator[str]:
+    """Builds both splits; yields a line about each."""
+    towers = load_towers(config.towers)
+    for split in ("train", "validation"):
+        found = features_of(config, split, towers)
+        people = len(np.unique(found.arrays.identity))
+        yield (f"{split}: {len(found.arrays):,} pictures of {people:,} persons, {len(found.caption):,} captions, "
+               f"tokens {found.tokens.shape}")  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    try:
+        config = parse_config(EncoderConfig, sys.argv[1:] if argv is None else argv, presets=PRESETS)
+        if config.trainer.num_threads is not None:
+            torch.set_num_threads(config.trainer.num_threads)
+        for line in build_all(config):
+            print(line)
+    except FaceClipError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(f"features in {cache_folder(config)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

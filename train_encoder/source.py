@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
@@ -15,6 +16,9 @@ BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2
 class QuerySource:
     """One sample is one person: `images` queries whose answers are different pictures of that person.
 
+    Raises DataError for persons with fewer pictures. In data without identities (`features.single`) a sample is one
+    query, whose reference is the picture itself.
+
     So a batch holds, for every query, the same person under other descriptions and other persons, which are the hard
     negatives of a composed query. Fields of a sample, M = images: face_tokens (M, P, W), face_identity (M, E) of the
     reference; tokens (M, 77); text (M, C) embedding of the plain caption; answer_identity (M, E), answer_image (M, C);
@@ -23,31 +27,30 @@ class QuerySource:
 
     def __init__(self, features: SplitFeatures, sampling: SamplingConfig) -> None:
         self.features, self.sampling = features, sampling
-        identity = np.asarray(features.arrays.identity)
-        self.people = [np.flatnonzero(identity == person) for person in np.unique(identity)]
-        few = [int(identity[rows[0]]) for rows in self.people if len(rows) < sampling.images]
+        # One picture per person leaves one query about it: the picture is asked for by its own face and caption.
+        self.images = 1 if features.single else sampling.images
+        self.people = group_rows(np.asarray(features.arrays.identity))
+        few = [rows for rows in self.people if len(rows) < self.images]
         if few:
             raise DataError(
-                f"{len(few)} persons (the first: identity {few[0]}) have fewer than sampling.images="
-                f"{sampling.images} pictures: lower it or give more pictures"
+                f"{len(few)} persons (the first: {_name(features, few[0][0])}) have fewer than sampling.images="
+                f"{sampling.images} pictures: lower it, give more pictures, or leave such persons out by "
+                "data.few_pictures=drop"
             )
-        # Equal captions must not repel each other.
-        texts = [c.text for captions in features.arrays.captions for c in captions]
-        numbers: dict[str, int] = {}
-        self.words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
 
     def __len__(self) -> int:
         return len(self.people)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor]:
         features, sampling = self.features, self.sampling
-        rows = rng.choice(self.people[index], sampling.images, replace=False)
+        rows = rng.choice(self.people[index], self.images, replace=False)
         odds = (1 - sampling.face_only - sampling.text_only, sampling.face_only, sampling.text_only)
-        mode = rng.choice(3, sampling.images, p=odds)
+        mode = rng.choice(3, self.images, p=odds)
         references, captions, prompts = [], [], []
         for row, kind in zip(rows, mode, strict=True):
             others = self.people[index][self.people[index] != row]
-            references.append(row if rng.random() < sampling.same_picture else rng.choice(others))
+            own = rng.random() < sampling.same_picture or len(others) == 0
+            references.append(row if own else rng.choice(others))
             choice = features.arrays.captions[row]
             number = int(rng.integers(len(choice)))
             captions.append(features.caption_start[row] + number)
@@ -64,5 +67,17 @@ class QuerySource:
             "mode": mode,
             "row": rows.astype(np.int64),
             "person": np.full(len(rows), index),
-            "words": self.words[captions],
+            "words": features.words[captions],
         }
+
+
+def group_rows(identity: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The rows of each identity, identities in ascending order, rows too."""
+    order = np.argsort(identity, kind="stable")
+    borders = np.flatnonzero(np.diff(identity[order])) + 1
+    return np.split(order, borders)
+
+
+def _name(features: SplitFeatures, row: int) -> str:
+    names = getattr(features.arrays, "names", None)
+    return repr(names[row]) if names else f"identity {features.arrays.identity[row]}"

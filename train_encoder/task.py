@@ -151,16 +151,20 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
     """Rank-1 in a gallery of all portraits of a split (the reference leaves it), ties against the query.
 
     Composed: the face of another portrait of the person and a caption of the answer; any portrait of the person whose
-    attributes the caption fits is right. Face: right is any other portrait of the person.
+    attributes the caption fits is right. Face: right is any other portrait of the person. Persons with one portrait
+    only fill the gallery. Data without identities (`features.single`) have no second portrait: there the reference
+    is the answer itself and stays, and the figures are called self_* in place of composed_*.
     """
     arrays = features.arrays
     rng = np.random.default_rng([seed, 11])
     identity = np.asarray(arrays.identity)
-    rows = rng.permutation(len(identity))[:limit]
+    _, person, pictures = np.unique(identity, return_inverse=True, return_counts=True)
+    rows = rng.permutation(len(identity))
+    rows = rows[(pictures[person[rows]] > 1) | features.single][:limit]
     references, captions, prompts, relevant = [], [], [], []
     for row in rows:
         others = np.flatnonzero((identity == identity[row]) & (np.arange(len(identity)) != row))
-        references.append(rng.choice(others))
+        references.append(row if features.single else rng.choice(others))
         choice = [i for i, c in enumerate(arrays.captions[row]) if c.kind != "emotion"] or [0]
         number = int(rng.choice(choice))
         caption = arrays.captions[row][number]
@@ -174,7 +178,8 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
     same = identity[rows][:, None] == identity
 
     device = model.face_encoder.pos_embed.device
-    gallery = model.heads.gallery(*(torch.tensor(x, device=device) for x in (features.identity, features.image)))
+    everyone = (torch.tensor(np.asarray(x), device=device) for x in (features.identity, features.image))
+    gallery = model.heads.gallery(*everyone)
     joint, face = [], []
     for start in range(0, len(rows), 128):
         at = slice(start, start + 128)
@@ -195,18 +200,19 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
         "face_joint": torch.cat(face) @ gallery.T,
         "face_recognizer": who[r] @ who.T,
     }
+    if features.single:
+        return {name.replace("composed", "self"): _rank1(scores[name].cpu().numpy(), relevant)
+                for name in ("composed_joint", "composed_concatenation", "composed_text")}  # fmt: skip
     return {name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
             for name, score in scores.items()}  # fmt: skip
 
 
-def _rank1(scores: np.ndarray, relevant: np.ndarray, excluded: np.ndarray) -> float:
+def _rank1(scores: np.ndarray, relevant: np.ndarray, excluded: np.ndarray | None = None) -> float:
     at = np.arange(len(scores))
-    relevant = relevant.copy()
-    relevant[at, excluded] = False
-    right = np.where(relevant, scores, -np.inf).max(1)
-    wrong = np.where(relevant, -np.inf, scores)
-    wrong[at, excluded] = -np.inf
-    return float((right > wrong.max(1)).mean())
+    right, wrong = np.where(relevant, scores, -np.inf), np.where(relevant, -np.inf, scores)
+    if excluded is not None:
+        right[at, excluded] = wrong[at, excluded] = -np.inf
+    return float((right.max(1) > wrong.max(1)).mean())
 
 
 def describe(config: Any, trainable: int) -> str:

@@ -1,6 +1,8 @@
 """Reading pictures from untrusted sources: header first, then a pixel cap, and only then the decoder."""
 
+import io
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from faceclip.errors import ImageTooLargeError, UnreadableImageError
 
-ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.generic]
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]
 
 MAX_PIXELS = 64_000_000
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
@@ -22,6 +24,8 @@ def describe_source(source: ImageSource) -> str:
     """A name for error messages: the path, or what was handed in."""
     if isinstance(source, str | os.PathLike):
         return f"image file {str(source)!r}"
+    if isinstance(source, bytes):
+        return f"image of {len(source):,} encoded bytes"
     if isinstance(source, Image.Image):
         return f"PIL image ({source.mode}, {source.width}×{source.height})"
     if isinstance(source, np.ndarray):
@@ -32,8 +36,9 @@ def describe_source(source: ImageSource) -> str:
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
 
-    `source` is a path, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float in [0, 1]. Transparency
-    is laid over white; 16-bit grey is scaled to 8 bits. `name` replaces the source's description in messages.
+    `source` is a path, the bytes of an image file, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float
+    in [0, 1]. Transparency is laid over white; 16-bit grey is scaled to 8 bits. `name` replaces the source's
+    description in messages.
 
     Raises `UnreadableImageError` (missing, truncated, not a picture, wrong shape or dtype) and
     `ImageTooLargeError` (more than `max_pixels`, found in the header, before anything is decoded).
@@ -41,6 +46,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
     name = name or describe_source(source)
     if isinstance(source, str | os.PathLike):
         return _read_file(Path(source), max_pixels, name)
+    if isinstance(source, bytes):
+        return _read_file(io.BytesIO(source), max_pixels, name)
     if isinstance(source, Image.Image):
         _check_size(source.width, source.height, max_pixels, name)
         return _decode(source, name)
@@ -57,7 +64,7 @@ def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
         raise UnreadableImageError(f"{name} is empty ({width}×{height}): give a picture with pixels")
 
 
-def _read_file(path: Path, max_pixels: int, name: str) -> NDArray[np.uint8]:
+def _read_file(path: Path | io.BytesIO, max_pixels: int, name: str) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             # Our own cap replaces Pillow's, which only warns below twice its limit.
@@ -71,8 +78,8 @@ def _read_file(path: Path, max_pixels: int, name: str) -> NDArray[np.uint8]:
         raise ImageTooLargeError(f"{name} is refused before decoding ({error}): shrink the picture") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{name} is not a picture in one of {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        # Pillow's decoders report damaged files by these three.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError) as error:
+        # Pillow's decoders report damaged files by any of these.
         if isinstance(error, UnreadableImageError | ImageTooLargeError):
             raise
         raise UnreadableImageError(f"{name} cannot be read ({error}): the file may be damaged or private") from error

@@ -1,0 +1,77 @@
+"""Folders of pictures with captions beside them, as rows.
+
+    DIR[/SPLIT]/PERSON/NAME.jpg with NAME.txt      one caption per line; the folder says who it is
+    DIR[/SPLIT]/metadata.jsonl (or .csv)           `file_name` and any other columns (caption, identity, box, …)
+
+With a metadata file its rows count and nothing else; without one, the folder that holds a picture is its person.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from faceclip.errors import DataError, EmptyDatasetError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def find_rows(root: Path, split: str) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Rows of a split in order of their names, and all files that decide their content.
+
+    DIR/SPLIT is read when there is such a folder; otherwise DIR is the split "train". Raises DataError for a missing
+    split or a damaged metadata file, EmptyDatasetError when no picture is there.
+    """
+    base = root / split
+    if not base.is_dir():
+        if split != "train":
+            raise DataError(
+                f"{root} has no folder {split!r}: make one, name another by data.validation, or set "
+                "data.validation_share=0.05 to keep some persons of the training split for validation"
+            )
+        base = root
+    tables = [base / name for name in METADATA if (base / name).is_file()]
+    rows, files = _from_metadata(tables[0]) if tables else _from_tree(base)
+    if not rows:
+        raise EmptyDatasetError(f"{base} holds no pictures ({', '.join(sorted(SUFFIXES))}): check data.path")
+    return rows, files
+
+
+def _from_tree(base: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    rows, files = [], []
+    for picture in sorted(file for file in base.rglob("*") if file.suffix.lower() in SUFFIXES):
+        relative = picture.relative_to(base)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        text = picture.with_suffix(".txt")
+        captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []
+        # Nested folders are one person each, by their whole path.
+        person = relative.parent.as_posix() if len(relative.parts) > 1 else ""
+        rows.append({"file_name": relative.as_posix(), "image": str(picture), "caption": captions, "identity": person})
+        files += [picture, text] if text.is_file() else [picture]
+    return rows, files
+
+
+def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    rows, files = [], [table]
+    for number, row in enumerate(_read(table), start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise DataError(f"{table}, entry {number}: expected an object with `file_name`, a path beside this file")
+        picture = table.parent / row["file_name"]
+        if not picture.resolve().is_relative_to(table.parent.resolve()):
+            raise DataError(f"{table}, entry {number}: {row['file_name']!r} lies outside of {table.parent}")
+        rows.append(row | {"image": str(picture)})
+        if picture.is_file():
+            files.append(picture)
+    return rows, files
+
+
+def _read(table: Path) -> list[Any]:
+    try:
+        text = table.read_text(encoding="utf-8")
+        if table.suffix == ".csv":
+            return list(csv.DictReader(text.splitlines()))
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{table} cannot be read ({error}): each line must be one JSON object in UTF-8") from error

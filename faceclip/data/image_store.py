@@ -1,0 +1,120 @@
+"""Pictures that a data set names by URL, found among local files: nothing here opens a connection.
+
+Two forms are known. A folder whose files are named by the key column, by SHA-256 or MD5 of the URL (hexadecimal), or as
+the URL's last part, directly or below two-letter folders (`ab/abcd….jpg`). And what img2dataset leaves: parquet files
+with `url` and `key` beside tar files (or folders) of `KEY.jpg`; boxes are scaled to its resized pictures.
+"""
+
+import hashlib
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faceclip.data.mapping import RejectedRecord
+from faceclip.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def url_key(url: str) -> bytes:
+    """64 bits of a URL's SHA-256: the key of the index in memory."""
+    return hashlib.sha256(url.encode()).digest()[:8]
+
+
+def clean_urls(cell: str) -> list[str]:
+    """The URLs that a cell may mean. FaceCaption-15M appends further words to some, after a comma."""
+    first = cell.split(", ", 1)[0].strip()
+    return [cell] if first in ("", cell) else [cell, first]
+
+
+class ImageStore:
+    """Finds encoded pictures by URL or key below `root`. Raises DataError when there is no such folder."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise DataError(f"data.images={root}: no such folder; it must hold the pictures, nothing is downloaded")
+        self.root = root
+        self.shards: list[Path] = []
+        self.index: dict[bytes, tuple[int, str, float]] = {}
+        for table in sorted(root.rglob("*.parquet")):
+            self._add_shard(table)
+
+    def _add_shard(self, table: Path) -> None:
+        try:
+            file = pq.ParquetFile(table)
+            names = set(file.schema_arrow.names)
+            if not {"url", "key"} <= names:
+                return
+            wanted = [n for n in ("url", "key", "status", "width", "original_width") if n in names]
+            columns = file.read(columns=wanted).to_pydict()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{table} cannot be read ({error}): fetch this shard again or remove it") from error
+        self.shards.append(table.with_suffix(""))
+        count = len(columns["url"])
+        status = columns.get("status", ["success"] * count)
+        widths = zip(columns.get("width", [None] * count), columns.get("original_width", [None] * count), strict=True)
+        for url, key, state, (width, original) in zip(columns["url"], columns["key"], status, widths, strict=True):
+            if state == "success" and url is not None:
+                scale = width / original if width and original else 1.0
+                self.index[url_key(url)] = (len(self.shards) - 1, str(key), scale)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and sizes of all files; their contents are compared picture by picture when read again."""
+        digest = hashlib.sha256()
+        for path in sorted(file for file in self.root.rglob("*") if file.is_file()):
+            digest.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def find(self, url: str, key: str) -> tuple[bytes | str, float]:
+        """The picture as bytes or path, and the factor from original pixels to its pixels. Raises RejectedRecord."""
+        for candidate in clean_urls(url):
+            entry = self.index.get(url_key(candidate))
+            if entry is not None:
+                shard, name, scale = entry
+                return self._member(self.shards[shard], name), scale
+        for name in self._names(url, key):
+            for folder in (self.root, self.root / name[:2]):
+                for suffix in ("", *SUFFIXES):
+                    path = folder / f"{name}{suffix}"
+                    if path.is_file():
+                        return str(path), 1.0
+        raise RejectedRecord("no_image", f"{key}: no picture of {url!r} below {self.root}")
+
+    def _names(self, url: str, key: str) -> list[str]:
+        names = [key]
+        for candidate in clean_urls(url):
+            encoded = candidate.encode()
+            names += [hashlib.sha256(encoded).hexdigest(), hashlib.md5(encoded, usedforsecurity=False).hexdigest(),
+                      Path(unquote(urlsplit(candidate).path)).name]  # fmt: skip
+        # A name comes from the data: it must stay one component of a path.
+        return [name for name in names if name and name not in (".", "..") and "/" not in name and "\0" not in name]
+
+    def _member(self, shard: Path, name: str) -> bytes | str:
+        tar = shard.with_name(f"{shard.name}.tar")
+        if tar.is_file():
+            archive, members = _members(tar)
+            for suffix in SUFFIXES:
+                if (member := members.get(f"{name}{suffix}")) is not None:
+                    with archive.open("rb") as file:
+                        file.seek(member[0])
+                        return file.read(member[1])
+        for suffix in SUFFIXES:
+            path = shard / f"{name}{suffix}"
+            if path.is_file():
+                return str(path)
+        raise RejectedRecord("no_image", f"{shard.name}/{name} is listed in {shard.name}.parquet but is not there")
+
+
+@lru_cache(maxsize=16)
+def _members(tar: Path) -> tuple[Path, dict[str, tuple[int, int]]]:
+    """Where each file of a tar lies: name → (offset, bytes)."""
+    try:
+        with tarfile.open(tar) as archive:
+            files = {Path(m.name).name: (m.offset_data, m.size) for m in archive.getmembers() if m.isfile()}
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{tar} cannot be read ({error}): fetch it again or remove it with its parquet") from error
+    return tar, files

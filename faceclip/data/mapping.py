@@ -1,0 +1,283 @@
+"""What a user's data set means: its columns as the parts of a record, with ready mappings for known data.
+
+A mapping names columns; `A|B` takes the first of A and B that the data has. What a row lacks or holds in a form that
+cannot be used raises `RejectedRecord` with a reason; such rows are counted (`faceclip.data.rejects`), never guessed.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceclip.errors import ConfigError, DataError
+
+Layout = Literal["auto", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
+
+
+@dataclass(kw_only=True)
+class ColumnsConfig:
+    """Names of columns; empty: what the layout's ready mapping says (`READY`).
+
+    image: picture as bytes, `datasets.Image`, or a path below `data.images`. url: key into the local pictures of
+    `data.images`. captions: one or more columns; a cell is a text, a list of texts, or a list of structs with `text`.
+    identity: equal values are one person. box: four numbers (list, JSON text, or struct). landmarks: five points.
+    split: a value per row that says which split it is in. key: a name for reports and for files of `data.images`.
+    """
+
+    image: str = ""
+    url: str = ""
+    captions: tuple[str, ...] = ()
+    identity: str = ""
+    box: str = ""
+    landmarks: str = ""
+    split: str = ""
+    key: str = ""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Any data set as training data.
+
+    path: local folder or file, or a hub id (`owner/name`). layout: "auto" looks at the path. name, revision: of a hub
+    data set. streaming: read a hub data set in order without downloading it first (local files always are).
+    identity: "column" reads `columns.identity`; "none" says that every row is another person, which leaves no
+    composed queries with a second picture (see docs/data.md). images: folder of pictures for urls and relative paths.
+    train, validation: names of the splits (or values of `columns.split`); validation_share: share of the persons of
+    `train` kept for validation in place of a split of its own. detector: "mtcnn" or "insightface:PACK"
+    (non-commercial, with accept_non_commercial). face: which of several faces, when no box says so. portrait: side of
+    the square given to the image tower, in sides of the aligned face crop; 0: the center square of the whole picture.
+    max_bad_share: above it, building stops. few_pictures: what happens to persons with fewer pictures than
+    `sampling.images`. limit: read only the first rows (0: all). shard_rows: source rows per cache shard.
+    """
+
+    path: str = ""
+    layout: Layout = "auto"
+    name: str = ""
+    revision: str = ""
+    streaming: bool = False
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    identity: Literal["column", "none"] = "column"
+    images: str = ""
+    box_format: Literal["xyxy", "xywh"] = "xyxy"
+    box_units: Literal["pixels", "relative"] = "pixels"
+    train: str = "train"
+    validation: str = "validation"
+    validation_share: float = 0.0
+    detector: str = "mtcnn"
+    accept_non_commercial: bool = False
+    face: Literal["largest", "center", "only"] = "largest"
+    portrait: float = 2.5
+    max_pixels: int = 64_000_000
+    max_bad_share: float = 0.1
+    few_pictures: Literal["error", "drop"] = "error"
+    limit: int = 0
+    shard_rows: int = 1024
+    batch_size: int = 64
+    workers: int = 2
+    device: str = "cpu"
+    verify: Literal["hashes", "sizes"] = "hashes"
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.{name}: a share from 0 to 1 is expected, got {getattr(self, name)}")
+        for name in ("shard_rows", "batch_size", "workers", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.limit < 0 or self.portrait < 0:
+            raise ConfigError("data.limit and data.portrait: must not be negative")
+        if self.validation_share and self.columns.split:
+            raise ConfigError("data.validation_share: data.columns.split already says which rows validate; drop one")
+
+
+READY: dict[str, ColumnsConfig] = {
+    "files": ColumnsConfig(image="image|jpg|jpeg|png|webp", captions=("captions|caption|text|txt",),
+                           identity="identity|person", key="key|id|__key__|file_name"),
+    "image_folder": ColumnsConfig(image="image", captions=("captions|caption|text",), identity="identity|person",
+                                  key="file_name"),
+    # Version 1 of the data set names its columns by its card (url, face box, laion_caption, face_caption); version 2
+    # has _id, url, box (JSON text), caption and laion_caption (lists of one text).
+    "facecaption": ColumnsConfig(url="url", captions=("face_caption|caption",), box="face_box|box|face box",
+                                 key="_id|id"),
+}
+
+
+class RejectedRecord(Exception):
+    """A row that cannot be used; `reason` is a short name that reports count, the message says what was found."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawRecord:
+    """One row in our terms. box (4,): x1, y1, x2, y2; landmarks (5, 2); both in pixels, or None.
+
+    image: encoded bytes, or a path or remote address; url: key into a folder of pictures when `image` is None.
+    """
+
+    key: str
+    image: bytes | str | None
+    url: str
+    captions: tuple[str, ...]
+    person: str
+    split: str
+    box: NDArray[np.float64] | None
+    landmarks: NDArray[np.float64] | None
+
+
+class RowMapping:
+    """Turns rows of a source with the given columns into `RawRecord`s.
+
+    Raises:
+        DataError: a column that the mapping names is not in the data; the message names it and what sets it.
+    """
+
+    def __init__(self, config: DataConfig, layout: str, columns: Iterable[str], source: str) -> None:
+        self.config, self.source, self.available = config, source, tuple(columns)
+        ready = READY.get(layout, READY["files"])
+        chosen = {f.name: getattr(config.columns, f.name) or getattr(ready, f.name) for f in fields(ColumnsConfig)}
+        explicit = {f.name for f in fields(ColumnsConfig) if getattr(config.columns, f.name)}
+        if layout == "facecaption" and not config.columns.identity and config.identity == "column":
+            raise DataError(
+                f"{source}: FaceCaption-15M has no column that says who is on a picture: set data.identity=none "
+                "(every row is another person), or add such a column and set data.columns.identity"
+            )
+        self.captions = tuple(self._find("captions", name) for name in chosen["captions"])
+        self.image = self._find("image", chosen["image"], needed="image" in explicit or not chosen["url"])
+        self.url = self._find("url", chosen["url"], needed=not self.image)
+        self.identity = self._find("identity", chosen["identity"]) if config.identity == "column" else None
+        optional = {name: self._find(name, chosen[name], needed=name in explicit)
+                    for name in ("box", "landmarks", "split", "key")}  # fmt: skip
+        self.box, self.landmarks, self.split, self.key = optional.values()
+        if self.url and not self.image and not config.images:
+            raise DataError(
+                f"{source}: pictures are named by column {self.url!r} and nothing is downloaded here: set data.images "
+                "to the folder (or img2dataset output) that holds them"
+            )
+
+    @property
+    def facts(self) -> str:
+        """Everything here that decides what a row means, as part of cache keys."""
+        roles = (self.image, self.url, self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
+        return f"mapping 1: {roles}, identity {self.config.identity}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        named = (self.image, self.url, *self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
+        return tuple(dict.fromkeys(name for name in named if name))
+
+    def _find(self, role: str, names: str, *, needed: bool = True) -> str | None:
+        """The first of `A|B` that the data has."""
+        for name in names.split("|"):
+            if name in self.available:
+                return name
+        if not needed:
+            return None
+        remedy = f"set data.columns.{role}=NAME"
+        if role == "identity":
+            remedy += ", or data.identity=none if every row shows another person"
+        raise DataError(
+            f"{self.source} has no column {' or '.join(map(repr, names.split('|')))} for the {role}; its columns are "
+            f"{', '.join(self.available)}: {remedy}"
+        )
+
+    def read(self, row: Mapping[str, Any], number: int) -> RawRecord:
+        """One row; `number` counts the rows of the source. Raises RejectedRecord."""
+        key = str(row[self.key]) if self.key and row.get(self.key) is not None else f"row {number}"
+        person = f"row {number}"
+        if self.identity:
+            value = row.get(self.identity)
+            if value is None or value == "":
+                raise RejectedRecord("no_identity", f"{key}: column {self.identity!r} is empty")
+            person = str(value)
+        captions = [text for name in self.captions for text in _texts(row.get(name), f"{key}, column {name!r}")]
+        if not captions:
+            raise RejectedRecord("empty_caption", f"{key}: no text in {', '.join(self.captions)}")
+        image, url = None, ""
+        if self.image:
+            image = _image_cell(row.get(self.image), f"{key}, column {self.image!r}")
+        elif self.url:
+            url = str(row.get(self.url) or "")
+            if not url:
+                raise RejectedRecord("no_image", f"{key}: column {self.url!r} is empty")
+        return RawRecord(
+            key=key, image=image, url=url, captions=tuple(dict.fromkeys(captions)), person=person,
+            split=str(row.get(self.split, "")) if self.split else "",
+            box=parse_box(row.get(self.box), self.config.box_format, key) if self.box else None,
+            landmarks=parse_landmarks(row.get(self.landmarks), key) if self.landmarks else None,
+        )  # fmt: skip
+
+
+def _texts(cell: Any, where: str) -> list[str]:
+    if cell is None:
+        return []
+    if isinstance(cell, str):
+        return [cell.strip()] if cell.strip() else []
+    if isinstance(cell, bytes):  # webdataset members of unknown type
+        return _texts(cell.decode("utf-8", errors="replace"), where)
+    if isinstance(cell, Mapping) and "text" in cell:
+        return _texts(cell["text"], where)
+    if isinstance(cell, list | tuple):
+        return [text for item in cell for text in _texts(item, where)]
+    raise RejectedRecord("caption_not_text", f"{where} holds {type(cell).__name__}, expected text")
+
+
+def _image_cell(cell: Any, where: str) -> bytes | str:
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes | str) and cell:
+        return cell
+    if isinstance(cell, Path):
+        return str(cell)
+    kind = "nothing" if cell is None or isinstance(cell, bytes | str) else type(cell).__name__
+    raise RejectedRecord("no_image", f"{where} holds {kind}, expected a picture's bytes or its path")
+
+
+def _numbers(cell: Any, where: str, reason: str) -> list[float]:
+    """Numbers of nested lists or of JSON text, flat."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except json.JSONDecodeError as error:
+            raise RejectedRecord(reason, f"{where}: {cell[:60]!r} is not a JSON list") from error
+    if isinstance(cell, Mapping):
+        cell = list(cell.values())
+    if isinstance(cell, np.ndarray):
+        cell = cell.tolist()
+    if isinstance(cell, list | tuple):
+        return [number for item in cell for number in _numbers(item, where, reason)]
+    if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
+        return [float(cell)]
+    raise RejectedRecord(reason, f"{where}: {cell!r} is no finite number")
+
+
+def parse_box(cell: Any, box_format: str, where: str) -> NDArray[np.float64]:
+    """(4,) x1, y1, x2, y2 from a list, JSON text or struct in the order of `box_format`. Raises RejectedRecord."""
+    values = _numbers(cell, f"{where}, box", "bad_box")
+    if len(values) != 4:
+        raise RejectedRecord("bad_box", f"{where}: a box of {len(values)} numbers, expected 4")
+    box = np.asarray(values)
+    if box_format == "xywh":
+        box[2:] += box[:2]
+    if not (box[2] > box[0] and box[3] > box[1]):
+        raise RejectedRecord("bad_box", f"{where}: box {values} is empty; data.box_format is {box_format}")
+    return box
+
+
+def parse_landmarks(cell: Any, where: str) -> NDArray[np.float64]:
+    """(5, 2) from five points or ten numbers x, y, x, y, … Raises RejectedRecord."""
+    values = _numbers(cell, f"{where}, landmarks", "bad_landmarks")
+    if len(values) != 10:
+        raise RejectedRecord("bad_landmarks", f"{where}: {len(values)} numbers, expected 5 points (x, y)")
+    points = np.asarray(values).reshape(5, 2)
+    if np.ptp(points, axis=0).max() < 1e-6:
+        raise RejectedRecord("bad_landmarks", f"{where}: all five points are the same")
+    return points

@@ -1,0 +1,192 @@
+"""From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import fsspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from faceclip.data.image_store import ImageStore
+from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
+from faceclip.errors import ConfigError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
+from faceclip.faces.align import align_face, similarity_transform
+from faceclip.faces.detect import (
+    Face,
+    FaceDetector,
+    InsightFaceDetector,
+    MTCNNDetector,
+    detect_with_retries,
+    select_faces,
+)
+from faceclip.faces.images import load_image
+
+BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
+BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
+_REASONS = {ImageTooLargeError: "image_too_large", NoFaceError: "no_face", SeveralFacesError: "several_faces"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portrait:
+    """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it; landmarks (5, 2): pixels of the whole
+    picture; digest: 64 bits of the encoded picture's SHA-256."""
+
+    crop: NDArray[np.uint8]
+    picture: NDArray[np.uint8]
+    landmarks: NDArray[np.float32]
+    digest: int
+
+
+def build_detector(config: DataConfig) -> FaceDetector:
+    """The detector that `config.detector` names. Raises ConfigError for an unknown one."""
+    name, _, pack = config.detector.partition(":")
+    if config.detector == "mtcnn":
+        return MTCNNDetector()
+    if name == "insightface":
+        return InsightFaceDetector(pack or "buffalo_l", accept_non_commercial=config.accept_non_commercial)
+    raise ConfigError(f"data.detector={config.detector}: choose mtcnn or insightface:PACK")
+
+
+class PortraitReader:
+    """Prepares records of one source; safe to use from several threads.
+
+    crop_size, picture_size: pixels of the face crop and of the square picture. folder: base of relative paths.
+    """
+
+    def __init__(self, config: DataConfig, *, folder: Path | None, crop_size: int, picture_size: int) -> None:
+        self.config, self.crop_size, self.picture_size = config, crop_size, picture_size
+        self.detector = build_detector(config)
+        self.store = ImageStore(Path(config.images)) if config.images else None
+        self.folder = Path(config.images) if config.images else folder
+
+    @property
+    def finding(self) -> str:
+        """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
+        c = self.config
+        store = self.store.fingerprint() if self.store else ""
+        return (f"finding 1: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
+                f"cap {c.max_pixels}, pictures {store}")  # fmt: skip
+
+    @property
+    def cutting(self) -> tuple[str, str]:
+        """What decides the pixels of the crop and of the picture beyond `finding`."""
+        return f"crop 1: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
+
+    def read(self, raw: RawRecord, landmarks: NDArray[np.floating] | None = None) -> Portrait:
+        """The record's portrait; `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord."""
+        source, scale = self._locate(raw)
+        try:
+            image = load_image(source, max_pixels=self.config.max_pixels, name=raw.key)
+            points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)
+        except FaceError as error:
+            raise RejectedRecord(_REASONS.get(type(error), "unreadable_image"), str(error)) from error
+        points = np.asarray(points, np.float64)
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return Portrait(
+            crop=align_face(image, points, self.crop_size),
+            picture=square_around(image, points, self.config.portrait, self.picture_size),
+            landmarks=points.astype(np.float32),
+            digest=int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True),
+        )
+
+    def _locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
+        if raw.image is None:
+            if self.store is None:
+                raise RejectedRecord("no_image", f"{raw.key}: no picture in the row, and data.images is not set")
+            return self.store.find(raw.url, raw.key)
+        if isinstance(raw.image, bytes):
+            return raw.image, 1.0
+        if "://" in raw.image:
+            return self._fetch(raw), 1.0
+        path = Path(raw.image)
+        if not path.is_absolute():
+            base = self.folder or Path()
+            path = base / path
+            if not path.resolve().is_relative_to(base.resolve()):
+                raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} lies outside of {base}")
+        if not path.is_file():
+            raise RejectedRecord("no_image", f"{raw.key}: {path} does not exist")
+        return str(path), 1.0
+
+    def _fetch(self, raw: RawRecord) -> bytes:
+        """A file that `datasets` names inside a hub data set or an archive; web pages are not visited."""
+        if raw.image.startswith(("http://", "https://")) and not raw.image.startswith("https://huggingface.co/datasets/"):
+            raise RejectedRecord("no_image", f"{raw.key}: {raw.image} is not downloaded; fetch it and set data.images")
+        try:
+            with fsspec.open(raw.image, "rb") as file:
+                return file.read()
+        except (OSError, ValueError) as error:
+            raise RejectedRecord("unreadable_image", f"{raw.key}: {raw.image} cannot be read ({error})") from error
+
+    def _landmarks(self, image: NDArray[np.uint8], raw: RawRecord, scale: float) -> NDArray[np.floating]:
+        height, width = image.shape[:2]
+        if raw.landmarks is not None:
+            points = self._to_pixels(raw.landmarks, width, height, scale)
+            if not ((points > [-width, -height]) & (points < [2 * width, 2 * height])).all():
+                raise RejectedRecord(
+                    "bad_landmarks", f"{raw.key}: landmarks {points.round(1).tolist()} in {width}×{height}"
+                )
+            return points
+        if raw.box is None:
+            faces = detect_with_retries(image, self.detector)
+            return select_faces(faces, self.config.face, (height, width), raw.key)[0].landmarks
+        box = self._to_pixels(raw.box.reshape(2, 2), width, height, scale).reshape(4)
+        if min(box[2], width) - max(box[0], 0) < 2 or min(box[3], height) - max(box[1], 0) < 2:
+            raise RejectedRecord("bad_box", f"{raw.key}: box {box.round(1).tolist()} lies outside of {width}×{height}")
+        return find_in_box(image, box, self.detector, raw.key).landmarks
+
+    def _to_pixels(self, points: NDArray[np.float64], width: int, height: int, scale: float) -> NDArray[np.float64]:
+        if self.config.box_units == "relative":
+            return points * [width, height] - 0.5
+        return (points + 0.5) * scale - 0.5
+
+
+def find_in_box(image: NDArray[np.uint8], box: NDArray[np.floating], detector: FaceDetector, name: str) -> Face:
+    """The face that overlaps most with `box` (4,) x1, y1, x2, y2 in pixels. Raises NoFaceError."""
+    height, width = image.shape[:2]
+    margin = BOX_MARGIN * max(box[2] - box[0], box[3] - box[1])
+    left, top = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(box[2:] + margin + 1), [width, height]).astype(int)
+    shift = np.array([left, top], np.float32)
+    faces = []
+    for face in detect_with_retries(np.ascontiguousarray(image[top:bottom, left:right]), detector):
+        found = face.box + np.tile(shift, 2)
+        faces.append(Face(box=found, landmarks=face.landmarks + shift, score=face.score))
+    best = max(faces, key=lambda face: overlap(face.box, box), default=None)
+    if best is None or overlap(best.box, box) < BOX_OVERLAP:
+        raise NoFaceError(f"{name}: {len(faces)} faces near the given box, none of which overlaps with it")
+    return best
+
+
+def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Intersection over union of two boxes (4,)."""
+    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
+    shared = float(np.prod(np.maximum(high - low, 0)))
+    areas = [float(np.prod(box[2:] - box[:2])) for box in (first, second)]
+    return shared / (sum(areas) - shared)
+
+
+def square_around(
+    image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float, size: int
+) -> NDArray[np.uint8]:
+    """A square (size, size, 3) around the face, upright, moved inside the picture where it would leave it.
+
+    Its side is `reach` × the side of the aligned face crop in the picture, at most the picture's shorter side;
+    reach 0 takes the center square.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    if reach:
+        matrix = similarity_transform(torch.as_tensor(np.asarray(landmarks, np.float64)), 448).numpy()
+        inverse = cv2.invertAffineTransform(matrix)
+        middle = inverse @ [223.5, 223.5, 1]
+        side = min(side, max(1, round(reach * 448 * float(np.hypot(*inverse[:, 0])))))
+    low = np.clip(np.round(middle - (side - 1) / 2), 0, [width - side, height - side]).astype(int)
+    cut = image[low[1] : low[1] + side, low[0] : low[0] + side]
+    # Pillow's bicubic filter is the one CLIP's towers were trained with.
+    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))

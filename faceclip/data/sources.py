@@ -1,0 +1,166 @@
+"""Rows of any data set in a fixed order: local parquet, arrow, JSON or webdataset files, image folders, hub data sets.
+
+Local files are read as a stream, so nothing is copied into a cache of `datasets`. Pictures stay encoded: a header check
+must come before any decoding.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
+
+from faceclip.data import image_folder
+from faceclip.data.digests import content_hash
+from faceclip.data.mapping import DataConfig
+from faceclip.errors import DataError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_READ_ERRORS = (pa.ArrowException, OSError, ValueError, DatasetGenerationError, UnicodeDecodeError)
+Rows = Callable[[int], Iterator[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """One split. `rows(start)` yields the rows from number `start`, always the same; `content_hash` is their key.
+
+    count: number of rows, None when only reading to the end tells. folder: base of relative picture paths.
+    """
+
+    name: str
+    layout: str
+    columns: tuple[str, ...]
+    content_hash: str
+    count: int | None
+    folder: Path | None
+    rows: Rows
+
+
+def find_layout(config: DataConfig) -> str:
+    """The layout that `config.layout="auto"` stands for. Raises DataError when the path is neither data nor hub id."""
+    path = Path(config.path)
+    if config.layout != "auto":
+        return config.layout
+    if path.is_dir():
+        if (path / "dataset.json").is_file():
+            return "portraits"
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return "arrow"
+        tables = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tar")
+        holds = {file.suffix for file in itertools.islice(path.rglob("*"), 2000) if file.name != "metadata.parquet"}
+        pictures = bool({suffix.lower() for suffix in holds} & image_folder.SUFFIXES)
+        return "image_folder" if pictures or not holds & set(tables) else "files"
+    if path.is_file():
+        return "files"
+    if _HUB_ID.fullmatch(config.path):
+        return "hub"
+    raise DataError(f"data.path={config.path}: no such file or folder, and not a hub id of the form owner/name")
+
+
+def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
+    """The rows of one split.
+
+    `memo`: JSON file that remembers digests of local files. Raises DataError when there is no such data or split.
+    """
+    layout = find_layout(config)
+    path = Path(config.path)
+    if layout == "image_folder" or (layout == "facecaption" and not _has_tables(path)):
+        if layout == "facecaption":
+            raise DataError(f"data.path={path}: no parquet file of FaceCaption-15M there: name the file or its folder")
+        rows, files = image_folder.find_rows(path, split)
+        digest = content_hash(files, path, memo)
+        columns = tuple(dict.fromkeys(name for row in rows for name in row))
+
+        def listed(start: int) -> Iterator[Mapping[str, Any]]:
+            return itertools.islice(rows, start, None)
+
+        return RowSource(name=str(path), layout=layout, columns=columns, content_hash=digest, count=len(rows),
+                         folder=path, rows=listed)  # fmt: skip
+    if layout == "arrow":
+        return _from_arrow(path, split, memo)
+    return _from_datasets(config, layout, split, memo)
+
+
+def _has_tables(path: Path) -> bool:
+    return not path.is_dir() or any(path.rglob("*.parquet"))
+
+
+def _from_arrow(path: Path, split: str, memo: Path) -> RowSource:
+    """A folder that `save_to_disk` wrote."""
+    found = _guard(f"data.path={path}", lambda: datasets.load_from_disk(str(path)))
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise _no_split(str(path), split, list(found))
+        found = found[split]
+    elif split != "train":
+        raise _no_split(str(path), split, ["train"])
+    digest = content_hash([Path(item["filename"]) for item in found.cache_files], path, memo)
+    return _stream(found, str(path), "arrow", digest, len(found), path)
+
+
+def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> RowSource:
+    path = Path(config.path)
+    arguments: dict[str, Any] = {"path": config.path}
+    if path.is_file():
+        kind = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tar": "webdataset"}.get(path.suffix, "json")
+        arguments = {"path": kind, "data_files": {"train": str(path)}}
+    arguments |= {key: getattr(config, key) for key in ("name", "revision") if getattr(config, key)}
+    name = f"data.path={config.path}"
+    builder = _guard(name, lambda: datasets.load_dataset_builder(**arguments))
+    files = builder.config.data_files
+    if files is not None and split not in files:
+        raise _no_split(config.path, split, list(map(str, files)))
+    chosen = [str(file) for file in files[split]] if files is not None else []
+    if path.exists():
+        digest = content_hash([Path(file) for file in chosen], path if path.is_dir() else path.parent, memo)
+    else:
+        # Addresses of hub files hold the commit; what changes there changes its address.
+        facts = [config.path, config.name, split, chosen, getattr(files and files[split], "origin_metadata", None)]
+        digest = json.dumps(facts, default=str)
+    stream = config.streaming or path.exists()
+    found = _guard(name, lambda: datasets.load_dataset(**arguments, split=split, streaming=stream))
+    count = None if stream else len(found)
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    return _stream(found, config.path, layout, digest, count, folder)
+
+
+def _stream(
+    found: datasets.Dataset | datasets.IterableDataset, name: str, layout: str, digest: str, count: int | None,
+    folder: Path | None,
+) -> RowSource:  # fmt: skip
+    columns = found.features or _guard(name, lambda: next(iter(found), {}))
+    for column, kind in (found.features or {}).items():
+        if isinstance(kind, datasets.Image):
+            found = found.cast_column(column, datasets.Image(decode=False))
+
+    def rows(start: int) -> Iterator[Mapping[str, Any]]:
+        iterator = iter(found.skip(start) if start else found)
+        while (row := _guard(name, lambda: next(iterator, None))) is not None:
+            yield row
+
+    return RowSource(name=name, layout=layout, columns=tuple(columns), content_hash=digest, count=count,
+                     folder=folder, rows=rows)  # fmt: skip
+
+
+def _guard(name: str, action: Callable[[], Any]) -> Any:
+    """Failures of `datasets` and Arrow as DataError that names the source."""
+    try:
+        return action()
+    except ConnectionError as error:
+        raise DataError(f"{name}: the hub cannot be reached ({error}): check the id and the connection, or give a "
+                        "local folder") from error  # fmt: skip
+    except _READ_ERRORS as error:
+        raise DataError(f"{name} cannot be read ({error}): a file may be damaged; replace it and run again") from error
+
+
+def _no_split(name: str, split: str, known: list[str]) -> DataError:
+    return DataError(
+        f"{name} has no split {split!r}, only {', '.join(known)}: name it by data.train or data.validation, or set "
+        "data.validation_share=0.05 to keep some persons of the training split for validation"
+    )

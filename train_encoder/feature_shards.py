@@ -1,0 +1,241 @@
+"""Frozen features of any data set, computed once in one pass over its rows and kept as safetensors shards.
+
+Four kinds of shards per split, each in a folder of its own key, so that another text tower does not detect faces again:
+`records` (usable rows: person, captions, landmarks; key: content hash + column mapping + face finding), `faces`
+(recognizer: identity and patch tokens), `images` (image tower) and `captions` (text tower), each keyed by the records,
+the tower's hash and its preprocessing. Shard i is a function of source rows [i·K, (i+1)·K) alone, which makes a build
+that was killed go on with the same bytes.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from faceclip.data.cache import module_hash
+from faceclip.data.folder_lock import locked
+from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.portraits import Portrait, PortraitReader
+from faceclip.data.rejects import RejectCounts
+from faceclip.data.shards import ShardFolder, short_key
+from faceclip.data.sources import open_source
+from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.runtime.progress import bar
+from faceclip.text_tower import tokenize, used_tokens
+from train_encoder.towers_io import Towers
+
+KINDS = ("records", "faces", "images", "captions")
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text's SHA-256, signed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+class FeatureBuilder:
+    """The cache of one split of a source.
+
+    Raises DataError when source, split or a mapped column is missing. `folders` holds the shards of each kind.
+    """
+
+    def __init__(self, config: DataConfig, split: str, towers: Towers, cache: Path) -> None:
+        self.config, self.split, self.towers, self.cache = config, split, towers, cache
+        self.source = open_source(config, split, cache / "digests.json")
+        self.mapping = RowMapping(config, self.source.layout, self.source.columns, self.source.name)
+        self.reader = PortraitReader(
+            config,
+            folder=self.source.folder,
+            crop_size=towers.recognizer.config.image_size,
+            picture_size=towers.image.config.image_size,
+        )
+        crop, picture = self.reader.cutting
+        facts = (self.source.content_hash, self.mapping.facts, self.reader.finding, config.limit, config.shard_rows)
+        self.about: dict[str, dict[str, Any]] = {
+            "records": {"source": config.path, "split": split, "facts": list(facts)},
+            "faces": {"model": module_hash(towers.recognizer), "preprocessing": crop},
+            "images": {"model": module_hash(towers.image), "preprocessing": picture},
+            "captions": {"model": module_hash(towers.text_g), "preprocessing": "plain"},
+        }
+        records = short_key("records 1", *facts)
+        self.keys = {kind: short_key(kind, records, *map(str, self.about[kind].values())) for kind in KINDS[1:]}
+        self.keys["records"] = records
+        self.report = cache / f"{split}-report-{records}.json"
+
+    def build(self) -> dict[str, ShardFolder]:
+        """All shards, built where missing; prints what was left out.
+
+        One process builds at a time; others wait and find the work done. Raises TooManyBadRecordsError, DataError
+        for a damaged shard or a source that changed meanwhile, EmptyDatasetError when no row is usable.
+        """
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with locked(self.cache / ".lock"):
+            folders = {kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind])
+                       for kind in KINDS}  # fmt: skip
+            fresh = not all(folder.complete for folder in folders.values())
+            if fresh:
+                self._move(self.config.device)
+                try:
+                    self._build_pictures(folders)
+                    self._build_captions(folders)
+                finally:
+                    self._move("cpu")
+            counts = self._counts(folders["records"])
+            counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
+            if fresh:
+                counts.write(self.report, self.source.name)
+                print(f"{self.split}: {counts}; report {self.report}", flush=True)
+            if counts.rows == counts.bad:
+                raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
+        return folders
+
+    def _move(self, device: str) -> None:
+        for tower in (self.towers.recognizer, self.towers.image, self.towers.text_g):
+            tower.to(device)
+
+    def _counts(self, records: ShardFolder) -> RejectCounts:
+        counts = RejectCounts()
+        for entry in records.entries:
+            counts.merge(entry["rejected"])
+        return counts
+
+    def _build_pictures(self, folders: Mapping[str, ShardFolder]) -> None:
+        """Records, faces and images, block by block; what exists is not computed again."""
+        parts = [folders[kind] for kind in ("records", "faces", "images")]
+        if all(folder.complete for folder in parts):
+            return
+        records, faces, images = parts
+        size, limit = self.config.shard_rows, self.config.limit or None
+        first = min(map(len, parts))
+        total = self.source.count if limit is None else min(limit, self.source.count or limit)
+        rows = itertools.islice(self.source.rows(first * size), None if limit is None else max(0, limit - first * size))
+        counts = RejectCounts()
+        for entry in records.entries:
+            counts.merge(entry["rejected"])
+        with ThreadPoolExecutor(self.config.workers) as pool, bar(f"{self.split} pictures", total or 0) as advance:
+            for number in itertools.count(first):
+                block = list(itertools.islice(rows, size))
+                if not block:
+                    break
+                known = records.read(number) if number < len(records) else None
+                if known is not None:
+                    records.verify(number)
+                portraits = self._prepare(block, number * size, known, pool, records, counts)
+                if number >= len(faces):
+                    faces.append(self._faces([portrait.crop for portrait in portraits]))
+                if number >= len(images):
+                    images.append(self._images([portrait.picture for portrait in portraits]))
+                advance(number * size + len(block), total or number * size + len(block))
+                counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=False)
+        if len({len(folder) for folder in parts}) > 1:
+            raise DataError(f"{self.source.name} ended early: the cache holds more rows; delete {records.folder}")
+        for folder in parts:
+            folder.finish()
+
+    def _prepare(
+        self, block: Sequence[Mapping[str, Any]], start: int, known: Mapping[str, NDArray] | None,
+        pool: ThreadPoolExecutor, records: ShardFolder, counts: RejectCounts,
+    ) -> list[Portrait]:  # fmt: skip
+        """Portraits of the usable rows of a block; writes its records when they are not known yet."""
+        landmarks = None if known is None else dict(zip(known["row"].tolist(), known["landmarks"], strict=True))
+
+        def one(item: tuple[int, Mapping[str, Any]]):
+            number, row = item
+            if landmarks is not None and number not in landmarks:
+                return None
+            try:
+                raw = self.mapping.read(row, number)
+                return number, raw, self.reader.read(raw, landmarks and landmarks[number])
+            except RejectedRecord as rejected:
+                return rejected
+
+        outcomes = [outcome for outcome in pool.map(one, enumerate(block, start)) if outcome is not None]
+        good = [outcome for outcome in outcomes if not isinstance(outcome, RejectedRecord)]
+        if known is not None:
+            if [portrait.digest for _, _, portrait in good] != known["digest"].tolist():
+                raise DataError(
+                    f"{self.source.name}: rows {start} to {start + len(block)} are not the ones that {records.folder} "
+                    "was built from: delete this folder, it is built anew"
+                )
+            return [portrait for _, _, portrait in good]
+        rejected = RejectCounts(rows=len(block))
+        for outcome in outcomes:
+            if isinstance(outcome, RejectedRecord):
+                rejected.add(outcome)
+        counts.merge(rejected.to_dict())
+        texts = [raw.captions for _, raw, _ in good]
+        flat = [text for row in texts for text in row]
+        fields = {
+            "row": np.array([number for number, _, _ in good], np.int64),
+            "person": np.array([text_hash(raw.person) for _, raw, _ in good], np.int64),
+            "split": np.array([text_hash(raw.split) for _, raw, _ in good], np.int64),
+            "landmarks": np.array([p.landmarks for _, _, p in good], np.float32).reshape(-1, 5, 2),
+            "digest": np.array([portrait.digest for _, _, portrait in good], np.int64),
+            "captions": np.array([len(row) for row in texts], np.int64),
+            "words": np.array([text_hash(text) for text in flat], np.int64),
+        }
+        fields |= pack_texts("caption", flat) | pack_texts("name", [raw.person for _, raw, _ in good])
+        records.append(fields, rows=len(good), rejected=rejected.to_dict())
+        return [portrait for _, _, portrait in good]
+
+    def _build_captions(self, folders: Mapping[str, ShardFolder]) -> None:
+        records, captions = folders["records"], folders["captions"]
+        with bar(f"{self.split} captions", len(records)) as advance:
+            for number in range(len(captions), len(records)):
+                records.verify(number)
+                texts = unpack_texts("caption", records.read(number))
+                captions.append(self._captions(texts))
+                advance(number + 1, len(records))
+        captions.finish()
+
+    @torch.no_grad()
+    def _faces(self, crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
+        config = self.towers.recognizer.config
+        patches = (config.image_size // config.patch_size) ** 2
+        identity = [np.empty((0, config.embedding_dim), np.float32)]
+        tokens = [np.empty((0, patches, config.width), np.float16)]
+        for images in self._batches(crops):
+            found = self.towers.recognizer(images)
+            identity.append(found.identity.float().cpu().numpy())
+            tokens.append(found.tokens.to(torch.float16).cpu().numpy())
+        return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
+
+    @torch.no_grad()
+    def _images(self, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
+        found = [np.empty((0, self.towers.image.config.embed_dim), np.float32)]
+        found += [self.towers.image(batch).embedding.float().cpu().numpy() for batch in self._batches(pictures)]
+        return {"image": np.concatenate(found)}
+
+    @torch.no_grad()
+    def _captions(self, texts: Sequence[str]) -> dict[str, NDArray]:
+        found, size = [np.empty((0, self.towers.text_g.config.embed_dim), np.float32)], self.config.batch_size
+        for start in range(0, len(texts), size):
+            tokens = used_tokens(tokenize(texts[start : start + size])).to(self.config.device)
+            found.append(self.towers.text_g(tokens).embedding.float().cpu().numpy())
+        return {"caption": np.concatenate(found)}
+
+    def _batches(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+        """(B, 3, S, S) in [0, 1] on the device, `batch_size` at a time."""
+        for start in range(0, len(images), self.config.batch_size):
+            stacked = torch.from_numpy(np.stack(images[start : start + self.config.batch_size]))
+            yield stacked.to(self.config.device).permute(0, 3, 1, 2).float() / 255
+
+
+def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray]:
+    """Texts as UTF-8 bytes and the end of each: fields `NAME_text` (bytes,) and `NAME_end` (count,)."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return {f"{name}_text": np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
+
+
+def unpack_texts(name: str, shard: Mapping[str, NDArray]) -> list[str]:
+    """The inverse of `pack_texts`."""
+    data, ends = shard[f"{name}_text"].tobytes(), shard[f"{name}_end"].tolist()
+    return [data[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+
+
