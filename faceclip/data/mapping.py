@@ -31,7 +31,7 @@ class ColumnsConfig:
 
     image: str = ""
     url: str = ""
-    captions: tuple[str, ...] = ()
+    captions: str | tuple[str, ...] = ()
     identity: str = ""
     box: str = ""
     landmarks: str = ""
@@ -149,7 +149,8 @@ class RowMapping:
                 f"{source}: FaceCaption-15M has no column that says who is on a picture: set data.identity=none "
                 "(every row is another person), or add such a column and set data.columns.identity"
             )
-        self.captions = tuple(self._find("captions", name) for name in chosen["captions"])
+        names = (chosen["captions"],) if isinstance(chosen["captions"], str) else chosen["captions"]
+        self.captions = tuple(self._find("captions", name) for name in names)
         self.image = self._find("image", chosen["image"], needed="image" in explicit or not chosen["url"])
         self.url = self._find("url", chosen["url"], needed=not self.image)
         self.identity = self._find("identity", chosen["identity"]) if config.identity == "column" else None

@@ -14,7 +14,7 @@ from PIL import Image
 from faceclip.data.image_store import ImageStore
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
 from faceclip.errors import ConfigError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
-from faceclip.faces.align import align_face, similarity_transform
+from faceclip.faces.align import CROP_SIZE, align_face, similarity_transform
 from faceclip.faces.detect import (
     Face,
     FaceDetector,
@@ -26,6 +26,8 @@ from faceclip.faces.detect import (
 from faceclip.faces.images import load_image
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
+MAX_ASPECT = 8  # longer pictures are not searched for faces
+MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
 _REASONS = {ImageTooLargeError: "image_too_large", NoFaceError: "no_face", SeveralFacesError: "several_faces"}
 
@@ -82,10 +84,16 @@ class PortraitReader:
         try:
             image = load_image(source, max_pixels=self.config.max_pixels, name=raw.key)
             points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
         except FaceError as error:
             raise RejectedRecord(_REASONS.get(type(error), "unreadable_image"), str(error)) from error
-        points = np.asarray(points, np.float64)
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except OSError as error:
+            raise RejectedRecord("unreadable_image", f"{raw.key}: {source} cannot be read ({error})") from error
+        # As stored: crops cut again from stored points must be the same to the bit.
+        points = np.asarray(points, np.float32).astype(np.float64)
+        side = crop_side(points)
+        if side < MIN_CROP_SIDE:
+            raise RejectedRecord("face_too_small", f"{raw.key}: the aligned face is {side:.1f} pixels wide")
         return Portrait(
             crop=align_face(image, points, self.crop_size),
             picture=square_around(image, points, self.config.portrait, self.picture_size),
@@ -131,6 +139,9 @@ class PortraitReader:
                     "bad_landmarks", f"{raw.key}: landmarks {points.round(1).tolist()} in {width}×{height}"
                 )
             return points
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            # The detector enlarges small sides: a strip within the pixel cap would grow beyond all memory.
+            raise RejectedRecord("odd_shape", f"{raw.key}: {width}×{height} is no portrait")
         if raw.box is None:
             faces = detect_with_retries(image, self.detector)
             return select_faces(faces, self.config.face, (height, width), raw.key)[0].landmarks
@@ -162,6 +173,12 @@ def find_in_box(image: NDArray[np.uint8], box: NDArray[np.floating], detector: F
     return best
 
 
+def crop_side(landmarks: NDArray[np.floating]) -> float:
+    """Side of the aligned face crop in pixels of the picture that `landmarks` (5, 2) lie in."""
+    matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
+    return CROP_SIZE / max(float(np.hypot(*matrix[:, 0])), 1e-9)
+
+
 def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     """Intersection over union of two boxes (4,)."""
     low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
@@ -182,10 +199,10 @@ def square_around(
     side = min(height, width)
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     if reach:
-        matrix = similarity_transform(torch.as_tensor(np.asarray(landmarks, np.float64)), 448).numpy()
-        inverse = cv2.invertAffineTransform(matrix)
-        middle = inverse @ [223.5, 223.5, 1]
-        side = min(side, max(1, round(reach * 448 * float(np.hypot(*inverse[:, 0])))))
+        landmarks = np.asarray(landmarks, np.float64)
+        inverse = cv2.invertAffineTransform(similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy())
+        middle = inverse @ [(CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1]
+        side = min(side, max(1, round(reach * crop_side(landmarks))))
     low = np.clip(np.round(middle - (side - 1) / 2), 0, [width - side, height - side]).astype(int)
     cut = image[low[1] : low[1] + side, low[0] : low[0] + side]
     # Pillow's bicubic filter is the one CLIP's towers were trained with.

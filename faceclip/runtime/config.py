@@ -108,6 +108,9 @@ def describe(cls: type, presets: Path | None = None) -> str:
             if dataclasses.is_dataclass(hint):
                 visit(hint, f"{prefix}{field.name}.")
                 continue
+            for option in typing.get_args(hint):  # a short form beside a whole configuration
+                if dataclasses.is_dataclass(option):
+                    visit(option, f"{prefix}{field.name}.")
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
@@ -154,6 +157,8 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
+        elif isinstance(value, Mapping) and into.get(key) not in (None, ""):
+            raise ConfigError(f"{key}: both {key}={into[key]} and keys below {key} are given; write only such keys")
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
