@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from faceclip.data.digests import write_json
 from faceclip.errors import DataError
 
-_DTYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 
 
 def short_key(*parts: object) -> str:

@@ -1,0 +1,92 @@
+"""Pictures that a data set names by URL, found among local files."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from faceclip.data.image_store import ImageStore, clean_urls
+from faceclip.data.mapping import RejectedRecord
+from faceclip.errors import DataError
+
+URL = "https://example.org/a/portrait%20one.jpg?w=3"
+
+
+@pytest.mark.parametrize("name", [
+    hashlib.sha256(URL.encode()).hexdigest() + ".jpg",
+    hashlib.md5(URL.encode()).hexdigest() + ".webp",
+    f"{hashlib.sha256(URL.encode()).hexdigest()[:2]}/{hashlib.sha256(URL.encode()).hexdigest()}.png",
+    "portrait one.jpg",
+    "id7.jpeg",
+])  # fmt: skip
+def test_names_that_are_found(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    assert ImageStore(tmp_path).find(URL, "id7") == (str(path), 1.0)
+    assert ImageStore(tmp_path).find(f"{URL}, some words", "id7") == (str(path), 1.0)
+
+
+def test_a_name_from_the_data_cannot_leave_the_folder(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    for key in ("../secret", "..", "/etc/passwd", "a\0b"):
+        with pytest.raises(RejectedRecord) as caught:
+            ImageStore(tmp_path / "in").find("http://h/..", key)
+        assert caught.value.reason == "no_image"
+
+
+def img2dataset(root: Path) -> None:
+    """One tar shard and one folder shard as img2dataset leaves them."""
+    with tarfile.open(root / "00000.tar", "w") as archive:
+        for key in ("000000000", "000000002"):
+            for suffix, data in ((".jpg", f"picture {key}".encode()), (".json", b"{}")):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    rows = [("http://a/0", "000000000", "success", 256, 1024), ("http://a/1", "000000001", "failed_to_download", 0, 0),
+            ("http://a/2", "000000002", "success", 256, 256)]  # fmt: skip
+    names = ("url", "key", "status", "width", "original_width")
+    pq.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))), root / "00000.parquet")
+    (root / "00001").mkdir()
+    (root / "00001" / "000010000.jpg").write_bytes(b"y")
+    pq.write_table(pa.table({"url": ["http://b/0"], "key": ["000010000"]}), root / "00001.parquet")
+
+
+def test_img2dataset_output(tmp_path):
+    img2dataset(tmp_path)
+    store = ImageStore(tmp_path)
+    assert store.find("http://a/0", "k") == (b"picture 000000000", 0.25)
+    assert store.find("http://a/2, words", "k") == (b"picture 000000002", 1.0)
+    assert store.find("http://b/0", "k") == (str(tmp_path / "00001" / "000010000.jpg"), 1.0)
+    with pytest.raises(RejectedRecord, match="no picture"):
+        store.find("http://a/1", "k")
+
+
+def test_damaged_shards_and_missing_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"data\.images=.*nowhere"):
+        ImageStore(tmp_path / "nowhere")
+    img2dataset(tmp_path)
+    (tmp_path / "00000.tar").write_bytes(b"not a tar")
+    with pytest.raises(DataError, match=r"00000\.tar cannot be read"):
+        ImageStore(tmp_path).find("http://a/0", "k")
+    (tmp_path / "00001.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"00001\.parquet cannot be read"):
+        ImageStore(tmp_path)
+
+
+def test_fingerprint_sees_new_and_changed_files(tmp_path):
+    img2dataset(tmp_path)
+    before = ImageStore(tmp_path).fingerprint()
+    assert ImageStore(tmp_path).fingerprint() == before
+    (tmp_path / "new.jpg").write_bytes(b"z")
+    assert ImageStore(tmp_path).fingerprint() != before
+
+
+def test_urls_with_words_behind_them():
+    assert clean_urls("http://a/b.jpg, UNKNOWN, words") == ["http://a/b.jpg, UNKNOWN, words", "http://a/b.jpg"]
+    assert clean_urls("http://a/b.jpg") == ["http://a/b.jpg"]
