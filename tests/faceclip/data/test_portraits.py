@@ -1,0 +1,144 @@
+"""From a row to crop and picture: header before decoding, detection near a given box, reasons of refusal."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faceclip.data.arrays import load_arrays
+from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
+from faceclip.data.portraits import PortraitReader, build_detector, crop_side, overlap, square_around
+from faceclip.errors import ConfigError, DataError
+from faceclip.faces.align import align_face, template
+from faceclip.faces.detect import MTCNNDetector, detect_with_retries
+
+
+def record(image, **changes) -> RawRecord:
+    values = {"key": "r", "url": "", "captions": ("c",), "person": "p", "split": "", "box": None, "landmarks": None}
+    return RawRecord(image=image, **(values | changes))
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def reader(folder: Path | None = None, **changes) -> PortraitReader:
+    return PortraitReader(DataConfig(path="x", **changes), folder=folder, crop_size=36, picture_size=32)
+
+
+@pytest.fixture(scope="module")
+def frontal(tiny_dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Two portraits (64, 64, 3) in which the detector finds the face, and their true landmarks."""
+    arrays = load_arrays(tiny_dataset, "train")
+    detector = MTCNNDetector(thresholds=(0.6, 0.7, 0.9))
+    rows = [row for row in np.flatnonzero(np.asarray(arrays.index) == 0)
+            if detect_with_retries(np.asarray(arrays.images[row]), detector)][:2]  # fmt: skip
+    return np.array(arrays.images[rows]), np.array(arrays.landmarks_5[rows], np.float64)
+
+
+def test_given_landmarks_are_used_as_they_are(frontal):
+    pixels, points = frontal[0][0], frontal[1][0]
+    found = reader().read(record(encode(pixels), landmarks=points))
+    np.testing.assert_array_equal(found.crop, align_face(pixels, points.astype(np.float32), 36))
+    again = reader().read(record(encode(pixels)), landmarks=found.landmarks)
+    np.testing.assert_array_equal(again.crop, found.crop)
+    assert again.digest == found.digest
+    relative = reader(box_units="relative").read(record(encode(pixels), landmarks=(points + 0.5) / 64))
+    np.testing.assert_allclose(relative.landmarks, found.landmarks, atol=1e-4)
+
+
+def test_a_face_is_found_near_the_given_box(frontal):
+    (left, right), truth = frontal
+    both = np.concatenate([left, right], axis=1)
+    for start in (0, 64):
+        box = np.array([start + 16, 12, start + 48, 52], np.float64)
+        found = reader().read(record(encode(both), box=box)).landmarks
+        true = truth[start // 64] + [start, 0]
+        assert np.abs(found - true).max() < 5  # pixels; the other face is 64 away
+    with pytest.raises(RejectedRecord) as caught:
+        reader().read(record(encode(both), box=np.array([0.0, 0, 6, 6])))
+    assert caught.value.reason == "no_face"
+    with pytest.raises(RejectedRecord) as caught:
+        reader().read(record(encode(both), box=np.array([500.0, 0, 600, 60])))
+    assert caught.value.reason == "bad_box"
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (png_header(100_000, 100_000), "image_too_large"),  # decoding it would find no pixels: the header decides
+        (png_header(64, 64), "unreadable_image"),
+        (b"no picture", "unreadable_image"),
+        (encode(np.full((64, 64, 3), 128, np.uint8)), "no_face"),
+        (encode(np.zeros((1, 4000, 3), np.uint8)), "odd_shape"),
+        (encode(np.zeros((1, 1, 3), np.uint8)), "no_face"),
+        ("missing.jpg", "no_image"),
+        ("../outside.jpg", "no_image"),
+        ("https://example.org/a.jpg", "no_image"),
+        (None, "no_image"),
+    ],
+)
+def test_every_refusal_has_its_reason(tmp_path, image, reason):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "outside.jpg").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
+    with pytest.raises(RejectedRecord) as caught:
+        reader(tmp_path / "in").read(record(image))
+    assert caught.value.reason == reason
+    assert str(caught.value)
+
+
+def test_landmarks_that_cannot_be_are_refused(frontal):
+    image = encode(frontal[0][0])
+    for points, reason in ((frontal[1][0] * 100, "bad_landmarks"), (frontal[1][0] * 0.05 + 30, "face_too_small")):
+        with pytest.raises(RejectedRecord) as caught:
+            reader().read(record(image, landmarks=points))
+        assert caught.value.reason == reason
+
+
+def test_several_faces_by_policy(frontal):
+    both = np.concatenate(list(frontal[0]), axis=1)
+    with pytest.raises(RejectedRecord) as caught:
+        reader(face="only").read(record(encode(both)))
+    assert caught.value.reason == "several_faces"
+
+
+def test_square_around_a_face():
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(300)[:, None] // 2, np.arange(400) // 2
+    points = template(100) + [150, 120]  # an upright crop of 100 px whose corner is at x = 150, y = 120
+    assert crop_side(points) == pytest.approx(100, rel=1e-4)
+    cut = square_around(image, points, 2.0, 200)
+    # 200 px around the center (199.5, 169.5) leave the picture at no side: columns 100 to 299, rows 70 to 269.
+    np.testing.assert_array_equal(cut, image[70:270, 100:300])
+    shifted = square_around(image, points + [180, 100], 2.0, 200)
+    np.testing.assert_array_equal(shifted, image[100:300, 200:400])  # moved inside
+    np.testing.assert_array_equal(square_around(image, points, 0, 300), image[:, 50:350])
+
+
+def test_overlap_by_hand():
+    assert overlap(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])) == pytest.approx(2 / 6)
+    assert overlap(np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3])) == 0
+
+
+def test_detectors_are_named():
+    with pytest.raises(ConfigError, match=r"data\.detector=yolo"):
+        build_detector(DataConfig(path="x", detector="yolo"))
+    with pytest.raises(ConfigError, match="non-commercial"):
+        build_detector(DataConfig(path="x", detector="insightface:buffalo_l"))
+    with pytest.raises(DataError, match="nowhere"):
+        reader(images="/nowhere")
