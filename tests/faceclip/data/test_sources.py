@@ -1,0 +1,188 @@
+"""Rows of local data sets of every kind, in order and from any start; what is missing or damaged is named."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from faceclip.data.digests import content_hash
+from faceclip.data.mapping import DataConfig, RejectedRecord
+from faceclip.data.rejects import RejectCounts
+from faceclip.data.sources import find_layout, open_source
+from faceclip.errors import DataError, EmptyDatasetError, TooManyBadRecordsError
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(count: int = 7) -> datasets.Dataset:
+    images = [{"bytes": png(number), "path": None} for number in range(count)]
+    columns = {"image": images, "caption": [f"text {n}" for n in range(count)], "identity": list(range(count))}
+    kinds = {"image": datasets.Image(), "caption": datasets.Value("string"), "identity": datasets.Value("int32")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def open_rows(path, tmp_path, split="train", **changes):
+    return open_source(DataConfig(path=str(path), **changes), split, tmp_path / "memo" / "digests.json")
+
+
+@pytest.fixture(params=["parquet folder", "parquet file", "arrow", "arrow dict", "jsonl"])
+def stored(request, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    if request.param == "parquet folder":
+        (root / "data").mkdir()
+        table().select(range(4)).to_parquet(root / "data" / "train-00000-of-00002.parquet")
+        table().select(range(4, 7)).to_parquet(root / "data" / "train-00001-of-00002.parquet")
+    elif request.param == "parquet file":
+        root = root / "all.parquet"
+        table().to_parquet(root)
+    elif request.param == "arrow":
+        table().save_to_disk(root)
+    elif request.param == "arrow dict":
+        datasets.DatasetDict({"train": table()}).save_to_disk(root)
+    else:
+        lines = [json.dumps({"image": f"{n}.png", "caption": f"text {n}", "identity": n}) for n in range(7)]
+        root = root / "rows.jsonl"
+        root.write_text("\n".join(lines))
+    return root
+
+
+def test_rows_in_order_from_any_start_and_undecoded(stored, tmp_path):
+    source = open_rows(stored, tmp_path)
+    rows = list(source.rows(0))
+    assert [row["identity"] for row in rows] == list(range(7))
+    assert [row["caption"] for row in source.rows(3)] == [f"text {n}" for n in range(3, 7)]
+    image = rows[2]["image"]
+    assert image == "2.png" if isinstance(image, str) else image["bytes"] == png(2)
+    assert {"image", "caption", "identity"} <= set(source.columns)
+    assert open_rows(stored, tmp_path).content_hash == source.content_hash
+
+
+def test_a_split_that_is_not_there_is_named(stored, tmp_path):
+    with pytest.raises(DataError, match=r"no split 'validation', only train.*data\.validation_share"):
+        open_rows(stored, tmp_path, "validation")
+
+
+def test_content_decides_the_hash(tmp_path):
+    path = tmp_path / "a.parquet"
+    table().to_parquet(path)
+    first = open_rows(path, tmp_path).content_hash
+    table(6).to_parquet(path)
+    assert open_rows(path, tmp_path).content_hash != first
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"caption": ["x" * 50] * 2000, "identity": list(range(2000))}), path, compression=None)
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[:-40])
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+        list(open_rows(path, tmp_path).rows(0))
+
+
+def test_a_path_that_is_no_data(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder, and not a hub id"):
+        find_layout(DataConfig(path=str(tmp_path / "nowhere" / "at" / "all")))
+    assert find_layout(DataConfig(path="owner/name")) == "hub"
+
+
+def folder(root, splits=("",)):
+    for split in splits:
+        for person in ("ann", "bob"):
+            for number in range(2):
+                path = root / split / person / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png(number))
+                path.with_suffix(".txt").write_text(f"{person} {number}\n\nsecond line\n")
+    return root
+
+
+def test_an_image_folder(tmp_path):
+    root = folder(tmp_path / "f")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "x.png").write_bytes(png(3))
+    (root / "bob" / "1.txt").unlink()
+    source = open_rows(root, tmp_path)
+    rows = list(source.rows(0))
+    assert [row["file_name"] for row in rows] == ["ann/0.png", "ann/1.png", "bob/0.png", "bob/1.png"]
+    assert [row["identity"] for row in rows] == ["ann", "ann", "bob", "bob"]
+    assert rows[0]["caption"] == ["ann 0", "", "second line"]
+    assert rows[3]["caption"] == []
+    before = source.content_hash
+    (root / "bob" / "1.txt").write_text("new words")
+    assert open_rows(root, tmp_path).content_hash != before
+
+
+def test_splits_of_an_image_folder(tmp_path):
+    root = folder(tmp_path / "f", ("train", "validation"))
+    rows = list(open_rows(root, tmp_path, "validation").rows(1))
+    assert len(rows) == 3
+    assert all("/validation/" in row["image"] for row in rows)
+    with pytest.raises(DataError, match="no folder 'test'"):
+        open_rows(root, tmp_path, "test")
+
+
+def test_an_image_folder_with_metadata(tmp_path):
+    root = folder(tmp_path / "f")
+    lines = [{"file_name": "ann/1.png", "text": "hello", "person": "A", "box": [0, 0, 5, 5]}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (row,) = open_rows(root, tmp_path).rows(0)
+    assert (row["image"], row["text"], row["person"]) == (str(root / "ann" / "1.png"), "hello", "A")
+    for bad, message in (('{"file_name": "../../x.png"}', "outside"), ("{", "cannot be read"), ("{}", "entry 1")):
+        (root / "metadata.jsonl").write_text(bad)
+        with pytest.raises(DataError, match=message):
+            open_rows(root, tmp_path)
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "f").mkdir()
+    with pytest.raises(EmptyDatasetError, match="holds no pictures"):
+        open_rows(tmp_path / "f", tmp_path)
+
+
+def test_digests_are_remembered_by_size_and_time(tmp_path):
+    path, memo = tmp_path / "a", tmp_path / "memo.json"
+    path.write_text("one")
+    first = content_hash([path], tmp_path, memo)
+    stored = json.loads(memo.read_text())
+    stored[str(path)][2] = "0" * 64  # were the file read again, this would not count
+    memo.write_text(json.dumps(stored))
+    assert content_hash([path], tmp_path, memo) != first
+    path.write_text("longer")
+    changed = content_hash([path], tmp_path, memo)
+    path.write_text("one")
+    assert content_hash([path], tmp_path, memo) == first != changed
+    memo.write_text("{")
+    with pytest.raises(DataError, match=r"memo\.json is corrupt.*delete"):
+        content_hash([path], tmp_path, memo)
+
+
+def test_rejected_rows_are_counted_and_fatal_above_a_share(tmp_path):
+    counts = RejectCounts(rows=20)
+    for number in range(7):
+        counts.add(RejectedRecord("no_face" if number else "bad_box", f"row {number}"))
+    assert counts.share == 7 / 20
+    assert str(counts) == "7 of 20 rows unusable (35.0%): bad_box 1, no_face 6"
+    report = tmp_path / "report.json"
+    counts.check(0.35, report, "data", at_end=True)
+    counts.check(0.1, report, "data", at_end=False)  # too few rows to judge before the end
+    with pytest.raises(TooManyBadRecordsError, match=r"no_face 6; at most 10\.0% .*report\.json.*data\.max_bad_share"):
+        counts.check(0.1, report, "data", at_end=True)
+    stored = json.loads(report.read_text())
+    assert stored["counts"] == {"bad_box": 1, "no_face": 6}
+    assert stored["usable"] == 13
+    assert stored["examples"]["no_face"] == [f"row {n}" for n in range(1, 6)]  # the first five
+    merged = RejectCounts()
+    merged.merge(counts.to_dict())
+    merged.merge(counts.to_dict())
+    assert (merged.rows, merged.counts["no_face"], len(merged.examples["no_face"])) == (40, 12, 5)
+    assert len(counts.examples["no_face"]) == 5
