@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
@@ -54,6 +54,24 @@ class Engine(Protocol):
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what `optimizer_state` gave."""
         ...
+
+
+def start(*, cpu: bool) -> Accelerator:
+    """Joins the processes that a launcher has started. `cpu`: leave accelerators alone.
+
+    On a machine without an accelerator accelerate would start every process of a launcher as a run of its own, and
+    does not know DeepSpeed at all: its process state is set up for gloo first.
+    """
+    cpu = cpu or not torch.accelerator.is_available()
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return Accelerator(cpu=cpu)
+    if cpu:
+        import deepspeed
+
+        # DeepSpeed would compile its shared-memory collectives at the start; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        PartialState(cpu=True)
+    return Accelerator()
 
 
 def layout(accelerator: Accelerator) -> str:
@@ -145,7 +163,8 @@ class ZeroEngine:
         settings["gradient_clipping"] = max_norm
         self._stage = plugin.zero_stage
         self._device = accelerator.device
-        self.model, _ = accelerator.prepare(model, optimizer)
+        with _scalars_broadcast(model):
+            self.model, _ = accelerator.prepare(model, optimizer)
         self._base = self.model.optimizer.optimizer  # offloading puts another one in the place of ours
 
     @property
@@ -210,3 +229,21 @@ class ZeroEngine:
         pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())] if main else None
         dist.gather(piece, pieces, dst=0)
         return torch.cat([part.cpu() for part in pieces]) if main else piece.cpu()
+
+
+@contextmanager
+def _scalars_broadcast(model: nn.Module) -> Iterator[None]:
+    """Context in which DeepSpeed (0.19) starts on a model with scalar parameters.
+
+    It broadcasts parameters as bytes, which fails for tensors without a dimension. They are broadcast here, and marked
+    as what DeepSpeed leaves alone (the mark of its sharded linear layers).
+    """
+    scalars = [p for p in model.parameters() if p.ndim == 0]
+    for parameter in scalars:
+        dist.broadcast(parameter.data, src=0)
+        parameter.ds_optim_param = True
+    try:
+        yield
+    finally:
+        for parameter in scalars:
+            del parameter.ds_optim_param

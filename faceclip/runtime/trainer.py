@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from faceclip.accumulation import first_pass
@@ -25,7 +24,7 @@ from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, write_atomically
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from faceclip.runtime.ema import ParameterAverage
-from faceclip.runtime.engines import Engine, layout, prepare
+from faceclip.runtime.engines import Engine, layout, prepare, start
 from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.runtime.logging import Display, RunLog
 from faceclip.runtime.optimization import decay_groups, rate_factor
@@ -64,7 +63,7 @@ class Trainer:
         self.directory = Path(output_dir)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        self.accelerator = start(cpu=config.device == "cpu")
         self.device = self.accelerator.device
         self.trainable = {n: p for n, p in task.modules.named_parameters() if p.requires_grad}
         if not self.trainable:
