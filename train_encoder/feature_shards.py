@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.cache import module_hash
-from faceclip.data.folder_lock import locked
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
 from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
@@ -39,9 +38,9 @@ def text_hash(text: str) -> int:
 
 
 class FeatureBuilder:
-    """The cache of one split of a source.
+    """The cache of one split of a source. One process at a time: hold the cache's lock from here to the end of `build`.
 
-    Raises DataError when source, split or a mapped column is missing. `folders` holds the shards of each kind.
+    Raises DataError when source, split or a mapped column is missing.
     """
 
     def __init__(self, config: DataConfig, split: str, towers: Towers, cache: Path) -> None:
@@ -70,28 +69,26 @@ class FeatureBuilder:
     def build(self) -> dict[str, ShardFolder]:
         """All shards, built where missing; prints what was left out.
 
-        One process builds at a time; others wait and find the work done. Raises TooManyBadRecordsError, DataError
-        for a damaged shard or a source that changed meanwhile, EmptyDatasetError when no row is usable.
+        Raises TooManyBadRecordsError, DataError for a damaged shard or a source that changed meanwhile,
+        EmptyDatasetError when no row is usable.
         """
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with locked(self.cache / ".lock"):
-            folders = {kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind])
-                       for kind in KINDS}  # fmt: skip
-            fresh = not all(folder.complete for folder in folders.values())
-            if fresh:
-                self._move(self.config.device)
-                try:
-                    self._build_pictures(folders)
-                    self._build_captions(folders)
-                finally:
-                    self._move("cpu")
-            counts = self._counts(folders["records"])
-            counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
-            if fresh:
-                counts.write(self.report, self.source.name)
-                print(f"{self.split}: {counts}; report {self.report}", flush=True)
-            if counts.rows == counts.bad:
-                raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
+        folders = {kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind])
+                   for kind in KINDS}  # fmt: skip
+        fresh = not all(folder.complete for folder in folders.values())
+        if fresh:
+            self._move(self.config.device)
+            try:
+                self._build_pictures(folders)
+                self._build_captions(folders)
+            finally:
+                self._move("cpu")
+        counts = self._counts(folders["records"])
+        counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
+        if fresh:
+            counts.write(self.report, self.source.name)
+            print(f"{self.split}: {counts}; report {self.report}", flush=True)
+        if counts.rows == counts.bad:
+            raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
         return folders
 
     def _move(self, device: str) -> None:
@@ -114,9 +111,7 @@ class FeatureBuilder:
         first = min(map(len, parts))
         total = self.source.count if limit is None else min(limit, self.source.count or limit)
         rows = itertools.islice(self.source.rows(first * size), None if limit is None else max(0, limit - first * size))
-        counts = RejectCounts()
-        for entry in records.entries:
-            counts.merge(entry["rejected"])
+        counts = self._counts(records)
         with ThreadPoolExecutor(self.config.workers) as pool, bar(f"{self.split} pictures", total or 0) as advance:
             for number in itertools.count(first):
                 block = list(itertools.islice(rows, size))

@@ -120,9 +120,9 @@ def locked_cache(cache: Path):
 def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, pictures: int = 2) -> SplitFeatures:
     """Features of a split of any data set; `pictures`: how many a person of the training split must have."""
     divided = bool(data.columns.split) or data.validation_share > 0
-    source_split = data.train if divided else getattr(data, split)
-    builder = FeatureBuilder(data, source_split, towers, cache)
-    folders = builder.build()
+    source_split = data.undivided if divided else getattr(data, split)
+    with locked_cache(cache):
+        folders = FeatureBuilder(data, source_split, towers, cache).build()
     hashes = data.verify == "hashes"
     records = folders["records"].open(hashes=hashes)
     fields = {kind: folders[kind].open(hashes=hashes) for kind in ("faces", "images", "captions")}

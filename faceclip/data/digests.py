@@ -43,8 +43,11 @@ def _read(memo: Path) -> dict[str, list]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replaces `path` in one step: a reader sees the old file or the new one. Raises DataError on a full disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replaces `path` in one step: a reader sees the old file or the new one. Raises DataError on a full disk.
+
+    One writer at a time: the temporary file has a fixed name, so that one left by a killed process is written over.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:

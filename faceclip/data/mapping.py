@@ -47,12 +47,14 @@ class DataConfig:
     data set. streaming: read a hub data set in order without downloading it first (local files always are).
     identity: "column" reads `columns.identity`; "none" says that every row is another person, which leaves no
     composed queries with a second picture (see docs/data.md). images: folder of pictures for urls and relative paths.
-    train, validation: names of the splits (or values of `columns.split`); validation_share: share of the persons of
-    `train` kept for validation in place of a split of its own. detector: "mtcnn" or "insightface:PACK"
-    (non-commercial, with accept_non_commercial). face: which of several faces, when no box says so. portrait: side of
-    the square given to the image tower, in sides of the aligned face crop; 0: the center square of the whole picture.
-    max_bad_share: above it, building stops. few_pictures: what happens to persons with fewer pictures than
-    `sampling.images`. limit: read only the first rows (0: all). shard_rows: source rows per cache shard.
+    train, validation: names of the splits, or values of `columns.split`; validation_share: share of the persons kept
+    for validation in place of a split of its own; undivided: the split that either of these two divides.
+    detector: "mtcnn" or "insightface:PACK" (non-commercial, with accept_non_commercial). face: which of several faces,
+    when no box says so. portrait: side of the square given to the image tower, in sides of the aligned face crop; 0:
+    the center square of the whole picture. max_bad_share: above it, building stops. few_pictures: what happens to
+    persons with fewer pictures than `sampling.images`. limit: read only the first rows (0: all). shard_rows: source
+    rows per cache shard. batch_size, device: of the frozen towers; workers: threads that decode and find faces.
+    verify: "hashes" reads every shard at the start, "sizes" only looks at their lengths.
     """
 
     path: str = ""
@@ -68,6 +70,7 @@ class DataConfig:
     train: str = "train"
     validation: str = "validation"
     validation_share: float = 0.0
+    undivided: str = "train"
     detector: str = "mtcnn"
     accept_non_commercial: bool = False
     face: Literal["largest", "center", "only"] = "largest"

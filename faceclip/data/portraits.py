@@ -26,6 +26,7 @@ from faceclip.faces.detect import (
 from faceclip.faces.images import load_image
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
+MAX_BYTES = 1 << 28  # of a file read over the network
 MAX_ASPECT = 8  # longer pictures are not searched for faces
 MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
@@ -121,14 +122,19 @@ class PortraitReader:
         return str(path), 1.0
 
     def _fetch(self, raw: RawRecord) -> bytes:
-        """A file that `datasets` names inside a hub data set or an archive; web pages are not visited."""
-        if raw.image.startswith(("http://", "https://")) and not raw.image.startswith("https://huggingface.co/datasets/"):
+        """A file that `datasets` names in a hub data set or in an archive of this data set; nothing else is visited."""
+        origin = raw.image.rsplit("::", 1)[-1]
+        inside = self.folder is not None and "::" in raw.image and Path(origin).is_relative_to(self.folder)
+        if not (origin.startswith("hf://datasets/") or inside):
             raise RejectedRecord("no_image", f"{raw.key}: {raw.image} is not downloaded; fetch it and set data.images")
         try:
             with fsspec.open(raw.image, "rb") as file:
-                return file.read()
+                data = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             raise RejectedRecord("unreadable_image", f"{raw.key}: {raw.image} cannot be read ({error})") from error
+        if len(data) > MAX_BYTES:
+            raise RejectedRecord("image_too_large", f"{raw.key}: {raw.image} has more than {MAX_BYTES:,} bytes")
+        return data
 
     def _landmarks(self, image: NDArray[np.uint8], raw: RawRecord, scale: float) -> NDArray[np.floating]:
         height, width = image.shape[:2]

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def png_header(width: int, height: int) -> bytes:
         ("missing.jpg", "no_image"),
         ("../outside.jpg", "no_image"),
         ("https://example.org/a.jpg", "no_image"),
+        ("file:///etc/hostname", "no_image"),
+        ("zip://a.jpg::/etc/a.zip", "no_image"),
         (None, "no_image"),
     ],
 )
@@ -110,6 +113,14 @@ def test_landmarks_that_cannot_be_are_refused(frontal):
         assert caught.value.reason == reason
 
 
+def test_a_picture_in_an_archive_of_the_data(frontal, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("b/c.png", encode(frontal[0][0]))
+    address = f"zip://b/c.png::{tmp_path / 'a.zip'}"
+    found = reader(tmp_path).read(record(address, landmarks=frontal[1][0]))
+    assert found.digest == reader().read(record(encode(frontal[0][0]), landmarks=frontal[1][0])).digest
+
+
 def test_several_faces_by_policy(frontal):
     both = np.concatenate(list(frontal[0]), axis=1)
     with pytest.raises(RejectedRecord) as caught:
@@ -120,12 +131,12 @@ def test_several_faces_by_policy(frontal):
 def test_square_around_a_face():
     image = np.zeros((300, 400, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(300)[:, None] // 2, np.arange(400) // 2
-    points = template(100) + [150, 120]  # an upright crop of 100 px whose corner is at x = 150, y = 120
+    points = template(100) + np.array([150, 120])  # an upright crop of 100 px whose corner is at x = 150, y = 120
     assert crop_side(points) == pytest.approx(100, rel=1e-4)
     cut = square_around(image, points, 2.0, 200)
     # 200 px around the center (199.5, 169.5) leave the picture at no side: columns 100 to 299, rows 70 to 269.
     np.testing.assert_array_equal(cut, image[70:270, 100:300])
-    shifted = square_around(image, points + [180, 100], 2.0, 200)
+    shifted = square_around(image, points + np.array([180, 100]), 2.0, 200)
     np.testing.assert_array_equal(shifted, image[100:300, 200:400])  # moved inside
     np.testing.assert_array_equal(square_around(image, points, 0, 300), image[:, 50:350])
 

@@ -34,6 +34,7 @@ def test_a_build_that_stopped_goes_on_with_the_same_bytes(tmp_path):
     # A kill after the second shard was renamed and before the manifest listed it, and one while writing the third.
     (tmp_path / "part" / "00001.safetensors").write_bytes(b"written but not listed")
     (tmp_path / "part" / ".00002.safetensors.tmp").write_bytes(b"half")
+    (tmp_path / "part" / ".manifest.json.tmp").write_bytes(b"half")
     fill(tmp_path / "part")
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "part").iterdir())

@@ -1,0 +1,167 @@
+"""The cache of frozen features: resumable, verified, keyed by content, tower and preprocessing; who is in a split."""
+
+import hashlib
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from faceclip.data.mapping import ColumnsConfig, DataConfig
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
+from faceclip.runtime import parse_config
+from tests.stages import start
+from train_encoder.config import EncoderConfig, SamplingConfig
+from train_encoder.features import features_of, load_features, main, split_features
+from train_encoder.source import QuerySource
+
+COLUMNS = ColumnsConfig(image="photo", captions="words", identity="who", landmarks="points")
+
+
+def config_of(path: Path, **changes) -> DataConfig:
+    return DataConfig(**({"path": str(path), "columns": COLUMNS, "shard_rows": 8} | changes))
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in (".lock", "digests.json")}  # fmt: skip
+
+
+def test_features_equal_those_of_the_projects_own_layout(tiny_dataset, towers, tmp_path):
+    ours = split_features(tiny_dataset, "train", towers, tmp_path / "ours")
+    config = DataConfig(path=str(tiny_dataset), layout="files", portrait=0, shard_rows=5, batch_size=3,
+                        columns=ColumnsConfig(landmarks="landmarks_5"))  # fmt: skip
+    found = load_features(config, "train", towers, tmp_path / "found")
+    np.testing.assert_allclose(found.identity, ours.identity, atol=1e-5)
+    np.testing.assert_allclose(found.tokens[:].astype(np.float32), ours.tokens.astype(np.float32), atol=2e-3)
+    np.testing.assert_allclose(found.caption, ours.caption, atol=1e-5)
+    np.testing.assert_array_equal(found.caption_start, ours.caption_start)
+    scale = np.abs(ours.image).max()
+    np.testing.assert_allclose(found.image, ours.image, atol=0.02 * scale)  # resized in 8 bits
+    texts = [[c.text for c in row] for row in ours.arrays.captions]
+    assert [[c.text for c in row] for row in found.arrays.captions] == texts
+    assert (found.words[:, None] == found.words).tolist() == (ours.words[:, None] == ours.words).tolist()
+    same = ours.arrays.identity[:, None] == ours.arrays.identity
+    assert (found.arrays.identity[:, None] == found.arrays.identity).tolist() == same.tolist()
+
+
+def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tmp_path):
+    arguments = [f"data.path={parquet}", "data.columns.image=photo", "data.columns.captions=words",
+                 "data.columns.identity=who", "data.validation_share=0.2", "data.shard_rows=3", *tower_arguments,
+                 "sampling.images=2", "data.few_pictures=drop", "trainer.num_threads=1",
+                 "data.max_bad_share=0.5"]  # fmt: skip
+    assert main([*arguments, f"cache={tmp_path / 'whole'}"]) == 0
+    process = start("train_encoder.features", *arguments, f"cache={tmp_path / 'broken'}")
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "broken").glob("train-images-*/*.safetensors"))) < 3:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no shards appeared"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "broken").glob("train-images-*/*.safetensors"))) < 14
+    assert main([*arguments, f"cache={tmp_path / 'broken'}"]) == 0
+    assert all_bytes(tmp_path / "broken") == all_bytes(tmp_path / "whole")
+
+
+def test_another_tower_does_not_detect_again(parquet, towers, tower_arguments, tmp_path):
+    config = config_of(parquet, validation_share=0.3)
+    fresh = load_features(config, "train", towers, tmp_path / "cache")
+    before = all_bytes(tmp_path / "cache")
+    # Without its faces the cache is completed from the stored landmarks: same bytes, and no detector is asked.
+    for folder in (tmp_path / "cache").glob("train-faces-*"):
+        shutil.rmtree(folder)
+    again = load_features(config, "train", towers, tmp_path / "cache")
+    assert all_bytes(tmp_path / "cache") == before
+    np.testing.assert_array_equal(again.tokens[:], fresh.tokens[:])
+
+
+def test_pictures_that_changed_are_noticed(facecaption, towers, tmp_path):
+    path, images = facecaption
+    config = DataConfig(path=str(path), layout="facecaption", images=str(images), identity="none", max_bad_share=0.5,
+                        validation_share=0.3)  # fmt: skip
+    load_features(config, "train", towers, tmp_path / "cache")
+    (shard,) = (tmp_path / "cache").glob("train-records-*")
+    for folder in (tmp_path / "cache").glob("train-faces-*"):
+        shutil.rmtree(folder)
+    url = "https://example.org/0.png"
+    picture = images / f"{hashlib.sha256(url.encode()).hexdigest()}.png"
+    picture.write_bytes(picture.read_bytes()[:-1] + b"\0")  # the same size, and Pillow ignores what follows the end
+    with pytest.raises(DataError, match=rf"are not the ones that .*{shard.name}.*delete"):
+        load_features(config, "train", towers, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["records", "faces", "images", "captions"])
+def test_a_corrupt_shard_is_named_with_its_remedy(parquet, towers, tmp_path, kind):
+    config = config_of(parquet, validation_share=0.3)
+    load_features(config, "train", towers, tmp_path / "cache")
+    (shard,) = (tmp_path / "cache").glob(f"train-{kind}-*/00001.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-2] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{kind}-.*00001\.safetensors is corrupt.*delete the folder"):
+        load_features(config, "train", towers, tmp_path / "cache")
+
+
+def test_identities_missing_for_the_identity_mask(rows, towers, tower_arguments, tmp_path, capsys):
+    table = pa.Table.from_pylist(rows).drop_columns(["who"])
+    pq.write_table(table, tmp_path / "anonymous.parquet")
+    arguments = [f"data.path={tmp_path / 'anonymous.parquet'}", "data.columns.image=photo",
+                 "data.columns.captions=words", *tower_arguments]  # fmt: skip
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "no column 'identity' or 'person' for the identity" in error
+    assert "data.columns.identity=NAME, or data.identity=none" in error
+    empty = [row | {"who": None if number % 2 else row["who"]} for number, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(empty), tmp_path / "half.parquet")
+    with pytest.raises(TooManyBadRecordsError, match=r"20 of 40 rows unusable \(50\.0%\): no_identity 20.*report"):
+        load_features(config_of(tmp_path / "half.parquet", validation_share=0.3), "train", towers, tmp_path / "c")
+
+
+def test_rows_without_identities_are_asked_for_by_their_own_face(parquet, towers, tmp_path):
+    columns = ColumnsConfig(image="photo", captions="words", landmarks="points")
+    found = load_features(config_of(parquet, columns=columns, identity="none", validation_share=0.3), "train", towers,
+                          tmp_path / "cache")  # fmt: skip
+    assert found.single
+    source = QuerySource(found, SamplingConfig(images=4))
+    assert len(source) == len(found.arrays) < 40
+    sample = source.get(5, np.random.default_rng(0))
+    assert sample["face_tokens"].shape[0] == 1
+    np.testing.assert_array_equal(sample["face_identity"], sample["answer_identity"])
+
+
+def test_splits_divide_persons(parquet, towers, tmp_path):
+    shared = config_of(parquet, validation_share=0.3)
+    train, validation = (load_features(shared, split, towers, tmp_path / "c") for split in ("train", "validation"))
+    assert not set(train.arrays.identity) & set(validation.arrays.identity)
+    assert len(train.arrays) + len(validation.arrays) == 40
+    folds = config_of(parquet, columns=ColumnsConfig(**(vars(COLUMNS) | {"split": "fold"})), train="a", validation="b")
+    assert [len(load_features(folds, split, towers, tmp_path / "c").arrays) for split in ("train", "validation")] == \
+        [32, 8]  # fmt: skip
+    assert load_features(folds, "validation", towers, tmp_path / "c").arrays.names[0] == "person 8"
+    wrong = config_of(parquet, columns=folds.columns, train="z", validation="b")
+    with pytest.raises(EmptyDatasetError, match=r"no usable row for train: check data\.columns\.split"):
+        load_features(wrong, "train", towers, tmp_path / "c")
+
+
+def test_persons_with_few_pictures(rows, towers, tmp_path):
+    pq.write_table(pa.Table.from_pylist(rows[:9]), tmp_path / "few.parquet")  # two persons with 4 pictures, one with 1
+    kept = load_features(config_of(tmp_path / "few.parquet"), "train", towers, tmp_path / "c", pictures=4)
+    with pytest.raises(DataError, match=r"1 persons \(the first: 'person 2'\).*data\.few_pictures=drop"):
+        QuerySource(kept, SamplingConfig(images=4))
+    dropped = config_of(tmp_path / "few.parquet", few_pictures="drop")
+    assert len(load_features(dropped, "train", towers, tmp_path / "c", pictures=4).arrays) == 8
+
+
+def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers, tmp_path):
+    assert len(load_features(config_of(parquet, limit=11), "train", towers, tmp_path / "c").arrays) == 11
+    config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", "data.identity=none"])
+    with pytest.raises(ConfigError, match=r"own layout.*data\.layout=files"):
+        features_of(config, "train", towers)
+    with pytest.raises(ConfigError, match="data: name the data set"):
+        features_of(EncoderConfig(), "train", towers)
