@@ -14,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from faceclip.cpu_matmul import times_transpose
+from faceclip.errors import ConfigError
+
 # Entries of one block of logits. On a CPU a block stays in the cache; a GPU wants enough rows to fill it.
-BLOCK_ENTRIES = {"cpu": 1 << 19, "cuda": 1 << 24}
+BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 def gather_targets(targets: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def sigmoid_contrastive_loss(
         query_groups (N,), target_groups (M,): equal groups with unequal labels are left out of the sum.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ConfigError: sizes that do not fit together, labels that are missing or no integers.
     """
     _check(queries, targets, query_labels, target_labels, query_groups, target_groups)
     labels = (query_labels, target_labels, query_groups, target_groups)
@@ -74,17 +77,18 @@ def infonce_loss(
 
 def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None) -> None:
     if queries.ndim != 2 or targets.ndim != 2 or queries.shape[1] != targets.shape[1]:
-        raise ValueError(f"queries (N, D) and targets (M, D) expected, got {queries.shape} and {targets.shape}")
-    for name, value, rows in zip(
-        ("query_labels", "target_labels", "query_groups", "target_groups"),
-        labels,
-        (len(queries), len(targets)) * 2,
-        strict=True,
-    ):
+        shapes = tuple(queries.shape), tuple(targets.shape)
+        raise ConfigError(f"queries (N, D) and targets (M, D) expected, got {shapes[0]} and {shapes[1]}")
+    names = ("query_labels", "target_labels", "query_groups", "target_groups")
+    for name, value, rows in zip(names, labels, (len(queries), len(targets)) * 2, strict=True):
+        if value is None and name.endswith("labels"):
+            raise ConfigError(f"{name} is missing: give the ({rows},) identities that decide which pairs are positive")
         if value is not None and value.shape != (rows,):
-            raise ValueError(f"{name} must have shape ({rows},), got {tuple(value.shape)}")
+            raise ConfigError(f"{name} must have shape ({rows},), got {tuple(value.shape)}")
+        if value is not None and (value.is_floating_point() or value.is_complex()):
+            raise ConfigError(f"{name} must be integers, got {value.dtype}")  # NaN would equal nothing, not even itself
     if (labels[2] is None) != (labels[3] is None):
-        raise ValueError("query_groups and target_groups go together: give both or neither")
+        raise ConfigError("query_groups and target_groups go together: give both or neither")
 
 
 def _sigmoid_block(logits: Tensor, positive: Tensor, ignored: Tensor | None, spare: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,13 +108,20 @@ def _sigmoid_block(logits: Tensor, positive: Tensor, ignored: Tensor | None, spa
 
 
 def _softmax_block(logits: Tensor, positive: Tensor, ignored: Tensor | None, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_sigmoid_block`, for the log of each row's softmax averaged over its positives."""
+    share, shifted = spare
+    share.copy_(positive)
+    count = share.sum(-1, keepdim=True)
+    has_positive = count > 0
+    share.div_(count.clamp_min(1))
     if ignored is not None:
-        logits = logits.masked_fill(ignored, float("-inf"))
-    log_probability = logits.log_softmax(-1)
-    share = positive / positive.sum(-1, keepdim=True).clamp_min(1)
-    has_positive = positive.any(-1, keepdim=True)
-    loss = -torch.where(positive, log_probability, 0.0).mul(share).sum()
-    return loss, (log_probability.exp() - share) * has_positive
+        logits.masked_fill_(ignored, float("-inf"))
+    top = logits.amax(-1, keepdim=True)
+    logits.sub_(top.masked_fill_(top == float("-inf"), 0))  # a row may have nothing but ignored pairs
+    torch.where(positive, logits, logits.new_zeros(()), out=shifted).mul_(share)
+    weight = logits.exp_().sum(-1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).tiny)
+    loss = torch.where(has_positive, weight.log() - shifted.sum(-1, keepdim=True), 0.0).sum()
+    return loss, logits.mul_(has_positive / weight).sub_(share)
 
 
 class _RowBlockLoss(torch.autograd.Function):
@@ -131,25 +142,24 @@ class _RowBlockLoss(torch.autograd.Function):
         total, by_bias = torch.zeros((), device=queries.device), torch.zeros((), device=queries.device)
         need_q, need_t, need_scale, need_bias = ctx.needs_input_grad[:4]
         by_query = torch.empty(queries.shape, device=queries.device) if need_q or need_scale else None
-        by_target = torch.zeros_like(t) if need_t else None
-        buffers = torch.empty(3, rows, len(t), device=queries.device)
+        by_target = torch.zeros(t.T.shape, device=queries.device) if need_t else None  # transposed
+        spare = torch.empty(2, rows, len(t), device=queries.device)
         for start in range(0, len(queries), rows):
             at = slice(start, start + rows)
             q = queries[at].detach().float()
-            logits, spare = buffers[0, : len(q)], buffers[1:, : len(q)]
-            torch.mm(q * scale, t.T, out=logits).add_(offset)
+            logits = times_transpose(q * scale, t).add_(offset)
             positive = query_labels[at, None] == target_labels
             ignored = None
             if query_groups is not None:
                 ignored = (query_groups[at, None] == target_groups) & ~positive
-            loss, gradient = block_loss(logits, positive, ignored, spare)
+            loss, gradient = block_loss(logits, positive, ignored, spare[:, : len(q)])
             total += loss
             if need_bias:
                 by_bias += gradient.sum()
             if by_query is not None:
-                torch.mm(gradient, t, out=by_query[at])
+                by_query[at] = times_transpose(gradient, t.T)
             if need_t:
-                by_target.addmm_(gradient.T, q)
+                by_target += times_transpose(q.T, gradient.T)
         # Only scaled in backward. d/dlog_scale = scale · Σ_ij g_ij q_i·t_j = scale · Σ_i q_i·(Σ_j g_ij t_j).
         by_log_scale = (queries.detach().float() * by_query).sum() * scale / count if need_scale else None
         ctx.scalars = (by_log_scale, by_bias / count)
@@ -159,7 +169,7 @@ class _RowBlockLoss(torch.autograd.Function):
         if need_q:
             by_query.mul_(scale / count)
         if need_t:
-            by_target.mul_(scale / count)
+            by_target = by_target.T * (scale / count)
         ctx.save_for_backward(by_query, by_target)
         return total / count
 

@@ -2,13 +2,16 @@
 
 import os
 import socket
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from faceclip import losses
+from faceclip import cpu_matmul, losses
+from faceclip.errors import ConfigError
 from faceclip.losses import gather_targets, infonce_loss, sigmoid_contrastive_loss
 
 
@@ -39,9 +42,19 @@ def dense_infonce(q, t, scale, ql, tl, qg=None, tg=None):
     return torch.stack(rows).sum() / len(q)
 
 
+@pytest.fixture(params=["onednn", "plain"])
+def product(request, monkeypatch) -> str:
+    """Both ways to a matrix product; the first is not there on every processor."""
+    if request.param == "plain":
+        monkeypatch.setattr(cpu_matmul, "has_onednn", lambda: False)
+    elif not cpu_matmul.has_onednn():
+        pytest.skip("no AVX-512 or no oneDNN")
+    return request.param
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("block", [64, 1 << 20])
-def test_sigmoid_equals_dense(monkeypatch, grouped, block):
+def test_sigmoid_equals_dense(monkeypatch, product, grouped, block):
     monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": block * 90 // 64})
     (q, t), labels, groups = case()
     scale, bias = torch.tensor(2.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
@@ -58,8 +71,9 @@ def test_sigmoid_equals_dense(monkeypatch, grouped, block):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_infonce_equals_dense(monkeypatch, grouped):
-    monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": 900})
+@pytest.mark.parametrize("block", [900, 1 << 20])
+def test_infonce_equals_dense(monkeypatch, product, grouped, block):
+    monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": block})
     (q, t), labels, groups = case(seed=1)
     scale = torch.tensor(2.0, requires_grad=True)
     extra = groups if grouped else ()
@@ -88,11 +102,40 @@ def test_no_queries_no_loss():
     assert loss.item() == 0
 
 
-def test_memory_for_backward_is_linear():
+def test_infonce_by_hand_and_with_nothing_to_choose_from():
+    q, t = torch.tensor([[1.0, 0.0]]).requires_grad_(), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss = infonce_loss(q, t, torch.tensor(0.0), torch.tensor([0]), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(torch.log(1 + torch.exp(torch.tensor(-1.0))).item())
+    one = torch.tensor([5])  # no positive, and every target is left out
+    loss = infonce_loss(q, t, torch.tensor(0.0), torch.tensor([9]), torch.tensor([0, 1]), one, torch.tensor([5, 5]))
+    loss.backward()
+    assert loss.item() == 0 and not q.grad.any()
+
+
+def test_precision_at_a_large_scale():
+    """Logits of ± 100, where a loss formed from exponentials alone would overflow or vanish."""
+    (q, t), labels, _ = case(seed=3)
+    (q64, t64), _, _ = case(seed=3, dtype=torch.float64)
+    scale, bias = torch.tensor(100.0).log(), torch.tensor(-10.0)
+    for found, reference in (
+        (sigmoid_contrastive_loss(q, t, scale, bias, *labels), dense_sigmoid(q64, t64, scale.double(), bias, *labels)),
+        (infonce_loss(q, t, scale, *labels), dense_infonce(q64, t64, scale.double(), *labels)),
+    ):
+        assert found.item() == pytest.approx(reference.item(), rel=1e-6)
+
+
+def both_losses(q, t, labels):
+    scale, bias = torch.tensor(2.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    yield sigmoid_contrastive_loss(q, t, scale, bias, labels, labels)
+    yield infonce_loss(q, t, scale, labels, labels)
+
+
+@pytest.mark.parametrize("train_targets", [False, True])
+def test_memory_for_backward_is_linear(train_targets):
+    """At most 8 MiB in storages that autograd saves: one gradient of N × D numbers for each trainable side."""
     n, d = 4096, 256
     q = F.normalize(torch.randn(n, d), dim=1).requires_grad_()
-    t = F.normalize(torch.randn(n, d), dim=1)
-    labels = torch.arange(n)
+    t = F.normalize(torch.randn(n, d), dim=1).requires_grad_(train_targets)
     seen: dict[int, int] = {}
 
     def pack(tensor):
@@ -100,40 +143,71 @@ def test_memory_for_backward_is_linear():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scale = torch.tensor(2.0, requires_grad=True)
-        loss = sigmoid_contrastive_loss(q, t, scale, torch.tensor(-10.0), labels, labels)
-    held = [v for v in vars(loss.grad_fn).values() if isinstance(v, torch.Tensor)]
-    total = sum(seen.values()) + sum(v.untyped_storage().nbytes() for v in held)
-    assert total <= 8 * 2**20
-    assert sum(seen.values()) >= n * d * 4  # the count is not blind: the gradient of the queries is there
+        for loss in both_losses(q, t, torch.arange(n)):
+            kept = [value if isinstance(value, tuple) else (value,) for value in vars(loss.grad_fn).values()]
+            held = [value for values in kept for value in values if isinstance(value, torch.Tensor)]
+            assert sum(seen.values()) == n * d * 4 * (1 + train_targets) <= 8 * 2**20
+            assert 0 < sum(v.untyped_storage().nbytes() for v in held) <= 64  # gradients of scale and bias
+            seen.clear()
+            loss.backward()
+            assert q.grad.any() and (t.grad is not None) == train_targets
+
+
+def test_dtypes_come_back_and_autocast_changes_nothing():
+    (q, t), labels, _ = case(90, 90)
+    half = [x.detach().to(torch.bfloat16).requires_grad_() for x in (q, t)]
+    exact = [x.detach().float().requires_grad_() for x in half]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [(loss.item(), torch.autograd.grad(loss, half)) for loss in both_losses(*half, labels[0])]
+    for (value, gradients), loss in zip(found, both_losses(*exact, labels[0]), strict=True):
+        assert value == loss.item()
+        for gradient, expected in zip(gradients, torch.autograd.grad(loss, exact), strict=True):
+            assert gradient.dtype == torch.bfloat16
+            assert torch.equal(gradient, expected.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"query_labels": torch.zeros(3)}, "query_labels"), ({"query_groups": torch.zeros(70)}, "together")],
+    [
+        ({"query_labels": torch.zeros(3)}, r"query_labels must have shape \(70,\)"),
+        ({"target_labels": None}, r"target_labels is missing: give the \(90,\) identities"),
+        ({"query_labels": torch.full((70,), torch.nan)}, "query_labels must be integers"),
+        ({"query_groups": torch.zeros(70, dtype=torch.int64)}, "together"),
+        ({"targets": torch.zeros(90, 25)}, r"got \(70, 24\) and \(90, 25\)"),
+    ],
 )
-def test_sizes_that_do_not_fit(change, message):
+def test_bad_input(change, message):
     (q, t), labels, _ = case()
-    arguments = {"query_labels": labels[0], "target_labels": labels[1]} | change
-    with pytest.raises(ValueError, match=message):
-        sigmoid_contrastive_loss(q, t, torch.tensor(1.0), torch.tensor(0.0), **arguments)
+    one = torch.tensor(1.0)
+    arguments = {"queries": q, "targets": t, "query_labels": labels[0], "target_labels": labels[1]} | change
+    scalars = {"log_scale": one, "bias": one}
+    for loss, scalars in ((sigmoid_contrastive_loss, scalars), (infonce_loss, {"log_scale": one})):
+        with pytest.raises(ConfigError, match=message):
+            loss(**arguments, **scalars)
 
 
 def _rank(rank: int, port: int, results) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     (q, t), labels, _ = case(64, 64)
     half = slice(32 * rank, 32 * rank + 32)
-    scale = torch.tensor(2.0, requires_grad=True)
-    queries = q.detach()[half].clone().requires_grad_()
-    loss = sigmoid_contrastive_loss(queries, gather_targets(t[half]), scale, torch.tensor(-3.0), labels[0][half],
-                                    gather_targets(labels[1][half]))  # fmt: skip
-    loss.backward()
-    gradient = scale.grad.clone()
-    dist.all_reduce(gradient)
-    results[rank] = (loss.item(), queries.grad, gradient.item() / 2)
+    targets, names = gather_targets(t[half]), gather_targets(labels[1][half])
+    assert not targets.requires_grad
+    found = []
+    for loss, extra in LOSSES:
+        queries, scale = q.detach()[half].clone().requires_grad_(), torch.tensor(2.0, requires_grad=True)
+        value = loss(queries, targets, scale, *extra, labels[0][half], names)
+        value.backward()
+        gradient = scale.grad.clone()
+        dist.all_reduce(gradient)
+        found.append((value.item(), queries.grad, gradient.item() / 2))
+    results[rank] = found
     dist.destroy_process_group()
+
+
+LOSSES = ((sigmoid_contrastive_loss, (torch.tensor(-3.0),)), (infonce_loss, ()))
+REFERENCES = (dense_sigmoid, dense_infonce)
 
 
 def test_two_ranks_equal_one():
@@ -142,12 +216,20 @@ def test_two_ranks_equal_one():
         port = s.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_rank, (port, results), nprocs=2)
+        context = torch.multiprocessing.spawn(_rank, (port, results), nprocs=2, join=False)
+        deadline = time.monotonic() + 120
+        while not context.join(timeout=max(0.1, deadline - time.monotonic())):
+            if time.monotonic() > deadline:
+                for process in context.processes:
+                    process.kill()
+                pytest.fail("the ranks did not finish in 120 s")
         found = dict(results)
-    (q, t), labels, _ = case(64, 64)
-    scale = torch.tensor(2.0, requires_grad=True)
-    whole = sigmoid_contrastive_loss(q, t.detach(), scale, torch.tensor(-3.0), *labels)
-    whole.backward()
-    assert (found[0][0] + found[1][0]) / 2 == pytest.approx(whole.item(), rel=1e-6)
-    torch.testing.assert_close(torch.cat([found[0][1], found[1][1]]) / 2, q.grad, atol=1e-7, rtol=1e-5)
-    assert found[0][2] == pytest.approx(scale.grad.item(), rel=1e-5)
+    (q, t), labels, _ = case(64, 64, dtype=torch.float64)
+    for number, ((_, extra), reference) in enumerate(zip(LOSSES, REFERENCES, strict=True)):
+        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        whole = reference(q, t.detach(), scale, *extra, *labels)
+        by_query, by_scale = torch.autograd.grad(whole, (q, scale))
+        first, second = found[0][number], found[1][number]
+        assert (first[0] + second[0]) / 2 == pytest.approx(whole.item(), rel=1e-6)
+        torch.testing.assert_close(torch.cat([first[1], second[1]]).double() / 2, by_query, atol=1e-6, rtol=0)
+        assert first[2] == pytest.approx(by_scale.item(), rel=1e-6)
