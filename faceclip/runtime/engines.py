@@ -19,6 +19,7 @@ class Engine(Protocol):
     """One optimizer step is: per chunk `accumulating` around forward and backward, then `clip`, then `step`."""
 
     model: nn.Module
+    forward_together: bool  # whether every forward pass, validation too, needs all processes
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -96,6 +97,8 @@ def prepare(
 class ReplicatedEngine:
     """One process, or DistributedDataParallel."""
 
+    forward_together = False
+
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
     ) -> None:
@@ -162,8 +165,9 @@ class ZeroEngine:
         settings["gradient_accumulation_steps"] = 1
         settings["gradient_clipping"] = max_norm
         self._stage = plugin.zero_stage
+        self.forward_together = plugin.zero_stage == 3
         self._device = accelerator.device
-        with _scalars_broadcast(model):
+        with _scalars_as_vectors(model):
             self.model, _ = accelerator.prepare(model, optimizer)
         self._base = self.model.optimizer.optimizer  # offloading puts another one in the place of ours
 
@@ -232,18 +236,20 @@ class ZeroEngine:
 
 
 @contextmanager
-def _scalars_broadcast(model: nn.Module) -> Iterator[None]:
-    """Context in which DeepSpeed (0.19) starts on a model with scalar parameters.
-
-    It broadcasts parameters as bytes, which fails for tensors without a dimension. They are broadcast here, and marked
-    as what DeepSpeed leaves alone (the mark of its sharded linear layers).
-    """
+def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
+    """Context in which DeepSpeed (0.19) starts on a model with scalar parameters: it broadcasts parameters as bytes,
+    and tensors without a dimension have no such view. Afterwards they are scalars again."""
     scalars = [p for p in model.parameters() if p.ndim == 0]
     for parameter in scalars:
-        dist.broadcast(parameter.data, src=0)
-        parameter.ds_optim_param = True
+        parameter.data = parameter.data.view(1)
     try:
         yield
     finally:
         for parameter in scalars:
-            del parameter.ds_optim_param
+            if hasattr(parameter, "ds_shape"):  # ZeRO 3 gathers a parameter in this shape
+                parameter.ds_shape = torch.Size([])
+                # A scalar always stays with every process. Until its trace is complete, ZeRO 3 would release it after
+                # forward, and get it back for backward only in modules whose outputs are plain tensors.
+                parameter.is_external_param = True
+                parameter.all_gather([parameter])
+            parameter.data = parameter.data.view(())

@@ -7,14 +7,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Yields `advance(done, total)`; the bar appears with the first call, so finished work shows nothing."""
+def bar(title: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
+    """Yields `advance(done, total)`; the bar appears with the first call, so finished work shows nothing.
+
+    A total of None is one that nobody knows.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
     progress = Progress(*columns, transient=True)
     task = None
 
-    def advance(done: int, count: int) -> None:
+    def advance(done: int, count: int | None) -> None:
         nonlocal task
         if task is None:
             progress.start()

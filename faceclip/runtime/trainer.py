@@ -75,6 +75,8 @@ class Trainer:
             groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        if config.ema_decay and layout(self.accelerator) == "zero-3":
+            raise ConfigError("trainer.ema_decay: ZeRO 3 leaves no process with all weights to average; set it to null")
         self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
         self.sampler = OrderedSampler(len(source), config.seed)
         self.step = 0
@@ -246,10 +248,13 @@ class Trainer:
     def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
         self.task.modules.eval()
         # Own random state, so that validating more or less often changes nothing in training.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.engine.full_parameters(), self._averaged():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
             torch.manual_seed(self.config.seed)
-            metrics = self.task.validate(self.step) if self.accelerator.is_main_process else {}
-            self._keep_best(metrics)
+            main = self.accelerator.is_main_process
+            metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
+            with self.engine.full_parameters():
+                metrics = metrics if main else {}
+                self._keep_best(metrics)
         if log and metrics:
             log.write(self.step, metrics, kind="validation")
             display.note(self.step, metrics, math.nan if display.progress else 0)
