@@ -10,7 +10,6 @@ that was killed go on with the same bytes.
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.cache import module_hash
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.shards import ShardFolder, short_key
@@ -112,7 +112,8 @@ class FeatureBuilder:
         total = self.source.count if limit is None else min(limit, self.source.count or limit)
         rows = itertools.islice(self.source.rows(first * size), None if limit is None else max(0, limit - first * size))
         counts = self._counts(records)
-        with ThreadPoolExecutor(self.config.workers) as pool, bar(f"{self.split} pictures", total or 0) as advance:
+        title = f"{self.split} pictures"
+        with PortraitPool(self.config, self.mapping, self.reader) as pool, bar(title, total) as advance:
             for number in itertools.count(first):
                 block = list(itertools.islice(rows, size))
                 if not block:
@@ -125,7 +126,7 @@ class FeatureBuilder:
                     faces.append(self._faces([portrait.crop for portrait in portraits]))
                 if number >= len(images):
                     images.append(self._images([portrait.picture for portrait in portraits]))
-                advance(number * size + len(block), total or number * size + len(block))
+                advance(number * size + len(block), total)
                 counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=False)
         if len({len(folder) for folder in parts}) > 1:
             raise DataError(f"{self.source.name} ended early: the cache holds more rows; delete {records.folder}")
@@ -134,22 +135,11 @@ class FeatureBuilder:
 
     def _prepare(
         self, block: Sequence[Mapping[str, Any]], start: int, known: Mapping[str, NDArray] | None,
-        pool: ThreadPoolExecutor, records: ShardFolder, counts: RejectCounts,
+        pool: PortraitPool, records: ShardFolder, counts: RejectCounts,
     ) -> list[Portrait]:  # fmt: skip
         """Portraits of the usable rows of a block; writes its records when they are not known yet."""
         landmarks = None if known is None else dict(zip(known["row"].tolist(), known["landmarks"], strict=True))
-
-        def one(item: tuple[int, Mapping[str, Any]]):
-            number, row = item
-            if landmarks is not None and number not in landmarks:
-                return None
-            try:
-                raw = self.mapping.read(row, number)
-                return number, raw, self.reader.read(raw, landmarks and landmarks[number])
-            except RejectedRecord as rejected:
-                return rejected
-
-        outcomes = [outcome for outcome in pool.map(one, enumerate(block, start)) if outcome is not None]
+        outcomes = pool.prepare(block, start, landmarks)
         good = [outcome for outcome in outcomes if not isinstance(outcome, RejectedRecord)]
         if known is not None:
             if [portrait.digest for _, _, portrait in good] != known["digest"].tolist():

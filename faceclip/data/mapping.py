@@ -53,7 +53,8 @@ class DataConfig:
     when no box says so. portrait: side of the square given to the image tower, in sides of the aligned face crop; 0:
     the center square of the whole picture. max_bad_share: above it, building stops. few_pictures: what happens to
     persons with fewer pictures than `sampling.images`. limit: read only the first rows (0: all). shard_rows: source
-    rows per cache shard. batch_size, device: of the frozen towers; workers: threads that decode and find faces.
+    rows per cache shard. batch_size, device: of the frozen towers; workers: how many threads (or processes, by
+    worker_kind) decode and find faces.
     verify: "hashes" reads every shard at the start, "sizes" only looks at their lengths.
     """
 
@@ -82,6 +83,7 @@ class DataConfig:
     shard_rows: int = 1024
     batch_size: int = 64
     workers: int = 2
+    worker_kind: Literal["threads", "processes"] = "threads"
     device: str = "cpu"
     verify: Literal["hashes", "sizes"] = "hashes"
 
@@ -116,6 +118,9 @@ class RejectedRecord(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple:
+        return RejectedRecord, (self.reason, str(self))  # worker processes send these back
 
 
 @dataclass(frozen=True, kw_only=True)

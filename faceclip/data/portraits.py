@@ -81,7 +81,12 @@ class PortraitReader:
 
     def read(self, raw: RawRecord, landmarks: NDArray[np.floating] | None = None) -> Portrait:
         """The record's portrait; `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord."""
-        source, scale = self._locate(raw)
+        return self.prepare(raw, *self.locate(raw), landmarks)
+
+    def prepare(
+        self, raw: RawRecord, source: bytes | str, scale: float, landmarks: NDArray[np.floating] | None = None
+    ) -> Portrait:
+        """What `read` does after `locate` has found the picture: header check, decoding, face, cuts."""
         try:
             image = load_image(source, max_pixels=self.config.max_pixels, name=raw.key)
             points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)
@@ -102,7 +107,9 @@ class PortraitReader:
             digest=int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True),
         )
 
-    def _locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
+    def locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
+        """Encoded bytes or local path, and the factor from the record's pixels to the picture's. Raises RejectedRecord.
+        """
         if raw.image is None:
             if self.store is None:
                 raise RejectedRecord("no_image", f"{raw.key}: no picture in the row, and data.images is not set")

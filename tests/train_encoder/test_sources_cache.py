@@ -1,8 +1,13 @@
 """The cache of frozen features: resumable, verified, keyed by content, tower and preprocessing; who is in a split."""
 
 import hashlib
+import json
+import multiprocessing
+import os
+import resource
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -67,6 +72,59 @@ def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tm
     assert len(list((tmp_path / "broken").glob("train-images-*/*.safetensors"))) < 14
     assert main([*arguments, f"cache={tmp_path / 'broken'}"]) == 0
     assert all_bytes(tmp_path / "broken") == all_bytes(tmp_path / "whole")
+
+
+def test_worker_processes_write_what_threads_write(facecaption, towers, tmp_path):
+    path, images = facecaption
+    for kind in ("threads", "processes"):
+        config = DataConfig(path=str(path), layout="facecaption", images=str(images), identity="none", workers=2,
+                            worker_kind=kind, max_bad_share=0.5, validation_share=0.3, shard_rows=20)  # fmt: skip
+        load_features(config, "train", towers, tmp_path / kind)
+    threads, processes = all_bytes(tmp_path / "threads"), all_bytes(tmp_path / "processes")
+    assert threads == processes
+    report = json.loads(next(data for name, data in threads.items() if "report" in name))
+    assert report["counts"]["no_image"] == 1  # found missing here, by the parent
+
+
+def test_a_worker_that_dies_is_named(parquet, towers, tmp_path):
+    def kill_a_worker() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    with pytest.raises(DataError, match=r"a worker process died at rows 0 to 8.*fewer data\.workers"):
+        load_features(config_of(parquet, worker_kind="processes"), "train", towers, tmp_path / "c")
+    killer.join()
+
+
+def test_two_builders_at_once(parquet, tower_arguments, tmp_path):
+    arguments = [f"data.path={parquet}", "data.columns.image=photo", "data.columns.captions=words",
+                 "data.columns.identity=who", "data.columns.landmarks=points", "data.validation_share=0.3",
+                 "data.shard_rows=3", *tower_arguments, f"cache={tmp_path / 'c'}"]  # fmt: skip
+    processes = [start("train_encoder.features", *arguments) for _ in range(2)]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("rows unusable" in output for output in outputs) == 1  # the other one found the work done
+    assert all("features in" in output for output in outputs)
+
+
+def test_a_full_disk_is_named_and_the_build_goes_on(parquet, towers, tmp_path):
+    config = config_of(parquet, validation_share=0.3)
+    load_features(config, "train", towers, tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*safetensors.*free space.*goes on here"):
+            load_features(config, "train", towers, tmp_path / "small")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    load_features(config, "train", towers, tmp_path / "small")
+    assert all_bytes(tmp_path / "small") == all_bytes(tmp_path / "whole")
 
 
 def test_another_tower_does_not_detect_again(parquet, towers, tower_arguments, tmp_path):

@@ -1,0 +1,101 @@
+"""Threads or processes that prepare the rows of a block, in order.
+
+Rows are read and pictures located in the calling process, so that an index of millions of URLs exists once; decoding,
+detection and cutting, which cost the time, run in the workers.
+"""
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
+from faceclip.data.portraits import Portrait, PortraitReader
+from faceclip.errors import DataError
+
+Located = tuple[RawRecord, bytes | str, float, NDArray[np.floating] | None]
+Outcome = tuple[int, RawRecord, Portrait] | RejectedRecord
+
+
+class PortraitPool:
+    """Prepares blocks of rows with `config.workers` workers; a context manager.
+
+    `mapping` and `reader` belong to the same source.
+    """
+
+    def __init__(self, config: DataConfig, mapping: RowMapping, reader: PortraitReader) -> None:
+        self.config, self.mapping, self.reader = config, mapping, reader
+        self.pool: Executor
+        if config.worker_kind == "threads":
+            self.pool, self.action = ThreadPoolExecutor(config.workers), self._prepare
+        else:
+            # Spawned, not forked: a fork would copy the locks of torch's threads as they happen to be.
+            context = multiprocessing.get_context("spawn")
+            arguments = (replace(config, images=""), reader.crop_size, reader.picture_size)
+            self.pool = ProcessPoolExecutor(config.workers, context, initializer=_start, initargs=arguments)
+            self.action = _prepare_in_process
+
+    def __enter__(self) -> "PortraitPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def prepare(
+        self, rows: Sequence[Mapping[str, Any]], start: int, landmarks: Mapping[int, NDArray] | None = None
+    ) -> list[Outcome]:
+        """Outcomes of rows number `start`, `start` + 1, …: (number, record, portrait), or why a row cannot be used.
+
+        landmarks: those of usable rows by their numbers, when they are known; other rows are then left out.
+        Raises DataError when a worker process dies.
+        """
+        try:
+            jobs = [self._submit(number, row, landmarks) for number, row in enumerate(rows, start)
+                    if landmarks is None or number in landmarks]  # fmt: skip
+            return [self._result(*job) for job in jobs]
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"a worker process died at rows {start} to {start + len(rows)} (out of memory?): use fewer "
+                "data.workers and run again, it goes on here"
+            ) from error
+
+    def _submit(self, number: int, row: Mapping[str, Any], landmarks: Mapping[int, NDArray] | None) -> tuple:
+        try:
+            raw = self.mapping.read(row, number)
+            located = (raw, *self.reader.locate(raw), None if landmarks is None else landmarks[number])
+        except RejectedRecord as rejected:
+            return number, None, rejected
+        return number, raw, self.pool.submit(self.action, located)
+
+    @staticmethod
+    def _result(number: int, raw: RawRecord | None, job: Future | RejectedRecord) -> Outcome:
+        found = job if isinstance(job, RejectedRecord) else job.result()
+        return found if isinstance(found, RejectedRecord) else (number, raw, found)
+
+    def _prepare(self, located: Located) -> Portrait | RejectedRecord:
+        try:
+            return self.reader.prepare(*located)
+        except RejectedRecord as rejected:
+            return rejected
+
+
+_reader: PortraitReader | None = None  # of this worker process
+
+
+def _start(config: DataConfig, crop_size: int, picture_size: int) -> None:
+    global _reader
+    cv2.setNumThreads(1)  # one worker, one core
+    _reader = PortraitReader(config, folder=None, crop_size=crop_size, picture_size=picture_size)
+
+
+def _prepare_in_process(located: Located) -> Portrait | RejectedRecord:
+    try:
+        return _reader.prepare(*located)
+    except RejectedRecord as rejected:
+        return rejected
