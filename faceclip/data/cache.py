@@ -6,6 +6,7 @@ the entry is opened. Files: one memory-mapped `.npy` per field and `manifest.jso
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -43,52 +44,83 @@ def cached_features(
         progress: called with (rows done, count).
 
     Raises:
-        DataError: a file that was changed or truncated since it was written (the message says what to delete), or
-            a builder that changes its mind about shapes.
+        DataError: a file that was changed or truncated since it was written (the message says what to delete), a
+            disk that is full, or a builder that changes its mind about shapes.
     """
     key = hashlib.sha256(f"{data_hash}|{model_hash}|{preprocessing}|{count}|{CHUNK}".encode()).hexdigest()[:20]
     folder = Path(root) / f"{name}-{key}"
-    folder.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(folder)
     done = len(manifest["chunks"])
     chunks = -(-count // CHUNK)
-    arrays = _open(folder, manifest, "r+" if done < chunks else "r")
+    arrays = _open(folder, manifest)
     for number in range(done):
         _verify(folder, arrays, manifest["chunks"][number], number, count)
     for number in range(done, chunks):
         start, stop = number * CHUNK, min((number + 1) * CHUNK, count)
-        rows = build(start, stop)
-        if not arrays:
-            manifest["fields"] = {k: [list(v.shape[1:]), v.dtype.str] for k, v in rows.items()}
-            arrays = {
-                k: np.lib.format.open_memmap(folder / f"{k}.npy", "w+", v.dtype, (count, *v.shape[1:]))
-                for k, v in rows.items()
-            }
+        rows = {field: np.ascontiguousarray(values) for field, values in build(start, stop).items()}
+        if not manifest["fields"]:
+            manifest["fields"] = {field: [list(v.shape[1:]), v.dtype.str] for field, v in rows.items()}
         for field, values in rows.items():
-            if values.shape != (stop - start, *arrays[field].shape[1:]):
-                raise DataError(f"cache {folder.name}: {field} has shape {values.shape} for rows {start} to {stop}")
-            arrays[field][start:stop] = values
-            arrays[field].flush()
-        manifest["chunks"].append(_digests(arrays, start, stop))
-        _write_manifest(folder, manifest)
+            shape, dtype = manifest["fields"][field]
+            if values.shape != (stop - start, *shape) or values.dtype.str != dtype:
+                raise DataError(
+                    f"cache {folder.name}: {field} has shape {values.shape} and type {values.dtype} for rows {start} "
+                    f"to {stop}, before {shape} and {dtype}"
+                )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for field, values in rows.items():
+                _write_rows(folder / f"{field}.npy", values, start, count)
+            manifest["chunks"].append({field: hashlib.sha256(values).hexdigest() for field, values in rows.items()})
+            _write_manifest(folder, manifest)
+        except OSError as error:
+            raise DataError(
+                f"cannot write {folder} ({error}): free space on this disk or make the folder writable, and run "
+                "again; it goes on here"
+            ) from error
         if progress:
             progress(stop, count)
-    return _open(folder, manifest, "r")
+    return _open(folder, manifest)
 
 
-def _digests(arrays: Mapping[str, NDArray], start: int, stop: int) -> dict[str, str]:
-    return {k: hashlib.sha256(np.ascontiguousarray(v[start:stop])).hexdigest() for k, v in arrays.items()}
+def _write_rows(path: Path, values: NDArray, start: int, count: int) -> None:
+    """Rows from number `start` of an array file of `count` rows, which is made when missing.
+
+    Plain writes, not a memory map: on a full disk a map ends the process by SIGBUS.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header,
+        {
+            "descr": np.lib.format.dtype_to_descr(values.dtype),
+            "fortran_order": False,
+            "shape": (count, *values.shape[1:]),
+        },
+    )
+    row = values.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
+    with path.open("r+b" if start else "wb") as file:
+        if start == 0:
+            file.write(header.getvalue())
+            file.truncate(header.tell() + count * row)
+        file.seek(header.tell() + start * row)
+        file.write(values.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _verify(folder: Path, arrays: Mapping[str, NDArray], expected: dict[str, str], number: int, count: int) -> None:
     start, stop = number * CHUNK, min((number + 1) * CHUNK, count)
-    if _digests(arrays, start, stop) != expected:
-        raise DataError(f"{folder}: rows {start} to {stop} differ from what was written: delete the folder")
+    for field, values in arrays.items():
+        if hashlib.sha256(np.ascontiguousarray(values[start:stop])).hexdigest() != expected.get(field):
+            raise DataError(
+                f"{folder / field}.npy is corrupt: rows {start} to {stop} differ from what was written; delete the "
+                f"folder {folder}, it is built again"
+            )
 
 
-def _open(folder: Path, manifest: dict, mode: str) -> dict[str, NDArray]:
+def _open(folder: Path, manifest: dict) -> dict[str, NDArray]:
     try:
-        return {k: np.load(folder / f"{k}.npy", mmap_mode=mode) for k in manifest["fields"]}
+        return {k: np.load(folder / f"{k}.npy", mmap_mode="r") for k in manifest["fields"]}
     except (OSError, ValueError) as error:
         raise DataError(f"cached features {folder} cannot be read ({error}): delete {folder}") from error
 

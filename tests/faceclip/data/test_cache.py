@@ -1,5 +1,7 @@
 """Cached features: built once, resumed after an interruption, verified on reading."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_a_changed_file_is_found(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match=f"rows {2 * CHUNK} to {COUNT}"):
+    with pytest.raises(DataError, match=rf"square\.npy is corrupt: rows {2 * CHUNK} to {COUNT}.*delete"):
         read(tmp_path, Counting())
 
 
@@ -75,6 +77,28 @@ def test_a_truncated_file_is_found(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="delete"):
         read(tmp_path, Counting())
+
+
+def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path):
+    whole = {field: np.array(values) for field, values in read(tmp_path / "whole", Counting()).items()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*free space.*goes on here"):
+            read(tmp_path / "small", Counting())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    values = read(tmp_path / "small", Counting())
+    for field, expected in whole.items():
+        np.testing.assert_array_equal(values[field], expected)
+
+
+def test_a_builder_that_changes_its_shapes_is_refused(tmp_path):
+    def build(start: int, stop: int) -> dict[str, np.ndarray]:
+        return {"x": np.zeros((stop - start, 2 + (start > 0)), np.float32)}
+
+    with pytest.raises(DataError, match=r"x has shape \(256, 3\)"):
+        read(tmp_path, build)
 
 
 def test_module_hash_sees_values_and_names():
