@@ -1,8 +1,8 @@
 """A small FaceCLIP in the published layout, with weights that are a function of their names alone.
 
-The golden numbers of `test_published.py` were made by running the original classes of bytedance/FaceCLIP (its
-`TextFaceEmbeddingFuser`, its face `VisionTransformer`, open_clip's text transformer, put together as its
-`TextImageBranch.forward`) at this size on these weights; the two agreed to 1.4e-6 everywhere.
+The golden outputs (`data/published_outputs.safetensors`, numbers only) were made by running the original classes of
+bytedance/FaceCLIP (its `TextFaceEmbeddingFuser`, its face `VisionTransformer`, open_clip's text transformer, put
+together as its `TextImageBranch.forward`) at this size on these weights; the two agreed to 1.4e-6 everywhere.
 """
 
 import zlib
@@ -21,12 +21,13 @@ CONFIG = {
     "fusion": {"layers": 3, "attention_width": 32, "text_hidden": 32, "face_hidden": 64},
     "joint": None,
 }
-PROMPTS = ["a man in a red hat", "", "an id card with an id", "größe 日本語 ñ", "word " * 200]
+# Plain, empty, with "id" again, non-ASCII, longer than 77 tokens, and one that looks like the template.
+PROMPTS = ["a man in a red hat", "", "an id card with an id", "größe 日本語 ñ", "word " * 200, "Photo of a id person."]
 
 
 def faces() -> Tensor:
-    """(5, 3, 130, 130) in [0, 1]."""
-    return torch.from_numpy(np.random.Generator(np.random.PCG64(1)).random((5, 3, 130, 130), dtype=np.float32))
+    """(6, 3, 130, 130) in [0, 1]."""
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(1)).random((6, 3, 130, 130), dtype=np.float32))
 
 
 def published_state() -> dict[str, Tensor]:

@@ -180,8 +180,8 @@ def test_bad_input(change, message):
     (q, t), labels, _ = case()
     one = torch.tensor(1.0)
     arguments = {"queries": q, "targets": t, "query_labels": labels[0], "target_labels": labels[1]} | change
-    scalars = {"log_scale": one, "bias": one}
-    for loss, scalars in ((sigmoid_contrastive_loss, scalars), (infonce_loss, {"log_scale": one})):
+    both = {"log_scale": one, "bias": one}
+    for loss, scalars in ((sigmoid_contrastive_loss, both), (infonce_loss, {"log_scale": one})):
         with pytest.raises(ConfigError, match=message):
             loss(**arguments, **scalars)
 

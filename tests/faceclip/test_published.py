@@ -13,25 +13,12 @@ from faceclip import published
 from faceclip.encoder import FaceCLIP
 from faceclip.published import CONFIG, convert, export, from_published, load_faceclip, to_published
 from faceclip.published_files import mention_license
+from faceclip.text_tower import tokenize
 from tests.faceclip.published_case import CONFIG as SMALL
 from tests.faceclip.published_case import PROMPTS, faces, published_state
 
-# Fused tokens at (position, channel) of each prompt, and pooled channels 0, 20, 47; see published_case.
-PLACES = ((0, 0), (4, 7), (9, 40), (30, 63), (76, 79))
-TOKENS = {
-    True: [[-0.21322, -0.9352, 1.42183, 1.4524, -1.23868], [-0.33781, -0.92658, 1.32889, 1.45371, -1.22428],
-           [-0.17856, -1.01919, 1.48954, 1.38859, -1.26173], [-0.22864, -0.95977, 1.02014, 1.39737, -1.18807],
-           [-0.13973, -0.96073, 1.23539, 1.48845, -1.28379]],
-    False: [[-0.35087, -1.58906, 1.46795, 1.30253, -1.28972], [-0.56386, -1.3947, 1.50448, 1.41801, -1.20312],
-            [-0.43699, -1.56159, 1.29194, 1.19896, -1.14273], [-0.36851, -1.48472, 1.03962, 1.29487, -1.28375],
-            [-0.38284, -1.19919, 0.90877, 1.49244, -1.35033]],
-}  # fmt: skip
-POOLED = {
-    True: [[-1.57448, -0.64421, -0.57406], [-1.06503, -0.34935, -0.36221], [-1.14588, -0.87646, -0.51528],
-           [-1.31593, -1.40989, -0.14002], [-1.87881, -1.22274, -0.94039]],
-    False: [[-1.65638, -1.18488, -0.44732], [-2.68843, -0.60614, -0.40558], [-1.25863, -0.56156, 0.3494],
-            [-2.24483, -1.09335, -0.37154], [-1.82634, -1.28143, -0.8236]],
-}  # fmt: skip
+# Of the original classes at the small size; see published_case.
+GOLDEN = Path(__file__).parent / "data" / "published_outputs.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +34,45 @@ def file(state, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("has_face", [True, False])
-def test_outputs_of_the_published_class(state, has_face):
+@pytest.fixture(scope="module")
+def model(state) -> FaceCLIP:
     model = FaceCLIP(**SMALL)
     ours, _ = from_published(state, model, "state")
     model.load_state_dict(ours)
-    with torch.no_grad():
-        found = model.eval().encode(PROMPTS, faces() if has_face else None)
-    tokens = [[float(found.tokens[b, t, c]) for t, c in PLACES] for b in range(5)]
-    pooled = found.pooled[:, [0, 20, 47]]
-    torch.testing.assert_close(torch.tensor(tokens), torch.tensor(TOKENS[has_face]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(pooled, torch.tensor(POOLED[has_face]), atol=1e-4, rtol=0)
-    assert found.tokens.shape == (5, 77, 80)
-    assert (found.identity is not None) == has_face
+    scales = [p for name, p in model.named_parameters() if name.endswith(("face_scale", "text_scale"))]
+    assert len(scales) == 10 and all(0.2 < p.abs().mean() < 0.8 for p in scales)  # at 1e-4 mistakes would not show
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("case", ["face", "zero_face"])
+def test_outputs_of_the_published_class(model, case, with_gradient):
+    """Every number of L's, of G's and of the concatenated tokens, and of the pooled state, for all prompts."""
+    golden = load_file(GOLDEN)
+    tokens, pooled = golden[f"tokens_{case}"], golden[f"pooled_{case}"]
+    with torch.set_grad_enabled(with_gradient):  # other matrix products are taken with a gradient
+        found = model.encode(PROMPTS, faces() if case == "face" else None)
+    assert found.tokens.shape == (6, 77, 32 + 48) and found.pooled.shape == (6, 48)
+    assert tokens.abs().max() > 2 and (tokens - found.text).abs().max() > 1  # the fusion does change the text
+    torch.testing.assert_close(found.tokens[..., :32], tokens[..., :32], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.tokens[..., 32:], tokens[..., 32:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.pooled, pooled, atol=1e-4, rtol=0)
+    assert (found.identity is not None) == (case == "face")
+    if case == "zero_face":  # the same as the release's own way to it: a picture of zeros, prompts as they are
+        explicit = model.encode(tokenize(PROMPTS[:5]), torch.zeros(5, 3, 130, 130))
+        torch.testing.assert_close(explicit.tokens, tokens[:5], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_faces_of_448_pixels_are_resized_as_published(model):
+    """The encoder sees a bilinear 112 px picture without antialiasing, whatever size it is given."""
+    large = torch.rand(2, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    # align_corners=False takes a fourth of the pixels: the means of the middle 2 × 2 of each 4 × 4.
+    small = sum(large[:, :, i::4, j::4] for i in (1, 2) for j in (1, 2)) / 4
+    found, expected = model.face_features(large), model.face_features(small)
+    torch.testing.assert_close(found.tokens, expected.tokens, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.identity, expected.identity, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
