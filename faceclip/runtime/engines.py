@@ -167,7 +167,7 @@ class ZeroEngine:
         self._stage = plugin.zero_stage
         self.forward_together = plugin.zero_stage == 3
         self._device = accelerator.device
-        with _scalars_as_vectors(model):
+        with _with_scalars(model, self._stage):
             self.model, _ = accelerator.prepare(model, optimizer)
         self._base = self.model.optimizer.optimizer  # offloading puts another one in the place of ours
 
@@ -236,20 +236,27 @@ class ZeroEngine:
 
 
 @contextmanager
-def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
+def _with_scalars(model: nn.Module, stage: int) -> Iterator[None]:
     """Context in which DeepSpeed (0.19) starts on a model with scalar parameters: it broadcasts parameters as bytes,
-    and tensors without a dimension have no such view. Afterwards they are scalars again."""
+    and tensors without a dimension have no such view."""
     scalars = [p for p in model.parameters() if p.ndim == 0]
     for parameter in scalars:
-        parameter.data = parameter.data.view(1)
+        if stage < 3:
+            # Broadcast here, and marked as what DeepSpeed leaves alone (the mark of its sharded linear layers).
+            dist.broadcast(parameter.data, src=0)
+            parameter.ds_optim_param = True
+        else:
+            parameter.data = parameter.data.view(1)
     try:
         yield
     finally:
         for parameter in scalars:
-            if hasattr(parameter, "ds_shape"):  # ZeRO 3 gathers a parameter in this shape
+            if stage < 3:
+                del parameter.ds_optim_param
+            elif hasattr(parameter, "ds_shape"):  # not if starting failed
                 parameter.ds_shape = torch.Size([])
                 # A scalar always stays with every process. Until its trace is complete, ZeRO 3 would release it after
                 # forward, and get it back for backward only in modules whose outputs are plain tensors.
                 parameter.is_external_param = True
                 parameter.all_gather([parameter])
-            parameter.data = parameter.data.view(())
+                parameter.data = parameter.data.view(())
