@@ -9,6 +9,7 @@ that was killed go on with the same bytes.
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.cache import module_hash
+from faceclip.data.digests import write_json
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
 from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
@@ -26,7 +28,7 @@ from faceclip.data.shards import ShardFolder, short_key
 from faceclip.data.sources import open_source
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.runtime.progress import bar
-from faceclip.text_tower import tokenize, used_tokens
+from faceclip.text_tower import tokenize, tokenizer, used_tokens
 from train_encoder.towers_io import Towers
 
 KINDS = ("records", "faces", "images", "captions")
@@ -85,8 +87,10 @@ class FeatureBuilder:
         counts = self._counts(folders["records"])
         counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
         if fresh:
-            counts.write(self.report, self.source.name)
-            print(f"{self.split}: {counts}; report {self.report}", flush=True)
+            cut = sum(entry["cut"] for entry in folders["captions"].entries)
+            counts.write(self.report, self.source.name, captions_cut=cut)
+            words = f"; {cut:,} captions are longer than the text tower reads, their ends are lost" if cut else ""
+            print(f"{self.split}: {counts}{words}; report {self.report}", flush=True)
         if counts.rows == counts.bad:
             raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
         return folders
@@ -110,7 +114,9 @@ class FeatureBuilder:
         size, limit = self.config.shard_rows, self.config.limit or None
         first = min(map(len, parts))
         total = self.source.count if limit is None else min(limit, self.source.count or limit)
-        rows = itertools.islice(self.source.rows(first * size), None if limit is None else max(0, limit - first * size))
+        resume = self.cache / f"{self.split}-position-{self.keys['records']}.json"
+        rows = self.source.rows(first * size, _read_position(resume, first))
+        rows = itertools.islice(rows, None if limit is None else max(0, limit - first * size))
         counts = self._counts(records)
         title = f"{self.split} pictures"
         with PortraitPool(self.config, self.mapping, self.reader) as pool, bar(title, total) as advance:
@@ -126,12 +132,15 @@ class FeatureBuilder:
                     faces.append(self._faces([portrait.crop for portrait in portraits]))
                 if number >= len(images):
                     images.append(self._images([portrait.picture for portrait in portraits]))
+                if (position := self.source.position()) is not None:
+                    write_json(resume, {"block": number + 1, "position": position})
                 advance(number * size + len(block), total)
                 counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=False)
         if len({len(folder) for folder in parts}) > 1:
             raise DataError(f"{self.source.name} ended early: the cache holds more rows; delete {records.folder}")
         for folder in parts:
             folder.finish()
+        resume.unlink(missing_ok=True)
 
     def _prepare(
         self, block: Sequence[Mapping[str, Any]], start: int, known: Mapping[str, NDArray] | None,
@@ -174,7 +183,8 @@ class FeatureBuilder:
             for number in range(len(captions), len(records)):
                 records.verify(number)
                 texts = unpack_texts("caption", records.read(number))
-                captions.append(self._captions(texts))
+                fields, cut = self._captions(texts)
+                captions.append(fields, cut=cut)
                 advance(number + 1, len(records))
         captions.finish()
 
@@ -197,18 +207,34 @@ class FeatureBuilder:
         return {"image": np.concatenate(found)}
 
     @torch.no_grad()
-    def _captions(self, texts: Sequence[str]) -> dict[str, NDArray]:
+    def _captions(self, texts: Sequence[str]) -> tuple[dict[str, NDArray], int]:
+        """Embeddings, and how many captions are longer than the tower reads."""
         found, size = [np.empty((0, self.towers.text_g.config.embed_dim), np.float32)], self.config.batch_size
+        cut = 0
         for start in range(0, len(texts), size):
-            tokens = used_tokens(tokenize(texts[start : start + size])).to(self.config.device)
-            found.append(self.towers.text_g(tokens).embedding.float().cpu().numpy())
-        return {"caption": np.concatenate(found)}
+            batch = texts[start : start + size]
+            tokens = tokenize(batch)
+            cut += sum(len(tokenizer().encode(texts[start + row])) + 2 > tokens.shape[1]
+                       for row in torch.nonzero(tokens[:, -1]).flatten().tolist())  # fmt: skip
+            found.append(self.towers.text_g(used_tokens(tokens).to(self.config.device)).embedding.float().cpu().numpy())
+        return {"caption": np.concatenate(found)}, cut
 
     def _batches(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
         """(B, 3, S, S) in [0, 1] on the device, `batch_size` at a time."""
         for start in range(0, len(images), self.config.batch_size):
             stacked = torch.from_numpy(np.stack(images[start : start + self.config.batch_size]))
             yield stacked.to(self.config.device).permute(0, 3, 1, 2).float() / 255
+
+
+def _read_position(path: Path, block: int) -> dict[str, Any] | None:
+    """Where a stream stood when it had given `block` blocks, or None when that was not noted."""
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_bytes())
+        return stored["position"] if stored["block"] == block else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is corrupt ({error}): delete it, the rows are then skipped one by one") from error
 
 
 def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray]:

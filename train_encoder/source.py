@@ -29,11 +29,12 @@ class QuerySource:
         self.features, self.sampling = features, sampling
         # One picture per person leaves one query about it: the picture is asked for by its own face and caption.
         self.images = 1 if features.single else sampling.images
-        self.people = group_rows(np.asarray(features.arrays.identity))
-        few = [rows for rows in self.people if len(rows) < self.images]
-        if few:
+        self.people = People(np.asarray(features.arrays.identity))
+        few = np.flatnonzero(self.people.counts < self.images)
+        if len(few):
+            first = _name(features, self.people[few[0]][0])
             raise DataError(
-                f"{len(few)} persons (the first: {_name(features, few[0][0])}) have fewer than sampling.images="
+                f"{len(few)} persons (the first: {first}) have fewer than sampling.images="
                 f"{sampling.images} pictures: lower it, give more pictures, or leave such persons out by "
                 "data.few_pictures=drop"
             )
@@ -71,11 +72,23 @@ class QuerySource:
         }
 
 
-def group_rows(identity: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The rows of each identity, identities in ascending order, rows too."""
-    order = np.argsort(identity, kind="stable")
-    borders = np.flatnonzero(np.diff(identity[order])) + 1
-    return np.split(order, borders)
+class People:
+    """The rows of each identity, identities in ascending order, rows too; two arrays, however many persons.
+
+    `people[i]`: the rows (K,) of person i; counts (P,): how many.
+    """
+
+    def __init__(self, identity: NDArray[np.int64]) -> None:
+        self.order = np.argsort(identity, kind="stable")
+        borders = np.flatnonzero(np.diff(identity[self.order])) + 1
+        self.starts = np.concatenate([[0], borders, [len(identity)]])
+        self.counts = np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, person: int) -> NDArray[np.int64]:
+        return self.order[self.starts[person] : self.starts[person + 1]]
 
 
 def _name(features: SplitFeatures, row: int) -> str:

@@ -52,9 +52,10 @@ class RejectCounts:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.counts.items()))
         return f"{self.bad:,} of {self.rows:,} rows unusable ({self.share:.1%})" + (f": {reasons}" if reasons else "")
 
-    def write(self, path: Path, source: str) -> None:
-        """The report as JSON: source, rows, usable, share, counts and examples."""
-        write_json(path, {"source": source, "usable": self.rows - self.bad, "share": self.share, **self.to_dict()})
+    def write(self, path: Path, source: str, **facts: int) -> None:
+        """The report as JSON: source, rows, usable, share, counts and examples, and any further facts."""
+        usable = {"usable": self.rows - self.bad, "share": self.share}
+        write_json(path, {"source": source, **usable, **facts, **self.to_dict()})
 
     def check(self, limit: float, path: Path, source: str, *, at_end: bool) -> None:
         """Raises TooManyBadRecordsError, which names counts and report, when the share is above `limit`."""

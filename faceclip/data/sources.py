@@ -23,7 +23,8 @@ from faceclip.errors import DataError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, DatasetGenerationError, UnicodeDecodeError)
-Rows = Callable[[int], Iterator[Mapping[str, Any]]]
+Position = dict[str, Any]
+Rows = Callable[..., Iterator[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class RowSource:
     """One split. `rows(start)` yields the rows from number `start`, always the same; `content_hash` is their key.
 
     count: number of rows, None when only reading to the end tells. folder: base of relative picture paths.
+    position(): where the rows read so far end, as JSON, or None where a start number is enough; `rows(start, position)`
+    goes on from there without reading the files before it again, which for a remote stream means fetching them.
     """
 
     name: str
@@ -40,6 +43,7 @@ class RowSource:
     count: int | None
     folder: Path | None
     rows: Rows
+    position: Callable[[], Position | None] = lambda: None
 
 
 def find_layout(config: DataConfig) -> str:
@@ -77,7 +81,7 @@ def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
         digest = content_hash(files, path, memo)
         columns = tuple(dict.fromkeys(name for row in rows for name in row))
 
-        def listed(start: int) -> Iterator[Mapping[str, Any]]:
+        def listed(start: int, position: Position | None = None) -> Iterator[Mapping[str, Any]]:
             return itertools.islice(rows, start, None)
 
         return RowSource(name=str(path), layout=layout, columns=columns, content_hash=digest, count=len(rows),
@@ -139,13 +143,25 @@ def _stream(
         if isinstance(kind, datasets.Image):
             found = found.cast_column(column, datasets.Image(decode=False))
 
-    def rows(start: int) -> Iterator[Mapping[str, Any]]:
-        iterator = iter(found.skip(start) if start else found)
+    # A state fits only the chain of steps that gave it; a stream that began by skipping has another chain.
+    known = isinstance(found, datasets.IterableDataset)
+
+    def rows(start: int, position: Position | None = None) -> Iterator[Mapping[str, Any]]:
+        nonlocal known
+        reading = found
+        if position is not None:
+            _guard(name, lambda: found.load_state_dict(position))
+        elif start:
+            reading, known = found.skip(start), False
+        iterator = iter(reading)
         while (row := _guard(name, lambda: next(iterator, None))) is not None:
             yield row
 
+    def position() -> Position | None:
+        return found.state_dict() if known else None
+
     return RowSource(name=name, layout=layout, columns=tuple(columns), content_hash=digest, count=count,
-                     folder=folder, rows=rows)  # fmt: skip
+                     folder=folder, rows=rows, position=position)  # fmt: skip
 
 
 def _guard(name: str, action: Callable[[], Any]) -> Any:

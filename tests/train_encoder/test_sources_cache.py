@@ -22,7 +22,7 @@ from faceclip.runtime import parse_config
 from tests.stages import start
 from train_encoder.config import EncoderConfig, SamplingConfig
 from train_encoder.features import features_of, load_features, main, split_features
-from train_encoder.source import QuerySource
+from train_encoder.source import People, QuerySource
 
 COLUMNS = ColumnsConfig(image="photo", captions="words", identity="who", landmarks="points")
 
@@ -214,6 +214,21 @@ def test_persons_with_few_pictures(rows, towers, tmp_path):
         QuerySource(kept, SamplingConfig(images=4))
     dropped = config_of(tmp_path / "few.parquet", few_pictures="drop")
     assert len(load_features(dropped, "train", towers, tmp_path / "c", pictures=4).arrays) == 8
+
+
+def test_long_captions_are_counted(rows, towers, tmp_path):
+    long = [row | {"words": [" ".join(["face"] * (75 + number))]} for number, row in enumerate(rows[:4])]
+    pq.write_table(pa.Table.from_pylist(long), tmp_path / "long.parquet")
+    load_features(config_of(tmp_path / "long.parquet"), "train", towers, tmp_path / "c")
+    (report,) = (tmp_path / "c").glob("train-report-*.json")
+    assert json.loads(report.read_text())["captions_cut"] == 3  # 75 words, start and end fill the 77 places
+
+
+def test_rows_of_people():
+    people = People(np.array([5, -1, 5, 9, -1, 5]))
+    assert [rows.tolist() for rows in (people[0], people[1], people[2])] == [[1, 4], [0, 2, 5], [3]]
+    assert people.counts.tolist() == [2, 3, 1]
+    assert len(people) == 3
 
 
 def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers, tmp_path):

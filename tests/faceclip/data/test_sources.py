@@ -67,6 +67,24 @@ def test_rows_in_order_from_any_start_and_undecoded(stored, tmp_path):
     assert open_rows(stored, tmp_path).content_hash == source.content_hash
 
 
+def test_a_stream_goes_on_where_it_stood(stored, tmp_path):
+    source = open_rows(stored, tmp_path)
+    rows = source.rows(0)
+    first = [next(rows)["identity"] for _ in range(5)]
+    position = source.position()
+    if position is None:  # arrow: any row can be reached
+        assert source.count == 7
+        return
+    again = open_rows(stored, tmp_path)
+    rest = again.rows(5, json.loads(json.dumps(position)))
+    assert [*first, next(rest)["identity"]] == [0, 1, 2, 3, 4, 5]
+    last = open_rows(stored, tmp_path).rows(6, again.position())
+    assert [row["identity"] for row in last] == [6]
+    skipping = open_rows(stored, tmp_path)
+    assert next(skipping.rows(5))["identity"] == 5
+    assert skipping.position() is None
+
+
 def test_a_split_that_is_not_there_is_named(stored, tmp_path):
     with pytest.raises(DataError, match=r"no split 'validation', only train.*data\.validation_share"):
         open_rows(stored, tmp_path, "validation")
