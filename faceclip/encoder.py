@@ -17,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from faceclip.cpu_inference import cpu_inference
 from faceclip.encoder_inputs import check_faces, check_features, check_prompts, check_tokens, check_vectors
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
@@ -166,7 +167,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
 
         Raises UnreadableImageError for another shape, type or range.
         """
-        return self.face_encoder(check_faces(faces))
+        return self._face(check_faces(faces))
 
     @apply_forward_hook
     def encode(
@@ -252,10 +253,9 @@ class FaceCLIP(ModelMixin, ConfigMixin):
             config = self.face_encoder.config
             check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
         elif faces is not None:
-            features = self.face_encoder(check_faces(faces))
-        else:  # one row serves the batch
-            zero = torch.zeros(1, 3, 8, 8, device=device, dtype=self.face_encoder.pos_embed.dtype)
-            features = self.face_encoder(zero)
+            features = self._face(check_faces(faces))
+        else:
+            features = self._face(torch.zeros(1, 3, 8, 8))  # one row serves the batch
         if features.tokens.shape[0] == 1 and len(tokens) > 1:
             features = FaceFeatures(
                 tokens=features.tokens.expand(len(tokens), -1, -1), identity=features.identity.expand(len(tokens), -1)
@@ -263,8 +263,14 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         if features.tokens.shape[0] != len(tokens):
             raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
         position = self.face_encoder.pos_embed
-        branches = tuple(branch(tokens, features, position, has_face) for branch in (self.l, self.g))
+        with cpu_inference(device):
+            branches = tuple(branch(tokens, features, position, has_face) for branch in (self.l, self.g))
         return branches, features, has_face
+
+    def _face(self, faces: Tensor) -> FaceFeatures:
+        parameter = self.face_encoder.pos_embed
+        with cpu_inference(parameter.device):
+            return self.face_encoder(faces.to(parameter.device, parameter.dtype))
 
 
 def _settings(module: ConfigMixin) -> dict[str, Any]:

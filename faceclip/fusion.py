@@ -103,16 +103,18 @@ class DeformableLayer(nn.Module):
         side = round(count**0.5)
         placed = face + position
         value = self.value(face).view(batch, side, side, self.heads, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        offsets = self.offsets(placed).view(batch, count, self.heads, self.points, 2)
+        # Places are float32 at any precision of the rest: 16 bits resolve a grid of 12 to a tenth of a token only.
+        offsets = self.offsets(placed).float().view(batch, count, self.heads, self.points, 2)
         weights = self.weights(placed).view(batch, count, self.heads, self.points).softmax(-1)
-        centre = (torch.arange(side, device=face.device, dtype=face.dtype) + 0.5) / side
+        centre = (torch.arange(side, device=face.device, dtype=offsets.dtype) + 0.5) / side
         y, x = torch.meshgrid(centre, centre, indexing="ij")
         reference = torch.stack([x, y], -1).view(1, count, 1, 1, 2)
         places = 2 * (reference + offsets / side) - 1  # grid_sample's coordinates: -1 and 1 are the outer edges
         places = places.permute(0, 2, 1, 3, 4).flatten(0, 1)  # (B·heads, P, points, 2)
+        value = value.to(places.dtype)
         sampled = F.grid_sample(value, places, mode="bilinear", padding_mode="zeros", align_corners=False)
         weights = weights.permute(0, 2, 1, 3).flatten(0, 1).unsqueeze(1)  # (B·heads, 1, P, points)
-        mixed = (sampled * weights).sum(-1).view(batch, width, count).transpose(1, 2)
+        mixed = (sampled * weights).sum(-1).to(face.dtype).view(batch, width, count).transpose(1, 2)
         face = self.attention_norm(face + self.out(mixed))
         return self.output_norm(face + self.down(F.relu(self.up(face))))
 
