@@ -56,10 +56,13 @@ def find_layout(config: DataConfig) -> str:
             return "portraits"
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "arrow"
-        tables = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tar")
-        holds = {file.suffix for file in itertools.islice(path.rglob("*"), 2000) if file.name != "metadata.parquet"}
-        pictures = bool({suffix.lower() for suffix in holds} & image_folder.SUFFIXES)
-        return "image_folder" if pictures or not holds & set(tables) else "files"
+        seen = itertools.islice((p for p in path.rglob("*") if not _hidden(p.relative_to(path))), 5000)
+        holds = {file.suffix.lower() for file in seen if file.name != "metadata.parquet"}
+        # Tables of rows outweigh pictures beside them, which the rows may name.
+        if holds & {".parquet", ".arrow", ".tar"}:
+            return "files"
+        lists = {".jsonl", ".json", ".csv"}
+        return "files" if holds & lists and not holds & image_folder.SUFFIXES else "image_folder"
     if path.is_file():
         return "files"
     if _HUB_ID.fullmatch(config.path):
@@ -89,6 +92,11 @@ def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
     if layout == "arrow":
         return _from_arrow(path, split, memo)
     return _from_datasets(config, layout, split, memo)
+
+
+def _hidden(relative: Path) -> bool:
+    """Caches and the like: `datasets` does not look there either."""
+    return any(part.startswith(".") for part in relative.parts)
 
 
 def _has_tables(path: Path) -> bool:
@@ -138,11 +146,14 @@ def _stream(
     found: datasets.Dataset | datasets.IterableDataset, name: str, layout: str, digest: str, count: int | None,
     folder: Path | None,
 ) -> RowSource:  # fmt: skip
+    if isinstance(found, datasets.IterableDataset):
+        # A stream may not know its columns yet, so pictures are left encoded in all of them.
+        found = found.decode(False)
+    else:
+        for column, kind in found.features.items():
+            if isinstance(kind, datasets.Image):
+                found = found.cast_column(column, datasets.Image(decode=False))
     columns = found.features or _guard(name, lambda: next(iter(found), {}))
-    for column, kind in (found.features or {}).items():
-        if isinstance(kind, datasets.Image):
-            found = found.cast_column(column, datasets.Image(decode=False))
-
     # A state fits only the chain of steps that gave it; a stream that began by skipping has another chain.
     known = isinstance(found, datasets.IterableDataset)
 

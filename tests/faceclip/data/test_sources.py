@@ -140,6 +140,21 @@ def test_an_image_folder(tmp_path):
     assert open_rows(root, tmp_path).content_hash != before
 
 
+def test_layouts_are_told_apart(tmp_path):
+    root = folder(tmp_path / "f")
+    (root / ".features").mkdir()
+    (root / ".features" / "report.json").write_text("{}")
+    assert find_layout(DataConfig(path=str(root))) == "image_folder"
+    (root / "metadata.csv").write_text("file_name,caption\n")
+    assert find_layout(DataConfig(path=str(root))) == "image_folder"
+    table().to_parquet(root / "rows.parquet")  # whose rows may name the pictures
+    assert find_layout(DataConfig(path=str(root))) == "files"
+    assert find_layout(DataConfig(path=str(root), layout="image_folder")) == "image_folder"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "dataset.json").write_text("{}")
+    assert find_layout(DataConfig(path=str(tmp_path / "own"))) == "portraits"
+
+
 def test_splits_of_an_image_folder(tmp_path):
     root = folder(tmp_path / "f", ("train", "validation"))
     rows = list(open_rows(root, tmp_path, "validation").rows(1))
@@ -195,6 +210,9 @@ def test_rejected_rows_are_counted_and_fatal_above_a_share(tmp_path):
     counts.check(0.1, report, "data", at_end=False)  # too few rows to judge before the end
     with pytest.raises(TooManyBadRecordsError, match=r"no_face 6; at most 10\.0% .*report\.json.*data\.max_bad_share"):
         counts.check(0.1, report, "data", at_end=True)
+    many = RejectCounts(rows=500, counts={"no_face": 51}, examples={"no_face": []})
+    with pytest.raises(TooManyBadRecordsError):
+        many.check(0.1, tmp_path / "early.json", "data", at_end=False)
     stored = json.loads(report.read_text())
     assert stored["counts"] == {"bad_box": 1, "no_face": 6}
     assert stored["usable"] == 13
