@@ -26,7 +26,7 @@ from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.shards import ShardFolder, short_key
 from faceclip.data.sources import open_source
-from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, tokenizer, used_tokens
 from train_encoder.towers_io import Towers
@@ -96,6 +96,12 @@ class FeatureBuilder:
         return folders
 
     def _move(self, device: str) -> None:
+        try:
+            usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
+        except RuntimeError as error:
+            raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
+        if not usable:
+            raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
         for tower in (self.towers.recognizer, self.towers.image, self.towers.text_g):
             tower.to(device)
 

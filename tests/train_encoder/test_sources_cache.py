@@ -233,6 +233,8 @@ def test_rows_of_people():
 
 def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers, tmp_path):
     assert len(load_features(config_of(parquet, limit=11), "train", towers, tmp_path / "c").arrays) == 11
+    with pytest.raises(ConfigError, match=r"data\.device=toaster"):
+        load_features(config_of(parquet, device="toaster"), "train", towers, tmp_path / "d")
     config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", "data.identity=none"])
     with pytest.raises(ConfigError, match=r"own layout.*data\.layout=files"):
         features_of(config, "train", towers)
