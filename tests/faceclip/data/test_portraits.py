@@ -12,7 +12,15 @@ from PIL import Image
 
 from faceclip.data.arrays import load_arrays
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
-from faceclip.data.portraits import PortraitReader, build_detector, crop_side, overlap, square_around
+from faceclip.data.portraits import (
+    MAX_MISFIT,
+    PortraitReader,
+    build_detector,
+    crop_side,
+    overlap,
+    square_around,
+    template_misfit,
+)
 from faceclip.errors import ConfigError, DataError
 from faceclip.faces.align import align_face, template
 from faceclip.faces.detect import MTCNNDetector, detect_with_retries
@@ -119,6 +127,18 @@ def test_a_picture_in_an_archive_of_the_data(frontal, tmp_path):
     address = f"zip://b/c.png::{tmp_path / 'a.zip'}"
     found = reader(tmp_path).read(record(address, landmarks=frontal[1][0]))
     assert found.digest == reader().read(record(encode(frontal[0][0]), landmarks=frontal[1][0])).digest
+
+
+def test_another_order_of_landmarks_is_noticed(tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train")
+    true = np.asarray(arrays.landmarks_5, np.float64)
+    assert max(map(template_misfit, true)) < MAX_MISFIT  # also of heads turned by up to 60°
+    for wrong in (true[:, [1, 0, 2, 4, 3]], true[..., ::-1].copy()):  # right before left; y before x
+        assert min(map(template_misfit, wrong)) > MAX_MISFIT
+    assert template_misfit(template(448).astype(np.float64) * 0.3 + 7) < 1e-5
+    with pytest.raises(RejectedRecord, match="from image left to right") as caught:
+        reader().read(record(encode(np.array(arrays.images[0])), landmarks=true[0][[1, 0, 2, 4, 3]]))
+    assert caught.value.reason == "bad_landmarks"
 
 
 def test_several_faces_by_policy(frontal):
