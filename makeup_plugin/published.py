@@ -26,6 +26,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError
+from faceclip.published_files import check_keys
 from makeup_plugin.adapters import insert_lora
 from makeup_plugin.identity import IdentityChannel, cross_attention_layers
 
@@ -86,15 +87,20 @@ class PublishedFaceMakeUp:
 def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """The three dicts of a checkpoint file, read without running any code in it. Raises CheckpointError."""
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory: give the Face-MakeUp checkpoint file in it")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the Face-MakeUp checkpoint file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f"{path} is damaged or holds more than tensors: {error}") from error
     if not isinstance(state, dict) or set(state) != set(ROOTS):
         found = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path}: expected the entries {', '.join(ROOTS)}, found {found}")
+    for root, tensors in state.items():
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise CheckpointError(f"{path}: {root} is no dictionary of tensors")
     return state
 
 
@@ -132,7 +138,7 @@ def load_facemakeup(
 ) -> PublishedFaceMakeUp:
     """A published checkpoint for the SD1.5 `unet`, which is only read: `apply` changes it.
 
-    Raises CheckpointError naming the tensor when anything is missing, too much or of another shape.
+    Raises CheckpointError naming the tensors that are missing, too much or of another shape.
     """
     state = read_checkpoint(path)
     states = convert_state(state, unet)
@@ -197,8 +203,5 @@ def _empty_channel(states: PublishedStates, unet: UNet2DConditionModel) -> Ident
 
 def _fill(module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype, root: str) -> None:
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    if wanted != found:
-        key = next(k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k))
-        raise CheckpointError(f"{root}: {key} is {found.get(key, 'missing')}, needed {wanted.get(key, 'nothing')}")
+    check_keys(state, wanted, root, "part of a Face-MakeUp checkpoint for this UNet")
     module.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)

@@ -188,7 +188,20 @@ def test_damaged_or_foreign_files_are_refused(small, tmp_path):
         read_checkpoint(path)
     missing = {**state, "controlnet": dict(list(state["controlnet"].items())[1:])}
     torch.save(missing, path)
-    with pytest.raises(CheckpointError, match=r"controlnet: conv_in\.weight is missing"):
+    with pytest.raises(CheckpointError, match=r"controlnet is not a part.* 1 missing: conv_in\.weight"):
+        load_facemakeup(path, unet)
+    other = {**state["image_proj"], "norm.bias": torch.ones(3), "extra": torch.ones(1)}
+    torch.save({**state, "image_proj": other}, path)
+    with pytest.raises(CheckpointError, match=r"extra; 1 misshapen: norm\.bias is \(3,\), expected \(64,\)"):
+        load_facemakeup(path, unet)
+    torch.save({**state, "image_proj": [1]}, path)
+    with pytest.raises(CheckpointError, match="image_proj is no dictionary of tensors"):
+        load_facemakeup(path, unet)
+    with pytest.raises(CheckpointError, match="is a directory"):
+        load_facemakeup(tmp_path, unet)
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
         load_facemakeup(path, unet)
     torch.save({**state, "ip_adapter": {**state["ip_adapter"], "99.to_k_ip.weight": torch.ones(1)}}, path)
     with pytest.raises(CheckpointError, match=r"99\.to_k_ip\.weight belongs to no attention layer"):
