@@ -2,7 +2,7 @@
 
     python -m train_encoder data=DIR [--preset tiny] [--config FILE.yaml] [trainer.steps=2000 …]
     python -m train_encoder data.path=OWNER/NAME data.columns.identity=person … (docs/data.md)
-    accelerate launch -m train_encoder data=DIR --preset bigg14
+    accelerate launch -m train_encoder data=DIR --preset bigg14     # several GPUs, DeepSpeed: docs/scaling.md
 
 Towers stay frozen; fusion, identity projections and retrieval heads are trained on cached features. Leaves
 `OUT/export` (and `OUT/best`): FaceCLIP and its image tower, loadable by `FaceCLIP.from_pretrained`.
@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import FaceClipError
@@ -50,9 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     except FaceClipError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    for name, value in result.metrics.items():
-        print(f"{name}: {value:.4f}")
-    print(f"exported to {result.export}")
+    processes = PartialState()
+    if processes.is_main_process:
+        for name, value in result.metrics.items():
+            print(f"{name}: {value:.4f}")
+        print(f"exported to {result.export}")
+    processes.destroy_process_group()
     return 0
 
 
