@@ -46,6 +46,8 @@ QUARTER: dict[str, Any] = {
     "text_g": {"width": 384, "layers": 12, "heads": 6, "quick_gelu": False, "embed_dim": 384},
     "fusion": {"layers": 6, "attention_width": 512, "text_hidden": 512, "face_hidden": 1024},
 }
+# The fusion that `python -m train_encoder` trains by default.
+TINY_FUSION = {"layers": 3, "attention_width": 128, "text_hidden": 256, "face_hidden": 256, "layer_scale": 0.3}
 DENSE_LIMIT = 16384  # rows; beyond, the dense loss' matrices do not fit a small machine
 
 
@@ -251,7 +253,7 @@ class Stage1Step:
         self.image = ImageTower.from_pretrained(weights.path("tiny/image_tower")).requires_grad_(False).eval()
         towers = (TextTower.from_pretrained(weights.path(f"tiny/text_tower_{name}")) for name in "lg")
         torch.manual_seed(0)
-        self.model = FaceCLIP.from_components(self.face, *towers, joint={}).train()
+        self.model = FaceCLIP.from_components(self.face, *towers, fusion=TINY_FUSION, joint={}).train()
         trained = self.model.freeze_towers()
         self.scales = torch.nn.ParameterList(torch.tensor(x) for x in (2.3, -10.0))
         self.optimizer = torch.optim.AdamW([*trained, *self.scales], lr=1e-4)
