@@ -1,11 +1,12 @@
 """Configuration, checkpoints, data order, logs and the training loop, shared by all training commands."""
 
 from faceclip.runtime.config import from_dict, load_config, parse_config, to_dict
-from faceclip.runtime.interfaces import Result, StepContext, Task, TrainerConfig
+from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.runtime.sampler import MapSource
 from faceclip.runtime.trainer import Trainer
 
 __all__ = [
+    "ContrastiveTask",
     "MapSource",
     "Result",
     "StepContext",
