@@ -54,4 +54,4 @@ def crop_batches(
 
 def to_unit(images: NDArray[np.uint8]) -> Tensor:
     """uint8 (B, H, W, 3) → (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2).float() / 255
