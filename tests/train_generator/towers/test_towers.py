@@ -55,7 +55,7 @@ def test_autoencoder_export_loads_and_tells_its_latent_scale(vae_export, tiny_da
     model = AutoencoderKL.from_pretrained(vae_export)
     arrays = load_arrays(tiny_dataset, "train", size=32)
     latents = vae.encode_mean(model, arrays.images) * model.config.scaling_factor
-    assert latents.shape == (32, 4, 8, 8)
+    assert latents.shape == (32, 8, 8, 8)
     assert float(latents.std()) == pytest.approx(1, abs=0.05)
     assert "PSNR" in (vae_export / "README.md").read_text()
     assert "_name_or_path" not in json.loads((vae_export / "config.json").read_text())
