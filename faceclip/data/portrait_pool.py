@@ -31,6 +31,7 @@ class PortraitPool:
 
     def __init__(self, config: DataConfig, mapping: RowMapping, reader: PortraitReader) -> None:
         self.config, self.mapping, self.reader = config, mapping, reader
+        self.broken = False
         self.pool: Executor
         if config.worker_kind == "threads":
             self.pool, self.action = ThreadPoolExecutor(config.workers), self._prepare
@@ -45,7 +46,8 @@ class PortraitPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        # A pool whose worker died may never come to rest (CPython 3.11 can wait for its queue for ever).
+        self.pool.shutdown(wait=not self.broken, cancel_futures=True)
 
     def prepare(
         self, rows: Sequence[Mapping[str, Any]], start: int, landmarks: Mapping[int, NDArray] | None = None
@@ -60,6 +62,7 @@ class PortraitPool:
                     if landmarks is None or number in landmarks]  # fmt: skip
             return [self._result(*job) for job in jobs]
         except BrokenProcessPool as error:
+            self.broken = True
             raise DataError(
                 f"a worker process died at rows {start} to {start + len(rows)} (out of memory?): use fewer "
                 "data.workers and run again, it goes on here"
