@@ -147,6 +147,7 @@ class FeatureBuilder:
         for folder in parts:
             folder.finish()
         resume.unlink(missing_ok=True)
+        resume.with_name(f".{resume.name}.tmp").unlink(missing_ok=True)  # of a build killed while writing it
 
     def _prepare(
         self, block: Sequence[Mapping[str, Any]], start: int, known: Mapping[str, NDArray] | None,
