@@ -4,9 +4,8 @@ Rows are read and pictures located in the calling process, so that an index of m
 detection and cutting, which cost the time, run in the workers.
 """
 
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
 from faceclip.data.portraits import Portrait, PortraitReader
+from faceclip.data.worker_pool import WorkerPool
 from faceclip.errors import DataError
 
 Located = tuple[RawRecord, bytes | str, float, NDArray[np.floating] | None]
@@ -31,23 +31,19 @@ class PortraitPool:
 
     def __init__(self, config: DataConfig, mapping: RowMapping, reader: PortraitReader) -> None:
         self.config, self.mapping, self.reader = config, mapping, reader
-        self.broken = False
         self.pool: Executor
         if config.worker_kind == "threads":
             self.pool, self.action = ThreadPoolExecutor(config.workers), self._prepare
         else:
-            # Spawned, not forked: a fork would copy the locks of torch's threads as they happen to be.
-            context = multiprocessing.get_context("spawn")
             arguments = (replace(config, images=""), reader.crop_size, reader.picture_size)
-            self.pool = ProcessPoolExecutor(config.workers, context, initializer=_start, initargs=arguments)
+            self.pool = WorkerPool(config.workers, _start, arguments)
             self.action = _prepare_in_process
 
     def __enter__(self) -> "PortraitPool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A pool whose worker died may never come to rest (CPython 3.11 can wait for its queue for ever).
-        self.pool.shutdown(wait=not self.broken, cancel_futures=True)
+        self.pool.shutdown(cancel_futures=True)
 
     def prepare(
         self, rows: Sequence[Mapping[str, Any]], start: int, landmarks: Mapping[int, NDArray] | None = None
@@ -62,7 +58,6 @@ class PortraitPool:
                     if landmarks is None or number in landmarks]  # fmt: skip
             return [self._result(*job) for job in jobs]
         except BrokenProcessPool as error:
-            self.broken = True
             raise DataError(
                 f"a worker process died at rows {start} to {start + len(rows)} (out of memory?): use fewer "
                 "data.workers and run again, it goes on here"

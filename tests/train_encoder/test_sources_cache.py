@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
 import resource
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import pytest
 from faceclip.data.mapping import ColumnsConfig, DataConfig
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
 from faceclip.runtime import parse_config
+from tests.killing import first_child_killed
 from tests.stages import start
 from train_encoder.config import EncoderConfig, SamplingConfig
 from train_encoder.features import features_of, load_features, main, split_features
@@ -86,21 +84,12 @@ def test_worker_processes_write_what_threads_write(facecaption, towers, tmp_path
     assert report["counts"]["no_image"] == 1  # found missing here, by the parent
 
 
-@pytest.mark.slow  # when a spawned worker is killed at its start, CPython 3.11's pool can hang
 def test_a_worker_that_dies_is_named(parquet, towers, tmp_path):
-    def kill_a_worker() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            for child in multiprocessing.active_children():
-                os.kill(child.pid, signal.SIGKILL)
-                return
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_a_worker)
-    killer.start()
-    with pytest.raises(DataError, match=r"a worker process died at rows 0 to 8.*fewer data\.workers"):
+    with (
+        first_child_killed(),
+        pytest.raises(DataError, match=r"a worker process died at rows 0 to 8.*fewer data\.workers"),
+    ):
         load_features(config_of(parquet, worker_kind="processes"), "train", towers, tmp_path / "c")
-    killer.join()
 
 
 def test_two_builders_at_once(parquet, tower_arguments, tmp_path):

@@ -1,13 +1,12 @@
 """Writing a synthetic data set: parallel, deterministic, resumable, never half a file."""
 
 import json
-import multiprocessing
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from faceclip.data.folder_lock import locked
 from faceclip.data.records import SPLITS, VOCABULARIES, features
 from faceclip.data.synthetic.card import write_card, write_contact_sheet
 from faceclip.data.synthetic.plan import Request, Shard, check_same_request, file_hash, plan_shards, read_json
+from faceclip.data.worker_pool import WorkerPool
 from faceclip.errors import DataError
 
 _RENDERER: Any = None  # one per worker process
@@ -130,9 +130,7 @@ def _people(request: Request, shards: list[Shard], workers: int) -> Iterator[lis
         for index in order:
             yield render_person(request, index)
         return
-    # Spawned, not forked: OpenMP and numba thread pools do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+    with WorkerPool(workers, _prepare_worker) as pool:
         waiting: list[Future] = []
         ahead = workers * 3
         try:

@@ -1,14 +1,9 @@
 """Faults while a synthetic data set is written: a typed error, nothing half, and the same files after another try."""
 
 import hashlib
-import multiprocessing
-import os
 import resource
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +12,7 @@ from faceclip.data.folder_lock import locked
 from faceclip.data.synthetic.generate import generate
 from faceclip.data.synthetic.plan import Request
 from faceclip.errors import ConfigError, DataError
+from tests.killing import first_child_killed
 
 REQUEST = Request(identities=3, images_per_identity=2, size=32, seed=5, splits=(1, 1, 1))
 
@@ -55,19 +51,8 @@ def test_full_disk(whole, tmp_path, small_files):
 
 
 def test_killed_worker(tmp_path):
-    def kill_first_worker() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            for child in multiprocessing.active_children():
-                os.kill(child.pid, signal.SIGKILL)
-                return
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_first_worker)
-    killer.start()
-    with pytest.raises(DataError, match=r"a worker process .* died.*fewer --workers"):
+    with first_child_killed(), pytest.raises(DataError, match=r"a worker process .* died.*fewer --workers"):
         generate(tmp_path, REQUEST, workers=2, quiet=True)
-    killer.join()
     assert not unfinished(tmp_path) and not (tmp_path / "dataset.json").exists()
 
 

@@ -1,0 +1,21 @@
+"""Worker processes whose death is an error and never a hang."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+
+class WorkerPool(ProcessPoolExecutor):
+    """`ProcessPoolExecutor` of spawned processes, all started with the first job.
+
+    Spawned, not forked: a fork copies the locks of torch's, OpenMP's and numba's threads as they happen to be.
+
+    Started together, because CPython (3.11 to 3.14) starts spawned workers one by one as jobs arrive: one that starts
+    while the death of another is being cleaned up is missed by the clean-up, which then waits for it for ever. What
+    is set here is how it treats forked workers, which it starts before it begins to watch them.
+    """
+
+    def __init__(self, workers: int, initializer: Callable[..., object], initargs: tuple[Any, ...] = ()) -> None:
+        super().__init__(workers, multiprocessing.get_context("spawn"), initializer=initializer, initargs=initargs)
+        self._safe_to_dynamically_spawn_children = False
