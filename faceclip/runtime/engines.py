@@ -191,12 +191,18 @@ class ZeroEngine:
         norm = torch.as_tensor(self.model.get_global_grad_norm() or 0.0, device=self._device)
         return norm if self.model.was_step_applied() else torch.full_like(norm, math.inf)
 
-    def full_parameters(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def full_parameters(self) -> Iterator[None]:
         if self._stage < 3:
-            return nullcontext()
+            yield
+            return
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(list(self.model.module.parameters()))
+        with deepspeed.zero.GatheredParameters(list(self.model.module.parameters())):
+            yield
+        # Leaving splits the small parameters too, which DeepSpeed otherwise keeps whole and does not ask for again.
+        if small := self.model.optimizer.persistent_parameters:
+            small[0].all_gather(small)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         joined: dict[str, Tensor] = {}
