@@ -3,12 +3,12 @@
 python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR judge=DIR [--preset tiny]
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from makeup_plugin.losses import prediction_target
 from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_generator.towers.command import TowerConfig, run_tower, save_half
 from train_generator.towers.latents import cached_latents
+from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 from train_generator.towers.sampling import sample_portraits
 from train_generator.towers.text import CAPTION_ODDS, TextTowers, tokenized_captions
 
@@ -41,7 +42,8 @@ class UNetConfig:
 
 @dataclass(kw_only=True)
 class BaseConfig(TowerConfig):
-    """Where the frozen parts lie (empty: the shipped ones), the sizes, and the share of dropped texts."""
+    """Where the frozen parts lie (empty: the shipped ones), the sizes, the share of dropped texts, and how much the
+    error counts where a region of the label maps is seen (1 for those not named)."""
 
     out: str = "runs/towers/base"
     vae: str = ""
@@ -50,6 +52,7 @@ class BaseConfig(TowerConfig):
     judge: str = ""
     model: UNetConfig = field(default_factory=UNetConfig)
     text_dropout: float = 0.1
+    region_weights: dict[str, float] = field(default_factory=dict)
     measured_images: int = 400
     guidance: float = 4.0
     sampling_steps: int = 20
@@ -58,8 +61,12 @@ class BaseConfig(TowerConfig):
 class LatentSource:
     """Cached latents with one of their portrait's captions as token ids, sometimes the empty one."""
 
-    def __init__(self, arrays: FaceArrays, vae: Path, *, text_dropout: float) -> None:
+    def __init__(
+        self, arrays: FaceArrays, vae: Path, *, text_dropout: float, weights: Mapping[str, float] | None = None
+    ) -> None:
         self.latents = cached_latents(vae, arrays)
+        self.regions = arrays.regions
+        self.weights = weight_table(weights or {})
         self.captions = tokenized_captions(arrays)
         self.empty = tokenize("")[0].numpy().astype(np.int32)
         self.text_dropout = text_dropout
@@ -68,15 +75,17 @@ class LatentSource:
         return len(self.latents)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """latents (B, C, s, s) and tokens (B, 77)."""
+        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77)."""
         tokens = [
             self.empty
             if rng.random() < self.text_dropout
             else self.captions[index, rng.choice(len(CAPTION_ODDS), p=CAPTION_ODDS)]
             for index, rng in zip(indices, rngs, strict=True)
         ]
+        rows = np.asarray(indices)
         return {
-            "latents": torch.from_numpy(self.latents[np.asarray(indices)]),
+            "latents": torch.from_numpy(self.latents[rows]),
+            "weights": region_weights(self.regions[rows], self.weights, side=self.latents.shape[-1]),
             "tokens": torch.from_numpy(np.stack(tokens)).long(),
         }
 
@@ -139,10 +148,11 @@ class BaseTask:
         draw = {"generator": context.generator, "device": clean.device}
         timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), **draw)
         noise = torch.randn(clean.shape, **draw)
-        loss = self._error(clean, noise, timesteps, batch["tokens"])
+        loss = weighted_mean(self._errors(clean, noise, timesteps, batch["tokens"]), batch["weights"])
         return loss, {"noise": loss.detach()}
 
-    def _error(self, clean: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+    def _errors(self, clean: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Squared errors of the velocity, the shape of `clean`."""
         text = self.modules["towers"](tokens)
         size = self.config.size
         prediction = self.modules["unet"](
@@ -157,7 +167,7 @@ class BaseTask:
         target = prediction_target(
             clean, noise, self.scheduler.alphas_cumprod, timesteps, prediction_type="v_prediction"
         )
-        return F.mse_loss(prediction.float(), target)
+        return (prediction.float() - target).square()
 
     def validate(self, step: int) -> dict[str, float]:
         """The loss on validation portraits, always with the same captions, noise and timesteps."""
@@ -171,7 +181,7 @@ class BaseTask:
             noise = torch.randn(batch["latents"].shape, generator=generator)
             device = next(self.modules.parameters()).device
             values = (batch["latents"], noise, timesteps, batch["tokens"])
-            errors.append(float(self._error(*(value.to(device) for value in values))))
+            errors.append(float(self._errors(*(value.to(device) for value in values)).mean()))
         return {"validation_noise": float(np.mean(errors))}
 
     def export(self, directory: Path) -> None:
@@ -192,7 +202,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     """Model, task and source of a configuration."""
     vae, towers = parts_of(config)
     arrays = load_arrays(config.data, "train", size=config.size)
-    source = LatentSource(arrays, vae, text_dropout=config.text_dropout)
+    source = LatentSource(arrays, vae, text_dropout=config.text_dropout, weights=config.region_weights)
     unet = make_model(
         config.model,
         latents=source.latents.shape[1:3],

@@ -3,12 +3,12 @@
 python -m train_generator.towers.vae data=DIR [--preset tiny] [trainer.steps=…]
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,6 +17,7 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.runtime import StepContext
 from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_generator.towers.command import TowerConfig, run_tower, save_half
+from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
 
 @dataclass(kw_only=True)
@@ -31,29 +32,37 @@ class AutoencoderConfig:
 
 @dataclass(kw_only=True)
 class VaeConfig(TowerConfig):
-    """`kl` and `gradient` weigh the prior and the difference of image gradients against the pixel error."""
+    """`kl` and `gradient` weigh the prior and the difference of image gradients against the pixel error;
+    `region_weights` weigh the pixels that show a region of the label maps, 1 for those not named."""
 
     out: str = "runs/towers/vae"
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     kl: float = 1e-5
     gradient: float = 1.0
+    region_weights: dict[str, float] = field(default_factory=dict)
 
 
 class PortraitSource:
-    """Portraits (3, S, S) uint8 of one split."""
+    """Portraits (3, S, S) uint8 of one split with the weights (1, S, S) of their pixels."""
 
-    def __init__(self, directory: Path, split: str, *, size: int) -> None:
+    def __init__(self, directory: Path, split: str, *, size: int, weights: Mapping[str, float] | None = None) -> None:
         self.arrays: FaceArrays = load_arrays(directory, split, size=size)
+        self.weights = weight_table(weights or {})
 
     def __len__(self) -> int:
         return len(self.arrays)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
         """Portraits (B, 3, S, S), half of them mirrored: the autoencoder need not know left from right."""
-        images = self.arrays.images[np.asarray(indices)]
-        flips = np.array([rng.random() < 0.5 for rng in rngs])
-        images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
-        return {"image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))}
+        rows = np.asarray(indices)
+        flips = np.array([rng.random() < 0.5 for rng in rngs])[:, None, None]
+        images, regions = self.arrays.images[rows], self.arrays.regions[rows]
+        images = np.where(flips[..., None], images[:, :, ::-1], images)
+        regions = np.where(flips, regions[:, :, ::-1], regions)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+            "weights": region_weights(regions, self.weights, side=regions.shape[1]),
+        }
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
@@ -94,11 +103,14 @@ class VaeTask:
             posterior.mean.shape, generator=context.generator, device=pixels.device
         )
         restored = self.modules.decode(latents).sample.float()
-        absolute = (restored - pixels).abs().mean()
-        gradient = sum(F.l1_loss(restored.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+        error, weights = restored - pixels, batch["weights"]
+        absolute = weighted_mean(error.abs(), weights)
+        gradient = weighted_mean(error.diff(dim=2).abs(), weights[:, :, 1:]) + weighted_mean(
+            error.diff(dim=3).abs(), weights[..., 1:]
+        )
         prior = posterior.kl().mean() / pixels[0, 0].numel()
         total = absolute + self.config.gradient * gradient + self.config.kl * prior
-        squared = (restored - pixels).square().mean() / 4
+        squared = error.square().mean() / 4
         parts = {
             "absolute": absolute,
             "gradient": gradient,
@@ -150,7 +162,7 @@ def psnr(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 64) ->
 
 def build(config: VaeConfig) -> tuple[VaeTask, PortraitSource]:
     """Model, task and source of a configuration."""
-    source = PortraitSource(Path(config.data), "train", size=config.size)
+    source = PortraitSource(Path(config.data), "train", size=config.size, weights=config.region_weights)
     return VaeTask(make_model(config.model, config.size), config), source
 
 
