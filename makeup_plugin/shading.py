@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
 
@@ -39,7 +39,22 @@ def shading_channel_from_unet(unet: UNet2DConditionModel, *, vae_scale_factor: i
         raise ConfigError(f"vae_scale_factor must be 2, 4 or 8, got {vae_scale_factor}")
     if getattr(unet, "peft_config", None):
         raise ConfigError("the UNet already has an adapter; make the shading channel before LoRA is added")
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_EMBEDDING_WIDTHS[: steps + 1])
+    channel = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_EMBEDDING_WIDTHS[: steps + 1])
+    _let_the_map_in(channel)
+    return channel
+
+
+def _let_the_map_in(channel: ControlNetModel) -> None:
+    """Initializes the map's embedding so that its signal arrives (He et al. 2015).
+
+    diffusers starts its last convolution at zero, behind which the map would be out of sight for the first steps, and
+    torch's default for the others takes away most of the signal; the zero output convolutions alone keep the UNet as
+    it was.
+    """
+    embedding = channel.controlnet_cond_embedding
+    for convolution in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
 
 
 def shading_residuals(

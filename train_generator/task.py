@@ -136,10 +136,11 @@ class GeneratorTask:
     def _identity_loss(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor
     ) -> Tensor:
-        """1 − cosine to the person in the estimated picture, on the least noisy samples that know the person."""
+        """1 − cosine to the person in the estimated picture, on samples that know the person; of those below
+        `identity_below` the noisiest: in the others the noisy picture itself shows who it is."""
         config = self.config.loss
         keep = low_noise(steps, config.identity_below) & (batch["keep_face"] | batch["keep_identity"])
-        rows = steps.masked_fill(~keep, len(alphas)).argsort()[: config.identity_rows]
+        rows = steps.masked_fill(~keep, -1).argsort(descending=True)[: config.identity_rows]
         rows = rows[keep[rows]]
         if len(rows) == 0:
             return prediction.sum() * 0.0

@@ -155,6 +155,19 @@ def test_fresh_shading_channel_adds_nothing(unet, channel, conditions, noisy):
     assert torch.equal(without, with_)
 
 
+def test_the_map_reaches_a_fresh_channel(unet, channel, conditions, noisy):
+    """Only the output convolutions are zero: their first gradient already depends on the map."""
+    channel.attach(unet)
+    gradients = []
+    for shading in (conditions.shading, conditions.shading.flip(-1)):
+        torch.manual_seed(0)
+        control = shading_channel_from_unet(unet, vae_scale_factor=4)
+        batch = replace(conditions, shading=shading)
+        predict(unet, *noisy, batch, identity_channel=channel, shading_channel=control).square().sum().backward()
+        gradients.append(control.controlnet_down_blocks[0].weight.grad)
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-3 * gradients[0].abs().max() > 0
+
+
 @torch.no_grad()
 def test_shading_scale_zero_and_dropped_maps_add_nothing(unet, channel, control, conditions, noisy):
     channel.attach(unet)
