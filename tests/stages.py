@@ -13,6 +13,10 @@ from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.text_tower import TextTower
 
+# Sizes of stage 1 that suit `save_towers`.
+SMALL_ENCODER = ["fusion.layers=2", "fusion.attention_width=32", "fusion.text_hidden=32", "fusion.face_hidden=32",
+                 "fusion.face_heads=4", "heads.hidden=32"]  # fmt: skip
+
 
 def save_towers(directory: Path) -> list[str]:
     """Random towers below `directory`; returns the overrides that name them."""

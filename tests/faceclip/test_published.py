@@ -15,15 +15,10 @@ from faceclip.published import CONFIG, convert, export, from_published, load_fac
 from faceclip.published_files import mention_license
 from faceclip.text_tower import tokenize
 from tests.faceclip.published_case import CONFIG as SMALL
-from tests.faceclip.published_case import PROMPTS, faces, published_state
+from tests.faceclip.published_case import PROMPTS, faces
 
 # Of the original classes at the small size; see published_case.
 GOLDEN = Path(__file__).parent / "data" / "published_outputs.safetensors"
-
-
-@pytest.fixture(scope="module")
-def state() -> dict[str, torch.Tensor]:
-    return published_state()
 
 
 @pytest.fixture(scope="module")

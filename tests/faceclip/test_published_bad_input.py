@@ -12,12 +12,6 @@ from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, FaceClipError
 from faceclip.published import convert, export, load_faceclip
 from tests.faceclip.published_case import CONFIG as SMALL
-from tests.faceclip.published_case import published_state
-
-
-@pytest.fixture(scope="module")
-def state() -> dict[str, torch.Tensor]:
-    return published_state()
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from PIL import Image
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.runtime import parse_config
-from tests.stages import run
+from tests.stages import SMALL_ENCODER, run
 from train_encoder.config import EncoderConfig
 from train_encoder.features import features_of
 
-SMALL = ["fusion.layers=2", "fusion.attention_width=32", "fusion.text_hidden=32", "fusion.face_hidden=32",
-         "fusion.face_heads=4", "heads.hidden=32", "trainer.batch_size=3", "trainer.num_threads=1", "trainer.steps=2",
-         "trainer.log_every=1", "trainer.validate_every=0", "validation_queries=8", "sampling.images=2"]  # fmt: skip
+SMALL = [*SMALL_ENCODER, "trainer.batch_size=3", "trainer.num_threads=1", "trainer.steps=2", "trainer.log_every=1",
+         "trainer.validate_every=0", "validation_queries=8", "sampling.images=2"]  # fmt: skip
 
 
 def test_training_on_mapped_parquet(parquet, tower_arguments, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from faceclip.encoder import FaceCLIP
 from faceclip.image_tower import ImageTower
-from tests.stages import kill_after_checkpoint, run, same_weights, save_towers, start
+from tests.stages import SMALL_ENCODER, kill_after_checkpoint, run, same_weights, save_towers, start
 from train_encoder.task import _rank1
 
 
@@ -18,11 +18,9 @@ from train_encoder.task import _rank1
 def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("stage1")
     towers = save_towers(root / "towers")
-    small = ["fusion.layers=2", "fusion.attention_width=32", "fusion.text_hidden=32", "fusion.face_hidden=32",
-             "fusion.face_heads=4", "heads.hidden=32"]  # fmt: skip
     trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=5", "trainer.validate_every=0",
                "trainer.best_metric=null", "validation_queries=8", "trainer.warmup_steps=2"]  # fmt: skip
-    return [f"data={tiny_dataset}", f"cache={root / 'cache'}", *towers, *small, *trainer]
+    return [f"data={tiny_dataset}", f"cache={root / 'cache'}", *towers, *SMALL_ENCODER, *trainer]
 
 
 def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
