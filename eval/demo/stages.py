@@ -19,7 +19,7 @@ class DemoConfig:
     size: int = 128
     data_seed: int = 31
     encoder_steps: int = 300
-    generator_steps: int = 450
+    generator_steps: int = 1600
     queries: int = 360
     images_per_arm: int = 24
 

@@ -16,6 +16,7 @@ from eval.judge import Judge
 from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.errors import ConfigError
 from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
@@ -43,13 +44,15 @@ class UNetConfig:
 @dataclass(kw_only=True)
 class BaseConfig(TowerConfig):
     """Where the frozen parts lie (empty: the shipped ones), the sizes, the share of dropped texts, and how much the
-    error counts where a region of the label maps is seen (1 for those not named)."""
+    error counts where a region of the label maps is seen (1 for those not named). `init`: an export of this command
+    whose weights the training starts from."""
 
     out: str = "runs/towers/base"
     vae: str = ""
     text_l: str = ""
     text_g: str = ""
     judge: str = ""
+    init: str = ""
     model: UNetConfig = field(default_factory=UNetConfig)
     text_dropout: float = 0.1
     region_weights: dict[str, float] = field(default_factory=dict)
@@ -209,6 +212,11 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
         context=towers.l.config.width + towers.g.config.width,
         pooled=towers.g.config.width,
     )
+    if config.init:
+        earlier = UNet2DConditionModel.from_pretrained(Path(config.init) / "unet").state_dict()
+        if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in unet.state_dict().items()}:
+            raise ConfigError(f"init: the UNet in {config.init} has other sizes than this configuration's model")
+        unet.load_state_dict(earlier)
     return BaseTask(unet, towers, config, vae), source
 
 

@@ -56,7 +56,8 @@ def run_tower(
         shutil.copytree(result.export, export, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
     metrics = measure(export, config)
     local = ("data=", "out=", "export=", "vae=", "judge=", "text_l=", "text_g=")
-    rest = [argument for argument in argv if not argument.startswith(local)]
+    rest = ["init=DIR" if argument.startswith("init=") else argument for argument in argv
+            if not argument.startswith(local)]  # fmt: skip
     card = Card(
         title=title,
         summary=summary,

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from eval.judge import Judge
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.text_tower import TextTower, tokenize
 from train_generator.towers import base, vae
 from train_generator.towers.latents import cached_latents
@@ -40,14 +40,21 @@ def text(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def base_export(tiny_dataset: Path, vae_export: Path, text, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base")
+def base_words(tiny_dataset: Path, vae_export: Path, text, tmp_path_factory) -> list[str]:
+    """Arguments of a small base without its run folder."""
+    judge = tmp_path_factory.mktemp("judge")
     torch.manual_seed(0)
-    Judge(vocabularies=VOCABULARIES, image_size=32, widths=(8, 8), hidden=8).save_pretrained(out / "judge")
-    words = [f"data={tiny_dataset}", f"out={out}", "size=32", "trainer.steps=3", *TRAINER]
-    words += [f"vae={vae_export}", f"text_l={text[0]}", f"text_g={text[1]}", f"judge={out / 'judge'}"]
+    Judge(vocabularies=VOCABULARIES, image_size=32, widths=(8, 8), hidden=8).save_pretrained(judge)
+    words = [f"data={tiny_dataset}", "size=32", "trainer.steps=3", *TRAINER]
+    words += [f"vae={vae_export}", f"text_l={text[0]}", f"text_g={text[1]}", f"judge={judge}"]
     words += ["model.widths=[8, 16]", "model.head_dim=8", "model.groups=4", "measured_images=6", "sampling_steps=2"]
-    base.main(words)
+    return words
+
+
+@pytest.fixture(scope="module")
+def base_export(base_words, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("base")
+    base.main([*base_words, f"out={out}"])
     return out / "export"
 
 
@@ -109,6 +116,17 @@ def test_base_export_is_an_sdxl_unet_with_its_scheduler(base_export):
     assert float(scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)  # starts from pure noise
     metrics = json.loads((base_export / "metrics.json").read_text())["metrics"]
     assert 0 <= metrics["named attributes judged present, all"]["value"] <= 1
+
+
+def test_training_starts_from_an_export(base_words, base_export, tmp_path):
+    base.main([*base_words, f"out={tmp_path / 'still'}", f"init={base_export}", "trainer.learning_rate=1e-12",
+               "trainer.weight_decay=0"])  # fmt: skip
+    found = UNet2DConditionModel.from_pretrained(tmp_path / "still" / "export" / "unet").state_dict()
+    expected = UNet2DConditionModel.from_pretrained(base_export / "unet").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert "init=DIR" in (tmp_path / "still" / "export" / "README.md").read_text()
+    with pytest.raises(ConfigError, match=r"init: the UNet in .* has other sizes"):
+        base.main([*base_words, f"out={tmp_path / 'wide'}", f"init={base_export}", "model.widths=[8, 24]"])
 
 
 def test_sampling_depends_on_seed_and_prompt_not_on_the_batch(base_export, vae_export, text):
