@@ -221,12 +221,14 @@ def interval_bars(
     axes = figure.subplots()
     width = 0.8 / max(len(series), 1)
     for number, (name, estimates) in enumerate(series):
+        label_of_series: str | None = name  # given to the first bar that is drawn
         for position, estimate in enumerate(estimates):
             if estimate is None or np.isnan(estimate.value):
                 continue
             x = position + (number - (len(series) - 1) / 2) * width
             color = PALETTE[number % len(PALETTE)]
-            axes.bar(x, estimate.value, width * 0.92, color=color, label=name if position == 0 else None)
+            axes.bar(x, estimate.value, width * 0.92, color=color, label=label_of_series)
+            label_of_series = None
             spread = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
             # A percentile interval of few people may leave its own mean outside.
             axes.errorbar(x, estimate.value, np.maximum(spread, 0), color="#1d232b", capsize=2, lw=1)

@@ -104,26 +104,27 @@ def evaluate(
 def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, references) -> dict[str, Scores]:
     """What the measurements say of real portraits: another one of the person, and a stranger's.
 
-    Their prompt is what the portrait really shows, so that its accuracy is the judge's own.
+    Their prompt is what the portrait really shows, so that its accuracy is the judge's own. The frontal portrait,
+    which stands in the gallery, is never shown: it would recognize itself. Jobs for which nothing is left are left
+    out, and so is a row without any.
     """
     generator = np.random.default_rng(0)
     values = {name: arrays.attribute_values(name) for name in arrays.vocabularies}
     result = {}
     for label, same in (("real: another portrait of the person", True), ("real: a stranger", False)):
-        shown = []
+        shown, truth = [], []
         for job in jobs:
             mine = arrays.identity == arrays.identity[job.reference]
-            candidates = mine & (np.arange(len(arrays)) != job.reference) if same else ~mine
-            shown.append(int(generator.choice(np.flatnonzero(candidates if candidates.any() else mine))))
-        truth = [
-            Job(
-                reference=job.reference,
-                prompt="",
-                names={name: str(values[name][row]) for name in job.names},
-                seed=0,
-            )
-            for job, row in zip(jobs, shown, strict=True)
-        ]
+            allowed = (mine if same else ~mine) & (arrays.index != 0)
+            allowed[job.reference] = False
+            if not allowed.any():
+                continue
+            row = int(generator.choice(np.flatnonzero(allowed)))
+            names = {name: str(values[name][row]) for name in job.names}
+            shown.append(row)
+            truth.append(Job(reference=job.reference, prompt="", names=names, seed=0))
+        if not shown:
+            continue
         result[label] = judge_pictures(judges, np.asarray(arrays.images)[shown], truth, arrays, references)
     return result
 

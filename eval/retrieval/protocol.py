@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.metrics import TIE_TOLERANCE
 from faceclip.errors import DataError, EmptyDatasetError
 
 QueryKind = Literal["face", "face_frontal", "text", "face+text", "image"]
@@ -152,18 +153,25 @@ def _pick_description(descriptions: Sequence[Description], generator: np.random.
 def explain_top(
     scores: NDArray[np.floating], queries: Queries, labels: Labels, described: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """What stands first for composed queries, as shares of all queries.
+    """What stands first for composed queries, as shares of all queries; of equal scores a wrong answer is first, as in
+    the ranks. A query without a face to ask with has no finite score and no answer.
 
     `described` (Q, G): portraits that fit each query's description, whoever they show.
     """
-    order = np.where(queries.excluded, -np.inf, scores).argmax(axis=1)
-    rows = np.arange(len(queries))
-    person = labels.identity[order] == queries.identity
-    fits = described[rows, order]
-    right = queries.relevant[rows, order]
+    scores = np.where(queries.excluded, -np.inf, scores)
+    best = scores.max(axis=1, keepdims=True)
+    answered = np.isfinite(best[:, 0])
+    equal = scores >= best - TIE_TOLERANCE
+    wrong = equal & ~queries.relevant
+    order = np.where(wrong.any(axis=1), wrong.argmax(axis=1), equal.argmax(axis=1))
+    person = (labels.identity[order] == queries.identity) & answered
+    other = ~person & answered
+    fits = described[np.arange(len(queries)), order]
+    right = queries.relevant[np.arange(len(queries)), order] & answered
     return {
         "right": float(right.mean()),
         "this person, other description": float((person & ~right).mean()),
-        "another person, this description": float((~person & fits).mean()),
-        "neither": float((~person & ~fits).mean()),
+        "another person, this description": float((other & fits).mean()),
+        "neither": float((other & ~fits).mean()),
+        "no face found": float((~answered).mean()),
     }

@@ -29,6 +29,11 @@ def test_written_report_is_one_escaped_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
+def test_every_series_is_in_the_legend_once():
+    figure = interval_bars(["a", "b"], [("x", [ESTIMATE, ESTIMATE]), ("y", [None, ESTIMATE])], label="r")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["x", "y"]
+
+
 def test_another_report_takes_over_sections(tmp_path):
     first = Report("first")
     first.section("Figures")

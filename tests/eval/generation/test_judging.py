@@ -55,13 +55,18 @@ def test_comparisons_are_paired():
 def test_criteria_by_hand():
     outcome = {text: met for text, _, met in check_criteria({"text": TEXT, "joint": JOINT, "shading": SHADING})}
     assert outcome["joint beats text only on similarity by the recognizer"] is True
-    assert outcome["joint loses at most 0.03 of prompt accuracy"] is True
+    # .025 lost on average, but .05 by the one of two people whom the interval may consist of
+    assert outcome["joint loses at most 0.03 of prompt accuracy"] is False
     assert outcome["shading loses at most 0.03 of prompt accuracy"] is False  # loses .1
     assert outcome["shading at least halves the pose error of joint"] is True
-    worse = make_scores([0.1, 0.0, 0.1, 0.1], [11, 11, 11, 11], [1, 1, 1, 1])
+    worse = make_scores([0.1, 0.0, 0.1, 0.1], [11, 11, 11, 11], [0.98, 0.98, 0.98, 0.98])
     outcome = {text: met for text, _, met in check_criteria({"text": TEXT, "joint": JOINT, "shading": worse})}
     assert outcome["shading beats text only on similarity by the recognizer"] is False
     assert outcome["shading at least halves the pose error of joint"] is False  # 11 is more than half of 20
+    assert outcome["shading loses at most 0.03 of prompt accuracy"] is True
+    half = make_scores([0.1, 0.0, 0.1, 0.1], [4, 4, 13, 13], [1, 1, 1, 1])
+    outcome = {text: met for text, _, met in check_criteria({"text": TEXT, "joint": JOINT, "shading": half})}
+    assert outcome["shading at least halves the pose error of joint"] is False  # 8.5 on average, 13 with one of two
 
 
 @pytest.fixture(scope="module")

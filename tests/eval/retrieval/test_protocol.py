@@ -110,3 +110,15 @@ def test_what_stands_first_is_explained(labels):
     other_person = (described & (labels.identity != queries.identity[:, None])).astype(np.float32)
     shares = explain_top(other_person, queries, labels, described)
     assert shares["another person, this description"] > 0.5 and sum(shares.values()) == pytest.approx(1)
+
+
+def test_ties_and_missing_faces_are_not_explained_in_our_favour(labels):
+    queries = build_queries(labels, "face+text", seed=3)
+    described = np.zeros((len(queries), len(labels.identity)), bool)
+    same = explain_top(np.zeros_like(queries.relevant, np.float32), queries, labels, described)
+    assert same["right"] == 0 and same["no face found"] == 0  # wherever a wrong portrait is as good, it is first
+    scores = queries.relevant.astype(np.float32)
+    scores[0] = -np.inf
+    shares = explain_top(scores, queries, labels, described)
+    assert shares["no face found"] == pytest.approx(1 / len(queries))
+    assert shares["right"] == pytest.approx(1 - 1 / len(queries)) and sum(shares.values()) == pytest.approx(1)
