@@ -77,6 +77,7 @@ class AdaptedPipeline(Protocol):
     """What an adapter needs of a pipeline; FaceMakeUpPipeline has it."""
 
     unet: UNet2DConditionModel
+    image_encoder: torch.nn.Module | None
     identity_channel: IdentityChannel | None
     shading_channel: ControlNetModel | None
 
@@ -197,13 +198,18 @@ def load_adapter(
     """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
 
     Everything is read and compared before the pipeline is changed. Raises CheckpointError naming file and
-    field.
+    field, ConfigError when there is an identity channel but no image encoder to feed it.
     """
     directory = Path(directory)
     config = read_adapter_config(directory)
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
     if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
         raise CheckpointError(f"the pipeline already has an adapter; unload_adapter before loading {directory}")
+    if config["identity_channel"] and pipeline.image_encoder is None:
+        raise ConfigError(
+            f"{directory} has an identity channel, which needs image_encoder: give the pipeline the image tower that"
+            " the channel was trained with, e.g. from_base(..., image_encoder=tower)"
+        )
     dtype = dtype or pipeline.unet.dtype
     device = pipeline.unet.device
     lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None

@@ -185,8 +185,9 @@ def predict(
 ) -> Tensor:
     """The UNet's prediction (noise or velocity, as its scheduler says) for noisy latents (B,4,h,w).
 
-    A channel is left out when it is None or its condition is absent; `shading_scale` 0 leaves out the
-    ControlNet. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`.
+    A channel is left out when it is None; the ControlNet also without a shading map or at `shading_scale` 0.
+    The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
+    when that is not 0 but the conditions hold no identity: "nobody" is a zero row, not an absent one.
     """
     added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
     context: Tensor | tuple[Tensor, list[Tensor]] = conditions.tokens
@@ -196,6 +197,11 @@ def predict(
             raise ConfigError("identity_channel.attach(unet) must be called before predicting with the channel")
         identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
         context = (conditions.tokens, [identity_tokens])
+    elif identity_channel is not None and identity_channel.scale != 0:
+        raise ConfigError(
+            "identity_channel is given but conditions.identity is absent: pass image_encoder to encode_conditions,"
+            " or identity_channel=None"
+        )
     residuals = {}
     if shading_channel is not None and conditions.shading is not None and shading_scale != 0:
         if identity_tokens is None:

@@ -23,7 +23,9 @@ from makeup_plugin.shading import shading_channel_from_unet
 
 
 class Bare(SimpleNamespace):
-    """The three attributes that an adapter touches."""
+    """The attributes that an adapter touches, and the image encoder that it asks for."""
+
+    image_encoder: object = "there"
 
     def register_modules(self, **modules):
         self.__dict__.update(modules)
@@ -137,6 +139,14 @@ def test_adapter_files_hold_nothing_of_the_base(saved):
         "shading_channel",
     }
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(directory / "lora.safetensors"))
+
+
+def test_an_identity_channel_is_not_loaded_where_nothing_feeds_it(saved, unet_factory):
+    _, directory = saved
+    blind = Bare(unet=unet_factory(), image_encoder=None, identity_channel=None, shading_channel=None)
+    with pytest.raises(ConfigError, match="needs image_encoder"):
+        load_adapter(blind, directory)
+    assert not getattr(blind.unet, "peft_config", None) and blind.identity_channel is None
 
 
 def test_another_base_is_refused_before_anything_changes(saved, unet_factory, conditions, noisy):

@@ -221,6 +221,17 @@ def test_channel_must_be_attached(unet, channel, conditions, noisy):
         predict(unet, *noisy, conditions, identity_channel=channel)
 
 
+@torch.no_grad()
+def test_an_absent_identity_is_not_ignored(unet, channel, conditions, noisy, base):
+    channel.attach(unet)
+    without = replace(conditions, identity=None, image_tokens=None)
+    with pytest.raises(ConfigError, match=r"conditions\.identity is absent"):
+        predict(unet, *noisy, without, identity_channel=channel)
+    channel.scale = 0
+    assert torch.equal(predict(unet, *noisy, without, identity_channel=channel), base)
+    assert torch.equal(predict(unet, *noisy, without), base)
+
+
 def test_conditions_are_checked_and_combined(conditions):
     with pytest.raises(ConfigError, match="equally many rows"):
         replace(conditions, pooled=conditions.pooled[:2])
