@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from faceclip.errors import ConfigError
 from makeup_plugin import watermark
 from makeup_plugin.conditioning import Conditions, predict
 
@@ -34,9 +35,11 @@ def denoise(
 ) -> Tensor:
     """Latents (N,4,h,w) of unit variance -> clean latents, by the pipeline's scheduler.
 
-    With classifier-free guidance (Ho & Salimans 2022) `conditions` has 2N rows, the unconditional half first.
+    With classifier-free guidance (Ho & Salimans 2022) `conditions` has 2N rows, the unconditional half first. A
+    callback may end guidance (`pipeline._guidance_scale = 0`, as diffusers' cutoff callbacks do): then only the
+    conditional half is kept. Raises ConfigError when it begins guidance that the call did not prepare.
     """
-    scheduler, guided = pipeline.scheduler, pipeline.do_classifier_free_guidance
+    scheduler, count = pipeline.scheduler, len(latents)
     scheduler.set_timesteps(steps, device=latents.device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
@@ -47,6 +50,12 @@ def denoise(
         for index, timestep in enumerate(scheduler.timesteps):
             if pipeline.interrupt:
                 break
+            guided = pipeline.do_classifier_free_guidance
+            if guided and len(conditions) != 2 * count:
+                raise ConfigError(
+                    f"guidance at step {index} needs {2 * count} rows of conditions, the unconditional half first, got"
+                    f" {len(conditions)}: call the pipeline with guidance_scale > 1, and let a callback only end it"
+                )
             inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
             prediction = predict(
                 pipeline.unet,
@@ -66,6 +75,8 @@ def denoise(
                 changed = callback(pipeline, index, timestep, seen) or {}
                 latents = changed.get("latents", latents)
                 ours = {ours: changed[name] for name, ours in _CALLBACK_FIELDS.items() if name in changed}
+                if not pipeline.do_classifier_free_guidance:
+                    conditions, ours = _conditional_half(conditions, ours, count)
                 conditions = replace(conditions, **ours) if ours else conditions
             progress.update()
     return latents
@@ -103,6 +114,20 @@ def _step_arguments(scheduler: Any, generator: Generators) -> dict[str, Any]:
     """Stochastic schedulers take the generator, others do not know the argument."""
     known = inspect.signature(scheduler.step).parameters
     return {"generator": generator} if "generator" in known else {}
+
+
+def _conditional_half(
+    conditions: Conditions, changed: dict[str, Tensor], count: int
+) -> tuple[Conditions, dict[str, Tensor]]:
+    """The last `count` rows of the conditions and of what a callback changed.
+
+    diffusers' cutoff callbacks cut to the very last row, which stands for the whole half: ours is kept then.
+    """
+    half = replace(conditions, **{name: x[-count:] for name, x in conditions.tensors().items()})
+    changed = {name: x[-count:] for name, x in changed.items()}
+    return half, {
+        name: x for name, x in changed.items() if len(x) == count or not torch.equal(x, getattr(half, name)[-1:])
+    }
 
 
 def _callback_tensor(name: str, latents: Tensor, conditions: Conditions) -> Tensor:

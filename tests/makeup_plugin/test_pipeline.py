@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers.callbacks import SDXLCFGCutoffCallback
 from PIL import Image
 
 from faceclip.errors import ConfigError, FaceError, NoFaceError, SeveralFacesError, UnreadableImageError
@@ -189,6 +190,48 @@ def test_callback_sees_every_step_and_may_change_or_stop(pipeline):
     seen.clear()
     pipeline("a man", num_inference_steps=4, callback_on_step_end=stop, output_type="latent")
     assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_guidance_may_end_early(pipeline, photo, points, per_prompt):
+    """diffusers' own callback and one that only sets the scale: from the next step on, the conditional half alone."""
+
+    def only_the_scale(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 0.0
+        return {}
+
+    texts = []
+    handle = pipeline.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: texts.append(kwargs["encoder_hidden_states"][0]), with_kwargs=True
+    )
+    results = []
+    for callback in (SDXLCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0), only_the_scale):
+        texts.clear()
+        output = pipeline(
+            "a man",
+            photo,
+            landmarks=points,
+            generator=seeded(),
+            num_images_per_prompt=per_prompt,
+            callback_on_step_end=callback,
+            num_inference_steps=3,
+            output_type="latent",
+        )
+        assert [len(text) for text in texts] == [2 * per_prompt, per_prompt, per_prompt]
+        assert all(torch.equal(text, texts[0][per_prompt:]) for text in texts[1:])
+        assert not torch.equal(texts[0][per_prompt:], texts[0][:per_prompt])
+        results.append(output.images)
+    handle.remove()
+    assert torch.equal(*results)
+
+
+def test_guidance_cannot_begin_late(pipeline):
+    def begin(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 5.0
+        return {}
+
+    with pytest.raises(ConfigError, match="call the pipeline with guidance_scale > 1"):
+        pipeline("a man", guidance_scale=1.0, callback_on_step_end=begin, **PLAIN)
 
 
 @pytest.mark.parametrize("kind", [EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler])
