@@ -95,6 +95,7 @@ class FaceMakeUpPipeline(
             raise ConfigError("shading_channel reads the identity channel's tokens: give identity_channel too")
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.base_model = ""  # the base's hub id or path, as far as it is known; goes into adapter.json
         self._detector: FaceDetector | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0

@@ -55,7 +55,7 @@ class Provenance:
 def software_version() -> str:
     """Version of the installed distribution; "source" when it runs from a checkout."""
     try:
-        return version("faceclip")
+        return version("faceclip-makeup")
     except PackageNotFoundError:
         return "source"
 

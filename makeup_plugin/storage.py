@@ -61,6 +61,7 @@ class PipelineStorageMixin:
             path = directory / LORA_FILE
             insert_lora(pipeline.unet, load_lora_file(path), config["lora"], path)
         pipeline.register_to_config(_name_or_path=str(path_or_id))
+        pipeline.base_model = config.get("base_model", "")
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, *, licence: str = "Apache-2.0", **kwargs: Any) -> None:
@@ -86,7 +87,7 @@ class PipelineStorageMixin:
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,
             licence=licence,
-            base_model=str(getattr(self.config, "_name_or_path", None) or ""),
+            base_model=self.base_model,
         )
 
     @classmethod
@@ -119,6 +120,7 @@ class PipelineStorageMixin:
             raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae): {error}") from error
         pipeline = cls(unet=unet, vae=vae, scheduler=scheduler, **components)
         pipeline.register_to_config(_name_or_path=str(base))
+        pipeline.base_model = str(base)
         if adapter is not None:
             pipeline.load_adapter(adapter, dtype=dtype)
         return pipeline
@@ -137,7 +139,7 @@ class PipelineStorageMixin:
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,
             licence=licence,
-            base_model=str(getattr(self.config, "_name_or_path", None) or ""),
+            base_model=self.base_model,
         )
 
     def load_lora_weights(

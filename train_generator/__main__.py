@@ -42,7 +42,7 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
             f"the UNet of {config.base} reads tokens of width {unet.config.cross_attention_dim}, the joint encoder "
             f"{config.encoder} gives {width}: they belong to different towers"
         )
-    return FaceMakeUpPipeline(
+    pipeline = FaceMakeUpPipeline(
         vae=AutoencoderKL.from_pretrained(base / "vae"),
         unet=unet,
         scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
@@ -50,6 +50,8 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         image_encoder=ImageTower.from_pretrained(directory / "image_tower"),
         face_fitter=_fitter(config.fitter),
     )
+    pipeline.base_model = config.base
+    return pipeline
 
 
 def base_directory(name: str) -> Path:

@@ -1,6 +1,9 @@
 """Generated files say what they are, in metadata and in the pixels."""
 
+import importlib.metadata
 import io
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from makeup_plugin.provenance import (
     make_records,
     read_provenance,
     save_image,
+    software_version,
 )
 
 
@@ -68,6 +72,15 @@ def test_metadata_survive_the_file(tmp_path, suffix):
 def test_metadata_can_be_left_out_and_foreign_files_have_none(tmp_path):
     assert read_provenance(save_image(picture(), tmp_path / "plain.png", None)) is None
     assert read_provenance(save_image(picture(), tmp_path / "plain.jpg", None)) is None
+
+
+def test_version_is_that_of_the_installed_distribution():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    try:
+        installed = importlib.metadata.version(project["name"])
+    except importlib.metadata.PackageNotFoundError:
+        installed = "source"
+    assert software_version() == installed
 
 
 def test_wrong_endings_and_damaged_files(tmp_path):

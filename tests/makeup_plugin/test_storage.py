@@ -172,10 +172,13 @@ def test_a_failed_save_leaves_the_pipeline_whole_and_the_directory_marked(pipeli
         pipeline.save_pretrained(saved)
 
 
-def test_saved_files_do_not_tell_where_they_were_made(saved, tmp_path):
-    again = tmp_path / "again"
-    FaceMakeUpPipeline.from_pretrained(saved).save_pretrained(again)
-    assert json.loads((again / "adapter.json").read_text())["base_model"] == saved.name
+def test_saved_files_name_the_base_and_do_not_tell_where_they_were_made(pipeline, saved, tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    shared = {name: getattr(pipeline, name) for name in ("joint_encoder", "image_encoder", "face_fitter")}
+    FaceMakeUpPipeline.from_base(saved, adapter=saved, **shared).save_pretrained(first)
+    FaceMakeUpPipeline.from_pretrained(first).save_pretrained(again)
+    for directory in (first, again):
+        assert json.loads((directory / "adapter.json").read_text())["base_model"] == saved.name
     texts = [path.read_text() for path in again.rglob("*.json")]
     assert len(texts) == 10 and not any(str(tmp_path) in text for text in texts)
 
