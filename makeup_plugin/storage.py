@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging
-from huggingface_hub import snapshot_download
+from huggingface_hub import create_repo, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -64,12 +64,19 @@ class PipelineStorageMixin:
         pipeline.base_model = config.get("base_model", "")
         return pipeline
 
-    def save_pretrained(self, save_directory: str | Path, *, licence: str = "Apache-2.0", **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, licence: str = "Apache-2.0", push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
 
         The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored.
+        `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
+        part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
+        and `create_pr` as in diffusers. No model card is made up.
         """
         directory = Path(save_directory)
+        names = ("repo_id", "private", "token", "commit_message", "create_pr")
+        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
         # diffusers only logs this and goes on, which would leave a pipeline without that part.
         for path in (directory, *(directory / name for name in self.components)):
             if path.is_file():
@@ -89,6 +96,10 @@ class PipelineStorageMixin:
             licence=licence,
             base_model=self.base_model,
         )
+        if push_to_hub:
+            private, repo_id = hub.pop("private", None), hub.pop("repo_id", directory.name)
+            repo = create_repo(repo_id, exist_ok=True, private=private, token=hub.get("token"))
+            self._upload_folder(directory, repo.repo_id, **hub)
 
     @classmethod
     def from_base(

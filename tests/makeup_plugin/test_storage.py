@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +183,28 @@ def test_saved_files_name_the_base_and_do_not_tell_where_they_were_made(pipeline
         assert json.loads((directory / "adapter.json").read_text())["base_model"] == saved.name
     texts = [path.read_text() for path in again.rglob("*.json")]
     assert len(texts) == 10 and not any(str(tmp_path) in text for text in texts)
+
+
+def test_the_whole_directory_goes_to_the_hub(pipeline, tmp_path, monkeypatch):
+    """What reaches the network calls, and what lies on disk at that moment; there is no network here."""
+    calls = []
+
+    def created(repo_id, **options):
+        calls.append(("create", repo_id, options))
+        return SimpleNamespace(repo_id=f"owner/{repo_id}")
+
+    def uploaded(folder, repo_id, **options):
+        calls.append(("upload", repo_id, options, {path.name for path in Path(folder).iterdir()}))
+
+    monkeypatch.setattr("makeup_plugin.storage.create_repo", created)
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.create_repo", created)
+    monkeypatch.setattr(pipeline, "_upload_folder", uploaded)
+    pipeline.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True, token="secret", commit_message="first")
+    create, upload = calls
+    assert create == ("create", "mine", {"exist_ok": True, "private": True, "token": "secret"})
+    assert upload[1:3] == ("owner/mine", {"token": "secret", "commit_message": "first"})
+    assert upload[3] == {path.name for path in (tmp_path / "mine").iterdir()}
+    assert upload[3] >= {"adapter.json", "lora.safetensors", "identity_channel", "unet", "model_index.json"}
 
 
 def test_model_index_names_importable_classes(saved):
