@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -214,7 +214,7 @@ def load_adapter(
     device = pipeline.unet.device
     lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None
     loaded = {
-        name: kind.from_pretrained(directory / name, torch_dtype=dtype).to(device)
+        name: _load_channel(kind, directory / name, dtype).to(device)
         for name, kind in (("identity_channel", IdentityChannel), ("shading_channel", ControlNetModel))
         if config[name]
     }
@@ -224,6 +224,13 @@ def load_adapter(
         loaded["identity_channel"].attach(pipeline.unet)
     pipeline.register_modules(**loaded)
     return config
+
+
+def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype) -> ModelMixin:
+    try:
+        return kind.from_pretrained(directory, torch_dtype=dtype)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} cannot be read ({error}); save or fetch the adapter again") from error
 
 
 def unload_adapter(pipeline: AdaptedPipeline) -> None:

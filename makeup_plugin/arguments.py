@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from torch import nn
@@ -34,10 +35,16 @@ def channel_scale(name: str, channel: nn.Module | None, value: float | None) -> 
     return float(value)
 
 
-def check_call(prompts: list[str], steps: int, per_prompt: int, output_type: str) -> None:
+def texts_of(name: str, value: Any) -> list[str]:
+    """One text or several as a list. Raises ConfigError naming the argument on anything else."""
+    texts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{name} must be a text or a list of texts; for no words give the empty text")
+    return texts
+
+
+def check_call(steps: int, per_prompt: int, output_type: str) -> None:
     """Raises ConfigError on impossible values."""
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ConfigError("prompt must be a text or a list of texts; for no words give the empty text")
     if steps < 1:
         raise ConfigError(f"num_inference_steps must be at least 1, got {steps}")
     if per_prompt < 1:

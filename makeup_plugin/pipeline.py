@@ -24,7 +24,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from faceclip.faces import FaceDetector, MTCNNDetector
 from makeup_plugin import watermark as watermarking
-from makeup_plugin.arguments import channel_scale, check_call, check_names, image_size
+from makeup_plugin.arguments import channel_scale, check_call, check_names, image_size, texts_of
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.output import FaceMakeUpOutput
@@ -197,9 +197,10 @@ class FaceMakeUpPipeline(
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = texts_of("prompt", prompt)
+        negative_prompts = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
         height, width = image_size(self.unet, self.vae_scale_factor, height, width)
-        check_call(prompts, num_inference_steps, num_images_per_prompt, output_type)
+        check_call(num_inference_steps, num_images_per_prompt, output_type)
         check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         identity_scale = channel_scale("identity", self.identity_channel, identity_scale)
         shading_scale = channel_scale("shading", self.shading_channel, shading_scale)
@@ -224,7 +225,7 @@ class FaceMakeUpPipeline(
         shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(prompts))
         conditions = conditions.repeat(num_images_per_prompt)
         if self.do_classifier_free_guidance:
-            negative = self._encode_negative(negative_prompt, conditions, height, width, guide_shading)
+            negative = self._encode_negative(negative_prompts, conditions, height, width, guide_shading)
             conditions = concatenate([negative, conditions])
 
         count = len(prompts) * num_images_per_prompt
@@ -343,7 +344,7 @@ class FaceMakeUpPipeline(
 
     def _encode_negative(
         self,
-        negative_prompt: str | Sequence[str] | None,
+        texts: list[str],
         positive: Conditions,
         height: int,
         width: int,
@@ -352,13 +353,8 @@ class FaceMakeUpPipeline(
         """The unconditional half: the negative text without a face, zero identity, and the same map or
         none.
         """
-        texts = (
-            [negative_prompt or ""]
-            if negative_prompt is None or isinstance(negative_prompt, str)
-            else list(negative_prompt)
-        )
         count = len(positive)
-        if not texts or count % len(texts):
+        if count % len(texts):
             raise ConfigError(f"{len(texts)} negative prompts do not go with {count} images")
         text = encode_conditions(self.joint_encoder, texts, None, height=height, width=width)
         text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))

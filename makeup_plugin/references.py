@@ -148,8 +148,12 @@ def _prepare(
 def _landmark_list(landmarks: Any, count: int) -> list[Any]:
     if landmarks is None:
         return [None] * count
+    if isinstance(landmarks, list | tuple) and not landmarks:
+        raise ConfigError("landmarks is an empty list: give five points (5, 2) px per image, or None to detect them")
     if not isinstance(landmarks, list | tuple) or np.shape(landmarks[0]) == (2,):
         array = np.asarray(landmarks)
+        if array.ndim not in (2, 3):
+            raise ConfigError(f"landmarks must be (5, 2) px per image, or a list of such, got shape {array.shape}")
         landmarks = [array] if array.ndim == 2 else list(array)
     if len(landmarks) != count:
         raise ConfigError(f"{count} images need {count} sets of landmarks, got {len(landmarks)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging
 from huggingface_hub import create_repo, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -120,15 +120,13 @@ class PipelineStorageMixin:
         """
         if "joint_encoder" not in components:
             raise ConfigError("from_base needs joint_encoder=: the base has plain text encoders only")
-        if scheduler is None:
-            from diffusers import DDIMScheduler
-
-            scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler")
         try:
+            if scheduler is None:
+                scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler")
             unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
             vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae): {error}") from error
+            raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae, scheduler): {error}") from error
         pipeline = cls(unet=unet, vae=vae, scheduler=scheduler, **components)
         pipeline.register_to_config(_name_or_path=str(base))
         pipeline.base_model = str(base)

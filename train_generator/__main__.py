@@ -8,11 +8,14 @@ Base, joint encoder, VAE and recognizer stay frozen; LoRA, identity channel and 
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 
 from faceclip import weights
 from faceclip.encoder import FaceCLIP
@@ -29,13 +32,18 @@ from train_generator.task import GeneratorTask, add_adapter
 def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     """The base with the frozen joint encoder, before anything of stage 2 is added.
 
-    Raises CheckpointError when parts are missing or the encoder's width is not the UNet's.
+    Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's.
     """
     base, directory = base_directory(config.base), Path(config.encoder)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"encoder={config.encoder}: no stage-1 export there; run `python -m train_encoder` first")
-    encoder = FaceCLIP.from_pretrained(directory)
-    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    with _damage_named(f"encoder={config.encoder}", "run `python -m train_encoder` again"):
+        encoder = FaceCLIP.from_pretrained(directory)
+        image_tower = ImageTower.from_pretrained(directory / "image_tower")
+    with _damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
+        unet = UNet2DConditionModel.from_pretrained(base / "unet")
+        vae = AutoencoderKL.from_pretrained(base / "vae")
+        scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     width = encoder.l.text.config.width + encoder.g.text.config.width
     if unet.config.cross_attention_dim != width:
         raise CheckpointError(
@@ -43,11 +51,11 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
             f"{config.encoder} gives {width}: they belong to different towers"
         )
     pipeline = FaceMakeUpPipeline(
-        vae=AutoencoderKL.from_pretrained(base / "vae"),
+        vae=vae,
         unet=unet,
-        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
+        scheduler=scheduler,
         joint_encoder=encoder,
-        image_encoder=ImageTower.from_pretrained(directory / "image_tower"),
+        image_encoder=image_tower,
         face_fitter=_fitter(config.fitter),
     )
     pipeline.base_model = config.base
@@ -55,13 +63,30 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
 
 
 def base_directory(name: str) -> Path:
-    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded."""
-    if Path(name).is_dir():
-        return Path(name)
-    if name.count("/") == 1 and not name.startswith(("/", ".")):
+    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded.
+
+    Raises CheckpointError when there is none; a misspelt path is not looked up on the hub.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if "/" in name:
+        # A hub id has one slash, and nothing on this disk is called like its owner.
+        if name.count("/") > 1 or name.startswith(("/", ".", "~", "runs/")) or path.parent.is_dir():
+            raise CheckpointError(f"base={name}: no such directory; give one with unet, vae and scheduler")
         wanted = [f"{part}/{kind}" for part in ("unet", "vae", "scheduler") for kind in ("*.json", "*.safetensors")]
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        with _damage_named(f"base={name}", "it is no directory here: check the hub id and the network"):
+            return Path(snapshot_download(name, allow_patterns=wanted))
     return weights.path(name, package="makeup_plugin")
+
+
+@contextmanager
+def _damage_named(argument: str, remedy: str) -> Iterator[None]:
+    """What libraries say of missing or damaged files, as a CheckpointError that names the argument."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{argument} cannot be loaded; {remedy} ({error})") from error
 
 
 def _fitter(name: str) -> torch.nn.Module | None:

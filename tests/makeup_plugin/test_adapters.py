@@ -166,6 +166,13 @@ def test_damaged_adapters_are_named(saved, unet_factory):
     with pytest.raises(CheckpointError, match=r"lora\.safetensors cannot be read"):
         load_adapter(fresh, directory)
     weights.write_bytes(whole)
+    channel = directory / "identity_channel" / "config.json"
+    settings = channel.read_text()
+    for damage in (lambda: channel.write_text("{}"), channel.unlink):
+        damage()
+        with pytest.raises(CheckpointError, match="identity_channel cannot be read"):
+            load_adapter(fresh, directory)
+    channel.write_text(settings)
     config = json.loads((directory / "adapter.json").read_text())
     config["lora"]["rank"] = 5
     (directory / "adapter.json").write_text(json.dumps(config))

@@ -279,6 +279,10 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
     ("arguments", "message"),
     [
         ({"prompt": []}, "prompt must be a text"),
+        ({"prompt": None}, "prompt must be a text"),
+        ({"negative_prompt": [None]}, "negative_prompt must be a text"),
+        ({"image": np.zeros((8, 8, 3)), "landmarks": []}, "landmarks is an empty list"),
+        ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"landmarks must be \(5, 2\) px per image"),
         ({"prompt": ["a", "b", "c"], "image": [None, None]}, "2 images do not go with 3 prompts"),
         ({"image": []}, "image is an empty list"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),

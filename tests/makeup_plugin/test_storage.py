@@ -78,6 +78,8 @@ def test_added_part_moves_to_another_base(pipeline, saved, base_parts, photo, po
         FaceMakeUpPipeline.from_base(saved)
     with pytest.raises(CheckpointError, match="does not hold an SDXL base"):
         FaceMakeUpPipeline.from_base(tmp_path, scheduler=pipeline.scheduler, **shared)
+    with pytest.raises(CheckpointError, match="nowhere does not hold an SDXL base"):
+        FaceMakeUpPipeline.from_base(tmp_path / "nowhere", **shared)
 
 
 def test_loading_in_another_dtype(saved, photo, points):

@@ -1,0 +1,38 @@
+"""The base that stage 2 starts from: its parts are named when they are missing, and its name is kept."""
+
+import json
+
+import pytest
+
+from faceclip.errors import CheckpointError
+from train_generator.__main__ import base_directory, build_pipeline
+from train_generator.config import GeneratorConfig
+
+
+@pytest.fixture
+def config(pipeline, tmp_path) -> GeneratorConfig:
+    """A stage-1 export and a base, as on disk."""
+    pipeline.joint_encoder.save_pretrained(tmp_path / "encoder")
+    pipeline.image_encoder.save_pretrained(tmp_path / "encoder" / "image_tower")
+    pipeline.save_pretrained(tmp_path / "base")
+    return GeneratorConfig(encoder=str(tmp_path / "encoder"), base=str(tmp_path / "base"), fitter="")
+
+
+def test_adapter_names_the_base_it_was_trained_on(config, tmp_path):
+    directory = build_pipeline(config).save_adapter(tmp_path / "adapter")
+    assert json.loads((directory / "adapter.json").read_text())["base_model"] == "base"
+
+
+@pytest.mark.parametrize("part", ["base/unet", "base/vae", "base/scheduler", "encoder/image_tower"])
+def test_missing_parts_name_the_argument(config, tmp_path, part):
+    (tmp_path / part).rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match=rf"{part.split('/')[0]}=.* cannot be loaded"):
+        build_pipeline(config)
+
+
+@pytest.mark.parametrize("name", ["runs/bse", "./bse", "/nowhere/bse", "a/b/c", "there/bse"])
+def test_misspelt_paths_are_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(CheckpointError, match=f"base={name}: no such directory"):
+        base_directory(name)
