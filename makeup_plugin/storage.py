@@ -21,6 +21,7 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.adapters import (
+    ADAPTER_NAME,
     CONFIG_FILE,
     LORA_FILE,
     base_unet,
@@ -29,6 +30,7 @@ from makeup_plugin.adapters import (
     load_adapter,
     load_lora_file,
     read_adapter_config,
+    remove_lora,
     save_adapter,
     unload_adapter,
 )
@@ -153,7 +155,7 @@ class PipelineStorageMixin:
 
     def load_lora_weights(
         self,
-        source: str | Path | dict[str, Tensor],
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor],
         adapter_name: str | None = None,
         hotswap: bool = False,
         **kwargs: Any,
@@ -163,6 +165,7 @@ class PipelineStorageMixin:
         Parts for text encoders are left out with a warning: the joint encoder is not SDXL's. Activate it
         beside ours with `set_adapters([ADAPTER_NAME, adapter_name])`; `save_pretrained` does not store it.
         """
+        source = pretrained_model_name_or_path_or_dict
         state, alphas, metadata = self.lora_state_dict(
             source, unet_config=self.unet.config, return_lora_metadata=True, **kwargs
         )
@@ -180,6 +183,13 @@ class PipelineStorageMixin:
             _pipeline=self,
             hotswap=hotswap,
         )
+
+    def unload_lora_weights(self) -> None:
+        """Remove the LoRAs of other origin; ours stays and counts again (`unload_adapter` removes it)."""
+        for name in [name for name in getattr(self.unet, "peft_config", {}) if name != ADAPTER_NAME]:
+            remove_lora(self.unet, name=name)
+        if getattr(self.unet, "peft_config", {}) and ADAPTER_NAME not in self.unet.active_adapters():
+            self.unet.set_adapters([ADAPTER_NAME])
 
     def unload_adapter(self) -> None:
         """Back to the base model."""
