@@ -110,11 +110,6 @@ def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None
         unet.unload_lora()
 
 
-def set_lora_scale(unet: UNet2DConditionModel, scale: float, *, name: str = ADAPTER_NAME) -> None:
-    """Weight of the LoRA, 1 as trained, 0 none."""
-    unet.set_adapters([name], [scale])
-
-
 def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The UNet without adapter and channel, sharing its weights: what may be saved as the base model."""
     state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
@@ -132,7 +127,6 @@ def save_adapter(
     shading_channel: ControlNetModel | None = None,
     licence: str = "Apache-2.0",
     base_model: str = "",
-    extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write everything that was added to the base. The directory is made; existing files of an adapter are
     replaced.
@@ -158,7 +152,6 @@ def save_adapter(
         "identity_channel": identity_channel is not None,
         "shading_channel": shading_channel is not None,
         "licence": licence,
-        **(extra or {}),
     }
     hide_local_paths(directory)
     # Last, so that a directory with a configuration is a whole one.

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -108,9 +107,3 @@ class AttentionCapture:
 
 def _set_processors(unet: UNet2DConditionModel, processors: dict[str, Any]) -> None:
     unet.set_attn_processor(dict(processors))
-
-
-@torch.no_grad()
-def head_mean(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For pictures: attention averaged over heads, (B,Q,L)."""
-    return {name: value.mean(dim=1) for name, value in maps.items()}

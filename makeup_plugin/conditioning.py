@@ -61,17 +61,6 @@ class Conditions:
         """Each sample `times` times in a row."""
         return replace(self, **{name: x.repeat_interleave(times, dim=0) for name, x in self.tensors().items()})
 
-    def where(self, mask: Tensor, other: Conditions, *names: str) -> Conditions:
-        """Rows of the named fields taken from `other` where mask (B,) is true. Serves condition dropout."""
-        changed = {}
-        for name in names:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is None or theirs is None:
-                raise ConfigError(f"condition {name!r} is absent in one of the two batches")
-            rows = mask.to(mine.device).view(-1, *[1] * (mine.ndim - 1))
-            changed[name] = torch.where(rows, theirs.to(mine), mine)
-        return replace(self, **changed)
-
     def drop_identity(self, mask: Tensor) -> Conditions:
         """Zero inputs of the identity channel where mask (B,) is true."""
         if self.identity is None or self.image_tokens is None:

@@ -133,12 +133,10 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         heads: int | None = None,
         dim_head: int = 64,
         shortcut: bool = True,
-        zero_values: bool = False,
     ) -> IdentityChannel:
         """A new channel for `unet`: keys and values start as copies of the text ones.
 
-        `zero_values` starts the value projections at zero, so that an untrained channel leaves the UNet's
-        output unchanged whatever the scale. `heads=None` chooses cross_attention_dim // dim_head.
+        `heads=None` chooses cross_attention_dim // dim_head.
         """
         layers = cross_attention_layers(unet)
         width = unet.config.cross_attention_dim
@@ -162,14 +160,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
                 attn = modules[name.removesuffix(".processor")]
                 weights.to_k_ip[0].weight.copy_(_base(attn.to_k).weight)
                 weights.to_v_ip[0].weight.copy_(_base(attn.to_v).weight)
-                if zero_values:
-                    weights.to_v_ip[0].weight.zero_()
         return channel
-
-    @property
-    def num_tokens(self) -> int:
-        """Identity tokens per sample."""
-        return self.config.num_tokens
 
     @property
     def scale(self) -> float:

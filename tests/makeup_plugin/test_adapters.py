@@ -15,7 +15,6 @@ from makeup_plugin.adapters import (
     lora_parameters,
     remove_lora,
     save_adapter,
-    set_lora_scale,
     unload_adapter,
 )
 from makeup_plugin.conditioning import predict
@@ -45,7 +44,7 @@ def test_lora_is_silent_at_first_and_gone_after_removal(unet, conditions, noisy)
     assert torch.equal(predict(unet, *noisy, conditions), base)
     train(parameters)
     assert (predict(unet, *noisy, conditions) - base).abs().max() > 1e-3
-    set_lora_scale(unet, 0.0)
+    unet.set_adapters(["makeup"], [0.0])
     torch.testing.assert_close(predict(unet, *noisy, conditions), base)
     remove_lora(unet)
     assert torch.equal(predict(unet, *noisy, conditions), base)
