@@ -54,6 +54,7 @@ class FeatureBuilder:
             folder=self.source.folder,
             crop_size=towers.recognizer.config.image_size,
             picture_size=towers.image.config.image_size,
+            cache=cache,
         )
         crop, picture = self.reader.cutting
         facts = (self.source.content_hash, self.mapping.facts, self.reader.finding, config.limit, config.shard_rows)

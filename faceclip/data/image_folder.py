@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from faceclip.data.image_store import is_hidden
 from faceclip.errors import DataError, EmptyDatasetError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -42,7 +43,7 @@ def _from_tree(base: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     rows, files = [], []
     for picture in sorted(file for file in base.rglob("*") if file.suffix.lower() in SUFFIXES):
         relative = picture.relative_to(base)
-        if any(part.startswith(".") for part in relative.parts):
+        if is_hidden(relative):
             continue
         text = picture.with_suffix(".txt")
         captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []

@@ -25,6 +25,11 @@ def url_key(url: str) -> bytes:
     return hashlib.sha256(url.encode()).digest()[:8]
 
 
+def is_hidden(relative: Path) -> bool:
+    """Caches and the like: some part of the name starts with a dot. `datasets` does not look there either."""
+    return any(part.startswith(".") for part in relative.parts)
+
+
 def clean_urls(cell: str) -> list[str]:
     """The URLs that a cell may mean. FaceCaption-15M appends further words to some, after a comma."""
     first = cell.split(", ", 1)[0].strip()
@@ -32,16 +37,25 @@ def clean_urls(cell: str) -> list[str]:
 
 
 class ImageStore:
-    """Finds encoded pictures by URL or key below `root`. Raises DataError when there is no such folder."""
+    """Finds encoded pictures by URL or key below `root`. Raises DataError when there is no such folder.
 
-    def __init__(self, root: Path) -> None:
+    cache: a folder that may lie below `root` and is no part of it, like everything whose name starts with a dot.
+    """
+
+    def __init__(self, root: Path, cache: Path | None = None) -> None:
         if not root.is_dir():
             raise DataError(f"data.images={root}: no such folder; it must hold the pictures, nothing is downloaded")
-        self.root = root
+        self.root, self.cache = root, cache and cache.resolve()
         self.shards: list[Path] = []
         self.index: dict[bytes, tuple[int, str, float]] = {}
-        for table in sorted(root.rglob("*.parquet")):
+        for table in self._files("*.parquet"):
             self._add_shard(table)
+
+    def _files(self, pattern: str) -> list[Path]:
+        """The files below the folder, in order of their names, but for hidden ones and the cache's."""
+        found = sorted(file for file in self.root.rglob(pattern) if not is_hidden(file.relative_to(self.root)))
+        inside = self.cache is not None and self.cache.is_relative_to(self.root.resolve())
+        return [file for file in found if file.is_file() and not (inside and file.resolve().is_relative_to(self.cache))]
 
     def _add_shard(self, table: Path) -> None:
         try:
@@ -63,9 +77,9 @@ class ImageStore:
                 self.index[url_key(url)] = (len(self.shards) - 1, str(key), scale)
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes of all files; their contents are compared picture by picture when read again."""
+        """SHA-256 over names and sizes of the files; their contents are compared picture by picture when read again."""
         digest = hashlib.sha256()
-        for path in sorted(file for file in self.root.rglob("*") if file.is_file()):
+        for path in self._files("*"):
             digest.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n".encode())
         return digest.hexdigest()
 

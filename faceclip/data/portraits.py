@@ -60,12 +60,15 @@ class PortraitReader:
     """Prepares records of one source; safe to use from several threads.
 
     crop_size, picture_size: pixels of the face crop and of the square picture. folder: base of relative paths.
+    cache: of the features; what it holds is no picture, also where it lies below `config.images`.
     """
 
-    def __init__(self, config: DataConfig, *, folder: Path | None, crop_size: int, picture_size: int) -> None:
+    def __init__(
+        self, config: DataConfig, *, folder: Path | None, crop_size: int, picture_size: int, cache: Path | None = None
+    ) -> None:
         self.config, self.crop_size, self.picture_size = config, crop_size, picture_size
         self.detector = build_detector(config)
-        self.store = ImageStore(Path(config.images)) if config.images else None
+        self.store = ImageStore(Path(config.images), cache) if config.images else None
         self.folder = Path(config.images) if config.images else folder
 
     @property

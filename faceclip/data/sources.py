@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
 from faceclip.data.digests import content_hash
+from faceclip.data.image_store import is_hidden
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import DataError
 
@@ -56,7 +57,7 @@ def find_layout(config: DataConfig) -> str:
             return "portraits"
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "arrow"
-        seen = itertools.islice((p for p in path.rglob("*") if not _hidden(p.relative_to(path))), 5000)
+        seen = itertools.islice((p for p in path.rglob("*") if not is_hidden(p.relative_to(path))), 5000)
         holds = {file.suffix.lower() for file in seen if file.name != "metadata.parquet"}
         # Tables of rows outweigh pictures beside them, which the rows may name.
         if holds & {".parquet", ".arrow", ".tar"}:
@@ -92,11 +93,6 @@ def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
     if layout == "arrow":
         return _from_arrow(path, split, memo)
     return _from_datasets(config, layout, split, memo)
-
-
-def _hidden(relative: Path) -> bool:
-    """Caches and the like: `datasets` does not look there either."""
-    return any(part.startswith(".") for part in relative.parts)
 
 
 def _has_tables(path: Path) -> bool:

@@ -144,6 +144,18 @@ def test_pictures_that_changed_are_noticed(facecaption, towers, tmp_path):
         load_features(config, "train", towers, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", [".features", "features"])
+def test_a_cache_among_the_pictures_is_found_again(facecaption, towers, tmp_path, name):
+    path, images = facecaption
+    config = DataConfig(path=str(path), layout="facecaption", images=str(images), identity="none", max_bad_share=0.5,
+                        validation_share=0.3)  # fmt: skip
+    load_features(config, "train", towers, images / name)
+    before = all_bytes(images / name)
+    load_features(config, "train", towers, images / name)
+    assert all_bytes(images / name) == before
+    assert len(list((images / name).glob("train-records-*"))) == 1
+
+
 @pytest.mark.parametrize("kind", ["records", "faces", "images", "captions"])
 def test_a_corrupt_shard_is_named_with_its_remedy(parquet, towers, tmp_path, kind):
     config = config_of(parquet, validation_share=0.3)

@@ -83,6 +83,12 @@ def test_fingerprint_sees_new_and_changed_files(tmp_path):
     img2dataset(tmp_path)
     before = ImageStore(tmp_path).fingerprint()
     assert ImageStore(tmp_path).fingerprint() == before
+    for name in (".features", "cache"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000.safetensors").write_bytes(b"features")
+    assert ImageStore(tmp_path, tmp_path / "cache").fingerprint() == before
+    assert ImageStore(tmp_path).fingerprint() != before  # "cache" is then any folder of pictures
+    before = ImageStore(tmp_path).fingerprint()
     (tmp_path / "new.jpg").write_bytes(b"z")
     assert ImageStore(tmp_path).fingerprint() != before
 
