@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging
-from huggingface_hub import create_repo, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import create_repo, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -206,8 +206,16 @@ def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
     text = str(path_or_id)
     if directory.is_absolute() or text.startswith(".") or text.count("/") != 1:
         raise CheckpointError(f"{text} is neither a directory nor a hub id of the form owner/name")
-    options = {name: kwargs.pop(name) for name in ("revision", "token", "cache_dir") if name in kwargs}
+    names = ("revision", "token", "cache_dir", "local_files_only")
+    options = {name: kwargs.pop(name) for name in names if name in kwargs}
     try:
-        return Path(snapshot_download(text, local_files_only=kwargs.pop("local_files_only", False), **options))
+        # First alone: a repository without it may hold many gigabytes that are of no use here.
+        hf_hub_download(text, CONFIG_FILE, **options)
+        return Path(snapshot_download(text, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"{text} has no {CONFIG_FILE}: it is no saved FaceMakeUpPipeline; a plain SDXL base is loaded with"
+                " FaceMakeUpPipeline.from_base(id, joint_encoder=...)"
+            ) from error
         raise CheckpointError(f"{text} is no directory here and could not be fetched from the hub: {error}") from error

@@ -1,7 +1,12 @@
 """Saving, loading, adapters on another base, offloading, and what a broken directory says."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,6 +220,41 @@ def test_the_whole_directory_goes_to_the_hub(pipeline, tmp_path, monkeypatch):
     assert upload[1:3] == ("owner/mine", {"token": "secret", "commit_message": "first"})
     assert upload[3] == {path.name for path in (tmp_path / "mine").iterdir()}
     assert upload[3] >= {"adapter.json", "lora.safetensors", "identity_channel", "unet", "model_index.json"}
+
+
+def test_a_hub_repository_is_checked_before_it_is_downloaded():
+    """A web server on this machine plays the hub with a repository that has no adapter.json."""
+    requested = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            requested.append(self.path)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *arguments):
+            pass
+
+    script = (
+        "from makeup_plugin import FaceMakeUpPipeline\n"
+        "from faceclip.errors import CheckpointError\n"
+        "try:\n    FaceMakeUpPipeline.from_pretrained('owner/base')\n"
+        "except CheckpointError as error:\n    print(error)\n"
+    )
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        place = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | place, capture_output=True, text=True, timeout=300
+        )
+        server.shutdown()
+    # The client may also ask for things of its own.
+    assert {path for path in requested if "owner" in path} == {"/owner/base/resolve/main/adapter.json"}
+    assert "owner/base has no adapter.json" in done.stdout and "from_base" in done.stdout, done.stderr
 
 
 def test_model_index_names_importable_classes(saved):
