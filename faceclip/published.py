@@ -25,7 +25,16 @@ from torch import Tensor
 
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, FaceClipError
-from faceclip.published_files import LICENSE, check_keys, mention_license, read_checkpoint, read_directory, resolve
+from faceclip.published_files import (
+    LICENSE,
+    check_keys,
+    mention_license,
+    read_checkpoint,
+    read_directory,
+    resolve,
+    write_checkpoint,
+    writing,
+)
 from faceclip.published_unet import load_unet
 
 __all__ = ["CONFIG", "LICENSE", "convert", "export", "load_faceclip", "load_unet", "read_checkpoint"]
@@ -199,7 +208,10 @@ def load_faceclip(
     """
     path = resolve(path_or_hub_id, FILE)
     if path.is_dir():
-        model = _load_directory(path, config)
+        model, state, metadata = _read_directory(path, config)
+        model.load_state_dict(state, strict=True, assign=True)
+        if metadata.get("license") == LICENSE:
+            mention_license(str(path))
     else:
         model = _empty(config)
         state, _ = from_published(read_checkpoint(path), model, str(path))
@@ -208,7 +220,10 @@ def load_faceclip(
     return model.to(dtype).eval() if dtype is not None else model.eval()
 
 
-def _load_directory(path: Path, config: dict[str, Any] | None) -> FaceCLIP:
+def _read_directory(
+    path: Path, config: dict[str, Any] | None = None
+) -> tuple[FaceCLIP, dict[str, Tensor], dict[str, str]]:
+    """(empty model of the directory's configuration, its whole state, metadata)."""
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
                               "file, or a directory made by `convert`")  # fmt: skip
@@ -216,6 +231,8 @@ def _load_directory(path: Path, config: dict[str, Any] | None) -> FaceCLIP:
         found = json.loads((path / "config.json").read_text())
     except ValueError as error:
         raise CheckpointError(f"{path / 'config.json'} cannot be read ({error}): write it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path / 'config.json'} holds a {type(found).__name__}, no settings: write it again")
     settings = {name: value for name, value in found.items() if not name.startswith("_")}
     if found.get("_class_name", "FaceCLIP") != "FaceCLIP" or not settings.keys() >= {"face", "text_l", "text_g"}:
         raise CheckpointError(f"{path} holds a {found.get('_class_name', 'model')}, not a FaceCLIP")
@@ -226,10 +243,7 @@ def _load_directory(path: Path, config: dict[str, Any] | None) -> FaceCLIP:
     state, metadata = read_directory(path, SHARDS)
     model = _empty(settings)
     check_keys(state, {name: tuple(t.shape) for name, t in model.state_dict().items()}, str(path), WHAT)
-    model.load_state_dict(state, strict=True, assign=True)
-    if metadata.get("license") == LICENSE:
-        mention_license(str(path))
-    return model
+    return model, state, metadata
 
 
 def _empty(config: dict[str, Any] | None) -> FaceCLIP:
@@ -244,7 +258,8 @@ def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None,
     """Writes our directory (sharded safetensors, dtypes kept, one face encoder) from a published file.
 
     Raises:
-        CheckpointError: as `read_checkpoint` and `from_published` do, or a target that is not an empty directory.
+        CheckpointError: as `read_checkpoint` and `from_published` do, or a target that is not an empty directory or
+            cannot be written.
     """
     model = _empty(config)
     state, unused = from_published(read_checkpoint(source), model, str(source))
@@ -252,41 +267,45 @@ def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None,
     plan = split_torch_state_dict_into_shards(
         state, max_shard_size=shard_size, filename_pattern=WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
     )
-    for file, names in plan.filename_to_tensors.items():
-        shard = {name: state[name].contiguous() for name in names}
-        save_file(shard, target / file, {"format": "pt", "license": LICENSE})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (target / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
-    save_file({name: tensor.contiguous() for name, tensor in unused.items()}, target / UNUSED, {"license": LICENSE})
-    model.save_config(target)  # last: a directory with a configuration is complete
+    with writing(target):
+        for file, names in plan.filename_to_tensors.items():
+            shard = {name: state[name].contiguous() for name in names}
+            save_file(shard, target / file, {"format": "pt", "license": LICENSE})
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            (target / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
+        save_file({name: tensor.contiguous() for name, tensor in unused.items()}, target / UNUSED, {"license": LICENSE})
+        model.save_config(target)  # last: a directory with a configuration is complete
 
 
 def _make_empty(target: Path) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(f"{target} exists and is not an empty directory: name a new one")
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
 
 
 def export(source: Path, target: Path) -> None:
-    """Writes the published layout of a converted directory, bit for bit.
+    """Writes the published layout of a converted directory, bit for bit and in one step.
 
     Raises:
-        CheckpointError: the directory was not made by `convert` or is damaged, or the target is a directory.
+        CheckpointError: the directory was not made by `convert`, is incomplete or damaged, or the target is a directory
+            or cannot be written.
     """
     if target.is_dir():
         raise CheckpointError(f"{target} is a directory where the name of a file to write is expected")
-    state, _ = read_directory(source, SHARDS)
-    if not (source / UNUSED).is_file():
-        raise CheckpointError(f"{source} has no {UNUSED}: only a directory made by `convert` can be exported")
     unused, _ = read_directory(source, UNUSED)
-    torch.save(to_published(state, unused), target)
+    model, state, _ = _read_directory(source)
+    published = to_published(state, unused)
+    from_published(published, model, str(source))  # the unused tensors, too, are those of the release
+    write_checkpoint(published, target)
 
 
 def _convert_unet(source: Path, target: Path) -> None:
     unet = load_unet(source)
     _make_empty(target)
-    unet.save_pretrained(target)
+    with writing(target):
+        unet.save_pretrained(target)
 
 
 _ACTIONS = {"convert": convert, "export": export, "convert-unet": _convert_unet}

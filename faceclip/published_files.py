@@ -5,10 +5,12 @@
 
 import functools
 import logging
+import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -113,6 +115,38 @@ def read_directory(directory: Path, pattern: str) -> tuple[dict[str, Tensor], di
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read, it may be truncated ({error}): write it again") from error
     return state, metadata
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Around whatever writes `target`.
+
+    Raises:
+        CheckpointError: instead of what the file system or a serializer complains of.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{target} cannot be written ({error}): free space, or name a place that exists and is "
+                              "writable; delete what is there of it and run the command again") from error  # fmt: skip
+
+
+def write_checkpoint(state: Mapping[str, Tensor], target: Path) -> None:
+    """Writes a `.pt` file of tensors in one step: `target` is the old file or the new one, never half of it.
+
+    Raises:
+        CheckpointError: the file cannot be written; the message names it.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with writing(target):
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def check_keys(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str, what: str) -> None:

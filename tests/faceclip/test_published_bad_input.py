@@ -2,10 +2,15 @@
 
 import io
 import pickle
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from faceclip import published
 from faceclip.encoder import FaceCLIP
@@ -123,7 +128,7 @@ def test_directories_and_files_in_the_wrong_place(file, converted, tmp_path):
         (lambda: convert(tmp_path / "no.pt", tmp_path / "out", config=SMALL), "no.pt is not a file"),
         (lambda: convert(file, converted, config=SMALL), "not an empty directory"),
         (lambda: export(file, tmp_path / "out.pt"), "is a file where a directory"),
-        (lambda: export(tmp_path, tmp_path / "out.pt"), "holds no diffusion_pytorch_model"),
+        (lambda: export(tmp_path, tmp_path / "out.pt"), "holds no published_unused"),
         (lambda: export(converted, tmp_path), "is a directory where the name of a file"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -135,9 +140,10 @@ def test_damaged_directory(converted, tmp_path):
     for name, change, message in (
         ("diffusion_pytorch_model.safetensors", lambda data: data[: len(data) // 2], "truncated"),
         ("config.json", lambda data: data[: len(data) // 2], "cannot be read"),
+        ("config.json", lambda data: b"[1]", "holds a list, no settings"),
         ("config.json", lambda data: data.replace(b"FaceCLIP", b"UNet"), "holds a UNet, not a FaceCLIP"),
     ):
-        copy = tmp_path / f"{name}{message[:3]}"
+        copy = tmp_path / f"{name}-{message[-8:]}"
         copy.mkdir()
         for part in converted.iterdir():
             data = part.read_bytes()
@@ -150,6 +156,51 @@ def test_directory_with_weights_of_another_model(tmp_path):
     other = SMALL | {"fusion": SMALL["fusion"] | {"layers": 2}}
     FaceCLIP(**other).save_config(tmp_path)
     assert "unexpected" in refused(tmp_path, config=None)
+
+
+def test_export_of_an_incomplete_directory(file, tmp_path):
+    ours, target = tmp_path / "ours", tmp_path / "out.pt"
+    convert(file, ours, config=SMALL, shard_size="100KB")
+    shards = sorted(ours.glob("diffusion_pytorch_model-*.safetensors"))
+    assert len(shards) > 3
+    for number, lost in enumerate(shards):
+        copy = tmp_path / str(number)
+        shutil.copytree(ours, copy)
+        (copy / lost.name).unlink()
+        with pytest.raises(CheckpointError, match=rf"{copy} is not a FaceCLIP .* missing: "):
+            export(copy, target)
+    unused = load_file(ours / "published_unused.safetensors")
+    save_file(unused | {"face_clip_l.more": torch.zeros(1)}, ours / "published_unused.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 unexpected: face_clip_l\.more"):
+        export(ours, target)
+    assert not target.exists()
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files that this process writes cannot grow beyond `size` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_targets_that_cannot_be_written(file, converted, tmp_path):
+    target = tmp_path / "out.pt"
+    target.write_text("old")
+    with largest_file(1 << 16), pytest.raises(CheckpointError, match=r"out\.pt cannot be written"):
+        export(converted, target)
+    assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["out.pt"]
+    with largest_file(1 << 16), pytest.raises(CheckpointError, match="ours cannot be written"):
+        convert(file, tmp_path / "ours", config=SMALL)
+    assert not (tmp_path / "ours" / "config.json").exists()  # what is there is not taken for a whole one
+    for call in (export, lambda _, path: convert(file, path, config=SMALL)):
+        with pytest.raises(CheckpointError, match="below cannot be written"):
+            call(converted, target / "below")
+    with pytest.raises(CheckpointError, match=r"none/out\.pt cannot be written"):
+        export(converted, tmp_path / "none" / "out.pt")
 
 
 def test_hub_id_that_cannot_be_had(monkeypatch, tmp_path):
