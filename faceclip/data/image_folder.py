@@ -18,13 +18,14 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-def find_rows(root: Path, split: str) -> tuple[list[dict[str, Any]], list[Path]]:
+def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[list[dict[str, Any]], list[Path]]:
     """Rows of a split in order of their names, and all files that decide their content.
 
-    DIR/SPLIT is read when there is such a folder; otherwise DIR is the split "train". Raises DataError for a missing
-    split or a damaged metadata file, EmptyDatasetError when no picture is there.
+    DIR/SPLIT is read when there is such a folder; otherwise DIR without DIR/VALIDATION is the split "train". Raises
+    DataError for a missing split or a damaged metadata file, EmptyDatasetError when no picture is there.
     """
     base = root / split
+    other = root / validation
     if not base.is_dir():
         if split != "train":
             raise DataError(
@@ -33,17 +34,17 @@ def find_rows(root: Path, split: str) -> tuple[list[dict[str, Any]], list[Path]]
             )
         base = root
     tables = [base / name for name in METADATA if (base / name).is_file()]
-    rows, files = _from_metadata(tables[0]) if tables else _from_tree(base)
+    rows, files = _from_metadata(tables[0]) if tables else _from_tree(base, other)
     if not rows:
         raise EmptyDatasetError(f"{base} holds no pictures ({', '.join(sorted(SUFFIXES))}): check data.path")
     return rows, files
 
 
-def _from_tree(base: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     rows, files = [], []
     for picture in sorted(file for file in base.rglob("*") if file.suffix.lower() in SUFFIXES):
         relative = picture.relative_to(base)
-        if is_hidden(relative):
+        if is_hidden(relative) or (base != other and picture.is_relative_to(other)):
             continue
         text = picture.with_suffix(".txt")
         captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []

@@ -81,7 +81,7 @@ def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
     if layout == "image_folder" or (layout == "facecaption" and not _has_tables(path)):
         if layout == "facecaption":
             raise DataError(f"data.path={path}: no parquet file of FaceCaption-15M there: name the file or its folder")
-        rows, files = image_folder.find_rows(path, split)
+        rows, files = image_folder.find_rows(path, split, config.validation)
         digest = content_hash(files, path, memo)
         columns = tuple(dict.fromkeys(name for row in rows for name in row))
 

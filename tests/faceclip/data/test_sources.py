@@ -164,6 +164,14 @@ def test_splits_of_an_image_folder(tmp_path):
         open_rows(root, tmp_path, "test")
 
 
+def test_persons_for_validation_are_not_trained_on(tmp_path):
+    root = folder(folder(tmp_path / "f"), ("held",))
+    (root / "held" / "ann").rename(root / "held" / "cat")
+    seen = {split: {row["identity"] for row in open_rows(root, tmp_path, split, validation="held").rows(0)}
+            for split in ("train", "held")}  # fmt: skip
+    assert seen == {"train": {"ann", "bob"}, "held": {"bob", "cat"}}
+
+
 def test_an_image_folder_with_metadata(tmp_path):
     root = folder(tmp_path / "f")
     lines = [{"file_name": "ann/1.png", "text": "hello", "person": "A", "box": [0, 0, 5, 5]}]
