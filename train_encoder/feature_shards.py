@@ -64,7 +64,7 @@ class FeatureBuilder:
             "images": {"model": module_hash(towers.image), "preprocessing": picture},
             "captions": {"model": module_hash(towers.text_g), "preprocessing": "plain"},
         }
-        records = short_key("records 1", *facts)
+        records = short_key("records 2", *facts)
         self.keys = {kind: short_key(kind, records, *map(str, self.about[kind].values())) for kind in KINDS[1:]}
         self.keys["records"] = records
         self.report = cache / f"{split}-report-{records}.json"
@@ -77,6 +77,8 @@ class FeatureBuilder:
         """
         folders = {kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind])
                    for kind in KINDS}  # fmt: skip
+        self._drop_outdated(folders)
+        cut_strangers(*folders.values())
         fresh = not all(folder.complete for folder in folders.values())
         if fresh:
             self._move(self.config.device)
@@ -95,6 +97,22 @@ class FeatureBuilder:
         if counts.rows == counts.bad:
             raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
         return folders
+
+    def _drop_outdated(self, folders: Mapping[str, ShardFolder]) -> None:
+        """Cuts the cache off where pictures that rows name by path were added, removed or replaced since."""
+        records = folders["records"]
+        for number, entry in enumerate(records.entries):
+            if not entry["pictures"]:
+                continue
+            records.verify(number, hashes=self.config.verify == "hashes")
+            shard = records.read(number)
+            if [self.reader.bytes_of(path) for path in unpack_texts("picture", shard)] != shard["bytes"].tolist():
+                print(f"{self.split}: pictures changed since the cache was built; it is built again from row "
+                      f"{number * self.config.shard_rows} on", flush=True)  # fmt: skip
+                records.cut(number)
+                for kind in KINDS[1:]:
+                    folders[kind].cut(number)
+                return
 
     def _move(self, device: str) -> None:
         try:
@@ -115,6 +133,7 @@ class FeatureBuilder:
     def _build_pictures(self, folders: Mapping[str, ShardFolder]) -> None:
         """Records, faces and images, block by block; what exists is not computed again."""
         parts = [folders[kind] for kind in ("records", "faces", "images")]
+        cut_strangers(*parts)
         if all(folder.complete for folder in parts):
             return
         records, faces, images = parts
@@ -135,10 +154,12 @@ class FeatureBuilder:
                 if known is not None:
                     records.verify(number)
                 portraits = self._prepare(block, number * size, known, pool, records, counts)
+                cut_strangers(records, faces, images)
                 if number >= len(faces):
-                    faces.append(self._faces([portrait.crop for portrait in portraits]))
+                    faces.append(self._faces([portrait.crop for portrait in portraits]), **records_of(records, number))
                 if number >= len(images):
-                    images.append(self._images([portrait.picture for portrait in portraits]))
+                    pictures = self._images([portrait.picture for portrait in portraits])
+                    images.append(pictures, **records_of(records, number))
                 if (position := self.source.position()) is not None:
                     write_json(resume, {"block": number + 1, "position": position})
                 advance(number * size + len(block), total)
@@ -182,17 +203,22 @@ class FeatureBuilder:
             "words": np.array([text_hash(text) for text in flat], np.int64),
         }
         fields |= pack_texts("caption", flat) | pack_texts("name", [raw.person for _, raw, _ in good])
-        records.append(fields, rows=len(good), rejected=rejected.to_dict())
+        # An image folder lists its pictures; elsewhere only the rows say which files they name, found or missing.
+        named = [] if self.source.layout == "image_folder" else map(self.mapping.picture_path, block)
+        paths = [path for path in named if path]
+        fields |= pack_texts("picture", paths) | {"bytes": np.array([self.reader.bytes_of(p) for p in paths], np.int64)}
+        records.append(fields, rows=len(good), rejected=rejected.to_dict(), pictures=len(paths))
         return [portrait for _, _, portrait in good]
 
     def _build_captions(self, folders: Mapping[str, ShardFolder]) -> None:
         records, captions = folders["records"], folders["captions"]
+        cut_strangers(records, captions)
         with bar(f"{self.split} captions", len(records)) as advance:
             for number in range(len(captions), len(records)):
                 records.verify(number)
                 texts = unpack_texts("caption", records.read(number))
                 fields, cut = self._captions(texts)
-                captions.append(fields, cut=cut)
+                captions.append(fields, cut=cut, **records_of(records, number))
                 advance(number + 1, len(records))
         captions.finish()
 
@@ -232,6 +258,20 @@ class FeatureBuilder:
         for start in range(0, len(images), self.config.batch_size):
             stacked = torch.from_numpy(np.stack(images[start : start + self.config.batch_size]))
             yield stacked.to(self.config.device).permute(0, 3, 1, 2).float() / 255
+
+
+def records_of(records: ShardFolder, number: int) -> dict[str, str]:
+    """What a shard of features notes about the records it was made from."""
+    return {"records": records.entries[number]["sha256"]}
+
+
+def cut_strangers(records: ShardFolder, *parts: ShardFolder) -> None:
+    """Cuts each part off where it was made from other records than those that are there now."""
+    for part in parts:
+        for number, (entry, source) in enumerate(zip(part.entries, records.entries, strict=False)):
+            if entry["records"] != source["sha256"]:
+                part.cut(number)
+                break
 
 
 def _read_position(path: Path, block: int) -> dict[str, Any] | None:

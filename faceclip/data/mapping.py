@@ -183,6 +183,14 @@ class RowMapping:
         named = (self.image, self.url, *self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
         return tuple(dict.fromkeys(name for name in named if name))
 
+    def picture_path(self, row: Mapping[str, Any]) -> str | None:
+        """The local path by which a row names its picture; None when it holds the picture or names none."""
+        cell = row.get(self.image) if self.image else None
+        if isinstance(cell, Mapping):
+            cell = cell.get("bytes") or cell.get("path")
+        path = str(cell) if isinstance(cell, str | Path) else ""
+        return path if path and "://" not in path and encodes(path) else None
+
     def _find(self, role: str, names: str, *, needed: bool = True) -> str | None:
         """The first of `A|B` that the data has."""
         for name in names.split("|"):
@@ -223,6 +231,15 @@ class RowMapping:
             box=parse_box(row.get(self.box), self.config.box_format, key) if self.box else None,
             landmarks=parse_landmarks(row.get(self.landmarks), key) if self.landmarks else None,
         )  # fmt: skip
+
+
+def encodes(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair, which JSON can hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _texts(cell: Any, where: str) -> list[str]:

@@ -133,6 +133,13 @@ class PortraitReader:
             raise RejectedRecord("no_image", f"{raw.key}: {path} does not exist")
         return str(path), 1.0
 
+    def bytes_of(self, path: str) -> int:
+        """Size of the local file by which a row names its picture; -1 when it is not there."""
+        try:
+            return ((self.folder or Path()) / path).stat().st_size
+        except (OSError, ValueError):  # also names that no file can have
+            return -1
+
     def _fetch(self, raw: RawRecord) -> bytes:
         """A file that `datasets` names in a hub data set or in an archive of this data set; nothing else is visited."""
         origin = raw.image.rsplit("::", 1)[-1]

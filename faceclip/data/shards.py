@@ -75,6 +75,13 @@ class ShardFolder:
             self.complete = True
             self._save()
 
+    def cut(self, count: int) -> None:
+        """Keeps the first `count` shards only; the others are then written again."""
+        if count < len(self):
+            self.entries, self.complete = self.entries[:count], False
+            self._maps = {number: arrays for number, arrays in self._maps.items() if number < count}
+            self._save()
+
     def _save(self) -> None:
         write_json(
             self.folder / "manifest.json", {"about": self.about, "complete": self.complete, "shards": self.entries}

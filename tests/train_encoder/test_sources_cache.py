@@ -144,6 +144,43 @@ def test_pictures_that_changed_are_noticed(facecaption, towers, tmp_path):
         load_features(config, "train", towers, tmp_path / "cache")
 
 
+def test_pictures_named_by_path_are_looked_at_again(rows, towers, tower_arguments, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, row in enumerate(rows[:8]):
+        if number != 5:
+            (photos / f"{number}.png").write_bytes(row["photo"])
+    table = [row | {"photo": f"photos/{number}.png"} for number, row in enumerate(rows[:8])]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "paths.parquet")
+    config = config_of(tmp_path / "paths.parquet", shard_rows=4)
+    with pytest.raises(TooManyBadRecordsError, match="no_image 1"):
+        load_features(config, "train", towers, tmp_path / "c")
+    (photos / "5.png").write_bytes(rows[5]["photo"])
+    whole = load_features(config, "train", towers, tmp_path / "c")
+    assert len(whole.arrays) == 8
+    first, second = ((tmp_path / "c" / next((tmp_path / "c").glob("train-faces-*")) / f"0000{n}.safetensors")
+                     for n in range(2))  # fmt: skip
+    written = first.stat().st_mtime_ns
+    (photos / "6.png").write_bytes(rows[7]["photo"])
+    again = load_features(config, "train", towers, tmp_path / "c")
+    assert not np.allclose(again.image[6], whole.image[6])
+    np.testing.assert_array_equal(again.image[[0, 5, 7]], whole.image[[0, 5, 7]])
+    assert first.stat().st_mtime_ns == written < second.stat().st_mtime_ns
+
+
+def test_features_of_other_records_are_made_again(rows, towers, tmp_path):
+    photo = tmp_path / "0.png"
+    pq.write_table(pa.Table.from_pylist([row | {"photo": "0.png"} for row in rows[:2]]), tmp_path / "paths.parquet")
+    config = config_of(tmp_path / "paths.parquet", shard_rows=4, columns=COLUMNS)
+    photo.write_bytes(rows[0]["photo"])
+    before = load_features(config, "train", towers, tmp_path / "c")
+    photo.write_bytes(rows[4]["photo"])
+    (records,) = (tmp_path / "c").glob("train-records-*")
+    shutil.rmtree(records)  # what messages about damaged records say; the other folders know whose they are
+    after = load_features(config, "train", towers, tmp_path / "c")
+    assert not np.allclose(after.image[:], before.image[:])
+
+
 @pytest.mark.parametrize("name", [".features", "features"])
 def test_a_cache_among_the_pictures_is_found_again(facecaption, towers, tmp_path, name):
     path, images = facecaption

@@ -42,6 +42,19 @@ def test_a_build_that_stopped_goes_on_with_the_same_bytes(tmp_path):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
 
 
+def test_shards_that_are_cut_off_are_written_again(tmp_path):
+    shards = fill(tmp_path / "s")
+    data = [shards.path(number).read_bytes() for number in range(3)]
+    shards.read(2)
+    shards.cut(3)
+    assert shards.complete
+    shards.cut(1)
+    again = ShardFolder(tmp_path / "s", {})
+    assert (len(shards), shards.complete, len(again), again.complete) == (1, False, 1, False)
+    fill(tmp_path / "s")
+    assert [again.path(number).read_bytes() for number in range(3)] == data
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
 def test_damage_is_found_and_named(tmp_path, damage):
     path = fill(tmp_path / "s").path(1)
