@@ -27,7 +27,7 @@ def content_hash(files: Iterable[Path], root: Path, memo: Path) -> str:
         except OSError as error:
             raise DataError(f"{file} cannot be read ({error.strerror}): check the file and its permissions") from error
         current[str(file)] = stored
-        total.update(f"{os.path.relpath(file, root)}\0{stored[2]}\n".encode())
+        total.update(os.fsencode(os.path.relpath(file, root)) + f"\0{stored[2]}\n".encode())
     if current != {name: known.get(name) for name in current}:
         write_json(memo, known | current)
     return total.hexdigest()

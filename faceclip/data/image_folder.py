@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.image_store import is_hidden
+from faceclip.data.image_store import is_file, is_hidden
+from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError, EmptyDatasetError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -61,10 +62,14 @@ def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise DataError(f"{table}, entry {number}: expected an object with `file_name`, a path beside this file")
         picture = table.parent / row["file_name"]
-        if not picture.resolve().is_relative_to(table.parent.resolve()):
-            raise DataError(f"{table}, entry {number}: {row['file_name']!r} lies outside of {table.parent}")
         rows.append(row | {"image": str(picture)})
-        if picture.is_file():
+        try:
+            inside, found = picture.resolve().is_relative_to(table.parent.resolve()), is_file(picture)
+        except (ValueError, OSError, RuntimeError, RejectedRecord):  # no path: the row is counted when it is read
+            continue
+        if not inside:
+            raise DataError(f"{table}, entry {number}: {row['file_name']!r} lies outside of {table.parent}")
+        if found:
             files.append(picture)
     return rows, files
 

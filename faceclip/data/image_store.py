@@ -5,8 +5,11 @@ the URL's last part, directly or below two-letter folders (`ab/abcd….jpg`). An
 with `url` and `key` beside tar files (or folders) of `KEY.jpg`; boxes are scaled to its resized pictures.
 """
 
+import errno
 import hashlib
+import os
 import tarfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -28,6 +31,18 @@ def url_key(url: str) -> bytes:
 def is_hidden(relative: Path) -> bool:
     """Caches and the like: some part of the name starts with a dot. `datasets` does not look there either."""
     return any(part.startswith(".") for part in relative.parts)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none. Raises RejectedRecord for other errors."""
+    try:
+        return path.is_file()
+    except ValueError:  # a null byte, or text that does not encode
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise RejectedRecord("no_image", f"{path} cannot be looked for ({error.strerror})") from error
 
 
 def clean_urls(cell: str) -> list[str]:
@@ -80,7 +95,7 @@ class ImageStore:
         """SHA-256 over names and sizes of the files; their contents are compared picture by picture when read again."""
         digest = hashlib.sha256()
         for path in self._files("*"):
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{path.stat().st_size}\n".encode())
+            digest.update(os.fsencode(path.relative_to(self.root)) + f"\0{path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
     def find(self, url: str, key: str) -> tuple[bytes | str, float]:
@@ -94,7 +109,7 @@ class ImageStore:
             for folder in (self.root, self.root / name[:2]):
                 for suffix in ("", *SUFFIXES):
                     path = folder / f"{name}{suffix}"
-                    if path.is_file():
+                    if is_file(path):
                         return str(path), 1.0
         raise RejectedRecord("no_image", f"{key}: no picture of {url!r} below {self.root}")
 
@@ -102,8 +117,9 @@ class ImageStore:
         names = [key]
         for candidate in clean_urls(url):
             encoded = candidate.encode()
-            names += [hashlib.sha256(encoded).hexdigest(), hashlib.md5(encoded, usedforsecurity=False).hexdigest(),
-                      Path(unquote(urlsplit(candidate).path)).name]  # fmt: skip
+            names += [hashlib.sha256(encoded).hexdigest(), hashlib.md5(encoded, usedforsecurity=False).hexdigest()]
+            with suppress(ValueError):  # no URL, as "http://[x/y.jpg" is none: it has no last part
+                names.append(Path(unquote(urlsplit(candidate).path)).name)
         # A name comes from the data: it must stay one component of a path.
         return [name for name in names if name and name not in (".", "..") and "/" not in name and "\0" not in name]
 
@@ -118,7 +134,7 @@ class ImageStore:
                         return file.read(member[1])
         for suffix in SUFFIXES:
             path = shard / f"{name}{suffix}"
-            if path.is_file():
+            if is_file(path):
                 return str(path)
         raise RejectedRecord("no_image", f"{shard.name}/{name} is listed in {shard.name}.parquet but is not there")
 

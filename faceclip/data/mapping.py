@@ -7,6 +7,7 @@ cannot be used raises `RejectedRecord` with a reason; such rows are counted (`fa
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -209,6 +210,8 @@ class RowMapping:
     def read(self, row: Mapping[str, Any], number: int) -> RawRecord:
         """One row; `number` counts the rows of the source. Raises RejectedRecord."""
         key = str(row[self.key]) if self.key and row.get(self.key) is not None else f"row {number}"
+        if not encodes(key):
+            raise RejectedRecord("not_utf8", f"row {number}: its key {key!r} cannot be written as UTF-8")
         person = f"row {number}"
         if self.identity:
             value = row.get(self.identity)
@@ -225,9 +228,12 @@ class RowMapping:
             url = str(row.get(self.url) or "")
             if not url:
                 raise RejectedRecord("no_image", f"{key}: column {self.url!r} is empty")
+        split = str(row.get(self.split, "")) if self.split else ""
+        for text in (*captions, person, split, url, image if isinstance(image, str) else ""):
+            if not encodes(text):
+                raise RejectedRecord("not_utf8", f"{key}: {text[:60]!r} cannot be written as UTF-8")
         return RawRecord(
-            key=key, image=image, url=url, captions=tuple(dict.fromkeys(captions)), person=person,
-            split=str(row.get(self.split, "")) if self.split else "",
+            key=key, image=image, url=url, captions=tuple(dict.fromkeys(captions)), person=person, split=split,
             box=parse_box(row.get(self.box), self.config.box_format, key) if self.box else None,
             landmarks=parse_landmarks(row.get(self.landmarks), key) if self.landmarks else None,
         )  # fmt: skip
@@ -272,7 +278,7 @@ def _numbers(cell: Any, where: str, reason: str) -> list[float]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and brackets without end
             raise RejectedRecord(reason, f"{where}: {cell[:60]!r} is not a JSON list") from error
     if isinstance(cell, Mapping):
         cell = list(cell.values())
@@ -280,9 +286,11 @@ def _numbers(cell: Any, where: str, reason: str) -> list[float]:
         cell = cell.tolist()
     if isinstance(cell, list | tuple):
         return [number for item in cell for number in _numbers(item, where, reason)]
-    if isinstance(cell, int | float) and not isinstance(cell, bool) and math.isfinite(cell):
-        return [float(cell)]
-    raise RejectedRecord(reason, f"{where}: {cell!r} is no finite number")
+    if isinstance(cell, int | float) and not isinstance(cell, bool):
+        with suppress(OverflowError):  # an integer may have 400 digits
+            if math.isfinite(cell):
+                return [float(cell)]
+    raise RejectedRecord(reason, f"{where}: {str(cell)[:60]} is no finite number")
 
 
 def parse_box(cell: Any, box_format: str, where: str) -> NDArray[np.float64]:

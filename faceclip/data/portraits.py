@@ -1,6 +1,9 @@
 """From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
 
 import hashlib
+import tarfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.data.image_store import ImageStore
+from faceclip.data.image_store import ImageStore, is_file
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
 from faceclip.errors import ConfigError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import CROP_SIZE, align_face, similarity_transform, template
@@ -32,6 +35,7 @@ MAX_ASPECT = 8  # longer pictures are not searched for faces
 MAX_MISFIT = 0.15
 MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
+ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
 _REASONS = {ImageTooLargeError: "image_too_large", NoFaceError: "no_face", SeveralFacesError: "several_faces"}
 
 
@@ -127,10 +131,14 @@ class PortraitReader:
         if not path.is_absolute():
             base = self.folder or Path()
             path = base / path
-            if not path.resolve().is_relative_to(base.resolve()):
+            try:
+                inside = path.resolve().is_relative_to(base.resolve())
+            except (ValueError, OSError, RuntimeError) as error:  # a null byte, or links in a circle
+                raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} is no path ({error})") from error
+            if not inside:
                 raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} lies outside of {base}")
-        if not path.is_file():
-            raise RejectedRecord("no_image", f"{raw.key}: {path} does not exist")
+        if not is_file(path):
+            raise RejectedRecord("no_image", f"{raw.key}: {str(path)!r} does not exist")
         return str(path), 1.0
 
     def bytes_of(self, path: str) -> int:
@@ -149,7 +157,7 @@ class PortraitReader:
         try:
             with fsspec.open(raw.image, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
+        except (*ARCHIVE_ERRORS, OSError, ValueError) as error:
             raise RejectedRecord("unreadable_image", f"{raw.key}: {raw.image} cannot be read ({error})") from error
         if len(data) > MAX_BYTES:
             raise RejectedRecord("image_too_large", f"{raw.key}: {raw.image} has more than {MAX_BYTES:,} bytes")

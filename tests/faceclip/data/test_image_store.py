@@ -40,6 +40,16 @@ def test_a_name_from_the_data_cannot_leave_the_folder(tmp_path):
         assert caught.value.reason == "no_image"
 
 
+@pytest.mark.parametrize("url", ["http://h/" + "x" * 300, "http://[x/a.jpg", "no url \0"])
+def test_an_odd_name_or_address_is_one_missing_picture(tmp_path, url):
+    for key in ("k", "y" * 300):
+        with pytest.raises(RejectedRecord, match="no picture of") as caught:
+            ImageStore(tmp_path).find(url, key)
+        assert caught.value.reason == "no_image"
+    (tmp_path / f"{hashlib.sha256(url.encode()).hexdigest()}.png").write_bytes(b"x")
+    assert ImageStore(tmp_path).find(url, "y" * 300)[1] == 1.0
+
+
 def img2dataset(root: Path) -> None:
     """One tar shard and one folder shard as img2dataset leaves them."""
     with tarfile.open(root / "00000.tar", "w") as archive:

@@ -81,17 +81,27 @@ def test_a_missing_column_is_named_with_its_remedy(columns, changes, message):
         ({"box": [30, 2, 10, 20]}, "bad_box"),
         ({"box": [float("nan"), 2, 10, 20]}, "bad_box"),
         ({"box": None}, "bad_box"),
+        ({"box": [1, 2, 10**400, 20]}, "bad_box"),
+        ({"box": "[1, 2, 1" + "0" * 5000 + ", 20]"}, "bad_box"),
+        ({"box": "[" * 200_000}, "bad_box"),
         ({"landmarks": [[1, 2]] * 4}, "bad_landmarks"),
+        ({"caption": ["fine", "half \ud83d"]}, "not_utf8"),
+        ({"identity": "half \ud83d"}, "not_utf8"),
+        ({"image": "half\ud83d.png"}, "not_utf8"),
+        ({"fold": "half \ud83d"}, "not_utf8"),
+        ({"key": "half \ud83d"}, "not_utf8"),
         ({"landmarks": [[1, 2]] * 5}, "bad_landmarks"),
     ],
 )
 def test_unusable_cells_have_a_reason(cells, reason):
     points = [[1, 2], [8, 2], [4, 5], [2, 8], [7, 8]]
-    row = {"image": b"x", "caption": "c", "identity": "a", "box": [1, 2, 9, 9], "landmarks": points} | cells
+    row = {"image": b"x", "caption": "c", "identity": "a", "box": [1, 2, 9, 9], "landmarks": points,
+           "fold": "a"} | cells  # fmt: skip
     with pytest.raises(RejectedRecord) as caught:
-        mapping(row, columns=ColumnsConfig(box="box", landmarks="landmarks")).read(row, 12)
+        mapping(row, columns=ColumnsConfig(box="box", landmarks="landmarks", split="fold")).read(row, 12)
     assert caught.value.reason == reason
     assert "row 12" in str(caught.value)
+    str(caught.value).encode()
 
 
 def test_boxes_and_points():

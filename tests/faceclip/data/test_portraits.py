@@ -97,6 +97,11 @@ def png_header(width: int, height: int) -> bytes:
         (encode(np.zeros((1, 4000, 3), np.uint8)), "odd_shape"),
         (encode(np.zeros((1, 1, 3), np.uint8)), "no_face"),
         ("missing.jpg", "no_image"),
+        ("x" * 300 + ".jpg", "no_image"),
+        ("/" + "x" * 300 + ".jpg", "no_image"),
+        ("null\0byte.jpg", "no_image"),
+        ("circle/a.jpg", "no_image"),
+        ("zip://a.jpg::in/damaged.zip", "unreadable_image"),
         ("../outside.jpg", "no_image"),
         ("https://example.org/a.jpg", "no_image"),
         ("file:///etc/hostname", "no_image"),
@@ -106,6 +111,10 @@ def png_header(width: int, height: int) -> bytes:
 )
 def test_every_refusal_has_its_reason(tmp_path, image, reason):
     (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in" / "circle")
+    (tmp_path / "in" / "damaged.zip").write_bytes(b"PK no")
+    if isinstance(image, str):
+        image = image.replace("::in", f"::{tmp_path / 'in'}")
     (tmp_path / "outside.jpg").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
     with pytest.raises(RejectedRecord) as caught:
         reader(tmp_path / "in").read(record(image))

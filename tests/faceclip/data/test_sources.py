@@ -184,6 +184,20 @@ def test_an_image_folder_with_metadata(tmp_path):
             open_rows(root, tmp_path)
 
 
+def test_an_entry_with_an_impossible_name_is_left_to_be_counted(tmp_path):
+    root = folder(tmp_path / "f")
+    names = ["ann/1.png", "null\0byte.png", "x" * 300 + ".png", "half\ud83d.png"]
+    (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
+    assert [row["file_name"] for row in open_rows(root, tmp_path).rows(0)] == names
+
+
+def test_file_names_that_are_no_utf8(tmp_path):
+    path = tmp_path / "f" / "a" / "\udcff.png"  # how Python shows the byte 0xff of a name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(png(1))
+    assert len(list(open_rows(tmp_path / "f", tmp_path).rows(0))) == 1
+
+
 def test_an_empty_folder(tmp_path):
     (tmp_path / "f").mkdir()
     with pytest.raises(EmptyDatasetError, match="holds no pictures"):
