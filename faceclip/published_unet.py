@@ -9,11 +9,20 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from faceclip.errors import CheckpointError
-from faceclip.published_files import check_keys, mention_license, read_checkpoint, resolve, without_prefix
+from faceclip.published_files import (
+    check_keys,
+    mention_license,
+    read_checkpoint,
+    read_directory,
+    resolve,
+    without_prefix,
+)
 
 UNET_FILE = "model/unet.pt"
+WEIGHTS = "diffusion_pytorch_model"
 # The published settings of stable-diffusion-xl-base-1.0/unet; what is not named is diffusers' default.
 SDXL: dict[str, Any] = {
     "sample_size": 128,
@@ -37,25 +46,33 @@ def load_unet(
 
     Args:
         path_or_hub_id: `unet.pt`, a directory made by `python -m faceclip.published convert-unet`, or a hub id.
-        dtype: of the weights (None: as stored). config: of another UNet than SDXL's, in diffusers' words.
+        dtype: of the weights (None: as stored). config: of a file of another UNet than SDXL's, in diffusers' words;
+            a directory has its own.
 
     Raises:
         CheckpointError: unreadable file, or one that is not this UNet, with the keys that differ.
     """
     path = resolve(path_or_hub_id, UNET_FILE)
     if path.is_dir():
-        try:
-            unet = UNet2DConditionModel.from_pretrained(path, torch_dtype=dtype)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is no directory of a UNet ({error})") from error
-        mention_license(str(path))
-        return unet.eval()
-    state = without_prefix(read_checkpoint(path), "conv_in.weight", str(path))
-    with init_empty_weights():
-        unet = UNet2DConditionModel(**(config or SDXL))
-    expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
-    what = "UNet of this configuration" if config else "UNet of SDXL (the release's file is model/unet.pt)"
-    check_keys(state, expected, str(path), what)
+        unet, state = _read_directory(path)
+        what = "UNet of its configuration"
+    else:
+        state = without_prefix(read_checkpoint(path), "conv_in.weight", str(path))
+        with init_empty_weights():
+            unet = UNet2DConditionModel(**(config or SDXL))
+        what = "UNet of this configuration" if config else "UNet of SDXL (the release's file is model/unet.pt)"
+    check_keys(state, {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}, str(path), what)
     unet.load_state_dict(state, strict=True, assign=True)
     mention_license(str(path))
     return unet.to(dtype).eval() if dtype is not None else unet.eval()
+
+
+def _read_directory(path: Path) -> tuple[UNet2DConditionModel, dict[str, Tensor]]:
+    """(empty model, state as stored); diffusers' own loader would widen 16-bit weights to float32."""
+    try:
+        with init_empty_weights():
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path))
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is no directory of a UNet ({error})") from error
+    whole = (path / f"{WEIGHTS}.safetensors").is_file()  # not the variants that may lie beside it
+    return unet, read_directory(path, f"{WEIGHTS}.safetensors" if whole else f"{WEIGHTS}-*-of-*.safetensors")[0]

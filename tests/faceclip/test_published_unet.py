@@ -53,8 +53,25 @@ def test_dtype_is_kept_or_changed_and_the_command_converts(unet, tmp_path, monke
     monkeypatch.setattr("faceclip.published_unet.SDXL", TINY)
     assert published.main(["convert-unet", str(tmp_path / "unet.pt"), str(tmp_path / "ours")]) == 0
     assert "CC-BY-NC-4.0" in capsys.readouterr().out
-    again = load_unet(tmp_path / "ours", dtype=torch.bfloat16)
+    again = load_unet(tmp_path / "ours")
     assert all(torch.equal(t.to(torch.bfloat16), again.state_dict()[n]) for n, t in unet.state_dict().items())
+    assert {p.dtype for p in load_unet(tmp_path / "ours", dtype=torch.float32).parameters()} == {torch.float32}
+
+
+def test_directories_in_shards(unet, tmp_path):
+    """Every tensor keeps its own precision; a lost shard is an error, not a layer with random weights."""
+    mixed = UNet2DConditionModel(**TINY)
+    mixed.load_state_dict(unet.state_dict())
+    mixed.to(torch.float16).conv_out.float()
+    expected = {name: tensor.clone() for name, tensor in mixed.state_dict().items()}
+    mixed.save_pretrained(tmp_path, max_shard_size="50KB")
+    mixed.half().save_pretrained(tmp_path, variant="fp16")
+    found = load_unet(tmp_path).state_dict()
+    assert {name for name, t in found.items() if t.dtype == torch.float32} == {"conv_out.weight", "conv_out.bias"}
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    next(tmp_path.glob("*-00002-of-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match=r"not a UNet of its configuration; \d+ missing"):
+        load_unet(tmp_path)
 
 
 def test_bad_files(unet, tmp_path):
