@@ -10,12 +10,12 @@ negative. Same-identity pairs are thus positives (labels = identities) or ignore
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from faceclip.cpu_matmul import times_transpose
 from faceclip.errors import ConfigError
+from faceclip.runtime.collectives import gather_rows
 
 # Entries of one block of logits. On a CPU a block stays in the cache; a GPU wants enough rows to fill it.
 BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}
@@ -23,12 +23,7 @@ BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 def gather_targets(targets: Tensor) -> Tensor:
     """(N·ranks, …) rows of all ranks in rank order, without gradient; the input itself, detached, on one rank."""
-    targets = targets.detach().contiguous()
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return targets
-    gathered = [torch.empty_like(targets) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, targets)
-    return torch.cat(gathered)
+    return gather_rows(targets.detach())
 
 
 def sigmoid_contrastive_loss(
