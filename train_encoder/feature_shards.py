@@ -150,9 +150,10 @@ class FeatureBuilder:
                 block = list(itertools.islice(rows, size))
                 if not block:
                     break
-                known = records.read(number) if number < len(records) else None
-                if known is not None:
+                known = None
+                if number < len(records):
                     records.verify(number)
+                    known = records.read(number)
                 portraits = self._prepare(block, number * size, known, pool, records, counts)
                 cut_strangers(records, faces, images)
                 if number >= len(faces):

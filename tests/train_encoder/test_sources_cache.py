@@ -205,6 +205,17 @@ def test_a_corrupt_shard_is_named_with_its_remedy(parquet, towers, tmp_path, kin
         load_features(config, "train", towers, tmp_path / "cache")
 
 
+def test_records_that_are_cut_are_named_before_they_are_used(parquet, towers, tmp_path):
+    config = config_of(parquet, validation_share=0.3)
+    load_features(config, "train", towers, tmp_path / "cache")
+    (faces,) = (tmp_path / "cache").glob("train-faces-*")
+    shutil.rmtree(faces)
+    (shard,) = (tmp_path / "cache").glob("train-records-*/00001.safetensors")
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(DataError, match=r"00001\.safetensors is corrupt.*delete the folder"):
+        load_features(config, "train", towers, tmp_path / "cache")
+
+
 def test_identities_missing_for_the_identity_mask(rows, towers, tower_arguments, tmp_path, capsys):
     table = pa.Table.from_pylist(rows).drop_columns(["who"])
     pq.write_table(table, tmp_path / "anonymous.parquet")
