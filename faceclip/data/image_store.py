@@ -9,6 +9,8 @@ import errno
 import hashlib
 import os
 import tarfile
+import zipfile
+import zlib
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError
 
+ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)  # what damaged archives raise
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -145,6 +148,6 @@ def _members(tar: Path) -> tuple[Path, dict[str, tuple[int, int]]]:
     try:
         with tarfile.open(tar) as archive:
             files = {Path(m.name).name: (m.offset_data, m.size) for m in archive.getmembers() if m.isfile()}
-    except (tarfile.TarError, OSError) as error:
+    except (*ARCHIVE_ERRORS, OSError) as error:
         raise DataError(f"{tar} cannot be read ({error}): fetch it again or remove it with its parquet") from error
     return tar, files

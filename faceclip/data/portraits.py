@@ -1,9 +1,6 @@
 """From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
 
 import hashlib
-import tarfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.data.image_store import ImageStore, is_file
+from faceclip.data.image_store import ARCHIVE_ERRORS, ImageStore, is_file
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
 from faceclip.errors import ConfigError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import CROP_SIZE, align_face, similarity_transform, template
@@ -35,7 +32,6 @@ MAX_ASPECT = 8  # longer pictures are not searched for faces
 MAX_MISFIT = 0.15
 MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
-ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
 _REASONS = {ImageTooLargeError: "image_too_large", NoFaceError: "no_face", SeveralFacesError: "several_faces"}
 
 

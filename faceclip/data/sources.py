@@ -18,12 +18,12 @@ from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
 from faceclip.data.digests import content_hash
-from faceclip.data.image_store import is_hidden
+from faceclip.data.image_store import ARCHIVE_ERRORS, is_hidden
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import DataError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_READ_ERRORS = (pa.ArrowException, OSError, ValueError, DatasetGenerationError, UnicodeDecodeError)
+_READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, DatasetGenerationError, UnicodeDecodeError)
 Position = dict[str, Any]
 Rows = Callable[..., Iterator[Mapping[str, Any]]]
 

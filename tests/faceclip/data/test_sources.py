@@ -1,5 +1,6 @@
 """Rows of local data sets of every kind, in order and from any start; what is missing or damaged is named."""
 
+import gzip
 import io
 import json
 
@@ -105,6 +106,16 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     path.write_bytes(data[:-40])
     with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
         list(open_rows(path, tmp_path).rows(0))
+
+
+def test_damaged_archives_are_named(tmp_path):
+    lines = gzip.compress(b'{"image": "a.png", "caption": "b"}\n' * 5000)
+    zeros = lines[: len(lines) // 2] + bytes(len(lines) // 2)
+    for name, data in (("a.tar", b"nothing like a tar" * 100), ("b.jsonl.gz", lines[:-30]), ("c.jsonl.gz", zeros)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(data)
+        with pytest.raises(DataError, match=rf"{name} cannot be read"):
+            list(open_rows(tmp_path / name, tmp_path, layout="files").rows(0))
 
 
 def test_a_path_that_is_no_data(tmp_path):
