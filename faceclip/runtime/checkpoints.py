@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,12 +24,23 @@ from faceclip.errors import CheckpointError
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 FACTS = "state.json"
+_STEP = re.compile(r"step-\d+")
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 
 
 def save_checkpoint(
-    directory: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int = 2
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    previous: int | None = None,
 ) -> Path:
-    """Write checkpoint `step` below `directory` and keep the newest `keep`; returns its folder.
+    """Write checkpoint `step` below `directory`; returns its folder. It and the `keep` − 1 newest before it stay.
+
+    previous: step of the checkpoint that this run wrote or resumed last (None: the newest before `step`). Those after
+    it were damaged, or the run would have gone on from them, and are removed.
 
     Raises CheckpointError when the disk is full or not writable; nothing half-written stays.
     """
@@ -40,8 +52,11 @@ def save_checkpoint(
 
     target = directory / f"step-{step:08d}"
     write_atomically(target, write)
-    for old in _folders(directory)[:-keep]:
-        shutil.rmtree(old)
+    newest = step - 1 if previous is None else previous
+    others = [folder for folder in checkpoints(directory) if folder != target]
+    before = [folder for folder in others if step_of(folder) <= newest]
+    for folder in set(others).difference(before[max(0, len(before) - keep + 1) :]):
+        shutil.rmtree(folder)
     return target
 
 
@@ -90,9 +105,30 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads((folder / FACTS).read_text())
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes were writing in `directory`; call it before anything is written there.
+
+    What had stepped aside for a folder that never came is put back. Temporaries of running processes stay.
+
+    Raises CheckpointError when they cannot be removed.
+    """
+    try:
+        for path in sorted(Path(directory).glob(".*")):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match is None or not path.is_dir() or _is_running(int(match["process"])):
+                continue
+            target = path.with_name(match["target"])
+            if match["kind"] == "old" and not target.exists():
+                path.rename(target)
+            else:
+                shutil.rmtree(path)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot remove what a killed run left ({error}); remove it") from error
+
+
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest complete checkpoint, or None when there is none; a damaged one is named in a warning."""
-    for folder in reversed(_folders(directory)):
+    for folder in reversed(checkpoints(directory)):
         problem = verify(folder)
         if problem is None:
             return folder
@@ -115,8 +151,28 @@ def verify(folder: Path) -> str | None:
     return None
 
 
-def _folders(directory: Path) -> list[Path]:
-    return sorted(path for path in Path(directory).glob("step-*") if path.is_dir())
+def checkpoints(directory: Path) -> list[Path]:
+    """Folders of all checkpoints, damaged ones too, from the oldest to the newest step."""
+    found = (path for path in Path(directory).glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Number of steps after which a checkpoint was written."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this machine has that number; a file of our own number is of an earlier process."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,8 @@
 """
 
 import errno
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,13 @@ import pytest
 import torch
 
 from faceclip.errors import CheckpointError, EmptyDatasetError
-from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, write_atomically
+from faceclip.runtime.checkpoints import (
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    write_atomically,
+)
 from faceclip.runtime.optimization import rate_factor
 from faceclip.runtime.sampler import OrderedSampler, fetch, sample_rng
 
@@ -24,6 +32,37 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     tensors, facts = load_checkpoint(newest_checkpoint(tmp_path))
     assert facts == {"step": 3} and tensors["w"].tolist() == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [750]), (2, [500, 750]), (3, [250, 500, 750])])
+def test_the_checkpoint_just_written_stays(tmp_path: Path, keep: int, left: list[int]) -> None:
+    """Step 1000 was damaged, the run went on from 500: what it saves at 750 is newer, whatever the numbers say."""
+    for step in (250, 500, 1000):
+        save_checkpoint(tmp_path, step, {"w": torch.zeros(1)}, {}, keep=3)
+    (tmp_path / "step-1000-good").mkdir()  # a user's own copy
+    target = save_checkpoint(tmp_path, 750, {"w": torch.zeros(1)}, {}, keep=keep, previous=500)
+    assert newest_checkpoint(tmp_path) == target
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-" + f"{step:08d}" for step in left] + [
+        "step-1000-good"
+    ]
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    whole = save(tmp_path, 4)
+    kept = [whole.name, f".step-00000009.{os.getppid()}.tmp", ".cache.tmp", "export"]
+    for name in (*kept[1:3], f".step-00000009.{done.pid}.tmp", f".step-00000004.{done.pid}.old",
+                 f".step-00000008.{os.getpid()}.tmp"):  # fmt: skip
+        (tmp_path / name).mkdir()
+    # Killed between the two renames that replace a folder: the old one is all there is.
+    (tmp_path / f".export.{done.pid}.old").mkdir()
+    (tmp_path / f".export.{done.pid}.old" / "weights").write_text("old")
+    (tmp_path / f".export.{done.pid}.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    assert (tmp_path / "export" / "weights").read_text() == "old"
+    remove_leftovers(tmp_path / "none")
 
 
 def test_a_corrupt_checkpoint_is_named_and_an_older_one_chosen(tmp_path: Path) -> None:
