@@ -7,6 +7,7 @@ With a metadata file its rows count and nothing else; without one, the folder th
 """
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,13 @@ def _read(table: Path) -> list[Any]:
     try:
         text = table.read_text(encoding="utf-8")
         if table.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise DataError(f"{table} cannot be read ({error}): each line must be one JSON object in UTF-8") from error
+            rows = list(csv.DictReader(io.StringIO(text), strict=True))
+        else:  # not splitlines(), which splits at characters that JSON may hold inside of a text
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        form = "one header and quoted cells" if table.suffix == ".csv" else "each line one JSON object"
+        raise DataError(f"{table} cannot be read ({error}): expected {form} in UTF-8") from error
+    for number, row in enumerate(rows, start=1):
+        if table.suffix == ".csv" and None in row:
+            raise DataError(f"{table}, entry {number}: more cells than the header names; quote texts with commas")
+    return rows
