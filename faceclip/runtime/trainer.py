@@ -21,7 +21,15 @@ from torch import Tensor
 from faceclip.accumulation import first_pass
 from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
-from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, write_atomically
+from faceclip.runtime.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    step_of,
+    write_atomically,
+)
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from faceclip.runtime.ema import ParameterAverage
 from faceclip.runtime.engines import Engine, layout, prepare, start
@@ -79,16 +87,18 @@ class Trainer:
             raise ConfigError("trainer.ema_decay: ZeRO 3 leaves no process with all weights to average; set it to null")
         self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
         self.sampler = OrderedSampler(len(source), config.seed)
-        self.step = 0
+        self.step = self.saved = 0  # of the weights; of the newest checkpoint of this run
         self.best: float | None = None
         self._stop = False
 
     def fit(self) -> Result:
         """Train or resume to the last step, validate, export; SIGTERM saves a checkpoint and exits with 143.
 
-        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails.
+        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails or a
+        checkpoint in the folder is of another run.
         """
         started = time.perf_counter()
+        self._tidy_up()
         optimizer_state = self._resume() if self.config.resume else None
         config = self.config
         self.module = StepModule(self.task, self.device, half=config.precision == "bf16", compiled=config.compile)
@@ -329,7 +339,23 @@ class Trainer:
         if self.accelerator.is_main_process:
             folder = self.directory / CHECKPOINTS
             facts = {"step": self.step, "best": self.best, "run": self._identity()}
-            save_checkpoint(folder, self.step, tensors, facts, keep=self.config.keep_checkpoints)
+            keep = self.config.keep_checkpoints
+            save_checkpoint(folder, self.step, tensors, facts, keep=keep, previous=self.saved)
+        self.saved = self.step
+
+    def _tidy_up(self) -> None:
+        """Removes what killed runs left half-written, and refuses to start anew over the checkpoints of another run."""
+        folder = self.directory / CHECKPOINTS
+        if self.accelerator.is_main_process:
+            remove_leftovers(self.directory)
+            remove_leftovers(folder)
+        self.accelerator.wait_for_everyone()
+        found = checkpoints(folder)
+        if found and not self.config.resume:
+            raise CheckpointError(
+                f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside it: use another "
+                "output directory, delete this one, or resume"
+            )
 
     def _resume(self) -> dict[str, Tensor] | None:
         """Takes over the newest checkpoint; returns the optimizer state in it."""
@@ -354,11 +380,12 @@ class Trainer:
         if self.average:
             self.average.load({n.removeprefix("average."): t for n, t in tensors.items() if n[:8] == "average."})
         self.step, self.best = facts["step"], facts["best"]
+        self.saved = self.step
         return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
 
     def _agree_on_start(self, folder: Path | None) -> None:
         """All ranks must see the same checkpoints, or they would train different weights."""
-        step = torch.tensor([-1 if folder is None else int(folder.name.split("-")[1])], device=self.device)
+        step = torch.tensor([-1 if folder is None else step_of(folder)], device=self.device)
         if gather_rows(step).unique().numel() > 1:
             raise CheckpointError(
                 f"{self.directory}: the processes see different newest checkpoints; all need the same shared folder"

@@ -1,0 +1,43 @@
+"""What a run may go on from: its own checkpoints, of the same model, in a folder without leftovers."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from faceclip.errors import CheckpointError
+from faceclip.runtime import Trainer
+from tests.faceclip.runtime.test_trainer import Line, Numbers, config
+
+
+def steps(directory: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (directory / "checkpoints").iterdir())
+
+
+def test_starting_anew_over_checkpoints_is_refused(tmp_path: Path) -> None:
+    Trainer(config(steps=8), Line(), Numbers(), tmp_path).fit()
+    log = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"step-00000008, and trainer\.resume=false.*another output directory"):
+        Trainer(config(steps=2, resume=False), Line(), Numbers(), tmp_path).fit()
+    assert steps(tmp_path) == [4, 8] and (tmp_path / "log.jsonl").read_bytes() == log
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert Trainer(config(steps=2, resume=False), Line(), Numbers(), tmp_path).fit().step == 2
+
+
+def test_a_run_that_went_on_before_a_damaged_checkpoint_keeps_what_it_saves(tmp_path: Path) -> None:
+    Trainer(config(steps=12), Line(), Numbers(), tmp_path).fit()
+    assert steps(tmp_path) == [8, 12]
+    (tmp_path / "checkpoints" / "step-00000012" / "state.json").unlink()
+    with pytest.warns(UserWarning, match=r"step-00000012: state\.json is missing"):
+        result = Trainer(config(steps=10, keep_checkpoints=1), Line(), Numbers(), tmp_path).fit()
+    assert result.checkpoint == tmp_path / "checkpoints" / "step-00000010" and steps(tmp_path) == [10]
+
+
+def test_leftovers_of_killed_runs_are_removed_at_the_start(tmp_path: Path) -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    for name in (f"checkpoints/.step-00000009.{done.pid}.tmp", f".export.{done.pid}.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    Trainer(config(steps=2), Line(), Numbers(), tmp_path).fit()
+    assert not list(tmp_path.rglob(".*"))
