@@ -69,17 +69,20 @@ class FeatureBuilder:
         self.keys["records"] = records
         self.report = cache / f"{split}-report-{records}.json"
 
-    def build(self) -> dict[str, ShardFolder]:
-        """All shards, built where missing; prints what was left out.
+    def build(self, *, writable: bool = True) -> dict[str, ShardFolder]:
+        """All shards, built where missing; prints what was left out. writable: false where only reading is possible.
 
-        Raises TooManyBadRecordsError, DataError for a damaged shard or a source that changed meanwhile,
-        EmptyDatasetError when no row is usable.
+        Raises TooManyBadRecordsError, DataError for a damaged shard, a source that changed meanwhile or missing shards
+        that cannot be written, EmptyDatasetError when no row is usable.
         """
         folders = {kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind])
                    for kind in KINDS}  # fmt: skip
         self._drop_outdated(folders)
         cut_strangers(*folders.values())
         fresh = not all(folder.complete for folder in folders.values())
+        if fresh and not writable:
+            raise DataError(f"cache={self.cache}: the features of {self.source.name}, split {self.split}, are not "
+                            "complete there and it cannot be written: name another folder by cache=DIR")  # fmt: skip
         if fresh:
             self._move(self.config.device)
             try:

@@ -1,13 +1,14 @@
 """Frozen features of a split: identities, patch tokens, image and caption embeddings, read from disk.
 
-    python -m train_encoder.features data=DIR [data.identity=none …] [--preset bigg14]
+    python -m train_encoder.features data.path=DIR [data.identity=none …] [--preset bigg14]
 
 takes the words of `python -m train_encoder` and builds the cache that training reads; it can be killed and run again.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, module_hash
 from faceclip.data.folder_lock import locked
-from faceclip.data.mapping import ColumnsConfig, DataConfig
+from faceclip.data.mapping import DataConfig
 from faceclip.data.records import Caption
 from faceclip.data.shards import ShardedArray
 from faceclip.data.sources import find_layout
@@ -75,10 +76,13 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
     data = data_config(config)
     cache = cache_folder(config)
     if find_layout(data) == "portraits":
-        if data.columns != ColumnsConfig() or data.identity != "column" or data.validation_share:
+        usual = DataConfig()
+        unused = [f"data.{f.name}" for f in fields(data) if f.name not in ("path", "layout")
+                  and getattr(data, f.name) != getattr(usual, f.name)]  # fmt: skip
+        if unused:
             raise ConfigError(
-                f"data.path={data.path} is in this project's own layout, whose columns and splits are known: leave out "
-                "data.columns, data.identity and data.validation_share, or set data.layout=files"
+                f"data.path={data.path} is in this project's own layout, which is read as it is: leave out "
+                f"{', '.join(unused)}, which would change nothing, or set data.layout=files"
             )
         with locked_cache(cache):
             return split_features(Path(data.path), split, towers, cache)
@@ -108,21 +112,30 @@ def cache_folder(config: EncoderConfig) -> Path:
     return Path("data-cache") / str(path).replace("/", "--")
 
 
-def locked_cache(cache: Path):
-    """One process at a time in a cache folder: the ranks of a distributed run must not write over each other."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cache={cache}: cannot be made ({error.strerror}); name a writable folder") from error
-    return locked(cache / ".lock")
+@contextmanager
+def locked_cache(cache: Path) -> Iterator[bool]:
+    """One process at a time in a cache folder: the ranks of a distributed run must not write over each other.
+
+    Yields whether the folder can be written; on read-only storage nobody builds and nobody needs the lock.
+    """
+    with ExitStack() as stack:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(cache / ".lock"))
+            writable = True
+        except OSError as error:
+            if not cache.is_dir():
+                raise ConfigError(f"cache={cache}: cannot be made ({error.strerror}); name a writable one") from error
+            writable = False
+        yield writable
 
 
 def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, pictures: int = 2) -> SplitFeatures:
     """Features of a split of any data set; `pictures`: how many a person of the training split must have."""
     divided = bool(data.columns.split) or data.validation_share > 0
     source_split = data.undivided if divided else getattr(data, split)
-    with locked_cache(cache):
-        folders = FeatureBuilder(data, source_split, towers, cache).build()
+    with locked_cache(cache) as writable:
+        folders = FeatureBuilder(data, source_split, towers, cache).build(writable=writable)
     hashes = data.verify == "hashes"
     records = folders["records"].open(hashes=hashes)
     fields = {kind: folders[kind].open(hashes=hashes) for kind in ("faces", "images", "captions")}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from faceclip.errors import DataError
@@ -29,7 +30,8 @@ def content_hash(files: Iterable[Path], root: Path, memo: Path) -> str:
         current[str(file)] = stored
         total.update(os.fsencode(os.path.relpath(file, root)) + f"\0{stored[2]}\n".encode())
     if current != {name: known.get(name) for name in current}:
-        write_json(memo, known | current)
+        with suppress(DataError):  # read-only storage: the files are then read again the next time
+            write_json(memo, known | current)
     return total.hexdigest()
 
 
@@ -56,5 +58,6 @@ def write_json(path: Path, content: object) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only storage refuses that as well
+            temporary.unlink(missing_ok=True)
         raise DataError(f"cannot write {path} ({error}): free space or make the folder writable") from error

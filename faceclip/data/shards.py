@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class ShardFolder:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # read-only storage refuses that as well
+                temporary.unlink(missing_ok=True)
             raise DataError(f"cannot write {path} ({error}): free space or make the folder writable, then run the "
                             "command again; it goes on here") from error  # fmt: skip
         self.entries.append({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts})

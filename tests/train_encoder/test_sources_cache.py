@@ -117,6 +117,23 @@ def test_a_full_disk_is_named_and_the_build_goes_on(parquet, towers, tmp_path):
     assert all_bytes(tmp_path / "small") == all_bytes(tmp_path / "whole")
 
 
+def test_a_complete_cache_needs_no_lock(parquet, towers, tmp_path):
+    config = config_of(parquet, validation_share=0.3)
+    before = load_features(config, "train", towers, tmp_path / "c")
+    for name in (".lock", "digests.json"):  # storage that refuses to be written, also for root
+        (tmp_path / "c" / name).unlink()
+    (tmp_path / "c" / ".lock").mkdir()
+    (tmp_path / "c" / ".digests.json.tmp").mkdir()
+    after = load_features(config, "train", towers, tmp_path / "c")
+    np.testing.assert_array_equal(after.image[:], before.image[:])
+    shutil.rmtree(next((tmp_path / "c").glob("train-images-*")))
+    with pytest.raises(DataError, match=r"cache=.*are not complete there and it cannot be written.*cache=DIR"):
+        load_features(config, "train", towers, tmp_path / "c")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        load_features(config, "train", towers, tmp_path / "file" / "c")
+
+
 def test_another_tower_does_not_detect_again(parquet, towers, tower_arguments, tmp_path):
     config = config_of(parquet, validation_share=0.3)
     fresh = load_features(config, "train", towers, tmp_path / "cache")
@@ -285,8 +302,11 @@ def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers,
     assert len(load_features(config_of(parquet, limit=11), "train", towers, tmp_path / "c").arrays) == 11
     with pytest.raises(ConfigError, match=r"data\.device=toaster"):
         load_features(config_of(parquet, device="toaster"), "train", towers, tmp_path / "d")
-    config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", "data.identity=none"])
-    with pytest.raises(ConfigError, match=r"own layout.*data\.layout=files"):
-        features_of(config, "train", towers)
+    for words, named in ((["data.identity=none"], r"data\.identity"), (["data.columns.image=photo"], r"data\.columns"),
+                         (["data.limit=4", "data.device=cuda"], r"data\.limit, data\.device"),
+                         (["data.train=all"], r"data\.train")):  # fmt: skip
+        config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", *words])
+        with pytest.raises(ConfigError, match=rf"own layout.*leave out {named}, which.*data\.layout=files"):
+            features_of(config, "train", towers)
     with pytest.raises(ConfigError, match="data: name the data set"):
         features_of(EncoderConfig(), "train", towers)
