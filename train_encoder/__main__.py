@@ -8,21 +8,24 @@ Towers stay frozen; fusion, identity projections and retrieval heads are trained
 `OUT/export` (and `OUT/best`): FaceCLIP and its image tower, loadable by `FaceCLIP.from_pretrained`.
 """
 
+import hashlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
+from faceclip.data.cache import module_hash
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import FaceClipError
 from faceclip.runtime import Result, Trainer, parse_config
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.features import data_config, features_of
+from train_encoder.features import SplitFeatures, data_config, features_of
 from train_encoder.source import QuerySource
 from train_encoder.task import EncoderTask, describe
-from train_encoder.towers_io import load_towers
+from train_encoder.towers_io import Towers, load_towers
 
 
 def train(config: EncoderConfig) -> Result:
@@ -38,10 +41,28 @@ def train(config: EncoderConfig) -> Result:
         towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion), joint=asdict(config.heads)
     )
     task = EncoderTask(model, towers.image, config.loss, validation, config.validation_queries)
-    trainer = Trainer(config.trainer, task, QuerySource(train_features, config.sampling), Path(config.out))
+    source, facts = QuerySource(train_features, config.sampling), training_facts(towers, train_features)
+    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts)
     if trainer.accelerator.is_main_process:
         print(describe(config, sum(p.numel() for p in trainer.trainable.values())))
     return trainer.fit()
+
+
+def training_facts(towers: Towers, features: SplitFeatures) -> dict[str, str]:
+    """Hashes of the towers and of the training data: a run whose towers or data changed is another run."""
+    hashes = {name: module_hash(tower)[:16] for name, tower in vars(towers).items()}
+    return hashes | {"data": _data_hash(features)[:16]}
+
+
+def _data_hash(features: SplitFeatures) -> str:
+    """The content hash of data in this project's layout; of others, who is shown and in which words, row by row."""
+    known = getattr(features.arrays, "content_hash", None)
+    if known is not None:
+        return known
+    digest = hashlib.sha256()
+    for values in (features.arrays.identity, features.words, features.caption_start):
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from faceclip.data.arrays import load_arrays
+from faceclip.data.cache import module_hash
 from faceclip.face_encoder import FaceFeatures
 from faceclip.runtime import StepContext
 from faceclip.runtime.sampler import fetch
@@ -76,6 +79,17 @@ class GeneratorTask:
         self.prediction = pipeline.scheduler.config.prediction_type
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
         self.validation_source = GenerationSource(validation, config.dropout, same_picture=0.0)
+
+    def facts(self) -> dict[str, str]:
+        """Hashes of the stage-1 export, of the base and of the training data: LoRA and channels trained on them are
+        worth nothing on others."""
+        pipeline = self.pipeline
+        parts = {
+            "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
+            "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae),
+        }
+        hashes = {name: hashlib.sha256(both.encode()).hexdigest()[:16] for name, both in parts.items()}
+        return hashes | {"data": load_arrays(self.config.data, "train", size=self.config.size).content_hash[:16]}
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
@@ -197,3 +211,13 @@ class GeneratorTask:
     def export(self, directory: Path) -> None:
         """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""
         self.pipeline.save_pretrained(directory)
+
+
+def _frozen_hash(module: nn.Module) -> str:
+    """SHA-256 over the parameters that are not trained: the UNet as it was before LoRA and attention were added."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

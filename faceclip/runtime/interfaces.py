@@ -23,7 +23,8 @@ class StepContext:
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained. Optional method: `parameter_groups()` → AdamW groups."""
+    """What is trained. Optional methods: `parameter_groups()` → AdamW groups; `facts()` → hashes by name of the frozen
+    things that the training stands on, without which a run is not resumed."""
 
     modules: nn.Module
 

@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +64,22 @@ class Trainer:
 
     output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (if asked
     for).
+
+    facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
+    `task.facts()`, where a task has it, is added.
     """
 
-    def __init__(self, config: TrainerConfig, task: Task, source: MapSource, output_dir: Path) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        task: Task,
+        source: MapSource,
+        output_dir: Path,
+        *,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
         self.config, self.task, self.source = config, task, source
+        self.facts = dict(getattr(task, "facts", dict)()) | dict(facts or {})
         self.directory = Path(output_dir)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
@@ -325,7 +337,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
         config = self.config
-        return {
+        return self.facts | {
             "seed": config.seed,
             "batch_size": config.batch_size,
             "accumulate": config.accumulate,
@@ -366,9 +378,10 @@ class Trainer:
         tensors, facts = load_checkpoint(folder)
         ours = json.loads(json.dumps(self._identity()))
         theirs = {"layout": "replicated"} | facts["run"]
-        changed = [key for key, value in ours.items() if theirs.get(key) != value]
+        # A fact that the checkpoint does not tell is unknown, not different: older checkpoints hold fewer facts.
+        changed = [key for key, value in ours.items() if theirs.get(key, value) != value]
         if changed:
-            pairs = ", ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in changed)
+            pairs = ", ".join(f"{key} was {theirs[key]}, now {ours[key]}" for key in changed)
             raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         missing = self.trainable.keys() - model.keys()

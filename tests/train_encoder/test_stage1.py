@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
 from faceclip.image_tower import ImageTower
 from tests.stages import SMALL_ENCODER, kill_after_checkpoint, run, same_weights, save_towers, start
+from train_encoder.__main__ import main
 from train_encoder.task import _rank1
 
 
@@ -39,6 +41,22 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     query = model.embed(["a person with red hair"], torch.rand(1, 3, 36, 36)).joint
     gallery = model.embed_gallery(torch.rand(3, 32), tower(torch.rand(3, 3, 64, 64)).embedding)
     assert (query @ gallery.T).shape == (1, 3)
+
+
+def test_a_run_on_other_towers_or_data_is_not_resumed(arguments, tiny_dataset, tmp_path, capsys):
+    words = [*arguments, "trainer.steps=2", f"out={tmp_path / 'run'}", "trainer.device=cpu"]
+    assert main(words) == 0, capsys.readouterr()
+    torch.manual_seed(9)
+    other = ImageTower(image_size=32, patch_size=8, width=32, layers=2, heads=2, embed_dim=32)
+    other.save_pretrained(tmp_path / "image")
+    before = (tmp_path / "run" / "export" / "manifest.json").read_bytes()
+    assert main([*words, f"towers.image={tmp_path / 'image'}"]) == 2
+    assert "cannot resume exactly (image was " in capsys.readouterr().err
+    assert (tmp_path / "run" / "export" / "manifest.json").read_bytes() == before
+
+    data = load_arrays(tiny_dataset, "train").content_hash[:16]
+    facts = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())["run"]
+    assert facts["data"] == data and len({facts[name] for name in ("recognizer", "text_l", "text_g", "image")}) == 4
 
 
 def test_loss_falls(arguments, tmp_path):

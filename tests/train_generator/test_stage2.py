@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from faceclip.encoder import FaceCLIP
 from faceclip.face_encoder import FaceViT
@@ -16,6 +17,7 @@ from faceclip.image_tower import ImageTower
 from faceclip.text_tower import TextTower
 from makeup_plugin import FaceMakeUpPipeline
 from tests.stages import kill_after_checkpoint, run, same_weights, save_base, save_towers, start
+from train_generator.__main__ import main
 from train_generator.config import DropoutConfig
 from train_generator.source import _groups
 
@@ -67,6 +69,33 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     image = pipeline("a person", face, landmarks=points, num_inference_steps=2, height=64, width=64, output_type="np",
                      shading_scale=0.0, generator=torch.Generator().manual_seed(0)).images  # fmt: skip
     assert image.shape == (1, 64, 64, 3)
+
+
+def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
+    """At its last step a resumed run would train nothing and export the old adapter with the new encoder."""
+    words = [*arguments, f"out={tmp_path / 'run'}", "trainer.steps=2", "trainer.device=cpu"]
+    assert main(words) == 0, capsys.readouterr()
+    encoder = Path(next(word for word in arguments if word.startswith("encoder=")).removeprefix("encoder="))
+    other = FaceCLIP.from_pretrained(encoder)
+    with torch.no_grad():
+        next(other.l.parameters()).add_(1e-3)
+    other.save_pretrained(tmp_path / "encoder")
+    ImageTower.from_pretrained(encoder / "image_tower").save_pretrained(tmp_path / "encoder" / "image_tower")
+    manifest = tmp_path / "run" / "export" / "manifest.json"
+    before = manifest.read_bytes()
+    assert main([*words, f"encoder={tmp_path / 'encoder'}"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot resume exactly (encoder was " in error and "base was" not in error
+    assert manifest.read_bytes() == before
+
+    base = save_base(tmp_path / "base")
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    with torch.no_grad():
+        unet.conv_in.weight.add_(1e-3)
+    unet.save_pretrained(base / "unet")
+    assert main([*words, f"base={base}"]) == 2
+    assert "cannot resume exactly (base was " in capsys.readouterr().err
+    assert main([*words, "trainer.steps=3"]) == 0, capsys.readouterr()
 
 
 @pytest.mark.parametrize(

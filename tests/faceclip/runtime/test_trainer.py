@@ -137,6 +137,23 @@ def test_resume_with_another_batch_size_is_refused(tmp_path: Path) -> None:
         Trainer(config(batch_size=8), Line(), Numbers(), tmp_path).fit()
 
 
+def test_resume_on_other_frozen_parts_is_refused(tmp_path: Path) -> None:
+    Trainer(config(steps=4), Line(), Numbers(), tmp_path / "old").fit()
+    task = Line()
+    task.facts = lambda: {"encoder": "aa"}
+    # Checkpoints that do not tell a fact are taken: nothing says that it was another one.
+    assert Trainer(config(steps=8), task, Numbers(), tmp_path / "old", facts={"data": "11"}).fit().step == 8
+    before = weights(tmp_path / "old")
+    task.facts = lambda: {"encoder": "bb"}
+    with pytest.raises(CheckpointError, match=r"\(encoder was aa, now bb\); use another output directory"):
+        Trainer(config(steps=8), task, Numbers(), tmp_path / "old", facts={"data": "11"}).fit()
+    task.facts = lambda: {"encoder": "aa"}
+    with pytest.raises(CheckpointError, match=r"\(data was 11, now 22\)"):
+        Trainer(config(steps=12), task, Numbers(), tmp_path / "old", facts={"data": "22"}).fit()
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "old").items())
+    assert Trainer(config(steps=12), task, Numbers(), tmp_path / "old", facts={"data": "11"}).fit().step == 12
+
+
 def test_best_export_is_kept(tmp_path: Path) -> None:
     task = Line()
     task.validate = lambda step: {"score": -abs(step - 10.0)}
