@@ -2,7 +2,8 @@
 
 python -m eval.demo --out runs/demo
 
-Finished stages are skipped when the command is run again; an interrupted one goes on where it stopped.
+Finished stages are skipped when the command is run again; an interrupted one goes on where it stopped. A stage whose
+command changed, and all after it, start from nothing; so does everything after an upgrade of the package or weights.
 """
 
 import argparse
@@ -15,11 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from eval.demo.records import Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
-from eval.report import write_text
 from faceclip.errors import FaceClipError
-
-TIMES = "times.json"
 
 
 class StageFailedError(FaceClipError):
@@ -50,20 +49,16 @@ def run_stage(stage: Stage, log: Path, on_tick) -> float:
 
 
 def run_demo(root: Path, config: DemoConfig, console: Console) -> Path:
-    """Run what is missing; returns the report's path."""
-    root.mkdir(parents=True, exist_ok=True)
+    """Run what is missing; returns the report's path. Raises ForeignFolderError, StageFailedError."""
     stages = make_stages(root, config)
-    # How long each finished stage took; a stage counts as finished only with the same command.
-    stored = json.loads((root / TIMES).read_text()) if (root / TIMES).is_file() else {}
-    times = {}
-    for stage in stages:
-        known = stored.get(stage.name)
-        if known is None or known["command"] != stage.command:
-            break  # what comes after a changed stage is stale too
-        times[stage.name] = known["seconds"]
-    if times:
-        console.print(f"already finished: {', '.join(times)}")
-    todo = [stage for stage in stages if stage.name not in times]
+    records = Records(root, stages, shipped())
+    removed = records.clear_stale()
+    before = records.finished
+    if before:
+        console.print(f"already finished: {', '.join(before)}")
+    if removed:
+        console.print(f"changed since it ran, or made from what changed; starting again: {', '.join(removed)}")
+    todo = [stage for stage in stages if stage.name not in before]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -73,7 +68,7 @@ def run_demo(root: Path, config: DemoConfig, console: Console) -> Path:
     )
     with Progress(*columns, console=console) as bar:
         overall = bar.add_task("demo", total=sum(stage.expected for stage in stages), left="")
-        finished = sum(stage.expected for stage in stages if stage.name in times)
+        finished = sum(stage.expected for stage in stages if stage.name in before)
         for number, stage in enumerate(stages, start=1):
             if stage not in todo:
                 continue
@@ -81,23 +76,18 @@ def run_demo(root: Path, config: DemoConfig, console: Console) -> Path:
 
             def tick(elapsed: float, stage: Stage = stage, task=task, finished: float = finished) -> None:
                 fraction = stage.progress()
-                left = remaining_seconds(stages, times, stage, elapsed, fraction)
+                left = remaining_seconds(stages, records.finished, stage, elapsed, fraction)
                 shown = fraction if fraction is not None else min(0.95, elapsed / stage.expected)
                 bar.update(task, completed=shown)
                 minutes = f"about {max(1, round(left / 60))} min left"
                 bar.update(overall, completed=finished + shown * stage.expected, left=minutes)
 
-            seconds = run_stage(stage, root / "logs" / f"{stage.name}.log", tick)
-            times[stage.name] = seconds
+            records.begin(stage)
+            seconds = run_stage(stage, records.log(stage), tick)
+            records.finish(stage, seconds)
             finished += stage.expected
             bar.update(task, completed=1.0, left=f"{seconds:.0f} s")
             bar.update(overall, completed=finished, left="")
-            record = {
-                stage.name: {"command": stage.command, "shown": stage.shown(root), "seconds": times[stage.name]}
-                for stage in stages
-                if stage.name in times
-            }
-            write_text(root / TIMES, json.dumps(record, indent=1))
     return root / "report.html"
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from eval.demo.curves import add_curves
+from eval.demo.records import TIMES
 from eval.generation.sampling import load_pipeline
 from eval.report import Report
 from faceclip.data.arrays import FaceArrays, load_arrays
@@ -93,7 +94,8 @@ def _wrap(text: str, width: int) -> str:
 def build_report(root: Path) -> Path:
     """Everything the demo did, as runs/demo/report.html."""
     settings = json.loads((root / "generation" / "results.json").read_text())["settings"]
-    times = json.loads((root / "times.json").read_text()) if (root / "times.json").is_file() else {}
+    stored = json.loads((root / TIMES).read_text()) if (root / TIMES).is_file() else {}
+    times = {name: entry for name, entry in stored.items() if entry["seconds"] is not None}  # not the one running now
     large = load_arrays(root / "data", "test")
     small = load_arrays(root / "data", "test", size=64)
     people = len(np.unique(large.identity))

@@ -19,20 +19,22 @@ class DemoConfig:
     size: int = 128
     data_seed: int = 31
     encoder_steps: int = 300
-    generator_steps: int = 1600
+    generator_steps: int = 1200
     queries: int = 360
     images_per_arm: int = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One command. `expected` seconds on two cores; `progress` tells from its files how much is done (0 to 1)."""
+    """One command. `expected` seconds on two cores; `progress` tells from its files how much is done (0 to 1);
+    `outputs`: files and folders that it makes, which are removed before it starts anew."""
 
     name: str
     title: str
     command: list[str]
     expected: float
     progress: Callable[[], float | None] = field(compare=False)
+    outputs: tuple[Path, ...] = ()
 
     def shown(self, root: Path) -> str:
         """The command as a reader would type it from the project's folder."""
@@ -66,6 +68,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             ],
             expected=75,
             progress=lambda: len(list(data.glob("data/*.parquet"))) / shards,
+            outputs=(data,),
         ),
         Stage(
             name="encoder",
@@ -76,6 +79,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             ],
             expected=220,
             progress=lambda: _trained(encoder, config.encoder_steps),
+            outputs=(encoder,),
         ),
         Stage(
             name="generator",
@@ -86,6 +90,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             ],
             expected=280,
             progress=lambda: _trained(generator, config.generator_steps),
+            outputs=(generator,),
         ),
         Stage(
             name="retrieval",
@@ -96,6 +101,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             ],
             expected=60,
             progress=lambda: None,
+            outputs=(root / "retrieval",),
         ),
         Stage(
             name="generation",
@@ -106,6 +112,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             ],
             expected=70,
             progress=lambda: len(list((root / "generation").glob("images/*/*.png"))) / (arms * config.images_per_arm),
+            outputs=(root / "generation",),
         ),
         Stage(
             name="report",
@@ -113,6 +120,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             command=[*python, "eval.demo.showcase", str(root)],
             expected=30,
             progress=lambda: None,
+            outputs=(root / "pictures", root / "portraits.png", root / "report.html"),
         ),
     ]  # fmt: skip
 

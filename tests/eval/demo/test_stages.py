@@ -8,12 +8,13 @@ from rich.console import Console
 
 from eval.demo import __main__ as demo
 from eval.demo.curves import read_log
+from eval.demo.records import TIMES, ForeignFolderError, Records, shipped
 from eval.demo.stages import DemoConfig, Stage, last_log_line, make_stages, remaining_seconds
 
 
-def stage(name: str, code: str, expected: float = 10.0) -> Stage:
+def stage(name: str, code: str, expected: float = 10.0, outputs: tuple = ()) -> Stage:
     command = [sys.executable, "-c", code]
-    return Stage(name=name, title=name, command=command, expected=expected, progress=lambda: None)
+    return Stage(name=name, title=name, command=command, expected=expected, progress=lambda: None, outputs=outputs)
 
 
 def run(monkeypatch, root, stages):
@@ -34,6 +35,88 @@ def test_finished_stages_are_skipped_and_changed_ones_run_again_with_all_after_t
     stages[1] = stage("b", append(trace, "B"))
     run(monkeypatch, tmp_path / "run", stages)
     assert trace.read_text() == "abcBc"
+
+
+def test_a_changed_stage_and_all_after_it_start_in_empty_folders(monkeypatch, tmp_path):
+    """As a training refuses a folder that another one began, each command here fails when its folder exists."""
+    root, trace = tmp_path / "run", tmp_path / "trace"
+
+    def make(**words: str) -> list[Stage]:
+        return [stage(name, f"import os; os.mkdir({str(root / name)!r}); {append(trace, words.get(name, name))}",
+                      outputs=(root / name,)) for name in "abc"]  # fmt: skip
+
+    run(monkeypatch, root, make())
+    run(monkeypatch, root, make(b="B"))
+    assert trace.read_text() == "abcBc"
+    monkeypatch.setattr(demo, "shipped", lambda: "another release")
+    run(monkeypatch, root, make(b="B"))
+    run(monkeypatch, root, make(b="B"))
+    assert trace.read_text() == "abcBcaBc"
+
+
+def test_an_interrupted_stage_keeps_its_folder_unless_its_command_changed(monkeypatch, tmp_path):
+    root, trace = tmp_path / "run", tmp_path / "trace"
+    folder = root / "a"
+    code = (f"import os, sys; seen = os.path.exists({str(folder)!r}); os.makedirs({str(folder)!r}, exist_ok=True); "
+            f"open({str(trace)!r}, 'a').write('again ' if seen else 'new ')")  # fmt: skip
+    for _ in range(2):
+        with pytest.raises(demo.StageFailedError):
+            run(monkeypatch, root, [stage("a", f"{code}; sys.exit(3)", outputs=(folder,))])
+    run(monkeypatch, root, [stage("a", code, outputs=(folder,))])
+    assert trace.read_text() == "new again new "
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ({"images_per_arm": 8}, ["generation", "report"]),
+        ({"queries": 90}, ["retrieval", "generation", "report"]),
+        ({"encoder_steps": 5}, ["encoder", "generator", "retrieval", "generation", "report"]),
+        ({"identities": 421, "splits": (331, 30, 60)}, "all"),
+        ({}, []),
+    ],
+)
+def test_what_a_change_of_the_sizes_clears(tmp_path, change, anew):
+    root = tmp_path / "demo"
+    stages = make_stages(root, DemoConfig())
+    first = Records(root, stages, shipped())
+    assert first.clear_stale() == []
+    for item in stages:
+        first.begin(item)
+        for path in item.outputs:
+            if path.suffix:
+                path.touch()
+            else:
+                (path / "inner").mkdir(parents=True)
+        first.finish(item, 1.0)
+    names = [item.name for item in stages]
+    anew = names if anew == "all" else anew
+    again = Records(root, make_stages(root, DemoConfig(**change)), shipped())
+    assert again.clear_stale() == anew and list(again.finished) == names[: len(names) - len(anew)]
+    for item in stages:
+        assert all(path.exists() == (item.name not in anew) for path in item.outputs), item.name
+    stored = json.loads((root / TIMES).read_text())
+    assert list(stored) == list(again.finished)
+    assert all(entry["made_by"] == shipped() for entry in stored.values())
+
+
+def test_an_older_release_or_other_weights_leave_nothing_finished(tmp_path):
+    item = stage("a", "")
+    Records(tmp_path, [item], "0.0.1 abc").finish(item, 1.0)
+    assert Records(tmp_path, [item], "0.0.1 abc").finished == {"a": 1.0}
+    assert Records(tmp_path, [item], shipped()).finished == {}
+    stored = json.loads((tmp_path / TIMES).read_text())
+    del stored["a"]["made_by"]  # as written before it was noted
+    (tmp_path / TIMES).write_text(json.dumps(stored))
+    assert Records(tmp_path, [item], "0.0.1 abc").finished == {}
+
+
+def test_a_folder_of_somebody_else_is_not_cleared(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photo.png").touch()
+    with pytest.raises(ForeignFolderError, match="--out"):
+        Records(tmp_path, make_stages(tmp_path, DemoConfig()), shipped()).clear_stale()
+    assert (tmp_path / "data" / "photo.png").is_file() and not (tmp_path / TIMES).exists()
 
 
 def test_failed_stage_shows_the_end_of_its_log_and_is_repeated(monkeypatch, tmp_path):

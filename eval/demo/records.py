@@ -1,0 +1,110 @@
+"""What the demo knows of its earlier runs: which stage ran by which command, from which shipped weights, how long."""
+
+import hashlib
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import eval as evaluation
+import faceclip
+import makeup_plugin
+from eval.demo.stages import Stage
+from eval.report import write_text
+from faceclip.errors import FaceClipError
+
+TIMES = "times.json"
+
+
+class ForeignFolderError(FaceClipError):
+    """The output folder holds files under the demo's names that no demo is known to have written."""
+
+
+def shipped() -> str:
+    """The package's version and a hash of the weights that ship with it: results of others are not this version's."""
+    digest = hashlib.sha256()
+    for package in (faceclip, makeup_plugin, evaluation):
+        root = Path(package.__file__).parent / "weights"
+        for file in sorted([*root.rglob("*.safetensors"), *root.rglob("*config.json")]):
+            digest.update(f"{package.__name__}/{file.relative_to(root).as_posix()}\0".encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    try:
+        release = version("faceclip-makeup")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        release = "source"
+    return f"{release} {digest.hexdigest()[:16]}"
+
+
+class Records:
+    """`root/times.json`: stage → command, made_by (`shipped()`), shown, seconds (null: begun, not finished).
+
+    finished: stage → seconds, of the leading stages that ran to their end by the same command and weights. A stage is
+    noted before its command starts, so that an interrupted one is told from one that another command began.
+    """
+
+    def __init__(self, root: Path, stages: list[Stage], made_by: str) -> None:
+        self.root, self.stages, self.made_by = root, stages, made_by
+        self.known = (root / TIMES).is_file()
+        stored = json.loads((root / TIMES).read_text(encoding="utf-8")) if self.known else {}
+        self.entries: dict[str, dict] = {}
+        for stage in stages:
+            entry = stored.get(stage.name)
+            if entry is None or entry.get("made_by") != made_by or entry["command"][1:] != stage.command[1:]:
+                break  # what comes after a changed stage is stale too; the interpreter's own path changes nothing
+            self.entries[stage.name] = entry
+            if entry["seconds"] is None:
+                break
+
+    @property
+    def finished(self) -> dict[str, float]:
+        """Seconds of every finished stage, in order."""
+        return {name: entry["seconds"] for name, entry in self.entries.items() if entry["seconds"] is not None}
+
+    def log(self, stage: Stage) -> Path:
+        """Where a stage's output goes."""
+        return self.root / "logs" / f"{stage.name}.log"
+
+    def clear_stale(self) -> list[str]:
+        """Remove what stages left that have to run anew, their logs too; returns the names of those that had left any.
+
+        Raises ForeignFolderError in a folder that is not a demo's.
+        """
+        stale = [stage for stage in self.stages if stage.name not in self.entries]
+        there = {stage.name: [path for path in (*stage.outputs, self.log(stage)) if path.exists() or path.is_symlink()]
+                 for stage in stale}  # fmt: skip
+        if not self.known and any(there.values()):
+            path = next(path for paths in there.values() for path in paths)
+            raise ForeignFolderError(
+                f"{path} exists, but {self.root / TIMES}, where a demo notes what it did, does not: give another "
+                "folder by --out, or remove it if it is an old demo's"
+            )
+        self._write()  # first: killed while removing, the next run must not take a half-removed folder for a whole one
+        for paths in there.values():
+            for path in paths:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        return [name for name, paths in there.items() if paths]
+
+    def begin(self, stage: Stage) -> None:
+        """Note that a stage's command starts or goes on."""
+        self._set(stage, None)
+
+    def finish(self, stage: Stage, seconds: float) -> None:
+        """Note that a stage's command ended well."""
+        self._set(stage, seconds)
+
+    def _set(self, stage: Stage, seconds: float | None) -> None:
+        self.entries[stage.name] = {
+            "command": stage.command,
+            "made_by": self.made_by,
+            "shown": stage.shown(self.root),
+            "seconds": seconds,
+        }
+        self._write()
+
+    def _write(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_text(self.root / TIMES, json.dumps(self.entries, indent=1))
