@@ -222,9 +222,9 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
     arrays = load_arrays(directory, split, size=image_tower.config.image_size)
     for tower in towers.values():
         tower.eval()
-    images = torch.cat(
-        [image_tower(_float(arrays, slice(start, start + batch))).embedding for start in range(0, len(arrays), batch)]
-    )
+    device = next(image_tower.parameters()).device
+    chunks = [slice(start, start + batch) for start in range(0, len(arrays), batch)]
+    images = torch.cat([image_tower(_float(arrays, chunk).to(device)).embedding for chunk in chunks])
     images = F.normalize(images.float(), dim=1)
     names = sorted(arrays.attributes)
     classes = np.stack([np.asarray(arrays.attributes[name]) for name in names], axis=1)
@@ -240,9 +240,9 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
     identity = np.asarray(arrays.identity)
     for letter in ("l", "g"):
         tower = towers[f"text_tower_{letter}"]
-        parts = [tower(used_tokens(chunk)).embedding for chunk in tokens.split(batch)]
+        parts = [tower(used_tokens(chunk).to(device)).embedding for chunk in tokens.split(batch)]
         texts = F.normalize(torch.cat(parts).float(), dim=1)
-        scores = (texts @ images.T).numpy()
+        scores = (texts @ images.T).cpu().numpy()
         none = np.zeros_like(matches)
         for direction, table, ambiguous in (
             ("text_to_image", scores, matches),

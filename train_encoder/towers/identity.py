@@ -85,9 +85,10 @@ class IdentityTask:
         arc, accuracy = arcface_loss(embeddings, centers, batch["label"], margin=margin, scale=config.scale)
         # Scaled to the length of a standardized embedding, so that the readout is a plain regression.
         unit = F.normalize(embeddings.float(), dim=1) * embeddings.shape[1] ** 0.5
+        row = batch["row"].cpu()  # the tables stay in host memory: a batch needs a few of their rows
         with torch.autocast(unit.device.type, enabled=False):
-            geometry = F.mse_loss(self.modules["geometry"](unit), self.shape[batch["row"]])
-            traits = F.mse_loss(self.modules["traits"](unit), self.traits[batch["row"]])
+            geometry = F.mse_loss(self.modules["geometry"](unit), self.shape[row].to(unit.device))
+            traits = F.mse_loss(self.modules["traits"](unit), self.traits[row].to(unit.device))
         total = rise * config.arcface * arc + config.geometry * geometry + config.traits * traits
         parts = {"arcface": arc, "geometry": geometry, "traits": traits, "accuracy": accuracy}
         if config.landmarks:
@@ -172,11 +173,11 @@ def measure_identity(module: nn.Module, directory: Path, *, size: int, split: st
 @torch.inference_mode()
 def embed_crops(module: nn.Module, crops: NDArray[np.uint8], *, batch: int = 64) -> NDArray[np.float32]:
     """Embeddings (N, E) in fp32 of uint8 crops (N, S, S, 3); `module` is put in evaluation mode meanwhile."""
-    training = module.training
+    training, device = module.training, next(module.parameters()).device
     module.eval()
     rows = []
     for start in range(0, len(crops), batch):
-        images = torch.from_numpy(crops[start : start + batch]).permute(0, 3, 1, 2).float() / 255
-        rows.append(identity_of(module(images)).float().numpy())
+        images = torch.from_numpy(crops[start : start + batch]).to(device).permute(0, 3, 1, 2).float() / 255
+        rows.append(identity_of(module(images)).float().cpu().numpy())
     module.train(training)
     return np.concatenate(rows)

@@ -111,28 +111,28 @@ class JudgeTask:
 def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> dict[str, Figure]:
     """Accuracy of every attribute (hair color where hair is visible), smile, pose and landmark errors."""
     arrays = load_arrays(directory, split, size=model.config.image_size)
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     seen = []
     for start in range(0, len(arrays.images), batch):
-        images = torch.from_numpy(np.array(arrays.images[start : start + batch])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.array(arrays.images[start : start + batch])).to(device).permute(0, 3, 1, 2)
         seen.append(model(images.float() / 255))
     model.train(training)
     identity = np.asarray(arrays.identity)
     labels = visible_labels(arrays, list(model.config.vocabularies))
     figures = {}
     for name, truth in labels.items():
-        guess = torch.cat([part.attributes[name] for part in seen]).argmax(dim=1).numpy()
+        guess = torch.cat([part.attributes[name] for part in seen]).argmax(dim=1).cpu().numpy()
         visible = truth != -100
         figures[f"accuracy_{name}"] = identity_bootstrap((guess == truth)[visible], identity[visible])
         if name == "expression":
             smiles = np.array([value in SMILES for value in model.config.vocabularies[name]])
             figures["accuracy_smile"] = identity_bootstrap(smiles[guess] == smiles[truth], identity)
-    pose = np.abs(torch.cat([part.pose for part in seen]).numpy() - np.asarray(arrays.pose))
+    pose = np.abs(torch.cat([part.pose for part in seen]).cpu().numpy() - np.asarray(arrays.pose))
     figures["pose_error_degrees"] = identity_bootstrap(pose.mean(axis=1), identity)
     for axis, name in enumerate(("yaw", "pitch", "roll")):
         figures[f"{name}_error_degrees"] = identity_bootstrap(pose[:, axis], identity)
-    points = torch.cat([part.landmarks for part in seen]).numpy() - np.asarray(arrays.landmarks_5)
+    points = torch.cat([part.landmarks for part in seen]).cpu().numpy() - np.asarray(arrays.landmarks_5)
     figures["landmark_error_px"] = identity_bootstrap(np.linalg.norm(points, axis=-1).mean(axis=1), identity)
     return figures
 
