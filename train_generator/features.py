@@ -15,7 +15,7 @@ from faceclip.image_tower import ImageTower
 from faceclip.runtime.progress import bar
 from train_generator.towers.latents import cached_latents
 
-CROP = 112  # px of the cached reference crops: enough for the recognizer and the image tower of every preset here
+CROP = 112  # px of the cached reference crops at least: the template's own size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,11 @@ class ReferenceFeatures:
     image_tokens: NDArray[np.float16]
 
 
+def crop_size(encoder: FaceCLIP, image_tower: ImageTower) -> int:
+    """Side in px of the reference crops: as much as the recognizer and the image tower can read."""
+    return max(CROP, encoder.face_encoder.config.image_size, image_tower.config.image_size)
+
+
 @torch.no_grad()
 def reference_features(
     directory: Path, split: str, *, size: int, vae: Path, encoder: FaceCLIP, image_tower: ImageTower, cache: Path
@@ -37,9 +42,10 @@ def reference_features(
     """Reads or builds the features of a split. Faces are cut from the stored portraits by their true landmarks."""
     arrays = load_arrays(directory, split, size=size)
     large = load_arrays(directory, split)
+    side = crop_size(encoder, image_tower)
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
-        crops = [align_face(np.asarray(large.images[i]), np.array(large.landmarks_5[i], np.float64), CROP)
+        crops = [align_face(np.asarray(large.images[i]), np.array(large.landmarks_5[i], np.float64), side)
                  for i in range(start, stop)]  # fmt: skip
         faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
         face, image = encoder.face_features(faces), image_tower(faces)
@@ -49,6 +55,6 @@ def reference_features(
     with bar(f"{split} references", len(arrays)) as advance:
         model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
         found = cached_features(cache, f"{split}-references", data_hash=large.content_hash, model_hash=model_hash,
-                                preprocessing=f"landmarks, {CROP} px", count=len(arrays), build=build,
+                                preprocessing=f"landmarks, {side} px", count=len(arrays), build=build,
                                 progress=advance)  # fmt: skip
     return ReferenceFeatures(arrays=arrays, latents=cached_latents(vae, arrays), **found)

@@ -1,0 +1,36 @@
+"""References are cut as large as the towers read them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.data.arrays import load_arrays
+from faceclip.encoder import FaceCLIP
+from faceclip.face_encoder import FaceViT
+from faceclip.faces.align import align_face
+from faceclip.image_tower import ImageTower
+from faceclip.text_tower import TextTower
+from tests.stages import save_base
+from train_generator.features import reference_features
+
+
+def encoder(image_size: int) -> FaceCLIP:
+    torch.manual_seed(0)
+    text = {"width": 32, "layers": 1, "heads": 2, "embed_dim": 16, "vocabulary": list(range(300))}
+    face = FaceViT(image_size=image_size, patch_size=9, width=16, depth=1, heads=2, embedding_dim=8)
+    return FaceCLIP.from_components(face, TextTower(**text), TextTower(**text), fusion={"layers": 1}).eval()
+
+
+@pytest.mark.parametrize(("face", "image", "side"), [(36, 64, 112), (36, 128, 128), (144, 128, 144)])
+def test_crops_are_as_large_as_the_largest_reader(face, image, side, tiny_dataset: Path, tmp_path: Path):
+    joint = encoder(face)
+    tower = ImageTower(image_size=image, patch_size=16, width=32, layers=2, heads=2, embed_dim=16).eval()
+    found = reference_features(tiny_dataset, "test", size=32, vae=save_base(tmp_path) / "vae", encoder=joint,
+                               image_tower=tower, cache=tmp_path / "cache")  # fmt: skip
+    arrays = load_arrays(tiny_dataset, "test")
+    crop = align_face(np.asarray(arrays.images[0]), np.array(arrays.landmarks_5[0], np.float64), side)
+    with torch.no_grad():
+        expected = tower(torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255).tokens[0]
+    np.testing.assert_allclose(found.image_tokens[0], expected.numpy(), atol=4e-3, rtol=0)
