@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import Caption
+from faceclip.encoder import TEMPLATE
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import StepContext, TrainerConfig
 from faceclip.text_tower import END, TextTower, tokenize, used_tokens
@@ -21,7 +22,6 @@ from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.measure import Figure, identity_bootstrap, recall_among
 from train_encoder.towers.sources import JitterConfig, jitter_image
 
-TEMPLATE = "Photo of a id person. "  # what stage 1 puts before a prompt; the towers must have read it
 DISTRACTORS = 100
 
 
@@ -52,8 +52,8 @@ class ClipConfig(TowerConfig):
 
     attributes: weight of a second loss, attribute classes read from image and caption by the same linear
     heads. It gives each tower a teacher of its own, so that few steps suffice, and ties the spaces together.
-    template: share of captions that get stage 1's template in front; unknown: share of words replaced by a
-    word outside the vocabulary, so that its embedding row is trained too.
+    template: share of captions that get stage 1's template in front, which the towers must have read; unknown:
+    share of words replaced by a word outside the vocabulary, so that its embedding row is trained too.
     """
 
     out: str = "runs/towers/clip"
