@@ -7,6 +7,7 @@ with `url` and `key` beside tar files (or folders) of `KEY.jpg`; boxes are scale
 
 import errno
 import hashlib
+import math
 import os
 import tarfile
 import zipfile
@@ -23,6 +24,7 @@ from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError
 
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)  # what damaged archives raise
+SIZES = ("width", "height", "original_width", "original_height")  # of img2dataset
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -81,18 +83,17 @@ class ImageStore:
             names = set(file.schema_arrow.names)
             if not {"url", "key"} <= names:
                 return
-            wanted = [n for n in ("url", "key", "status", "width", "original_width") if n in names]
+            wanted = [n for n in ("url", "key", "status", *SIZES) if n in names]
             columns = file.read(columns=wanted).to_pydict()
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{table} cannot be read ({error}): fetch this shard again or remove it") from error
         self.shards.append(table.with_suffix(""))
         count = len(columns["url"])
         status = columns.get("status", ["success"] * count)
-        widths = zip(columns.get("width", [None] * count), columns.get("original_width", [None] * count), strict=True)
-        for url, key, state, (width, original) in zip(columns["url"], columns["key"], status, widths, strict=True):
+        sizes = zip(*(columns.get(name, [None] * count) for name in SIZES), strict=True)
+        for url, key, state, size in zip(columns["url"], columns["key"], status, sizes, strict=True):
             if state == "success" and url is not None:
-                scale = width / original if width and original else 1.0
-                self.index[url_key(url)] = (len(self.shards) - 1, str(key), scale)
+                self.index[url_key(url)] = (len(self.shards) - 1, str(key), _scale(*size))
 
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the files; their contents are compared picture by picture when read again."""
@@ -102,7 +103,10 @@ class ImageStore:
         return digest.hexdigest()
 
     def find(self, url: str, key: str) -> tuple[bytes | str, float]:
-        """The picture as bytes or path, and the factor from original pixels to its pixels. Raises RejectedRecord."""
+        """The picture as bytes or path, and the factor from original pixels to its pixels. Raises RejectedRecord.
+
+        The factor is NaN for a picture of another shape than its original.
+        """
         for candidate in clean_urls(url):
             entry = self.index.get(url_key(candidate))
             if entry is not None:
@@ -140,6 +144,19 @@ class ImageStore:
             if is_file(path):
                 return str(path)
         raise RejectedRecord("no_image", f"{shard.name}/{name} is listed in {shard.name}.parquet but is not there")
+
+
+def _scale(width: int | None, height: int | None, wide: int | None, high: int | None) -> float:
+    """From the pixels of the original (wide, high) to those of the stored picture; 1 where its sizes are not known.
+
+    NaN where no one factor does it, the picture being cut or having got a border.
+    """
+    if not (width and wide):
+        return 1.0
+    # Both sides were rounded to whole pixels, up to one pixel off.
+    if height and high and abs(width * high - height * wide) > max(wide, high):
+        return math.nan
+    return width / wide
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,7 @@
 """From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from faceclip.data.image_store import ARCHIVE_ERRORS, ImageStore, is_file
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
-from faceclip.errors import ConfigError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
+from faceclip.errors import ConfigError, DataError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import CROP_SIZE, align_face, similarity_transform, template
 from faceclip.faces.detect import (
     Face,
@@ -113,12 +114,20 @@ class PortraitReader:
         )
 
     def locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
-        """Encoded bytes or local path, and the factor from the record's pixels to the picture's. Raises RejectedRecord.
+        """Encoded bytes or local path, and the factor from the record's pixels to the picture's.
+
+        Raises RejectedRecord, and DataError for a box that cannot fit its picture.
         """
         if raw.image is None:
             if self.store is None:
                 raise RejectedRecord("no_image", f"{raw.key}: no picture in the row, and data.images is not set")
-            return self.store.find(raw.url, raw.key)
+            source, scale = self.store.find(raw.url, raw.key)
+            if math.isnan(scale) and not (raw.box is None and raw.landmarks is None):
+                raise DataError(
+                    f"{raw.key}: img2dataset cut its picture or gave it a border, so that boxes and landmarks of the "
+                    f"original do not fit those below {self.store.root}: use resize_mode=keep_ratio or no there"
+                )
+            return source, scale
         if isinstance(raw.image, bytes):
             return raw.image, 1.0
         if "://" in raw.image:

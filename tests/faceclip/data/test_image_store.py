@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import tarfile
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def test_img2dataset_output(tmp_path):
     assert store.find("http://b/0", "k") == (str(tmp_path / "00001" / "000010000.jpg"), 1.0)
     with pytest.raises(RejectedRecord, match="no picture"):
         store.find("http://a/1", "k")
+
+
+@pytest.mark.parametrize(("sizes", "scale"), [
+    ((256, 171, 1000, 667), 0.256),  # keep_ratio, the height rounded
+    ((384, 256, 1500, 999), 0.256),  # the width rounded
+    ((3, 1, 1000, 400), 0.003),
+    ((256, 256, 1000, 667), math.nan),  # border, or center_crop
+    ((256, 256, 257, 300), math.nan),
+])  # fmt: skip
+def test_boxes_fit_pictures_of_the_same_shape_only(tmp_path, sizes, scale):
+    names = ("url", "key", "width", "height", "original_width", "original_height")
+    cells = ("http://a/0", "000000000", *sizes)
+    pq.write_table(pa.table({name: [cell] for name, cell in zip(names, cells, strict=True)}), tmp_path / "0.parquet")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "000000000.jpg").write_bytes(b"x")
+    found = ImageStore(tmp_path).find("http://a/0", "k")[1]
+    assert found == pytest.approx(scale, nan_ok=True)
 
 
 def test_damaged_shards_and_missing_folders_are_named(tmp_path):

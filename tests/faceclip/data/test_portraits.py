@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -120,6 +122,18 @@ def test_every_refusal_has_its_reason(tmp_path, image, reason):
         reader(tmp_path / "in").read(record(image))
     assert caught.value.reason == reason
     assert str(caught.value)
+
+
+def test_boxes_of_cut_pictures_are_an_error(frontal, tmp_path):
+    table = {"url": ["http://a/0"], "key": ["0"], "width": [64], "height": [64], "original_width": [90],
+             "original_height": [64]}  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "0.parquet")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "0.png").write_bytes(encode(frontal[0][0]))
+    pictures = reader(images=str(tmp_path))
+    with pytest.raises(DataError, match=r"r: img2dataset cut.*resize_mode=keep_ratio or no"):
+        pictures.locate(record(None, url="http://a/0", box=np.array([1.0, 2, 30, 40])))
+    assert pictures.locate(record(None, url="http://a/0"))[0] == str(tmp_path / "0" / "0.png")  # its face is looked for
 
 
 def test_landmarks_that_cannot_be_are_refused(frontal):
