@@ -195,6 +195,20 @@ def test_an_image_folder_with_metadata(tmp_path):
             open_rows(root, tmp_path)
 
 
+def test_texts_of_metadata_are_read_whole(tmp_path):
+    root = folder(tmp_path / "f")
+    text = "one, \u2028two\u0085\x0cthree"
+    (root / "metadata.csv").write_text(f'file_name,caption\nann/1.png,"{text}\nfour"\nann/0.png,plain\n')
+    assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == [f"{text}\nfour", "plain"]
+    for bad, message in (("ann/1.png,a man, old", "entry 1: more cells"), ('ann/1.png,"open', "cannot be read")):
+        (root / "metadata.csv").write_text(f"file_name,caption\n{bad}\n")
+        with pytest.raises(DataError, match=message):
+            open_rows(root, tmp_path)
+    line = json.dumps({"file_name": "ann/1.png", "caption": text}, ensure_ascii=False)
+    (root / "metadata.jsonl").write_text(f"{line}\r\n\n")
+    assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == [text]
+
+
 def test_an_entry_with_an_impossible_name_is_left_to_be_counted(tmp_path):
     root = folder(tmp_path / "f")
     names = ["ann/1.png", "null\0byte.png", "x" * 300 + ".png", "half\ud83d.png"]
