@@ -37,14 +37,10 @@ IN_MEMORY = 1 << 30  # bytes of a field up to which it is read at once
 
 @dataclass(frozen=True, kw_only=True)
 class PortraitLabels:
-    """What is known of N portraits of a user's data set: who (N,), in which words, and the words' classes.
-
-    attributes: "words" (N,): equal when the captions are equal; a free caption states no other attribute.
-    """
+    """What is known of N portraits of a user's data set: who (N,), in which words, and who in words."""
 
     identity: NDArray[np.int64]
     captions: Sequence[Sequence[Caption]]
-    attributes: dict[str, NDArray[np.int64]]
     names: Sequence[str] = field(default=())
 
     def __len__(self) -> int:
@@ -166,11 +162,9 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     caption_rows = np.arange(starts[-1]) + np.repeat((ends - counts)[rows] - starts[:-1], counts[rows])
     words = records["words"][:][caption_rows]
     shards = [folders["records"].read(number) for number in range(len(folders["records"]))]
-    first = words[starts[:-1]]
     labels = PortraitLabels(
         identity=person[rows],
         captions=CaptionTexts(shards, rows),
-        attributes={"words": np.unique(first, return_inverse=True)[1].astype(np.int64)},
         names=PersonNames(shards, rows),
     )
     return SplitFeatures(
@@ -213,7 +207,7 @@ class _Texts(Sequence):
 
 
 class CaptionTexts(_Texts):
-    """The captions of each row; they state the attribute "words"."""
+    """The captions of each row."""
 
     def __getitem__(self, index: int) -> list[Caption]:
         shard, row = self._at(index)
@@ -231,11 +225,7 @@ class PersonNames(_Texts):
 
 
 class FreeCaption(Caption):
-    """A caption of a user's data set: without phrases, it stands for its own words."""
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        return ("words",)
+    """A caption of a user's data set: it states no attribute and stands for its own words."""
 
 
 @torch.no_grad()
@@ -269,7 +259,7 @@ def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> 
     picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
     text = cached("captions", towers.text_g, "plain", len(texts), captions)
     starts = np.cumsum([0] + [len(c) for c in arrays.captions])
-    # Equal captions must not repel each other.
+    # Equal captions must not repel each other in the text term.
     numbers: dict[str, int] = {}
     words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
     return SplitFeatures(

@@ -16,7 +16,7 @@ from faceclip.losses import gather_targets, sigmoid_contrastive_loss
 from faceclip.runtime import StepContext
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from train_encoder.config import LossConfig
-from train_encoder.features import SplitFeatures
+from train_encoder.features import FreeCaption, SplitFeatures
 from train_encoder.source import FACE_ONLY, TEXT_ONLY
 
 TERMS = ("face", "text", "image", "joint")
@@ -26,9 +26,10 @@ class EncoderTask:
     """Stage 1 as a task of the shared trainer.
 
     Terms, each a sigmoid contrastive loss with its own scale and bias: face (projection of the fused tokens against
-    the answer's identity, same person positive), text (against the caption's embedding), image (against the answer's
-    CLIP image embedding), joint (query against gallery embedding; with a description only the answer is positive and
-    the same person under other descriptions is a negative; without one, every picture of the person is positive);
+    the answer's identity, same person positive), text (against the caption's embedding, equal captions positive),
+    image (against the answer's CLIP image embedding, positive alone, also among equal captions), joint (query against
+    gallery embedding; with a description only the answer is positive and the same person under other descriptions is a
+    negative; without one, every picture of the person is positive);
     tokens (fused tokens near the text towers' states, relative to their size).
     """
 
@@ -170,10 +171,7 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
         caption = arrays.captions[row][number]
         captions.append(features.caption_start[row] + number)
         prompts.append(caption.text)
-        fits = identity == identity[row]
-        for name in caption.named:
-            fits &= arrays.attributes[name] == arrays.attributes[name][row]
-        relevant.append(fits)
+        relevant.append(fitting(features, row, number))
     references, captions, relevant = np.asarray(references), np.asarray(captions), np.stack(relevant)
     same = identity[rows][:, None] == identity
 
@@ -205,6 +203,24 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
                 for name in ("composed_joint", "composed_concatenation", "composed_text")}  # fmt: skip
     return {name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
             for name, score in scores.items()}  # fmt: skip
+
+
+def fitting(features: SplitFeatures, row: int, number: int) -> np.ndarray:
+    """(N,) bool: the portraits of the person of `row` that its caption `number` fits.
+
+    A caption of this project's data states attributes; a free one fits the pictures that have the same words.
+    """
+    arrays = features.arrays
+    caption = arrays.captions[row][number]
+    fits = np.asarray(arrays.identity) == arrays.identity[row]
+    if isinstance(caption, FreeCaption):
+        asked = features.words[features.caption_start[row] + number]
+        for other in np.flatnonzero(fits):
+            start, stop = features.caption_start[other : other + 2]
+            fits[other] = asked in features.words[start:stop]
+    for name in caption.named:
+        fits &= arrays.attributes[name] == arrays.attributes[name][row]
+    return fits
 
 
 def _rank1(scores: np.ndarray, relevant: np.ndarray, excluded: np.ndarray | None = None) -> float:

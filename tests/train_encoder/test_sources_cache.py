@@ -21,6 +21,7 @@ from tests.stages import start
 from train_encoder.config import EncoderConfig, SamplingConfig
 from train_encoder.features import features_of, load_features, main, split_features
 from train_encoder.source import People, QuerySource
+from train_encoder.task import fitting
 
 COLUMNS = ColumnsConfig(image="photo", captions="words", identity="who", landmarks="points")
 
@@ -281,6 +282,16 @@ def test_persons_with_few_pictures(rows, towers, tmp_path):
         QuerySource(kept, SamplingConfig(images=4))
     dropped = config_of(tmp_path / "few.parquet", few_pictures="drop")
     assert len(load_features(dropped, "train", towers, tmp_path / "c", pictures=4).arrays) == 8
+
+
+def test_pictures_that_have_the_chosen_caption_are_right(rows, towers, tmp_path):
+    words = [["first", "shared"], ["other", "shared"], ["first"], ["lone"], ["shared"]]  # the last is another person
+    table = [row | {"words": texts} for row, texts in zip(rows[:5], words, strict=True)]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "five.parquet")
+    found = load_features(config_of(tmp_path / "five.parquet"), "train", towers, tmp_path / "c")
+    assert fitting(found, 0, 0).tolist() == [True, False, True, False, False]
+    assert fitting(found, 0, 1).tolist() == [True, True, False, False, False]
+    assert fitting(found, 3, 0).tolist() == [False, False, False, True, False]
 
 
 def test_long_captions_are_counted(rows, towers, tmp_path):
