@@ -328,11 +328,14 @@ class Trainer:
             tensors = {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
             if self.average:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
-            kept = self.trainable.keys() | {name for name, _ in self.task.modules.named_buffers()}
-            state = self.task.modules.state_dict()
-            tensors |= {f"model.{name}": tensor for name, tensor in state.items() if name in kept}
+            tensors |= {f"model.{name}": tensor for name, tensor in self._model_state().items()}
             # Tied weights share storage, which safetensors refuses: every tensor is stored by itself.
             return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """Trained parameters and buffers by name."""
+        kept = self.trainable.keys() | {name for name, _ in self.task.modules.named_buffers()}
+        return {name: tensor for name, tensor in self.task.modules.state_dict().items() if name in kept}
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
@@ -384,14 +387,20 @@ class Trainer:
             pairs = ", ".join(f"{key} was {theirs[key]}, now {ours[key]}" for key in changed)
             raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        missing = self.trainable.keys() - model.keys()
-        wrong = [n for n, p in self.trainable.items() if n in model and model[n].shape != p.shape]
-        if missing or wrong:
-            names = ", ".join(sorted([*missing, *wrong])[:5])
+        expected = self._model_state()
+        wrong = model.keys() ^ expected.keys()
+        wrong |= {name for name in model.keys() & expected.keys() if model[name].shape != expected[name].shape}
+        if wrong:
+            names = ", ".join(sorted(wrong)[:5])
             raise CheckpointError(f"{folder}: does not fit the model ({names}); use another output directory")
-        self.task.modules.load_state_dict(model, strict=False)
+        average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
+        if bool(average) != bool(self.average):
+            was, now = ("set", "null") if average else ("null", "set")
+            raise CheckpointError(f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another "
+                                  "output directory")  # fmt: skip
+        self.task.modules.load_state_dict(model, strict=False)  # frozen weights are not stored
         if self.average:
-            self.average.load({n.removeprefix("average."): t for n, t in tensors.items() if n[:8] == "average."})
+            self.average.load(average)
         self.step, self.best = facts["step"], facts["best"]
         self.saved = self.step
         return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from faceclip.errors import CheckpointError
 from faceclip.runtime import Trainer
@@ -41,3 +42,36 @@ def test_leftovers_of_killed_runs_are_removed_at_the_start(tmp_path: Path) -> No
         (tmp_path / name).mkdir(parents=True)
     Trainer(config(steps=2), Line(), Numbers(), tmp_path).fit()
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Trainer(config(steps=4), Line(), Numbers(), tmp_path).fit()
+
+    def smaller() -> Line:
+        task = Line()
+        del task.modules["net"][2:]  # its optimizer state would go to other parameters
+        return task
+
+    def larger() -> Line:
+        task = Line()
+        task.modules["more"] = nn.Linear(1, 1)
+        return task
+
+    def wider() -> Line:
+        task = Line()
+        task.modules["net"][1] = nn.BatchNorm1d(9)
+        return task
+
+    normalized = r"net\.1\.bias, net\.1\.running_mean, net\.1\.running_var, net\.1\.weight"
+    more = r"more\.bias, more\.weight"
+    for build, names in ((smaller, r"net\.3\.bias, net\.3\.weight"), (larger, more), (wider, normalized)):
+        with pytest.raises(CheckpointError, match=rf"does not fit the model \({names}\); use another"):
+            Trainer(config(), build(), Numbers(), tmp_path).fit()
+    assert Trainer(config(), Line(), Numbers(), tmp_path).fit().step == 20
+
+
+@pytest.mark.parametrize(("before", "after", "message"), [(None, 0.9, "was null, now set"), (0.9, None, "was set")])
+def test_averaging_begins_with_the_run(tmp_path: Path, before: float | None, after: float | None, message: str) -> None:
+    Trainer(config(steps=4, ema_decay=before), Line(), Numbers(), tmp_path).fit()
+    with pytest.raises(CheckpointError, match=rf"trainer\.ema_decay {message}"):
+        Trainer(config(ema_decay=after), Line(), Numbers(), tmp_path).fit()
