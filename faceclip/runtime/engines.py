@@ -164,6 +164,7 @@ class ZeroEngine:
         settings["train_micro_batch_size_per_gpu"] = batch_size
         settings["gradient_accumulation_steps"] = 1
         settings["gradient_clipping"] = max_norm
+        settings.pop("train_batch_size", None)  # DeepSpeed computes it
         self._stage = plugin.zero_stage
         self.forward_together = plugin.zero_stage == 3
         self._device = accelerator.device
