@@ -140,6 +140,7 @@ class Trainer:
                     if last or stop or _due(self.step, self.config.save_every):
                         self._save()
                     if stop and not last:
+                        self.accelerator.wait_for_everyone()  # a launcher kills the others once one has left
                         raise SystemExit(128 + signal.SIGTERM)
                 with engine.full_parameters(), self._averaged():
                     if self.accelerator.is_main_process:
