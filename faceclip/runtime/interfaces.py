@@ -69,8 +69,10 @@ class TrainerConfig:
     Rates: AdamW at `learning_rate` after `warmup_steps`, then `schedule` down to min_lr_ratio.
     `max_grad_norm` 0 switches clipping off. `ema_decay`: validate and export averaged weights. `precision`
     "bf16" is autocast. *_every count optimizer steps, 0 is never; `best_metric`: name of the validation
-    figure whose best export is kept in `best/` (larger is better unless `best_mode` is "min"). `num_threads`:
-    torch threads of this process.
+    figure whose best export is kept in `best/` (larger is better unless `best_mode` is "min"). `resume`: go on
+    from the newest checkpoint; without it a folder that holds checkpoints is refused. `num_threads`: torch threads
+    of this process. `device`: "auto" is the accelerator that the launcher gives this process, the CPU if the machine
+    has none; choose GPUs by CUDA_VISIBLE_DEVICES.
     """
 
     steps: int = 1000
@@ -95,7 +97,7 @@ class TrainerConfig:
     resume: bool = True
     num_threads: int | None = None
     compile: bool = False
-    device: str = "auto"
+    device: Literal["auto", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "keep_checkpoints"):
@@ -103,6 +105,9 @@ class TrainerConfig:
                 raise ConfigError(f"trainer.{name}: must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ConfigError(f"trainer.learning_rate: must be positive, got {self.learning_rate}")
+        if self.device not in ("auto", "cpu"):
+            raise ConfigError(f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "
+                              f"'cpu', got {self.device!r}; choose GPUs by CUDA_VISIBLE_DEVICES")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

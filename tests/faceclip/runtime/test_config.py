@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from faceclip.errors import ConfigError
-from faceclip.runtime import from_dict, parse_config, to_dict
+from faceclip.runtime import TrainerConfig, from_dict, parse_config, to_dict
 
 
 @dataclass(kw_only=True)
@@ -73,6 +73,15 @@ def test_dict_round_trip() -> None:
 def test_errors_name_the_key(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(Outer, [word])
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"device: must be one of 'auto', 'cpu'"):
+        parse_config(TrainerConfig, [f"device={device}"])
+    with pytest.raises(ConfigError, match=r"trainer\.device.*CUDA_VISIBLE_DEVICES"):
+        TrainerConfig(device=device)
+    assert parse_config(TrainerConfig, ["device=cpu"]).device == "cpu"
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
