@@ -178,12 +178,6 @@ class RowMapping:
         roles = (self.image, self.url, self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
         return f"mapping 1: {roles}, identity {self.config.identity}"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        named = (self.image, self.url, *self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
-        return tuple(dict.fromkeys(name for name in named if name))
-
     def picture_path(self, row: Mapping[str, Any]) -> str | None:
         """The local path by which a row names its picture; None when it holds the picture or names none."""
         cell = row.get(self.image) if self.image else None

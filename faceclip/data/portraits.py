@@ -85,14 +85,13 @@ class PortraitReader:
         """What decides the pixels of the crop and of the picture beyond `finding`."""
         return f"crop 1: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
 
-    def read(self, raw: RawRecord, landmarks: NDArray[np.floating] | None = None) -> Portrait:
-        """The record's portrait; `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord."""
-        return self.prepare(raw, *self.locate(raw), landmarks)
-
     def prepare(
         self, raw: RawRecord, source: bytes | str, scale: float, landmarks: NDArray[np.floating] | None = None
     ) -> Portrait:
-        """What `read` does after `locate` has found the picture: header check, decoding, face, cuts."""
+        """The portrait of a record whose picture `locate` has found: header check, decoding, face, cuts.
+
+        `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord.
+        """
         try:
             image = load_image(source, max_pixels=self.config.max_pixels, name=raw.key)
             points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)

@@ -16,6 +16,7 @@ from faceclip.data.arrays import load_arrays
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
 from faceclip.data.portraits import (
     MAX_MISFIT,
+    Portrait,
     PortraitReader,
     build_detector,
     crop_side,
@@ -43,6 +44,11 @@ def reader(folder: Path | None = None, **changes) -> PortraitReader:
     return PortraitReader(DataConfig(path="x", **changes), folder=folder, crop_size=36, picture_size=32)
 
 
+def portrait(reader: PortraitReader, raw: RawRecord, landmarks: np.ndarray | None = None) -> Portrait:
+    """A record's portrait as the pool makes it."""
+    return reader.prepare(raw, *reader.locate(raw), landmarks)
+
+
 @pytest.fixture(scope="module")
 def frontal(tiny_dataset) -> tuple[np.ndarray, np.ndarray]:
     """Two portraits (64, 64, 3) in which the detector finds the face, and their true landmarks."""
@@ -55,12 +61,12 @@ def frontal(tiny_dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def test_given_landmarks_are_used_as_they_are(frontal):
     pixels, points = frontal[0][0], frontal[1][0]
-    found = reader().read(record(encode(pixels), landmarks=points))
+    found = portrait(reader(), record(encode(pixels), landmarks=points))
     np.testing.assert_array_equal(found.crop, align_face(pixels, points.astype(np.float32), 36))
-    again = reader().read(record(encode(pixels)), landmarks=found.landmarks)
+    again = portrait(reader(), record(encode(pixels)), landmarks=found.landmarks)
     np.testing.assert_array_equal(again.crop, found.crop)
     assert again.digest == found.digest
-    relative = reader(box_units="relative").read(record(encode(pixels), landmarks=(points + 0.5) / 64))
+    relative = portrait(reader(box_units="relative"), record(encode(pixels), landmarks=(points + 0.5) / 64))
     np.testing.assert_allclose(relative.landmarks, found.landmarks, atol=1e-4)
 
 
@@ -69,14 +75,14 @@ def test_a_face_is_found_near_the_given_box(frontal):
     both = np.concatenate([left, right], axis=1)
     for start in (0, 64):
         box = np.array([start + 16, 12, start + 48, 52], np.float64)
-        found = reader().read(record(encode(both), box=box)).landmarks
+        found = portrait(reader(), record(encode(both), box=box)).landmarks
         true = truth[start // 64] + [start, 0]
         assert np.abs(found - true).max() < 5  # pixels; the other face is 64 away
     with pytest.raises(RejectedRecord) as caught:
-        reader().read(record(encode(both), box=np.array([0.0, 0, 6, 6])))
+        portrait(reader(), record(encode(both), box=np.array([0.0, 0, 6, 6])))
     assert caught.value.reason == "no_face"
     with pytest.raises(RejectedRecord) as caught:
-        reader().read(record(encode(both), box=np.array([500.0, 0, 600, 60])))
+        portrait(reader(), record(encode(both), box=np.array([500.0, 0, 600, 60])))
     assert caught.value.reason == "bad_box"
 
 
@@ -119,7 +125,7 @@ def test_every_refusal_has_its_reason(tmp_path, image, reason):
         image = image.replace("::in", f"::{tmp_path / 'in'}")
     (tmp_path / "outside.jpg").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
     with pytest.raises(RejectedRecord) as caught:
-        reader(tmp_path / "in").read(record(image))
+        portrait(reader(tmp_path / "in"), record(image))
     assert caught.value.reason == reason
     assert str(caught.value)
 
@@ -140,7 +146,7 @@ def test_landmarks_that_cannot_be_are_refused(frontal):
     image = encode(frontal[0][0])
     for points, reason in ((frontal[1][0] * 100, "bad_landmarks"), (frontal[1][0] * 0.05 + 30, "face_too_small")):
         with pytest.raises(RejectedRecord) as caught:
-            reader().read(record(image, landmarks=points))
+            portrait(reader(), record(image, landmarks=points))
         assert caught.value.reason == reason
 
 
@@ -148,8 +154,8 @@ def test_a_picture_in_an_archive_of_the_data(frontal, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("b/c.png", encode(frontal[0][0]))
     address = f"zip://b/c.png::{tmp_path / 'a.zip'}"
-    found = reader(tmp_path).read(record(address, landmarks=frontal[1][0]))
-    assert found.digest == reader().read(record(encode(frontal[0][0]), landmarks=frontal[1][0])).digest
+    found = portrait(reader(tmp_path), record(address, landmarks=frontal[1][0]))
+    assert found.digest == portrait(reader(), record(encode(frontal[0][0]), landmarks=frontal[1][0])).digest
 
 
 def test_another_order_of_landmarks_is_noticed(tiny_dataset):
@@ -160,14 +166,14 @@ def test_another_order_of_landmarks_is_noticed(tiny_dataset):
         assert min(map(template_misfit, wrong)) > MAX_MISFIT
     assert template_misfit(template(448).astype(np.float64) * 0.3 + 7) < 1e-5
     with pytest.raises(RejectedRecord, match="from image left to right") as caught:
-        reader().read(record(encode(np.array(arrays.images[0])), landmarks=true[0][[1, 0, 2, 4, 3]]))
+        portrait(reader(), record(encode(np.array(arrays.images[0])), landmarks=true[0][[1, 0, 2, 4, 3]]))
     assert caught.value.reason == "bad_landmarks"
 
 
 def test_several_faces_by_policy(frontal):
     both = np.concatenate(list(frontal[0]), axis=1)
     with pytest.raises(RejectedRecord) as caught:
-        reader(face="only").read(record(encode(both)))
+        portrait(reader(face="only"), record(encode(both)))
     assert caught.value.reason == "several_faces"
 
 
