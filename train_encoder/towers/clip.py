@@ -4,6 +4,7 @@ python -m train_encoder.towers.clip data=DIR [--preset tiny] [trainer.steps=…]
 """
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -284,14 +285,14 @@ def load_towers(path: Path) -> dict[str, nn.Module]:
     return {name: kind.from_pretrained(path / name) for name, kind in kinds.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_encoder.towers.clip`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_encoder.towers.clip`; returns the exit status."""
+    return run_tower(
         ClipConfig,
         argv,
         name="clip",
         build=build,
-        measure=lambda path, data: measure(load_towers(path), data, "test"),
+        measure=lambda path, config: measure(load_towers(path), Path(config.data), "test"),
         parts=("image_tower", "text_tower_l", "text_tower_g"),
         title="Tiny CLIP towers (image 64 px, text L-like and G-like)",
         summary=(
@@ -303,4 +304,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,9 @@
 """What every tower command does: configure, train, export, measure on the test split, write the card."""
 
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from faceclip.errors import ConfigError
+from faceclip.errors import CheckpointError, ConfigError, FaceClipError
 from faceclip.runtime import MapSource, Task, Trainer, TrainerConfig, parse_config
-from faceclip.runtime.checkpoints import MANIFEST
+from faceclip.runtime.checkpoints import MANIFEST, write_atomically
 from train_encoder.towers.card import Card, Metric, dataset_facts, write_card
 
 PRESETS = Path(__file__).parent / "presets"
@@ -27,65 +29,112 @@ class TowerConfig:
 
     data: str = ""
     out: str = "runs/towers/tower"
-    export: str = ""  # empty: the folder `export` below `out`
+    export: str = ""  # a folder that gets a copy of `export` below `out`
     half: bool = True
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-def run_tower(
-    config_class: type[TowerConfig],
-    argv: list[str] | None,
-    *,
-    name: str,
-    build: Callable[[Any], tuple[Task, MapSource]],
-    measure: Callable[[Path, Path], Mapping[str, Metric]],
-    title: str,
-    summary: str,
-    notes: str = "",
-    parts: tuple[str, ...] = (),
-) -> Mapping[str, Metric]:
-    """Train a tower and leave it with its card in the export directory; returns the measured figures.
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """A command's own part.
 
-    `parts`: subfolders of the export that each get the card. `build` makes task and source from the
-    configuration, `measure` reads the exported directory and the data set.
+    build: task and source of a configuration; measure: figures of an export folder. parts: subfolders of the export
+    that each get the card. package, presets: where the command and its presets live. folders: arguments that name
+    folders of the machine, which the card leaves out.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    config = parse_config(config_class, argv, presets=PRESETS / name)
-    if not config.data:
-        raise ConfigError("data: name the data set directory, as in data=DIR")
-    facts = dataset_facts(Path(config.data))
-    torch.manual_seed(config.trainer.seed)
-    task, source = build(config)
-    export = Trainer(config.trainer, task, source, Path(config.out)).fit().export
-    if config.export:
-        export = Path(shutil.copytree(export, config.export, dirs_exist_ok=True))
-    (export / MANIFEST).unlink(missing_ok=True)
-    if config.half:
-        halve(export)
-    metrics = measure(export, Path(config.data))
-    trainer = config.trainer
-    card = Card(
-        title=title,
-        summary=summary,
-        command=_command(name, argv),
-        seed=trainer.seed,
-        steps=trainer.steps,
-        samples=trainer.steps * trainer.batch_size * trainer.accumulate,
-        data=facts,
-        notes=notes,
-    )
-    for folder in [export / part for part in parts] or [export]:
-        write_card(folder, card, metrics)
+
+    name: str
+    build: Callable[[Any], tuple[Task, MapSource]]
+    measure: Callable[[Path, Any], Mapping[str, Metric]]
+    title: str
+    summary: str
+    notes: str = ""
+    parts: tuple[str, ...] = ()
+    package: str = "train_encoder"
+    presets: Path = PRESETS
+    folders: tuple[str, ...] = ()
+
+
+def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
+    """`train_tower` of `Tower(**options)` as a command: prints the figures, or the error of a user; returns the exit
+    status."""
+    try:
+        export, metrics = train_tower(config_class, sys.argv[1:] if argv is None else argv, Tower(**options))
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for key, metric in metrics.items():
         print(f"{key}: {metric}")
     print(f"exported to {export}")
+    return 0
+
+
+def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
+    """Train a tower and leave it with its card in the export folder; returns this folder and the measured figures.
+
+    Raises ConfigError, DataError and CheckpointError for what the user gave.
+    """
+    config = parse_config(config_class, argv, presets=tower.presets / tower.name)
+    if not config.data:
+        raise ConfigError("data: name the data set directory, as in data=DIR")
+    data = dataset_facts(Path(config.data))
+    torch.manual_seed(config.trainer.seed)
+    task, source = tower.build(config)
+    content = getattr(getattr(source, "arrays", None), "content_hash", None)
+    facts = {"data": content[:16]} if content else {}
+    export = Trainer(config.trainer, task, source, Path(config.out), facts=facts).fit().export
+    trainer = config.trainer
+    card = Card(
+        title=tower.title,
+        summary=tower.summary,
+        command=_command(tower, argv),
+        seed=trainer.seed,
+        steps=trainer.steps,
+        samples=trainer.steps * trainer.batch_size * trainer.accumulate,
+        data=data,
+        notes=tower.notes,
+    )
+    metrics = _finish(export, config, tower, card)
+    if config.export:
+        copy_export(export, Path(config.export))
+        export = Path(config.export)
+    return export, metrics
+
+
+def _finish(export: Path, config: TowerConfig, tower: Tower, card: Card) -> Mapping[str, Metric]:
+    """Halve, measure and describe a copy of the export, and put it sealed in the export's place."""
+    with tempfile.TemporaryDirectory(dir=export.parent, prefix=".measured.", suffix=f".{os.getpid()}.tmp") as name:
+        copy = Path(shutil.copytree(export, name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)))
+        if config.half:
+            halve(copy)
+        metrics = tower.measure(copy, config)
+        for folder in [copy / part for part in tower.parts] or [copy]:
+            write_card(folder, card, metrics)
+        write_atomically(export, lambda folder: shutil.copytree(copy, folder, dirs_exist_ok=True))
     return metrics
+
+
+def copy_export(export: Path, folder: Path) -> None:
+    """Add an export without its manifest to a folder, which may hold other towers. Raises CheckpointError."""
+    try:
+        shutil.copytree(export, folder, dirs_exist_ok=True, copy_function=_copy_whole,
+                        ignore=shutil.ignore_patterns(MANIFEST))  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(f"export={folder}: cannot write ({error}); the tower is in {export}") from error
+
+
+def _copy_whole(source: str, target: str) -> str:
+    """Copies a file so that its place holds the old or the new one, never a part."""
+    temporary = f"{target}.{os.getpid()}.tmp"
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    return target
 
 
 def halve(directory: Path) -> None:
     """Rewrite every safetensors file below `directory` with its fp32 tensors in fp16.
 
-    Raises ValueError when a value does not fit fp16.
+    Raises ConfigError when a value does not fit fp16.
     """
     for file in directory.rglob("*.safetensors"):
         tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -93,12 +142,13 @@ def halve(directory: Path) -> None:
             if tensor.dtype == torch.float32:
                 tensors[name] = tensor.half()
                 if not torch.isfinite(tensors[name]).all():
-                    raise ValueError(f"{file}: {name} does not fit 16 bits; export with half=false")
+                    raise ConfigError(f"half: {name} of {file.name} does not fit 16 bits; export with half=false")
         save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _command(name: str, argv: list[str]) -> str:
+def _command(tower: Tower, argv: list[str]) -> str:
     """The command as a reader would type it: places on this machine are left out."""
-    local = ("data=", "out=", "export=")
-    rest = [argument for argument in argv if not argument.startswith(local)]
-    return " ".join([f"python -m train_encoder.towers.{name}", "data=DIR", *rest])
+    local = tuple(f"{name}=" for name in ("data", "out", "export", *tower.folders))
+    rest = ["init=DIR" if argument.startswith("init=") else argument for argument in argv
+            if not argument.startswith(local)]  # fmt: skip
+    return " ".join([f"python -m {tower.package}.towers.{tower.name}", "data=DIR", *rest])

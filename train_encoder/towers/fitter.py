@@ -3,6 +3,7 @@
 python -m train_encoder.towers.fitter data=DIR [--preset tiny] [trainer.steps=…]
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -243,14 +244,14 @@ def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
     return FitterTask(model, config.weights, Path(config.data)), source
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_encoder.towers.fitter`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_encoder.towers.fitter`; returns the exit status."""
+    return run_tower(
         FitterConfig,
         argv,
         name="fitter",
         build=build,
-        measure=lambda path, data: measure(FaceFitter.from_pretrained(path), data, "test"),
+        measure=lambda path, config: measure(FaceFitter.from_pretrained(path), Path(config.data), "test"),
         title="Face fitter (3D channel, 64 px crops)",
         summary=(
             "A small residual network that reads head shape, expression, pose, camera and spherical-harmonics light "
@@ -266,4 +267,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

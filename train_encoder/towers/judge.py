@@ -3,6 +3,7 @@
 python -m train_encoder.towers.judge data=DIR [--preset tiny] [trainer.steps=…]
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,14 +153,14 @@ def build(config: JudgeConfig) -> tuple[JudgeTask, PortraitSource]:
     return JudgeTask(model, source, directory), source
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_encoder.towers.judge`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_encoder.towers.judge`; returns the exit status."""
+    return run_tower(
         JudgeConfig,
         argv,
         name="judge",
         build=build,
-        measure=lambda path, data: measure(Judge.from_pretrained(path), data, "test"),
+        measure=lambda path, config: measure(Judge.from_pretrained(path), Path(config.data), "test"),
         title="Attribute and pose judge, 64 px (evaluation only)",
         summary=(
             "A small residual network that reads attributes, head pose and five landmarks from a rendered "
@@ -169,4 +170,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 python -m train_encoder.towers.recognizer data=DIR [--preset tiny] [trainer.steps=…]
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,15 +46,15 @@ def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
     return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
-def measure(path: Path, data: Path) -> dict[str, Figure]:
+def measure(path: Path, config: RecognizerConfig) -> dict[str, Figure]:
     """Rank-1 on the test identities of the exported recognizer."""
     model = FaceViT.from_pretrained(path)
-    return measure_identity(model, data, size=model.config.image_size)
+    return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_encoder.towers.recognizer`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_encoder.towers.recognizer`; returns the exit status."""
+    return run_tower(
         RecognizerConfig,
         argv,
         name="recognizer",
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

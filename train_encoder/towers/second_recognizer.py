@@ -3,6 +3,7 @@
 python -m train_encoder.towers.second_recognizer data=DIR [--preset tiny] [trainer.steps=…]
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,15 +43,15 @@ def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
     return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
-def measure(path: Path, data: Path) -> dict[str, Figure]:
+def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Figure]:
     """Rank-1 on the test identities of the exported recognizer."""
     model = SecondRecognizer.from_pretrained(path)
-    return measure_identity(model, data, size=model.config.image_size)
+    return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_encoder.towers.second_recognizer`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_encoder.towers.second_recognizer`; returns the exit status."""
+    return run_tower(
         SecondRecognizerConfig,
         argv,
         name="second_recognizer",
@@ -65,4 +66,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

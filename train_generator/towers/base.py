@@ -3,6 +3,7 @@
 python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR judge=DIR [--preset tiny]
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.losses import prediction_target
 from train_encoder.towers.measure import Figure, identity_bootstrap
-from train_generator.towers.command import TowerConfig, run_tower, save_half
+from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 from train_generator.towers.sampling import sample_portraits
@@ -189,7 +190,7 @@ class BaseTask:
 
     def export(self, directory: Path) -> None:
         """The folders `unet` and `scheduler` of an SDXL pipeline."""
-        save_half(self.modules["unet"], directory / "unet")
+        self.modules["unet"].save_pretrained(directory / "unet")
         self.scheduler.save_pretrained(directory / "scheduler")
 
 
@@ -262,9 +263,9 @@ def judged_prompts(arrays: FaceArrays, count: int) -> tuple[list[str], list[dict
     return prompts[:count], wanted[:count], np.array(people[:count])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_generator.towers.base`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_generator.towers.base`; returns the exit status."""
+    return run_tower(
         BaseConfig,
         argv,
         name="base",
@@ -284,4 +285,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 python -m train_generator.towers.vae data=DIR [--preset tiny] [trainer.steps=…]
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.runtime import StepContext
 from train_encoder.towers.measure import Figure, identity_bootstrap
-from train_generator.towers.command import TowerConfig, run_tower, save_half
+from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
 
@@ -128,7 +129,7 @@ class VaeTask:
         rows = np.linspace(0, len(self.training) - 1, min(512, len(self.training))).astype(int)
         latents = encode_mean(self.modules, self.training.images[rows])
         self.modules.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
-        save_half(self.modules, directory)
+        self.modules.save_pretrained(directory)
 
 
 def to_model(images: Tensor) -> Tensor:
@@ -173,9 +174,9 @@ def measure(path: Path, config: VaeConfig) -> dict[str, Figure]:
     return {"PSNR (dB)": identity_bootstrap(psnr(model, test.images), np.asarray(test.identity))}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `python -m train_generator.towers.vae`."""
-    run_tower(
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_generator.towers.vae`; returns the exit status."""
+    return run_tower(
         VaeConfig,
         argv,
         name="vae",
@@ -195,4 +196,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

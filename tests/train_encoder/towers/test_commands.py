@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from eval.judge import Judge, SecondRecognizer
-from faceclip.errors import ConfigError, DataError
+from faceclip.errors import ConfigError
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
+from faceclip.runtime.checkpoints import verify
 from faceclip.text_tower import TextTower
 from train_encoder.towers import clip, fitter, judge, recognizer, second_recognizer
+from train_encoder.towers.command import copy_export, halve
 
 QUICK = ["trainer.batch_size=16", "trainer.warmup_steps=2", "trainer.log_every=5", "trainer.save_every=0"]
 QUICK += ["trainer.validate_every=0", "trainer.device=cpu"]
@@ -35,10 +39,18 @@ def losses(run: Path) -> list[float]:
 def test_command_learns_exports_and_measures(name: str, tiny_dataset: Path, tmp_path: Path) -> None:
     module, kind, options = CASES[name]
     words = [f"data={tiny_dataset}", f"out={tmp_path / 'run'}", f"export={tmp_path / 'tower'}", "trainer.steps=20"]
-    module.main([*words, *QUICK, *options])
+    assert module.main([*words, *QUICK, *options]) == 0
     history = losses(tmp_path / "run")
     assert history[-1] < history[0]
     kind.from_pretrained(tmp_path / "tower")
+    assert not (tmp_path / "tower" / "manifest.json").exists()
+    sealed = tmp_path / "run" / "export"
+    assert verify(sealed) is None
+    assert {path.name for path in sealed.iterdir()} == {path.name for path in (tmp_path / "tower").iterdir()} | {
+        "manifest.json"
+    }
+    stored = load_file(sealed / "diffusion_pytorch_model.safetensors")
+    assert not any(tensor.dtype == torch.float32 for tensor in stored.values())
     facts = json.loads((tmp_path / "tower" / "metrics.json").read_text())
     assert facts["steps"] == 20 and facts["samples"] == 320 and facts["data"]["seed"] == 7
     card = (tmp_path / "tower" / "README.md").read_text()
@@ -50,7 +62,7 @@ def test_command_learns_exports_and_measures(name: str, tiny_dataset: Path, tmp_
 def test_clip_command_exports_three_towers(tiny_dataset: Path, tmp_path: Path) -> None:
     sizes = ["image.width=48", "image.layers=2", "image.heads=2", "image.patch_size=16", "embed_dim=16"]
     sizes += [f"text_l={SMALL_TEXT}", f"text_g={SMALL_TEXT}"]
-    clip.main([f"data={tiny_dataset}", f"out={tmp_path}", "trainer.steps=20", *QUICK, *sizes])
+    assert clip.main([f"data={tiny_dataset}", f"out={tmp_path}", "trainer.steps=20", *QUICK, *sizes]) == 0
     history = losses(tmp_path)
     assert history[-1] < history[0]
     export = tmp_path / "export"
@@ -60,11 +72,40 @@ def test_clip_command_exports_three_towers(tiny_dataset: Path, tmp_path: Path) -
     assert (export / "text_tower_g" / "metrics.json").exists()
 
 
-def test_a_command_without_data_says_so() -> None:
-    with pytest.raises(ConfigError, match="data=DIR"):
-        judge.main([])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: data: name the data set directory, as in data=DIR"),
+        (["data=/nowhere"], "dataset.json"),
+        (["data=/nowhere", "model.hiden=3"], "hidden"),
+    ],
+)
+def test_bad_input_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert judge.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-def test_a_missing_data_set_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset\.json"):
-        judge.main([f"data={tmp_path}"])
+def test_an_export_joins_the_towers_beside_it(tmp_path: Path) -> None:
+    """`export=` may be a folder of other towers: they stay, and no file is ever half there."""
+    (tmp_path / "towers" / "other").mkdir(parents=True)
+    (tmp_path / "new" / "part").mkdir(parents=True)
+    (tmp_path / "new" / "part" / "file").write_text("new")
+    (tmp_path / "new" / "manifest.json").touch()
+    copy_export(tmp_path / "new", tmp_path / "towers")
+    assert sorted(str(path.relative_to(tmp_path / "towers")) for path in (tmp_path / "towers").rglob("*")) == [
+        "other", "part", "part/file"]  # fmt: skip
+
+
+def test_halving_keeps_all_but_fp32(tmp_path: Path) -> None:
+    file = tmp_path / "part" / "weights.safetensors"
+    file.parent.mkdir()
+    tensors = {"a": torch.tensor([1.0, 1 / 3]), "b": torch.tensor([3]), "c": torch.tensor([0.1]).half()}
+    save_file(tensors, file)
+    halve(tmp_path)
+    found = load_file(file)
+    assert all(torch.equal(found[name], tensors[name].half() if name == "a" else tensors[name]) for name in tensors)
+    assert found["a"].dtype == torch.float16 and found["b"].dtype == torch.int64
+    save_file({"a": torch.tensor([1e6])}, file)
+    with pytest.raises(ConfigError, match="half=false"):
+        halve(tmp_path)
