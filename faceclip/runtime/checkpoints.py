@@ -126,6 +126,15 @@ def remove_leftovers(directory: Path) -> None:
         raise CheckpointError(f"{directory}: cannot remove what a killed run left ({error}); remove it") from error
 
 
+def check_fit(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, with the first names, unless both hold the same names and shapes."""
+    wrong = found.keys() ^ expected.keys()
+    wrong |= {name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape}
+    if wrong:
+        names = ", ".join(sorted(wrong)[:5])
+        raise CheckpointError(f"{folder}: does not fit the model ({names}); use another output directory")
+
+
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest complete checkpoint, or None when there is none; a damaged one is named in a warning."""
     for folder in reversed(checkpoints(directory)):

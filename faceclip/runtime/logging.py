@@ -3,9 +3,12 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -98,3 +102,19 @@ class Display:
         """Leave the terminal as it was."""
         if self.progress is not None:
             self.progress.stop()
+
+
+@dataclass
+class Window:
+    """Sums since the last log line; they stay on the device until then."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    data_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Add the values of a step, or of a part of one."""
+        for name, value in parts.items():
+            value = torch.as_tensor(value).detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from faceclip.accumulation import first_pass
 from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.runtime.checkpoints import (
+    check_fit,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -34,7 +34,7 @@ from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from faceclip.runtime.ema import ParameterAverage
 from faceclip.runtime.engines import Engine, layout, prepare, start
 from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
-from faceclip.runtime.logging import Display, RunLog
+from faceclip.runtime.logging import Display, RunLog, Window
 from faceclip.runtime.optimization import decay_groups, rate_factor
 from faceclip.runtime.sampler import MapSource, OrderedSampler, fetch
 from faceclip.runtime.step_module import StepModule
@@ -42,21 +42,6 @@ from faceclip.runtime.step_module import StepModule
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 BEST = "best"
-
-
-@dataclass
-class _Window:
-    """Sums since the last log line; they stay on the device until then."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    data_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, parts: dict[str, Tensor]) -> None:
-        for name, value in parts.items():
-            value = torch.as_tensor(value).detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
 
 class Trainer:
@@ -123,7 +108,7 @@ class Trainer:
         log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
         display = Display(self.config.steps, self.step, self.directory.name) if log else None
         metrics: dict[str, float] = {}
-        window = _Window()
+        window = Window()
         try:
             with self._signals(), explicit_cpu_attention():
                 while self.step < self.config.steps:
@@ -159,7 +144,7 @@ class Trainer:
             checkpoint=checkpoint,
         )
 
-    def _train_step(self, engine: Engine, window: _Window) -> None:
+    def _train_step(self, engine: Engine, window: Window) -> None:
         config = self.config
         rank = self.accelerator.process_index
         factor = rate_factor(
@@ -190,7 +175,7 @@ class Trainer:
         if self.average:
             self.average.update(self.step)
 
-    def _mean_of_chunks(self, engine: Engine, generator: torch.Generator, window: _Window) -> Tensor:
+    def _mean_of_chunks(self, engine: Engine, generator: torch.Generator, window: Window) -> Tensor:
         count = self.config.accumulate
         total = torch.zeros((), device=self.device)
         for micro in range(count):
@@ -202,7 +187,7 @@ class Trainer:
             window.add({name: part / count for name, part in parts.items()})
         return total
 
-    def _one_large_batch(self, engine: Engine, generator: torch.Generator, window: _Window) -> Tensor:
+    def _one_large_batch(self, engine: Engine, generator: torch.Generator, window: Window) -> Tensor:
         """The step of a contrastive task: features of all chunks, one loss, and every chunk once more."""
         count = self.config.accumulate
         chunks = [(self._fetch(micro, window), self._context(micro, generator)) for micro in range(count)]
@@ -226,7 +211,7 @@ class Trainer:
                 engine.backward(engine.model(_to_device(batch, self.device), context, pull=pull))
         return first.value.float()
 
-    def _fetch(self, micro: int, window: _Window) -> dict[str, Any]:
+    def _fetch(self, micro: int, window: Window) -> dict[str, Any]:
         began = time.perf_counter()
         config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
         position = (self.step * config.accumulate + micro) * world + rank
@@ -239,7 +224,7 @@ class Trainer:
             step=self.step, steps=self.config.steps, micro_step=micro, device=self.device, generator=generator
         )
 
-    def _check_finite(self, total: Tensor, norm: Tensor | None, window: _Window) -> None:
+    def _check_finite(self, total: Tensor, norm: Tensor | None, window: Window) -> None:
         """Stop all processes before a NaN reaches the weights (the price: one synchronization per step)."""
         healthy = total if norm is None else total + norm
         bad = (~torch.isfinite(healthy)).float()
@@ -253,12 +238,12 @@ class Trainer:
                 "untouched: lower trainer.learning_rate or check the data of these steps, then resume"
             )
 
-    def _log(self, log: RunLog | None, display: Display | None, window: _Window) -> _Window:
+    def _log(self, log: RunLog | None, display: Display | None, window: Window) -> Window:
         seconds = time.perf_counter() - window.started
         # Means over the ranks, which for the loss is the loss of all ranks' rows together.
         sums = sum_over_ranks(torch.stack([value.to(self.device) for value in window.sums.values()])) / world_size()
         if log is None:
-            return _Window()
+            return Window()
         values = dict(zip(window.sums, (sums / window.steps).tolist(), strict=True))
         samples = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes * window.steps
         values["samples_per_second"] = samples / seconds
@@ -266,7 +251,7 @@ class Trainer:
         values["learning_rate"] = self.engine.groups[0]["lr"]
         log.write(self.step, values, kind="train")
         display.note(self.step, values, (self.config.steps - self.step) * seconds / window.steps)
-        return _Window()
+        return Window()
 
     def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
         self.task.modules.eval()
@@ -366,12 +351,9 @@ class Trainer:
             remove_leftovers(self.directory)
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
-        found = checkpoints(folder)
-        if found and not self.config.resume:
-            raise CheckpointError(
-                f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside it: use another "
-                "output directory, delete this one, or resume"
-            )
+        if not self.config.resume and (found := checkpoints(folder)):
+            raise CheckpointError(f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside "
+                                  "it: use another output directory, delete this one, or resume")  # fmt: skip
 
     def _resume(self) -> dict[str, Tensor] | None:
         """Takes over the newest checkpoint; returns the optimizer state in it."""
@@ -388,12 +370,7 @@ class Trainer:
             pairs = ", ".join(f"{key} was {theirs[key]}, now {ours[key]}" for key in changed)
             raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        expected = self._model_state()
-        wrong = model.keys() ^ expected.keys()
-        wrong |= {name for name in model.keys() & expected.keys() if model[name].shape != expected[name].shape}
-        if wrong:
-            names = ", ".join(sorted(wrong)[:5])
-            raise CheckpointError(f"{folder}: does not fit the model ({names}); use another output directory")
+        check_fit(folder, model, self._model_state())
         average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")
