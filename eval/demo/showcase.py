@@ -114,8 +114,8 @@ def build_report(root: Path) -> Path:
     report.section("Same person, other words")
     report.text(
         "One portrait of a test identity goes in; the pipeline finds pose, light and shape of the face, renders them "
-        "as a shading map, and draws the person as each prompt says. Nothing was picked: first test identities, "
-        "first seeds."
+        "as a shading map, and draws the person as each prompt says. The first test identities and first seeds; the "
+        "reference is a person's first portrait turned by 10 to 40° without sunglasses or hat, where there is one."
     )
     report.image_grid(grid, row_labels=labels, column_labels=headers, pixels=128)
     save_sheet(root / "portraits.png", grid, headers)

@@ -11,7 +11,7 @@ from faceclip.data.synthetic.plan import Request, plan_shards
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes of the demo. `data_seed` is not the one of the data that trained the shipped towers (2026)."""
+    """Sizes of the demo. `data_seed` is none of those whose data trained the shipped towers (2026, 2027)."""
 
     identities: int = 420
     images_per_identity: int = 6
