@@ -19,6 +19,7 @@ from faceclip.runtime.collectives import gather_rows
 
 # Entries of one block of logits. On a CPU a block stays in the cache; a GPU wants enough rows to fill it.
 BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}
+MIN_ROWS = 128  # of a block: every block reads and writes the whole gradient of the targets
 
 
 def gather_targets(targets: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class _RowBlockLoss(torch.autograd.Function):
         t = targets.detach().float()
         count = max(1, len(queries))  # no queries, no loss
         entries = BLOCK_ENTRIES.get(queries.device.type, 1 << 24)
-        rows = min(count, max(1, entries // max(1, len(t))))
+        rows = min(count, max(MIN_ROWS, entries // max(1, len(t))))
         total, by_bias = torch.zeros((), device=queries.device), torch.zeros((), device=queries.device)
         need_q, need_t, need_scale, need_bias = ctx.needs_input_grad[:4]
         by_query = torch.empty(queries.shape, device=queries.device) if need_q or need_scale else None

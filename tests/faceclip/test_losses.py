@@ -56,6 +56,7 @@ def product(request, monkeypatch) -> str:
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_sigmoid_equals_dense(monkeypatch, product, grouped, block):
     monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": block * 90 // 64})
+    monkeypatch.setattr(losses, "MIN_ROWS", 1)
     (q, t), labels, groups = case()
     scale, bias = torch.tensor(2.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
     extra = groups if grouped else ()
@@ -74,6 +75,7 @@ def test_sigmoid_equals_dense(monkeypatch, product, grouped, block):
 @pytest.mark.parametrize("block", [900, 1 << 20])
 def test_infonce_equals_dense(monkeypatch, product, grouped, block):
     monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": block})
+    monkeypatch.setattr(losses, "MIN_ROWS", 1)
     (q, t), labels, groups = case(seed=1)
     scale = torch.tensor(2.0, requires_grad=True)
     extra = groups if grouped else ()
