@@ -108,15 +108,17 @@ def train(config: GeneratorConfig) -> Result:
     pipeline = build_pipeline(config)
     data = Path(config.data)
     cache = Path(config.cache) if config.cache else data / ".features"
+    vae = base_directory(config.base) / "vae"
     features = [
-        reference_features(data, split, size=config.size, vae=base_directory(config.base) / "vae",
+        reference_features(data, split, size=config.size, vae=vae,
                            encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder, cache=cache)
         for split in ("train", "validation")
     ]  # fmt: skip
     add_adapter(pipeline, config.adapter)
     task = GeneratorTask(pipeline, config, features[1])
     source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture)
-    trainer = Trainer(config.trainer, task, source, Path(config.out))
+    facts = {"data": features[0].arrays.content_hash[:16]}
+    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts)
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
     return trainer.fit()

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from faceclip.data.arrays import load_arrays
 from faceclip.data.cache import module_hash
 from faceclip.face_encoder import FaceFeatures
 from faceclip.runtime import StepContext
@@ -81,15 +80,13 @@ class GeneratorTask:
         self.validation_source = GenerationSource(validation, config.dropout, same_picture=0.0)
 
     def facts(self) -> dict[str, str]:
-        """Hashes of the stage-1 export, of the base and of the training data: LoRA and channels trained on them are
-        worth nothing on others."""
+        """Hashes of the stage-1 export and of the base: what is trained on them is worth nothing on others."""
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
             "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae),
         }
-        hashes = {name: hashlib.sha256(both.encode()).hexdigest()[:16] for name, both in parts.items()}
-        return hashes | {"data": load_arrays(self.config.data, "train", size=self.config.size).content_hash[:16]}
+        return {name: hashlib.sha256(both.encode()).hexdigest()[:16] for name, both in parts.items()}
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
