@@ -1,12 +1,13 @@
 """Speed and memory of the joint encoder, as Markdown tables.
 
     python benchmarks/encoder.py forward [--size quarter|published] [--batch 16] [--threads 1]
-    python benchmarks/encoder.py step [--data DIR] [--persons 8] [--images 4]
+    python benchmarks/encoder.py step [--size published] [--data DIR] [--persons 8] [--images 4]
     python benchmarks/encoder.py loss [--rows 1024 4096 16384 65536]
 
 forward: `FaceCLIP.encode` against the straightforward form of the published computation: a face encoder pass per
-branch, the dead face half of the last fusion layer computed, the fuser in float32. step: one step of stage 1 on the
-shipped towers with cached features against the same step that computes them. loss: row blocks against dense autograd.
+branch, the dead face half of the last fusion layer computed, the fuser in float32. step: one step of stage 1 with
+cached features against the same step that computes them, on the shipped towers or, as the preset `bigg14` has them, on
+towers of the published size with random weights (16 GB of memory). loss: row blocks against dense autograd.
 
 CPU s: processor time of this process (with one thread, what the work costs whatever else the machine does). Wall s: as
 the clock says. Each is the least of some runs after one to warm up. On a GPU (--device cuda) only wall time counts.
@@ -46,6 +47,9 @@ QUARTER: dict[str, Any] = {
     "text_g": {"width": 384, "layers": 12, "heads": 6, "quick_gelu": False, "embed_dim": 384},
     "fusion": {"layers": 6, "attention_width": 512, "text_hidden": 512, "face_hidden": 1024},
 }
+# The image tower of preset `bigg14`, open_clip's ViT-bigG-14.
+BIGG_IMAGE = {"image_size": 224, "patch_size": 14, "width": 1664, "layers": 48, "heads": 16, "embed_dim": 1280,
+              "mlp_ratio": 4.9231}  # fmt: skip
 # The fusion that `python -m train_encoder` trains by default.
 TINY_FUSION = {"layers": 3, "attention_width": 128, "text_hidden": 256, "face_hidden": 256, "layer_scale": 0.3}
 DENSE_LIMIT = 16384  # rows; beyond, the dense loss' matrices do not fit a small machine
@@ -121,7 +125,8 @@ class Straightforward:
 def forward(arguments: argparse.Namespace) -> None:
     """Table of forward passes."""
     device, repeat = torch.device(arguments.device), arguments.repeat
-    config = {"quarter": QUARTER, "published": PUBLISHED}[arguments.size]
+    size = arguments.size or "quarter"
+    config = {"quarter": QUARTER, "published": PUBLISHED}[size]
     with device:
         model = FaceCLIP(**config).eval()
     for name, parameter in model.named_parameters():
@@ -130,7 +135,7 @@ def forward(arguments: argparse.Namespace) -> None:
     tokens = tokenize([TEMPLATE + "a person with a red hat"] * arguments.batch).to(device)
     faces = torch.rand(arguments.batch, 3, 448, 448, device=device)
     exact: Tensor | None = None
-    print(f"forward, {arguments.size} size, batch {arguments.batch}, {describe(device)}\n")
+    print(f"forward, {size} size, batch {arguments.batch}, {describe(device)}\n")
     print("| forward | CPU s | wall s | speed | error |\n| --- | --- | --- | --- | --- |", flush=True)
 
     def measure(title: str, action: Callable[[], Tensor], reference: Timing | None = None) -> Timing:
@@ -241,26 +246,35 @@ def _loss_row(title: str, blocks, dense, rows: int, both: bool, repeat: int, dev
     print(f"{line} does not fit | | |", flush=True)
 
 
-class Stage1Step:
-    """One step of stage 1 on the shipped towers: the frozen work, and what is trained on it.
+def shipped_parts() -> tuple[FaceCLIP, ImageTower]:
+    """The shipped towers with a new fusion, and the shipped image tower."""
+    face = FaceViT.from_pretrained(weights.path("tiny/recognizer"))
+    towers = (TextTower.from_pretrained(weights.path(f"tiny/text_tower_{name}")) for name in "lg")
+    model = FaceCLIP.from_components(face, *towers, fusion=TINY_FUSION, joint={})
+    return model, ImageTower.from_pretrained(weights.path("tiny/image_tower"))
 
-    Every query is a portrait of a person with a caption of another portrait of the same person, the answer.
+
+def published_parts() -> tuple[FaceCLIP, ImageTower]:
+    """What preset `bigg14` trains, with random weights."""
+    return FaceCLIP(**PUBLISHED | {"joint": {"hidden": 1024, "heads": 8}}), ImageTower(**BIGG_IMAGE)
+
+
+class Stage1Step:
+    """One step of stage 1: the frozen work, and what is trained on it.
+
+    As in training, a query is a portrait of a person with the caption of another portrait of this person, the answer.
     """
 
-    def __init__(self, arrays: FaceArrays, persons: int, images: int) -> None:
+    def __init__(self, model: FaceCLIP, image: ImageTower, arrays: FaceArrays, persons: int, images: int) -> None:
         self.arrays = arrays
-        self.face = FaceViT.from_pretrained(weights.path("tiny/recognizer")).requires_grad_(False).eval()
-        self.image = ImageTower.from_pretrained(weights.path("tiny/image_tower")).requires_grad_(False).eval()
-        towers = (TextTower.from_pretrained(weights.path(f"tiny/text_tower_{name}")) for name in "lg")
-        torch.manual_seed(0)
-        self.model = FaceCLIP.from_components(self.face, *towers, fusion=TINY_FUSION, joint={}).train()
-        trained = self.model.freeze_towers()
+        self.model, self.image = model.train(), image.requires_grad_(False).eval()
+        trained = model.freeze_towers()
         self.scales = torch.nn.ParameterList(torch.tensor(x) for x in (2.3, -10.0))
         self.optimizer = torch.optim.AdamW([*trained, *self.scales], lr=1e-4)
         identity = np.asarray(arrays.identity)
-        chosen = [np.flatnonzero(identity == who)[:images] for who in np.unique(identity)[:persons]]
-        self.query = np.concatenate(chosen)
-        self.answer = np.concatenate([np.roll(rows, 1) for rows in chosen])
+        chosen = [np.flatnonzero(identity == who)[: 2 * images] for who in np.unique(identity)[:persons]]
+        self.query = np.concatenate([rows[::2] for rows in chosen])
+        self.answer = np.concatenate([rows[1::2] for rows in chosen])
         self.labels = torch.tensor(identity[self.answer].astype(np.int64))
         self.captions = [arrays.captions[row][0].text for row in self.answer]
         self.tokens = tokenize([TEMPLATE + text for text in self.captions])
@@ -268,8 +282,9 @@ class Stage1Step:
     @torch.no_grad()
     def features(self) -> dict[str, Tensor]:
         """All frozen work of a step: pictures cut and encoded, captions embedded."""
-        size = self.face.config.image_size
-        query, answer = (self.face(self._crops(rows, size)) for rows in (self.query, self.answer))
+        face = self.model.face_encoder
+        size = face.config.image_size
+        query, answer = (face(self._crops(rows, size)) for rows in (self.query, self.answer))
         pictures = np.stack([np.asarray(self.arrays.images[row]) for row in self.answer])
         text = self.model.g.text(used_tokens(tokenize(self.captions))).embedding
         return {"tokens": query.tokens, "identity": query.identity, "answer": answer.identity,
@@ -307,15 +322,17 @@ def step(arguments: argparse.Namespace) -> None:
         if data is None:
             data = Path(folder) / "data"
             command = [sys.executable, "-m", "faceclip.data.synthetic", "--out", str(data), "--identities", "12"]
-            command += ["--images-per-identity", "4", "--size", "64", "--workers", "1", "--splits", "8", "2", "2"]
+            command += ["--images-per-identity", "8", "--size", "64", "--workers", "1", "--splits", "8", "2", "2"]
             subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
-        work = Stage1Step(load_arrays(data, "train"), arguments.persons, arguments.images)
+        arrays = load_arrays(data, "train")
+        parts = {"shipped": shipped_parts, "published": published_parts}[size := arguments.size or "shipped"]
+        work = Stage1Step(*parts(), arrays, arguments.persons, arguments.images)
         cached = work.features()
         cpu = torch.device("cpu")
         without = timed(lambda: work.train(work.features()), arguments.repeat, cpu)
         frozen = timed(work.features, arguments.repeat, cpu)
         withal = timed(lambda: work.train(cached), arguments.repeat, cpu)
-    print(f"step, shipped towers, {len(work.query)} queries, {describe(cpu)}\n")
+    print(f"step, {size} towers, {len(work.query)} queries, {describe(cpu)}\n")
     print("| step of stage 1 | CPU s | wall s | speed |\n| --- | --- | --- | --- |")
     for title, timing in (("features computed", without), ("features cached", withal)):
         print(f"| {title} | {timing.cpu:.3f} | {timing.wall:.3f} | {speed(without, timing, cpu)} |")
@@ -335,13 +352,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="forward and loss: cpu or cuda")
-    parser.add_argument("--size", choices=("quarter", "published"), default="quarter", help="forward")
+    parser.add_argument("--size", choices=("quarter", "shipped", "published"), help="forward: quarter (default) or "
+                        "published; step: shipped (default) or published")  # fmt: skip
     parser.add_argument("--batch", type=int, default=16, help="forward")
     parser.add_argument("--data", type=Path, help="step: a synthetic data set (made anew if not given)")
     parser.add_argument("--persons", type=int, default=8, help="step")
     parser.add_argument("--images", type=int, default=4, help="step: of each person")
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="loss")
     arguments = parser.parse_args()
+    wrong = {"forward": "shipped", "step": "quarter"}
+    if arguments.size == wrong.get(arguments.table, ""):
+        parser.error(f"--size {arguments.size} is none of {arguments.table}")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     {"forward": forward, "step": step, "loss": loss}[arguments.table](arguments)

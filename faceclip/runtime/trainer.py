@@ -77,7 +77,7 @@ class Trainer:
         groups = getattr(task, "parameter_groups", None)
         groups = groups() if groups is not None else decay_groups(self.trainable.items(), config.weight_decay)
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         if config.ema_decay and layout(self.accelerator) == "zero-3":

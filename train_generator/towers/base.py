@@ -21,8 +21,16 @@ from faceclip.errors import ConfigError
 from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
-from makeup_plugin.losses import prediction_target
+from makeup_plugin.losses import estimate_clean, prediction_target
 from train_encoder.towers.measure import Figure, identity_bootstrap
+from train_generator.towers.attributes import (
+    IGNORED,
+    LatentClassifier,
+    attribute_classes,
+    attribute_loss,
+    feature_distance,
+    named_attributes,
+)
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
@@ -46,7 +54,11 @@ class UNetConfig:
 class BaseConfig(TowerConfig):
     """Where the frozen parts lie (empty: the shipped ones), the sizes, the share of dropped texts, and how much the
     error counts where a region of the label maps is seen (1 for those not named). `init`: an export of this command
-    whose weights the training starts from."""
+    whose weights the training starts from.
+
+    `attribute_weight`: of the loss on named attributes (`train_generator.towers.attributes`), reached linearly in
+    `attribute_warmup` steps, in which its classifier learns; 0 is none.
+    """
 
     out: str = "runs/towers/base"
     vae: str = ""
@@ -57,6 +69,9 @@ class BaseConfig(TowerConfig):
     model: UNetConfig = field(default_factory=UNetConfig)
     text_dropout: float = 0.1
     region_weights: dict[str, float] = field(default_factory=dict)
+    attribute_weight: float = 0.0
+    feature_weight: float = 0.0
+    attribute_warmup: int = 1000
     measured_images: int = 400
     guidance: float = 4.0
     sampling_steps: int = 20
@@ -72,6 +87,8 @@ class LatentSource:
         self.regions = arrays.regions
         self.weights = weight_table(weights or {})
         self.captions = tokenized_captions(arrays)
+        self.classes = attribute_classes(arrays, JUDGED)
+        self.named = named_attributes(arrays, JUDGED, len(CAPTION_ODDS))
         self.empty = tokenize("")[0].numpy().astype(np.int32)
         self.text_dropout = text_dropout
 
@@ -79,18 +96,21 @@ class LatentSource:
         return len(self.latents)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77)."""
-        tokens = [
-            self.empty
-            if rng.random() < self.text_dropout
-            else self.captions[index, rng.choice(len(CAPTION_ODDS), p=CAPTION_ODDS)]
-            for index, rng in zip(indices, rngs, strict=True)
-        ]
+        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the judged
+        attributes and whether the text names them, named (B, A)."""
+        tokens, named = [], []
+        for index, rng in zip(indices, rngs, strict=True):
+            dropped = rng.random() < self.text_dropout
+            kind = rng.choice(len(CAPTION_ODDS), p=CAPTION_ODDS)
+            tokens.append(self.empty if dropped else self.captions[index, kind])
+            named.append(self.named[index, kind] & (not dropped))
         rows = np.asarray(indices)
         return {
             "latents": torch.from_numpy(self.latents[rows]),
             "weights": region_weights(self.regions[rows], self.weights, side=self.latents.shape[-1]),
             "tokens": torch.from_numpy(np.stack(tokens)).long(),
+            "classes": torch.from_numpy(self.classes[rows]),
+            "named": torch.from_numpy(np.stack(named)),
         }
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -138,7 +158,7 @@ def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, po
 
 
 class BaseTask:
-    """Velocity prediction on latents, conditioned by text."""
+    """Velocity prediction on latents, conditioned by text; with a classifier also the loss on named attributes."""
 
     def __init__(self, unet: UNet2DConditionModel, towers: TextTowers, config: BaseConfig, vae: Path) -> None:
         self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
@@ -146,28 +166,64 @@ class BaseTask:
         self.scheduler = make_scheduler()
         arrays = load_arrays(config.data, "validation", size=config.size)
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
+        if config.attribute_weight:
+            classes = [len(arrays.vocabularies[name]) for name in JUDGED]
+            self.modules["classifier"] = LatentClassifier(self.validation.latents.shape[1:3], classes)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
         draw = {"generator": context.generator, "device": clean.device}
         timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), **draw)
         noise = torch.randn(clean.shape, **draw)
-        loss = weighted_mean(self._errors(clean, noise, timesteps, batch["tokens"]), batch["weights"])
-        return loss, {"noise": loss.detach()}
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        prediction = self._predict(noisy, timesteps, batch["tokens"])
+        errors = self._errors(prediction, clean, noise, timesteps)
+        total = weighted_mean(errors, batch["weights"])
+        parts = {"noise": total.detach()}
+        if "classifier" in self.modules:
+            config = self.config
+            read = attribute_loss(self.modules["classifier"](noisy, timesteps).logits, batch["classes"])
+            drawn, distance = self._drawn_losses(prediction, noisy, timesteps, batch, context)
+            warmth = min(1.0, context.step / max(1, config.attribute_warmup))
+            total = total + read + warmth * (config.attribute_weight * drawn + config.feature_weight * distance)
+            parts |= {"read": read.detach(), "drawn": drawn.detach(), "features": distance.detach()}
+        return total, parts
 
-    def _errors(self, clean: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """Squared errors of the velocity, the shape of `clean`."""
+    def _drawn_losses(
+        self, prediction: Tensor, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor], context: StepContext
+    ) -> tuple[Tensor, Tensor]:
+        """How badly the classifier finds what the text names in the estimated clean latents, and how far its features
+        are from those of the true ones. They are noised again, to half of their timestep or more: an estimate made at
+        high noise is smoother than what the classifier knows, and patterns too fine for the noise cannot please it."""
+        draw = {"generator": context.generator, "device": noisy.device}
+        estimate = estimate_clean(
+            prediction.float(), noisy, self.scheduler.alphas_cumprod, timesteps, prediction_type="v_prediction"
+        )
+        lower = (timesteps * (0.5 + 0.5 * torch.rand(timesteps.shape, **draw))).long()
+        noise = torch.randn(estimate.shape, **draw)
+        classifier = self.modules["classifier"]
+        found = classifier.frozen(self.scheduler.add_noise(estimate, noise, lower), lower)
+        with torch.no_grad():
+            true = classifier(self.scheduler.add_noise(batch["latents"], noise, lower), lower)
+        classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
+        return attribute_loss(found.logits, classes), feature_distance(found.features, true.features)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """The velocity that the UNet sees in noisy latents (B, C, s, s)."""
         text = self.modules["towers"](tokens)
         size = self.config.size
-        prediction = self.modules["unet"](
-            self.scheduler.add_noise(clean, noise, timesteps),
+        return self.modules["unet"](
+            noisy,
             timesteps,
             encoder_hidden_states=text.tokens,
             added_cond_kwargs={
                 "text_embeds": text.pooled,
-                "time_ids": time_ids(size, size, len(clean), device=clean.device),
+                "time_ids": time_ids(size, size, len(noisy), device=noisy.device),
             },
         ).sample
+
+    def _errors(self, prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Squared errors of a predicted velocity, its own shape."""
         target = prediction_target(
             clean, noise, self.scheduler.alphas_cumprod, timesteps, prediction_type="v_prediction"
         )
@@ -184,8 +240,10 @@ class BaseTask:
             timesteps = torch.linspace(0, self.scheduler.config.num_train_timesteps - 1, len(rows)).long()
             noise = torch.randn(batch["latents"].shape, generator=generator)
             device = next(self.modules.parameters()).device
-            values = (batch["latents"], noise, timesteps, batch["tokens"])
-            errors.append(float(self._errors(*(value.to(device) for value in values)).mean()))
+            given = (batch["latents"], noise, timesteps, batch["tokens"])
+            clean, added, when, tokens = (value.to(device) for value in given)
+            prediction = self._predict(self.scheduler.add_noise(clean, added, when), when, tokens)
+            errors.append(float(self._errors(prediction, clean, added, when).mean()))
         return {"validation_noise": float(np.mean(errors))}
 
     def export(self, directory: Path) -> None:

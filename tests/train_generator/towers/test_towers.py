@@ -14,14 +14,21 @@ from eval.judge import Judge
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import CheckpointError
-from faceclip.runtime.checkpoints import verify
+from faceclip.runtime import StepContext, parse_config
+from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, verify
 from faceclip.text_tower import TextTower, tokenize
 from train_generator.towers import base, vae
+from train_generator.towers.attributes import attribute_loss
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.sampling import sample_portraits
 from train_generator.towers.text import TextTowers, tokenized_captions
 
 TRAINER = ["trainer.batch_size=4", "trainer.warmup_steps=1", "trainer.log_every=0", "trainer.save_every=0"]
+
+
+def context_of(step: int) -> StepContext:
+    generator = torch.Generator().manual_seed(0)
+    return StepContext(step=step, steps=10, micro_step=0, device=torch.device("cpu"), generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +117,7 @@ def test_dropped_texts_are_the_empty_one(vae_export, tiny_dataset):
     arrays = load_arrays(tiny_dataset, "train", size=32)
     source = base.LatentSource(arrays, vae_export, text_dropout=1.0)
     batch = source.get_batch([0, 1], [np.random.default_rng(0), np.random.default_rng(1)])
+    assert not batch["named"].any()
     np.testing.assert_array_equal(batch["tokens"].numpy(), tokenize(["", ""]).numpy())
     np.testing.assert_array_equal(batch["latents"].numpy(), source.latents[:2])
 
@@ -133,6 +141,46 @@ def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsy
     assert "init=DIR" in (tmp_path / "still" / "export" / "README.md").read_text()
     assert base.main([*base_words, f"out={tmp_path / 'wide'}", f"init={base_export}", "model.widths=[8, 24]"]) == 2
     assert re.search(r"(?m)^error: init: the UNet in .* has other sizes", capsys.readouterr().err)
+
+
+def test_classifier_reads_the_estimated_latents(base_words):
+    config = parse_config(base.BaseConfig, [*base_words, "attribute_weight=0.5"])
+    task, source = base.build(config)
+    batch = source.get_batch([0, 1, 2], [np.random.default_rng(row) for row in range(3)])
+    assert batch["named"].any()
+    timesteps, noise = torch.tensor([100, 500, 990]), torch.randn(batch["latents"].shape)
+    noisy = task.scheduler.add_noise(batch["latents"], noise, timesteps)
+    velocity = task.scheduler.get_velocity(batch["latents"], noise, timesteps)
+    drawn, distance = task._drawn_losses(velocity, noisy, timesteps, batch, context_of(0))
+    # The true velocity implies the true latents, noised again between half of their timestep and all of it.
+    generator = torch.Generator().manual_seed(0)
+    lower = (timesteps * (0.5 + 0.5 * torch.rand(3, generator=generator))).long()
+    again = task.scheduler.add_noise(batch["latents"], torch.randn(noise.shape, generator=generator), lower)
+    classes = batch["classes"].masked_fill(~batch["named"], -100)
+    expected = attribute_loss(task.modules["classifier"](again, lower).logits, classes)
+    torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
+    assert 0 <= distance < 1e-6
+    _, other = task._drawn_losses(-velocity, noisy, timesteps, batch, context_of(0))
+    assert other > 0.01
+
+
+def test_losses_of_the_classifier_grow_with_the_warm_up(base_words):
+    words = [*base_words, "attribute_weight=0.5", "feature_weight=0.25", "attribute_warmup=2"]
+    task, source = base.build(parse_config(base.BaseConfig, words))
+    batch = source.get_batch([0, 1, 2], [np.random.default_rng(row) for row in range(3)])
+    for step, share in ((0, 0.0), (1, 0.5), (2, 1.0), (9, 1.0)):
+        total, parts = task.loss(batch, context_of(step))
+        expected = parts["noise"] + parts["read"] + share * (0.5 * parts["drawn"] + 0.25 * parts["features"])
+        torch.testing.assert_close(total.detach(), expected)
+    total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.modules["classifier"].heads.parameters())
+
+
+def test_the_classifier_is_trained_but_not_exported(base_words, tmp_path):
+    assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0.5"]) == 0
+    assert sorted(path.name for path in (tmp_path / "export").iterdir() if path.is_dir()) == ["scheduler", "unet"]
+    trained, _ = load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))
+    assert any("classifier.heads" in name for name in trained)
 
 
 def test_sampling_depends_on_seed_and_prompt_not_on_the_batch(base_export, vae_export, text):
