@@ -63,6 +63,21 @@ def estimate_clean(
     return (noisy - sigma * prediction) / signal
 
 
+def noise_again(
+    clean: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, *, least: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Estimated clean latents (B,C,h,w) with fresh noise, for networks that read noisy latents, and the timesteps
+    (B,) of that noise, drawn between `least` times those of the estimate and these themselves.
+
+    An estimate made at high noise is smoother than any true latents, and what is too fine for the noise cannot please
+    the reader.
+    """
+    draw = {"generator": generator, "device": clean.device}
+    lower = (timesteps * (least + (1 - least) * torch.rand(timesteps.shape, **draw))).long()
+    signal, sigma = _signal_and_sigma(alphas_cumprod, lower, clean)
+    return signal * clean + sigma * torch.randn(clean.shape, **draw), lower
+
+
 def noise_prediction_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error in fp32, averaged per sample, times weights (B,), averaged over the batch."""
     if prediction.shape != target.shape:

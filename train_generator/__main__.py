@@ -23,6 +23,7 @@ from faceclip.errors import CheckpointError, ConfigError, FaceClipError
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import Result, Trainer, parse_config
 from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.source import GenerationSource
@@ -97,6 +98,24 @@ def _fitter(name: str) -> torch.nn.Module | None:
     return FaceFitter.from_pretrained(Path(name) if Path(name).is_dir() else weights.path(name))
 
 
+def load_latent_recognizer(name: str, pipeline: FaceMakeUpPipeline) -> LatentRecognizer:
+    """A folder or what the package ships, frozen.
+
+    Raises CheckpointError for a damaged one and for one of other latents or another recognizer's embeddings.
+    """
+    path = Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
+    with _damage_named(f"latent_recognizer={name}", "train it by `python -m train_generator.towers.latent_recognizer`"):
+        model = LatentRecognizer.from_pretrained(path).requires_grad_(False).eval()
+    wanted = {"channels": pipeline.unet.config.in_channels, "side": pipeline.unet.config.sample_size,
+              "embedding_dim": pipeline.joint_encoder.face_encoder.config.embedding_dim}  # fmt: skip
+    if found := {key: model.config[key] for key, value in wanted.items() if model.config[key] != value}:
+        raise CheckpointError(
+            f"latent_recognizer={name} has {found}, this base and encoder need {wanted}: train one for them, or set "
+            "loss.latent_identity=0"
+        )
+    return model
+
+
 def train(config: GeneratorConfig) -> Result:
     """Runs or resumes stage 2."""
     for name in ("data", "encoder"):
@@ -115,7 +134,8 @@ def train(config: GeneratorConfig) -> Result:
         for split in ("train", "validation")
     ]  # fmt: skip
     add_adapter(pipeline, config.adapter)
-    task = GeneratorTask(pipeline, config, features[1])
+    reader = load_latent_recognizer(config.latent_recognizer, pipeline) if config.loss.latent_identity else None
+    task = GeneratorTask(pipeline, config, features[1], reader)
     source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture)
     facts = {"data": features[0].arrays.content_hash[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts)

@@ -43,7 +43,8 @@ class LossConfig:
     without weight. alignment_factor: the layers whose grid is so many times smaller than the latents.
 
     identity_below: the facial identity loss counts at timesteps up to this one, where the estimated clean image shows
-    a face; identity_rows: at most so many samples of a batch are decoded for it.
+    a face; identity_rows: at most so many samples of a batch are decoded for it. latent_identity: the same by a network
+    that reads noisy latents (`GeneratorConfig.latent_recognizer`), at all timesteps and without decoding.
     """
 
     min_snr_gamma: float = 0.0
@@ -52,6 +53,7 @@ class LossConfig:
     identity: float = 0.1
     identity_below: int = 300
     identity_rows: int = 8
+    latent_identity: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -74,12 +76,15 @@ class DropoutConfig:
 @dataclass(kw_only=True)
 class GeneratorConfig:
     """Stage 2. `data`: data set; `encoder`: stage-1 export; `base`: directory with vae, unet, scheduler (a name such as
-    `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out)."""
+    `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out);
+    `latent_recognizer`: export of `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and
+    this recognizer, read if `loss.latent_identity` is not 0."""
 
     data: str = ""
     encoder: str = ""
     base: str = "tiny"
     fitter: str = "tiny/fitter"
+    latent_recognizer: str = "tiny/latent_recognizer"
     out: str = "runs/generator"
     cache: str = ""
     size: int = 64  # pixels of the generated pictures

@@ -19,12 +19,14 @@ from makeup_plugin.adapters import LoraSettings, add_lora
 from makeup_plugin.attention import AttentionCapture, layers_at
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.losses import (
     decode_latents,
     estimate_clean,
     identity_loss,
     low_noise,
     min_snr_weights,
+    noise_again,
     noise_prediction_loss,
     prediction_target,
     semantic_alignment_loss,
@@ -67,12 +69,20 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
 
 
 class GeneratorTask:
-    """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter."""
+    """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter. `latent_recognizer`: frozen,
+    for `loss.latent_identity`."""
 
-    def __init__(self, pipeline: FaceMakeUpPipeline, config: GeneratorConfig, validation: ReferenceFeatures) -> None:
+    def __init__(
+        self,
+        pipeline: FaceMakeUpPipeline,
+        config: GeneratorConfig,
+        validation: ReferenceFeatures,
+        latent_recognizer: LatentRecognizer | None = None,
+    ) -> None:
         self.pipeline, self.config, self.validation = pipeline, config, validation
         parts = {name: getattr(pipeline, name) for name in
                  ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")}  # fmt: skip
+        parts["latent_recognizer"] = latent_recognizer
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         self.alphas = pipeline.scheduler.alphas_cumprod.float()
         self.prediction = pipeline.scheduler.config.prediction_type
@@ -114,9 +124,11 @@ class GeneratorTask:
         clean = batch["latents"]
         noise = torch.randn(clean.shape, generator=context.generator, device=clean.device)
         steps = torch.randint(len(self.alphas), (len(clean),), generator=context.generator, device=clean.device)
-        return self._loss(batch, clean, noise, steps)
+        return self._loss(batch, clean, noise, steps, context.generator)
 
-    def _loss(self, batch: dict[str, Tensor], clean: Tensor, noise: Tensor, steps: Tensor) -> tuple[Tensor, dict]:
+    def _loss(
+        self, batch: dict[str, Tensor], clean: Tensor, noise: Tensor, steps: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         config, pipeline = self.config.loss, self.pipeline
         alphas = self.alphas.to(clean.device)
         signal = alphas[steps].view(-1, 1, 1, 1)
@@ -142,6 +154,9 @@ class GeneratorTask:
             face = self._identity_loss(batch, prediction, noisy, steps, alphas)
         total = denoising + config.alignment * alignment + config.identity * face
         parts = {"noise": denoising, "alignment": alignment, "identity": face}
+        if "latent_recognizer" in self.modules:
+            parts["latent_identity"] = self._latent_identity_loss(batch, prediction, noisy, steps, alphas, generator)
+            total = total + config.latent_identity * parts["latent_identity"]
         return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
 
     def _identity_loss(
@@ -168,6 +183,18 @@ class GeneratorTask:
             crop_size=recognizer.config.image_size,
         )
 
+    def _latent_identity_loss(
+        self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:  # fmt: skip
+        """1 − cosine to the person in the estimated latents, on samples that know the person."""
+        estimate = estimate_clean(prediction.float(), noisy, alphas, steps, prediction_type=self.prediction)
+        again, lower = noise_again(estimate, steps, alphas, generator)
+        found = self.modules["latent_recognizer"](again, lower)
+        keep = batch["keep_face"] | batch["keep_identity"]
+        distance = 1 - F.cosine_similarity(found, batch["target_identity"].float(), dim=-1)
+        return (distance * keep).sum() / keep.sum().clamp(min=1)
+
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Losses on fixed validation samples at fixed noise, and a grid of samples below `out/samples`."""
@@ -178,7 +205,7 @@ class GeneratorTask:
         generator = torch.Generator(device).manual_seed(5)
         noise = torch.randn(batch["latents"].shape, generator=generator, device=device)
         steps = torch.linspace(20, len(self.alphas) - 20, len(rows), device=device).long()
-        total, parts = self._loss(batch, batch["latents"], noise, steps)
+        total, parts = self._loss(batch, batch["latents"], noise, steps, generator)
         self._sample_grid(batch, Path(self.config.out) / "samples" / f"{step:06d}.png")
         return {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
 

@@ -15,6 +15,7 @@ from makeup_plugin.losses import (
     identity_loss,
     low_noise,
     min_snr_weights,
+    noise_again,
     noise_prediction_loss,
     prediction_target,
     semantic_alignment_loss,
@@ -51,6 +52,18 @@ def test_targets_and_estimates_agree_with_the_scheduler(kind):
         torch.testing.assert_close(target, scheduler.get_velocity(clean, noise, timesteps))
     estimate = estimate_clean(target, noisy, alphas, timesteps, prediction_type=kind)
     torch.testing.assert_close(estimate, clean, atol=1e-4, rtol=1e-4)
+
+
+def test_noise_again_lies_between_the_share_and_the_timestep():
+    alphas = DDIMScheduler().alphas_cumprod
+    clean, timesteps = torch.full((2000, 1, 2, 2), 3.0, requires_grad=True), torch.arange(2000) // 2
+    noisy, lower = noise_again(clean, timesteps, alphas, torch.Generator().manual_seed(0), least=0.5)
+    assert (lower <= timesteps).all() and (lower >= timesteps // 2).all()
+    signal = alphas[lower].sqrt().view(-1, 1, 1, 1)
+    noise = (noisy.detach() - signal * 3) / (1 - alphas[lower]).sqrt().view(-1, 1, 1, 1)
+    assert abs(float(noise.mean())) < 0.03 and float(noise.std()) == pytest.approx(1, abs=0.03)
+    noisy.sum().backward()
+    torch.testing.assert_close(clean.grad, signal.expand_as(clean))
 
 
 def test_weighted_noise_loss():

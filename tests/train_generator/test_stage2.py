@@ -1,6 +1,7 @@
 """Stage 2 end to end on a random base: it resumes exactly, exports a loadable pipeline, and refuses bad input."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,17 @@ from diffusers import UNet2DConditionModel
 from faceclip.encoder import FaceCLIP
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
+from faceclip.runtime import parse_config
 from faceclip.text_tower import TextTower
 from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.latent_recognizer import LatentRecognizer
+from makeup_plugin.losses import estimate_clean, noise_again
 from tests.stages import kill_after_checkpoint, run, same_weights, save_base, save_towers, start
-from train_generator.__main__ import main
-from train_generator.config import DropoutConfig
+from train_generator.__main__ import build_pipeline, load_latent_recognizer, main
+from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
+from train_generator.features import reference_features
 from train_generator.source import _groups
+from train_generator.task import GeneratorTask
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +42,15 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     )
     encoder.eval().save_pretrained(root / "encoder")
     ImageTower.from_pretrained(root / "towers" / "image").save_pretrained(root / "encoder" / "image_tower")
+    torch.manual_seed(2)
+    LatentRecognizer(4, 16, (16, 16), 1, 32).save_pretrained(root / "reader")
+    reader = [f"latent_recognizer={root / 'reader'}", "loss.latent_identity=0.3"]
     channels = ["adapter.lora_rank=2", "adapter.identity.depth=1", "adapter.identity.heads=2",
                 "adapter.identity.dim_head=8"]  # fmt: skip
     trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=2", "trainer.validate_every=0",
                "trainer.warmup_steps=2", "validation_rows=4", "sample_steps=2"]  # fmt: skip
     return [f"data={tiny_dataset}", f"encoder={root / 'encoder'}", f"base={root / 'base'}", "fitter=''",
-            f"cache={root / 'cache'}", *channels, *trainer]  # fmt: skip
+            f"cache={root / 'cache'}", *reader, *channels, *trainer]  # fmt: skip
 
 
 def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
@@ -56,7 +65,8 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     assert same_weights(whole / "export", broken / "export")
 
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    assert {"loss_noise", "loss_alignment", "loss_identity", "samples_per_second"} <= lines[0].keys()
+    losses = {f"loss_{name}" for name in ("noise", "alignment", "identity", "latent_identity")}
+    assert losses | {"samples_per_second"} <= lines[0].keys()
     assert (whole / "samples" / "000008.png").is_file()
 
     # A fresh process, in which nothing but the pipeline has been imported.
@@ -121,6 +131,40 @@ def test_a_base_of_another_width_is_refused(arguments, tmp_path):
     assert status == 2
     assert "width 96" in output
     assert "gives 64" in output
+
+
+def test_a_latent_recognizer_of_other_embeddings_is_refused(arguments, tmp_path, capsys):
+    LatentRecognizer(4, 16, (16, 16), 1, 24).save_pretrained(tmp_path / "reader")
+    words = [*arguments, f"out={tmp_path / 'run'}", f"latent_recognizer={tmp_path / 'reader'}"]
+    assert main(words) == 2
+    assert re.search(r"latent_recognizer=.* has \{'embedding_dim': 24\}.*'embedding_dim': 32", capsys.readouterr().err)
+    assert main([*words[:-1], "latent_recognizer=/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_latent_identity_counts_those_who_are_known(arguments, tmp_path):
+    config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
+    pipeline = build_pipeline(config)
+    reader = load_latent_recognizer(config.latent_recognizer, pipeline)
+    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
+                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
+                                  cache=Path(config.cache))  # fmt: skip
+    task = GeneratorTask(pipeline, config, features, reader)
+    steps, noise = torch.tensor([300, 600]), torch.randn(2, 4, 16, 16)
+    alphas, draw = task.alphas, torch.Generator
+    batch = {"keep_face": torch.tensor([True, False]), "keep_identity": torch.tensor([False, False]),
+             "target_identity": torch.randn(2, 32)}  # fmt: skip
+    noisy = alphas[steps].sqrt().view(-1, 1, 1, 1) * noise
+    prediction = torch.randn(2, 4, 16, 16, requires_grad=True)
+    loss = task._latent_identity_loss(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
+    estimate = estimate_clean(prediction, noisy, alphas, steps, prediction_type="epsilon")
+    again, lower = noise_again(estimate, steps, alphas, draw().manual_seed(0))
+    expected = 1 - torch.cosine_similarity(reader(again, lower)[:1], batch["target_identity"][:1]).mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert prediction.grad[0].abs().sum() > 0 and prediction.grad[1].abs().sum() == 0
+    batch["keep_face"][:] = False
+    assert task._latent_identity_loss(batch, prediction, noisy, steps, alphas, draw().manual_seed(0)) == 0
 
 
 def test_groups_by_hand():

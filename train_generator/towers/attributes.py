@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from faceclip.data.arrays import FaceArrays
+from makeup_plugin.latent_recognizer import LatentTrunk
 from train_encoder.towers.judge import visible_labels
 
 IGNORED = -100  # class of what is not to be told, as in `F.cross_entropy`
@@ -43,32 +42,14 @@ class LatentClassifier(nn.Module):
         self, latents: tuple[int, int], classes: Sequence[int], *, widths: Sequence[int] = (64, 128, 192)
     ) -> None:
         super().__init__()
-        channels, side = latents
-        self.time = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.embedding = TimestepEmbedding(widths[0], 4 * widths[0])
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.blocks = nn.ModuleList()
-        before = widths[0]
-        for width in widths:
-            self.blocks.append(
-                ResnetBlock2D(in_channels=before, out_channels=width, temb_channels=4 * widths[0], groups=16)
-            )
-            before = width
-        cells = (side // 2 ** (len(widths) - 1)) ** 2
-        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(before * cells, 256), nn.SiLU())
+        self.trunk = LatentTrunk(latents, widths)
+        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(self.trunk.features, 256), nn.SiLU())
         self.heads = nn.ModuleList(nn.Linear(256, count) for count in classes)
 
     def forward(self, latents: Tensor, timesteps: Tensor) -> Reading:
         """What is seen in noisy latents (B, C, s, s) at timesteps (B,)."""
-        time = self.embedding(self.time(timesteps))
-        hidden = self.stem(latents)
-        features = []
-        for position, block in enumerate(self.blocks):
-            if position:
-                hidden = F.avg_pool2d(hidden, 2)
-            hidden = block(hidden, time)
-            features.append(hidden)
-        seen = self.neck(hidden)
+        features = self.trunk(latents, timesteps)
+        seen = self.neck(features[-1])
         return Reading(logits=[head(seen).float() for head in self.heads], features=features)
 
     def frozen(self, latents: Tensor, timesteps: Tensor) -> Reading:

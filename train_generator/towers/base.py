@@ -21,7 +21,7 @@ from faceclip.errors import ConfigError
 from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
-from makeup_plugin.losses import estimate_clean, prediction_target
+from makeup_plugin.losses import estimate_clean, noise_again, prediction_target
 from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_generator.towers.attributes import (
     IGNORED,
@@ -193,18 +193,14 @@ class BaseTask:
         self, prediction: Tensor, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor], context: StepContext
     ) -> tuple[Tensor, Tensor]:
         """How badly the classifier finds what the text names in the estimated clean latents, and how far its features
-        are from those of the true ones. They are noised again, to half of their timestep or more: an estimate made at
-        high noise is smoother than what the classifier knows, and patterns too fine for the noise cannot please it."""
-        draw = {"generator": context.generator, "device": noisy.device}
-        estimate = estimate_clean(
-            prediction.float(), noisy, self.scheduler.alphas_cumprod, timesteps, prediction_type="v_prediction"
-        )
-        lower = (timesteps * (0.5 + 0.5 * torch.rand(timesteps.shape, **draw))).long()
-        noise = torch.randn(estimate.shape, **draw)
-        classifier = self.modules["classifier"]
-        found = classifier.frozen(self.scheduler.add_noise(estimate, noise, lower), lower)
+        are from those of the true ones under the same noise."""
+        alphas, classifier = self.scheduler.alphas_cumprod, self.modules["classifier"]
+        estimate = estimate_clean(prediction.float(), noisy, alphas, timesteps, prediction_type="v_prediction")
+        again, lower = noise_again(estimate, timesteps, alphas, context.generator)
+        signal = alphas.to(noisy.device)[lower].sqrt().view(-1, 1, 1, 1)
+        found = classifier.frozen(again, lower)
         with torch.no_grad():
-            true = classifier(self.scheduler.add_noise(batch["latents"], noise, lower), lower)
+            true = classifier(again + signal * (batch["latents"] - estimate), lower)
         classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
         return attribute_loss(found.logits, classes), feature_distance(found.features, true.features)
 

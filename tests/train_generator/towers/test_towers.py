@@ -14,10 +14,12 @@ from eval.judge import Judge
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import CheckpointError
+from faceclip.face_encoder import FaceViT
 from faceclip.runtime import StepContext, parse_config
 from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, verify
 from faceclip.text_tower import TextTower, tokenize
-from train_generator.towers import base, vae
+from makeup_plugin.latent_recognizer import LatentRecognizer
+from train_generator.towers import base, latent_recognizer, vae
 from train_generator.towers.attributes import attribute_loss
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.sampling import sample_portraits
@@ -209,3 +211,28 @@ def test_prompts_to_measure_name_what_their_portrait_has(tiny_dataset):
         if "hair_color" in names:
             color = names["hair_color"]
             assert any(f"{word}" in text_of for word in words.get(color, (color,)))
+
+
+def test_person_means_by_hand():
+    embeddings = np.array([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]], np.float32)
+    means = latent_recognizer.person_means(embeddings, np.array([4, 4, 9]))
+    np.testing.assert_allclose(means, [[0.5**0.5, 0.5**0.5], [0.5**0.5, 0.5**0.5], [0, -1]], rtol=1e-6)
+
+
+def test_latent_recognizer_learns_persons_and_is_measured(vae_export, tiny_dataset, tmp_path):
+    torch.manual_seed(0)
+    face = FaceViT(image_size=32, patch_size=8, width=32, depth=1, heads=2, embedding_dim=12)
+    face.save_pretrained(tmp_path / "face")
+    words = [f"data={tiny_dataset}", f"vae={vae_export}", f"recognizer={tmp_path / 'face'}", f"out={tmp_path / 'run'}"]
+    words += ["size=32", "model.widths=[16, 16]", "model.depth=1", "trainer.steps=25", *TRAINER]
+    words += ["trainer.learning_rate=3e-3", "trainer.batch_size=16", "trainer.log_every=5", "trainer.ema_decay=null"]
+    assert latent_recognizer.main(words) == 0
+    model = LatentRecognizer.from_pretrained(tmp_path / "run" / "export")
+    assert model.config.embedding_dim == 12 and model.config.channels == 8
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["distance"] for line in lines if "distance" in line]
+    assert losses[-1] < losses[0]
+    metrics = json.loads((tmp_path / "run" / "export" / "metrics.json").read_text())["metrics"]
+    for level in (0, 200, 400, 600):
+        assert -1 <= metrics[f"cosine at timestep {level}"]["value"] <= 1
+        assert 0 <= metrics[f"rank-1 at timestep {level}"]["value"] <= 1

@@ -1,0 +1,200 @@
+"""Train the latent recognizer: noisy latents of a portrait → what the face recognizer says of its person.
+
+python -m train_generator.towers.latent_recognizer data=DIR vae=DIR recognizer=DIR [--preset tiny]
+
+Stage 2 measures with it, at every noise level and without decoding, whose face it draws.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from faceclip import weights
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.cache import cached_features, module_hash
+from faceclip.face_encoder import FaceViT
+from faceclip.faces.align import align_face
+from faceclip.runtime import StepContext
+from makeup_plugin.latent_recognizer import LatentRecognizer
+from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
+from train_generator.towers.base import make_scheduler
+from train_generator.towers.command import TowerConfig, run_tower
+from train_generator.towers.latents import cached_latents
+
+LEVELS = (0, 200, 400, 600)  # timesteps that are measured
+
+
+@dataclass(kw_only=True)
+class NetConfig:
+    """Sizes of `LatentRecognizer`."""
+
+    widths: list[int] = field(default_factory=lambda: [64, 96, 128])
+    depth: int = 2
+
+
+@dataclass(kw_only=True)
+class LatentRecognizerConfig(TowerConfig):
+    """The frozen autoencoder and recognizer (empty: the shipped ones) and the sizes. Timesteps are drawn as
+    T · u ** `low_noise` with uniform u: above 1 they lean to low noise, where there is something to see."""
+
+    out: str = "runs/towers/latent_recognizer"
+    vae: str = ""
+    recognizer: str = ""
+    low_noise: float = 1.5
+    model: NetConfig = field(default_factory=NetConfig)
+
+
+class IdentitySource:
+    """Latents (C, s, s) of a portrait and the unit embedding (E,) of its person, the mean over all portraits."""
+
+    def __init__(self, latents: NDArray[np.float32], persons: NDArray[np.float32]) -> None:
+        self.latents, self.persons = latents, persons
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
+        rows = np.asarray(indices)
+        return {"latents": torch.from_numpy(self.latents[rows]), "person": torch.from_numpy(self.persons[rows])}
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
+
+
+def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, name: str) -> NDArray[np.float32]:
+    """The recognizer's embeddings (N, E) of portraits cut by their true landmarks; cached."""
+    size = recognizer.config.image_size
+
+    def build(start: int, stop: int) -> dict[str, NDArray]:
+        crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
+                 for i in range(start, stop)]  # fmt: skip
+        faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            return {"identity": recognizer(faces).identity.numpy()}
+
+    key = {"data_hash": arrays.content_hash, "model_hash": module_hash(recognizer)}
+    return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px", count=len(arrays),
+                           build=build)["identity"]  # fmt: skip
+
+
+def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> NDArray[np.float32]:
+    """For every row the unit mean (N, E) of the unit embeddings of its identity."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    people, row = np.unique(identity, return_inverse=True)
+    sums = np.zeros((len(people), unit.shape[1]), np.float32)
+    np.add.at(sums, row, unit)
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True))[row]
+
+
+class LatentRecognizerTask:
+    """1 − cosine to the person, at all noise levels."""
+
+    def __init__(self, model: LatentRecognizer, config: LatentRecognizerConfig, validation: IdentitySource) -> None:
+        self.modules = nn.ModuleDict({"model": model})
+        self.config, self.validation = config, validation
+        self.scheduler = make_scheduler()
+
+    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        latents = batch["latents"]
+        draw = {"generator": context.generator, "device": latents.device}
+        count = self.scheduler.config.num_train_timesteps
+        timesteps = (count * torch.rand(len(latents), **draw) ** self.config.low_noise).long()
+        noisy = self.scheduler.add_noise(latents, torch.randn(latents.shape, **draw), timesteps)
+        found = self.modules["model"](noisy, timesteps)
+        loss = 1 - F.cosine_similarity(found, batch["person"]).mean()
+        return loss, {"distance": loss.detach()}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Cosine to the person on validation portraits at fixed noise."""
+        rows = list(range(min(512, len(self.validation))))
+        batch = self.validation.get_batch(rows, [])
+        generator = torch.Generator().manual_seed(0)
+        found = {}
+        for level in LEVELS:
+            embeddings = embed_noisy(self.modules["model"], batch["latents"], level, generator)
+            found[f"cosine_{level}"] = float(F.cosine_similarity(embeddings, batch["person"]).mean())
+        return found
+
+    def export(self, directory: Path) -> None:
+        self.modules["model"].save_pretrained(directory)
+
+
+@torch.no_grad()
+def embed_noisy(model: LatentRecognizer, latents: Tensor, level: int, generator: torch.Generator) -> Tensor:
+    """Embeddings (N, E) of clean latents (N, C, s, s) after noise of timestep `level`."""
+    scheduler, device = make_scheduler(), next(model.parameters()).device
+    found = []
+    for part in latents.split(64):
+        timesteps = torch.full((len(part),), level)
+        noisy = scheduler.add_noise(part, torch.randn(part.shape, generator=generator), timesteps)
+        found.append(model(noisy.to(device), timesteps.to(device)).cpu())
+    return torch.cat(found)
+
+
+def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
+    """The frozen autoencoder's folder and the recognizer."""
+    vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
+    recognizer = Path(config.recognizer) if config.recognizer else weights.path("tiny/recognizer")
+    return vae, FaceViT.from_pretrained(recognizer).requires_grad_(False).eval()
+
+
+def load_source(config: LatentRecognizerConfig, split: str) -> tuple[IdentitySource, FaceArrays]:
+    """Latents and persons of a split."""
+    vae, recognizer = parts_of(config)
+    arrays, large = load_arrays(config.data, split, size=config.size), load_arrays(config.data, split)
+    embeddings = portrait_embeddings(large, recognizer, Path(config.data) / ".features", split)
+    return IdentitySource(cached_latents(vae, arrays), person_means(embeddings, np.asarray(arrays.identity))), arrays
+
+
+def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, IdentitySource]:
+    """Model, task and source of a configuration."""
+    source, _ = load_source(config, "train")
+    validation, _ = load_source(config, "validation")
+    channels, side = source.latents.shape[1:3]
+    model = LatentRecognizer(channels, side, config.model.widths, config.model.depth, source.persons.shape[1])
+    return LatentRecognizerTask(model, config, validation), source
+
+
+def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Figure]:
+    """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), and
+    the cosine to the recognizer's mean of the person."""
+    source, arrays = load_source(config, "test")
+    model = LatentRecognizer.from_pretrained(path).eval()
+    latents, identity = torch.from_numpy(np.array(source.latents)), np.asarray(arrays.identity)
+    index, frontal = np.asarray(arrays.index), np.asarray(arrays.index) == 0
+    clean = embed_noisy(model, latents, 0, torch.Generator().manual_seed(0)).numpy()
+    figures = {}
+    for level in LEVELS:
+        found = embed_noisy(model, latents, level, torch.Generator().manual_seed(1)).numpy()
+        cosine = F.cosine_similarity(torch.from_numpy(found), torch.from_numpy(source.persons)).numpy()
+        hits, probes = rank1_hits(np.where(frontal[:, None], clean, found), identity, index)
+        figures[f"rank-1 at timestep {level}"] = identity_bootstrap(hits, identity[probes])
+        figures[f"cosine at timestep {level}"] = identity_bootstrap(cosine, identity)
+    return figures
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_generator.towers.latent_recognizer`; returns the exit status."""
+    return run_tower(
+        LatentRecognizerConfig,
+        argv,
+        name="latent_recognizer",
+        build=build,
+        measure=measure,
+        title="Tiny latent recognizer",
+        summary=(
+            "Reads noisy latents of the tiny autoencoder and gives the embedding that the tiny face recognizer gives "
+            "the person, for the identity loss of stage 2. It looks at no generated picture when results are measured."
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
