@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 
 # fp32 inner products of unit vectors repeat to about 1e-7 between batch sizes.
 TIE_TOLERANCE = 1e-6
+DRAWS_AT_ONCE = 1 << 24  # people drawn at a time by the bootstrap, so that many people need little memory
 NEVER = np.iinfo(np.int64).max
 """Rank of a query whose right answer cannot be found, for example because no face was detected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over queries with its 95 % interval from a bootstrap by identity."""
+    """A mean over `count` values with its 95 % interval from a bootstrap over `identities` people."""
 
     value: float
     low: float
     high: float
-    queries: int
+    count: int
     identities: int
 
     def __str__(self) -> str:
@@ -94,26 +95,27 @@ def identity_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Mean of `values` (Q,) and its percentile interval when whole identities are drawn with replacement.
+    """Mean of `values` (Q,) and its percentile interval (Efron 1979) when whole identities are drawn with replacement.
 
-    Queries of one person are not independent: drawing queries would give intervals that are too narrow.
+    Values of one person are not independent: drawing values would give intervals that are too narrow.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != np.shape(identities) or values.ndim != 1:
         raise ValueError(f"values {values.shape} and identities {np.shape(identities)} must be equal and flat")
     if len(values) == 0:
-        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), queries=0, identities=0)
+        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), count=0, identities=0)
     _, group = np.unique(identities, return_inverse=True)
     sums = np.bincount(group, weights=values)
-    counts = np.bincount(group).astype(np.float64)
+    counts = np.bincount(group)
     people = len(counts)
-    draws = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), size=resamples)
-    means = (draws @ sums) / (draws @ counts)
+    rng, means = np.random.default_rng(seed), []
+    rows = max(1, DRAWS_AT_ONCE // people)
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(0, people, size=(min(rows, resamples - start), people))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(
-        value=float(values.mean()), low=float(low), high=float(high), queries=len(values), identities=people
-    )
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Estimate(value=float(values.mean()), low=float(low), high=float(high), count=len(values), identities=people)
 
 
 def paired_difference(

@@ -99,7 +99,7 @@ def test_nan_and_wrong_shapes_are_refused():
 def test_bootstrap_of_equal_values_has_no_width():
     estimate = identity_bootstrap(np.ones(6), np.array([0, 0, 1, 1, 2, 2]))
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
-    assert (estimate.queries, estimate.identities) == (6, 3)
+    assert (estimate.count, estimate.identities) == (6, 3)
 
 
 def test_bootstrap_draws_people_not_queries():

@@ -11,7 +11,7 @@ from PIL import Image
 from eval.metrics import Estimate
 from eval.report import Report, format_cell, interval_bars, line_plot, write_text
 
-ESTIMATE = Estimate(value=0.5, low=0.25, high=0.75, queries=8, identities=4)
+ESTIMATE = Estimate(value=0.5, low=0.25, high=0.75, count=8, identities=4)
 
 
 def test_written_report_is_one_escaped_file(tmp_path):

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eval.metrics import Estimate
 from faceclip.errors import DataError
-from train_encoder.towers.measure import Figure
 
-Metric = Figure | float
+Metric = Estimate | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def dataset_facts(directory: Path) -> dict[str, object]:
 def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> None:
     """Write `metrics.json` and `README.md` into an export directory."""
     directory = Path(directory)
-    plain = {key: asdict(value) if isinstance(value, Figure) else value for key, value in metrics.items()}
+    plain = {key: asdict(value) if isinstance(value, Estimate) else value for key, value in metrics.items()}
     facts = {"command": card.command, "seed": card.seed, "steps": card.steps, "samples": card.samples}
     body = {**facts, "data": dict(card.data), "split": card.split, "metrics": plain}
     (directory / "metrics.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
@@ -77,7 +77,7 @@ def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, metric in metrics.items():
-        if isinstance(metric, Figure):
+        if isinstance(metric, Estimate):
             interval = f"{metric.low:.3f} to {metric.high:.3f} | {metric.count} | {metric.identities}"
             lines.append(f"| {name} | {metric.value:.3f} | {interval} |")
         else:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
@@ -20,7 +21,7 @@ from faceclip.image_tower import ImageTower
 from faceclip.runtime import StepContext, TrainerConfig
 from faceclip.text_tower import END, TextTower, tokenize, used_tokens
 from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.measure import Figure, identity_bootstrap, recall_among
+from train_encoder.towers.measure import recall_among
 from train_encoder.towers.sources import JitterConfig, jitter_image
 
 DISTRACTORS = 100
@@ -213,7 +214,7 @@ def fullest_caption(captions: list[Caption]) -> Caption:
 
 
 @torch.inference_mode()
-def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch: int = 64) -> dict[str, Figure]:
+def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch: int = 64) -> dict[str, Estimate]:
     """Recall@1 among 100 random distractors, both directions and both text towers.
 
     Queries are each portrait's fullest caption. `…_unambiguous` draws no distractor of which the caption (or,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices
@@ -20,7 +21,6 @@ from faceclip.face3d.rasterizer import vertex_normals
 from faceclip.faces.align import align_face, similarity_transform
 from faceclip.runtime import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_encoder.towers.sources import JitterConfig, jitter_image
 
 SURFACE_POINTS = 256  # vertices of the face on which position and shading are compared
@@ -191,7 +191,7 @@ class FitterTask:
 @torch.inference_mode()
 def measure(
     model: FaceFitter, directory: Path, split: str, *, people: int | None = None, per_person: int = 4, batch: int = 64
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Pose and shading errors in the portraits' frame, from true landmarks.
 
     Shading: root mean square error of the fitted map within the true face region, grey levels in [0, 1], over

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import load_arrays
 from faceclip.data.synthetic.sample import sample_identity
 from faceclip.face_encoder import FaceFeatures
 from faceclip.runtime import StepContext
 from train_encoder.towers.card import dataset_facts
 from train_encoder.towers.margin import arcface_loss, margin_at
-from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
+from train_encoder.towers.measure import rank1_hits
 from train_encoder.towers.sources import CropSource, aligned_crops
 
 CENTER_SIZE = 0.02  # deviation of the class centers at the start
@@ -152,7 +153,7 @@ class EvaluationSet:
         self.index = np.asarray(arrays.index)[kept]
         self.crops = aligned_crops(arrays, size, count=len(self.identity))
 
-    def measure(self, module: nn.Module) -> dict[str, Figure]:
+    def measure(self, module: nn.Module) -> dict[str, Estimate]:
         """Rank-1 (gallery: the frontal image of each person) over all probes and over those at large yaw."""
         hits, probes = rank1_hits(embed_crops(module, self.crops), self.identity, self.index)
         people = self.identity[probes]
@@ -163,7 +164,7 @@ class EvaluationSet:
         return figures
 
 
-def measure_identity(module: nn.Module, directory: Path, *, size: int, split: str = "test") -> dict[str, Figure]:
+def measure_identity(module: nn.Module, directory: Path, *, size: int, split: str = "test") -> dict[str, Estimate]:
     """Rank-1 on a split from full portraits, and from portraits at 64 px, as the tiny generator draws them."""
     figures = EvaluationSet(directory, split, size=size).measure(module)
     small = EvaluationSet(directory, split, size=size, portrait=64).measure(module)

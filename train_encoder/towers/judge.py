@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eval.judge import POSE_SCALE, Judge
+from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.runtime import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_encoder.towers.sources import JitterConfig, jitter_image
 
 SMILES = frozenset({"smile", "laugh"})
@@ -109,7 +109,7 @@ class JudgeTask:
 
 
 @torch.inference_mode()
-def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> dict[str, Figure]:
+def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> dict[str, Estimate]:
     """Accuracy of every attribute (hair color where hair is visible), smile, pose and landmark errors."""
     arrays = load_arrays(directory, split, size=model.config.image_size)
     training, device = model.training, next(model.parameters()).device

@@ -1,48 +1,9 @@
-"""Measured figures with 95 % intervals.
-
-Every resampling is over whole identities, since images of one person are not independent.
-"""
-
-from dataclasses import dataclass
+"""What the tower commands measure: identification and retrieval among distractors."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A mean with the bounds of its 95 % identity bootstrap, over `count` values of `identities` people."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-    identities: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
-
-
-def identity_bootstrap(values: NDArray, identities: NDArray, *, resamples: int = 2000, seed: int = 0) -> Figure:
-    """Mean of `values` (N,) and its percentile bootstrap (Efron 1979) over whole identities (N,).
-
-    Raises ValueError for an empty or ragged input.
-    """
-    if len(values) == 0 or len(values) != len(identities):
-        raise ValueError(f"need one identity per value and at least one: {len(values)}, {len(identities)}")
-    _, groups = np.unique(identities, return_inverse=True)
-    sums = np.bincount(groups, weights=np.asarray(values, dtype=np.float64))
-    counts = np.bincount(groups)
-    draws = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Figure(
-        value=float(sums.sum() / counts.sum()),
-        low=float(low),
-        high=float(high),
-        count=len(values),
-        identities=len(sums),
-    )
+from eval.metrics import first_right_rank
 
 
 def rank1_hits(
@@ -58,9 +19,7 @@ def rank1_hits(
     own = identities[probes][:, None] == identities[gallery][None]
     if not own.any(axis=1).all():
         raise ValueError("some probe identities have no gallery image (index 0)")
-    best_own = np.where(own, scores, -np.inf).max(axis=1)
-    best_other = np.where(own, -np.inf, scores).max(axis=1)
-    return best_own > best_other, probes
+    return first_right_rank(scores, own) == 1, probes
 
 
 def recall_among(

@@ -7,11 +7,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.metrics import Estimate
 from faceclip.face_encoder import FaceViT
 from faceclip.runtime import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
-from train_encoder.towers.measure import Figure
 from train_encoder.towers.sources import CropSource, JitterConfig
 
 
@@ -46,7 +46,7 @@ def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
     return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
-def measure(path: Path, config: RecognizerConfig) -> dict[str, Figure]:
+def measure(path: Path, config: RecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 on the test identities of the exported recognizer."""
     model = FaceViT.from_pretrained(path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)

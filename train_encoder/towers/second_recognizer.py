@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.judge import SecondRecognizer
+from eval.metrics import Estimate
 from faceclip.runtime import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
-from train_encoder.towers.measure import Figure
 from train_encoder.towers.sources import CropSource, JitterConfig
 
 
@@ -43,7 +43,7 @@ def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
     return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
-def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Figure]:
+def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 on the test identities of the exported recognizer."""
     model = SecondRecognizer.from_pretrained(path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)

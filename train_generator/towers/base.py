@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from eval.judge import Judge
+from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
@@ -22,7 +23,6 @@ from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.losses import estimate_clean, noise_again, prediction_target
-from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_generator.towers.attributes import (
     IGNORED,
     LatentClassifier,
@@ -275,7 +275,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     return BaseTask(unet, towers, config, vae), source
 
 
-def measure(path: Path, config: BaseConfig) -> dict[str, Figure]:
+def measure(path: Path, config: BaseConfig) -> dict[str, Estimate]:
     """How often the judge finds what prompts of the test split name, in pictures of fixed seeds."""
     vae_path, towers = parts_of(config)
     judge_path = Path(config.judge) if config.judge else weights.path("tiny/judge", package="eval")

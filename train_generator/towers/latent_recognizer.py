@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval.metrics import Estimate, identity_bootstrap
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, module_hash
@@ -22,7 +23,7 @@ from faceclip.face_encoder import FaceViT
 from faceclip.faces.align import align_face
 from faceclip.runtime import StepContext
 from makeup_plugin.latent_recognizer import LatentRecognizer
-from train_encoder.towers.measure import Figure, identity_bootstrap, rank1_hits
+from train_encoder.towers.measure import rank1_hits
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import cached_latents
@@ -162,7 +163,7 @@ def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, Identit
     return LatentRecognizerTask(model, config, validation), source
 
 
-def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Figure]:
+def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), and
     the cosine to the recognizer's mean of the person."""
     source, arrays = load_source(config, "test")

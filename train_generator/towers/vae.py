@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.runtime import StepContext
-from train_encoder.towers.measure import Figure, identity_bootstrap
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
@@ -167,7 +167,7 @@ def build(config: VaeConfig) -> tuple[VaeTask, PortraitSource]:
     return VaeTask(make_model(config.model, config.size), config), source
 
 
-def measure(path: Path, config: VaeConfig) -> dict[str, Figure]:
+def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:
     """Mean PSNR on the test identities."""
     model = AutoencoderKL.from_pretrained(path).eval()
     test = load_arrays(config.data, "test", size=config.size)

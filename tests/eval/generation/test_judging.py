@@ -41,7 +41,7 @@ def test_undetected_faces_lower_the_mean():
     assert summary["similarity, recognizer"].value == pytest.approx(0.6)
     assert summary["similarity without detection, recognizer"].value == pytest.approx(0.8)
     assert summary["faces found"].value == 0.75
-    assert summary["prompt accuracy, all"].queries == 3  # a prompt that names nothing judged does not count
+    assert summary["prompt accuracy, all"].count == 3  # a prompt that names nothing judged does not count
     assert np.isnan(summary["prompt accuracy, expression"].value)
 
 

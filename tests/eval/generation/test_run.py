@@ -27,7 +27,7 @@ def finished(arguments, tmp_path_factory):
 def test_every_arm_is_made_and_scored(finished):
     content = json.loads((finished / "results.json").read_text())
     assert list(content["arms"]) == ["text", "joint", "identity", "shading", "all"]
-    assert content["arms"]["all"]["similarity, second recognizer"]["queries"] == 5
+    assert content["arms"]["all"]["similarity, second recognizer"]["count"] == 5
     assert set(content["difference from text only"]) == {"joint", "identity", "shading", "all"}
     assert len(content["real"]) == 2 and content["criteria"]
     pictures = sorted((finished / "images" / "all").glob("*.png"))

@@ -1,9 +1,9 @@
-"""Rank-1, recall and the identity bootstrap on cases small enough to count by hand."""
+"""Rank-1 and recall on cases small enough to count by hand."""
 
 import numpy as np
 import pytest
 
-from train_encoder.towers.measure import identity_bootstrap, rank1_hits, recall_among
+from train_encoder.towers.measure import rank1_hits, recall_among
 
 
 def test_rank1_counts_probes_and_ties_are_misses() -> None:
@@ -18,25 +18,6 @@ def test_rank1_counts_probes_and_ties_are_misses() -> None:
 def test_rank1_needs_a_gallery_image() -> None:
     with pytest.raises(ValueError, match="gallery"):
         rank1_hits(np.eye(3), np.array([0, 0, 1]), np.array([0, 1, 1]))
-
-
-def test_bootstrap_resamples_people_not_images() -> None:
-    # One person always right with many images, one always wrong with few: the interval must span both.
-    values = np.array([1.0] * 90 + [0.0] * 10)
-    figure = identity_bootstrap(values, np.array([1] * 90 + [2] * 10))
-    assert figure.value == pytest.approx(0.9)
-    assert (figure.low, figure.high) == (0.0, 1.0)
-    assert (figure.count, figure.identities) == (100, 2)
-
-
-def test_bootstrap_of_a_constant_has_no_width() -> None:
-    figure = identity_bootstrap(np.ones(6), np.array([1, 1, 2, 2, 3, 3]))
-    assert (figure.low, figure.value, figure.high) == (1.0, 1.0, 1.0)
-
-
-def test_bootstrap_refuses_ragged_input() -> None:
-    with pytest.raises(ValueError, match="identity per value"):
-        identity_bootstrap(np.ones(3), np.ones(2))
 
 
 def test_recall_leaves_ambiguous_distractors_out() -> None:
