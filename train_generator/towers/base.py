@@ -74,7 +74,7 @@ class BaseConfig(TowerConfig):
     feature_weight: float = 0.0
     attribute_warmup: int = 1000
     measured_images: int = 400
-    guidance: float = 4.0
+    guidance: float = 2.0
     sampling_steps: int = 20
 
 

@@ -15,10 +15,12 @@ from faceclip.data.arrays import load_arrays
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face_encoder import FaceViT
 from faceclip.weights import path
+from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.towers import clip, fitter, judge
 from train_encoder.towers.identity import embed_crops
 from train_encoder.towers.measure import rank1_hits
 from train_encoder.towers.sources import aligned_crops
+from train_generator.towers import latent_recognizer
 
 SPLITS = ("train", "validation", "test")  # none of the fixture's people were seen: it has another seed
 
@@ -84,8 +86,9 @@ def test_cards_hold_no_local_paths_and_enough_people() -> None:
     cards = [
         *path("tiny/recognizer").parent.glob("*/metrics.json"),
         *path("tiny/judge", package="eval").parent.glob("*/metrics.json"),
+        path("tiny/latent_recognizer", package="makeup_plugin") / "metrics.json",
     ]
-    assert len(cards) >= 7
+    assert len(cards) >= 8
     for card in cards:
         facts = json.loads(card.read_text())
         assert facts["command"].startswith("python -m") and "=/" not in facts["command"]
@@ -98,3 +101,17 @@ def test_text_towers_know_the_template() -> None:
         tower = clip.TextTower.from_pretrained(path(f"tiny/text_tower_{letter}"))
         tokens = clip.tokenize("Photo of a id person. a smiling person with black hair")
         assert not torch.any(tower.rows(tokens) == tower.unknown_row)
+
+
+def test_latent_recognizer_tells_new_people_apart_better_than_chance(tiny_dataset: Path) -> None:
+    config = latent_recognizer.LatentRecognizerConfig(data=str(tiny_dataset))
+    model = LatentRecognizer.from_pretrained(path("tiny/latent_recognizer", package="makeup_plugin"))
+    found, identity, index = [], [], []
+    for split in SPLITS:
+        source, arrays = latent_recognizer.load_source(config, split)
+        latents = torch.from_numpy(np.array(source.latents))
+        found.append(latent_recognizer.embed_noisy(model, latents, 0, torch.Generator().manual_seed(0)))
+        identity.append(np.array(arrays.identity))
+        index.append(np.array(arrays.index))
+    hits, _ = rank1_hits(torch.cat(found).numpy(), np.concatenate(identity), np.concatenate(index))
+    assert hits.mean() > 0.25  # chance among 12 people is .08, its standard error over 36 probes .05
