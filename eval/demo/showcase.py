@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from eval.demo.curves import add_curves
 from eval.demo.records import TIMES
+from eval.demo.stages import GUIDANCE
 from eval.generation.sampling import load_pipeline
 from eval.report import Report
 from faceclip.data.arrays import FaceArrays, load_arrays
@@ -39,7 +40,7 @@ def draw_people(root: Path, arrays: FaceArrays, large: FaceArrays) -> tuple[list
             image=np.asarray(large.images[row]),
             landmarks=np.asarray(large.landmarks_5[row]),
             num_inference_steps=20,
-            guidance_scale=3.0,
+            guidance_scale=GUIDANCE,
             generator=[torch.Generator().manual_seed(index) for index in range(len(PROMPTS))],
         )
         shading = output.shading_maps[0]
