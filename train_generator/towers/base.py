@@ -59,6 +59,8 @@ class BaseConfig(TowerConfig):
     `attribute_weight`, `feature_weight`: of the losses by a classifier of noisy latents on named attributes and on its
     features (`train_generator.towers.attributes`), reached linearly in `attribute_warmup` steps, in which the
     classifier learns. An attribute_weight of 0 is none of it.
+
+    Raises ConfigError for negative weights and for a feature_weight without the classifier.
     """
 
     out: str = "runs/towers/base"
@@ -76,6 +78,14 @@ class BaseConfig(TowerConfig):
     measured_images: int = 400
     guidance: float = 2.0
     sampling_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("attribute_weight", "feature_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
+        if self.feature_weight and not self.attribute_weight:
+            raise ConfigError("feature_weight: its features are those of the classifier, which is trained only with "
+                              "attribute_weight above 0")  # fmt: skip
 
 
 class LatentSource:

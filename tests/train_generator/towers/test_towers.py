@@ -178,6 +178,12 @@ def test_losses_of_the_classifier_grow_with_the_warm_up(base_words):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.modules["classifier"].heads.parameters())
 
 
+@pytest.mark.parametrize("words", [["feature_weight=1"], ["attribute_weight=-1"]])
+def test_weights_without_a_classifier_are_refused(base_words, tmp_path, capsys, words):
+    assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0", "feature_weight=0", *words]) == 2
+    assert re.search(rf"(?m)^error: {words[0].split('=')[0]}: ", capsys.readouterr().err)
+
+
 def test_the_classifier_is_trained_but_not_exported(base_words, tmp_path):
     assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0.5"]) == 0
     assert sorted(path.name for path in (tmp_path / "export").iterdir() if path.is_dir()) == ["scheduler", "unet"]
