@@ -10,6 +10,7 @@ from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
 from faceclip.text_tower import TextTower
+from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.config import PRESETS as ENCODER_PRESETS
 from train_encoder.config import EncoderConfig
 from train_encoder.towers.clip import ClipConfig
@@ -23,6 +24,7 @@ from train_generator.config import GeneratorConfig
 from train_generator.towers.base import BaseConfig
 from train_generator.towers.base import make_model as make_unet
 from train_generator.towers.command import PRESETS as GENERATOR_TOWERS
+from train_generator.towers.latent_recognizer import LatentRecognizerConfig
 from train_generator.towers.vae import VaeConfig
 from train_generator.towers.vae import make_model as make_vae
 
@@ -34,6 +36,7 @@ TOWERS = {
     "second_recognizer": SecondRecognizerConfig,
     "vae": VaeConfig,
     "base": BaseConfig,
+    "latent_recognizer": LatentRecognizerConfig,
 }
 
 
@@ -80,3 +83,8 @@ def test_sizes_make_models(name):
         added = {"text_embeds": torch.rand(1, widths[1]), "time_ids": torch.rand(1, 6)}
         out = model(latents, 5, encoder_hidden_states=torch.rand(1, 77, sum(widths)), added_cond_kwargs=added).sample
         assert out.shape == latents.shape
+        reader = read(LatentRecognizerConfig, GENERATOR_TOWERS / "latent_recognizer", name)
+        assert reader.size == vae.size
+        channels, side = latents.shape[1:3]
+        network = LatentRecognizer(channels, side, embedding_dim=recognizer.embedding_dim, **vars(reader.model))
+        assert network(latents, torch.tensor([5])).shape == (1, recognizer.embedding_dim)
