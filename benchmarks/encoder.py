@@ -7,7 +7,7 @@
 forward: `FaceCLIP.encode` against the straightforward form of the published computation: a face encoder pass per
 branch, the dead face half of the last fusion layer computed, the fuser in float32. step: one step of stage 1 with
 cached features against the same step that computes them, on the shipped towers or, as the preset `bigg14` has them, on
-towers of the published size with random weights (16 GB of memory). loss: row blocks against dense autograd.
+towers of the published size with random weights (19 GB of memory). loss: row blocks against dense autograd.
 
 CPU s: processor time of this process (with one thread, what the work costs whatever else the machine does). Wall s: as
 the clock says. Each is the least of some runs after one to warm up. On a GPU (--device cuda) only wall time counts.
