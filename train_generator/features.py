@@ -1,11 +1,13 @@
 """What stage 2 caches: latents of the targets, and frozen features of every portrait as a reference."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, module_hash
@@ -35,6 +37,12 @@ def crop_size(encoder: FaceCLIP, image_tower: ImageTower) -> int:
     return max(CROP, encoder.face_encoder.config.image_size, image_tower.config.image_size)
 
 
+def aligned_faces(arrays: FaceArrays, rows: Iterable[int], size: int) -> Tensor:
+    """Crops (N, 3, size, size) in [0, 1] of some portraits by their true landmarks."""
+    crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size) for i in rows]
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+
+
 @torch.no_grad()
 def reference_features(
     directory: Path, split: str, *, size: int, vae: Path, encoder: FaceCLIP, image_tower: ImageTower, cache: Path
@@ -45,9 +53,7 @@ def reference_features(
     side = crop_size(encoder, image_tower)
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
-        crops = [align_face(np.asarray(large.images[i]), np.array(large.landmarks_5[i], np.float64), side)
-                 for i in range(start, stop)]  # fmt: skip
-        faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+        faces = aligned_faces(large, range(start, stop), side)
         face, image = encoder.face_features(faces), image_tower(faces)
         return {"identity": face.identity.numpy(), "tokens": face.tokens.to(torch.float16).numpy(),
                 "image_tokens": image.tokens.to(torch.float16).numpy()}  # fmt: skip

@@ -20,10 +20,10 @@ from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, module_hash
 from faceclip.face_encoder import FaceViT
-from faceclip.faces.align import align_face
 from faceclip.runtime import StepContext
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.towers.measure import rank1_hits
+from train_generator.features import aligned_faces
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import cached_latents
@@ -73,11 +73,8 @@ def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, na
     size = recognizer.config.image_size
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
-        crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
-                 for i in range(start, stop)]  # fmt: skip
-        faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
-            return {"identity": recognizer(faces).identity.numpy()}
+            return {"identity": recognizer(aligned_faces(arrays, range(start, stop), size)).identity.numpy()}
 
     key = {"data_hash": arrays.content_hash, "model_hash": module_hash(recognizer)}
     return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px", count=len(arrays),
