@@ -7,6 +7,7 @@ must come before any decoding.
 import itertools
 import json
 import re
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,9 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
         raise _no_split(config.path, split, list(map(str, files)))
     chosen = [str(file) for file in files[split]] if files is not None else []
     if path.exists():
+        for file in chosen:
+            if file.endswith(".tar"):
+                _check_whole(Path(file))
         digest = content_hash([Path(file) for file in chosen], path if path.is_dir() else path.parent, memo)
     else:
         # Addresses of hub files hold the commit; what changes there changes its address.
@@ -136,6 +140,25 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     count = None if stream else len(found)
     folder = path if path.is_dir() else path.parent if path.is_file() else None
     return _stream(found, config.path, layout, digest, count, folder)
+
+
+def _check_whole(tar: Path) -> None:
+    """Raises DataError for a tar file that was cut, which `datasets` reads up to the cut without a word."""
+    try:
+        size = tar.stat().st_size
+        with tar.open("rb") as file:
+            file.seek(max(0, size - tarfile.BLOCKSIZE))
+            if size and size % tarfile.BLOCKSIZE == 0 and not any(file.read()):
+                return  # ends in a block of zeros, as a tar file must
+        # Some writers leave the end out: then the last member must end with the file.
+        with tarfile.open(tar) as archive:
+            archive.getmembers()
+            if archive.offset == size:
+                return
+            reason = f"after {archive.offset:,} bytes comes no whole member"
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = str(error)
+    raise DataError(f"{tar} is damaged or cut off ({reason}): fetch or write it again, or take it out of the folder")
 
 
 def _stream(

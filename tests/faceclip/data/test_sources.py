@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import tarfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -114,7 +116,7 @@ def test_damaged_archives_are_named(tmp_path):
     for name, data in (("a.tar", b"nothing like a tar" * 100), ("b.jsonl.gz", lines[:-30]), ("c.jsonl.gz", zeros)):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{name} cannot be read"):
+        with pytest.raises(DataError, match=rf"{name} (cannot be read|is damaged)"):
             list(open_rows(tmp_path / name, tmp_path, layout="files").rows(0))
 
 
@@ -269,3 +271,30 @@ def test_rejected_rows_are_counted_and_fatal_above_a_share(tmp_path):
     merged.merge(counts.to_dict())
     assert (merged.rows, merged.counts["no_face"], len(merged.examples["no_face"])) == (40, 12, 5)
     assert len(counts.examples["no_face"]) == 5
+
+
+def write_tar(path: Path, count: int = 5) -> list[int]:
+    """A webdataset of pictures and texts; where every member ends."""
+    ends = []
+    with tarfile.open(path, "w") as archive:
+        for number in range(count):
+            for name, data in ((f"{number}.png", png(number)), (f"{number}.txt", f"text {number}".encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+                ends.append(archive.offset)
+    return ends
+
+
+def test_a_tar_that_was_cut_is_named(tmp_path):
+    path = tmp_path / "data" / "a.tar"
+    path.parent.mkdir()
+    ends = write_tar(path)
+    whole = path.read_bytes()
+    assert [row["txt"] for row in open_rows(path, tmp_path).rows(0)] == [f"text {n}" for n in range(5)]
+    path.write_bytes(whole[: ends[-1]])  # some writers leave out the blocks that end a tar file
+    assert len(list(open_rows(path, tmp_path).rows(0))) == 5
+    for stop in (ends[3] + 100, ends[3] + 512, ends[2] - 512, ends[-1] - 513, 300):
+        path.write_bytes(whole[:stop])
+        with pytest.raises(DataError, match=r"a\.tar is damaged or cut off"):
+            open_rows(path.parent, tmp_path)
