@@ -1,13 +1,22 @@
-"""Whose face noisy latents show: networks that read latents at any noise level, for losses without decoding."""
+"""What noisy latents show: a network that reads latents at any noise level, for losses without decoding.
 
-from collections.abc import Sequence
+The squared error alone rewards the average of all faces that fit the noisy picture, and a smile or a thin rim is lost
+in it. The gradient of a noise-aware classifier at sampling time is Dhariwal & Nichol 2021 (arXiv:2105.05233, section
+4); here it is a loss of the training, so that sampling costs nothing.
+"""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+from makeup_plugin.losses import estimate_clean, noise_again
 
 GROUPS = 16
 
@@ -47,10 +56,23 @@ class LatentTrunk(nn.Module):
         return features
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentReading:
+    """identity: embeddings (B, E), unnormalized; attributes: name → logits (B, values), fp32; features: what the blocks
+    see, (B, width, h, w) from fine to coarse."""
+
+    identity: Tensor
+    attributes: dict[str, Tensor]
+    features: list[Tensor]
+
+
 class LatentRecognizer(ModelMixin, ConfigMixin):
-    """Noisy latents of a portrait → an embedding near the one that the face recognizer gives its person.
+    """Noisy latents of a portrait → an embedding near the one that the face recognizer gives its person, and the
+    attributes of the picture.
 
     It needs no landmarks: it learns where faces are. The noise levels are those of the scheduler it was trained with.
+    vocabularies: attribute name → its values in order; read in the order of the names, which a stored configuration
+    keeps.
     """
 
     @register_to_config
@@ -61,11 +83,43 @@ class LatentRecognizer(ModelMixin, ConfigMixin):
         widths: Sequence[int] = (64, 96, 128),
         depth: int = 2,
         embedding_dim: int = 256,
+        vocabularies: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.trunk = LatentTrunk((channels, side), widths, depth=depth)
-        self.head = nn.Sequential(nn.SiLU(), nn.Flatten(), nn.Linear(self.trunk.features, embedding_dim))
+        width = self.trunk.features
+        self.identity = nn.Linear(width, embedding_dim)
+        self.attributes = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in sorted((vocabularies or {}).items())})
 
-    def forward(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """Embeddings (B, embedding_dim), unnormalized, of scaled noisy latents (B, C, s, s) at timesteps (B,)."""
-        return self.head(self.trunk(latents, timesteps)[-1]).float()
+    def forward(self, latents: Tensor, timesteps: Tensor) -> LatentReading:
+        """What is seen in scaled noisy latents (B, C, s, s) at timesteps (B,)."""
+        features = self.trunk(latents, timesteps)
+        seen = F.silu(features[-1]).flatten(1)
+        return LatentReading(
+            identity=self.identity(seen).float(),
+            attributes={name: head(seen).float() for name, head in self.attributes.items()},
+            features=features,
+        )
+
+
+def read_estimates(
+    reader: LatentRecognizer,
+    prediction: Tensor,
+    noisy: Tensor,
+    clean: Tensor,
+    timesteps: Tensor,
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    *,
+    prediction_type: str,
+) -> tuple[LatentReading, LatentReading]:
+    """What the reader sees in the latents that a prediction implies, and in the true ones `clean`, all (B, C, s, s).
+
+    Both are noised again with the same noise (`noise_again`); the second reading has no gradient.
+    """
+    estimate = estimate_clean(prediction.float(), noisy, alphas_cumprod, timesteps, prediction_type=prediction_type)
+    again, lower = noise_again(estimate, timesteps, alphas_cumprod, generator)
+    signal = alphas_cumprod.to(noisy.device)[lower].sqrt().view(-1, 1, 1, 1)
+    with torch.no_grad():
+        true = reader(again + signal * (clean - estimate), lower)
+    return reader(again, lower), true

@@ -1,9 +1,10 @@
-"""Objectives of the generator as pure functions: noise prediction, attention to masks, facial identity."""
+"""Objectives of the generator as pure functions: noise prediction, attention to masks, facial identity, named
+attributes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+IGNORED = -100  # class of what is not to be told, as in `F.cross_entropy`
 
 
 def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
@@ -173,6 +175,26 @@ def identity_loss(
     crops = align_tensor(images[rows].float(), landmarks[rows].float(), crop_size)
     cosine = F.cosine_similarity(embed(crops).float(), reference[rows].float(), dim=-1)
     return (1 - cosine).mean()
+
+
+def attribute_loss(logits: Sequence[Tensor], classes: Tensor) -> Tensor:
+    """Cross-entropy per attribute, averaged over all (B, A) classes that are not `IGNORED`; zero without any."""
+    errors = torch.stack(
+        [F.cross_entropy(one, classes[:, a], ignore_index=IGNORED, reduction="none") for a, one in enumerate(logits)],
+        dim=1,
+    )
+    return errors.sum() / (classes != IGNORED).sum().clamp(min=1)
+
+
+def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Mean over blocks and cells of the squared distance between features (B, C, h, w) of unit length along C, as in
+    LPIPS (Zhang et al. 2018, arXiv:1801.03924, eq. 1) without its learned weights; in [0, 4]."""
+    return torch.stack(
+        [
+            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(dim=1).mean()
+            for a, b in zip(first, second, strict=True)
+        ]
+    ).mean()
 
 
 def decode_latents(vae: torch.nn.Module, latents: Tensor) -> Tensor:

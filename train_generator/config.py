@@ -44,7 +44,11 @@ class LossConfig:
 
     identity_below: the facial identity loss counts at timesteps up to this one, where the estimated clean image shows
     a face; identity_rows: at most so many samples of a batch are decoded for it. latent_identity: the same by a network
-    that reads noisy latents (`GeneratorConfig.latent_recognizer`), at all timesteps and without decoding.
+    that reads noisy latents (`GeneratorConfig.latent_recognizer`), at all timesteps and without decoding; by that
+    network also latent_attributes, of what the text names, and latent_features, the distance of its features to those
+    of the true latents.
+
+    Raises ConfigError for a negative weight.
     """
 
     min_snr_gamma: float = 0.0
@@ -54,6 +58,18 @@ class LossConfig:
     identity_below: int = 300
     identity_rows: int = 8
     latent_identity: float = 0.0
+    latent_attributes: float = 0.0
+    latent_features: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loss.{name}: must not be negative, got {getattr(self, name)}")
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether any term needs the latent recognizer."""
+        return bool(self.latent_identity or self.latent_attributes or self.latent_features)
 
 
 @dataclass(kw_only=True)
@@ -78,7 +94,7 @@ class GeneratorConfig:
     """Stage 2. `data`: data set; `encoder`: stage-1 export; `base`: directory with vae, unet, scheduler (a name such as
     `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out);
     `latent_recognizer`: export of `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and
-    this recognizer, read if `loss.latent_identity` is not 0."""
+    this recognizer, read if a `loss.latent_…` is not 0."""
 
     data: str = ""
     encoder: str = ""

@@ -1,5 +1,7 @@
 """Training samples of stage 2: a person (from another picture), a description, and the picture to make."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import phrase_token_mask
 from train_generator.config import DropoutConfig
 from train_generator.features import ReferenceFeatures
+from train_generator.towers.attributes import attribute_classes
 
 MAX_PHRASES = 6
 
@@ -19,12 +22,21 @@ class GenerationSource:
 
     Fields: latents (C, h, w), shading (3, S, S) uint8, landmarks (5, 2) px at S, target_identity (E,); the reference's
     face_tokens, face_identity, image_tokens; tokens (77,) ids as the joint encoder reads them; phrase_masks
-    (M, S, S) uint8 and phrase_tokens (M, 77) bool of the described regions; keep_text, keep_face, keep_identity,
-    keep_shading bool.
+    (M, S, S) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of `attributes` and named (A,)
+    bool, whether the text names them; keep_text, keep_face, keep_identity, keep_shading bool.
     """
 
-    def __init__(self, features: ReferenceFeatures, dropout: DropoutConfig, *, same_picture: float) -> None:
+    def __init__(
+        self,
+        features: ReferenceFeatures,
+        dropout: DropoutConfig,
+        *,
+        same_picture: float,
+        attributes: Sequence[str] = (),
+    ) -> None:
         self.features, self.dropout, self.same_picture = features, dropout, same_picture
+        self.attributes = tuple(attributes)
+        self.classes = attribute_classes(features.arrays, self.attributes)
         identity = np.asarray(features.arrays.identity)
         order = np.argsort(identity, kind="stable")
         people, groups = _groups(identity[order], order)
@@ -67,6 +79,8 @@ class GenerationSource:
             "tokens": tokenize(prefix + text)[0],
             "phrase_masks": masks,
             "phrase_tokens": words,
+            "classes": self.classes[index],
+            "named": np.array([keep_text and name in caption.named for name in self.attributes], bool),
             "keep_text": keep_text,
             "keep_face": keep_face,
             "keep_identity": not everything and bool(draw[3] >= self.dropout.identity),

@@ -19,14 +19,16 @@ from makeup_plugin.adapters import LoraSettings, add_lora
 from makeup_plugin.attention import AttentionCapture, layers_at
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
 from makeup_plugin.identity import IdentityChannel
-from makeup_plugin.latent_recognizer import LatentRecognizer
+from makeup_plugin.latent_recognizer import LatentRecognizer, read_estimates
 from makeup_plugin.losses import (
+    IGNORED,
+    attribute_loss,
     decode_latents,
     estimate_clean,
+    feature_distance,
     identity_loss,
     low_noise,
     min_snr_weights,
-    noise_again,
     noise_prediction_loss,
     prediction_target,
     semantic_alignment_loss,
@@ -70,7 +72,7 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
 
 class GeneratorTask:
     """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter. `latent_recognizer`: frozen,
-    for `loss.latent_identity`."""
+    for the losses `loss.latent_…`."""
 
     def __init__(
         self,
@@ -87,7 +89,10 @@ class GeneratorTask:
         self.alphas = pipeline.scheduler.alphas_cumprod.float()
         self.prediction = pipeline.scheduler.config.prediction_type
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
-        self.validation_source = GenerationSource(validation, config.dropout, same_picture=0.0)
+        self.attributes = tuple(latent_recognizer.attributes) if latent_recognizer is not None else ()
+        self.validation_source = GenerationSource(
+            validation, config.dropout, same_picture=0.0, attributes=self.attributes
+        )
 
     def facts(self) -> dict[str, str]:
         """Hashes of the stage-1 export and of the base: what is trained on them is worth nothing on others."""
@@ -155,8 +160,9 @@ class GeneratorTask:
         total = denoising + config.alignment * alignment + config.identity * face
         parts = {"noise": denoising, "alignment": alignment, "identity": face}
         if "latent_recognizer" in self.modules:
-            parts["latent_identity"] = self._latent_identity_loss(batch, prediction, noisy, steps, alphas, generator)
-            total = total + config.latent_identity * parts["latent_identity"]
+            seen = self._latent_losses(batch, prediction, noisy, steps, alphas, generator)
+            total = total + sum(getattr(config, name) * value for name, value in seen.items())
+            parts |= seen
         return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
 
     def _identity_loss(
@@ -183,17 +189,27 @@ class GeneratorTask:
             crop_size=recognizer.config.image_size,
         )
 
-    def _latent_identity_loss(
+    def _latent_losses(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor,
         generator: torch.Generator,
-    ) -> Tensor:  # fmt: skip
-        """1 − cosine to the person in the estimated latents, on samples that know the person."""
-        estimate = estimate_clean(prediction.float(), noisy, alphas, steps, prediction_type=self.prediction)
-        again, lower = noise_again(estimate, steps, alphas, generator)
-        found = self.modules["latent_recognizer"](again, lower)
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """What the latent recognizer says of the estimated latents: 1 − cosine to the person, on samples that know the
+        person; how badly it finds what the text names; and how far its features are from those of the true latents
+        under the same noise."""
+        seen, true = read_estimates(
+            self.modules["latent_recognizer"], prediction, noisy, batch["latents"], steps, alphas, generator,
+            prediction_type=self.prediction,
+        )  # fmt: skip
         keep = batch["keep_face"] | batch["keep_identity"]
-        distance = 1 - F.cosine_similarity(found, batch["target_identity"].float(), dim=-1)
-        return (distance * keep).sum() / keep.sum().clamp(min=1)
+        distance = 1 - F.cosine_similarity(seen.identity, batch["target_identity"].float(), dim=-1)
+        losses = {
+            "latent_identity": (distance * keep).sum() / keep.sum().clamp(min=1),
+            "latent_features": feature_distance(seen.features, true.features),
+        }
+        if self.config.loss.latent_attributes:
+            classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
+            losses["latent_attributes"] = attribute_loss(list(seen.attributes.values()), classes)
+        return losses
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:

@@ -14,12 +14,16 @@ def test_trunk_halves_its_grid_level_by_level():
 
 def test_recognizer_knows_the_noise_level_and_comes_back(tmp_path):
     torch.manual_seed(0)
-    model = LatentRecognizer(4, 8, (16, 32), 1, 24).eval()
+    model = LatentRecognizer(4, 8, (16, 32), 1, 24, {"hat": ["none", "cap", "beanie"], "beard": ["no", "yes"]}).eval()
     latents = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         found = model(latents, torch.tensor([10, 10]))
-        assert found.shape == (2, 24)
-        assert not torch.allclose(found, model(latents, torch.tensor([900, 900])))
+        assert found.identity.shape == (2, 24) and found.attributes["hat"].shape == (2, 3)
+        assert [tuple(level.shape) for level in found.features] == [(2, 16, 8, 8), (2, 32, 4, 4)]
+        assert not torch.allclose(found.identity, model(latents, torch.tensor([900, 900])).identity)
         model.save_pretrained(tmp_path)
         again = LatentRecognizer.from_pretrained(tmp_path)
-        assert torch.equal(found, again(latents, torch.tensor([10, 10])))
+        assert list(again.attributes) == list(model.attributes) == ["beard", "hat"]
+        same = again(latents, torch.tensor([10, 10]))
+        assert torch.equal(found.identity, same.identity)
+        assert torch.equal(found.attributes["hat"], same.attributes["hat"])

@@ -10,8 +10,11 @@ from faceclip.errors import ConfigError
 from makeup_plugin.attention import AttentionCapture, layer_downsampling, layers_at, text_attention
 from makeup_plugin.conditioning import phrase_token_mask, predict
 from makeup_plugin.losses import (
+    IGNORED,
+    attribute_loss,
     decode_latents,
     estimate_clean,
+    feature_distance,
     identity_loss,
     low_noise,
     min_snr_weights,
@@ -209,3 +212,22 @@ def test_phrase_tokens():
     assert not phrase_token_mask(long, len(long) - 8, len(long)).any()
     with pytest.raises(ConfigError, match="span 5:3"):
         phrase_token_mask(text, 5, 3)
+
+
+def test_loss_averages_over_told_attributes_by_hand():
+    first = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    second = torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    classes = torch.tensor([[1, 2], [0, IGNORED]])
+    # ln 2 for the first, ln 3 for its second attribute, ln 4/3 for the second row's only one.
+    expected = (math.log(2) + math.log(3) + math.log(4 / 3)) / 3
+    torch.testing.assert_close(attribute_loss([first, second], classes), torch.tensor(expected))
+    nothing = attribute_loss([first.requires_grad_(), second], torch.full((2, 2), IGNORED))
+    nothing.backward()
+    assert nothing == 0 and first.grad.abs().sum() == 0
+
+
+def test_feature_distance_compares_directions_by_hand():
+    first = torch.tensor([[3.0, 0.0], [4.0, 1.0]]).reshape(1, 2, 1, 2)  # cells (.6, .8) and (0, 1)
+    second = torch.tensor([[0.8, 0.0], [0.6, -2.0]]).reshape(1, 2, 1, 2)  # cells (.8, .6) and (0, -1)
+    torch.testing.assert_close(feature_distance([first], [second]), torch.tensor((0.08 + 4) / 2))
+    torch.testing.assert_close(feature_distance([first, first], [second, 5 * first]), torch.tensor((0.08 + 4) / 4))

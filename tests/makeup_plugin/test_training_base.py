@@ -5,8 +5,8 @@ import json
 import pytest
 
 from faceclip.errors import CheckpointError
-from train_generator.__main__ import base_directory, build_pipeline
 from train_generator.config import GeneratorConfig
+from train_generator.loading import base_directory, build_pipeline
 
 
 @pytest.fixture

@@ -12,20 +12,24 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from faceclip.encoder import FaceCLIP
+from faceclip.data.records import VOCABULARIES
+from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
-from faceclip.text_tower import TextTower
+from faceclip.text_tower import TextTower, tokenize
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
-from makeup_plugin.losses import estimate_clean, noise_again
+from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
 from tests.stages import kill_after_checkpoint, run, same_weights, save_base, save_towers, start
-from train_generator.__main__ import build_pipeline, load_latent_recognizer, main
+from train_generator.__main__ import main
 from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
 from train_generator.features import reference_features
-from train_generator.source import _groups
+from train_generator.loading import build_pipeline, load_latent_recognizer
+from train_generator.source import GenerationSource, _groups
 from train_generator.task import GeneratorTask
+
+READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,9 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     encoder.eval().save_pretrained(root / "encoder")
     ImageTower.from_pretrained(root / "towers" / "image").save_pretrained(root / "encoder" / "image_tower")
     torch.manual_seed(2)
-    LatentRecognizer(4, 16, (16, 16), 1, 32).save_pretrained(root / "reader")
-    reader = [f"latent_recognizer={root / 'reader'}", "loss.latent_identity=0.3"]
+    LatentRecognizer(4, 16, (16, 16), 1, 32, READ).save_pretrained(root / "reader")
+    reader = [f"latent_recognizer={root / 'reader'}", "loss.latent_identity=0.3", "loss.latent_attributes=0.2",
+              "loss.latent_features=0.5"]  # fmt: skip
     channels = ["adapter.lora_rank=2", "adapter.identity.depth=1", "adapter.identity.heads=2",
                 "adapter.identity.dim_head=8"]  # fmt: skip
     trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=2", "trainer.validate_every=0",
@@ -65,7 +70,8 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     assert same_weights(whole / "export", broken / "export")
 
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    losses = {f"loss_{name}" for name in ("noise", "alignment", "identity", "latent_identity")}
+    names = ("noise", "alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
+    losses = {f"loss_{name}" for name in names}
     assert losses | {"samples_per_second"} <= lines[0].keys()
     assert (whole / "samples" / "000008.png").is_file()
 
@@ -142,10 +148,22 @@ def test_a_latent_recognizer_of_other_embeddings_is_refused(arguments, tmp_path,
     assert "/nowhere" in capsys.readouterr().err
 
 
-def test_latent_identity_counts_those_who_are_known(arguments, tmp_path):
+def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path, capsys):
+    words = [*arguments, f"out={tmp_path / 'run'}", f"latent_recognizer={tmp_path / 'reader'}"]
+    LatentRecognizer(4, 16, (16, 16), 1, 32).save_pretrained(tmp_path / "reader")
+    assert main(words) == 2
+    assert "reads no attributes" in capsys.readouterr().err
+    LatentRecognizer(4, 16, (16, 16), 1, 32, {"hat": ["none", "crown"]}).save_pretrained(tmp_path / "reader")
+    assert main(words) == 2
+    assert "reads hat as one of ['none', 'crown'], the data set knows" in capsys.readouterr().err
+    assert main([*words, "loss.latent_features=-1"]) == 2
+    assert "loss.latent_features: must not be negative" in capsys.readouterr().err
+
+
+def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path):
     config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
     pipeline = build_pipeline(config)
-    reader = load_latent_recognizer(config.latent_recognizer, pipeline)
+    reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
     features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
                                   encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
                                   cache=Path(config.cache))  # fmt: skip
@@ -153,18 +171,46 @@ def test_latent_identity_counts_those_who_are_known(arguments, tmp_path):
     steps, noise = torch.tensor([300, 600]), torch.randn(2, 4, 16, 16)
     alphas, draw = task.alphas, torch.Generator
     batch = {"keep_face": torch.tensor([True, False]), "keep_identity": torch.tensor([False, False]),
-             "target_identity": torch.randn(2, 32)}  # fmt: skip
+             "target_identity": torch.randn(2, 32), "latents": torch.randn(2, 4, 16, 16),
+             "classes": torch.tensor([[2, 1], [3, 0]]), "named": torch.tensor([[True, False], [False, False]])}
     noisy = alphas[steps].sqrt().view(-1, 1, 1, 1) * noise
     prediction = torch.randn(2, 4, 16, 16, requires_grad=True)
-    loss = task._latent_identity_loss(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
+    losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
     estimate = estimate_clean(prediction, noisy, alphas, steps, prediction_type="epsilon")
     again, lower = noise_again(estimate, steps, alphas, draw().manual_seed(0))
-    expected = 1 - torch.cosine_similarity(reader(again, lower)[:1], batch["target_identity"][:1]).mean()
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
+    seen = reader(again, lower)
+    expected = 1 - torch.cosine_similarity(seen.identity[:1], batch["target_identity"][:1]).mean()
+    torch.testing.assert_close(losses["latent_identity"], expected)
+    expected = torch.nn.functional.cross_entropy(seen.attributes["beard"][:1], torch.tensor([2]))
+    torch.testing.assert_close(losses["latent_attributes"], expected)
+    # The same noise on the true latents.
+    signal, sigma = alphas[lower].sqrt().view(-1, 1, 1, 1), (1 - alphas[lower]).sqrt().view(-1, 1, 1, 1)
+    true = reader(signal * batch["latents"] + sigma * (again - signal * estimate) / sigma, lower)
+    torch.testing.assert_close(losses["latent_features"], feature_distance(seen.features, true.features))
+    (losses["latent_identity"] + losses["latent_attributes"]).backward()
     assert prediction.grad[0].abs().sum() > 0 and prediction.grad[1].abs().sum() == 0
-    batch["keep_face"][:] = False
-    assert task._latent_identity_loss(batch, prediction, noisy, steps, alphas, draw().manual_seed(0)) == 0
+    batch["keep_face"][:], batch["named"][:] = False, False
+    losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
+    assert losses["latent_identity"] == losses["latent_attributes"] == 0
+
+
+def test_samples_tell_what_their_text_names(arguments, tmp_path):
+    config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
+    pipeline = build_pipeline(config)
+    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
+                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
+                                  cache=Path(config.cache))  # fmt: skip
+    names = list(READ)
+    source = GenerationSource(features, DropoutConfig(all=0, text=0), same_picture=0.0, attributes=names)
+    for index in range(8):
+        sample = source.get(index, np.random.default_rng(index))
+        captions = {tokenize(f"{TEMPLATE}{c.text}" if sample["keep_face"] else c.text)[0].numpy().tobytes(): c
+                    for c in features.arrays.captions[index]}  # fmt: skip
+        caption = captions[sample["tokens"].numpy().tobytes()]
+        assert sample["named"].tolist() == [name in caption.named for name in names]
+        assert sample["classes"].tolist() == [features.arrays.attributes[name][index] for name in names]
+    silent = GenerationSource(features, DropoutConfig(text=0.999), same_picture=0.0, attributes=names)
+    assert not silent.get(0, np.random.default_rng(0))["named"].any()
 
 
 def test_groups_by_hand():

@@ -1,8 +1,10 @@
-"""Train the latent recognizer: noisy latents of a portrait → what the face recognizer says of its person.
+"""Train the latent recognizer: noisy latents of a portrait → what the face recognizer says of its person, and what
+the picture shows.
 
 python -m train_generator.towers.latent_recognizer data=DIR vae=DIR recognizer=DIR [--preset tiny]
 
-Stage 2 measures with it, at every noise level and without decoding, whose face it draws.
+Stage 2 measures with it, at every noise level and without decoding, whose face it draws and whether it draws what the
+prompt names.
 """
 
 import sys
@@ -16,14 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eval.metrics import Estimate, identity_bootstrap
+from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, module_hash
+from faceclip.data.records import VOCABULARIES
+from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.runtime import StepContext
-from makeup_plugin.latent_recognizer import LatentRecognizer
+from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
+from makeup_plugin.losses import IGNORED, attribute_loss
 from train_encoder.towers.measure import rank1_hits
 from train_generator.features import aligned_faces
+from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import cached_latents
@@ -42,27 +49,43 @@ class NetConfig:
 @dataclass(kw_only=True)
 class LatentRecognizerConfig(TowerConfig):
     """The frozen autoencoder and recognizer (empty: the shipped ones) and the sizes. Timesteps are drawn as
-    T · u ** `low_noise` with uniform u: above 1 they lean to low noise, where there is something to see."""
+    T · u ** `low_noise` with uniform u: above 1 they lean to low noise, where there is something to see.
+    `attributes` are read too, their loss times `attribute_weight`.
+
+    Raises ConfigError for an attribute that no vocabulary knows and for a negative weight.
+    """
 
     out: str = "runs/towers/latent_recognizer"
     vae: str = ""
     recognizer: str = ""
     low_noise: float = 1.5
+    attributes: list[str] = field(default_factory=lambda: list(JUDGED))
+    attribute_weight: float = 0.3
     model: NetConfig = field(default_factory=NetConfig)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.attributes) - set(VOCABULARIES)):
+            raise ConfigError(f"attributes: {unknown} unknown; the vocabularies are {sorted(VOCABULARIES)}")
+        if self.attribute_weight < 0:
+            raise ConfigError(f"attribute_weight: must not be negative, got {self.attribute_weight}")
 
 
 class IdentitySource:
-    """Latents (C, s, s) of a portrait and the unit embedding (E,) of its person, the mean over all portraits."""
+    """Latents (C, s, s) of a portrait, the unit embedding (E,) of its person, the mean over all portraits, and the
+    classes (A,) of its attributes, in the order of their names."""
 
-    def __init__(self, latents: NDArray[np.float32], persons: NDArray[np.float32]) -> None:
-        self.latents, self.persons = latents, persons
+    def __init__(
+        self, latents: NDArray[np.float32], persons: NDArray[np.float32], classes: NDArray[np.int64]
+    ) -> None:
+        self.latents, self.persons, self.classes = latents, persons, classes
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
         rows = np.asarray(indices)
-        return {"latents": torch.from_numpy(self.latents[rows]), "person": torch.from_numpy(self.persons[rows])}
+        parts = {"latents": self.latents, "person": self.persons, "classes": self.classes}
+        return {name: torch.from_numpy(part[rows]) for name, part in parts.items()}
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
@@ -91,7 +114,7 @@ def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -
 
 
 class LatentRecognizerTask:
-    """1 − cosine to the person, at all noise levels."""
+    """1 − cosine to the person, and cross-entropy of the attributes, at all noise levels."""
 
     def __init__(self, model: LatentRecognizer, config: LatentRecognizerConfig, validation: IdentitySource) -> None:
         self.modules = nn.ModuleDict({"model": model})
@@ -105,19 +128,23 @@ class LatentRecognizerTask:
         timesteps = (count * torch.rand(len(latents), **draw) ** self.config.low_noise).long()
         noisy = self.scheduler.add_noise(latents, torch.randn(latents.shape, **draw), timesteps)
         found = self.modules["model"](noisy, timesteps)
-        loss = 1 - F.cosine_similarity(found, batch["person"]).mean()
-        return loss, {"distance": loss.detach()}
+        distance = 1 - F.cosine_similarity(found.identity, batch["person"]).mean()
+        attributes = attribute_loss(list(found.attributes.values()), batch["classes"])
+        parts = {"distance": distance.detach(), "attributes": attributes.detach()}
+        return distance + self.config.attribute_weight * attributes, parts
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Cosine to the person on validation portraits at fixed noise."""
+        """Cosine to the person and accuracy of the attributes on validation portraits at fixed noise."""
         rows = list(range(min(512, len(self.validation))))
         batch = self.validation.get_batch(rows, [])
         generator = torch.Generator().manual_seed(0)
         found = {}
         for level in LEVELS:
-            embeddings = embed_noisy(self.modules["model"], batch["latents"], level, generator)
-            found[f"cosine_{level}"] = float(F.cosine_similarity(embeddings, batch["person"]).mean())
+            seen = read_noisy(self.modules["model"], batch["latents"], level, generator)
+            found[f"cosine_{level}"] = float(F.cosine_similarity(seen.identity, batch["person"]).mean())
+            right = [hits[known].mean() for hits, known in attribute_hits(seen, batch["classes"].numpy()).values()]
+            found[f"attributes_{level}"] = float(np.mean(right))
         return found
 
     def export(self, directory: Path) -> None:
@@ -125,15 +152,29 @@ class LatentRecognizerTask:
 
 
 @torch.no_grad()
-def embed_noisy(model: LatentRecognizer, latents: Tensor, level: int, generator: torch.Generator) -> Tensor:
-    """Embeddings (N, E) of clean latents (N, C, s, s) after noise of timestep `level`."""
+def read_noisy(model: LatentRecognizer, latents: Tensor, level: int, generator: torch.Generator) -> LatentReading:
+    """What is read in clean latents (N, C, s, s) after noise of timestep `level`; without features."""
     scheduler, device = make_scheduler(), next(model.parameters()).device
     found = []
     for part in latents.split(64):
         timesteps = torch.full((len(part),), level)
         noisy = scheduler.add_noise(part, torch.randn(part.shape, generator=generator), timesteps)
-        found.append(model(noisy.to(device), timesteps.to(device)).cpu())
-    return torch.cat(found)
+        found.append(model(noisy.to(device), timesteps.to(device)))
+    return LatentReading(
+        identity=torch.cat([one.identity for one in found]).cpu(),
+        attributes={name: torch.cat([one.attributes[name] for one in found]).cpu() for name in found[0].attributes},
+        features=[],
+    )
+
+
+def attribute_hits(
+    seen: LatentReading, classes: NDArray[np.int64]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Per attribute whether the best class is the true one (N,), and where it can be told (N,)."""
+    return {
+        name: ((logits.argmax(dim=1).numpy() == column).astype(np.float64), column != IGNORED)
+        for (name, logits), column in zip(seen.attributes.items(), classes.T, strict=True)
+    }
 
 
 def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
@@ -148,33 +189,39 @@ def load_source(config: LatentRecognizerConfig, split: str) -> tuple[IdentitySou
     vae, recognizer = parts_of(config)
     arrays, large = load_arrays(config.data, split, size=config.size), load_arrays(config.data, split)
     embeddings = portrait_embeddings(large, recognizer, Path(config.data) / ".features", split)
-    return IdentitySource(cached_latents(vae, arrays), person_means(embeddings, np.asarray(arrays.identity))), arrays
+    persons = person_means(embeddings, np.asarray(arrays.identity))
+    classes = attribute_classes(arrays, sorted(config.attributes))
+    return IdentitySource(cached_latents(vae, arrays), persons, classes), arrays
 
 
 def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, IdentitySource]:
     """Model, task and source of a configuration."""
-    source, _ = load_source(config, "train")
+    source, arrays = load_source(config, "train")
     validation, _ = load_source(config, "validation")
     channels, side = source.latents.shape[1:3]
-    model = LatentRecognizer(channels, side, config.model.widths, config.model.depth, source.persons.shape[1])
+    vocabularies = {name: list(arrays.vocabularies[name]) for name in config.attributes}
+    embedding = source.persons.shape[1]
+    model = LatentRecognizer(channels, side, config.model.widths, config.model.depth, embedding, vocabularies)
     return LatentRecognizerTask(model, config, validation), source
 
 
 def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
-    """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), and
-    the cosine to the recognizer's mean of the person."""
+    """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), the
+    cosine to the recognizer's mean of the person, and how often the attributes are read rightly."""
     source, arrays = load_source(config, "test")
     model = LatentRecognizer.from_pretrained(path).eval()
     latents, identity = torch.from_numpy(np.array(source.latents)), np.asarray(arrays.identity)
     index, frontal = np.asarray(arrays.index), np.asarray(arrays.index) == 0
-    clean = embed_noisy(model, latents, 0, torch.Generator().manual_seed(0)).numpy()
+    clean = read_noisy(model, latents, 0, torch.Generator().manual_seed(0)).identity.numpy()
     figures = {}
     for level in LEVELS:
-        found = embed_noisy(model, latents, level, torch.Generator().manual_seed(1)).numpy()
-        cosine = F.cosine_similarity(torch.from_numpy(found), torch.from_numpy(source.persons)).numpy()
-        hits, probes = rank1_hits(np.where(frontal[:, None], clean, found), identity, index)
+        seen = read_noisy(model, latents, level, torch.Generator().manual_seed(1))
+        cosine = F.cosine_similarity(seen.identity, torch.from_numpy(source.persons)).numpy()
+        hits, probes = rank1_hits(np.where(frontal[:, None], clean, seen.identity.numpy()), identity, index)
         figures[f"rank-1 at timestep {level}"] = identity_bootstrap(hits, identity[probes])
         figures[f"cosine at timestep {level}"] = identity_bootstrap(cosine, identity)
+        for name, (right, known) in attribute_hits(seen, source.classes).items():
+            figures[f"{name} read at timestep {level}"] = identity_bootstrap(right[known], identity[known])
     return figures
 
 
@@ -189,9 +236,9 @@ def main(argv: list[str] | None = None) -> int:
         title="Tiny latent recognizer",
         summary=(
             "Reads noisy latents of the tiny autoencoder and gives the embedding that the tiny face recognizer gives "
-            "the person, for the identity loss of stage 2. It looks at no generated picture when results are measured."
+            "the person, and the attributes of the picture, for losses of stage 2. It looks at no generated picture "
+            "when results are measured."
         ),
-        notes="The shipped weights saw the learning rates of a run of 3,000 steps up to step 1,700, then this card's.",
     )
 
 

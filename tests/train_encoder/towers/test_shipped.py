@@ -106,12 +106,15 @@ def test_text_towers_know_the_template() -> None:
 def test_latent_recognizer_tells_new_people_apart_better_than_chance(tiny_dataset: Path) -> None:
     config = latent_recognizer.LatentRecognizerConfig(data=str(tiny_dataset))
     model = LatentRecognizer.from_pretrained(path("tiny/latent_recognizer", package="makeup_plugin"))
-    found, identity, index = [], [], []
+    found, identity, index, right = [], [], [], []
     for split in SPLITS:
         source, arrays = latent_recognizer.load_source(config, split)
         latents = torch.from_numpy(np.array(source.latents))
-        found.append(latent_recognizer.embed_noisy(model, latents, 0, torch.Generator().manual_seed(0)))
+        seen = latent_recognizer.read_noisy(model, latents, 0, torch.Generator().manual_seed(0))
+        found.append(seen.identity)
+        right.extend(latent_recognizer.attribute_hits(seen, source.classes)["glasses"][0])
         identity.append(np.array(arrays.identity))
         index.append(np.array(arrays.index))
     hits, _ = rank1_hits(torch.cat(found).numpy(), np.concatenate(identity), np.concatenate(index))
     assert hits.mean() > 0.25  # chance among 12 people is .08, its standard error over 36 probes .05
+    assert np.mean(right) > 0.8

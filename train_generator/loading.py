@@ -1,0 +1,121 @@
+"""What the trainings load: the base with the frozen encoder, and the latent recognizer; damage is named."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import nn
+
+from faceclip import weights
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import CheckpointError
+from faceclip.image_tower import ImageTower
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.latent_recognizer import LatentRecognizer
+from train_generator.config import GeneratorConfig
+
+
+def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
+    """The base with the frozen joint encoder, before anything of stage 2 is added.
+
+    Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's.
+    """
+    base, directory = base_directory(config.base), Path(config.encoder)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"encoder={config.encoder}: no stage-1 export there; run `python -m train_encoder` first")
+    with damage_named(f"encoder={config.encoder}", "run `python -m train_encoder` again"):
+        encoder = FaceCLIP.from_pretrained(directory)
+        image_tower = ImageTower.from_pretrained(directory / "image_tower")
+    with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
+        unet = UNet2DConditionModel.from_pretrained(base / "unet")
+        vae = AutoencoderKL.from_pretrained(base / "vae")
+        scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
+    width = encoder.l.text.config.width + encoder.g.text.config.width
+    if unet.config.cross_attention_dim != width:
+        raise CheckpointError(
+            f"the UNet of {config.base} reads tokens of width {unet.config.cross_attention_dim}, the joint encoder "
+            f"{config.encoder} gives {width}: they belong to different towers"
+        )
+    pipeline = FaceMakeUpPipeline(
+        vae=vae,
+        unet=unet,
+        scheduler=scheduler,
+        joint_encoder=encoder,
+        image_encoder=image_tower,
+        face_fitter=_fitter(config.fitter),
+    )
+    pipeline.base_model = config.base
+    return pipeline
+
+
+def base_directory(name: str) -> Path:
+    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded.
+
+    Raises CheckpointError when there is none; a misspelt path is not looked up on the hub.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if "/" in name:
+        # A hub id has one slash, and nothing on this disk is called like its owner.
+        if name.count("/") > 1 or name.startswith(("/", ".", "~", "runs/")) or path.parent.is_dir():
+            raise CheckpointError(f"base={name}: no such directory; give one with unet, vae and scheduler")
+        wanted = [f"{part}/{kind}" for part in ("unet", "vae", "scheduler") for kind in ("*.json", "*.safetensors")]
+        with damage_named(f"base={name}", "it is no directory here: check the hub id and the network"):
+            return Path(snapshot_download(name, allow_patterns=wanted))
+    return weights.path(name, package="makeup_plugin")
+
+
+@contextmanager
+def damage_named(argument: str, remedy: str) -> Iterator[None]:
+    """What libraries say of missing or damaged files, as a CheckpointError that names the argument."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{argument} cannot be loaded; {remedy} ({error})") from error
+
+
+def _fitter(name: str) -> nn.Module | None:
+    if not name:
+        return None
+    from faceclip.face3d.fitter import FaceFitter
+
+    return FaceFitter.from_pretrained(Path(name) if Path(name).is_dir() else weights.path(name))
+
+
+def load_latent_recognizer(
+    name: str,
+    *,
+    latents: tuple[int, int],
+    vocabularies: Mapping[str, Sequence[str]],
+    embedding_dim: int | None = None,
+    attributes: bool = False,
+) -> LatentRecognizer:
+    """A folder or what the package ships, frozen. latents: (channels, side); vocabularies: of the data set.
+
+    Raises CheckpointError for a damaged one, for one of other latents or of another recognizer's embeddings, for one
+    that reads attributes of other values than the data's, and for one that reads none where `attributes` are needed.
+    """
+    path = Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
+    with damage_named(f"latent_recognizer={name}", "train it by `python -m train_generator.towers.latent_recognizer`"):
+        model = LatentRecognizer.from_pretrained(path).requires_grad_(False).eval()
+    wanted = {"channels": latents[0], "side": latents[1]}
+    if embedding_dim is not None:
+        wanted["embedding_dim"] = embedding_dim
+    if found := {key: model.config[key] for key, value in wanted.items() if model.config[key] != value}:
+        raise CheckpointError(
+            f"latent_recognizer={name} has {found}, needed is {wanted}: train one for this autoencoder and recognizer, "
+            "or set the weights of its losses to 0"
+        )
+    if attributes and not model.attributes:
+        raise CheckpointError(f"latent_recognizer={name} reads no attributes: set the weight of their loss to 0")
+    for attribute, values in (model.config.vocabularies or {}).items():
+        if list(values) != list(vocabularies.get(attribute, ())):
+            raise CheckpointError(
+                f"latent_recognizer={name} reads {attribute} as one of {list(values)}, the data set knows "
+                f"{list(vocabularies.get(attribute, ()))}: train one on this data set"
+            )
+    return model
