@@ -20,11 +20,12 @@ POSE_SCALE = 45.0  # degrees per unit of the pose head, so that its targets have
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the judge sees in B images: logits per attribute, pose and landmarks."""
+    """What the judge sees in B images: logits per attribute, pose and landmarks, and the features it tells them by."""
 
     attributes: dict[str, Tensor]  # name → logits (B, values), in the order of the judge's vocabularies
     pose: Tensor  # (B, 3) yaw, pitch, roll in degrees, the data set's convention
     landmarks: Tensor  # (B, 5, 2) pixels of the given images
+    features: Tensor  # (B, hidden)
 
 
 def _square(images: Tensor, size: int) -> Tensor:
@@ -81,6 +82,7 @@ class Judge(ModelMixin, ConfigMixin):
             attributes={name: head(features).float() for name, head in self.attributes.items()},
             pose=self.pose(features).float() * POSE_SCALE,
             landmarks=points * extent - 0.5,
+            features=features.float(),
         )
 
     @torch.no_grad()

@@ -12,7 +12,14 @@ from torch import Tensor
 from eval.faces import FacePoints, crop_batches, detected_faces, to_unit
 from eval.generation.plan import Job
 from eval.judge import Judge, SecondRecognizer
-from eval.metrics import TIE_TOLERANCE, Estimate, angle_difference, identity_bootstrap, paired_difference
+from eval.metrics import (
+    TIE_TOLERANCE,
+    Estimate,
+    angle_difference,
+    frechet_distance,
+    identity_bootstrap,
+    paired_difference,
+)
 from eval.prompt import JUDGED, prompt_scores
 from faceclip.data.arrays import FaceArrays
 from faceclip.face_encoder import FaceViT
@@ -38,16 +45,19 @@ class Judges:
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """Embeddings of the reference portraits and of the gallery of one frontal portrait per person, per recognizer."""
+    """Embeddings of the reference portraits and of the gallery of one frontal portrait per person, per recognizer, and
+    the judge's features of the portraits."""
 
     portraits: Mapping[str, NDArray[np.float32]]  # (rows of the split, D), unit length
     gallery: Mapping[str, NDArray[np.float32]]  # (people, D)
     gallery_identity: NDArray[np.int64]  # (people,)
+    features: NDArray[np.float32]  # (rows of the split, D)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Per picture of one arm; all arrays (N,). Similarity and rank-1 hit of an undetected face are 0."""
+    """Per picture of one arm, arrays (N,); similarity and rank-1 hit of an undetected face are 0. frechet: distance of
+    all of them to the portraits of the split, by the judge's features."""
 
     identity: NDArray[np.int64]
     found: NDArray[np.bool_]
@@ -58,6 +68,7 @@ class Scores:
     yaw_error: NDArray[np.float64]
     prompt: Mapping[str, NDArray[np.float64]]  # attribute → 1, 0, or NaN where not named; "all"
     judged: Mapping[str, Sequence[str]]
+    frechet: float
 
 
 @torch.no_grad()
@@ -83,23 +94,34 @@ def embed_references(judges: Judges, arrays: FaceArrays) -> References:
         portraits=portraits,
         gallery={name: vectors[frontal] for name, vectors in portraits.items()},
         gallery_identity=np.asarray(arrays.identity[frontal]),
+        features=look(judges.judge, arrays.images).features,
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What the judge sees in N pictures: values by attribute, pose (N, 3), landmarks (N, 5, 2), features (N, D)."""
+
+    values: dict[str, list[str]]
+    pose: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
 @torch.no_grad()
-def look(judge: Judge, images: NDArray[np.uint8], *, batch: int = 64) -> tuple[dict, NDArray, NDArray]:
-    """Attribute values, pose (N, 3) and landmarks (N, 5, 2) that the judge sees."""
+def look(judge: Judge, images: NDArray[np.uint8], *, batch: int = 64) -> Sight:
+    """Judge pictures (N, S, S, 3)."""
     values: dict[str, list[str]] = {}
-    poses, landmarks = [], []
+    arrays: dict[str, list[NDArray]] = {"pose": [], "landmarks": [], "features": []}
     vocabularies = judge.config.vocabularies
     for start in range(0, len(images), batch):
         seen = judge(to_unit(np.asarray(images[start : start + batch])))
         for name, logits in seen.attributes.items():
             words = [vocabularies[name][index] for index in logits.argmax(dim=1).tolist()]
             values.setdefault(name, []).extend(words)
-        poses.append(seen.pose.numpy())
-        landmarks.append(seen.landmarks.numpy())
-    return values, np.concatenate(poses), np.concatenate(landmarks)
+        for name, parts in arrays.items():
+            parts.append(getattr(seen, name).numpy())
+    return Sight(values=values, **{name: np.concatenate(parts) for name, parts in arrays.items()})
 
 
 def judge_pictures(
@@ -112,9 +134,9 @@ def judge_pictures(
     """
     rows = np.array([job.reference for job in jobs])
     identity = np.asarray(arrays.identity)[rows]
-    values, pose, landmarks = look(judges.judge, images)
+    sight = look(judges.judge, images)
     found = detected_faces(images, label="finding generated faces").found
-    points = FacePoints(landmarks=landmarks, found=np.ones(len(images), dtype=bool))
+    points = FacePoints(landmarks=sight.landmarks, found=np.ones(len(images), dtype=bool))
     similarity, raw, recognized = {}, {}, {}
     for name, (embed, size) in judges.embedders().items():
         vectors = embed_faces(embed, size, images, points)
@@ -125,7 +147,7 @@ def judge_pictures(
         best_own = np.where(own, scores, -np.inf).max(axis=1)
         best_other = np.where(own, -np.inf, scores).max(axis=1)
         recognized[name] = (found & (best_own > best_other + TIE_TOLERANCE)).astype(np.float64)
-    errors = angle_difference(pose, np.asarray(arrays.pose)[rows])
+    errors = angle_difference(sight.pose, np.asarray(arrays.pose)[rows])
     return Scores(
         identity=identity,
         found=found,
@@ -134,8 +156,9 @@ def judge_pictures(
         recognized=recognized,
         pose_error=errors.mean(axis=1),
         yaw_error=errors[:, 0],
-        prompt=prompt_scores([job.names for job in jobs], values),
-        judged=values,
+        prompt=prompt_scores([job.names for job in jobs], sight.values),
+        judged=sight.values,
+        frechet=frechet_distance(sight.features, references.features),
     )
 
 

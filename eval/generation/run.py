@@ -137,6 +137,7 @@ def to_json(result: GenerationResult) -> dict:
 
     arms = {name: plain(summarize(value)) for name, value in result.scores.items()}
     content = {"arms": arms, "real": {name: plain(summarize(value)) for name, value in result.context.items()}}
+    content["frechet distance"] = {name: value.frechet for name, value in {**result.scores, **result.context}.items()}
     if "text" in result.scores:
         base = result.scores["text"]
         content["difference from text only"] = {

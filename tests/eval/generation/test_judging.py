@@ -27,6 +27,7 @@ def make_scores(similarity, pose, prompt, found=(True, True, True, True)) -> Sco
         prompt={name: np.array(prompt, dtype=float) for name in ("all", "hair_color", "glasses", "hat", "beard")}
         | {"expression": np.full(4, np.nan)},
         judged={},
+        frechet=1.0,
     )
 
 
@@ -93,11 +94,17 @@ def test_blank_pictures_count_as_undetected(judges, tiny_dataset):
     arrays = load_arrays(tiny_dataset, "train")
     jobs = [Job(reference=row, prompt="", names={"hat": "cap"}, seed=row) for row in range(4)]
     blank = np.full((4, 64, 64, 3), 127, dtype=np.uint8)
-    scores = judge_pictures(judges, blank, jobs, arrays, embed_references(judges, arrays))
+    references = embed_references(judges, arrays)
+    scores = judge_pictures(judges, blank, jobs, arrays, references)
     assert not scores.found.any()
     assert all((values == 0).all() for values in scores.similarity.values())
     assert all((values == 0).all() for values in scores.recognized.values())
     with torch.no_grad():
-        pose = judges.judge(torch.full((1, 3, 64, 64), 127 / 255)).pose.numpy()
+        seen = judges.judge(torch.full((1, 3, 64, 64), 127 / 255))
+    pose = seen.pose.numpy()
     expected = np.abs(pose - np.asarray(arrays.pose)[:4]).mean(axis=1)
     np.testing.assert_allclose(scores.pose_error, expected, atol=1e-3)
+    # Four equal pictures have no spread: what is left is the spread of the portraits and the distance of the means.
+    portraits = references.features.astype(np.float64)
+    apart = np.square(seen.features[0].numpy() - portraits.mean(axis=0)).sum()
+    assert scores.frechet == pytest.approx(apart + portraits.var(axis=0, ddof=1).sum(), rel=1e-3)
