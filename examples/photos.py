@@ -40,7 +40,7 @@ def main() -> None:
                 found.image,
                 landmarks=found.face.landmarks,
                 num_inference_steps=arguments.steps,
-                guidance_scale=4.0,
+                guidance_scale=2.0,
                 generator=torch.manual_seed(0),
             )
             rows.append([Image.fromarray(found.crop), output.shading_maps[0], output.images[0]])

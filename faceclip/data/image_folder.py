@@ -52,7 +52,8 @@ def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path
         captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []
         # Nested folders are one person each, by their whole path.
         person = relative.parent.as_posix() if len(relative.parts) > 1 else ""
-        rows.append({"file_name": relative.as_posix(), "image": str(picture), "caption": captions, "identity": person})
+        row = {"file_name": relative.as_posix(), "image": str(picture.absolute()), "caption": captions}
+        rows.append(row | {"identity": person})
         files += [picture, text] if text.is_file() else [picture]
     return rows, files
 
@@ -63,7 +64,7 @@ def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise DataError(f"{table}, entry {number}: expected an object with `file_name`, a path beside this file")
         picture = table.parent / row["file_name"]
-        rows.append(row | {"image": str(picture)})
+        rows.append(row | {"image": str(picture.absolute())})
         try:
             inside, found = picture.resolve().is_relative_to(table.parent.resolve()), is_file(picture)
         except (ValueError, OSError, RuntimeError, RejectedRecord):  # no path: the row is counted when it is read

@@ -298,3 +298,11 @@ def test_a_tar_that_was_cut_is_named(tmp_path):
         path.write_bytes(whole[:stop])
         with pytest.raises(DataError, match=r"a\.tar is damaged or cut off"):
             open_rows(path.parent, tmp_path)
+
+
+def test_pictures_of_a_relative_folder_are_found(tmp_path, monkeypatch):
+    folder(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    source = open_rows("photos", tmp_path)
+    for row in source.rows(0):
+        assert Path(row["image"]).is_absolute() and Path(row["image"]).is_file()

@@ -1,0 +1,70 @@
+"""Search pictures of people by a face, a description, or both.
+
+python examples/search.py GALLERY_DIR --face reference.png --text "a smiling person with red hair"
+"""
+
+import argparse
+from pathlib import Path
+
+import faiss
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import FaceError
+from faceclip.image_tower import ImageTower
+from faceclip.published_faces import published_faces
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def read(path: Path, size: int) -> Tensor:
+    """A picture (3, size, size) in [0, 1]."""
+    with Image.open(path) as image:
+        return pil_to_tensor(image.convert("RGB").resize((size, size))).float() / 255
+
+
+@torch.no_grad()
+def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path]) -> tuple[list[Path], Tensor]:
+    """Embeddings (N, D), unit length, of the pictures that show a face, and these pictures."""
+    kept, vectors = [], []
+    for path in paths:
+        try:
+            face = encoder.face_features(published_faces([path]))
+        except FaceError as error:
+            print(f"left out: {error}")
+            continue
+        image = tower(read(path, tower.config.image_size)[None]).embedding
+        kept.append(path)
+        vectors.append(encoder.embed_gallery(face.identity, image))
+    return kept, torch.cat(vectors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("gallery", type=Path, help="folder of pictures, one person on each")
+    parser.add_argument("--face", type=Path, help="picture of the person to look for")
+    parser.add_argument("--text", help="what the picture shows")
+    parser.add_argument("--model", default="runs/demo/encoder/export", help="export of train_encoder")
+    parser.add_argument("--count", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.face is None and arguments.text is None:
+        parser.error("give --face, --text, or both")
+    encoder = FaceCLIP.from_pretrained(arguments.model).eval()
+    tower = ImageTower.from_pretrained(f"{arguments.model}/image_tower").eval()
+    paths = sorted(path for path in arguments.gallery.iterdir() if path.suffix.lower() in SUFFIXES)
+    kept, gallery = embed_gallery(encoder, tower, paths)
+    with torch.no_grad():
+        faces = published_faces([arguments.face]) if arguments.face else None
+        query = encoder.embed([arguments.text or ""], faces).joint
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery.numpy())
+    scores, rows = index.search(query.numpy(), min(arguments.count, len(kept)))
+    for score, row in zip(scores[0], rows[0], strict=True):
+        print(f"{score:.3f}  {kept[row]}")
+
+
+if __name__ == "__main__":
+    main()
