@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from eval.generation.__main__ import main
+from eval.generation.sampling import claim_folder, model_hash
+from faceclip.errors import ConfigError
 from makeup_plugin.provenance import read_provenance
 
 
@@ -40,13 +42,41 @@ def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
     first = {arm: np.array(Image.open(finished / "images" / arm / "00003.png")) for arm in ("text", "joint", "all")}
     assert (first["text"] != first["joint"]).any() and (first["joint"] != first["all"]).any()
     (finished / "images" / "all" / "00003.png").unlink()
+    cut = finished / "images" / "text" / "00003.png"
+    cut.write_bytes(cut.read_bytes()[:-200])  # as a full disk leaves it
     stamp = (finished / "images" / "all" / "00002.png").stat().st_mtime_ns
     assert main([*arguments, "--out", str(finished)]) == 0
     assert (finished / "images" / "all" / "00002.png").stat().st_mtime_ns == stamp  # not made again
     again = np.array(Image.open(finished / "images" / "all" / "00003.png")).astype(int)
     assert np.abs(again - first["all"]).max() <= 1  # alone in its batch now: sums may round differently
+    assert np.abs(np.array(Image.open(cut)).astype(int) - first["text"]).max() <= 1
 
 
 def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):
     assert main([*arguments, "--out", str(finished), "--seed", "9"]) == 2
     assert "seed differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json", "adapter.json"])
+def test_settings_of_the_model_count_as_the_model(name, tmp_path):
+    for part in ("scheduler/scheduler_config.json", "unet/config.json", "adapter.json", "unet/metrics.json"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text('{"a": 1}')
+    before = model_hash(tmp_path)
+    (tmp_path / "unet" / "metrics.json").write_text("{}")
+    (tmp_path / "README.md").write_text("a card")
+    assert model_hash(tmp_path) == before
+    (tmp_path / name).write_text('{"a": 2}')
+    assert model_hash(tmp_path) != before
+
+
+def test_pictures_of_unknown_origin_are_not_taken_over(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match=r"run\.json.*--out"):
+        claim_folder(tmp_path, {"seed": 1})
+    assert not (tmp_path / "run.json").exists()
+    (tmp_path / "run.json").write_text('{"seed"')
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
+        claim_folder(tmp_path, {"seed": 1})
+    (tmp_path / "run.json").write_text('{"seed": 1}')
+    claim_folder(tmp_path, {"seed": 1})
