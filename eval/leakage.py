@@ -8,7 +8,6 @@ nearest-neighbor search find the person in pictures from which the face was cut 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.metrics import Estimate, first_right_rank, identity_bootstrap, recall_at
-from eval.report import Report, write_text
+from eval.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
 from faceclip.errors import FaceClipError
@@ -147,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             name: {"rank-1": value.to_dict(), "chance": chance} for name, (value, chance) in searches.items()
         },
     }
-    write_text(options.out / "results.json", json.dumps(content, indent=1))
+    write_json(options.out / "results.json", content)
     for name, (value, chance) in searches.items():
         print(f"{name:<32} rank-1 {value}  chance {chance:.3f}")
     print(f"report: {report.write(options.out / 'report.html')}")

@@ -10,7 +10,7 @@ import eval as evaluation
 import faceclip
 import makeup_plugin
 from eval.demo.stages import Stage
-from eval.report import write_text
+from eval.report import write_json
 from faceclip.errors import FaceClipError
 
 TIMES = "times.json"
@@ -107,4 +107,4 @@ class Records:
 
     def _write(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.root / TIMES, json.dumps(self.entries, indent=1))
+        write_json(self.root / TIMES, self.entries)

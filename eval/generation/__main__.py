@@ -4,7 +4,6 @@ python -m eval.generation --model runs/generator/export --data DIR --out runs/ge
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from eval.generation.page import RULES, add_sections
 from eval.generation.plan import ARMS, select_arms
 from eval.generation.run import evaluate, to_json
 from eval.generation.sampling import SamplingConfig
-from eval.report import Report, write_text
+from eval.report import Report, write_json
 from faceclip.errors import FaceClipError
 
 
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed}
         content["rules"] = RULES
         content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
-        write_text(options.out / "results.json", json.dumps(content, indent=1))
+        write_json(options.out / "results.json", content)
         path = report.write(options.out / "report.html")
         report.save_parts(options.out / "report.json")
     except FaceClipError as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.generation.plan import Arm, Job, batches
-from eval.report import write_text
+from eval.report import write_json
 from faceclip.data.arrays import FaceArrays
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
@@ -109,7 +109,7 @@ def claim_folder(out: Path, settings: dict) -> None:
                 f"{out / 'images'} exists, but {path}, which says how its pictures were made, does not: choose another "
                 "--out, or remove the pictures"
             )
-        write_text(path, json.dumps(settings, indent=1))
+        write_json(path, settings)
         return
     try:
         stored = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -4,7 +4,6 @@ python -m eval.retrieval --model runs/encoder/export --data DIR --out runs/retri
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rich.progress import Progress
 
 from eval.faces import detected_faces, labelled_faces
 from eval.labels import labels_of
-from eval.report import Report, write_text
+from eval.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.protocol import QUERY_KINDS
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
@@ -73,7 +72,7 @@ def write_results(
         "labelled faces": to_json(results),
         "detected faces": to_json(found),
     }
-    write_text(out / "results.json", json.dumps(content, indent=1))
+    write_json(out / "results.json", content)
     return content
 
 

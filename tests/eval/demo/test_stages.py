@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -155,3 +156,10 @@ def test_half_written_log_lines_are_left_out(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 20, "ki')
     assert last_log_line(path) == lines[1]
     assert read_log(path) == {"loss": ([10], [2.0])}
+
+
+def test_figures_that_were_not_finite_are_gaps_in_the_curves(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "kind": "train", "loss": null}\n{"step": 2, "kind": "train", "loss": NaN}\n')
+    steps, values = read_log(path)["loss"]
+    assert steps == [1, 2] and np.isnan(values).all()
