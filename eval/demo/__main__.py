@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from eval.arguments import prepare_out
 from eval.demo.process import Stopped, run_command, stop_on_signals
 from eval.demo.records import Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
@@ -89,15 +90,20 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         config = DemoConfig(**json.loads(options.config)) if options.config else DemoConfig()
-    except (TypeError, json.JSONDecodeError) as error:
+        make_stages(options.out, config)  # refuses sizes that do not go together
+    except (TypeError, ValueError) as error:
         print(f"error: --config: {error}", file=sys.stderr)
         return 2
     try:
+        prepare_out(options.out)
         with stop_on_signals():
             path = run_demo(options.out, config, console)
-    except FaceClipError as error:
+    except StageFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except Stopped as stop:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stop.number

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from eval.arguments import check_least, check_seed, prepare_out
 from eval.faces import detected_faces, labelled_faces
 from eval.labels import labels_of
 from eval.report import Report, write_json
@@ -104,6 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-detector", action="store_true", help="leave out the pass with detected faces")
     options = parser.parse_args(arguments)
     try:
+        check_least("--queries", options.queries)
+        check_seed(options.seed)
+        prepare_out(options.out)
         model = RetrievalModel.from_pretrained(options.model)
         test = load_arrays(options.data, "test")
         validation = load_arrays(options.data, "validation")
