@@ -1,6 +1,7 @@
 """The demo's stages: a command each, how far it is, and how long it takes on two cores."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -52,7 +53,8 @@ class Stage:
     def shown(self, root: Path) -> str:
         """The command as a reader would type it from the project's folder."""
         words = ["python", *self.command[1:]]
-        return " ".join(word.replace(str(root), f"runs/{root.name}") for word in words)
+        folder = re.compile(rf"(^|=){re.escape(str(root))}(?=/|$)")
+        return " ".join(folder.sub(lambda found: f"{found[1]}runs/{root.name}", word) for word in words)
 
 
 def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
