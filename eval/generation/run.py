@@ -18,7 +18,7 @@ from eval.labels import labels_of
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import CheckpointError, ConfigError
+from faceclip.errors import CheckpointError, ConfigError, DataError
 from makeup_plugin import FaceMakeUpPipeline
 
 
@@ -51,6 +51,12 @@ def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path |
     )
 
 
+def require_gallery(arrays: FaceArrays) -> None:
+    """Raises DataError where no portrait can stand in the gallery: nobody could be recognized."""
+    if not (np.asarray(arrays.index) == 0).any():
+        raise DataError("--data has no frontal test portrait (index 0): the gallery needs one per person")
+
+
 def evaluate(
     model: Path,
     data: Path,
@@ -79,6 +85,7 @@ def evaluate(
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(data, split, size=size)
     source = load_arrays(data, split)
+    require_gallery(arrays)
     jobs = plan_jobs(labels_of(arrays), count, seed=seed)
     settings = {
         "model": model_hash(model),

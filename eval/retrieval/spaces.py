@@ -75,7 +75,7 @@ def encode_portraits(
             identity = torch.zeros(len(images), features.identity.shape[1])
         tokens[rows], identity[rows] = features.tokens.half(), features.identity.float()
     if tokens is None:
-        raise CheckpointError("no face was found in any portrait: check the data, or use labelled faces")
+        raise CheckpointError("no face was found in any portrait: check the data, or give --no-detector")
     image = [
         model.image_tower(to_unit(np.asarray(images[start : start + batch]))).embedding
         for start in range(0, len(images), batch)

@@ -1,14 +1,17 @@
 """The command on an untrained pipeline: every arm, resuming, and mixing of runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.generation.__main__ import main
+from eval.generation.run import require_gallery
 from eval.generation.sampling import claim_folder, model_hash
-from faceclip.errors import ConfigError
+from faceclip.data.arrays import load_arrays
+from faceclip.errors import ConfigError, DataError
 from makeup_plugin.provenance import read_provenance
 
 
@@ -27,7 +30,9 @@ def finished(arguments, tmp_path_factory):
 
 
 def test_every_arm_is_made_and_scored(finished):
-    content = json.loads((finished / "results.json").read_text())
+    text = (finished / "results.json").read_text()
+    assert "NaN" not in text and "null" in text  # with five prompts some attribute is never named
+    content = json.loads(text)
     assert list(content["arms"]) == ["text", "joint", "identity", "shading", "all"]
     assert content["arms"]["all"]["similarity, second recognizer"]["count"] == 5
     assert set(content["difference from text only"]) == {"joint", "identity", "shading", "all"}
@@ -55,6 +60,15 @@ def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
 def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):
     assert main([*arguments, "--out", str(finished), "--seed", "9"]) == 2
     assert "seed differ" in capsys.readouterr().err
+
+
+def test_what_the_model_or_the_data_do_not_allow(finished, arguments, tiny_dataset, capsys):
+    assert main([*arguments, "--out", str(finished), "--steps", "1001"]) == 2
+    assert "--steps must be at most 1000" in capsys.readouterr().err
+    arrays = load_arrays(tiny_dataset, "test")
+    require_gallery(arrays)
+    with pytest.raises(DataError, match="frontal"):
+        require_gallery(replace(arrays, index=arrays.index + 1))
 
 
 @pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json", "adapter.json"])
