@@ -8,7 +8,6 @@ nearest-neighbor search find the person in pictures from which the face was cut 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.arguments import prepare_out
 from eval.metrics import Estimate, first_right_rank, identity_bootstrap, recall_at
-from eval.report import Report, write_text
+from eval.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
-from faceclip.errors import FaceClipError
+from faceclip.errors import EmptyDatasetError, FaceClipError
 
 CHANGEABLE = ("background", "hair", "glasses", "beard", "hat", "clothes")
 """Regions that say nothing of who it is; everything else is cut out for the second question."""
@@ -92,8 +92,11 @@ def nearest_person(features: NDArray[np.float32], identity: NDArray[np.integer])
 
 
 def measure(arrays: FaceArrays) -> tuple[Mapping[str, Agreement], Mapping[str, tuple[Estimate, float]]]:
-    """Both questions for one split."""
+    """Both questions for one split. Raises EmptyDatasetError where nobody can be mistaken for somebody else."""
     identity = np.asarray(arrays.identity)
+    counts = np.unique(identity, return_counts=True)[1]
+    if len(counts) < 2 or counts.max() < 2:
+        raise EmptyDatasetError("leakage needs two people and several portraits of one: give another --split or --data")
     frontal = np.asarray(arrays.index) == 0
     agreements = {
         name: attribute_agreement(values, identity, skip=frontal) for name, values in arrays.attributes.items()
@@ -115,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="test")
     options = parser.parse_args(arguments)
     try:
+        prepare_out(options.out)
         arrays = load_arrays(options.data, options.split, size=64)
         agreements, searches = measure(arrays)
     except FaceClipError as error:
@@ -147,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
             name: {"rank-1": value.to_dict(), "chance": chance} for name, (value, chance) in searches.items()
         },
     }
-    write_text(options.out / "results.json", json.dumps(content, indent=1))
+    write_json(options.out / "results.json", content)
     for name, (value, chance) in searches.items():
         print(f"{name:<32} rank-1 {value}  chance {chance:.3f}")
     print(f"report: {report.write(options.out / 'report.html')}")

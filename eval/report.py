@@ -4,9 +4,10 @@ import base64
 import html
 import io
 import json
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -144,7 +145,7 @@ class Report:
 
     def save_parts(self, path: Path) -> None:
         """Keep the content as JSON, so that another report can take it over with `append_parts`."""
-        write_text(path, json.dumps({"blocks": self._blocks, "sections": list(self._sections.items())}))
+        write_json(path, {"blocks": self._blocks, "sections": list(self._sections.items())})
 
     def append_parts(self, path: Path) -> None:
         """Take over everything that another report kept."""
@@ -190,6 +191,19 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Replace a JSON file in one step. NaN and infinities, which JSON does not have, become null."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False))
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def format_cell(cell: Cell) -> str:

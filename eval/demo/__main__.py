@@ -8,14 +8,16 @@ command changed, and all after it, start from nothing; so does everything after 
 
 import argparse
 import json
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from eval.arguments import prepare_out
+from eval.demo.process import Stopped, run_command, stop_on_signals
 from eval.demo.records import Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
 from faceclip.errors import FaceClipError
@@ -25,25 +27,14 @@ class StageFailedError(FaceClipError):
     """A stage's command ended with an error; the message names its log."""
 
 
-def run_stage(stage: Stage, log: Path, on_tick) -> float:
+def run_stage(stage: Stage, log: Path, on_tick: Callable[[float], None]) -> float:
     """Run one command with its output in `log`; returns seconds. Raises StageFailedError with the log's end."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with log.open("ab") as output:
-        process = subprocess.Popen(stage.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        try:
-            while process.poll() is None:
-                on_tick(time.monotonic() - began)
-                time.sleep(0.5)
-        except BaseException:
-            # Trainers save on SIGTERM, so that nothing is lost by stopping the demo.
-            process.terminate()
-            process.wait(timeout=60)
-            raise
-    if process.returncode:
+    status = run_command(stage.command, log, on_tick)
+    if status:
         end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         raise StageFailedError(
-            f"stage {stage.name} ended with status {process.returncode}; its log is {log}, the end of which is:\n{end}"
+            f"stage {stage.name} ended with status {status}; its log is {log}, the end of which is:\n{end}"
         )
     return time.monotonic() - began
 
@@ -99,17 +90,23 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         config = DemoConfig(**json.loads(options.config)) if options.config else DemoConfig()
-    except (TypeError, json.JSONDecodeError) as error:
+        make_stages(options.out, config)  # refuses sizes that do not go together
+    except (TypeError, ValueError) as error:
         print(f"error: --config: {error}", file=sys.stderr)
         return 2
     try:
-        path = run_demo(options.out, config, console)
-    except FaceClipError as error:
+        prepare_out(options.out)
+        with stop_on_signals():
+            path = run_demo(options.out, config, console)
+    except StageFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
         print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + stop.number
     console.print(f"\nreport: [bold]{path.resolve()}[/bold]")
     return 0
 

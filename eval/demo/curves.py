@@ -11,7 +11,7 @@ _SPEED = ("samples_per_second", "data_percent", "learning_rate", "grad_norm")
 
 
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Figure → (steps, values) of the training lines of a log; a half-written last line is left out."""
+    """Figure → (steps, values) of the training lines of a log; null is NaN, a half-written last line is left out."""
     series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     if not path.is_file():
         return {}
@@ -26,7 +26,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         for name, value in entry.items():
             if name not in ("step", "kind"):
                 series[name][0].append(entry["step"])
-                series[name][1].append(float(value))
+                series[name][1].append(float("nan") if value is None else float(value))
     return dict(series)
 
 

@@ -10,7 +10,7 @@ import eval as evaluation
 import faceclip
 import makeup_plugin
 from eval.demo.stages import Stage
-from eval.report import write_text
+from eval.report import write_json
 from faceclip.errors import FaceClipError
 
 TIMES = "times.json"
@@ -36,6 +36,21 @@ def shipped() -> str:
     return f"{release} {digest.hexdigest()[:16]}"
 
 
+def read_times(root: Path) -> dict[str, dict]:
+    """What `times.json` holds, stage by stage; empty without one. Raises ForeignFolderError where it is damaged."""
+    path = root / TIMES
+    if not path.is_file():
+        return {}
+    try:
+        stored = json.loads(path.read_bytes())
+        if all("command" in entry and "seconds" in entry for entry in stored.values()):
+            return stored
+        problem = "an entry lacks command or seconds"
+    except (ValueError, TypeError, AttributeError) as error:
+        problem = str(error)
+    raise ForeignFolderError(f"{path} is damaged or not a demo's ({problem}): remove {root}, or give another --out")
+
+
 class Records:
     """`root/times.json`: stage → command, made_by (`shipped()`), shown, seconds (null: begun, not finished).
 
@@ -46,7 +61,7 @@ class Records:
     def __init__(self, root: Path, stages: list[Stage], made_by: str) -> None:
         self.root, self.stages, self.made_by = root, stages, made_by
         self.known = (root / TIMES).is_file()
-        stored = json.loads((root / TIMES).read_text(encoding="utf-8")) if self.known else {}
+        stored = read_times(root)
         self.entries: dict[str, dict] = {}
         for stage in stages:
             entry = stored.get(stage.name)
@@ -107,4 +122,4 @@ class Records:
 
     def _write(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.root / TIMES, json.dumps(self.entries, indent=1))
+        write_json(self.root / TIMES, self.entries)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from eval.demo.curves import add_curves
-from eval.demo.records import TIMES
+from eval.demo.records import read_times
 from eval.demo.stages import GUIDANCE
 from eval.generation.sampling import load_pipeline
 from eval.report import Report
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import FaceClipError
+from faceclip.errors import ConfigError, FaceClipError
 
 PROMPTS = (
     "A smiling person with red hair.",
@@ -93,9 +93,12 @@ def _wrap(text: str, width: int) -> str:
 
 
 def build_report(root: Path) -> Path:
-    """Everything the demo did, as runs/demo/report.html."""
+    """Everything the demo did, as runs/demo/report.html. Raises ConfigError where the stages before it did not run."""
+    for part in ("generation/results.json", "generation/report.json", "retrieval/report.json"):
+        if not (root / part).is_file():
+            raise ConfigError(f"{root / part} does not exist: give the folder in which `python -m eval.demo` ran")
     settings = json.loads((root / "generation" / "results.json").read_text())["settings"]
-    stored = json.loads((root / TIMES).read_text()) if (root / TIMES).is_file() else {}
+    stored = read_times(root)
     times = {name: entry for name, entry in stored.items() if entry["seconds"] is not None}  # not the one running now
     large = load_arrays(root / "data", "test")
     small = load_arrays(root / "data", "test", size=64)
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"report: {build_report(Path(words[0]))}")
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -1,12 +1,14 @@
 """The demo's stages: a command each, how far it is, and how long it takes on two cores."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from faceclip.data.synthetic.plan import Request, plan_shards
+from faceclip.errors import ConfigError
 
 GUIDANCE = 2.0  # the tiny base was trained to follow its prompts; more makes colors and features coarse
 
@@ -25,6 +27,16 @@ class DemoConfig:
     queries: int = 360
     images_per_arm: int = 24
 
+    def __post_init__(self) -> None:
+        counts = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "splits"}
+        for name, value in counts.items():
+            least = 0 if name == "data_seed" else 1
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        people = self.splits if isinstance(self.splits, list | tuple) else ()
+        if len(people) != 3 or any(type(value) is not int for value in people) or min(people) < 2:
+            raise ConfigError(f"splits must be three numbers of people, each at least 2, got {self.splits!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -41,7 +53,8 @@ class Stage:
     def shown(self, root: Path) -> str:
         """The command as a reader would type it from the project's folder."""
         words = ["python", *self.command[1:]]
-        return " ".join(word.replace(str(root), f"runs/{root.name}") for word in words)
+        folder = re.compile(rf"(^|=){re.escape(str(root))}(?=/|$)")
+        return " ".join(folder.sub(lambda found: f"{found[1]}runs/{root.name}", word) for word in words)
 
 
 def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
@@ -52,7 +65,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         images_per_identity=config.images_per_identity,
         size=config.size,
         seed=config.data_seed,
-        splits=config.splits,
+        splits=tuple(config.splits),
     )
     shards = len(plan_shards(request))
     python = [sys.executable, "-m"]

@@ -4,19 +4,30 @@ python -m eval.generation --model runs/generator/export --data DIR --out runs/ge
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
+from eval.arguments import check_export, check_guidance, check_least, check_seed, prepare_out, use_threads
 from eval.generation.page import RULES, add_sections
 from eval.generation.plan import ARMS, select_arms
 from eval.generation.run import evaluate, to_json
 from eval.generation.sampling import SamplingConfig
-from eval.report import Report, write_text
+from eval.report import Report, write_json
 from faceclip.errors import FaceClipError
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError or CheckpointError for what would fail only after a long run."""
+    check_least("--images-per-arm", options.images_per_arm)
+    check_least("--steps", options.steps)
+    check_least("--batch", options.batch)
+    check_guidance(options.guidance)
+    check_seed(options.seed)
+    check_export("--model", options.model, "model_index.json", "the export folder of `python -m train_generator`")
+    for option, folder in (("--judge", options.judge), ("--second-recognizer", options.second_recognizer)):
+        if folder is not None:
+            check_export(option, folder, "config.json", "the folder of a trained one, or leave the option out")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,15 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--judge", type=Path, help="folder of another judge than the shipped one")
     parser.add_argument("--second-recognizer", type=Path, help="folder of another second recognizer")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     sampling = SamplingConfig(steps=options.steps, guidance=options.guidance, batch=options.batch, bf16=options.bf16)
     try:
+        check_options(options)
+        arms = select_arms(options.arms)
+        use_threads(options.threads)
+        prepare_out(options.out)
         result = evaluate(
             options.model,
             options.data,
             options.out,
-            select_arms(options.arms),
+            arms,
             count=options.images_per_arm,
             seed=options.seed,
             sampling=sampling,
@@ -56,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed}
         content["rules"] = RULES
         content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
-        write_text(options.out / "results.json", json.dumps(content, indent=1))
+        write_json(options.out / "results.json", content)
         path = report.write(options.out / "report.html")
         report.save_parts(options.out / "report.json")
     except FaceClipError as error:

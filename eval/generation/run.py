@@ -9,14 +9,16 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from eval.arguments import load_model
 from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
 from eval.generation.plan import Arm, Job, plan_jobs
 from eval.generation.sampling import SamplingConfig, claim_folder, generate_arm, load_pipeline, model_hash
 from eval.judge import Judge, SecondRecognizer
 from eval.labels import labels_of
+from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import ConfigError
+from faceclip.errors import CheckpointError, ConfigError, DataError
 from makeup_plugin import FaceMakeUpPipeline
 
 
@@ -32,14 +34,27 @@ class GenerationResult:
 
 
 def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path | None) -> Judges:
-    """The shipped judges unless other folders are given; the recognizer is the pipeline's own."""
+    """The shipped judges unless other folders are given; the recognizer is the pipeline's own.
+
+    Raises CheckpointError naming the option whose folder does not hold such a network.
+    """
     judge = judge or weights.path("tiny/judge", package="eval")
     second = second or weights.path("tiny/second_recognizer", package="eval")
+    judging = load_model(Judge, judge, "--judge")
+    unknown = [name for name in JUDGED if name not in judging.config.vocabularies]
+    if unknown:
+        raise CheckpointError(f"--judge {judge} does not know {', '.join(unknown)}: give one trained on these too")
     return Judges(
-        judge=Judge.from_pretrained(judge).eval(),
+        judge=judging,
         recognizer=pipeline.joint_encoder.face_encoder,
-        second=SecondRecognizer.from_pretrained(second).eval(),
+        second=load_model(SecondRecognizer, second, "--second-recognizer"),
     )
+
+
+def require_gallery(arrays: FaceArrays) -> None:
+    """Raises DataError where no portrait can stand in the gallery: nobody could be recognized."""
+    if not (np.asarray(arrays.index) == 0).any():
+        raise DataError("--data has no frontal test portrait (index 0): the gallery needs one per person")
 
 
 def evaluate(
@@ -63,9 +78,14 @@ def evaluate(
             arm.shading_scale and pipeline.shading_channel is None
         ):
             raise ConfigError(f"{model} lacks a channel that arm {arm.name} needs: leave it out of --arms")
+    trained_steps = pipeline.scheduler.config.num_train_timesteps
+    if sampling.steps > trained_steps:
+        raise ConfigError(f"--steps must be at most {trained_steps}, which {model} was trained with")
+    judges = load_judges(pipeline, judge, second)
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(data, split, size=size)
     source = load_arrays(data, split)
+    require_gallery(arrays)
     jobs = plan_jobs(labels_of(arrays), count, seed=seed)
     settings = {
         "model": model_hash(model),
@@ -77,7 +97,6 @@ def evaluate(
         "bf16": sampling.bf16,
     }
     claim_folder(out, settings)
-    judges = load_judges(pipeline, judge, second)
     pictures = {}
     columns = (
         TextColumn("{task.description}"),

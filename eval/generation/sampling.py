@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.generation.plan import Arm, Job, batches
-from eval.report import write_text
+from eval.report import write_json
 from faceclip.data.arrays import FaceArrays
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
@@ -55,11 +55,12 @@ def generate_arm(
 ) -> NDArray[np.uint8]:
     """Pictures (N, S, S, 3) of all jobs, read from or written to `directory`/00000.png, …
 
-    Each picture has its own seed: neither the batch size nor an interruption changes the noise it starts from.
+    Each picture has its own seed: neither the batch size nor an interruption changes the noise it starts from. A file
+    that cannot be read counts as missing and is made again.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{number:05d}.png" for number in range(len(jobs))]
-    missing = [number for number, path in enumerate(paths) if not path.is_file()]
+    missing = [number for number, path in enumerate(paths) if _read_picture(path) is None]
     if progress is not None:
         progress(len(jobs) - len(missing))
     for numbers in batches(missing, config.batch):
@@ -83,30 +84,50 @@ def generate_arm(
             save_image(image, paths[number], record)
         if progress is not None:
             progress(len(part))
-    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    return np.stack([_read_picture(path) for path in paths])
+
+
+def _read_picture(path: Path) -> NDArray[np.uint8] | None:
+    """RGB (H, W, 3), None where there is no whole picture."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    # Pillow calls a damaged PNG by all of these names.
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return None
 
 
 def claim_folder(out: Path, settings: dict) -> None:
     """Write the run's settings, or check that the folder's pictures were made with the same ones.
 
-    Raises ConfigError naming what differs, so that two runs never mix.
+    Raises ConfigError naming what differs, so that two runs never mix; also for pictures without settings.
     """
     path = out / "run.json"
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in settings if stored.get(key) != settings[key]]
-        if different:
+    if not path.is_file():
+        if (out / "images").exists():
             raise ConfigError(
-                f"{out} holds pictures of another run ({', '.join(different)} differ): choose another --out"
+                f"{out / 'images'} exists, but {path}, which says how its pictures were made, does not: choose another "
+                "--out, or remove the pictures"
             )
+        write_json(path, settings)
         return
-    write_text(path, json.dumps(settings, indent=1))
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): choose another --out, or remove {out}") from error
+    different = [key for key in settings if stored.get(key) != settings[key]]
+    if different:
+        raise ConfigError(f"{out} holds pictures of another run ({', '.join(different)} differ): choose another --out")
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over all weight files below a folder, in order of their names."""
+    """SHA-256 over all files below a folder that pictures depend on: weights and settings, in order of their names.
+
+    Cards (metrics.json, README.md) do not count.
+    """
     digest = hashlib.sha256()
-    for file in sorted(directory.rglob("*.safetensors")):
+    files = [*directory.rglob("*.safetensors"), *directory.rglob("*.json")]
+    for file in sorted(file for file in files if file.name != "metrics.json"):
         digest.update(str(file.relative_to(directory)).encode())
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

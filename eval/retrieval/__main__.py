@@ -4,16 +4,16 @@ python -m eval.retrieval --model runs/encoder/export --data DIR --out runs/retri
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 from rich.progress import Progress
 
+from eval.arguments import check_least, check_seed, prepare_out
 from eval.faces import detected_faces, labelled_faces
 from eval.labels import labels_of
-from eval.report import Report, write_text
+from eval.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.protocol import QUERY_KINDS
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
@@ -73,7 +73,7 @@ def write_results(
         "labelled faces": to_json(results),
         "detected faces": to_json(found),
     }
-    write_text(out / "results.json", json.dumps(content, indent=1))
+    write_json(out / "results.json", content)
     return content
 
 
@@ -105,6 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-detector", action="store_true", help="leave out the pass with detected faces")
     options = parser.parse_args(arguments)
     try:
+        check_least("--queries", options.queries)
+        check_seed(options.seed)
+        prepare_out(options.out)
         model = RetrievalModel.from_pretrained(options.model)
         test = load_arrays(options.data, "test")
         validation = load_arrays(options.data, "validation")

@@ -130,7 +130,7 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
         excluded.append(out)
         people.append(labels.identity[row])
     if not face:
-        raise EmptyDatasetError(f"the test split allows no {kind} query: it needs several portraits per person")
+        raise EmptyDatasetError(f"the labels allow no {kind} query: the split needs several portraits per person")
     kept = np.arange(len(face))
     if limit is not None and len(face) > limit:
         kept = np.unique(np.linspace(0, len(face) - 1, limit).round().astype(int))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval.arguments import load_model
 from eval.faces import FacePoints, crop_batches, to_unit
 from eval.retrieval.protocol import Queries
 from eval.retrieval.search import Embeddings, all_present, concatenate
@@ -29,14 +30,14 @@ class RetrievalModel:
 
     @classmethod
     def from_pretrained(cls, directory: Path) -> "RetrievalModel":
-        """An export of stage 1. Raises CheckpointError when parts are missing."""
+        """An export of stage 1. Raises CheckpointError when parts are missing or damaged."""
         for part in (directory, directory / "image_tower"):
             if not (part / "config.json").is_file():
                 raise CheckpointError(f"{part} has no config.json: give the export folder of `python -m train_encoder`")
-        encoder = FaceCLIP.from_pretrained(directory).eval()
+        encoder = load_model(FaceCLIP, directory, "--model")
         if encoder.heads is None:
             raise CheckpointError(f"{directory} has no retrieval heads: train stage 1 with joint heads")
-        return cls(encoder=encoder, image_tower=ImageTower.from_pretrained(directory / "image_tower").eval())
+        return cls(encoder=encoder, image_tower=load_model(ImageTower, directory / "image_tower", "--model"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def encode_portraits(
             identity = torch.zeros(len(images), features.identity.shape[1])
         tokens[rows], identity[rows] = features.tokens.half(), features.identity.float()
     if tokens is None:
-        raise CheckpointError("no face was found in any portrait: check the data, or use labelled faces")
+        raise CheckpointError("no face was found in any portrait: check the data, or give --no-detector")
     image = [
         model.image_tower(to_unit(np.asarray(images[start : start + batch]))).embedding
         for start in range(0, len(images), batch)

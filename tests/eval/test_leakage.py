@@ -1,10 +1,14 @@
 """Leaks that are put in by hand are found, independent data show none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from eval.leakage import attribute_agreement, cut, main, nearest_person, thumbnails
+from eval.leakage import attribute_agreement, cut, main, measure, nearest_person, thumbnails
+from faceclip.data.arrays import load_arrays
 from faceclip.data.records import REGIONS
+from faceclip.errors import EmptyDatasetError
 
 
 def test_agreement_by_hand():
@@ -44,6 +48,13 @@ def test_nearest_person_by_hand():
     assert found.value == 1 and chance == pytest.approx(1 / 3)
     found, _ = nearest_person(thumbnails(pictures), np.array([1, 2, 1, 2]))
     assert found.value == 0
+
+
+def test_one_person_or_one_portrait_each_tells_nothing(tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "test")
+    for identity in (np.zeros(len(arrays), dtype=int), np.arange(len(arrays))):
+        with pytest.raises(EmptyDatasetError, match="two people"):
+            measure(replace(arrays, identity=identity))
 
 
 def test_command(tiny_dataset, tmp_path, capsys):

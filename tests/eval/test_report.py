@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from eval.metrics import Estimate
-from eval.report import Report, format_cell, interval_bars, line_plot, write_text
+from eval.report import Report, format_cell, interval_bars, line_plot, write_json, write_text
 
 ESTIMATE = Estimate(value=0.5, low=0.25, high=0.75, count=8, identities=4)
 
@@ -76,3 +77,16 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         write_text(path, "\ud800")  # cannot be encoded: the write fails half way
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_is_strict(tmp_path):
+    path = tmp_path / "a.json"
+    empty = Estimate(value=float("nan"), low=float("nan"), high=float("inf"), count=0, identities=0)
+    write_json(path, {"a": empty.to_dict(), "b": [np.float64("nan"), (1.5, True, None)], "c": "NaN"})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert content["a"] == {"value": None, "low": None, "high": None, "count": 0, "identities": 0}
+    assert content["b"] == [None, [1.5, True, None]] and content["c"] == "NaN"

@@ -1,12 +1,17 @@
 """The command on an untrained pipeline: every arm, resuming, and mixing of runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.generation.__main__ import main
+from eval.generation.run import require_gallery
+from eval.generation.sampling import claim_folder, model_hash
+from faceclip.data.arrays import load_arrays
+from faceclip.errors import ConfigError, DataError
 from makeup_plugin.provenance import read_provenance
 
 
@@ -25,7 +30,9 @@ def finished(arguments, tmp_path_factory):
 
 
 def test_every_arm_is_made_and_scored(finished):
-    content = json.loads((finished / "results.json").read_text())
+    text = (finished / "results.json").read_text()
+    assert "NaN" not in text and "null" in text  # with five prompts some attribute is never named
+    content = json.loads(text)
     assert list(content["arms"]) == ["text", "joint", "identity", "shading", "all"]
     assert content["arms"]["all"]["similarity, second recognizer"]["count"] == 5
     assert set(content["difference from text only"]) == {"joint", "identity", "shading", "all"}
@@ -40,13 +47,50 @@ def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
     first = {arm: np.array(Image.open(finished / "images" / arm / "00003.png")) for arm in ("text", "joint", "all")}
     assert (first["text"] != first["joint"]).any() and (first["joint"] != first["all"]).any()
     (finished / "images" / "all" / "00003.png").unlink()
+    cut = finished / "images" / "text" / "00003.png"
+    cut.write_bytes(cut.read_bytes()[:-200])  # as a full disk leaves it
     stamp = (finished / "images" / "all" / "00002.png").stat().st_mtime_ns
     assert main([*arguments, "--out", str(finished)]) == 0
     assert (finished / "images" / "all" / "00002.png").stat().st_mtime_ns == stamp  # not made again
     again = np.array(Image.open(finished / "images" / "all" / "00003.png")).astype(int)
     assert np.abs(again - first["all"]).max() <= 1  # alone in its batch now: sums may round differently
+    assert np.abs(np.array(Image.open(cut)).astype(int) - first["text"]).max() <= 1
 
 
 def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):
     assert main([*arguments, "--out", str(finished), "--seed", "9"]) == 2
     assert "seed differ" in capsys.readouterr().err
+
+
+def test_what_the_model_or_the_data_do_not_allow(finished, arguments, tiny_dataset, capsys):
+    assert main([*arguments, "--out", str(finished), "--steps", "1001"]) == 2
+    assert "--steps must be at most 1000" in capsys.readouterr().err
+    arrays = load_arrays(tiny_dataset, "test")
+    require_gallery(arrays)
+    with pytest.raises(DataError, match="frontal"):
+        require_gallery(replace(arrays, index=arrays.index + 1))
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json", "adapter.json"])
+def test_settings_of_the_model_count_as_the_model(name, tmp_path):
+    for part in ("scheduler/scheduler_config.json", "unet/config.json", "adapter.json", "unet/metrics.json"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text('{"a": 1}')
+    before = model_hash(tmp_path)
+    (tmp_path / "unet" / "metrics.json").write_text("{}")
+    (tmp_path / "README.md").write_text("a card")
+    assert model_hash(tmp_path) == before
+    (tmp_path / name).write_text('{"a": 2}')
+    assert model_hash(tmp_path) != before
+
+
+def test_pictures_of_unknown_origin_are_not_taken_over(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match=r"run\.json.*--out"):
+        claim_folder(tmp_path, {"seed": 1})
+    assert not (tmp_path / "run.json").exists()
+    (tmp_path / "run.json").write_text('{"seed"')
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
+        claim_folder(tmp_path, {"seed": 1})
+    (tmp_path / "run.json").write_text('{"seed": 1}')
+    claim_folder(tmp_path, {"seed": 1})

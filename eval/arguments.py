@@ -1,0 +1,75 @@
+"""Checks of what a user gives on a command line: each refusal names the option and what to give instead."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+
+from faceclip.errors import CheckpointError, ConfigError
+
+MAX_SEED = 2**32 - 1
+M = TypeVar("M", bound=ModelMixin)
+
+
+def check_least(option: str, value: int, least: int = 1) -> None:
+    """Raises ConfigError for an integer below `least`."""
+    if value < least:
+        raise ConfigError(f"{option} must be at least {least}, got {value}")
+
+
+def check_seed(value: int) -> None:
+    """Raises ConfigError for a seed that the generators of numpy and torch do not take."""
+    if not 0 <= value <= MAX_SEED:
+        raise ConfigError(f"--seed must be between 0 and {MAX_SEED}, got {value}")
+
+
+def check_guidance(value: float) -> None:
+    """Raises ConfigError for NaN, infinite or negative guidance."""
+    if not math.isfinite(value) or value < 0:
+        raise ConfigError(f"--guidance must be a finite number of at least 0, got {value}; 1 or less is no guidance")
+
+
+def check_export(option: str, directory: Path, file: str, remedy: str) -> None:
+    """Raises CheckpointError unless `directory` is a folder with the file by which exports are known."""
+    if not (directory / file).is_file():
+        what = f"has no {file}" if directory.is_dir() else "is not a folder"
+        raise CheckpointError(f"{option} {directory} {what}: give {remedy}")
+
+
+def prepare_out(directory: Path) -> None:
+    """Make the output folder. Raises ConfigError where results could not be written in the end."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {directory} cannot be made ({error}): name a folder") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {directory} is not writable: make it so, or name another folder")
+
+
+def use_threads(count: int | None) -> None:
+    """Set torch's threads; None leaves them. Raises ConfigError below 1."""
+    if count is not None:
+        check_least("--threads", count)
+        torch.set_num_threads(count)
+
+
+def load_model(kind: type[M], directory: Path, where: str) -> M:
+    """A network of ours from its folder, in evaluation mode.
+
+    Raises CheckpointError, which begins with `where`, when the folder is missing, damaged, or of another network.
+    """
+    check_export(where, directory, "config.json", f"the folder of a {kind.__name__}")
+    try:
+        name = json.loads((directory / "config.json").read_bytes()).get("_class_name", kind.__name__)
+        if name != kind.__name__:
+            raise CheckpointError(f"{where} {directory} holds a {name}: give the folder of a {kind.__name__}")
+        return kind.from_pretrained(directory).eval()
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{where} {directory} cannot be loaded, it may be damaged ({error}): give the folder of a {kind.__name__}"
+        ) from error
