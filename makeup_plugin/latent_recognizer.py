@@ -5,8 +5,9 @@ in it. The gradient of a noise-aware classifier at sampling time is Dhariwal & N
 4); here it is a loss of the training, so that sampling costs nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from makeup_plugin.losses import estimate_clean, noise_again
 
 GROUPS = 16
+Reading = TypeVar("Reading")
 
 
 class LatentTrunk(nn.Module):
@@ -103,7 +105,7 @@ class LatentRecognizer(ModelMixin, ConfigMixin):
 
 
 def read_estimates(
-    reader: LatentRecognizer,
+    reader: Callable[[Tensor, Tensor], Reading],
     prediction: Tensor,
     noisy: Tensor,
     clean: Tensor,
@@ -112,8 +114,9 @@ def read_estimates(
     generator: torch.Generator,
     *,
     prediction_type: str,
-) -> tuple[LatentReading, LatentReading]:
-    """What the reader sees in the latents that a prediction implies, and in the true ones `clean`, all (B, C, s, s).
+) -> tuple[Reading, Reading]:
+    """What a reader of noisy latents and timesteps sees in the latents that a prediction implies, and in the true ones
+    `clean`, all (B, C, s, s).
 
     Both are noised again with the same noise (`noise_again`); the second reading has no gradient.
     """

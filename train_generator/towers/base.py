@@ -1,11 +1,10 @@
 """Train the tiny SDXL base: a small `UNet2DConditionModel` on the latents of synthetic portraits.
 
-python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR latent_recognizer=DIR judge=DIR
-    [--preset tiny]
+python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR judge=DIR [--preset tiny]
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +22,9 @@ from faceclip.errors import ConfigError
 from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
-from makeup_plugin.latent_recognizer import LatentRecognizer, read_estimates
+from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, prediction_target
-from train_generator.loading import load_latent_recognizer
-from train_generator.towers.attributes import attribute_classes, named_attributes
+from train_generator.towers.attributes import LatentClassifier, attribute_classes, named_attributes
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
@@ -52,17 +50,17 @@ class BaseConfig(TowerConfig):
     error counts where a region of the label maps is seen (1 for those not named). `init`: an export of this command
     whose weights the training starts from.
 
-    `attribute_weight`, `feature_weight`: of the losses by the latent recognizer on the attributes that the text names
-    and on its features; without both it is not read.
+    `attribute_weight`, `feature_weight`: of the losses by a classifier of noisy latents on named attributes and on its
+    features (`train_generator.towers.attributes`), reached linearly in `attribute_warmup` steps, in which the
+    classifier learns. An attribute_weight of 0 is none of it.
 
-    Raises ConfigError for negative weights.
+    Raises ConfigError for negative weights and for a feature_weight without the classifier.
     """
 
     out: str = "runs/towers/base"
     vae: str = ""
     text_l: str = ""
     text_g: str = ""
-    latent_recognizer: str = ""
     judge: str = ""
     init: str = ""
     model: UNetConfig = field(default_factory=UNetConfig)
@@ -70,6 +68,7 @@ class BaseConfig(TowerConfig):
     region_weights: dict[str, float] = field(default_factory=dict)
     attribute_weight: float = 0.0
     feature_weight: float = 0.0
+    attribute_warmup: int = 1000
     measured_images: int = 400
     guidance: float = 2.0
     sampling_steps: int = 20
@@ -78,26 +77,23 @@ class BaseConfig(TowerConfig):
         for name in ("attribute_weight", "feature_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
+        if self.feature_weight and not self.attribute_weight:
+            raise ConfigError("feature_weight: its features are those of the classifier, which is trained only with "
+                              "attribute_weight above 0")  # fmt: skip
 
 
 class LatentSource:
     """Cached latents with one of their portrait's captions as token ids, sometimes the empty one."""
 
     def __init__(
-        self,
-        arrays: FaceArrays,
-        vae: Path,
-        *,
-        text_dropout: float,
-        weights: Mapping[str, float] | None = None,
-        attributes: Sequence[str] = (),
+        self, arrays: FaceArrays, vae: Path, *, text_dropout: float, weights: Mapping[str, float] | None = None
     ) -> None:
         self.latents = cached_latents(vae, arrays)
         self.regions = arrays.regions
         self.weights = weight_table(weights or {})
         self.captions = tokenized_captions(arrays)
-        self.classes = attribute_classes(arrays, attributes)
-        self.named = named_attributes(arrays, attributes, len(CAPTION_ODDS))
+        self.classes = attribute_classes(arrays, JUDGED)
+        self.named = named_attributes(arrays, JUDGED, len(CAPTION_ODDS))
         self.empty = tokenize("")[0].numpy().astype(np.int32)
         self.text_dropout = text_dropout
 
@@ -105,8 +101,8 @@ class LatentSource:
         return len(self.latents)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the attributes
-        and whether the text names them, named (B, A)."""
+        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the judged
+        attributes and whether the text names them, named (B, A)."""
         tokens, named = [], []
         for index, rng in zip(indices, rngs, strict=True):
             dropped = rng.random() < self.text_dropout
@@ -167,23 +163,17 @@ def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, po
 
 
 class BaseTask:
-    """Velocity prediction on latents, conditioned by text, and what a frozen `reader` sees in the estimated latents."""
+    """Velocity prediction on latents, conditioned by text; with a classifier also the loss on named attributes."""
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        towers: TextTowers,
-        config: BaseConfig,
-        vae: Path,
-        reader: LatentRecognizer | None = None,
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, towers: TextTowers, config: BaseConfig, vae: Path) -> None:
         self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
         self.config = config
         self.scheduler = make_scheduler()
         arrays = load_arrays(config.data, "validation", size=config.size)
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
-        if reader is not None:
-            self.modules["reader"] = reader
+        if config.attribute_weight:
+            classes = [len(arrays.vocabularies[name]) for name in JUDGED]
+            self.modules["classifier"] = LatentClassifier(self.validation.latents.shape[1:3], classes)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
@@ -195,20 +185,26 @@ class BaseTask:
         errors = self._errors(prediction, clean, noise, timesteps)
         total = weighted_mean(errors, batch["weights"])
         parts = {"noise": total.detach()}
-        if "reader" in self.modules:
-            seen, true = read_estimates(
-                self.modules["reader"], prediction, noisy, clean, timesteps, self.scheduler.alphas_cumprod,
-                context.generator, prediction_type="v_prediction",
-            )  # fmt: skip
-            distance = feature_distance(seen.features, true.features)
-            total = total + self.config.feature_weight * distance
-            parts["features"] = distance.detach()
-            if self.config.attribute_weight:
-                classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
-                drawn = attribute_loss(list(seen.attributes.values()), classes)
-                total = total + self.config.attribute_weight * drawn
-                parts["attributes"] = drawn.detach()
+        if "classifier" in self.modules:
+            config = self.config
+            read = attribute_loss(self.modules["classifier"](noisy, timesteps).logits, batch["classes"])
+            drawn, distance = self._drawn_losses(prediction, noisy, timesteps, batch, context)
+            warmth = min(1.0, context.step / max(1, config.attribute_warmup))
+            total = total + read + warmth * (config.attribute_weight * drawn + config.feature_weight * distance)
+            parts |= {"read": read.detach(), "drawn": drawn.detach(), "features": distance.detach()}
         return total, parts
+
+    def _drawn_losses(
+        self, prediction: Tensor, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor], context: StepContext
+    ) -> tuple[Tensor, Tensor]:
+        """How badly the classifier finds what the text names in the estimated clean latents, and how far its features
+        are from those of the true ones under the same noise."""
+        found, true = read_estimates(
+            self.modules["classifier"].frozen, prediction, noisy, batch["latents"], timesteps,
+            self.scheduler.alphas_cumprod, context.generator, prediction_type="v_prediction",
+        )  # fmt: skip
+        classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
+        return attribute_loss(found.logits, classes), feature_distance(found.features, true.features)
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """The velocity that the UNet sees in noisy latents (B, C, s, s)."""
@@ -266,18 +262,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     """Model, task and source of a configuration."""
     vae, towers = parts_of(config)
     arrays = load_arrays(config.data, "train", size=config.size)
-    reader = None
-    if config.attribute_weight or config.feature_weight:
-        reader = load_latent_recognizer(
-            config.latent_recognizer or "tiny/latent_recognizer",
-            latents=cached_latents(vae, arrays).shape[1:3],
-            vocabularies=arrays.vocabularies,
-            attributes=config.attribute_weight > 0,
-        )
-    attributes = tuple(reader.attributes) if reader is not None else ()
-    source = LatentSource(
-        arrays, vae, text_dropout=config.text_dropout, weights=config.region_weights, attributes=attributes
-    )
+    source = LatentSource(arrays, vae, text_dropout=config.text_dropout, weights=config.region_weights)
     unet = make_model(
         config.model,
         latents=source.latents.shape[1:3],
@@ -289,7 +274,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
         if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in unet.state_dict().items()}:
             raise ConfigError(f"init: the UNet in {config.init} has other sizes than this configuration's model")
         unet.load_state_dict(earlier)
-    return BaseTask(unet, towers, config, vae, reader), source
+    return BaseTask(unet, towers, config, vae), source
 
 
 def measure(path: Path, config: BaseConfig) -> dict[str, Estimate]:

@@ -7,7 +7,7 @@ from typing import Any
 from train_encoder.towers import command
 
 PRESETS = Path(__file__).parent / "presets"
-FOLDERS = ("vae", "judge", "recognizer", "latent_recognizer", "text_l", "text_g")  # arguments that name folders
+FOLDERS = ("vae", "judge", "recognizer", "text_l", "text_g")  # arguments that name folders
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,8 @@ from faceclip.face_encoder import FaceViT
 from faceclip.runtime import StepContext, parse_config
 from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, verify
 from faceclip.text_tower import TextTower, tokenize
-from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer, read_estimates
+from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
+from makeup_plugin.losses import attribute_loss
 from train_generator.towers import base, latent_recognizer, vae
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.sampling import sample_portraits
@@ -60,9 +61,7 @@ def base_words(tiny_dataset: Path, vae_export: Path, text, tmp_path_factory) -> 
     words = [f"data={tiny_dataset}", "size=32", "trainer.steps=3", *TRAINER]
     words += [f"vae={vae_export}", f"text_l={text[0]}", f"text_g={text[1]}", f"judge={judge}"]
     words += ["model.widths=[8, 16]", "model.head_dim=8", "model.groups=4", "measured_images=6", "sampling_steps=2"]
-    vocabularies = {name: list(VOCABULARIES[name]) for name in ("hat", "glasses", "hair_color")}
-    LatentRecognizer(8, 8, (16, 16), 1, 12, vocabularies).save_pretrained(judge.parent / "reader")
-    return [*words, f"latent_recognizer={judge.parent / 'reader'}"]
+    return words
 
 
 @pytest.fixture(scope="module")
@@ -147,49 +146,50 @@ def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsy
     assert re.search(r"(?m)^error: init: the UNet in .* has other sizes", capsys.readouterr().err)
 
 
-def test_the_reader_looks_at_the_estimated_latents(base_words):
-    config = parse_config(base.BaseConfig, [*base_words, "attribute_weight=0.5", "feature_weight=0.25"])
+def test_classifier_reads_the_estimated_latents(base_words):
+    config = parse_config(base.BaseConfig, [*base_words, "attribute_weight=0.5"])
     task, source = base.build(config)
-    reader = task.modules["reader"]
     batch = source.get_batch([0, 1, 2], [np.random.default_rng(row) for row in range(3)])
     assert batch["named"].any()
-    total, parts = task.loss(batch, context_of(0))
-    torch.testing.assert_close(
-        total.detach(), parts["noise"] + 0.5 * parts["attributes"] + 0.25 * parts["features"], rtol=1e-5, atol=1e-6
-    )
     timesteps, noise = torch.tensor([100, 500, 990]), torch.randn(batch["latents"].shape)
     noisy = task.scheduler.add_noise(batch["latents"], noise, timesteps)
     velocity = task.scheduler.get_velocity(batch["latents"], noise, timesteps)
-    alphas, draw = task.scheduler.alphas_cumprod, torch.Generator
-    given = (noisy, batch["latents"], timesteps, alphas)
-    seen, true = read_estimates(reader, velocity, *given, draw().manual_seed(0), prediction_type="v_prediction")
+    drawn, distance = task._drawn_losses(velocity, noisy, timesteps, batch, context_of(0))
     # The true velocity implies the true latents, noised again between half of their timestep and all of it.
-    generator = draw().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     lower = (timesteps * (0.5 + 0.5 * torch.rand(3, generator=generator))).long()
     again = task.scheduler.add_noise(batch["latents"], torch.randn(noise.shape, generator=generator), lower)
-    for reading in (seen, true):
-        torch.testing.assert_close(reading.identity, reader(again, lower).identity, atol=1e-4, rtol=1e-4)
-    wrong, true = read_estimates(reader, -velocity, *given, draw().manual_seed(0), prediction_type="v_prediction")
-    torch.testing.assert_close(true.identity, seen.identity, atol=1e-4, rtol=1e-4)
-    assert (wrong.identity - true.identity).abs().max() > 0.01
+    classes = batch["classes"].masked_fill(~batch["named"], -100)
+    expected = attribute_loss(task.modules["classifier"](again, lower).logits, classes)
+    torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
+    assert 0 <= distance < 1e-6
+    _, other = task._drawn_losses(-velocity, noisy, timesteps, batch, context_of(0))
+    assert other > 0.01
 
 
-@pytest.mark.parametrize("words", [["feature_weight=-1"], ["attribute_weight=-1"]])
-def test_negative_weights_are_refused(base_words, tmp_path, capsys, words):
+def test_losses_of_the_classifier_grow_with_the_warm_up(base_words):
+    words = [*base_words, "attribute_weight=0.5", "feature_weight=0.25", "attribute_warmup=2"]
+    task, source = base.build(parse_config(base.BaseConfig, words))
+    batch = source.get_batch([0, 1, 2], [np.random.default_rng(row) for row in range(3)])
+    for step, share in ((0, 0.0), (1, 0.5), (2, 1.0), (9, 1.0)):
+        total, parts = task.loss(batch, context_of(step))
+        expected = parts["noise"] + parts["read"] + share * (0.5 * parts["drawn"] + 0.25 * parts["features"])
+        torch.testing.assert_close(total.detach(), expected)
+    total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.modules["classifier"].heads.parameters())
+
+
+@pytest.mark.parametrize("words", [["feature_weight=1"], ["attribute_weight=-1"]])
+def test_weights_without_a_classifier_are_refused(base_words, tmp_path, capsys, words):
     assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0", "feature_weight=0", *words]) == 2
     assert re.search(rf"(?m)^error: {words[0].split('=')[0]}: ", capsys.readouterr().err)
 
 
-def test_the_reader_is_neither_trained_nor_exported(base_words, tmp_path, capsys):
-    assert base.main([*base_words, f"out={tmp_path / 'run'}", "attribute_weight=0.5"]) == 0
-    assert sorted(path.name for path in (tmp_path / "run/export").iterdir() if path.is_dir()) == ["scheduler", "unet"]
-    trained, _ = load_checkpoint(newest_checkpoint(tmp_path / "run" / "checkpoints"))
-    assert trained and not any("reader" in name for name in trained)
-    LatentRecognizer(8, 8, (16, 16), 1, 12).save_pretrained(tmp_path / "blind")
-    words = [*base_words, f"out={tmp_path / 'other'}", f"latent_recognizer={tmp_path / 'blind'}"]
-    assert base.main([*words, "attribute_weight=0.5"]) == 2
-    assert "reads no attributes" in capsys.readouterr().err
-    assert base.main([*words, "attribute_weight=0", "feature_weight=1"]) == 0
+def test_the_classifier_is_trained_but_not_exported(base_words, tmp_path):
+    assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0.5"]) == 0
+    assert sorted(path.name for path in (tmp_path / "export").iterdir() if path.is_dir()) == ["scheduler", "unet"]
+    trained, _ = load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))
+    assert any("classifier.heads" in name for name in trained)
 
 
 def test_sampling_depends_on_seed_and_prompt_not_on_the_batch(base_export, vae_export, text):
