@@ -1,10 +1,10 @@
 """Prompts that are followed: a classifier of noisy latents tells the base which named attributes it fails to draw.
 
 It learns from real latents, in the same run; its own weights see no gradient of drawn ones. A network that was frozen
-before (`makeup_plugin.latent_recognizer`) was tried in its place for 9,000 steps and fooled: named attributes were judged
-present more often (smiles in 1.00 of the prompts instead of .82), but drawn smeared and doubled, and the Fréchet distance
-by the judge's features rose from 100 to 192 (96 pictures, guidance 2). The classifier is a part of the training alone and
-never the judge of the result (`eval.judge`), which is of another kind and sees pictures.
+before (`makeup_plugin.latent_recognizer`) was tried in its place for 9,000 steps and fooled: named attributes were
+judged present more often (smiles in 1.00 of the prompts instead of .82), but drawn smeared and doubled, and the Fréchet
+distance by the judge's features rose from 100 to 192 (96 pictures, guidance 2). The classifier is a part of the
+training alone and never the judge of the result (`eval.judge`), which is of another kind and sees pictures.
 """
 
 from collections.abc import Sequence
