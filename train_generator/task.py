@@ -95,13 +95,16 @@ class GeneratorTask:
         )
 
     def facts(self) -> dict[str, str]:
-        """Hashes of the stage-1 export and of the base: what is trained on them is worth nothing on others."""
+        """Hashes of the stage-1 export, the base and the latent recognizer: what is trained on them is worth nothing
+        on others."""
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
             "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae),
         }
-        return {name: hashlib.sha256(both.encode()).hexdigest()[:16] for name, both in parts.items()}
+        if "latent_recognizer" in self.modules:
+            parts["latent_recognizer"] = module_hash(self.modules["latent_recognizer"])
+        return {name: hashlib.sha256(part.encode()).hexdigest()[:16] for name, part in parts.items()}
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:

@@ -58,6 +58,10 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
             f"cache={root / 'cache'}", *reader, *channels, *trainer]  # fmt: skip
 
 
+def word_of(arguments: list[str], name: str) -> str:
+    return next(word for word in arguments if word.startswith(f"{name}=")).removeprefix(f"{name}=")
+
+
 def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     steps = ["trainer.steps=8", "trainer.save_every=4"]
@@ -91,7 +95,7 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     """At its last step a resumed run would train nothing and export the old adapter with the new encoder."""
     words = [*arguments, f"out={tmp_path / 'run'}", "trainer.steps=2", "trainer.device=cpu"]
     assert main(words) == 0, capsys.readouterr()
-    encoder = Path(next(word for word in arguments if word.startswith("encoder=")).removeprefix("encoder="))
+    encoder = Path(word_of(arguments, "encoder"))
     other = FaceCLIP.from_pretrained(encoder)
     with torch.no_grad():
         next(other.l.parameters()).add_(1e-3)
@@ -111,6 +115,12 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     unet.save_pretrained(base / "unet")
     assert main([*words, f"base={base}"]) == 2
     assert "cannot resume exactly (base was " in capsys.readouterr().err
+    reader = LatentRecognizer.from_pretrained(word_of(arguments, "latent_recognizer"))
+    with torch.no_grad():
+        reader.identity.bias.add_(1e-3)
+    reader.save_pretrained(tmp_path / "reader")
+    assert main([*words, f"latent_recognizer={tmp_path / 'reader'}"]) == 2
+    assert "cannot resume exactly (latent_recognizer was " in capsys.readouterr().err
     assert main([*words, "trainer.steps=3"]) == 0, capsys.readouterr()
 
 

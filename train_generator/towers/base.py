@@ -19,6 +19,7 @@ from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.cache import module_hash
 from faceclip.errors import ConfigError
 from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
@@ -28,7 +29,7 @@ from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, pred
 from train_generator.loading import load_latent_recognizer
 from train_generator.towers.attributes import attribute_classes, named_attributes
 from train_generator.towers.command import TowerConfig, run_tower
-from train_generator.towers.latents import cached_latents
+from train_generator.towers.latents import cached_latents, weights_hash
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 from train_generator.towers.sampling import sample_portraits
 from train_generator.towers.text import CAPTION_ODDS, TextTowers, tokenized_captions
@@ -92,7 +93,7 @@ class LatentSource:
         weights: Mapping[str, float] | None = None,
         attributes: Sequence[str] = (),
     ) -> None:
-        self.latents = cached_latents(vae, arrays)
+        self.arrays, self.latents = arrays, cached_latents(vae, arrays)
         self.regions = arrays.regions
         self.weights = weight_table(weights or {})
         self.captions = tokenized_captions(arrays)
@@ -178,12 +179,21 @@ class BaseTask:
         reader: LatentRecognizer | None = None,
     ) -> None:
         self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
-        self.config = config
+        self.config, self.vae = config, vae
         self.scheduler = make_scheduler()
         arrays = load_arrays(config.data, "validation", size=config.size)
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
         if reader is not None:
             self.modules["reader"] = reader
+
+    def facts(self) -> dict[str, str]:
+        """Hashes of the frozen parts: a run on others is another run."""
+        towers = self.modules["towers"]
+        parts = {"text_l": towers.l, "text_g": towers.g}
+        if "reader" in self.modules:
+            parts["latent_recognizer"] = self.modules["reader"]
+        hashes = {name: module_hash(part)[:16] for name, part in parts.items()}
+        return hashes | {"vae": weights_hash(self.vae)[:16]}
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]

@@ -33,7 +33,7 @@ from train_generator.features import aligned_faces
 from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower
-from train_generator.towers.latents import cached_latents
+from train_generator.towers.latents import cached_latents, weights_hash
 
 LEVELS = (0, 200, 400, 600)  # timesteps that are measured
 
@@ -75,9 +75,13 @@ class IdentitySource:
     classes (A,) of its attributes, in the order of their names."""
 
     def __init__(
-        self, latents: NDArray[np.float32], persons: NDArray[np.float32], classes: NDArray[np.int64]
+        self,
+        arrays: FaceArrays,
+        latents: NDArray[np.float32],
+        persons: NDArray[np.float32],
+        classes: NDArray[np.int64],
     ) -> None:
-        self.latents, self.persons, self.classes = latents, persons, classes
+        self.arrays, self.latents, self.persons, self.classes = arrays, latents, persons, classes
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -120,6 +124,11 @@ class LatentRecognizerTask:
         self.modules = nn.ModuleDict({"model": model})
         self.config, self.validation = config, validation
         self.scheduler = make_scheduler()
+
+    def facts(self) -> dict[str, str]:
+        """Hashes of the frozen parts: a run on others is another run."""
+        vae, recognizer = parts_of(self.config)
+        return {"vae": weights_hash(vae)[:16], "recognizer": module_hash(recognizer)[:16]}
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch["latents"]
@@ -184,22 +193,21 @@ def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
     return vae, FaceViT.from_pretrained(recognizer).requires_grad_(False).eval()
 
 
-def load_source(config: LatentRecognizerConfig, split: str) -> tuple[IdentitySource, FaceArrays]:
+def load_source(config: LatentRecognizerConfig, split: str) -> IdentitySource:
     """Latents and persons of a split."""
     vae, recognizer = parts_of(config)
     arrays, large = load_arrays(config.data, split, size=config.size), load_arrays(config.data, split)
     embeddings = portrait_embeddings(large, recognizer, Path(config.data) / ".features", split)
     persons = person_means(embeddings, np.asarray(arrays.identity))
     classes = attribute_classes(arrays, sorted(config.attributes))
-    return IdentitySource(cached_latents(vae, arrays), persons, classes), arrays
+    return IdentitySource(arrays, cached_latents(vae, arrays), persons, classes)
 
 
 def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, IdentitySource]:
     """Model, task and source of a configuration."""
-    source, arrays = load_source(config, "train")
-    validation, _ = load_source(config, "validation")
+    source, validation = load_source(config, "train"), load_source(config, "validation")
     channels, side = source.latents.shape[1:3]
-    vocabularies = {name: list(arrays.vocabularies[name]) for name in config.attributes}
+    vocabularies = {name: list(source.arrays.vocabularies[name]) for name in config.attributes}
     embedding = source.persons.shape[1]
     model = LatentRecognizer(channels, side, config.model.widths, config.model.depth, embedding, vocabularies)
     return LatentRecognizerTask(model, config, validation), source
@@ -208,7 +216,8 @@ def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, Identit
 def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), the
     cosine to the recognizer's mean of the person, and how often the attributes are read rightly."""
-    source, arrays = load_source(config, "test")
+    source = load_source(config, "test")
+    arrays = source.arrays
     model = LatentRecognizer.from_pretrained(path).eval()
     latents, identity = torch.from_numpy(np.array(source.latents)), np.asarray(arrays.identity)
     index, frontal = np.asarray(arrays.index), np.asarray(arrays.index) == 0

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -147,6 +149,40 @@ def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsy
     assert re.search(r"(?m)^error: init: the UNet in .* has other sizes", capsys.readouterr().err)
 
 
+def reversed_people(dataset: Path, folder: Path) -> Path:
+    """A copy of a data set whose training portraits come in the opposite order."""
+    shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns(".*"))
+    facts = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(facts | {"files": []}))
+    for shard in (folder / "data").glob("train-*.parquet"):
+        table = pq.read_table(shard)
+        pq.write_table(table.take(list(range(len(table)))[::-1]), shard)
+    return folder
+
+
+def changed(model: torch.nn.Module, folder: Path) -> Path:
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_on_other_parts_is_not_resumed(base_words, text, vae_export, tiny_dataset, tmp_path, capsys):
+    words = [*base_words, f"out={tmp_path / 'run'}", "feature_weight=0.1"]
+    assert base.main(words) == 0, capsys.readouterr()
+    reader = next(word for word in base_words if word.startswith("latent_recognizer=")).split("=")[1]
+    other = {
+        "data": reversed_people(tiny_dataset, tmp_path / "data"),
+        "vae": changed(AutoencoderKL.from_pretrained(vae_export), tmp_path / "vae"),
+        "text_l": changed(TextTower.from_pretrained(text[0]), tmp_path / "l"),
+        "text_g": changed(TextTower.from_pretrained(text[1]), tmp_path / "g"),
+        "latent_recognizer": changed(LatentRecognizer.from_pretrained(reader), tmp_path / "reader"),
+    }
+    for name, place in other.items():
+        assert base.main([*words, f"{name}={place}"]) == 2
+        assert re.search(rf"cannot resume exactly \({name} was \w+, now \w+\)", capsys.readouterr().err)
+
+
 def test_the_reader_looks_at_the_estimated_latents(base_words):
     config = parse_config(base.BaseConfig, [*base_words, "attribute_weight=0.5", "feature_weight=0.25"])
     task, source = base.build(config)
@@ -245,6 +281,14 @@ def test_latent_recognizer_learns_persons_and_is_measured(vae_export, tiny_datas
         assert 0 <= metrics[f"rank-1 at timestep {level}"]["value"] <= 1
         assert 0 <= metrics[f"beard read at timestep {level}"]["value"] <= 1
     assert list(model.attributes) == sorted(JUDGED)
+    other = {
+        "data": reversed_people(tiny_dataset, tmp_path / "data"),
+        "vae": changed(AutoencoderKL.from_pretrained(vae_export), tmp_path / "vae"),
+        "recognizer": changed(face, tmp_path / "other"),
+    }
+    for name, place in other.items():
+        assert latent_recognizer.main([*words, f"{name}={place}"]) == 2
+        assert re.search(rf"cannot resume exactly \({name} was \w+, now \w+\)", capsys.readouterr().err)
     assert latent_recognizer.main([*words, "attributes=[beards]"]) == 2
     assert re.search(r"(?m)^error: attributes: \['beards'\] unknown", capsys.readouterr().err)
 
