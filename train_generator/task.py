@@ -168,13 +168,19 @@ class GeneratorTask:
             parts |= seen
         return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
 
+    def _knows_person(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B,) bool: samples whose person the joint encoder or the identity channel is told."""
+        if self.pipeline.identity_channel is None:
+            return batch["keep_face"]
+        return batch["keep_face"] | batch["keep_identity"]
+
     def _identity_loss(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor
     ) -> Tensor:
         """1 − cosine to the person in the estimated picture, on samples that know the person; of those below
         `identity_below` the noisiest: in the others the noisy picture itself shows who it is."""
         config = self.config.loss
-        keep = low_noise(steps, config.identity_below) & (batch["keep_face"] | batch["keep_identity"])
+        keep = low_noise(steps, config.identity_below) & self._knows_person(batch)
         rows = steps.masked_fill(~keep, -1).argsort(descending=True)[: config.identity_rows]
         rows = rows[keep[rows]]
         if len(rows) == 0:
@@ -203,7 +209,7 @@ class GeneratorTask:
             self.modules["latent_recognizer"], prediction, noisy, batch["latents"], steps, alphas, generator,
             prediction_type=self.prediction,
         )  # fmt: skip
-        keep = batch["keep_face"] | batch["keep_identity"]
+        keep = self._knows_person(batch)
         distance = 1 - F.cosine_similarity(seen.identity, batch["target_identity"].float(), dim=-1)
         losses = {
             "latent_identity": (distance * keep).sum() / keep.sum().clamp(min=1),

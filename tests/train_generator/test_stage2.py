@@ -17,6 +17,7 @@ from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
+from faceclip.runtime.sampler import fetch
 from faceclip.text_tower import TextTower, tokenize
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
@@ -27,7 +28,7 @@ from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.loading import build_pipeline, load_latent_recognizer
 from train_generator.source import GenerationSource, _groups
-from train_generator.task import GeneratorTask
+from train_generator.task import GeneratorTask, add_adapter
 
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
@@ -202,6 +203,30 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
     batch["keep_face"][:], batch["named"][:] = False, False
     losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
     assert losses["latent_identity"] == losses["latent_attributes"] == 0
+
+
+@pytest.mark.parametrize("channel", [True, False])
+def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, tmp_path, channel):
+    words = [*arguments, f"out={tmp_path}", "adapter.shading=false", f"adapter.identity.enabled={channel}".lower()]
+    config = parse_config(GeneratorConfig, words, presets=PRESETS)
+    pipeline = build_pipeline(config)
+    add_adapter(pipeline, config.adapter)
+    reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
+    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
+                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
+                                  cache=Path(config.cache))  # fmt: skip
+    task = GeneratorTask(pipeline, config, features, reader)
+    batch = fetch(task.validation_source, [(row, 0) for row in range(3)], 0)
+    batch["keep_face"], batch["keep_identity"] = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    steps, told = torch.tensor([50, 60, 70]), torch.tensor([True, channel, False])
+    noisy = torch.randn(batch["latents"].shape)
+    prediction = torch.randn(noisy.shape, requires_grad=True)
+    face = task._identity_loss(batch, prediction, noisy, steps, task.alphas)
+    draw = torch.Generator().manual_seed(0)
+    seen = task._latent_losses(batch, prediction, noisy, steps, task.alphas, draw)["latent_identity"]
+    for loss in (face, seen):
+        (gradient,) = torch.autograd.grad(loss, prediction)
+        assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == told.tolist()
 
 
 def test_samples_tell_what_their_text_names(arguments, tmp_path):
