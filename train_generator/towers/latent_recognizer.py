@@ -21,7 +21,7 @@ from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, module_hash
+from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceViT
@@ -104,8 +104,9 @@ def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, na
             return {"identity": recognizer(aligned_faces(arrays, range(start, stop), size)).identity.numpy()}
 
     key = {"data_hash": arrays.content_hash, "model_hash": module_hash(recognizer)}
-    return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px", count=len(arrays),
-                           build=build)["identity"]  # fmt: skip
+    with locked_cache(cache):
+        return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px",
+                               count=len(arrays), build=build)["identity"]  # fmt: skip
 
 
 def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.data.cache import locked_cache
 from faceclip.errors import CheckpointError
 from train_generator.towers.vae import encode_mean
 
@@ -33,14 +34,19 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
     """
     name = f"latents-{arrays.content_hash[:12]}-{arrays.size}-{weights_hash(vae)[:12]}.npy"
     path = arrays.captions_path.parent.parent / name
-    if not path.is_file():
-        model = AutoencoderKL.from_pretrained(vae).eval()
-        latents = encode_mean(model, arrays.images).numpy() * model.config.scaling_factor
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, latents.astype(np.float32))
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+    with locked_cache(path.parent):
+        if not path.is_file():
+            _write_latents(path, vae, arrays)
     return np.load(path, mmap_mode="r")
+
+
+def _write_latents(path: Path, vae: Path, arrays: FaceArrays) -> None:
+    model = AutoencoderKL.from_pretrained(vae).eval()
+    latents = encode_mean(model, arrays.images).numpy() * model.config.scaling_factor
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, latents.astype(np.float32))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
