@@ -142,6 +142,12 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
     assert "Traceback" not in output
 
 
+def test_an_empty_fitter_folder_is_named(arguments, tmp_path, capsys):
+    (tmp_path / "fitter").mkdir()
+    assert main([*arguments, f"out={tmp_path / 'run'}", f"fitter={tmp_path / 'fitter'}"]) == 2
+    assert f"CheckpointError: fitter={tmp_path / 'fitter'} cannot be loaded" in capsys.readouterr().err
+
+
 def test_a_base_of_another_width_is_refused(arguments, tmp_path):
     other = save_base(tmp_path / "wide", context=96)
     status, output = run("train_generator", *arguments, f"out={tmp_path / 'run'}", f"base={other}")

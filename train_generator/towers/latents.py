@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from faceclip.data.arrays import FaceArrays
 from faceclip.data.cache import locked_cache
 from faceclip.errors import CheckpointError
+from train_generator.loading import load_frozen
 from train_generator.towers.vae import encode_mean
+
+VAE_REMEDY = "train it by `python -m train_generator.towers.vae`"
 
 
 def weights_hash(directory: Path) -> str:
     """SHA-256 over the weight files of a `save_pretrained` folder. Raises CheckpointError when there are none."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{directory} holds no weights: train them with `python -m train_generator.towers.vae`")
+        raise CheckpointError(f"{directory} holds no weights: {VAE_REMEDY}")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as handle:
@@ -41,7 +44,7 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
 
 
 def _write_latents(path: Path, vae: Path, arrays: FaceArrays) -> None:
-    model = AutoencoderKL.from_pretrained(vae).eval()
+    model = load_frozen(AutoencoderKL, vae, "vae", VAE_REMEDY)
     latents = encode_mean(model, arrays.images).numpy() * model.config.scaling_factor
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:

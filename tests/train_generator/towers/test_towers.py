@@ -210,6 +210,22 @@ def test_the_reader_looks_at_the_estimated_latents(base_words):
     assert (wrong.identity - true.identity).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", ["text_l", "text_g", "init", "judge", "vae"])
+def test_a_missing_or_damaged_part_is_named_before_training(base_words, tmp_path, capsys, name):
+    (tmp_path / "empty" / "unet").mkdir(parents=True)
+    for place in (tmp_path / "nowhere", tmp_path / "empty"):
+        words = [*base_words, f"out={tmp_path / 'run'}", "feature_weight=1", f"{name}={place}"]
+        assert base.main(words) == 2
+        assert re.match(rf"error: .*{name}.*{place}" if name != "vae" else f"error: {place}", capsys.readouterr().err)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_recognizer_is_named(vae_export, tiny_dataset, tmp_path, capsys):
+    words = [f"data={tiny_dataset}", f"vae={vae_export}", f"out={tmp_path / 'run'}", "size=32"]
+    assert latent_recognizer.main([*words, f"recognizer={tmp_path / 'nowhere'}"]) == 2
+    assert re.match(rf"error: recognizer={tmp_path / 'nowhere'}: no such directory", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("words", [["feature_weight=-1"], ["attribute_weight=-1"]])
 def test_negative_weights_are_refused(base_words, tmp_path, capsys, words):
     assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0", "feature_weight=0", *words]) == 2
