@@ -35,6 +35,7 @@ from makeup_plugin.losses import (
 )
 from makeup_plugin.sampling import denoise
 from makeup_plugin.shading import shading_channel_from_unet
+from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import AdapterConfig, GeneratorConfig
 from train_generator.features import ReferenceFeatures
 from train_generator.source import GenerationSource
@@ -86,6 +87,10 @@ class GeneratorTask:
                  ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")}  # fmt: skip
         parts["latent_recognizer"] = latent_recognizer
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        if config.gradient_checkpointing:
+            for part in (pipeline.unet, pipeline.shading_channel):
+                if part is not None:
+                    checkpoint_gradients(part)
         self.alphas = pipeline.scheduler.alphas_cumprod.float()
         self.prediction = pipeline.scheduler.config.prediction_type
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []

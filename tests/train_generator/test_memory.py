@@ -1,0 +1,95 @@
+"""What makes large models fit into memory changes no figure: checkpointed gradients, parts of batches, encodings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from faceclip.data.records import VOCABULARIES
+from faceclip.encoder import FaceCLIP
+from faceclip.face_encoder import FaceViT
+from faceclip.image_tower import ImageTower
+from faceclip.runtime import StepContext, parse_config
+from faceclip.runtime.sampler import fetch
+from faceclip.text_tower import TextTower
+from makeup_plugin.latent_recognizer import LatentRecognizer
+from tests.stages import save_base, save_towers
+from train_generator.config import PRESETS, GeneratorConfig
+from train_generator.features import ReferenceFeatures, reference_features
+from train_generator.loading import build_pipeline
+from train_generator.task import GeneratorTask, add_adapter
+
+READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_dataset: Path, tmp_path_factory) -> tuple[list[str], ReferenceFeatures]:
+    """Arguments of a toy stage 2, and the features of its training split."""
+    root = tmp_path_factory.mktemp("memory")
+    save_towers(root / "towers")
+    save_base(root / "base")
+    towers = root / "towers"
+    encoder = FaceCLIP.from_components(
+        FaceViT.from_pretrained(towers / "recognizer"),
+        TextTower.from_pretrained(towers / "text_l"),
+        TextTower.from_pretrained(towers / "text_g"),
+        fusion={"layers": 2, "attention_width": 32, "text_hidden": 32, "face_hidden": 32, "face_heads": 4},
+    )
+    encoder.eval().save_pretrained(root / "encoder")
+    ImageTower.from_pretrained(towers / "image").save_pretrained(root / "encoder" / "image_tower")
+    words = [f"data={tiny_dataset}", f"encoder={root / 'encoder'}", f"base={root / 'base'}", "fitter=''",
+             "adapter.lora_rank=2", "adapter.identity.depth=1", "adapter.identity.heads=2",
+             "adapter.identity.dim_head=8", "loss.alignment=0.5", "loss.identity_below=700", "loss.latent_identity=0.3",
+             "loss.latent_attributes=0.2", "loss.latent_features=0.5", "sample_steps=1"]  # fmt: skip
+    pipeline = build_pipeline(parse_config(GeneratorConfig, words, presets=PRESETS))
+    features = reference_features(tiny_dataset, "train", size=64, vae=root / "base" / "vae",
+                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
+                                  cache=root / "cache")  # fmt: skip
+    return words, features
+
+
+def task_of(parts: tuple[list[str], ReferenceFeatures], *words: str) -> GeneratorTask:
+    """The same random weights at every call, none of them zero."""
+    config = parse_config(GeneratorConfig, [*parts[0], *words], presets=PRESETS)
+    torch.manual_seed(3)
+    pipeline = build_pipeline(config)
+    add_adapter(pipeline, config.adapter)
+    reader = LatentRecognizer(4, 16, (16, 16), 1, 32, READ).requires_grad_(False).eval()
+    task = GeneratorTask(pipeline, config, parts[1], reader)
+    with torch.no_grad():
+        for parameter in task.modules.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return task
+
+
+def gradients(task: GeneratorTask) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int]:
+    """Parts of the loss, gradients by name, and bytes that autograd keeps for backward."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    task.modules.train()
+    batch = fetch(task.validation_source, [(row, 0) for row in range(4)], 0)
+    generator = torch.Generator().manual_seed(0)
+    context = StepContext(step=0, steps=1, micro_step=0, device=torch.device("cpu"), generator=generator)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, found = task.loss(batch, context)
+    loss.backward()
+    named = task.modules.named_parameters()
+    return found, {name: parameter.grad for name, parameter in named if parameter.grad is not None}, sum(kept.values())
+
+
+def test_checkpointed_gradients_are_the_same(parts):
+    losses, expected, whole = gradients(task_of(parts))
+    again, found, kept = gradients(task_of(parts, "gradient_checkpointing=true"))
+    assert losses["loss_alignment"] > 0
+    assert found.keys() == expected.keys()
+    assert any("unet" in name for name in found) and any("shading_channel" in name for name in found)
+    for name, value in losses.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+    assert kept < 0.8 * whole
