@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import Encoder
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.face_encoder import FaceViT
@@ -18,6 +23,8 @@ from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import ReferenceFeatures, reference_features
 from train_generator.loading import build_pipeline
 from train_generator.task import GeneratorTask, add_adapter
+from train_generator.towers.latents import cached_latents
+from train_generator.towers.vae import batch_at, encode_mean
 
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
@@ -93,3 +100,50 @@ def test_checkpointed_gradients_are_the_same(parts):
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
     assert kept < 0.8 * whole
+
+
+@pytest.fixture
+def encoded():
+    """Shapes of what goes through encoders of autoencoders."""
+    shapes = []
+    hook = register_module_forward_pre_hook(
+        lambda module, inputs: shapes.append(tuple(inputs[0].shape)) if isinstance(module, Encoder) else None
+    )
+    yield shapes
+    hook.remove()
+
+
+def test_few_large_pictures_are_encoded_at_once(parts, encoded):
+    assert [batch_at(size) for size in (64, 128, 256, 512, 1024, 2048)] == [64, 64, 16, 4, 1, 1]
+    base = Path(next(word for word in parts[0] if word.startswith("base=")).removeprefix("base="))
+    model = AutoencoderKL.from_pretrained(base / "vae")
+    images = np.random.default_rng(0).integers(0, 256, (5, 512, 512, 3), np.uint8)
+    found = encode_mean(model, images)
+    assert encoded == [(4, 3, 512, 512), (1, 3, 512, 512)]
+    with torch.no_grad():
+        pixels = torch.from_numpy(images[3:].transpose(0, 3, 1, 2)).float() / 127.5 - 1
+        torch.testing.assert_close(found[3:], model.encode(pixels).latent_dist.mean, atol=1e-4, rtol=1e-4)
+
+
+def test_interrupted_latents_go_on(tiny_dataset, tmp_path, monkeypatch, encoded):
+    monkeypatch.setattr("faceclip.data.cache.CHUNK", 8)
+    arrays = load_arrays(tiny_dataset, "train", size=32)
+    folder = save_base(tmp_path) / "vae"
+    other = AutoencoderKL.from_pretrained(folder)
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(0.5)
+    other.save_pretrained(folder)
+
+    def stop(module, inputs) -> None:
+        if isinstance(module, Encoder) and len(encoded) > 2:
+            raise KeyboardInterrupt
+
+    hook = register_module_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        cached_latents(folder, arrays)
+    hook.remove()
+    assert len(encoded) == 3
+    latents = cached_latents(folder, arrays)
+    assert len(encoded) == 5  # chunks of 8 of 32 rows: two were done, the third was interrupted
+    expected = encode_mean(other, arrays.images) * other.config.scaling_factor
+    torch.testing.assert_close(torch.from_numpy(np.array(latents)), expected, atol=1e-5, rtol=1e-5)
