@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import Encoder
+from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from faceclip.data.arrays import load_arrays
@@ -147,3 +148,38 @@ def test_interrupted_latents_go_on(tiny_dataset, tmp_path, monkeypatch, encoded)
     assert len(encoded) == 5  # chunks of 8 of 32 rows: two were done, the third was interrupted
     expected = encode_mean(other, arrays.images) * other.config.scaling_factor
     torch.testing.assert_close(torch.from_numpy(np.array(latents)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_validation_in_parts_gives_the_figures_of_one_batch(parts, tmp_path):
+    words = [f"out={tmp_path}", "validation_rows=12", "loss.identity_rows=7"]
+    seen = []
+    figures = {}
+    for size in (12, 5):
+        task = task_of(parts, *words, f"trainer.batch_size={size}")
+        task.modules.eval()
+        hook = task.pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        figures[size] = task.validate(size)
+        hook.remove()
+    assert seen == [12, 16, 5, 5, 2, 10, 6]  # guidance doubles the eight of the grid
+    assert figures[5].keys() == figures[12].keys()
+    assert min(figures[12].values()) > 0
+    for name, value in figures[12].items():
+        assert figures[5][name] == pytest.approx(value, rel=2e-5), name
+    pictures = [np.asarray(Image.open(tmp_path / "samples" / f"{size:06d}.png"), int) for size in (12, 5)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_validation_equals_the_loss_of_the_batch(parts, tmp_path):
+    """Figures of runs before and after validation went by parts can be compared."""
+    task = task_of(parts, f"out={tmp_path}", "validation_rows=12", "trainer.batch_size=5")
+    task.modules.eval()
+    rows = np.random.default_rng(5).permutation(len(task.validation_source))[:12]
+    batch = fetch(task.validation_source, [(int(row), 0) for row in rows], 5)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(batch["latents"].shape, generator=generator)
+    steps = torch.linspace(20, len(task.alphas) - 20, 12).long()
+    with torch.no_grad():
+        total, expected = task._loss(batch, batch["latents"], noise, steps, generator)
+    found = task.validate(0)
+    assert found.pop("loss") == pytest.approx(float(total), rel=2e-5)
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=2e-5)
