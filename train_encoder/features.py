@@ -7,7 +7,6 @@ takes the words of `python -m train_encoder` and builds the cache that training 
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -16,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, module_hash
-from faceclip.data.folder_lock import locked
+from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.data.mapping import DataConfig
 from faceclip.data.records import Caption
 from faceclip.data.shards import ShardedArray
@@ -106,24 +104,6 @@ def cache_folder(config: EncoderConfig) -> Path:
     if path.exists():
         return (path if path.is_dir() else path.parent) / ".features"
     return Path("data-cache") / str(path).replace("/", "--")
-
-
-@contextmanager
-def locked_cache(cache: Path) -> Iterator[bool]:
-    """One process at a time in a cache folder: the ranks of a distributed run must not write over each other.
-
-    Yields whether the folder can be written; on read-only storage nobody builds and nobody needs the lock.
-    """
-    with ExitStack() as stack:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(cache / ".lock"))
-            writable = True
-        except OSError as error:
-            if not cache.is_dir():
-                raise ConfigError(f"cache={cache}: cannot be made ({error.strerror}); name a writable one") from error
-            writable = False
-        yield writable
 
 
 def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, pictures: int = 2) -> SplitFeatures:

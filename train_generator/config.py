@@ -94,7 +94,8 @@ class GeneratorConfig:
     """Stage 2. `data`: data set; `encoder`: stage-1 export; `base`: directory with vae, unet, scheduler (a name such as
     `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out);
     `latent_recognizer`: export of `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and
-    this recognizer, read if a `loss.latent_…` is not 0."""
+    this recognizer, read if a `loss.latent_…` is not 0; `gradient_checkpointing`: less memory for the UNet and the
+    shading channel, in more time."""
 
     data: str = ""
     encoder: str = ""
@@ -108,6 +109,7 @@ class GeneratorConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    gradient_checkpointing: bool = False
     validation_rows: int = 64
     sample_steps: int = 12
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

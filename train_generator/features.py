@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, module_hash
+from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import align_face
 from faceclip.image_tower import ImageTower
@@ -58,8 +58,8 @@ def reference_features(
         return {"identity": face.identity.numpy(), "tokens": face.tokens.to(torch.float16).numpy(),
                 "image_tokens": image.tokens.to(torch.float16).numpy()}  # fmt: skip
 
-    with bar(f"{split} references", len(arrays)) as advance:
-        model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
+    model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
+    with locked_cache(cache), bar(f"{split} references", len(arrays)) as advance:
         found = cached_features(cache, f"{split}-references", data_hash=large.content_hash, model_hash=model_hash,
                                 preprocessing=f"landmarks, {side} px", count=len(arrays), build=build,
                                 progress=advance)  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
@@ -16,6 +17,8 @@ from faceclip.image_tower import ImageTower
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_generator.config import GeneratorConfig
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
@@ -78,12 +81,22 @@ def damage_named(argument: str, remedy: str) -> Iterator[None]:
         raise CheckpointError(f"{argument} cannot be loaded; {remedy} ({error})") from error
 
 
+def load_frozen(kind: type[Model], path: Path, argument: str, remedy: str) -> Model:
+    """The model of a `save_pretrained` folder, frozen. Raises CheckpointError, naming the argument, for a missing or a
+    damaged one."""
+    if not path.is_dir():
+        raise CheckpointError(f"{argument}={path}: no such directory; {remedy}")
+    with damage_named(f"{argument}={path}", remedy):
+        return kind.from_pretrained(path).requires_grad_(False).eval()
+
+
 def _fitter(name: str) -> nn.Module | None:
     if not name:
         return None
     from faceclip.face3d.fitter import FaceFitter
 
-    return FaceFitter.from_pretrained(Path(name) if Path(name).is_dir() else weights.path(name))
+    path = Path(name) if Path(name).is_dir() else weights.path(name)
+    return load_frozen(FaceFitter, path, "fitter", "train it by `python -m train_encoder.towers.fitter`")
 
 
 def load_latent_recognizer(
@@ -100,8 +113,9 @@ def load_latent_recognizer(
     that reads attributes of other values than the data's, and for one that reads none where `attributes` are needed.
     """
     path = Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
-    with damage_named(f"latent_recognizer={name}", "train it by `python -m train_generator.towers.latent_recognizer`"):
-        model = LatentRecognizer.from_pretrained(path).requires_grad_(False).eval()
+    model = load_frozen(
+        LatentRecognizer, path, "latent_recognizer", "train it by `python -m train_generator.towers.latent_recognizer`"
+    )
     wanted = {"channels": latents[0], "side": latents[1]}
     if embedding_dim is not None:
         wanted["embedding_dim"] = embedding_dim

@@ -35,6 +35,7 @@ from makeup_plugin.losses import (
 )
 from makeup_plugin.sampling import denoise
 from makeup_plugin.shading import shading_channel_from_unet
+from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import AdapterConfig, GeneratorConfig
 from train_generator.features import ReferenceFeatures
 from train_generator.source import GenerationSource
@@ -86,6 +87,10 @@ class GeneratorTask:
                  ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")}  # fmt: skip
         parts["latent_recognizer"] = latent_recognizer
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+        if config.gradient_checkpointing:
+            for part in (pipeline.unet, pipeline.shading_channel):
+                if part is not None:
+                    checkpoint_gradients(part)
         self.alphas = pipeline.scheduler.alphas_cumprod.float()
         self.prediction = pipeline.scheduler.config.prediction_type
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
@@ -95,13 +100,16 @@ class GeneratorTask:
         )
 
     def facts(self) -> dict[str, str]:
-        """Hashes of the stage-1 export and of the base: what is trained on them is worth nothing on others."""
+        """Hashes of the stage-1 export, the base and the latent recognizer: what is trained on them is worth nothing
+        on others."""
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
             "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae),
         }
-        return {name: hashlib.sha256(both.encode()).hexdigest()[:16] for name, both in parts.items()}
+        if "latent_recognizer" in self.modules:
+            parts["latent_recognizer"] = module_hash(self.modules["latent_recognizer"])
+        return {name: hashlib.sha256(part.encode()).hexdigest()[:16] for name, part in parts.items()}
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
@@ -134,22 +142,34 @@ class GeneratorTask:
     def _loss(
         self, batch: dict[str, Tensor], clean: Tensor, noise: Tensor, steps: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, pipeline = self.config.loss, self.pipeline
-        alphas = self.alphas.to(clean.device)
-        signal = alphas[steps].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
-        conditions = self.conditions(batch)
+        noisy = self._noisy(clean, noise, steps)
+        prediction, alignment = self._predict(batch, noisy, steps)
+        return self._total(batch, prediction, alignment, noise, noisy, steps, generator)
+
+    def _noisy(self, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        signal = self.alphas.to(clean.device)[steps].view(-1, 1, 1, 1)
+        return signal.sqrt() * clean + (1 - signal).sqrt() * noise
+
+    def _predict(self, batch: dict[str, Tensor], noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The UNet's prediction, and the alignment loss of its attention."""
+        pipeline, conditions = self.pipeline, self.conditions(batch)
         channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
-        alignment = clean.new_zeros(())
-        if self.layers:
-            with AttentionCapture(pipeline.unet, self.layers) as capture:
-                prediction = predict(pipeline.unet, noisy, steps, conditions, **channels)
-                alignment = semantic_alignment_loss(
-                    capture.maps.values(), batch["phrase_masks"].float(), batch["phrase_tokens"], batch["keep_text"]
-                )
-        else:
+        if not self.layers:
+            return predict(pipeline.unet, noisy, steps, conditions, **channels), noisy.new_zeros(())
+        with AttentionCapture(pipeline.unet, self.layers) as capture:
             prediction = predict(pipeline.unet, noisy, steps, conditions, **channels)
-        target = prediction_target(clean, noise, alphas, steps, prediction_type=self.prediction)
+            alignment = semantic_alignment_loss(
+                capture.maps.values(), batch["phrase_masks"].float(), batch["phrase_tokens"], batch["keep_text"]
+            )
+        return prediction, alignment
+
+    def _total(
+        self, batch: dict[str, Tensor], prediction: Tensor, alignment: Tensor, noise: Tensor, noisy: Tensor,
+        steps: Tensor, generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        """All terms, of a whole batch and what was predicted for it."""
+        config, alphas = self.config.loss, self.alphas.to(noisy.device)
+        target = prediction_target(batch["latents"], noise, alphas, steps, prediction_type=self.prediction)
         weights = None
         if config.min_snr_gamma:
             weights = min_snr_weights(alphas, steps, gamma=config.min_snr_gamma, prediction_type=self.prediction)
@@ -165,29 +185,39 @@ class GeneratorTask:
             parts |= seen
         return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
 
+    def _knows_person(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B,) bool: samples whose person the joint encoder or the identity channel is told."""
+        if self.pipeline.identity_channel is None:
+            return batch["keep_face"]
+        return batch["keep_face"] | batch["keep_identity"]
+
     def _identity_loss(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor
     ) -> Tensor:
         """1 − cosine to the person in the estimated picture, on samples that know the person; of those below
         `identity_below` the noisiest: in the others the noisy picture itself shows who it is."""
         config = self.config.loss
-        keep = low_noise(steps, config.identity_below) & (batch["keep_face"] | batch["keep_identity"])
+        keep = low_noise(steps, config.identity_below) & self._knows_person(batch)
         rows = steps.masked_fill(~keep, -1).argsort(descending=True)[: config.identity_rows]
         rows = rows[keep[rows]]
         if len(rows) == 0:
             return prediction.sum() * 0.0
-        clean = estimate_clean(
-            prediction[rows].float(), noisy[rows], alphas, steps[rows], prediction_type=self.prediction
-        )
         recognizer = self.pipeline.joint_encoder.face_encoder
-        return identity_loss(
-            decode_latents(self.pipeline.vae, clean),
-            batch["landmarks"][rows],
-            batch["target_identity"][rows],
-            lambda crops: recognizer(crops).identity,
-            torch.ones(len(rows), dtype=torch.bool),
-            crop_size=recognizer.config.image_size,
-        )
+        total = prediction.new_zeros(())
+        for part in rows.split(self.config.trainer.batch_size):
+            clean = estimate_clean(
+                prediction[part].float(), noisy[part], alphas, steps[part], prediction_type=self.prediction
+            )
+            distance = identity_loss(
+                decode_latents(self.pipeline.vae, clean),
+                batch["landmarks"][part],
+                batch["target_identity"][part],
+                lambda crops: recognizer(crops).identity,
+                torch.ones(len(part), dtype=torch.bool),
+                crop_size=recognizer.config.image_size,
+            )
+            total = total + distance * (len(part) / len(rows))
+        return total
 
     def _latent_losses(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor,
@@ -200,7 +230,7 @@ class GeneratorTask:
             self.modules["latent_recognizer"], prediction, noisy, batch["latents"], steps, alphas, generator,
             prediction_type=self.prediction,
         )  # fmt: skip
-        keep = batch["keep_face"] | batch["keep_identity"]
+        keep = self._knows_person(batch)
         distance = 1 - F.cosine_similarity(seen.identity, batch["target_identity"].float(), dim=-1)
         losses = {
             "latent_identity": (distance * keep).sum() / keep.sum().clamp(min=1),
@@ -213,7 +243,10 @@ class GeneratorTask:
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Losses on fixed validation samples at fixed noise, and a grid of samples below `out/samples`."""
+        """Losses on fixed validation samples at fixed noise, and a grid of samples below `out/samples`.
+
+        The UNet sees as many samples at once as in training; the figures are those of one batch of all.
+        """
         rows = np.random.default_rng(5).permutation(len(self.validation_source))[: self.config.validation_rows]
         batch = fetch(self.validation_source, [(int(row), 0) for row in rows], 5)
         device = next(self.modules["unet"].parameters()).device
@@ -221,32 +254,57 @@ class GeneratorTask:
         generator = torch.Generator(device).manual_seed(5)
         noise = torch.randn(batch["latents"].shape, generator=generator, device=device)
         steps = torch.linspace(20, len(self.alphas) - 20, len(rows), device=device).long()
-        total, parts = self._loss(batch, batch["latents"], noise, steps, generator)
+        noisy = self._noisy(batch["latents"], noise, steps)
+        found, aligned, phrases = [], 0.0, 0
+        for rows in torch.arange(len(steps), device=device).split(self.config.trainer.batch_size):
+            part = {name: value[rows] for name, value in batch.items()}
+            prediction, alignment = self._predict(part, noisy[rows], steps[rows])
+            count = int(self._aligned_phrases(part))
+            found.append(prediction)
+            aligned, phrases = aligned + alignment * count, phrases + count
+        alignment = aligned / max(phrases, 1)
+        total, parts = self._total(batch, torch.cat(found), alignment, noise, noisy, steps, generator)
         self._sample_grid(batch, Path(self.config.out) / "samples" / f"{step:06d}.png")
         return {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
+
+    def _aligned_phrases(self, batch: dict[str, Tensor]) -> Tensor:
+        """How many phrases the alignment loss of a batch is the mean of: those with words, whose region is seen on the
+        grid of the attention."""
+        side = -(-batch["latents"].shape[-1] // self.config.loss.alignment_factor)
+        seen = F.adaptive_avg_pool2d(batch["phrase_masks"].float(), side).amax(dim=(2, 3)) >= 0.5
+        return (seen & batch["phrase_tokens"].any(dim=-1) & batch["keep_text"][:, None]).sum()
 
     def _sample_grid(self, batch: dict[str, Tensor], path: Path, count: int = 8) -> None:
         """Top row targets, middle row shading maps, bottom row samples under all conditions."""
         pipeline = self.pipeline
-        batch = {name: value[:count] for name, value in batch.items()}
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline._guidance_scale = GRID_GUIDANCE
+        count = min(count, len(batch["latents"]))
+        noise = torch.randn((count, *batch["latents"].shape[1:]), generator=torch.Generator().manual_seed(3))
+        columns = []
+        for rows in torch.arange(count).split(self.config.trainer.batch_size):
+            part = {name: value[rows.to(value.device)] for name, value in batch.items()}
+            columns.append(self._sample_columns(part, noise[rows]))
+        grid = torch.cat(columns, dim=2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(pixels).save(path)
+
+    def _sample_columns(self, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
+        """Columns (3, 3 S, B S) of the grid, in [0, 1]."""
+        pipeline = self.pipeline
         for name in ("keep_text", "keep_face", "keep_identity", "keep_shading"):
             batch[name] = torch.ones_like(batch[name])
         given = self.conditions(batch)
         everything = torch.ones(len(given), dtype=torch.bool)
         nothing = pipeline.joint_encoder.encode([""] * len(given))
         without = replace(given, tokens=nothing.tokens.float(), pooled=nothing.pooled.float()).drop_identity(everything)
-        noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(3))
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline._guidance_scale = GRID_GUIDANCE
         latents = denoise(pipeline, noise.to(given.tokens.device), concatenate([without, given]),
                           steps=self.config.sample_steps, shading_scale=1.0)  # fmt: skip
         images = decode_latents(pipeline.vae, latents)
-        targets = decode_latents(self.pipeline.vae, batch["latents"])
+        targets = decode_latents(pipeline.vae, batch["latents"])
         rows = [targets, batch["shading"].float() / 255, images]
-        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(pixels).save(path)
+        return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
 
     def export(self, directory: Path) -> None:
         """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""

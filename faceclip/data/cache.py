@@ -9,14 +9,16 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceclip.errors import DataError
+from faceclip.data.folder_lock import locked
+from faceclip.errors import ConfigError, DataError
 
 CHUNK = 256
 Builder = Callable[[int, int], Mapping[str, NDArray]]
@@ -32,11 +34,31 @@ def module_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def locked_cache(cache: Path) -> Iterator[bool]:
+    """One process at a time in a cache folder: the ranks of a distributed run, and several runs on one data set, must
+    not write over each other. Not to be nested: the inner one would wait for the outer one.
+
+    Yields whether the folder can be written; on read-only storage nobody builds and nobody needs the lock.
+    """
+    with ExitStack() as stack:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(cache / ".lock"))
+            writable = True
+        except OSError as error:
+            if not cache.is_dir():
+                raise ConfigError(f"cache={cache}: cannot be made ({error.strerror}); name a writable one") from error
+            writable = False
+        yield writable
+
+
 def cached_features(
     root: Path, name: str, *, data_hash: str, model_hash: str, preprocessing: str, count: int, build: Builder,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, NDArray]:  # fmt: skip
-    """Memory-mapped fields of `count` rows each, built on first use.
+    """Memory-mapped fields of `count` rows each, built on first use; where several processes may build, under
+    `locked_cache(root)`.
 
     Args:
         root: folder of all entries. name: a word for people. data_hash, model_hash, preprocessing: the key.

@@ -17,6 +17,7 @@ from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
+from faceclip.runtime.sampler import fetch
 from faceclip.text_tower import TextTower, tokenize
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
@@ -27,7 +28,7 @@ from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.loading import build_pipeline, load_latent_recognizer
 from train_generator.source import GenerationSource, _groups
-from train_generator.task import GeneratorTask
+from train_generator.task import GeneratorTask, add_adapter
 
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
@@ -56,6 +57,10 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
                "trainer.warmup_steps=2", "validation_rows=4", "sample_steps=2"]  # fmt: skip
     return [f"data={tiny_dataset}", f"encoder={root / 'encoder'}", f"base={root / 'base'}", "fitter=''",
             f"cache={root / 'cache'}", *reader, *channels, *trainer]  # fmt: skip
+
+
+def word_of(arguments: list[str], name: str) -> str:
+    return next(word for word in arguments if word.startswith(f"{name}=")).removeprefix(f"{name}=")
 
 
 def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
@@ -91,7 +96,7 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     """At its last step a resumed run would train nothing and export the old adapter with the new encoder."""
     words = [*arguments, f"out={tmp_path / 'run'}", "trainer.steps=2", "trainer.device=cpu"]
     assert main(words) == 0, capsys.readouterr()
-    encoder = Path(next(word for word in arguments if word.startswith("encoder=")).removeprefix("encoder="))
+    encoder = Path(word_of(arguments, "encoder"))
     other = FaceCLIP.from_pretrained(encoder)
     with torch.no_grad():
         next(other.l.parameters()).add_(1e-3)
@@ -111,6 +116,12 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     unet.save_pretrained(base / "unet")
     assert main([*words, f"base={base}"]) == 2
     assert "cannot resume exactly (base was " in capsys.readouterr().err
+    reader = LatentRecognizer.from_pretrained(word_of(arguments, "latent_recognizer"))
+    with torch.no_grad():
+        reader.identity.bias.add_(1e-3)
+    reader.save_pretrained(tmp_path / "reader")
+    assert main([*words, f"latent_recognizer={tmp_path / 'reader'}"]) == 2
+    assert "cannot resume exactly (latent_recognizer was " in capsys.readouterr().err
     assert main([*words, "trainer.steps=3"]) == 0, capsys.readouterr()
 
 
@@ -129,6 +140,12 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
     assert status == 2
     assert message in output
     assert "Traceback" not in output
+
+
+def test_an_empty_fitter_folder_is_named(arguments, tmp_path, capsys):
+    (tmp_path / "fitter").mkdir()
+    assert main([*arguments, f"out={tmp_path / 'run'}", f"fitter={tmp_path / 'fitter'}"]) == 2
+    assert f"CheckpointError: fitter={tmp_path / 'fitter'} cannot be loaded" in capsys.readouterr().err
 
 
 def test_a_base_of_another_width_is_refused(arguments, tmp_path):
@@ -192,6 +209,30 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
     batch["keep_face"][:], batch["named"][:] = False, False
     losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
     assert losses["latent_identity"] == losses["latent_attributes"] == 0
+
+
+@pytest.mark.parametrize("channel", [True, False])
+def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, tmp_path, channel):
+    words = [*arguments, f"out={tmp_path}", "adapter.shading=false", f"adapter.identity.enabled={channel}".lower()]
+    config = parse_config(GeneratorConfig, words, presets=PRESETS)
+    pipeline = build_pipeline(config)
+    add_adapter(pipeline, config.adapter)
+    reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
+    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
+                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
+                                  cache=Path(config.cache))  # fmt: skip
+    task = GeneratorTask(pipeline, config, features, reader)
+    batch = fetch(task.validation_source, [(row, 0) for row in range(3)], 0)
+    batch["keep_face"], batch["keep_identity"] = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    steps, told = torch.tensor([50, 60, 70]), torch.tensor([True, channel, False])
+    noisy = torch.randn(batch["latents"].shape)
+    prediction = torch.randn(noisy.shape, requires_grad=True)
+    face = task._identity_loss(batch, prediction, noisy, steps, task.alphas)
+    draw = torch.Generator().manual_seed(0)
+    seen = task._latent_losses(batch, prediction, noisy, steps, task.alphas, draw)["latent_identity"]
+    for loss in (face, seen):
+        (gradient,) = torch.autograd.grad(loss, prediction)
+        assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == told.tolist()
 
 
 def test_samples_tell_what_their_text_names(arguments, tmp_path):

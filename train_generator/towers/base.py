@@ -18,15 +18,17 @@ from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.cache import module_hash
 from faceclip.errors import ConfigError
 from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, prediction_target
+from train_generator.loading import load_frozen
 from train_generator.towers.attributes import LatentClassifier, attribute_classes, named_attributes
 from train_generator.towers.command import TowerConfig, run_tower
-from train_generator.towers.latents import cached_latents
+from train_generator.towers.latents import VAE_REMEDY, cached_latents, weights_hash
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 from train_generator.towers.sampling import sample_portraits
 from train_generator.towers.text import CAPTION_ODDS, TextTowers, tokenized_captions
@@ -88,7 +90,7 @@ class LatentSource:
     def __init__(
         self, arrays: FaceArrays, vae: Path, *, text_dropout: float, weights: Mapping[str, float] | None = None
     ) -> None:
-        self.latents = cached_latents(vae, arrays)
+        self.arrays, self.latents = arrays, cached_latents(vae, arrays)
         self.regions = arrays.regions
         self.weights = weight_table(weights or {})
         self.captions = tokenized_captions(arrays)
@@ -167,13 +169,19 @@ class BaseTask:
 
     def __init__(self, unet: UNet2DConditionModel, towers: TextTowers, config: BaseConfig, vae: Path) -> None:
         self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
-        self.config = config
+        self.config, self.vae = config, vae
         self.scheduler = make_scheduler()
         arrays = load_arrays(config.data, "validation", size=config.size)
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
         if config.attribute_weight:
             classes = [len(arrays.vocabularies[name]) for name in JUDGED]
             self.modules["classifier"] = LatentClassifier(self.validation.latents.shape[1:3], classes)
+
+    def facts(self) -> dict[str, str]:
+        """Hashes of the frozen parts: a run on others is another run."""
+        towers = self.modules["towers"]
+        texts = {"text_l": module_hash(towers.l)[:16], "text_g": module_hash(towers.g)[:16]}
+        return texts | {"vae": weights_hash(self.vae)[:16]}
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
@@ -258,8 +266,15 @@ def parts_of(config: BaseConfig) -> tuple[Path, TextTowers]:
     return vae, TextTowers(text_l, text_g)
 
 
+def judge_of(config: BaseConfig) -> Judge:
+    """The network that measures the base."""
+    path = Path(config.judge) if config.judge else weights.path("tiny/judge", package="eval")
+    return load_frozen(Judge, path, "judge", "train it by `python -m train_encoder.towers.judge`")
+
+
 def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     """Model, task and source of a configuration."""
+    judge_of(config)  # it measures at the end: what is wrong with it is told now
     vae, towers = parts_of(config)
     arrays = load_arrays(config.data, "train", size=config.size)
     source = LatentSource(arrays, vae, text_dropout=config.text_dropout, weights=config.region_weights)
@@ -270,7 +285,8 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
         pooled=towers.g.config.width,
     )
     if config.init:
-        earlier = UNet2DConditionModel.from_pretrained(Path(config.init) / "unet").state_dict()
+        folder, remedy = Path(config.init) / "unet", "give an export of this command, or leave init out"
+        earlier = load_frozen(UNet2DConditionModel, folder, "init", remedy).state_dict()
         if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in unet.state_dict().items()}:
             raise ConfigError(f"init: the UNet in {config.init} has other sizes than this configuration's model")
         unet.load_state_dict(earlier)
@@ -280,13 +296,12 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
 def measure(path: Path, config: BaseConfig) -> dict[str, Estimate]:
     """How often the judge finds what prompts of the test split name, in pictures of fixed seeds."""
     vae_path, towers = parts_of(config)
-    judge_path = Path(config.judge) if config.judge else weights.path("tiny/judge", package="eval")
-    judge = Judge.from_pretrained(judge_path).eval()
+    judge = judge_of(config)
     arrays = load_arrays(config.data, "test", size=config.size)
     prompts, wanted, people = judged_prompts(arrays, config.measured_images)
     images = sample_portraits(
         UNet2DConditionModel.from_pretrained(path / "unet").eval(),
-        AutoencoderKL.from_pretrained(vae_path).eval(),
+        load_frozen(AutoencoderKL, vae_path, "vae", VAE_REMEDY),
         DDIMScheduler.from_pretrained(path / "scheduler"),
         towers,
         prompts,

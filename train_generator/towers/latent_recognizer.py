@@ -21,7 +21,7 @@ from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, module_hash
+from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceViT
@@ -30,10 +30,11 @@ from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
 from train_encoder.towers.measure import rank1_hits
 from train_generator.features import aligned_faces
+from train_generator.loading import load_frozen
 from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower
-from train_generator.towers.latents import cached_latents
+from train_generator.towers.latents import cached_latents, weights_hash
 
 LEVELS = (0, 200, 400, 600)  # timesteps that are measured
 
@@ -75,9 +76,13 @@ class IdentitySource:
     classes (A,) of its attributes, in the order of their names."""
 
     def __init__(
-        self, latents: NDArray[np.float32], persons: NDArray[np.float32], classes: NDArray[np.int64]
+        self,
+        arrays: FaceArrays,
+        latents: NDArray[np.float32],
+        persons: NDArray[np.float32],
+        classes: NDArray[np.int64],
     ) -> None:
-        self.latents, self.persons, self.classes = latents, persons, classes
+        self.arrays, self.latents, self.persons, self.classes = arrays, latents, persons, classes
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -100,8 +105,9 @@ def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, na
             return {"identity": recognizer(aligned_faces(arrays, range(start, stop), size)).identity.numpy()}
 
     key = {"data_hash": arrays.content_hash, "model_hash": module_hash(recognizer)}
-    return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px", count=len(arrays),
-                           build=build)["identity"]  # fmt: skip
+    with locked_cache(cache):
+        return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px",
+                               count=len(arrays), build=build)["identity"]  # fmt: skip
 
 
 def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -120,6 +126,11 @@ class LatentRecognizerTask:
         self.modules = nn.ModuleDict({"model": model})
         self.config, self.validation = config, validation
         self.scheduler = make_scheduler()
+
+    def facts(self) -> dict[str, str]:
+        """Hashes of the frozen parts: a run on others is another run."""
+        vae, recognizer = parts_of(self.config)
+        return {"vae": weights_hash(vae)[:16], "recognizer": module_hash(recognizer)[:16]}
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch["latents"]
@@ -181,25 +192,25 @@ def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
     """The frozen autoencoder's folder and the recognizer."""
     vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
     recognizer = Path(config.recognizer) if config.recognizer else weights.path("tiny/recognizer")
-    return vae, FaceViT.from_pretrained(recognizer).requires_grad_(False).eval()
+    remedy = "train it by `python -m train_encoder.towers.identity`"
+    return vae, load_frozen(FaceViT, recognizer, "recognizer", remedy)
 
 
-def load_source(config: LatentRecognizerConfig, split: str) -> tuple[IdentitySource, FaceArrays]:
+def load_source(config: LatentRecognizerConfig, split: str) -> IdentitySource:
     """Latents and persons of a split."""
     vae, recognizer = parts_of(config)
     arrays, large = load_arrays(config.data, split, size=config.size), load_arrays(config.data, split)
     embeddings = portrait_embeddings(large, recognizer, Path(config.data) / ".features", split)
     persons = person_means(embeddings, np.asarray(arrays.identity))
     classes = attribute_classes(arrays, sorted(config.attributes))
-    return IdentitySource(cached_latents(vae, arrays), persons, classes), arrays
+    return IdentitySource(arrays, cached_latents(vae, arrays), persons, classes)
 
 
 def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, IdentitySource]:
     """Model, task and source of a configuration."""
-    source, arrays = load_source(config, "train")
-    validation, _ = load_source(config, "validation")
+    source, validation = load_source(config, "train"), load_source(config, "validation")
     channels, side = source.latents.shape[1:3]
-    vocabularies = {name: list(arrays.vocabularies[name]) for name in config.attributes}
+    vocabularies = {name: list(source.arrays.vocabularies[name]) for name in config.attributes}
     embedding = source.persons.shape[1]
     model = LatentRecognizer(channels, side, config.model.widths, config.model.depth, embedding, vocabularies)
     return LatentRecognizerTask(model, config, validation), source
@@ -208,7 +219,8 @@ def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, Identit
 def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), the
     cosine to the recognizer's mean of the person, and how often the attributes are read rightly."""
-    source, arrays = load_source(config, "test")
+    source = load_source(config, "test")
+    arrays = source.arrays
     model = LatentRecognizer.from_pretrained(path).eval()
     latents, identity = torch.from_numpy(np.array(source.latents)), np.asarray(arrays.identity)
     index, frontal = np.asarray(arrays.index), np.asarray(arrays.index) == 0

@@ -2,23 +2,29 @@
 
 import hashlib
 import os
-import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.data.cache import cached_features, locked_cache
 from faceclip.errors import CheckpointError
+from faceclip.runtime.progress import bar
+from train_generator.loading import load_frozen
 from train_generator.towers.vae import encode_mean
+
+VAE_REMEDY = "train it by `python -m train_generator.towers.vae`"
 
 
 def weights_hash(directory: Path) -> str:
     """SHA-256 over the weight files of a `save_pretrained` folder. Raises CheckpointError when there are none."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{directory} holds no weights: train them with `python -m train_generator.towers.vae`")
+        raise CheckpointError(f"{directory} holds no weights: {VAE_REMEDY}")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as handle:
@@ -27,20 +33,29 @@ def weights_hash(directory: Path) -> str:
 
 
 def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
-    """Scaled posterior means (N, C, s, s) of all images, memory-mapped; computed when they are not there yet.
+    """Scaled posterior means (N, C, s, s) of all images, memory-mapped; computed when they are not there yet, on the
+    accelerator where there is one. An interrupted computation goes on where it stopped.
 
-    The file lies beside the decoded arrays and is named by their content and the autoencoder's weights.
+    They lie beside the decoded arrays and are named by their content and the autoencoder's weights.
     """
-    name = f"latents-{arrays.content_hash[:12]}-{arrays.size}-{weights_hash(vae)[:12]}.npy"
-    path = arrays.captions_path.parent.parent / name
-    if not path.is_file():
-        model = AutoencoderKL.from_pretrained(vae).eval()
-        latents = encode_mean(model, arrays.images).numpy() * model.config.scaling_factor
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, latents.astype(np.float32))
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    directory = arrays.captions_path.parent.parent
+
+    @cache
+    def model() -> AutoencoderKL:
+        return load_frozen(AutoencoderKL, vae, "vae", VAE_REMEDY).to(_device())
+
+    def build(start: int, stop: int) -> dict[str, NDArray]:
+        means = encode_mean(model(), arrays.images[start:stop]).numpy()
+        return {"latents": (means * model().config.scaling_factor).astype(np.float32)}
+
+    with locked_cache(directory), bar("latents", len(arrays)) as advance:
+        return cached_features(directory, "latents", data_hash=arrays.content_hash, model_hash=weights_hash(vae),
+                               preprocessing=f"posterior means, {arrays.size} px", count=len(arrays), build=build,
+                               progress=advance)["latents"]  # fmt: skip
+
+
+def _device() -> torch.device:
+    """The accelerator of this process, of a launcher's ranks each its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

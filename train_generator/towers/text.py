@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from faceclip.data.arrays import FaceArrays
 from faceclip.text_tower import TextTower, tokenize
+from train_generator.loading import load_frozen
 
 # How often each kind of caption is drawn: short, long, emotion, both.
 CAPTION_ODDS = (0.2, 0.35, 0.1, 0.35)
@@ -25,13 +26,14 @@ class TextConditioning:
 
 
 class TextTowers(nn.Module):
-    """The frozen towers L and G."""
+    """The frozen towers L and G. Raises CheckpointError for a missing or damaged folder."""
 
     def __init__(self, text_l: Path, text_g: Path) -> None:
         super().__init__()
-        self.l = TextTower.from_pretrained(text_l)
-        self.g = TextTower.from_pretrained(text_g)
-        self.requires_grad_(False).eval()
+        remedy = "train it by `python -m train_encoder.towers.clip`"
+        self.l = load_frozen(TextTower, text_l, "text_l", remedy)
+        self.g = load_frozen(TextTower, text_g, "text_g", remedy)
+        self.eval()
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> TextConditioning:

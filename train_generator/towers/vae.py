@@ -20,6 +20,8 @@ from faceclip.runtime import StepContext
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
+PASS_PIXELS = 1 << 20  # pixels that go through an autoencoder at once
+
 
 @dataclass(kw_only=True)
 class AutoencoderConfig:
@@ -137,10 +139,16 @@ def to_model(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def batch_at(size: int) -> int:
+    """How many pictures of `size` px go through an autoencoder at once: 64, fewer where they are large (SDXL's takes
+    about 2.5 GiB for one of 1024 px)."""
+    return max(1, min(64, PASS_PIXELS // size**2))
+
+
 @torch.no_grad()
-def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 64) -> Tensor:
+def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
     """Posterior means (N, C, s, s), unscaled, of images (N, S, S, 3)."""
-    parts = []
+    parts, batch = [], batch_at(images.shape[1])
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2)))
         parts.append(model.encode(to_model(pixels).to(model.device)).latent_dist.mean.float().cpu())
@@ -148,9 +156,9 @@ def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int =
 
 
 @torch.no_grad()
-def psnr(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 64) -> NDArray[np.float64]:
+def psnr(model: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Peak signal-to-noise ratio in dB of each restored image (N,), rounded to 8 bits as a file would be."""
-    values = []
+    values, batch = [], batch_at(images.shape[1])
     for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start : start + batch])
         latents = encode_mean(model, part).to(model.device)

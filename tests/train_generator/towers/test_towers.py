@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -146,6 +148,38 @@ def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsy
     assert re.search(r"(?m)^error: init: the UNet in .* has other sizes", capsys.readouterr().err)
 
 
+def reversed_people(dataset: Path, folder: Path) -> Path:
+    """A copy of a data set whose training portraits come in the opposite order."""
+    shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns(".*"))
+    facts = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(facts | {"files": []}))
+    for shard in (folder / "data").glob("train-*.parquet"):
+        table = pq.read_table(shard)
+        pq.write_table(table.take(list(range(len(table)))[::-1]), shard)
+    return folder
+
+
+def changed(model: torch.nn.Module, folder: Path) -> Path:
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_on_other_parts_is_not_resumed(base_words, text, vae_export, tiny_dataset, tmp_path, capsys):
+    words = [*base_words, f"out={tmp_path / 'run'}"]
+    assert base.main(words) == 0, capsys.readouterr()
+    other = {
+        "data": reversed_people(tiny_dataset, tmp_path / "data"),
+        "vae": changed(AutoencoderKL.from_pretrained(vae_export), tmp_path / "vae"),
+        "text_l": changed(TextTower.from_pretrained(text[0]), tmp_path / "l"),
+        "text_g": changed(TextTower.from_pretrained(text[1]), tmp_path / "g"),
+    }
+    for name, place in other.items():
+        assert base.main([*words, f"{name}={place}"]) == 2
+        assert re.search(rf"cannot resume exactly \({name} was \w+, now \w+\)", capsys.readouterr().err)
+
+
 def test_classifier_reads_the_estimated_latents(base_words):
     config = parse_config(base.BaseConfig, [*base_words, "attribute_weight=0.5"])
     task, source = base.build(config)
@@ -177,6 +211,22 @@ def test_losses_of_the_classifier_grow_with_the_warm_up(base_words):
         torch.testing.assert_close(total.detach(), expected)
     total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.modules["classifier"].heads.parameters())
+
+
+@pytest.mark.parametrize("name", ["text_l", "text_g", "init", "judge", "vae"])
+def test_a_missing_or_damaged_part_is_named_before_training(base_words, tmp_path, capsys, name):
+    (tmp_path / "empty" / "unet").mkdir(parents=True)
+    for place in (tmp_path / "nowhere", tmp_path / "empty"):
+        words = [*base_words, f"out={tmp_path / 'run'}", f"{name}={place}"]
+        assert base.main(words) == 2
+        assert re.match(rf"error: .*{name}.*{place}" if name != "vae" else f"error: {place}", capsys.readouterr().err)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_recognizer_is_named(vae_export, tiny_dataset, tmp_path, capsys):
+    words = [f"data={tiny_dataset}", f"vae={vae_export}", f"out={tmp_path / 'run'}", "size=32"]
+    assert latent_recognizer.main([*words, f"recognizer={tmp_path / 'nowhere'}"]) == 2
+    assert re.match(rf"error: recognizer={tmp_path / 'nowhere'}: no such directory", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", [["feature_weight=1"], ["attribute_weight=-1"]])
@@ -245,6 +295,14 @@ def test_latent_recognizer_learns_persons_and_is_measured(vae_export, tiny_datas
         assert 0 <= metrics[f"rank-1 at timestep {level}"]["value"] <= 1
         assert 0 <= metrics[f"beard read at timestep {level}"]["value"] <= 1
     assert list(model.attributes) == sorted(JUDGED)
+    other = {
+        "data": reversed_people(tiny_dataset, tmp_path / "data"),
+        "vae": changed(AutoencoderKL.from_pretrained(vae_export), tmp_path / "vae"),
+        "recognizer": changed(face, tmp_path / "other"),
+    }
+    for name, place in other.items():
+        assert latent_recognizer.main([*words, f"{name}={place}"]) == 2
+        assert re.search(rf"cannot resume exactly \({name} was \w+, now \w+\)", capsys.readouterr().err)
     assert latent_recognizer.main([*words, "attributes=[beards]"]) == 2
     assert re.search(r"(?m)^error: attributes: \['beards'\] unknown", capsys.readouterr().err)
 
