@@ -29,6 +29,11 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     base, directory = base_directory(config.base), Path(config.encoder)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"encoder={config.encoder}: no stage-1 export there; run `python -m train_encoder` first")
+    if not (directory / "image_tower" / "config.json").is_file():
+        raise CheckpointError(
+            f"encoder={config.encoder}: no image_tower beside the encoder, which stage 2 reads references with: give an "
+            "export of `python -m train_encoder`; a converted FaceCLIP alone has none"
+        )
     with damage_named(f"encoder={config.encoder}", "run `python -m train_encoder` again"):
         encoder = FaceCLIP.from_pretrained(directory)
         image_tower = ImageTower.from_pretrained(directory / "image_tower")

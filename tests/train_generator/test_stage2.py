@@ -148,6 +148,13 @@ def test_an_empty_fitter_folder_is_named(arguments, tmp_path, capsys):
     assert f"CheckpointError: fitter={tmp_path / 'fitter'} cannot be loaded" in capsys.readouterr().err
 
 
+def test_an_encoder_without_its_image_tower_is_refused(arguments, tmp_path, capsys):
+    encoder = next(word for word in arguments if word.startswith("encoder=")).removeprefix("encoder=")
+    FaceCLIP.from_pretrained(encoder).save_pretrained(tmp_path / "encoder")
+    assert main([*arguments, f"out={tmp_path / 'run'}", f"encoder={tmp_path / 'encoder'}"]) == 2
+    assert "no image_tower beside the encoder" in capsys.readouterr().err
+
+
 def test_a_base_of_another_width_is_refused(arguments, tmp_path):
     other = save_base(tmp_path / "wide", context=96)
     status, output = run("train_generator", *arguments, f"out={tmp_path / 'run'}", f"base={other}")
