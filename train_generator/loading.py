@@ -31,7 +31,7 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         raise CheckpointError(f"encoder={config.encoder}: no stage-1 export there; run `python -m train_encoder` first")
     if not (directory / "image_tower" / "config.json").is_file():
         raise CheckpointError(
-            f"encoder={config.encoder}: no image_tower beside the encoder, which stage 2 reads references with: give an "
+            f"encoder={config.encoder}: no image_tower beside the encoder, which reads references: give an "
             "export of `python -m train_encoder`; a converted FaceCLIP alone has none"
         )
     with damage_named(f"encoder={config.encoder}", "run `python -m train_encoder` again"):
