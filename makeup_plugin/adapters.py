@@ -101,17 +101,32 @@ def lora_parameters(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> 
 
 def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None:
     """Take the LoRA out again; the base layers were never changed, so the base model's output returns
-    exactly.
+    exactly. Raises ConfigError when there is none, or while any is fused.
     """
     if name not in getattr(unet, "peft_config", {}):
         raise ConfigError(f"the UNet has no adapter {name!r}")
+    check_unfused(unet)
     unet.delete_adapters(name)
     if not getattr(unet, "peft_config", {}):
         unet.unload_lora()
 
 
+def check_unfused(unet: UNet2DConditionModel) -> None:
+    """Raises ConfigError while a LoRA is fused: what it was added to is then no longer the base's weights."""
+    names = {name for module in unet.modules() for name in getattr(module, "merged_adapters", ())}
+    if names:
+        raise ConfigError(
+            f"the LoRA {', '.join(map(repr, sorted(names)))} is fused into the UNet: call unfuse_lora() before adapters"
+            " are saved, loaded or removed"
+        )
+
+
 def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model."""
+    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model.
+
+    Raises ConfigError while a LoRA is fused.
+    """
+    check_unfused(unet)
     state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
     with init_empty_weights():
         clean = UNet2DConditionModel.from_config(unet.config)
@@ -129,8 +144,9 @@ def save_adapter(
     base_model: str = "",
 ) -> Path:
     """Write everything that was added to the base. The directory is made; existing files of an adapter are
-    replaced.
+    replaced. Raises ConfigError, with nothing written, while a LoRA is fused.
     """
+    check_unfused(unet)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_FILE).unlink(missing_ok=True)
@@ -191,8 +207,10 @@ def load_adapter(
     """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
 
     Everything is read and compared before the pipeline is changed. Raises CheckpointError naming file and
-    field, ConfigError when there is an identity channel but no image encoder to feed it.
+    field, ConfigError when there is an identity channel but no image encoder to feed it, or while a LoRA is
+    fused (PEFT would leave the new one out).
     """
+    check_unfused(pipeline.unet)
     directory = Path(directory)
     config = read_adapter_config(directory)
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)

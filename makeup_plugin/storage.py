@@ -8,6 +8,7 @@ complete save.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from makeup_plugin.adapters import (
     LORA_FILE,
     base_unet,
     check_fingerprint,
+    check_unfused,
     insert_lora,
     load_adapter,
     load_lora_file,
@@ -71,11 +73,13 @@ class PipelineStorageMixin:
     ) -> None:
         """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
 
-        The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored.
+        The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored. Raises
+        ConfigError while one is fused.
         `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
         part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
         and `create_pr` as in diffusers. No model card is made up.
         """
+        check_unfused(self.unet)
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
@@ -183,6 +187,28 @@ class PipelineStorageMixin:
             _pipeline=self,
             hotswap=hotswap,
         )
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = ("unet",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:
+        """Add the active LoRAs, or `adapter_names`, to the UNet's weights, as in diffusers.
+
+        Nothing can be saved, loaded or removed then until `unfuse_lora`.
+        """
+        super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
+
+    def unfuse_lora(self, components: Sequence[str] = ("unet",)) -> None:
+        """Take fused LoRAs out of the weights again, to rounding; they count as before."""
+        super().unfuse_lora(list(components))
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Remove LoRAs by name, as in diffusers. Raises ConfigError while one is fused."""
+        check_unfused(self.unet)
+        super().delete_adapters(adapter_names)
 
     def unload_lora_weights(self) -> None:
         """Remove the LoRAs of other origin; ours stays and counts again (`unload_adapter` removes it)."""

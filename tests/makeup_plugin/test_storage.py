@@ -120,6 +120,44 @@ def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, 
     np.testing.assert_allclose(run(pipeline, photo, points), wanted, atol=1e-6)
 
 
+def test_a_fused_lora_is_neither_saved_into_the_base_nor_left_there(pipeline, base_parts, photo, points, tmp_path):
+    """Fused weights look like the base's: everything that takes them for the base's refuses, and undoing works."""
+    wanted = run(pipeline, photo, points, watermark=False)
+    pipeline.fuse_lora()
+    np.testing.assert_allclose(run(pipeline, photo, points, watermark=False), wanted, atol=1e-5)
+    for call in (
+        lambda: pipeline.save_pretrained(tmp_path / "pipeline"),
+        lambda: pipeline.save_adapter(tmp_path / "adapter"),
+        lambda: pipeline.load_adapter(tmp_path),
+        lambda: pipeline.delete_adapters("makeup"),
+        pipeline.unload_adapter,
+    ):
+        with pytest.raises(ConfigError, match=r"'makeup' is fused into the UNet: call unfuse_lora\(\)"):
+            call()
+    assert not list(tmp_path.iterdir())
+    assert pipeline.identity_channel is not None
+    pipeline.unfuse_lora()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    loaded = FaceMakeUpPipeline.from_pretrained(tmp_path / "pipeline")
+    np.testing.assert_allclose(run(loaded, photo, points, watermark=False), wanted, atol=1e-5)
+    pipeline.unload_adapter()
+    base = base_parts()["unet"].state_dict()
+    for key, value in pipeline.unet.state_dict().items():
+        torch.testing.assert_close(value, base[key], atol=1e-6, rtol=0)
+
+
+def test_a_fused_style_is_not_saved_either(pipeline, tmp_path):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config, adapter_name="style")
+    pipeline.fuse_lora(adapter_names=["style"])
+    with pytest.raises(ConfigError, match="'style' is fused"):
+        pipeline.save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(ConfigError, match="'style' is fused"):
+        pipeline.unload_lora_weights()
+
+
 def test_offloading_moves_every_part(pipeline, photo, points):
     """Hooks on the CPU itself: every component is registered and called in a way that its hook sees."""
     wanted = run(pipeline, photo, points)
