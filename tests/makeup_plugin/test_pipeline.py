@@ -10,10 +10,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestral
 from diffusers.callbacks import SDXLCFGCutoffCallback
 from PIL import Image
 
-from faceclip.errors import ConfigError, FaceError, NoFaceError, SeveralFacesError, UnreadableImageError
+from faceclip.errors import BadLandmarksError, ConfigError, NoFaceError, SeveralFacesError, UnreadableImageError
 from makeup_plugin import watermark
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from makeup_plugin.provenance import read_provenance
+from makeup_plugin.references import prepare_references
 
 PLAIN = {"num_inference_steps": 2, "output_type": "np", "watermark": False}
 
@@ -255,8 +256,29 @@ def test_pictures_without_a_face_are_named(pipeline, photo):
         pipeline(["a", "b"], [None, grey], **PLAIN)
     with pytest.raises(UnreadableImageError, match=r"image 0 .*nowhere\.png.* does not exist"):
         pipeline("a", "nowhere.png", **PLAIN)
-    with pytest.raises(FaceError, match=r"landmarks of image 0 .*five finite points"):
-        pipeline("a", photo, landmarks=[np.full((5, 2), np.nan)], **PLAIN)
+
+
+def test_landmarks_that_are_no_face_are_refused(photo, points):
+    """What would be cut by them is no face, and nothing later could tell."""
+    tall = np.zeros((160, 80, 3), dtype=np.uint8)
+    for image, wrong, message in (
+        (photo, np.full((5, 2), np.nan), "five finite points"),
+        (photo, [[1, 2], [3, 4], [5, 6], [7, 8], [9]], "lists of unequal length"),
+        (photo, points[:4], r"got shape \(4, 2\)"),
+        (photo, points + 200, "in 80×80"),
+        (photo, points + np.array([70, 0]), "outside of 80×80"),
+        (tall, points - np.array([0, 60]), "outside of 80×160"),
+        (photo, points / 80, r"px wide, less than 12; .* not as shares"),
+        (photo, points[:, ::-1], "no face's eyes, nose tip and mouth corners"),
+        (photo, points[[1, 0, 2, 4, 3]], "no face's eyes"),
+        (photo, points * 0 + 40, "no face's eyes"),
+    ):
+        with pytest.raises(BadLandmarksError, match=rf"image 1 \(image array.*{message}"):
+            prepare_references([None, image], landmarks=[None, wrong])
+    references = prepare_references([None, photo], landmarks=[None, points - np.array([25, 0])])  # cut by the border
+    assert references.faces[1] is not None
+    with pytest.raises(ConfigError, match="1 images need 1 sets of landmarks, got 5"):
+        prepare_references(photo, landmarks=[[1, 2], [3, 4], [5, 6], [7, 8], [9]])
 
 
 def group_photo() -> Path:
