@@ -53,6 +53,15 @@ def check_call(steps: int, per_prompt: int, output_type: str) -> None:
         raise ConfigError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
 
 
+def check_negative(negative: int, prompts: int, per_prompt: int) -> None:
+    """Raises ConfigError when it is not plain which negative prompt belongs to which image."""
+    if negative not in (1, prompts, prompts * per_prompt):
+        raise ConfigError(
+            f"{negative} negative prompts do not go with {prompts * per_prompt} images of {prompts} prompts: give one"
+            " for all, one per prompt or one per image"
+        )
+
+
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """Raises ConfigError when a callback asks for tensors that the loop does not have."""
     unknown = [name for name in names if name not in known]

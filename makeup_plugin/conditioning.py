@@ -183,7 +183,10 @@ def predict(
     identity_tokens = None
     if identity_channel is not None and conditions.identity is not None:
         if not is_attached(unet):
-            raise ConfigError("identity_channel.attach(unet) must be called before predicting with the channel")
+            raise ConfigError(
+                "the identity channel is not in the UNet, or whatever replaces attention processors (slicing, xformers,"
+                " set_attn_processor) has dropped it: call identity_channel.attach(unet)"
+            )
         identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
         context = (conditions.tokens, [identity_tokens])
     elif identity_channel is not None and identity_channel.scale != 0:

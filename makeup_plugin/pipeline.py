@@ -24,7 +24,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from faceclip.faces import FaceDetector, MTCNNDetector
 from makeup_plugin import watermark as watermarking
-from makeup_plugin.arguments import channel_scale, check_call, check_names, image_size, texts_of
+from makeup_plugin.arguments import channel_scale, check_call, check_names, check_negative, image_size, texts_of
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.output import FaceMakeUpOutput
@@ -39,10 +39,15 @@ from makeup_plugin.references import (
 )
 from makeup_plugin.sampling import decode, denoise, seeds_of
 from makeup_plugin.storage import PipelineStorageMixin
+from makeup_plugin.switches import PipelineSwitchesMixin
 
 
 class FaceMakeUpPipeline(
-    PipelineStorageMixin, DiffusionPipeline, StableDiffusionMixin, StableDiffusionXLLoraLoaderMixin
+    PipelineStorageMixin,
+    PipelineSwitchesMixin,
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    StableDiffusionXLLoraLoaderMixin,
 ):
     """SDXL conditioned by FaceCLIP, with an identity channel and a shading channel.
 
@@ -169,7 +174,8 @@ class FaceMakeUpPipeline(
                 them (one per prompt, or several for one prompt; None entries are text only). Without any
                 image the joint encoder takes its unconditional face (a zero image, prompt without template),
                 the identity channel gets zero inputs and the shading channel nothing.
-            negative_prompt: what to steer away from; default the empty text. Used when guidance_scale > 1.
+            negative_prompt: what to steer away from, one for all, per prompt or per image; default the empty
+                text. Used when guidance_scale > 1.
             identity_scale: weight of the identity channel's attention; default 1 where the channel exists.
             shading_scale: weight of the shading channel; default 1 where the channel exists.
             shading_image: photo that gives pose, expression and light instead of `image`; the shape of the
@@ -211,6 +217,7 @@ class FaceMakeUpPipeline(
         references = self._references(prompts, image, landmarks, face_policy)
         if len(prompts) == 1:
             prompts = prompts * len(references)
+        check_negative(len(negative_prompts), len(prompts), num_images_per_prompt)
         maps = self._shading_maps(
             references,
             shading_image,
@@ -354,8 +361,6 @@ class FaceMakeUpPipeline(
         none.
         """
         count = len(positive)
-        if count % len(texts):
-            raise ConfigError(f"{len(texts)} negative prompts do not go with {count} images")
         text = encode_conditions(self.joint_encoder, texts, None, height=height, width=width)
         text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
         everything = torch.ones(count, dtype=torch.bool)

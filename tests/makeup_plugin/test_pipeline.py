@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from diffusers.callbacks import SDXLCFGCutoffCallback
+from diffusers.models.attention_processor import SlicedAttnProcessor
 from PIL import Image
 
 from faceclip.errors import BadLandmarksError, ConfigError, NoFaceError, SeveralFacesError, UnreadableImageError
@@ -313,6 +314,11 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"generator": [torch.Generator()] * 2}, "1 images need 1 generators, got 2"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be \(1, 4, 8, 8\)"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 1 images"),
+        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 4 images"),
+        (
+            {"prompt": ["a", "b"], "num_images_per_prompt": 4, "negative_prompt": list("abcd")},
+            "4 negative prompts do not go with 8 images of 2 prompts",
+        ),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\] unknown"),
         (
             {"shading_image": "a.png", "shading_map": "b.png"},
@@ -323,6 +329,41 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
 def test_impossible_arguments_are_named(pipeline, arguments, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**{"prompt": "a man", **PLAIN, **arguments})
+
+
+def test_negative_prompts_for_prompts_or_for_images(pipeline):
+    def run(negative):
+        return pipeline(
+            ["a man", "a woman"], negative_prompt=negative, num_images_per_prompt=2, generator=seeded(), **PLAIN
+        ).images
+
+    assert np.array_equal(run(["old", "young"]), run(["old", "old", "young", "young"]))
+    assert np.array_equal(run(["old"]), run(["old"] * 4))
+    assert not np.array_equal(run(["old", "young"]), run(["old"]))
+
+
+def test_attention_slicing_leaves_the_identity_channel_in_place(pipeline, photo, points):
+    def run():
+        return pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
+
+    wanted = run()
+    pipeline.enable_attention_slicing()
+    assert sum(isinstance(kind, SlicedAttnProcessor) for kind in pipeline.unet.attn_processors.values()) > 0
+    np.testing.assert_allclose(run(), wanted, atol=1e-5)
+    pipeline.disable_attention_slicing()
+    assert np.array_equal(run(), wanted)
+    pipeline.unet.set_attention_slice(None)
+    with pytest.raises(ConfigError, match=r"slicing.* has dropped it: call identity_channel\.attach"):
+        run()
+
+
+def test_projections_of_the_unet_are_not_fused(pipeline, photo, points):
+    wanted = pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
+    with pytest.raises(ConfigError, match="leave out LoRA and identity channel; call it with unet=False"):
+        pipeline.fuse_qkv_projections()
+    pipeline.fuse_qkv_projections(unet=False)
+    images = pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
+    np.testing.assert_allclose(images, wanted, atol=1e-5)
 
 
 def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):
