@@ -31,6 +31,7 @@ ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
 LORA_FILE = "lora.safetensors"
 FORMAT = 1
+UNKNOWN_LICENCE = "unknown"
 # Fields of the UNet's configuration that must agree for the weights to mean the same.
 _FINGERPRINT = (
     "in_channels",
@@ -76,6 +77,7 @@ class LoraSettings:
 class AdaptedPipeline(Protocol):
     """What an adapter needs of a pipeline; FaceMakeUpPipeline has it."""
 
+    adapter_licence: str
     unet: UNet2DConditionModel
     image_encoder: torch.nn.Module | None
     identity_channel: IdentityChannel | None
@@ -140,11 +142,13 @@ def save_adapter(
     unet: UNet2DConditionModel,
     identity_channel: IdentityChannel | None = None,
     shading_channel: ControlNetModel | None = None,
-    licence: str = "Apache-2.0",
+    licence: str = "",
     base_model: str = "",
 ) -> Path:
     """Write everything that was added to the base. The directory is made; existing files of an adapter are
-    replaced. Raises ConfigError, with nothing written, while a LoRA is fused.
+    replaced. licence: what adapter.json says of it, "" for unknown.
+
+    Raises ConfigError, with nothing written, while a LoRA is fused.
     """
     check_unfused(unet)
     directory = Path(directory)
@@ -167,7 +171,7 @@ def save_adapter(
         else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": lora.target_modules},
         "identity_channel": identity_channel is not None,
         "shading_channel": shading_channel is not None,
-        "licence": licence,
+        "licence": licence or UNKNOWN_LICENCE,
     }
     hide_local_paths(directory)
     # Last, so that a directory with a configuration is a whole one.
@@ -234,7 +238,14 @@ def load_adapter(
     if "identity_channel" in loaded:
         loaded["identity_channel"].attach(pipeline.unet)
     pipeline.register_modules(**loaded)
+    pipeline.adapter_licence = licence_of(config)
     return config
+
+
+def licence_of(config: dict[str, Any]) -> str:
+    """The licence that an adapter.json names, "" where it names none."""
+    licence = str(config.get("licence") or "")
+    return "" if licence == UNKNOWN_LICENCE else licence
 
 
 def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype) -> ModelMixin:
@@ -250,6 +261,7 @@ def unload_adapter(pipeline: AdaptedPipeline) -> None:
         remove_lora(pipeline.unet)
     detach_identity(pipeline.unet)
     pipeline.register_modules(identity_channel=None, shading_channel=None)
+    pipeline.adapter_licence = ""
 
 
 def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:

@@ -101,6 +101,8 @@ class FaceMakeUpPipeline(
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.base_model = ""  # the base's hub id or path, as far as it is known; goes into adapter.json
+        self.licence = ""  # of all that from_pretrained read, as far as it is known
+        self.adapter_licence = ""  # of what load_adapter put on it
         self._detector: FaceDetector | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0

@@ -29,6 +29,7 @@ from makeup_plugin.adapters import (
     check_fingerprint,
     check_unfused,
     insert_lora,
+    licence_of,
     load_adapter,
     load_lora_file,
     read_adapter_config,
@@ -66,15 +67,18 @@ class PipelineStorageMixin:
             insert_lora(pipeline.unet, load_lora_file(path), config["lora"], path)
         pipeline.register_to_config(_name_or_path=str(path_or_id))
         pipeline.base_model = config.get("base_model", "")
+        pipeline.licence = licence_of(config)
         return pipeline
 
     def save_pretrained(
-        self, save_directory: str | Path, *, licence: str = "Apache-2.0", push_to_hub: bool = False, **kwargs: Any
+        self, save_directory: str | Path, *, licence: str | None = None, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
 
         The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored. Raises
         ConfigError while one is fused.
+        `licence` goes into adapter.json; None names that of the pipeline and that of the adapter as they were
+        loaded, joined by AND where they differ, or "unknown".
         `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
         part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
         and `create_pr` as in diffusers. No model card is made up.
@@ -99,7 +103,7 @@ class PipelineStorageMixin:
             unet=adapted,
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,
-            licence=licence,
+            licence=licence or " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence)))),
             base_model=self.base_model,
         )
         if push_to_hub:
@@ -146,14 +150,17 @@ class PipelineStorageMixin:
         """
         return load_adapter(self, directory, dtype=dtype)
 
-    def save_adapter(self, directory: str | Path, *, licence: str = "Apache-2.0") -> Path:
-        """Write only what was added to the base: LoRA, identity channel, shading channel."""
+    def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
+        """Write only what was added to the base: LoRA, identity channel, shading channel.
+
+        `licence` goes into adapter.json; None names that of the adapter, or else of the pipeline, as loaded.
+        """
         return save_adapter(
             directory,
             unet=self.unet,
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,
-            licence=licence,
+            licence=licence or self.adapter_licence or self.licence,
             base_model=self.base_model,
         )
 

@@ -25,6 +25,7 @@ class Bare(SimpleNamespace):
     """The attributes that an adapter touches, and the image encoder that it asks for."""
 
     image_encoder: object = "there"
+    adapter_licence: str = ""
 
     def register_modules(self, **modules):
         self.__dict__.update(modules)

@@ -88,6 +88,32 @@ def test_added_part_moves_to_another_base(pipeline, saved, base_parts, photo, po
         FaceMakeUpPipeline.from_base(tmp_path / "nowhere", **shared)
 
 
+def test_a_licence_is_carried_on(pipeline, base_parts, saved, tmp_path):
+    def written(directory):
+        return json.loads((directory / "adapter.json").read_text())["licence"]
+
+    assert written(saved) == "unknown"  # made of parts that say nothing
+    strict = tmp_path / "strict"
+    pipeline.save_pretrained(strict, licence="CC-BY-NC-4.0")
+    loaded = FaceMakeUpPipeline.from_pretrained(strict)
+    loaded.save_adapter(tmp_path / "adapter")
+    loaded.save_pretrained(tmp_path / "again")
+    assert written(tmp_path / "adapter") == written(tmp_path / "again") == "CC-BY-NC-4.0"
+    other = FaceMakeUpPipeline(**base_parts(), image_encoder=pipeline.image_encoder)
+    other.load_adapter(tmp_path / "adapter")
+    assert written(other.save_adapter(tmp_path / "b")) == "CC-BY-NC-4.0"
+    assert written(other.save_adapter(tmp_path / "b", licence="MIT")) == "MIT"
+    # The adapter's licence goes with it; that of the other parts stays.
+    loaded.unload_adapter()
+    pipeline.save_adapter(tmp_path / "free", licence="Apache-2.0")
+    loaded.load_adapter(tmp_path / "free")
+    loaded.save_pretrained(tmp_path / "mixed")
+    assert written(tmp_path / "mixed") == "CC-BY-NC-4.0 AND Apache-2.0"
+    assert written(loaded.save_adapter(tmp_path / "b")) == "Apache-2.0"
+    loaded.unload_adapter()
+    assert written(loaded.save_adapter(tmp_path / "b")) == "CC-BY-NC-4.0"
+
+
 def test_loading_in_another_dtype(saved, photo, points):
     loaded = FaceMakeUpPipeline.from_pretrained(saved, dtype=torch.bfloat16)
     for name, module in loaded.components.items():
