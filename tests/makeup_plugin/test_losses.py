@@ -210,8 +210,16 @@ def test_phrase_tokens():
     assert shifted.nonzero().flatten().tolist() == [10, 11]
     long = "word " * 100 + "red hair"
     assert not phrase_token_mask(long, len(long) - 8, len(long)).any()
+    for text, part, positions in (  # parts of words stand for the whole ones, whatever tokens the parts would have
+        ("sunglasses and hat", "glasses", [1]),
+        ("a redhead person", "head", [2]),
+        ("eyeglasses, smiling", "eyeglasse", [1, 2]),  # not the comma
+        ("a man, smiling", " man", [2]),
+    ):
+        start = text.index(part)
+        assert phrase_token_mask(text, start, start + len(part)).nonzero().flatten().tolist() == positions
     with pytest.raises(ConfigError, match="span 5:3"):
-        phrase_token_mask(text, 5, 3)
+        phrase_token_mask("a man with red hair", 5, 3)
 
 
 def test_loss_averages_over_told_attributes_by_hand():
