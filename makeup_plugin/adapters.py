@@ -162,6 +162,7 @@ def save_adapter(
     for name, channel in (("identity_channel", identity_channel), ("shading_channel", shading_channel)):
         if channel is not None:
             channel.save_pretrained(directory / name)
+            hide_local_path(directory / name / "config.json")
     config = {
         "format": FORMAT,
         "base_model": public_name(base_model),
@@ -173,20 +174,23 @@ def save_adapter(
         "shading_channel": shading_channel is not None,
         "licence": licence or UNKNOWN_LICENCE,
     }
-    hide_local_paths(directory)
     # Last, so that a directory with a configuration is a whole one.
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_json(directory / CONFIG_FILE, config)
     return directory
 
 
-def hide_local_paths(directory: Path) -> None:
-    """Reduce the paths that diffusers writes into configuration files to their last part (see `public_name`)."""
-    names = ("model_index.json", "*/config.json", "*/scheduler_config.json")
-    for path in (found for name in names for found in directory.glob(name)):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and config.get("_name_or_path"):
-            config["_name_or_path"] = public_name(config["_name_or_path"])
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def hide_local_path(path: Path) -> None:
+    """Reduce the path that diffusers writes into a configuration file to its last part (see `public_name`)."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("_name_or_path"):
+        _write_json(path, config | {"_name_or_path": public_name(config["_name_or_path"])})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """The whole file or, when writing is interrupted, what was there before."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_adapter_config(directory: str | Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from makeup_plugin.adapters import (
     base_unet,
     check_fingerprint,
     check_unfused,
+    hide_local_path,
     insert_lora,
     licence_of,
     load_adapter,
@@ -98,6 +99,12 @@ class PipelineStorageMixin:
             super().save_pretrained(directory, **kwargs)
         finally:
             self.unet = adapted
+        # Only files of this save: the directory may hold others.
+        parts = [directory / name for name, part in self.components.items() if part is not None]
+        settings = (part / name for part in parts for name in ("config.json", "scheduler_config.json"))
+        for path in (directory / "model_index.json", *settings):
+            if path.is_file():
+                hide_local_path(path)
         save_adapter(
             directory,
             unet=adapted,

@@ -264,6 +264,21 @@ def test_saved_files_name_the_base_and_do_not_tell_where_they_were_made(pipeline
     assert len(texts) == 10 and not any(str(tmp_path) in text for text in texts)
 
 
+def test_files_of_others_beside_an_adapter_stay_as_they_are(pipeline, tmp_path):
+    foreign = {name: tmp_path / name / "config.json" for name in ("shared", "unet")}
+    for path in foreign.values():
+        path.parent.mkdir()
+        path.write_text('{"_name_or_path": "/somebody/else/model", "b": 1, "a": 2}')
+    before = {name: path.read_bytes() for name, path in foreign.items()}
+    pipeline.identity_channel.register_to_config(_name_or_path="/home/me/channel")
+    pipeline.save_adapter(tmp_path)
+    assert {name: path.read_bytes() for name, path in foreign.items()} == before
+    assert json.loads((tmp_path / "identity_channel" / "config.json").read_text())["_name_or_path"] == "channel"
+    pipeline.save_pretrained(tmp_path)
+    assert foreign["shared"].read_bytes() == before["shared"]  # a folder that is no part of the pipeline
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_the_whole_directory_goes_to_the_hub(pipeline, tmp_path, monkeypatch):
     """What reaches the network calls, and what lies on disk at that moment; there is no network here."""
     calls = []
