@@ -44,6 +44,9 @@ _FINGERPRINT = (
     "addition_embed_type",
     "projection_class_embeddings_input_dim",
 )
+# What adapter.json must hold, beside what only describes it.
+_FIELDS = {"base_fingerprint": dict, "lora": dict | None, "identity_channel": bool, "shading_channel": bool}
+_LORA_FIELDS = {"rank": int, "alpha": int | float, "target_modules": str | list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,19 +197,29 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_adapter_config(directory: str | Path) -> dict[str, Any]:
-    """adapter.json of a directory. Raises CheckpointError when it is missing, unreadable or of an unknown
-    format.
-    """
+    """adapter.json of a directory. Raises CheckpointError when it is missing, damaged or of an unknown format."""
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: this is not an adapter directory, or saving it was interrupted")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not fields by name; save the adapter again")
     if config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version")
+    _check_fields(config, _FIELDS, str(path))
+    if config["lora"] is not None:
+        _check_fields(config["lora"], _LORA_FIELDS, f"{path}: lora")
     return config
+
+
+def _check_fields(values: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            found = repr(values[name]) if name in values else "missing"
+            raise CheckpointError(f"{where}: {name} is {found}; save or fetch the adapter again")
 
 
 def load_adapter(

@@ -208,7 +208,7 @@ class FaceMakeUpPipeline(
         prompts = texts_of("prompt", prompt)
         negative_prompts = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
         height, width = image_size(self.unet, self.vae_scale_factor, height, width)
-        check_call(num_inference_steps, num_images_per_prompt, output_type)
+        num_inference_steps, num_images_per_prompt = check_call(num_inference_steps, num_images_per_prompt, output_type)
         check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         identity_scale = channel_scale("identity", self.identity_channel, identity_scale)
         shading_scale = channel_scale("shading", self.shading_channel, shading_scale)
