@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from faceclip.errors import ConfigError
+
+_PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter")
 
 
 class PipelineSwitchesMixin:
@@ -17,6 +21,19 @@ class PipelineSwitchesMixin:
         super().set_attention_slice(slice_size)
         if self.identity_channel is not None:
             self.identity_channel.attach(self.unet)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As in diffusers; the encoders and the fitter go to the device as a whole and stay there.
+
+        They place their inputs by where their weights are, and accelerate's hooks keep those nowhere between calls.
+        """
+        self._exclude_from_cpu_offload = [*type(self)._exclude_from_cpu_offload, *_PLACED_BY_WEIGHTS]
+        try:
+            super().enable_sequential_cpu_offload(gpu_id=gpu_id, device=device)
+        finally:
+            del self._exclude_from_cpu_offload  # for `enable_model_cpu_offload` the class's list holds
 
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """As in diffusers for the autoencoder. Raises ConfigError for the UNet."""

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -193,6 +194,22 @@ def test_offloading_moves_every_part(pipeline, photo, points):
     pipeline.enable_model_cpu_offload(device="cpu")
     hooked = {name for name in modules if hasattr(getattr(pipeline, name), "_hf_hook")}
     assert hooked == modules - {"identity_channel"}
+    assert np.array_equal(run(pipeline, photo, points), wanted)
+
+
+def test_sequential_offloading(pipeline, photo, points, monkeypatch):
+    """accelerate's hooks on the CPU itself: weights of UNet, ControlNet and autoencoder are there only when used."""
+    offload = accelerate.cpu_offload
+    # diffusers says "cpu:0", which PyTorch holds for another device than "cpu".
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, device, **options: offload(model, "cpu", **options))
+    wanted = run(pipeline, photo, points)
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    for part in (pipeline.unet, pipeline.shading_channel, pipeline.vae):
+        assert {weight.device.type for weight in part.parameters()} == {"meta"}
+    for _ in range(2):
+        assert np.array_equal(run(pipeline, photo, points), wanted)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert hasattr(pipeline.joint_encoder, "_hf_hook")
     assert np.array_equal(run(pipeline, photo, points), wanted)
 
 
