@@ -41,6 +41,10 @@ class SeveralFacesError(FaceError):
     """More than one face was found where exactly one is required."""
 
 
+class BadLandmarksError(FaceError):
+    """Given points cannot be the eyes, nose tip and mouth corners of a face in the image."""
+
+
 class UnreadableImageError(FaceError):
     """An image is missing, truncated, or not an image."""
 

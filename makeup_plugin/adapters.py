@@ -31,6 +31,7 @@ ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
 LORA_FILE = "lora.safetensors"
 FORMAT = 1
+UNKNOWN_LICENCE = "unknown"
 # Fields of the UNet's configuration that must agree for the weights to mean the same.
 _FINGERPRINT = (
     "in_channels",
@@ -43,6 +44,9 @@ _FINGERPRINT = (
     "addition_embed_type",
     "projection_class_embeddings_input_dim",
 )
+# What adapter.json must hold, beside what only describes it.
+_FIELDS = {"base_fingerprint": dict, "lora": dict | None, "identity_channel": bool, "shading_channel": bool}
+_LORA_FIELDS = {"rank": int, "alpha": int | float, "target_modules": str | list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class LoraSettings:
 class AdaptedPipeline(Protocol):
     """What an adapter needs of a pipeline; FaceMakeUpPipeline has it."""
 
+    adapter_licence: str
     unet: UNet2DConditionModel
     image_encoder: torch.nn.Module | None
     identity_channel: IdentityChannel | None
@@ -101,17 +106,32 @@ def lora_parameters(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> 
 
 def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None:
     """Take the LoRA out again; the base layers were never changed, so the base model's output returns
-    exactly.
+    exactly. Raises ConfigError when there is none, or while any is fused.
     """
     if name not in getattr(unet, "peft_config", {}):
         raise ConfigError(f"the UNet has no adapter {name!r}")
+    check_unfused(unet)
     unet.delete_adapters(name)
     if not getattr(unet, "peft_config", {}):
         unet.unload_lora()
 
 
+def check_unfused(unet: UNet2DConditionModel) -> None:
+    """Raises ConfigError while a LoRA is fused: what it was added to is then no longer the base's weights."""
+    names = {name for module in unet.modules() for name in getattr(module, "merged_adapters", ())}
+    if names:
+        raise ConfigError(
+            f"the LoRA {', '.join(map(repr, sorted(names)))} is fused into the UNet: call unfuse_lora() before adapters"
+            " are saved, loaded or removed"
+        )
+
+
 def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model."""
+    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model.
+
+    Raises ConfigError while a LoRA is fused.
+    """
+    check_unfused(unet)
     state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
     with init_empty_weights():
         clean = UNet2DConditionModel.from_config(unet.config)
@@ -125,12 +145,15 @@ def save_adapter(
     unet: UNet2DConditionModel,
     identity_channel: IdentityChannel | None = None,
     shading_channel: ControlNetModel | None = None,
-    licence: str = "Apache-2.0",
+    licence: str = "",
     base_model: str = "",
 ) -> Path:
     """Write everything that was added to the base. The directory is made; existing files of an adapter are
-    replaced.
+    replaced. licence: what adapter.json says of it, "" for unknown.
+
+    Raises ConfigError, with nothing written, while a LoRA is fused.
     """
+    check_unfused(unet)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_FILE).unlink(missing_ok=True)
@@ -142,6 +165,7 @@ def save_adapter(
     for name, channel in (("identity_channel", identity_channel), ("shading_channel", shading_channel)):
         if channel is not None:
             channel.save_pretrained(directory / name)
+            hide_local_path(directory / name / "config.json")
     config = {
         "format": FORMAT,
         "base_model": public_name(base_model),
@@ -151,38 +175,51 @@ def save_adapter(
         else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": lora.target_modules},
         "identity_channel": identity_channel is not None,
         "shading_channel": shading_channel is not None,
-        "licence": licence,
+        "licence": licence or UNKNOWN_LICENCE,
     }
-    hide_local_paths(directory)
     # Last, so that a directory with a configuration is a whole one.
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_json(directory / CONFIG_FILE, config)
     return directory
 
 
-def hide_local_paths(directory: Path) -> None:
-    """Reduce the paths that diffusers writes into configuration files to their last part (see `public_name`)."""
-    names = ("model_index.json", "*/config.json", "*/scheduler_config.json")
-    for path in (found for name in names for found in directory.glob(name)):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and config.get("_name_or_path"):
-            config["_name_or_path"] = public_name(config["_name_or_path"])
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def hide_local_path(path: Path) -> None:
+    """Reduce the path that diffusers writes into a configuration file to its last part (see `public_name`)."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("_name_or_path"):
+        _write_json(path, config | {"_name_or_path": public_name(config["_name_or_path"])})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """The whole file or, when writing is interrupted, what was there before."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_adapter_config(directory: str | Path) -> dict[str, Any]:
-    """adapter.json of a directory. Raises CheckpointError when it is missing, unreadable or of an unknown
-    format.
-    """
+    """adapter.json of a directory. Raises CheckpointError when it is missing, damaged or of an unknown format."""
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: this is not an adapter directory, or saving it was interrupted")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not fields by name; save the adapter again")
     if config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version")
+    _check_fields(config, _FIELDS, str(path))
+    if config["lora"] is not None:
+        _check_fields(config["lora"], _LORA_FIELDS, f"{path}: lora")
     return config
+
+
+def _check_fields(values: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            found = repr(values[name]) if name in values else "missing"
+            raise CheckpointError(f"{where}: {name} is {found}; save or fetch the adapter again")
 
 
 def load_adapter(
@@ -191,8 +228,10 @@ def load_adapter(
     """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
 
     Everything is read and compared before the pipeline is changed. Raises CheckpointError naming file and
-    field, ConfigError when there is an identity channel but no image encoder to feed it.
+    field, ConfigError when there is an identity channel but no image encoder to feed it, or while a LoRA is
+    fused (PEFT would leave the new one out).
     """
+    check_unfused(pipeline.unet)
     directory = Path(directory)
     config = read_adapter_config(directory)
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
@@ -216,7 +255,14 @@ def load_adapter(
     if "identity_channel" in loaded:
         loaded["identity_channel"].attach(pipeline.unet)
     pipeline.register_modules(**loaded)
+    pipeline.adapter_licence = licence_of(config)
     return config
+
+
+def licence_of(config: dict[str, Any]) -> str:
+    """The licence that an adapter.json names, "" where it names none."""
+    licence = str(config.get("licence") or "")
+    return "" if licence == UNKNOWN_LICENCE else licence
 
 
 def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype) -> ModelMixin:
@@ -232,6 +278,7 @@ def unload_adapter(pipeline: AdaptedPipeline) -> None:
         remove_lora(pipeline.unet)
     detach_identity(pipeline.unet)
     pipeline.register_modules(identity_channel=None, shading_channel=None)
+    pipeline.adapter_licence = ""
 
 
 def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, widt
     """Height and width in px, by default the UNet's sample size; multiples of the VAE's factor."""
     sample = unet.config.sample_size
     default = (sample, sample) if isinstance(sample, int) else tuple(sample)
-    height = default[0] * factor if height is None else height
-    width = default[1] * factor if width is None else width
+    height = default[0] * factor if height is None else whole_number("height", height)
+    width = default[1] * factor if width is None else whole_number("width", width)
     if height < factor or width < factor or height % factor or width % factor:
         raise ConfigError(f"height and width must be positive multiples of {factor}, got {height}x{width}")
     return height, width
@@ -43,14 +44,33 @@ def texts_of(name: str, value: Any) -> list[str]:
     return texts
 
 
-def check_call(steps: int, per_prompt: int, output_type: str) -> None:
-    """Raises ConfigError on impossible values."""
+def whole_number(name: str, value: Any) -> int:
+    """The value as an int. Raises ConfigError naming the argument when it is none."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from error
+
+
+def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]:
+    """Steps and images per prompt as ints. Raises ConfigError on impossible values."""
+    steps, per_prompt = whole_number("num_inference_steps", steps), whole_number("num_images_per_prompt", per_prompt)
     if steps < 1:
         raise ConfigError(f"num_inference_steps must be at least 1, got {steps}")
     if per_prompt < 1:
         raise ConfigError(f"num_images_per_prompt must be at least 1, got {per_prompt}")
     if output_type not in OUTPUT_TYPES:
         raise ConfigError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+    return steps, per_prompt
+
+
+def check_negative(negative: int, prompts: int, per_prompt: int) -> None:
+    """Raises ConfigError when it is not plain which negative prompt belongs to which image."""
+    if negative not in (1, prompts, prompts * per_prompt):
+        raise ConfigError(
+            f"{negative} negative prompts do not go with {prompts * per_prompt} images of {prompts} prompts: give one"
+            " for all, one per prompt or one per image"
+        )
 
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -69,7 +70,8 @@ def text_attention(attn: Attention, hidden_states: Tensor, text: Tensor) -> Tens
     batch, queries = hidden_states.shape[:2]
     q = attn.to_q(hidden_states).view(batch, queries, attn.heads, -1).transpose(1, 2).float()
     k = attn.to_k(text).view(batch, text.shape[1], attn.heads, -1).transpose(1, 2).float()
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    with torch.autocast(q.device.type, enabled=False):  # which would compute the product in 16 bits
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 class AttentionCapture:

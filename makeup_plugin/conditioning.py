@@ -6,6 +6,7 @@ trained.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -183,7 +184,10 @@ def predict(
     identity_tokens = None
     if identity_channel is not None and conditions.identity is not None:
         if not is_attached(unet):
-            raise ConfigError("identity_channel.attach(unet) must be called before predicting with the channel")
+            raise ConfigError(
+                "the identity channel is not in the UNet, or whatever replaces attention processors (slicing, xformers,"
+                " set_attn_processor) has dropped it: call identity_channel.attach(unet)"
+            )
         identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
         context = (conditions.tokens, [identity_tokens])
     elif identity_channel is not None and identity_channel.scale != 0:
@@ -223,8 +227,8 @@ def predict(
 def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", length: int = 77) -> Tensor:
     """Which of the context's `length` positions hold text[start:end]: bool (length,).
 
-    `prefix` is what the encoder puts before the text (its template). Spans are widened to whole words by the
-    tokenizer; what lies beyond the context is cut, so the mask can be empty.
+    `prefix` is what the encoder puts before the text (its template). Spans are widened to whole words; what lies
+    beyond the context is cut, so the mask can be empty.
     """
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -233,6 +237,10 @@ def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", leng
     global _TOKENIZER
     if _TOKENIZER is None:
         _TOKENIZER = SimpleTokenizer()
+    # Parts of words get other tokens than the whole ones.
+    words = [word.span() for word in _WORD.finditer(text) if word.start() < end and word.end() > start]
+    start = min([start, *(first for first, _ in words)])
+    end = max([end, *(last for _, last in words)])
     before = len(_TOKENIZER.encode(prefix + text[:start]))
     through = len(_TOKENIZER.encode(prefix + text[:end]))
     mask = torch.zeros(length, dtype=torch.bool)
@@ -242,6 +250,7 @@ def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", leng
 
 
 _TOKENIZER = None
+_WORD = re.compile(r"[^\W\d_]+|(?:[^\w\s]|_)+")  # runs that CLIP's tokenizer merges: letters, punctuation
 
 
 def _present_rows(faces: Tensor | None, has_face: Tensor | None, count: int) -> Tensor:

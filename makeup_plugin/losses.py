@@ -110,8 +110,9 @@ def semantic_alignment_loss(
     A mask without tokens, or that vanishes on a layer's grid, does not count. Zero when nothing counts.
     """
     total = masks.new_zeros((), dtype=torch.float32)
-    for layer in attention:
-        total = total + _layer_alignment(layer.float(), masks.float(), tokens, keep, threshold)
+    with torch.autocast(masks.device.type, enabled=False):  # which would compute the sums over words in 16 bits
+        for layer in attention:
+            total = total + _layer_alignment(layer.float(), masks.float(), tokens, keep, threshold)
     return total
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from faceclip.faces import FaceDetector, MTCNNDetector
 from makeup_plugin import watermark as watermarking
-from makeup_plugin.arguments import channel_scale, check_call, check_names, image_size, texts_of
+from makeup_plugin.arguments import channel_scale, check_call, check_names, check_negative, image_size, texts_of
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.output import FaceMakeUpOutput
@@ -39,10 +39,15 @@ from makeup_plugin.references import (
 )
 from makeup_plugin.sampling import decode, denoise, seeds_of
 from makeup_plugin.storage import PipelineStorageMixin
+from makeup_plugin.switches import PipelineSwitchesMixin
 
 
 class FaceMakeUpPipeline(
-    PipelineStorageMixin, DiffusionPipeline, StableDiffusionMixin, StableDiffusionXLLoraLoaderMixin
+    PipelineStorageMixin,
+    PipelineSwitchesMixin,
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    StableDiffusionXLLoraLoaderMixin,
 ):
     """SDXL conditioned by FaceCLIP, with an identity channel and a shading channel.
 
@@ -96,6 +101,8 @@ class FaceMakeUpPipeline(
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.base_model = ""  # the base's hub id or path, as far as it is known; goes into adapter.json
+        self.licence = ""  # of all that from_pretrained read, as far as it is known
+        self.adapter_licence = ""  # of what load_adapter put on it
         self._detector: FaceDetector | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -169,7 +176,8 @@ class FaceMakeUpPipeline(
                 them (one per prompt, or several for one prompt; None entries are text only). Without any
                 image the joint encoder takes its unconditional face (a zero image, prompt without template),
                 the identity channel gets zero inputs and the shading channel nothing.
-            negative_prompt: what to steer away from; default the empty text. Used when guidance_scale > 1.
+            negative_prompt: what to steer away from, one for all, per prompt or per image; default the empty
+                text. Used when guidance_scale > 1.
             identity_scale: weight of the identity channel's attention; default 1 where the channel exists.
             shading_scale: weight of the shading channel; default 1 where the channel exists.
             shading_image: photo that gives pose, expression and light instead of `image`; the shape of the
@@ -200,7 +208,7 @@ class FaceMakeUpPipeline(
         prompts = texts_of("prompt", prompt)
         negative_prompts = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
         height, width = image_size(self.unet, self.vae_scale_factor, height, width)
-        check_call(num_inference_steps, num_images_per_prompt, output_type)
+        num_inference_steps, num_images_per_prompt = check_call(num_inference_steps, num_images_per_prompt, output_type)
         check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         identity_scale = channel_scale("identity", self.identity_channel, identity_scale)
         shading_scale = channel_scale("shading", self.shading_channel, shading_scale)
@@ -211,6 +219,7 @@ class FaceMakeUpPipeline(
         references = self._references(prompts, image, landmarks, face_policy)
         if len(prompts) == 1:
             prompts = prompts * len(references)
+        check_negative(len(negative_prompts), len(prompts), num_images_per_prompt)
         maps = self._shading_maps(
             references,
             shading_image,
@@ -354,8 +363,6 @@ class FaceMakeUpPipeline(
         none.
         """
         count = len(positive)
-        if count % len(texts):
-            raise ConfigError(f"{len(texts)} negative prompts do not go with {count} images")
         text = encode_conditions(self.joint_encoder, texts, None, height=height, width=width)
         text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
         everything = torch.ones(count, dtype=torch.bool)

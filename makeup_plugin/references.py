@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from faceclip.errors import ConfigError, FaceError
+from faceclip.errors import BadLandmarksError, ConfigError
 from faceclip.faces import Face, FaceDetector, PreparedFace, align_face, load_image, prepare_face
+from faceclip.faces.align import MIN_CROP_SIDE, check_landmarks, crop_side
 from faceclip.faces.images import ImageSource, describe_source
 
 Images = ImageSource | Sequence[ImageSource | None] | None
@@ -136,10 +137,21 @@ def _prepare(
     name = f"image {index} ({describe_source(source)})"
     if landmarks is None:
         return prepare_face(source, policy=policy, detector=detector, name=name)
-    points = np.asarray(landmarks, dtype=np.float32)
-    if points.shape != (5, 2) or not np.isfinite(points).all():
-        raise FaceError(f"landmarks of {name} must be five finite points (5, 2) px, got shape {points.shape}")
+    points = _as_numbers(landmarks)
+    if points is None or points.shape != (5, 2) or not np.isfinite(points).all():
+        found = "no numbers, or lists of unequal length" if points is None else f"shape {points.shape}"
+        raise BadLandmarksError(f"landmarks of {name} must be five finite points (5, 2) px, got {found}")
     pixels = load_image(source, name=name)
+    height, width = pixels.shape[:2]
+    check_landmarks(points, height, width, name)
+    center = points.mean(axis=0)
+    if not ((center >= 0) & (center < [width, height])).all():
+        raise BadLandmarksError(f"{name}: landmarks lie around {center.round(1).tolist()}, outside of {width}×{height}")
+    if (side := crop_side(points)) < MIN_CROP_SIDE:
+        raise BadLandmarksError(
+            f"{name}: the face between these landmarks is {side:.1f} px wide, less than {MIN_CROP_SIDE:g}; they are"
+            " given in px, not as shares of the image"
+        )
     box = np.concatenate([points.min(axis=0), points.max(axis=0)])
     face = Face(box=box, landmarks=points, score=1.0)
     return PreparedFace(crop=align_face(pixels, points), face=face, image=pixels, name=name)
@@ -150,14 +162,22 @@ def _landmark_list(landmarks: Any, count: int) -> list[Any]:
         return [None] * count
     if isinstance(landmarks, list | tuple) and not landmarks:
         raise ConfigError("landmarks is an empty list: give five points (5, 2) px per image, or None to detect them")
-    if not isinstance(landmarks, list | tuple) or np.shape(landmarks[0]) == (2,):
-        array = np.asarray(landmarks)
-        if array.ndim not in (2, 3):
-            raise ConfigError(f"landmarks must be (5, 2) px per image, or a list of such, got shape {array.shape}")
+    array = _as_numbers(landmarks)
+    if array is not None and array.ndim in (2, 3):
         landmarks = [array] if array.ndim == 2 else list(array)
+    elif not isinstance(landmarks, list | tuple):
+        raise ConfigError(f"landmarks must be (5, 2) px per image, or a list of such, got {landmarks!r}")
     if len(landmarks) != count:
         raise ConfigError(f"{count} images need {count} sets of landmarks, got {len(landmarks)}")
     return list(landmarks)
+
+
+def _as_numbers(values: Any) -> NDArray[np.float32] | None:
+    """An array, or None for what has no rectangular shape (None entries too) or no numbers."""
+    try:
+        return np.ascontiguousarray(np.asarray(values, dtype=np.float32))
+    except (TypeError, ValueError):
+        return None
 
 
 def _fit(fitter: Any, faces: list[PreparedFace]) -> Any:

@@ -37,10 +37,16 @@ def denoise(
 
     With classifier-free guidance (Ho & Salimans 2022) `conditions` has 2N rows, the unconditional half first. A
     callback may end guidance (`pipeline._guidance_scale = 0`, as diffusers' cutoff callbacks do): then only the
-    conditional half is kept. Raises ConfigError when it begins guidance that the call did not prepare.
+    conditional half is kept. Raises ConfigError when it begins guidance that the call did not prepare, and for `steps`
+    that the scheduler cannot make.
     """
     scheduler, count = pipeline.scheduler, len(latents)
-    scheduler.set_timesteps(steps, device=latents.device)
+    try:
+        scheduler.set_timesteps(steps, device=latents.device)
+    except ValueError as error:
+        raise ConfigError(
+            f"num_inference_steps={steps} is not possible with {type(scheduler).__name__}: {error}"
+        ) from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     extra = _step_arguments(scheduler, generator)

@@ -8,6 +8,7 @@ complete save.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,10 @@ from makeup_plugin.adapters import (
     LORA_FILE,
     base_unet,
     check_fingerprint,
+    check_unfused,
+    hide_local_path,
     insert_lora,
+    licence_of,
     load_adapter,
     load_lora_file,
     read_adapter_config,
@@ -64,18 +68,23 @@ class PipelineStorageMixin:
             insert_lora(pipeline.unet, load_lora_file(path), config["lora"], path)
         pipeline.register_to_config(_name_or_path=str(path_or_id))
         pipeline.base_model = config.get("base_model", "")
+        pipeline.licence = licence_of(config)
         return pipeline
 
     def save_pretrained(
-        self, save_directory: str | Path, *, licence: str = "Apache-2.0", push_to_hub: bool = False, **kwargs: Any
+        self, save_directory: str | Path, *, licence: str | None = None, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
 
-        The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored.
+        The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored. Raises
+        ConfigError while one is fused.
+        `licence` goes into adapter.json; None names that of the pipeline and that of the adapter as they were
+        loaded, joined by AND where they differ, or "unknown".
         `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
         part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
         and `create_pr` as in diffusers. No model card is made up.
         """
+        check_unfused(self.unet)
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
@@ -90,12 +99,18 @@ class PipelineStorageMixin:
             super().save_pretrained(directory, **kwargs)
         finally:
             self.unet = adapted
+        # Only files of this save: the directory may hold others.
+        parts = [directory / name for name, part in self.components.items() if part is not None]
+        settings = (part / name for part in parts for name in ("config.json", "scheduler_config.json"))
+        for path in (directory / "model_index.json", *settings):
+            if path.is_file():
+                hide_local_path(path)
         save_adapter(
             directory,
             unet=adapted,
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,
-            licence=licence,
+            licence=licence or " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence)))),
             base_model=self.base_model,
         )
         if push_to_hub:
@@ -142,14 +157,17 @@ class PipelineStorageMixin:
         """
         return load_adapter(self, directory, dtype=dtype)
 
-    def save_adapter(self, directory: str | Path, *, licence: str = "Apache-2.0") -> Path:
-        """Write only what was added to the base: LoRA, identity channel, shading channel."""
+    def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
+        """Write only what was added to the base: LoRA, identity channel, shading channel.
+
+        `licence` goes into adapter.json; None names that of the adapter, or else of the pipeline, as loaded.
+        """
         return save_adapter(
             directory,
             unet=self.unet,
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,
-            licence=licence,
+            licence=licence or self.adapter_licence or self.licence,
             base_model=self.base_model,
         )
 
@@ -183,6 +201,28 @@ class PipelineStorageMixin:
             _pipeline=self,
             hotswap=hotswap,
         )
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = ("unet",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:
+        """Add the active LoRAs, or `adapter_names`, to the UNet's weights, as in diffusers.
+
+        Nothing can be saved, loaded or removed then until `unfuse_lora`.
+        """
+        super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
+
+    def unfuse_lora(self, components: Sequence[str] = ("unet",)) -> None:
+        """Take fused LoRAs out of the weights again, to rounding; they count as before."""
+        super().unfuse_lora(list(components))
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Remove LoRAs by name, as in diffusers. Raises ConfigError while one is fused."""
+        check_unfused(self.unet)
+        super().delete_adapters(adapter_names)
 
     def unload_lora_weights(self) -> None:
         """Remove the LoRAs of other origin; ours stays and counts again (`unload_adapter` removes it)."""

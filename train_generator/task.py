@@ -308,7 +308,7 @@ class GeneratorTask:
 
     def export(self, directory: Path) -> None:
         """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""
-        self.pipeline.save_pretrained(directory)
+        self.pipeline.save_pretrained(directory, licence=self.config.licence)
 
 
 def _frozen_hash(module: nn.Module) -> str:

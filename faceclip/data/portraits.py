@@ -14,8 +14,23 @@ from PIL import Image
 
 from faceclip.data.image_store import ARCHIVE_ERRORS, ImageStore, is_file
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
-from faceclip.errors import ConfigError, DataError, FaceError, ImageTooLargeError, NoFaceError, SeveralFacesError
-from faceclip.faces.align import CROP_SIZE, align_face, similarity_transform, template
+from faceclip.errors import (
+    BadLandmarksError,
+    ConfigError,
+    DataError,
+    FaceError,
+    ImageTooLargeError,
+    NoFaceError,
+    SeveralFacesError,
+)
+from faceclip.faces.align import (
+    CROP_SIZE,
+    MIN_CROP_SIDE,
+    align_face,
+    check_landmarks,
+    crop_side,
+    similarity_transform,
+)
 from faceclip.faces.detect import (
     Face,
     FaceDetector,
@@ -29,11 +44,13 @@ from faceclip.faces.images import load_image
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
 MAX_BYTES = 1 << 28  # of a file read over the network
 MAX_ASPECT = 8  # longer pictures are not searched for faces
-# Heads turned by 60° reach .10; left and right exchanged, or x and y, give .18 and more (both measured on renders).
-MAX_MISFIT = 0.15
-MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
-_REASONS = {ImageTooLargeError: "image_too_large", NoFaceError: "no_face", SeveralFacesError: "several_faces"}
+_REASONS = {
+    BadLandmarksError: "bad_landmarks",
+    ImageTooLargeError: "image_too_large",
+    NoFaceError: "no_face",
+    SeveralFacesError: "several_faces",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,16 +188,7 @@ class PortraitReader:
         height, width = image.shape[:2]
         if raw.landmarks is not None:
             points = self._to_pixels(raw.landmarks, width, height, scale)
-            if not ((points > [-width, -height]) & (points < [2 * width, 2 * height])).all():
-                raise RejectedRecord(
-                    "bad_landmarks", f"{raw.key}: landmarks {points.round(1).tolist()} in {width}×{height}"
-                )
-            if (misfit := template_misfit(points)) > MAX_MISFIT:
-                raise RejectedRecord(
-                    "bad_landmarks",
-                    f"{raw.key}: landmarks {points.round(1).tolist()} are no face's eyes, nose tip and mouth corners, "
-                    f"each from image left to right (misfit {misfit:.2f}); another order, or y before x?",
-                )
+            check_landmarks(points, height, width, raw.key)
             return points
         if max(height, width) > MAX_ASPECT * min(height, width):
             # The detector enlarges small sides: a strip within the pixel cap would grow beyond all memory.
@@ -214,19 +222,6 @@ def find_in_box(image: NDArray[np.uint8], box: NDArray[np.floating], detector: F
     if best is None or overlap(best.box, box) < BOX_OVERLAP:
         raise NoFaceError(f"{name}: {len(faces)} faces near the given box, none of which overlaps with it")
     return best
-
-
-def crop_side(landmarks: NDArray[np.floating]) -> float:
-    """Side of the aligned face crop in pixels of the picture that `landmarks` (5, 2) lie in."""
-    matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
-    return CROP_SIZE / max(float(np.hypot(*matrix[:, 0])), 1e-9)
-
-
-def template_misfit(landmarks: NDArray[np.floating]) -> float:
-    """Root mean square distance of aligned landmarks (5, 2) from the template, in sides of the crop."""
-    matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
-    distance = landmarks @ matrix[:, :2].T + matrix[:, 2] - template(CROP_SIZE)
-    return float(np.sqrt(np.square(distance).sum(axis=1).mean())) / CROP_SIZE
 
 
 def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:

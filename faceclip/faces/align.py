@@ -17,7 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from faceclip.errors import BadLandmarksError
+
 CROP_SIZE = 448
+# Heads turned by 60° reach .10; left and right exchanged, or x and y, give .18 and more (both measured on renders).
+MAX_MISFIT = 0.15
+MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 
 # insightface's `arcface_dst`, for a crop of 112 px.
 ARCFACE_TEMPLATE_112 = np.array(
@@ -61,6 +66,32 @@ def similarity_transform(landmarks: Tensor, size: int = CROP_SIZE, *, reference_
     # Sums instead of matrix products: autocast would compute `@` in bf16, too coarse for a pixel position.
     shift = target_mean - (linear * source_mean.unsqueeze(-2)).sum(dim=-1)
     return torch.cat([linear, shift.unsqueeze(-1)], dim=-1)
+
+
+def crop_side(landmarks: NDArray[np.floating]) -> float:
+    """Side of the aligned face crop in pixels of the picture that `landmarks` (5, 2) lie in."""
+    matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
+    return CROP_SIZE / max(float(np.hypot(*matrix[:, 0])), 1e-9)
+
+
+def template_misfit(landmarks: NDArray[np.floating]) -> float:
+    """Root mean square distance of aligned landmarks (5, 2) from the template, in sides of the crop."""
+    matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
+    distance = landmarks @ matrix[:, :2].T + matrix[:, 2] - template(CROP_SIZE)
+    return float(np.sqrt(np.square(distance).sum(axis=1).mean())) / CROP_SIZE
+
+
+def check_landmarks(landmarks: NDArray[np.floating], height: int, width: int, name: str) -> None:
+    """Raises BadLandmarksError, which says `name`, for points (5, 2) px that cannot be those of a face in a picture of
+    this size: far outside, or not in the places that a face's have, in any pose."""
+    where = f"{name}: landmarks {landmarks.round(1).tolist()}"
+    if not ((landmarks > [-width, -height]) & (landmarks < [2 * width, 2 * height])).all():
+        raise BadLandmarksError(f"{where} in {width}×{height}")
+    if (misfit := template_misfit(landmarks)) > MAX_MISFIT:
+        raise BadLandmarksError(
+            f"{where} are no face's eyes, nose tip and mouth corners, each from image left to right "
+            f"(misfit {misfit:.2f}); another order, or y before x?"
+        )
 
 
 def invert_affine(matrix: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Bare(SimpleNamespace):
     """The attributes that an adapter touches, and the image encoder that it asks for."""
 
     image_encoder: object = "there"
+    adapter_licence: str = ""
 
     def register_modules(self, **modules):
         self.__dict__.update(modules)
@@ -182,9 +183,20 @@ def test_damaged_adapters_are_named(saved, unet_factory):
     (directory / "adapter.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="format 99"):
         load_adapter(fresh, directory)
-    (directory / "adapter.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not valid JSON"):
-        load_adapter(fresh, directory)
+    config["format"] = 1
+    for change, message in (
+        ({"lora": 5}, "lora is 5"),
+        ({"lora": {"rank": 3, "alpha": 3}}, "lora: target_modules is missing"),
+        ({"base_fingerprint": None}, "base_fingerprint is None"),
+        ({"shading_channel": "yes"}, "shading_channel is 'yes'"),
+    ):
+        (directory / "adapter.json").write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=rf"adapter\.json: {message}"):
+            load_adapter(fresh, directory)
+    for damage, message in ((b"{", "not valid JSON"), (b'{"\xff": 1}', "not valid JSON"), (b"[1]", "holds a list")):
+        (directory / "adapter.json").write_bytes(damage)
+        with pytest.raises(CheckpointError, match=rf"adapter\.json .*{message}"):
+            load_adapter(fresh, directory)
     (directory / "adapter.json").unlink()
     with pytest.raises(CheckpointError, match=r"adapter\.json is missing"):
         load_adapter(fresh, directory)

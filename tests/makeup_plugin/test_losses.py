@@ -116,6 +116,25 @@ def test_semantic_alignment_skips_what_has_no_words_or_no_pixels():
         semantic_alignment_loss([attention], masks, tokens[:, :, :5])
 
 
+def test_alignment_is_in_full_precision_under_autocast(unet, conditions):
+    """Of the attention only the projections are in 16 bits there."""
+    attn = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    hidden = torch.randn(3, 16, attn.to_q.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q, k = attn.to_q(hidden), attn.to_k(conditions.tokens)
+        found = text_attention(attn, hidden, conditions.tokens)
+    assert q.dtype == torch.bfloat16 and found.dtype == torch.float32
+    q, k = (x.float().unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k))
+    assert torch.equal(found, (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1))
+    masks = torch.zeros(3, 1, 4, 4)
+    masks[..., :2] = 1
+    tokens = torch.zeros(3, 1, 77, dtype=torch.bool)
+    tokens[..., 1:4] = True
+    wanted = semantic_alignment_loss([found], masks, tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(semantic_alignment_loss([found], masks, tokens), wanted)
+
+
 def test_perfect_attention_beats_wrong_attention():
     masks = torch.zeros(1, 1, 4, 4)
     masks[..., :2, :] = 1
@@ -210,8 +229,16 @@ def test_phrase_tokens():
     assert shifted.nonzero().flatten().tolist() == [10, 11]
     long = "word " * 100 + "red hair"
     assert not phrase_token_mask(long, len(long) - 8, len(long)).any()
+    for text, part, positions in (  # parts of words stand for the whole ones, whatever tokens the parts would have
+        ("sunglasses and hat", "glasses", [1]),
+        ("a redhead person", "head", [2]),
+        ("eyeglasses, smiling", "eyeglasse", [1, 2]),  # not the comma
+        ("a man, smiling", " man", [2]),
+    ):
+        start = text.index(part)
+        assert phrase_token_mask(text, start, start + len(part)).nonzero().flatten().tolist() == positions
     with pytest.raises(ConfigError, match="span 5:3"):
-        phrase_token_mask(text, 5, 3)
+        phrase_token_mask("a man with red hair", 5, 3)
 
 
 def test_loss_averages_over_told_attributes_by_hand():

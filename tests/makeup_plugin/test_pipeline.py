@@ -8,12 +8,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from diffusers.callbacks import SDXLCFGCutoffCallback
+from diffusers.models.attention_processor import SlicedAttnProcessor
 from PIL import Image
 
-from faceclip.errors import ConfigError, FaceError, NoFaceError, SeveralFacesError, UnreadableImageError
+from faceclip.errors import BadLandmarksError, ConfigError, NoFaceError, SeveralFacesError, UnreadableImageError
 from makeup_plugin import watermark
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from makeup_plugin.provenance import read_provenance
+from makeup_plugin.references import prepare_references
 
 PLAIN = {"num_inference_steps": 2, "output_type": "np", "watermark": False}
 
@@ -255,8 +257,29 @@ def test_pictures_without_a_face_are_named(pipeline, photo):
         pipeline(["a", "b"], [None, grey], **PLAIN)
     with pytest.raises(UnreadableImageError, match=r"image 0 .*nowhere\.png.* does not exist"):
         pipeline("a", "nowhere.png", **PLAIN)
-    with pytest.raises(FaceError, match=r"landmarks of image 0 .*five finite points"):
-        pipeline("a", photo, landmarks=[np.full((5, 2), np.nan)], **PLAIN)
+
+
+def test_landmarks_that_are_no_face_are_refused(photo, points):
+    """What would be cut by them is no face, and nothing later could tell."""
+    tall = np.zeros((160, 80, 3), dtype=np.uint8)
+    for image, wrong, message in (
+        (photo, np.full((5, 2), np.nan), "five finite points"),
+        (photo, [[1, 2], [3, 4], [5, 6], [7, 8], [9]], "lists of unequal length"),
+        (photo, points[:4], r"got shape \(4, 2\)"),
+        (photo, points + 200, "in 80×80"),
+        (photo, points + np.array([70, 0]), "outside of 80×80"),
+        (tall, points - np.array([0, 60]), "outside of 80×160"),
+        (photo, points / 80, r"px wide, less than 12; .* not as shares"),
+        (photo, points[:, ::-1], "no face's eyes, nose tip and mouth corners"),
+        (photo, points[[1, 0, 2, 4, 3]], "no face's eyes"),
+        (photo, points * 0 + 40, "no face's eyes"),
+    ):
+        with pytest.raises(BadLandmarksError, match=rf"image 1 \(image array.*{message}"):
+            prepare_references([None, image], landmarks=[None, wrong])
+    references = prepare_references([None, photo], landmarks=[None, points - np.array([25, 0])])  # cut by the border
+    assert references.faces[1] is not None
+    with pytest.raises(ConfigError, match="1 images need 1 sets of landmarks, got 5"):
+        prepare_references(photo, landmarks=[[1, 2], [3, 4], [5, 6], [7, 8], [9]])
 
 
 def group_photo() -> Path:
@@ -287,10 +310,19 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"image": []}, "image is an empty list"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
+        ({"num_inference_steps": 2.5}, r"num_inference_steps must be a whole number, got 2\.5"),
+        ({"num_inference_steps": 2000}, "num_inference_steps=2000 is not possible with DDIMScheduler"),
+        ({"num_images_per_prompt": "2"}, "num_images_per_prompt must be a whole number, got '2'"),
         ({"height": 30}, "multiples of 4, got 30x32"),
+        ({"height": 64.0}, r"height must be a whole number, got 64\.0"),
         ({"generator": [torch.Generator()] * 2}, "1 images need 1 generators, got 2"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be \(1, 4, 8, 8\)"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 1 images"),
+        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 4 images"),
+        (
+            {"prompt": ["a", "b"], "num_images_per_prompt": 4, "negative_prompt": list("abcd")},
+            "4 negative prompts do not go with 8 images of 2 prompts",
+        ),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\] unknown"),
         (
             {"shading_image": "a.png", "shading_map": "b.png"},
@@ -301,6 +333,41 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
 def test_impossible_arguments_are_named(pipeline, arguments, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**{"prompt": "a man", **PLAIN, **arguments})
+
+
+def test_negative_prompts_for_prompts_or_for_images(pipeline):
+    def run(negative):
+        return pipeline(
+            ["a man", "a woman"], negative_prompt=negative, num_images_per_prompt=2, generator=seeded(), **PLAIN
+        ).images
+
+    assert np.array_equal(run(["old", "young"]), run(["old", "old", "young", "young"]))
+    assert np.array_equal(run(["old"]), run(["old"] * 4))
+    assert not np.array_equal(run(["old", "young"]), run(["old"]))
+
+
+def test_attention_slicing_leaves_the_identity_channel_in_place(pipeline, photo, points):
+    def run():
+        return pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
+
+    wanted = run()
+    pipeline.enable_attention_slicing()
+    assert sum(isinstance(kind, SlicedAttnProcessor) for kind in pipeline.unet.attn_processors.values()) > 0
+    np.testing.assert_allclose(run(), wanted, atol=1e-5)
+    pipeline.disable_attention_slicing()
+    assert np.array_equal(run(), wanted)
+    pipeline.unet.set_attention_slice(None)
+    with pytest.raises(ConfigError, match=r"slicing.* has dropped it: call identity_channel\.attach"):
+        run()
+
+
+def test_projections_of_the_unet_are_not_fused(pipeline, photo, points):
+    wanted = pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
+    with pytest.raises(ConfigError, match="leave out LoRA and identity channel; call it with unet=False"):
+        pipeline.fuse_qkv_projections()
+    pipeline.fuse_qkv_projections(unet=False)
+    images = pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
+    np.testing.assert_allclose(images, wanted, atol=1e-5)
 
 
 def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -88,6 +89,32 @@ def test_added_part_moves_to_another_base(pipeline, saved, base_parts, photo, po
         FaceMakeUpPipeline.from_base(tmp_path / "nowhere", **shared)
 
 
+def test_a_licence_is_carried_on(pipeline, base_parts, saved, tmp_path):
+    def written(directory):
+        return json.loads((directory / "adapter.json").read_text())["licence"]
+
+    assert written(saved) == "unknown"  # made of parts that say nothing
+    strict = tmp_path / "strict"
+    pipeline.save_pretrained(strict, licence="CC-BY-NC-4.0")
+    loaded = FaceMakeUpPipeline.from_pretrained(strict)
+    loaded.save_adapter(tmp_path / "adapter")
+    loaded.save_pretrained(tmp_path / "again")
+    assert written(tmp_path / "adapter") == written(tmp_path / "again") == "CC-BY-NC-4.0"
+    other = FaceMakeUpPipeline(**base_parts(), image_encoder=pipeline.image_encoder)
+    other.load_adapter(tmp_path / "adapter")
+    assert written(other.save_adapter(tmp_path / "b")) == "CC-BY-NC-4.0"
+    assert written(other.save_adapter(tmp_path / "b", licence="MIT")) == "MIT"
+    # The adapter's licence goes with it; that of the other parts stays.
+    loaded.unload_adapter()
+    pipeline.save_adapter(tmp_path / "free", licence="Apache-2.0")
+    loaded.load_adapter(tmp_path / "free")
+    loaded.save_pretrained(tmp_path / "mixed")
+    assert written(tmp_path / "mixed") == "CC-BY-NC-4.0 AND Apache-2.0"
+    assert written(loaded.save_adapter(tmp_path / "b")) == "Apache-2.0"
+    loaded.unload_adapter()
+    assert written(loaded.save_adapter(tmp_path / "b")) == "CC-BY-NC-4.0"
+
+
 def test_loading_in_another_dtype(saved, photo, points):
     loaded = FaceMakeUpPipeline.from_pretrained(saved, dtype=torch.bfloat16)
     for name, module in loaded.components.items():
@@ -120,6 +147,44 @@ def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, 
     np.testing.assert_allclose(run(pipeline, photo, points), wanted, atol=1e-6)
 
 
+def test_a_fused_lora_is_neither_saved_into_the_base_nor_left_there(pipeline, base_parts, photo, points, tmp_path):
+    """Fused weights look like the base's: everything that takes them for the base's refuses, and undoing works."""
+    wanted = run(pipeline, photo, points, watermark=False)
+    pipeline.fuse_lora()
+    np.testing.assert_allclose(run(pipeline, photo, points, watermark=False), wanted, atol=1e-5)
+    for call in (
+        lambda: pipeline.save_pretrained(tmp_path / "pipeline"),
+        lambda: pipeline.save_adapter(tmp_path / "adapter"),
+        lambda: pipeline.load_adapter(tmp_path),
+        lambda: pipeline.delete_adapters("makeup"),
+        pipeline.unload_adapter,
+    ):
+        with pytest.raises(ConfigError, match=r"'makeup' is fused into the UNet: call unfuse_lora\(\)"):
+            call()
+    assert not list(tmp_path.iterdir())
+    assert pipeline.identity_channel is not None
+    pipeline.unfuse_lora()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    loaded = FaceMakeUpPipeline.from_pretrained(tmp_path / "pipeline")
+    np.testing.assert_allclose(run(loaded, photo, points, watermark=False), wanted, atol=1e-5)
+    pipeline.unload_adapter()
+    base = base_parts()["unet"].state_dict()
+    for key, value in pipeline.unet.state_dict().items():
+        torch.testing.assert_close(value, base[key], atol=1e-6, rtol=0)
+
+
+def test_a_fused_style_is_not_saved_either(pipeline, tmp_path):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config, adapter_name="style")
+    pipeline.fuse_lora(adapter_names=["style"])
+    with pytest.raises(ConfigError, match="'style' is fused"):
+        pipeline.save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(ConfigError, match="'style' is fused"):
+        pipeline.unload_lora_weights()
+
+
 def test_offloading_moves_every_part(pipeline, photo, points):
     """Hooks on the CPU itself: every component is registered and called in a way that its hook sees."""
     wanted = run(pipeline, photo, points)
@@ -129,6 +194,22 @@ def test_offloading_moves_every_part(pipeline, photo, points):
     pipeline.enable_model_cpu_offload(device="cpu")
     hooked = {name for name in modules if hasattr(getattr(pipeline, name), "_hf_hook")}
     assert hooked == modules - {"identity_channel"}
+    assert np.array_equal(run(pipeline, photo, points), wanted)
+
+
+def test_sequential_offloading(pipeline, photo, points, monkeypatch):
+    """accelerate's hooks on the CPU itself: weights of UNet, ControlNet and autoencoder are there only when used."""
+    offload = accelerate.cpu_offload
+    # diffusers says "cpu:0", which PyTorch holds for another device than "cpu".
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, device, **options: offload(model, "cpu", **options))
+    wanted = run(pipeline, photo, points)
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    for part in (pipeline.unet, pipeline.shading_channel, pipeline.vae):
+        assert {weight.device.type for weight in part.parameters()} == {"meta"}
+    for _ in range(2):
+        assert np.array_equal(run(pipeline, photo, points), wanted)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    assert hasattr(pipeline.joint_encoder, "_hf_hook")
     assert np.array_equal(run(pipeline, photo, points), wanted)
 
 
@@ -198,6 +279,21 @@ def test_saved_files_name_the_base_and_do_not_tell_where_they_were_made(pipeline
         assert json.loads((directory / "adapter.json").read_text())["base_model"] == saved.name
     texts = [path.read_text() for path in again.rglob("*.json")]
     assert len(texts) == 10 and not any(str(tmp_path) in text for text in texts)
+
+
+def test_files_of_others_beside_an_adapter_stay_as_they_are(pipeline, tmp_path):
+    foreign = {name: tmp_path / name / "config.json" for name in ("shared", "unet")}
+    for path in foreign.values():
+        path.parent.mkdir()
+        path.write_text('{"_name_or_path": "/somebody/else/model", "b": 1, "a": 2}')
+    before = {name: path.read_bytes() for name, path in foreign.items()}
+    pipeline.identity_channel.register_to_config(_name_or_path="/home/me/channel")
+    pipeline.save_adapter(tmp_path)
+    assert {name: path.read_bytes() for name, path in foreign.items()} == before
+    assert json.loads((tmp_path / "identity_channel" / "config.json").read_text())["_name_or_path"] == "channel"
+    pipeline.save_pretrained(tmp_path)
+    assert foreign["shared"].read_bytes() == before["shared"]  # a folder that is no part of the pipeline
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_the_whole_directory_goes_to_the_hub(pipeline, tmp_path, monkeypatch):

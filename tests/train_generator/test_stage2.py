@@ -94,8 +94,9 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
 
 def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     """At its last step a resumed run would train nothing and export the old adapter with the new encoder."""
-    words = [*arguments, f"out={tmp_path / 'run'}", "trainer.steps=2", "trainer.device=cpu"]
+    words = [*arguments, f"out={tmp_path / 'run'}", "trainer.steps=2", "trainer.device=cpu", "licence=CC-BY-4.0"]
     assert main(words) == 0, capsys.readouterr()
+    assert json.loads((tmp_path / "run" / "export" / "adapter.json").read_text())["licence"] == "CC-BY-4.0"
     encoder = Path(word_of(arguments, "encoder"))
     other = FaceCLIP.from_pretrained(encoder)
     with torch.no_grad():

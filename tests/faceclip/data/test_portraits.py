@@ -15,17 +15,14 @@ from PIL import Image
 from faceclip.data.arrays import load_arrays
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
 from faceclip.data.portraits import (
-    MAX_MISFIT,
     Portrait,
     PortraitReader,
     build_detector,
-    crop_side,
     overlap,
     square_around,
-    template_misfit,
 )
 from faceclip.errors import ConfigError, DataError
-from faceclip.faces.align import align_face, template
+from faceclip.faces.align import MAX_MISFIT, align_face, crop_side, template, template_misfit
 from faceclip.faces.detect import MTCNNDetector, detect_with_retries
 
 
