@@ -95,8 +95,8 @@ class GeneratorConfig:
     `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out);
     `latent_recognizer`: export of `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and
     this recognizer, read if a `loss.latent_…` is not 0; `gradient_checkpointing`: less memory for the UNet and the
-    shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter too: name another where
-    theirs ask for it."""
+    shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter too: name another
+    where theirs ask for it."""
 
     data: str = ""
     encoder: str = ""

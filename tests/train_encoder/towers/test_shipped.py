@@ -40,8 +40,8 @@ def test_recognizers_tell_new_people_apart(name: str, kind: type, package: str, 
     for split in SPLITS:
         arrays = load_arrays(tiny_dataset, split)
         crops.append(aligned_crops(arrays, model.config.image_size))
-        identity.append(np.array(arrays.identity))
-        index.append(np.array(arrays.index))
+        identity.append(np.array(source.arrays.identity))
+        index.append(np.array(source.arrays.index))
     embeddings = embed_crops(model, np.concatenate(crops))
     hits, _ = rank1_hits(embeddings, np.concatenate(identity), np.concatenate(index))
     # Among 12 people instead of 300 it must be at least as easy; 36 probes leave a standard error of .05.
@@ -108,13 +108,13 @@ def test_latent_recognizer_tells_new_people_apart_better_than_chance(tiny_datase
     model = LatentRecognizer.from_pretrained(path("tiny/latent_recognizer", package="makeup_plugin"))
     found, identity, index, right = [], [], [], []
     for split in SPLITS:
-        source, arrays = latent_recognizer.load_source(config, split)
+        source = latent_recognizer.load_source(config, split)
         latents = torch.from_numpy(np.array(source.latents))
         seen = latent_recognizer.read_noisy(model, latents, 0, torch.Generator().manual_seed(0))
         found.append(seen.identity)
         right.extend(latent_recognizer.attribute_hits(seen, source.classes)["glasses"][0])
-        identity.append(np.array(arrays.identity))
-        index.append(np.array(arrays.index))
+        identity.append(np.array(source.arrays.identity))
+        index.append(np.array(source.arrays.index))
     hits, _ = rank1_hits(torch.cat(found).numpy(), np.concatenate(identity), np.concatenate(index))
     assert hits.mean() > 0.25  # chance among 12 people is .08, its standard error over 36 probes .05
     assert np.mean(right) > 0.8
