@@ -40,8 +40,8 @@ def test_recognizers_tell_new_people_apart(name: str, kind: type, package: str, 
     for split in SPLITS:
         arrays = load_arrays(tiny_dataset, split)
         crops.append(aligned_crops(arrays, model.config.image_size))
-        identity.append(np.array(source.arrays.identity))
-        index.append(np.array(source.arrays.index))
+        identity.append(np.array(arrays.identity))
+        index.append(np.array(arrays.index))
     embeddings = embed_crops(model, np.concatenate(crops))
     hits, _ = rank1_hits(embeddings, np.concatenate(identity), np.concatenate(index))
     # Among 12 people instead of 300 it must be at least as easy; 36 probes leave a standard error of .05.
