@@ -126,13 +126,15 @@ class PipelineStorageMixin:
         adapter: str | Path | None = None,
         dtype: torch.dtype | None = None,
         scheduler: Any = None,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
         **components: Any,
     ) -> Self:
         """The pipeline on a base in SDXL's layout (`stabilityai/stable-diffusion-xl-base-1.0`, or a
         directory).
 
-        Takes unet, vae and scheduler from the base; `joint_encoder` and the other components are given by
-        name. The base's own text encoders are not loaded: the joint encoder stands in for them. `adapter` is
+        Takes unet, vae and scheduler from the base where they are not given; `joint_encoder` and the other components
+        are given by name. The base's own text encoders are not loaded: the joint encoder stands in for them. `adapter` is
         put on top.
         """
         if "joint_encoder" not in components:
@@ -140,8 +142,10 @@ class PipelineStorageMixin:
         try:
             if scheduler is None:
                 scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler")
-            unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
-            vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
+            if unet is None:
+                unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
+            if vae is None:
+                vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae, scheduler): {error}") from error
         pipeline = cls(unet=unet, vae=vae, scheduler=scheduler, **components)

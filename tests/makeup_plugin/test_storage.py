@@ -81,6 +81,9 @@ def test_added_part_moves_to_another_base(pipeline, saved, base_parts, photo, po
     for source in (adapter, saved):  # a whole pipeline's directory is an adapter too
         other = FaceMakeUpPipeline.from_base(saved, adapter=source, **shared)
         assert np.array_equal(run(other, photo, points), wanted)
+    given = {name: base_parts()[name] for name in ("unet", "vae")}
+    mixed = FaceMakeUpPipeline.from_base(saved, **given, **shared)
+    assert mixed.unet is given["unet"] and mixed.vae is given["vae"]
     with pytest.raises(ConfigError, match="needs joint_encoder"):
         FaceMakeUpPipeline.from_base(saved)
     with pytest.raises(CheckpointError, match="does not hold an SDXL base"):
