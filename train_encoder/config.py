@@ -91,3 +91,7 @@ class EncoderConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     validation_queries: int = 600
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if self.validation_queries < 1:
+            raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")

@@ -80,6 +80,8 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
                 f"data.path={data.path} is in this project's own layout, which is read as it is: leave out "
                 f"{', '.join(unused)}, which would change nothing, or set data.layout=files"
             )
+        if split == "validation":
+            check_pairs(data.path, load_arrays(Path(data.path), split).identity)
         with locked_cache(cache):
             return split_features(Path(data.path), split, towers, cache)
     if data.identity == "none" and (config.trainer.best_metric or "").startswith(("composed", "face")):
@@ -153,9 +155,8 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     if not len(rows):
         raise EmptyDatasetError(f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
                                 "data.validation_share and data.few_pictures")  # fmt: skip
-    if split == "validation" and data.identity == "column" and len(np.unique(person[rows])) == len(rows):
-        raise DataError(f"data.path={data.path}: no person of the validation split has two pictures, so nothing can "
-                        "be asked for; give more, or set data.identity=none")  # fmt: skip
+    if split == "validation" and data.identity == "column":
+        check_pairs(data.path, person[rows], "give more, or set data.identity=none")
     counts = records["captions"][:]
     ends = np.cumsum(counts)
     starts = np.cumsum([0, *counts[rows]])
@@ -177,6 +178,13 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
         words=words,
         single=data.identity == "none",
     )
+
+
+def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more") -> None:
+    """Raises DataError unless a person of the validation split has two pictures."""
+    if len(np.unique(identity)) == len(identity):
+        raise DataError(f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
+                        f"asked for; {remedy}")  # fmt: skip
 
 
 def _ready(values: ShardedArray) -> Rows:

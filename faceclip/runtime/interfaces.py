@@ -24,7 +24,8 @@ class StepContext:
 @runtime_checkable
 class Task(Protocol):
     """What is trained. Optional methods: `parameter_groups()` → AdamW groups; `facts()` → hashes by name of the frozen
-    things that the training stands on, without which a run is not resumed."""
+    things that the training stands on, without which a run is not resumed; `figures()` → names of what `validate`
+    gives, so that an unknown `trainer.best_metric` is refused before the first step."""
 
     modules: nn.Module
 

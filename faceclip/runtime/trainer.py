@@ -9,8 +9,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from faceclip.accumulation import first_pass
 from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
+from faceclip.runtime.best import BestExport
 from faceclip.runtime.checkpoints import (
+    add_facts,
     check_fit,
     checkpoints,
     load_checkpoint,
@@ -38,6 +40,7 @@ from faceclip.runtime.logging import Display, RunLog, Window
 from faceclip.runtime.optimization import decay_groups, rate_factor
 from faceclip.runtime.sampler import MapSource, OrderedSampler, fetch
 from faceclip.runtime.step_module import StepModule
+from faceclip.runtime.stopping import StopRequest
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
@@ -85,11 +88,14 @@ class Trainer:
         self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
         self.sampler = OrderedSampler(len(source), config.seed)
         self.step = self.saved = 0  # of the weights; of the newest checkpoint of this run
-        self.best: float | None = None
-        self._stop = False
+        self.best = BestExport(config, task, self.directory / BEST)
+        self._unvalidated = False  # whether the weights of this step still have to be validated
+        self._stop = StopRequest()
 
     def fit(self) -> Result:
         """Train or resume to the last step, validate, export; SIGTERM saves a checkpoint and exits with 143.
+
+        A step that is both saved and validated is saved first; a run that went no further validates when it goes on.
 
         Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails or a
         checkpoint in the folder is of another run.
@@ -110,18 +116,21 @@ class Trainer:
         metrics: dict[str, float] = {}
         window = Window()
         try:
-            with self._signals(), explicit_cpu_attention():
-                while self.step < self.config.steps:
+            with self._stop.heard(), explicit_cpu_attention():
+                while True:
+                    if self._unvalidated:
+                        metrics = self._validate(log, display)
+                        engine.model.train()
+                    if self.step >= self.config.steps:
+                        break
                     self._train_step(engine, window)
                     if display:
                         display.advance(self.step)
                     if _due(self.step, self.config.log_every):
                         window = self._log(log, display, window)
                     last = self.step == self.config.steps
-                    if last or _due(self.step, self.config.validate_every):
-                        metrics = self._validate(log, display)
-                        engine.model.train()
-                    stop = self._stop_agreed()
+                    self._unvalidated = last or _due(self.step, self.config.validate_every)
+                    stop = self._stop.agreed(self.accelerator)
                     if last or stop or _due(self.step, self.config.save_every):
                         self._save()
                     if stop and not last:
@@ -254,6 +263,22 @@ class Trainer:
         return Window()
 
     def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
+        try:
+            metrics = self._measure()
+        except Exception:
+            # What was trained since the last checkpoint stays. ZeRO would need the other processes to save.
+            if self.saved < self.step and layout(self.accelerator) == "replicated":
+                self._save()
+            raise
+        self._unvalidated = False
+        if log and self.saved == self.step:
+            add_facts(self.directory / CHECKPOINTS, self.step, self._validated())
+        if log and metrics:
+            log.write(self.step, metrics, kind="validation")
+            display.note(self.step, metrics, math.nan if display.progress else 0)
+        return metrics
+
+    def _measure(self) -> dict[str, float]:
         self.task.modules.eval()
         # Own random state, so that validating more or less often changes nothing in training.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
@@ -262,48 +287,16 @@ class Trainer:
             metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
             with self.engine.full_parameters():
                 metrics = metrics if main else {}
-                self._keep_best(metrics)
-        if log and metrics:
-            log.write(self.step, metrics, kind="validation")
-            display.note(self.step, metrics, math.nan if display.progress else 0)
+                if metrics:
+                    self.best.offer(metrics)
         return metrics
 
-    def _keep_best(self, metrics: dict[str, float]) -> None:
-        name = self.config.best_metric
-        if not metrics or name is None:
-            return
-        if name not in metrics:
-            raise ConfigError(f"trainer.best_metric: {name} is not among {', '.join(metrics)}")
-        sign = 1 if self.config.best_mode == "max" else -1
-        if self.best is None or sign * metrics[name] > sign * self.best:
-            self.best = metrics[name]
-            write_atomically(self.directory / BEST, self.task.export)
+    def _validated(self) -> dict[str, Any]:
+        """What validation adds to the facts of a checkpoint."""
+        return {"validated": not self._unvalidated} | self.best.facts()
 
     def _averaged(self) -> Any:
         return self.average.swapped_in() if self.average else nullcontext()
-
-    def _stop_agreed(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self._stop
-        flag = torch.tensor(float(self._stop), device=self.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM asks for a stop after the current step; outside the main thread signals are left alone."""
-
-        def ask(*_: Any) -> None:
-            self._stop = True
-
-        try:
-            previous = signal.signal(signal.SIGTERM, ask)
-        except ValueError:  # not the main thread
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
 
     def _state(self) -> dict[str, Tensor]:
         """What a checkpoint holds; nothing on other processes than the main one."""
@@ -339,7 +332,7 @@ class Trainer:
         tensors = self._state()  # by all processes: each may hold a part
         if self.accelerator.is_main_process:
             folder = self.directory / CHECKPOINTS
-            facts = {"step": self.step, "best": self.best, "run": self._identity()}
+            facts = {"step": self.step, "run": self._identity()} | self._validated()
             keep = self.config.keep_checkpoints
             save_checkpoint(folder, self.step, tensors, facts, keep=keep, previous=self.saved)
         self.saved = self.step
@@ -379,8 +372,9 @@ class Trainer:
         self.task.modules.load_state_dict(model, strict=False)  # frozen weights are not stored
         if self.average:
             self.average.load(average)
-        self.step, self.best = facts["step"], facts["best"]
-        self.saved = self.step
+        self.best.take_over(facts)
+        self.step = self.saved = facts["step"]
+        self._unvalidated = not facts.get("validated", True)
         return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
 
     def _agree_on_start(self, folder: Path | None) -> None:
