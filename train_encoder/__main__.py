@@ -42,7 +42,7 @@ def train(config: EncoderConfig) -> Result:
     )
     task = EncoderTask(model, towers.image, config.loss, validation, config.validation_queries)
     source, facts = QuerySource(train_features, config.sampling), training_facts(towers, train_features)
-    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts)
+    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if trainer.accelerator.is_main_process:
         print(describe(config, sum(p.numel() for p in trainer.trainable.values())))
     return trainer.fit()

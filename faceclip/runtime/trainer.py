@@ -5,7 +5,6 @@ torch's generator, which is seeded anew for every step. With the optimizer's sta
 + kill + N steps give the same weights as 2N steps, bit for bit on a CPU.
 """
 
-import json
 import math
 import signal
 import time
@@ -33,6 +32,7 @@ from faceclip.runtime.checkpoints import (
     write_atomically,
 )
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
+from faceclip.runtime.continuation import check_same_run, check_steps, settings_of
 from faceclip.runtime.ema import ParameterAverage
 from faceclip.runtime.engines import Engine, layout, prepare, start
 from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
@@ -54,7 +54,8 @@ class Trainer:
     for).
 
     facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
-    `task.facts()`, where a task has it, is added.
+    `task.facts()`, where a task has it, is added. settings: the command's configuration, of which the same is true
+    (`faceclip.runtime.continuation` says what may change); by default `task.config`, where a task has it.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class Trainer:
         output_dir: Path,
         *,
         facts: Mapping[str, str] | None = None,
+        settings: Any | None = None,
     ) -> None:
         self.config, self.task, self.source = config, task, source
         self.facts = dict(getattr(task, "facts", dict)()) | dict(facts or {})
+        self.settings = settings_of(config, getattr(task, "config", None) if settings is None else settings)
         self.directory = Path(output_dir)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
@@ -113,6 +116,8 @@ class Trainer:
             engine.load_optimizer_state(optimizer_state)
         log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
         display = Display(self.config.steps, self.step, self.directory.name) if log else None
+        if display and self.step == config.steps and not self._unvalidated:
+            print(f"{self.directory}: already at step {self.step}, nothing left to train", flush=True)
         metrics: dict[str, float] = {}
         window = Window()
         try:
@@ -332,7 +337,7 @@ class Trainer:
         tensors = self._state()  # by all processes: each may hold a part
         if self.accelerator.is_main_process:
             folder = self.directory / CHECKPOINTS
-            facts = {"step": self.step, "run": self._identity()} | self._validated()
+            facts = {"step": self.step, "run": self._identity(), "settings": self.settings} | self._validated()
             keep = self.config.keep_checkpoints
             save_checkpoint(folder, self.step, tensors, facts, keep=keep, previous=self.saved)
         self.saved = self.step
@@ -355,20 +360,16 @@ class Trainer:
         if folder is None:
             return None
         tensors, facts = load_checkpoint(folder)
-        ours = json.loads(json.dumps(self._identity()))
-        theirs = {"layout": "replicated"} | facts["run"]
-        # A fact that the checkpoint does not tell is unknown, not different: older checkpoints hold fewer facts.
-        changed = [key for key, value in ours.items() if theirs.get(key, value) != value]
-        if changed:
-            pairs = ", ".join(f"{key} was {theirs[key]}, now {ours[key]}" for key in changed)
-            raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
-        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        check_fit(folder, model, self._model_state())
+        check_same_run(folder, self._identity(), {"layout": "replicated"} | facts["run"])
         average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")
             raise CheckpointError(f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another "
                                   "output directory")  # fmt: skip
+        check_same_run(folder, self.settings, facts.get("settings", {}))
+        check_steps(folder, facts["step"], self.config.steps)
+        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        check_fit(folder, model, self._model_state())
         self.task.modules.load_state_dict(model, strict=False)  # frozen weights are not stored
         if self.average:
             self.average.load(average)

@@ -60,6 +60,10 @@ def test_a_run_on_other_towers_or_data_is_not_resumed(arguments, tiny_dataset, t
     assert "cannot resume exactly (image was " in capsys.readouterr().err
     assert (tmp_path / "run" / "export" / "manifest.json").read_bytes() == before
 
+    assert main([*words, "loss.joint=2"]) == 2
+    assert "cannot resume exactly (loss.joint was 1.0, now 2.0); use another" in capsys.readouterr().err
+    assert (tmp_path / "run" / "export" / "manifest.json").read_bytes() == before
+
     data = load_arrays(tiny_dataset, "train").content_hash[:16]
     facts = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())["run"]
     assert facts["data"] == data and len({facts[name] for name in ("recognizer", "text_l", "text_g", "image")}) == 4

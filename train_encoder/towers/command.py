@@ -82,7 +82,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
     task, source = tower.build(config)
     content = getattr(getattr(source, "arrays", None), "content_hash", None)
     facts = {"data": content[:16]} if content else {}
-    export = Trainer(config.trainer, task, source, Path(config.out), facts=facts).fit().export
+    export = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config).fit().export
     trainer = config.trainer
     card = Card(
         title=tower.title,
