@@ -35,6 +35,7 @@ def train(config: EncoderConfig) -> Result:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     towers = load_towers(config.towers)
+    config.check_widths(towers.text_l.config.width, towers.text_g.config.width)
     train_features = features_of(config, "train", towers)
     validation = features_of(config, "validation", towers)
     model = FaceCLIP.from_components(

@@ -25,6 +25,7 @@ from faceclip.runtime.checkpoints import (
     check_fit,
     checkpoints,
     load_checkpoint,
+    make_folder,
     newest_checkpoint,
     remove_leftovers,
     save_checkpoint,
@@ -343,9 +344,11 @@ class Trainer:
         self.saved = self.step
 
     def _tidy_up(self) -> None:
-        """Removes what killed runs left half-written, and refuses to start anew over the checkpoints of another run."""
+        """Makes the folder, removes what killed runs left half-written, and refuses to start anew over the checkpoints
+        of another run."""
         folder = self.directory / CHECKPOINTS
         if self.accelerator.is_main_process:
+            make_folder(self.directory)
             remove_leftovers(self.directory)
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
