@@ -18,6 +18,7 @@ from tests.stages import SMALL_ENCODER, kill_after_checkpoint, run, same_weights
 from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig
 from train_encoder.features import features_of
+from train_encoder.source import QuerySource
 from train_encoder.task import FIGURES, SINGLE_FIGURES, EncoderTask, _rank1
 from train_encoder.towers_io import load_towers
 
@@ -116,12 +117,16 @@ def test_figures_are_those_of_validation(arguments):
         assert tuple(task.validate(0)) == task.figures() == figures
 
 
-def test_one_validation_picture_per_person_is_named(towers, tmp_path):
+def test_one_picture_per_person_is_named(towers, tmp_path):
     arguments = ["--out", str(tmp_path), "--identities", "4", "--images-per-identity", "1", "--size", "64"]
     status, output = run("faceclip.data.synthetic", *arguments, "--workers", "1", "--splits", "2", "2", "0")
     assert status == 0, output
-    with pytest.raises(DataError, match=r"no person of the validation split has two pictures.*give more"):
-        features_of(EncoderConfig(data=str(tmp_path)), "validation", towers)
+    config = EncoderConfig(data=str(tmp_path))
+    with pytest.raises(DataError, match=r"no person of the validation split has two pictures.*give more$"):
+        features_of(config, "validation", towers)
+    # Only remedies that this layout knows.
+    with pytest.raises(DataError, match=r"2 persons .*sampling\.images=4 pictures: give more pictures$"):
+        QuerySource(features_of(config, "train", towers), config.sampling)
 
 
 def test_rank1_by_hand():
