@@ -133,9 +133,9 @@ class PipelineStorageMixin:
         """The pipeline on a base in SDXL's layout (`stabilityai/stable-diffusion-xl-base-1.0`, or a
         directory).
 
-        Takes unet, vae and scheduler from the base where they are not given; `joint_encoder` and the other components
-        are given by name. The base's own text encoders are not loaded: the joint encoder stands in for them. `adapter` is
-        put on top.
+        Takes unet, vae and scheduler from the base where they are not given; `joint_encoder` and the other
+        components are given by name. The base's own text encoders are not loaded: the joint encoder stands in for
+        them. `adapter` is put on top.
         """
         if "joint_encoder" not in components:
             raise ConfigError("from_base needs joint_encoder=: the base has plain text encoders only")

@@ -35,6 +35,7 @@ def train(config: EncoderConfig) -> Result:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     towers = load_towers(config.towers)
+    config.check_widths(towers.text_l.config.width, towers.text_g.config.width)
     train_features = features_of(config, "train", towers)
     validation = features_of(config, "validation", towers)
     model = FaceCLIP.from_components(
@@ -42,7 +43,7 @@ def train(config: EncoderConfig) -> Result:
     )
     task = EncoderTask(model, towers.image, config.loss, validation, config.validation_queries)
     source, facts = QuerySource(train_features, config.sampling), training_facts(towers, train_features)
-    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts)
+    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if trainer.accelerator.is_main_process:
         print(describe(config, sum(p.numel() for p in trainer.trainable.values())))
     return trainer.fit()

@@ -1,13 +1,28 @@
 """Configuration of stage 1. Sizes of the towers are theirs; what is trained here is fusion, projections and heads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
 from faceclip.runtime import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
+
+
+def _check_positive(section: str, config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{section}.{name}: must be at least 1, got {getattr(config, name)}")
+
+
+def check_heads(key: str, heads: int, widths: Mapping[str, int]) -> None:
+    """Raises ConfigError unless the number of attention heads `key` divides each of these named widths."""
+    for name, width in widths.items():
+        if width % heads:
+            raise ConfigError(f"{key}: must divide {name}, which is {width}; got {heads}")
 
 
 @dataclass(kw_only=True)
@@ -34,6 +49,11 @@ class FusionConfig:
     face_hidden: int = 256
     layer_scale: float = 0.3
 
+    def __post_init__(self) -> None:
+        _check_positive("fusion", self, "layers", "attention_width", "attention_heads", "text_hidden", "face_heads",
+                        "points", "face_hidden")  # fmt: skip
+        check_heads("fusion.attention_heads", self.attention_heads, {"fusion.attention_width": self.attention_width})
+
 
 @dataclass(kw_only=True)
 class HeadsConfig:
@@ -41,6 +61,9 @@ class HeadsConfig:
 
     hidden: int = 256
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        _check_positive("heads", self, "hidden", "heads")
 
 
 @dataclass(kw_only=True)
@@ -72,6 +95,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.images < 2:
             raise ConfigError(f"sampling.images: at least 2 are needed for hard negatives, got {self.images}")
+        for name in ("face_only", "text_only", "same_picture"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"sampling.{name}: a share from 0 to 1 is expected, got {getattr(self, name)}")
         if self.face_only + self.text_only >= 1:
             raise ConfigError("sampling.face_only and sampling.text_only: together they must stay below 1")
 
@@ -91,3 +117,14 @@ class EncoderConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     validation_queries: int = 600
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if self.validation_queries < 1:
+            raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")
+
+    def check_widths(self, text_l: int, text_g: int) -> None:
+        """Raises ConfigError for attention heads that do not divide the widths of the text towers."""
+        widths = {"the width of towers.text_l": text_l, "the width of towers.text_g": text_g}
+        check_heads("fusion.attention_heads", self.fusion.attention_heads, widths)
+        check_heads("fusion.face_heads", self.fusion.face_heads, widths)
+        check_heads("heads.heads", self.heads.heads, {"the width of both text towers together": text_l + text_g})

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ KINDS = ("records", "faces", "images", "captions")
 def text_hash(text: str) -> int:
     """64 bits of a text's SHA-256, signed."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+@contextmanager
+def towers_on(device: str, towers: Towers) -> Iterator[None]:
+    """Context in which the towers whose features are kept lie on `data.device`. Raises ConfigError if there is none."""
+    try:
+        usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError as error:
+        raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
+    if not usable:
+        raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
+    parts = (towers.recognizer, towers.image, towers.text_g)
+    try:
+        for tower in parts:
+            tower.to(device)
+        yield
+    finally:
+        for tower in parts:
+            tower.to("cpu")
 
 
 class FeatureBuilder:
@@ -84,12 +104,9 @@ class FeatureBuilder:
             raise DataError(f"cache={self.cache}: the features of {self.source.name}, split {self.split}, are not "
                             "complete there and it cannot be written: name another folder by cache=DIR")  # fmt: skip
         if fresh:
-            self._move(self.config.device)
-            try:
+            with towers_on(self.config.device, self.towers):
                 self._build_pictures(folders)
                 self._build_captions(folders)
-            finally:
-                self._move("cpu")
         counts = self._counts(folders["records"])
         counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
         if fresh:
@@ -116,16 +133,6 @@ class FeatureBuilder:
                 for kind in KINDS[1:]:
                     folders[kind].cut(number)
                 return
-
-    def _move(self, device: str) -> None:
-        try:
-            usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
-        except RuntimeError as error:
-            raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
-        if not usable:
-            raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
-        for tower in (self.towers.recognizer, self.towers.image, self.towers.text_g):
-            tower.to(device)
 
     def _counts(self, records: ShardFolder) -> RejectCounts:
         counts = RejectCounts()

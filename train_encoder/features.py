@@ -26,7 +26,7 @@ from faceclip.runtime import parse_config
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, used_tokens
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.feature_shards import FeatureBuilder, text_hash
+from train_encoder.feature_shards import FeatureBuilder, text_hash, towers_on
 from train_encoder.towers_io import Towers, load_towers
 
 Rows = NDArray | ShardedArray
@@ -71,15 +71,20 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
     cache = cache_folder(config)
     if find_layout(data) == "portraits":
         usual = DataConfig()
-        unused = [f"data.{f.name}" for f in fields(data) if f.name not in ("path", "layout")
+        used = {"path", "layout", "device"} | ({"batch_size"} if data.device != "cpu" else set())
+        unused = [f"data.{f.name}" for f in fields(data) if f.name not in used
                   and getattr(data, f.name) != getattr(usual, f.name)]  # fmt: skip
         if unused:
             raise ConfigError(
                 f"data.path={data.path} is in this project's own layout, which is read as it is: leave out "
                 f"{', '.join(unused)}, which would change nothing, or set data.layout=files"
             )
+        if split == "validation":
+            check_pairs(data.path, load_arrays(Path(data.path), split).identity)
         with locked_cache(cache):
-            return split_features(Path(data.path), split, towers, cache)
+            return split_features(
+                Path(data.path), split, towers, cache, device=data.device, batch_size=data.batch_size
+            )
     if data.identity == "none" and (config.trainer.best_metric or "").startswith(("composed", "face")):
         raise ConfigError(
             f"trainer.best_metric={config.trainer.best_metric}: with data.identity=none no person has a second "
@@ -133,9 +138,8 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     if not len(rows):
         raise EmptyDatasetError(f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
                                 "data.validation_share and data.few_pictures")  # fmt: skip
-    if split == "validation" and data.identity == "column" and len(np.unique(person[rows])) == len(rows):
-        raise DataError(f"data.path={data.path}: no person of the validation split has two pictures, so nothing can "
-                        "be asked for; give more, or set data.identity=none")  # fmt: skip
+    if split == "validation" and data.identity == "column":
+        check_pairs(data.path, person[rows], "give more, or set data.identity=none")
     counts = records["captions"][:]
     ends = np.cumsum(counts)
     starts = np.cumsum([0, *counts[rows]])
@@ -157,6 +161,13 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
         words=words,
         single=data.identity == "none",
     )
+
+
+def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more") -> None:
+    """Raises DataError unless a person of the validation split has two pictures."""
+    if len(np.unique(identity)) == len(identity):
+        raise DataError(f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
+                        f"asked for; {remedy}")  # fmt: skip
 
 
 def _ready(values: ShardedArray) -> Rows:
@@ -209,24 +220,41 @@ class FreeCaption(Caption):
 
 
 @torch.no_grad()
-def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> SplitFeatures:
-    """Features of a split of this project's own data layout; the face crop is cut by the true landmarks."""
+def split_features(
+    directory: Path, split: str, towers: Towers, cache: Path, *, device: str = "cpu", batch_size: int = 64
+) -> SplitFeatures:
+    """Features of a split of this project's own data layout; the face crop is cut by the true landmarks.
+
+    The CPU takes a chunk of the cache at once, another device `batch_size` rows.
+    """
     arrays = load_arrays(directory, split)
     size, side = towers.recognizer.config.image_size, towers.image.config.image_size
 
+    def batches(start: int, stop: int) -> Iterator[range]:
+        step = stop - start if device == "cpu" else batch_size
+        return (range(first, min(first + step, stop)) for first in range(start, stop, step))
+
     def faces(start: int, stop: int) -> dict[str, NDArray]:
-        crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
-                 for i in range(start, stop)]  # fmt: skip
-        features = towers.recognizer(_unit(np.stack(crops)))
-        return {"identity": features.identity.numpy(), "tokens": features.tokens.to(torch.float16).numpy()}
+        identity, tokens = [], []
+        for rows in batches(start, stop):
+            crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
+                     for i in rows]  # fmt: skip
+            found = towers.recognizer(_unit(np.stack(crops), device))
+            identity.append(found.identity.cpu().numpy())
+            tokens.append(found.tokens.to(torch.float16).cpu().numpy())
+        return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
 
     def images(start: int, stop: int) -> dict[str, NDArray]:
-        return {"image": towers.image(_unit(np.array(arrays.images[start:stop]))).embedding.numpy()}
+        found = (towers.image(_unit(np.array(arrays.images[rows.start : rows.stop]), device))
+                 for rows in batches(start, stop))  # fmt: skip
+        return {"image": np.concatenate([part.embedding.cpu().numpy() for part in found])}
 
     texts = [caption.text for captions in arrays.captions for caption in captions]
 
     def captions(start: int, stop: int) -> dict[str, NDArray]:
-        return {"caption": towers.text_g(used_tokens(tokenize(texts[start:stop]))).embedding.numpy()}
+        found = (towers.text_g(used_tokens(tokenize(texts[rows.start : rows.stop])).to(device))
+                 for rows in batches(start, stop))  # fmt: skip
+        return {"caption": np.concatenate([part.embedding.cpu().numpy() for part in found])}
 
     def cached(name: str, tower: torch.nn.Module, preprocessing: str, count: int, build) -> dict[str, NDArray]:
         with bar(f"{split} {name}", count) as advance:
@@ -235,9 +263,10 @@ def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> 
                 preprocessing=preprocessing, count=count, build=build, progress=advance,
             )  # fmt: skip
 
-    face = cached("faces", towers.recognizer, f"landmarks, {size} px", len(arrays), faces)
-    picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
-    text = cached("captions", towers.text_g, "plain", len(texts), captions)
+    with towers_on(device, towers):
+        face = cached("faces", towers.recognizer, f"landmarks, {size} px", len(arrays), faces)
+        picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
+        text = cached("captions", towers.text_g, "plain", len(texts), captions)
     starts = np.cumsum([0] + [len(c) for c in arrays.captions])
     # Equal captions must not repel each other in the text term.
     numbers: dict[str, int] = {}
@@ -248,9 +277,9 @@ def split_features(directory: Path, split: str, towers: Towers, cache: Path) -> 
     )  # fmt: skip
 
 
-def _unit(images: NDArray[np.uint8]) -> torch.Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+def _unit(images: NDArray[np.uint8], device: str) -> torch.Tensor:
+    """(B, H, W, 3) uint8 → (B, 3, H, W) in [0, 1] on the device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def build_all(config: EncoderConfig) -> Iterator[str]:

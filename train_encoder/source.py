@@ -8,7 +8,7 @@ from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
 from faceclip.text_tower import tokenize
 from train_encoder.config import SamplingConfig
-from train_encoder.features import SplitFeatures
+from train_encoder.features import PortraitLabels, SplitFeatures
 
 BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2
 
@@ -33,10 +33,13 @@ class QuerySource:
         few = np.flatnonzero(self.people.counts < self.images)
         if len(few):
             first = _name(features, self.people[few[0]][0])
+            remedies = ["lower it"] if self.people.counts.min() > 1 else []
+            remedies.append("give more pictures")
+            if isinstance(features.arrays, PortraitLabels):  # this project's own layout is read as it is
+                remedies.append("leave such persons out by data.few_pictures=drop")
             raise DataError(
                 f"{len(few)} persons (the first: {first}) have fewer than sampling.images="
-                f"{sampling.images} pictures: lower it, give more pictures, or leave such persons out by "
-                "data.few_pictures=drop"
+                f"{sampling.images} pictures: {' or '.join(remedies)}"
             )
 
     def __len__(self) -> int:

@@ -20,6 +20,9 @@ from train_encoder.features import FreeCaption, SplitFeatures
 from train_encoder.source import FACE_ONLY, TEXT_ONLY
 
 TERMS = ("face", "text", "image", "joint")
+FIGURES = ("composed_joint", "composed_concatenation", "composed_face", "composed_text", "face_joint",
+           "face_recognizer")  # fmt: skip
+SINGLE_FIGURES = ("self_joint", "self_concatenation", "self_text")
 
 
 class EncoderTask:
@@ -118,6 +121,10 @@ class EncoderTask:
         """Rank-1 of composed queries and of faces alone on validation identities, beside the baselines."""
         return composed_rank1(self.model, self.validation, self.queries)
 
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `validate` gives."""
+        return SINGLE_FIGURES if self.validation.single else FIGURES
+
     def export(self, directory: Path) -> None:
         """FaceCLIP with its heads, and the CLIP image tower that the gallery side needs, in `image_tower/`."""
         self.model.save_pretrained(directory)
@@ -199,8 +206,8 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
         "face_recognizer": who[r] @ who.T,
     }
     if features.single:
-        return {name.replace("composed", "self"): _rank1(scores[name].cpu().numpy(), relevant)
-                for name in ("composed_joint", "composed_concatenation", "composed_text")}  # fmt: skip
+        return {name: _rank1(scores[name.replace("self", "composed")].cpu().numpy(), relevant)
+                for name in SINGLE_FIGURES}  # fmt: skip
     return {name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
             for name, score in scores.items()}  # fmt: skip
 

@@ -26,7 +26,8 @@ class ColumnsConfig:
 
     image: picture as bytes, `datasets.Image`, or a path below `data.images`. url: key into the local pictures of
     `data.images`. captions: one or more columns; a cell is a text, a list of texts, or a list of structs with `text`.
-    identity: equal values are one person. box: four numbers (list, JSON text, or struct). landmarks: five points.
+    identity: equal values are one person; a blank cell or NaN says nothing. box: four numbers (list, JSON text, or
+    struct). landmarks: five points.
     split: a value per row that says which split it is in. key: a name for reports and for files of `data.images`.
     """
 
@@ -54,7 +55,8 @@ class DataConfig:
     when no box says so. portrait: side of the square given to the image tower, in sides of the aligned face crop; 0:
     the center square of the whole picture. max_bad_share: above it, building stops. few_pictures: what happens to
     persons with fewer pictures than `sampling.images`. limit: read only the first rows (0: all). shard_rows: source
-    rows per cache shard. batch_size, device: of the frozen towers; workers: how many threads (or processes, by
+    rows per cache shard. batch_size, device: of the frozen towers
+    (of this project's own layout the CPU takes 256 rows at once); workers: how many threads (or processes, by
     worker_kind) decode and find faces.
     verify: "hashes" reads every shard at the start, "sizes" only looks at their lengths.
     """
@@ -176,7 +178,7 @@ class RowMapping:
     def facts(self) -> str:
         """Everything here that decides what a row means, as part of cache keys."""
         roles = (self.image, self.url, self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
-        return f"mapping 1: {roles}, identity {self.config.identity}"
+        return f"mapping 2: {roles}, identity {self.config.identity}"
 
     def picture_path(self, row: Mapping[str, Any]) -> str | None:
         """The local path by which a row names its picture; None when it holds the picture or names none."""
@@ -209,7 +211,8 @@ class RowMapping:
         person = f"row {number}"
         if self.identity:
             value = row.get(self.identity)
-            if value is None or value == "":
+            missing = value is None or (isinstance(value, float | np.floating) and math.isnan(value))
+            if missing or not str(value).strip():
                 raise RejectedRecord("no_identity", f"{key}: column {self.identity!r} is empty")
             person = str(value)
         captions = [text for name in self.captions for text in _texts(row.get(name), f"{key}, column {name!r}")]

@@ -24,6 +24,7 @@ from faceclip.errors import CheckpointError
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 FACTS = "state.json"
+LATER = "later.json"
 _STEP = re.compile(r"step-\d+")
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 
@@ -94,15 +95,45 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
+    """Facts of the sealed checkpoint `step` that were not known when it was written; all of them are there or none.
+
+    Raises CheckpointError when the disk is full or not writable.
+    """
+    folder = directory / f"step-{step:08d}"
+    temporary = folder / f".{LATER}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(json.dumps(dict(facts), indent=1, sort_keys=True))
+        _seal(temporary)
+        temporary.replace(folder / LATER)
+        _sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder / LATER}: cannot write ({error}); free space and resume") from error
+
+
+def make_folder(directory: Path) -> None:
+    """Makes the folder of a run where it is missing. Raises CheckpointError when it cannot be made or written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"out={directory}: cannot be made ({error.strerror}); name another folder") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise CheckpointError(f"out={directory}: cannot be written; name another folder, or make this one writable")
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of one checkpoint folder. Raises CheckpointError when a file is missing or altered."""
+    """Tensors and facts, later ones too, of a checkpoint. Raises CheckpointError when a file is missing or altered."""
     problem = verify(folder)
     if problem:
         raise CheckpointError(f"{folder}: {problem}; delete the folder to resume from an older checkpoint")
     # Copies: tensors mapped from the file are not aligned as allocated ones are, vectorized kernels then
     # treat other elements as the remainder, and a resumed run would differ in the last bit.
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
-    return tensors, json.loads((folder / FACTS).read_text())
+    facts, later = json.loads((folder / FACTS).read_text()), folder / LATER
+    try:
+        return tensors, facts | (json.loads(later.read_text()) if later.exists() else {})
+    except ValueError as error:
+        raise CheckpointError(f"{later}: not readable ({error}); delete this file and resume") from error
 
 
 def remove_leftovers(directory: Path) -> None:

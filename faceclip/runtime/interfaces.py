@@ -1,5 +1,6 @@
 """What a training command hands to the trainer and gets back."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,7 +25,8 @@ class StepContext:
 @runtime_checkable
 class Task(Protocol):
     """What is trained. Optional methods: `parameter_groups()` → AdamW groups; `facts()` → hashes by name of the frozen
-    things that the training stands on, without which a run is not resumed."""
+    things that the training stands on, without which a run is not resumed; `figures()` → names of what `validate`
+    gives, so that an unknown `trainer.best_metric` is refused before the first step."""
 
     modules: nn.Module
 
@@ -103,8 +105,24 @@ class TrainerConfig:
         for name in ("steps", "batch_size", "accumulate", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}: must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        for name in ("log_every", "validate_every", "save_every", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"trainer.{name}: must not be negative, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"trainer.learning_rate: must be positive, got {self.learning_rate}")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"trainer.{name}: must be 0 or more, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"trainer.betas: both must be in [0, 1), got {list(self.betas)}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ConfigError(f"trainer.min_lr_ratio: must be from 0 to 1, got {self.min_lr_ratio}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"trainer.ema_decay: must be in [0, 1) or null, got {self.ema_decay}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"trainer.num_threads: must be at least 1 or null, got {self.num_threads}")
+        if not 0 <= self.seed < 2**32:  # the seeds of steps and ranks, made of it, must fit 64 bits
+            raise ConfigError(f"trainer.seed: must be from 0 to 4294967295, got {self.seed}")
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "
                               f"'cpu', got {self.device!r}; choose GPUs by CUDA_VISIBLE_DEVICES")  # fmt: skip

@@ -5,12 +5,11 @@ torch's generator, which is seeded anew for every step. With the optimizer's sta
 + kill + N steps give the same weights as 2N steps, bit for bit on a CPU.
 """
 
-import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,13 @@ from torch import Tensor
 from faceclip.accumulation import first_pass
 from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
+from faceclip.runtime.best import BestExport
 from faceclip.runtime.checkpoints import (
+    add_facts,
     check_fit,
     checkpoints,
     load_checkpoint,
+    make_folder,
     newest_checkpoint,
     remove_leftovers,
     save_checkpoint,
@@ -31,6 +33,7 @@ from faceclip.runtime.checkpoints import (
     write_atomically,
 )
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
+from faceclip.runtime.continuation import check_same_run, check_steps, settings_of
 from faceclip.runtime.ema import ParameterAverage
 from faceclip.runtime.engines import Engine, layout, prepare, start
 from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
@@ -38,6 +41,7 @@ from faceclip.runtime.logging import Display, RunLog, Window
 from faceclip.runtime.optimization import decay_groups, rate_factor
 from faceclip.runtime.sampler import MapSource, OrderedSampler, fetch
 from faceclip.runtime.step_module import StepModule
+from faceclip.runtime.stopping import StopRequest
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
@@ -51,7 +55,8 @@ class Trainer:
     for).
 
     facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
-    `task.facts()`, where a task has it, is added.
+    `task.facts()`, where a task has it, is added. settings: the command's configuration, of which the same is true
+    (`faceclip.runtime.continuation` says what may change); by default `task.config`, where a task has it.
     """
 
     def __init__(
@@ -62,9 +67,11 @@ class Trainer:
         output_dir: Path,
         *,
         facts: Mapping[str, str] | None = None,
+        settings: Any | None = None,
     ) -> None:
         self.config, self.task, self.source = config, task, source
         self.facts = dict(getattr(task, "facts", dict)()) | dict(facts or {})
+        self.settings = settings_of(config, getattr(task, "config", None) if settings is None else settings)
         self.directory = Path(output_dir)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
@@ -85,11 +92,14 @@ class Trainer:
         self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
         self.sampler = OrderedSampler(len(source), config.seed)
         self.step = self.saved = 0  # of the weights; of the newest checkpoint of this run
-        self.best: float | None = None
-        self._stop = False
+        self.best = BestExport(config, task, self.directory / BEST)
+        self._unvalidated = False  # whether the weights of this step still have to be validated
+        self._stop = StopRequest()
 
     def fit(self) -> Result:
         """Train or resume to the last step, validate, export; SIGTERM saves a checkpoint and exits with 143.
+
+        A step that is both saved and validated is saved first; a run that went no further validates when it goes on.
 
         Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails or a
         checkpoint in the folder is of another run.
@@ -107,21 +117,26 @@ class Trainer:
             engine.load_optimizer_state(optimizer_state)
         log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
         display = Display(self.config.steps, self.step, self.directory.name) if log else None
+        if display and self.step == config.steps and not self._unvalidated:
+            print(f"{self.directory}: already at step {self.step}, nothing left to train", flush=True)
         metrics: dict[str, float] = {}
         window = Window()
         try:
-            with self._signals(), explicit_cpu_attention():
-                while self.step < self.config.steps:
+            with self._stop.heard(), explicit_cpu_attention():
+                while True:
+                    if self._unvalidated:
+                        metrics = self._validate(log, display)
+                        engine.model.train()
+                    if self.step >= self.config.steps:
+                        break
                     self._train_step(engine, window)
                     if display:
                         display.advance(self.step)
                     if _due(self.step, self.config.log_every):
                         window = self._log(log, display, window)
                     last = self.step == self.config.steps
-                    if last or _due(self.step, self.config.validate_every):
-                        metrics = self._validate(log, display)
-                        engine.model.train()
-                    stop = self._stop_agreed()
+                    self._unvalidated = last or _due(self.step, self.config.validate_every)
+                    stop = self._stop.agreed(self.accelerator)
                     if last or stop or _due(self.step, self.config.save_every):
                         self._save()
                     if stop and not last:
@@ -254,6 +269,22 @@ class Trainer:
         return Window()
 
     def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
+        try:
+            metrics = self._measure()
+        except Exception:
+            # What was trained since the last checkpoint stays. ZeRO would need the other processes to save.
+            if self.saved < self.step and layout(self.accelerator) == "replicated":
+                self._save()
+            raise
+        self._unvalidated = False
+        if log and self.saved == self.step:
+            add_facts(self.directory / CHECKPOINTS, self.step, self._validated())
+        if log and metrics:
+            log.write(self.step, metrics, kind="validation")
+            display.note(self.step, metrics, math.nan if display.progress else 0)
+        return metrics
+
+    def _measure(self) -> dict[str, float]:
         self.task.modules.eval()
         # Own random state, so that validating more or less often changes nothing in training.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
@@ -262,48 +293,16 @@ class Trainer:
             metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
             with self.engine.full_parameters():
                 metrics = metrics if main else {}
-                self._keep_best(metrics)
-        if log and metrics:
-            log.write(self.step, metrics, kind="validation")
-            display.note(self.step, metrics, math.nan if display.progress else 0)
+                if metrics:
+                    self.best.offer(metrics)
         return metrics
 
-    def _keep_best(self, metrics: dict[str, float]) -> None:
-        name = self.config.best_metric
-        if not metrics or name is None:
-            return
-        if name not in metrics:
-            raise ConfigError(f"trainer.best_metric: {name} is not among {', '.join(metrics)}")
-        sign = 1 if self.config.best_mode == "max" else -1
-        if self.best is None or sign * metrics[name] > sign * self.best:
-            self.best = metrics[name]
-            write_atomically(self.directory / BEST, self.task.export)
+    def _validated(self) -> dict[str, Any]:
+        """What validation adds to the facts of a checkpoint."""
+        return {"validated": not self._unvalidated} | self.best.facts()
 
     def _averaged(self) -> Any:
         return self.average.swapped_in() if self.average else nullcontext()
-
-    def _stop_agreed(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self._stop
-        flag = torch.tensor(float(self._stop), device=self.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM asks for a stop after the current step; outside the main thread signals are left alone."""
-
-        def ask(*_: Any) -> None:
-            self._stop = True
-
-        try:
-            previous = signal.signal(signal.SIGTERM, ask)
-        except ValueError:  # not the main thread
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
 
     def _state(self) -> dict[str, Tensor]:
         """What a checkpoint holds; nothing on other processes than the main one."""
@@ -339,15 +338,17 @@ class Trainer:
         tensors = self._state()  # by all processes: each may hold a part
         if self.accelerator.is_main_process:
             folder = self.directory / CHECKPOINTS
-            facts = {"step": self.step, "best": self.best, "run": self._identity()}
+            facts = {"step": self.step, "run": self._identity(), "settings": self.settings} | self._validated()
             keep = self.config.keep_checkpoints
             save_checkpoint(folder, self.step, tensors, facts, keep=keep, previous=self.saved)
         self.saved = self.step
 
     def _tidy_up(self) -> None:
-        """Removes what killed runs left half-written, and refuses to start anew over the checkpoints of another run."""
+        """Makes the folder, removes what killed runs left half-written, and refuses to start anew over the checkpoints
+        of another run."""
         folder = self.directory / CHECKPOINTS
         if self.accelerator.is_main_process:
+            make_folder(self.directory)
             remove_leftovers(self.directory)
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
@@ -362,25 +363,22 @@ class Trainer:
         if folder is None:
             return None
         tensors, facts = load_checkpoint(folder)
-        ours = json.loads(json.dumps(self._identity()))
-        theirs = {"layout": "replicated"} | facts["run"]
-        # A fact that the checkpoint does not tell is unknown, not different: older checkpoints hold fewer facts.
-        changed = [key for key, value in ours.items() if theirs.get(key, value) != value]
-        if changed:
-            pairs = ", ".join(f"{key} was {theirs[key]}, now {ours[key]}" for key in changed)
-            raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory")
-        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        check_fit(folder, model, self._model_state())
+        check_same_run(folder, self._identity(), {"layout": "replicated"} | facts["run"])
         average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")
             raise CheckpointError(f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another "
                                   "output directory")  # fmt: skip
+        check_same_run(folder, self.settings, facts.get("settings", {}))
+        check_steps(folder, facts["step"], self.config.steps)
+        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        check_fit(folder, model, self._model_state())
         self.task.modules.load_state_dict(model, strict=False)  # frozen weights are not stored
         if self.average:
             self.average.load(average)
-        self.step, self.best = facts["step"], facts["best"]
-        self.saved = self.step
+        self.best.take_over(facts)
+        self.step = self.saved = facts["step"]
+        self._unvalidated = not facts.get("validated", True)
         return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
 
     def _agree_on_start(self, folder: Path | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from faceclip.data.mapping import ColumnsConfig, DataConfig
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
@@ -51,6 +52,24 @@ def test_features_equal_those_of_the_projects_own_layout(tiny_dataset, towers, t
     assert (found.words[:, None] == found.words).tolist() == (ours.words[:, None] == ours.words).tolist()
     same = ours.arrays.identity[:, None] == ours.arrays.identity
     assert (found.arrays.identity[:, None] == found.arrays.identity).tolist() == same.tolist()
+
+
+def test_the_projects_own_layout_is_computed_on_the_device_in_batches(tiny_dataset, towers, tmp_path):
+    whole = split_features(tiny_dataset, "validation", towers, tmp_path / "whole")
+    sizes = []
+    hook = towers.recognizer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    data = DataConfig(path=str(tiny_dataset), device="cpu:0", batch_size=3)
+    found = features_of(EncoderConfig(data=data, cache=str(tmp_path / "parts")), "validation", towers)
+    hook.remove()
+    assert sizes == [3, 3, 2]
+    for name in ("identity", "image", "caption"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), atol=1e-5)
+    for changes, message in (({"device": "cuda:99999"}, "data.device=cuda:99999"), ({"batch_size": 3}, "leave out")):
+        data = DataConfig(path=str(tiny_dataset), **changes)
+        if "device" in changes and torch.cuda.is_available():
+            continue
+        with pytest.raises(ConfigError, match=message):
+            features_of(EncoderConfig(data=data, cache=str(tmp_path / "none")), "validation", towers)
 
 
 def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,16 @@ import torch
 
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
+from faceclip.errors import DataError
 from faceclip.image_tower import ImageTower
+from faceclip.runtime import parse_config
 from tests.stages import SMALL_ENCODER, kill_after_checkpoint, run, same_weights, save_towers, start
 from train_encoder.__main__ import main
-from train_encoder.task import _rank1
+from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.features import features_of
+from train_encoder.source import QuerySource
+from train_encoder.task import FIGURES, SINGLE_FIGURES, EncoderTask, _rank1
+from train_encoder.towers_io import load_towers
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,10 @@ def test_a_run_on_other_towers_or_data_is_not_resumed(arguments, tiny_dataset, t
     assert "cannot resume exactly (image was " in capsys.readouterr().err
     assert (tmp_path / "run" / "export" / "manifest.json").read_bytes() == before
 
+    assert main([*words, "loss.joint=2"]) == 2
+    assert "cannot resume exactly (loss.joint was 1.0, now 2.0); use another" in capsys.readouterr().err
+    assert (tmp_path / "run" / "export" / "manifest.json").read_bytes() == before
+
     data = load_arrays(tiny_dataset, "train").content_hash[:16]
     facts = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())["run"]
     assert facts["data"] == data and len({facts[name] for name in ("recognizer", "text_l", "text_g", "image")}) == 4
@@ -82,6 +93,8 @@ def test_sigterm_saves_and_exits(arguments, tmp_path):
         ("data=/nowhere", "/nowhere"),
         ("sampling.images=9", "fewer than sampling.images=9"),
         ("trainer.batch_size=many", "batch_size"),
+        ("validation_queries=0", "validation_queries: must be at least 1, got 0"),
+        ("trainer.best_metric=composed_jonit", "composed_jonit is not among composed_joint, "),
     ],
 )
 def test_bad_input_is_named(arguments, tmp_path, change, message):
@@ -89,6 +102,31 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
     assert status == 2
     assert message in output
     assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_figures_are_those_of_validation(arguments):
+    config = parse_config(EncoderConfig, arguments, presets=PRESETS)
+    towers = load_towers(config.towers)
+    model = FaceCLIP.from_components(
+        towers.recognizer, towers.text_l, towers.text_g, fusion=vars(config.fusion), joint=vars(config.heads)
+    )
+    for single, figures in ((False, FIGURES), (True, SINGLE_FIGURES)):
+        features = replace(features_of(config, "validation", towers), single=single)
+        task = EncoderTask(model, towers.image, config.loss, features, 4)
+        assert tuple(task.validate(0)) == task.figures() == figures
+
+
+def test_one_picture_per_person_is_named(towers, tmp_path):
+    arguments = ["--out", str(tmp_path), "--identities", "4", "--images-per-identity", "1", "--size", "64"]
+    status, output = run("faceclip.data.synthetic", *arguments, "--workers", "1", "--splits", "2", "2", "0")
+    assert status == 0, output
+    config = EncoderConfig(data=str(tmp_path))
+    with pytest.raises(DataError, match=r"no person of the validation split has two pictures.*give more$"):
+        features_of(config, "validation", towers)
+    # Only remedies that this layout knows.
+    with pytest.raises(DataError, match=r"2 persons .*sampling\.images=4 pictures: give more pictures$"):
+        QuerySource(features_of(config, "train", towers), config.sampling)
 
 
 def test_rank1_by_hand():

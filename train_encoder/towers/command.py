@@ -72,8 +72,12 @@ def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options
 def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
     """Train a tower and leave it with its card in the export folder; returns this folder and the measured figures.
 
-    Raises ConfigError, DataError and CheckpointError for what the user gave.
+    Raises ConfigError, DataError and CheckpointError for what the user gave, ConfigError also under a launcher of
+    several processes: not every tower's loss is that of one large batch there, and only one may write the export.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(f"a tower is trained by one process, and the launcher started {processes}: run "
+                          f"python -m {tower.package}.towers.{tower.name} without it")  # fmt: skip
     config = parse_config(config_class, argv, presets=tower.presets / tower.name)
     if not config.data:
         raise ConfigError("data: name the data set directory, as in data=DIR")
@@ -82,7 +86,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
     task, source = tower.build(config)
     content = getattr(getattr(source, "arrays", None), "content_hash", None)
     facts = {"data": content[:16]} if content else {}
-    export = Trainer(config.trainer, task, source, Path(config.out), facts=facts).fit().export
+    export = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config).fit().export
     trainer = config.trainer
     card = Card(
         title=tower.title,

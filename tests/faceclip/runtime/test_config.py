@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from faceclip.errors import ConfigError
 from faceclip.runtime import TrainerConfig, from_dict, parse_config, to_dict
@@ -82,6 +83,32 @@ def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.device.*CUDA_VISIBLE_DEVICES"):
         TrainerConfig(device=device)
     assert parse_config(TrainerConfig, ["device=cpu"]).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("ema_decay=1.5", r"trainer\.ema_decay: must be in \[0, 1\) or null, got 1\.5"),
+        ("ema_decay=.nan", r"trainer\.ema_decay"),
+        ("betas=[2,3]", r"trainer\.betas: both must be in \[0, 1\), got \[2\.0, 3\.0\]"),
+        ("num_threads=0", r"trainer\.num_threads: must be at least 1 or null, got 0"),
+        ("seed=-1", r"trainer\.seed: must be from 0 to 4294967295, got -1"),
+        ("seed=4294967296", r"trainer\.seed"),
+        ("save_every=-1", r"trainer\.save_every: must not be negative"),
+        ("learning_rate=.nan", r"trainer\.learning_rate: must be positive"),
+        ("weight_decay=-1", r"trainer\.weight_decay: must be 0 or more"),
+        ("max_grad_norm=-1", r"trainer\.max_grad_norm: must be 0 or more"),
+        ("min_lr_ratio=2", r"trainer\.min_lr_ratio: must be from 0 to 1"),
+    ],
+)
+def test_impossible_trainer_settings(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(TrainerConfig, [word])
+
+
+def test_the_largest_seed_seeds_every_step_and_rank() -> None:
+    seed = TrainerConfig(seed=2**32 - 1).seed
+    torch.Generator().manual_seed(((seed + 7919) * 1_000_003 + 10**6) * 4096 + 4095)
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def test_a_run_that_went_on_before_a_damaged_checkpoint_keeps_what_it_saves(tmp_
     assert result.checkpoint == tmp_path / "checkpoints" / "step-00000010" and steps(tmp_path) == [10]
 
 
+@pytest.mark.parametrize("out", ["/proc/x", "/dev/null/x"])
+def test_a_folder_that_cannot_be_made_is_named(out: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"out={out}: cannot be made \(.*\); name another folder"):
+        Trainer(config(steps=1), Line(), Numbers(), Path(out)).fit()
+
+
 def test_leftovers_of_killed_runs_are_removed_at_the_start(tmp_path: Path) -> None:
     done = subprocess.Popen(["true"])
     done.wait()

@@ -86,6 +86,14 @@ def test_bad_input_is_named(words: list[str], message: str, capsys: pytest.Captu
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_a_launcher_of_several_processes_is_refused(monkeypatch, tiny_dataset, tmp_path, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert recognizer.main([f"data={tiny_dataset}", f"out={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert "the launcher started 2: run python -m train_encoder.towers.recognizer without it" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_export_joins_the_towers_beside_it(tmp_path: Path) -> None:
     """`export=` may be a folder of other towers: they stay, and no file is ever half there."""
     (tmp_path / "towers" / "other").mkdir(parents=True)
