@@ -94,10 +94,13 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
 
 
 def data_config(config: EncoderConfig) -> DataConfig:
-    """`config.data`, a path or a whole configuration. Raises ConfigError when there is no path."""
+    """`config.data`, a folder or a whole configuration. Raises ConfigError when there is none."""
     data = DataConfig(path=config.data) if isinstance(config.data, str) else config.data
     if not data.path:
         raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
+    if isinstance(config.data, str) and not Path(data.path).exists():
+        raise ConfigError(f"data={data.path}: no such folder; make it by `python -m faceclip.data.synthetic --out "
+                          f"{data.path}`, or name a hub data set by data.path=OWNER/NAME")  # fmt: skip
     return data
 
 

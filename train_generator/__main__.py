@@ -51,7 +51,7 @@ def train(config: GeneratorConfig) -> Result:
     task = GeneratorTask(pipeline, config, features[1], reader)
     source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture, attributes=task.attributes)
     facts = {"data": features[0].arrays.content_hash[:16]}
-    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts)
+    trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
     return trainer.fit()

@@ -56,7 +56,7 @@ class Trainer:
 
     facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
     `task.facts()`, where a task has it, is added. settings: the command's configuration, of which the same is true
-    (`faceclip.runtime.continuation` says what may change); by default `task.config`, where a task has it.
+    (`faceclip.runtime.continuation` says what may change).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trainer:
     ) -> None:
         self.config, self.task, self.source = config, task, source
         self.facts = dict(getattr(task, "facts", dict)()) | dict(facts or {})
-        self.settings = settings_of(config, getattr(task, "config", None) if settings is None else settings)
+        self.settings = settings_of(config, settings)
         self.directory = Path(output_dir)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
