@@ -78,10 +78,13 @@ def text_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool
 
 
 def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool) -> ImageTower:
-    """The image side of an open_clip `CLIP` model with a plain vision transformer."""
+    """The image side of an open_clip `CLIP` model with a plain vision transformer, and its pixels' mean and std."""
     vision = settings["vision_cfg"]
     if not isinstance(vision.get("layers"), int) or "patch_size" not in vision:
         raise ConfigError("this open_clip model's image side is no vision transformer")
+    # What the weights were trained on: a tag may have its own (ViT-L-14/laion2b_s32b_b82k: all .5).
+    pixels = getattr(model.visual, "preprocess_cfg", {})
+    normalization = {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
     tower = ImageTower(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
@@ -91,6 +94,7 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
         embed_dim=settings["embed_dim"],
         mlp_ratio=vision.get("mlp_ratio", 4.0),
         quick_gelu=quick_gelu,
+        **normalization,
     )
     _load(tower.tower, {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")},
           "image tower")  # fmt: skip
