@@ -8,6 +8,7 @@ embedding of (face, prompt) pairs and of gallery pictures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
 from faceclip.fusion import FeatureFusion
 from faceclip.heads import JointEmbedding, JointHeads
+from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import TextFeatures, TextTower, tokenize
 
 TEMPLATE = "Photo of a id person. "
@@ -128,6 +130,11 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         if joint is not None:
             tokens = self.l.text.config.width + self.g.text.config.width
             self.heads = JointHeads(tokens, identity, self.g.text.config.embed_dim, **joint)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "FaceCLIP":
+        """As in diffusers, but strict. Raises CheckpointError where files are missing, damaged or of another model."""
+        return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
 
     @classmethod
     def from_components(

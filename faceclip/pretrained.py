@@ -18,6 +18,7 @@ from faceclip.errors import CheckpointError, ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.published import read_checkpoint
+from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import TextTower
 
 Kind = Literal["face", "text", "image"]
@@ -29,7 +30,7 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
     """The tower that `name` stands for, frozen and in evaluation mode.
 
     Raises:
-        CheckpointError: nothing of that name, or weights that do not fit the class.
+        CheckpointError: nothing of that name, another class, damaged files, or weights that do not fit the class.
         ConfigError: an open_clip id that does not exist, or a source that has no tower of this kind.
     """
     source, _, rest = name.partition(":")
@@ -41,7 +42,7 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
         tower = face_encoder_from_arcface(Path(rest))
     else:
         directory = Path(name) if Path(name).is_dir() else weights.path(name)
-        tower = CLASSES[kind].from_pretrained(directory)
+        tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory)
     return tower.requires_grad_(False).eval()
 
 

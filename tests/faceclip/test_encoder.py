@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from faceclip.encoder import TEMPLATE, FaceCLIP
-from faceclip.errors import ConfigError, UnreadableImageError
+from faceclip.errors import CheckpointError, ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
 from faceclip.text_tower import tokenize
@@ -106,6 +107,19 @@ def test_round_trip(model, faces, tmp_path):
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
     # Rounding depends on where a file's tensors lie in memory; the numbers are the same to the last digits.
     torch.testing.assert_close(again.embed(PROMPTS, faces).joint, model.embed(PROMPTS, faces).joint, atol=1e-5, rtol=0)
+
+
+def test_an_export_without_some_tensors_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert FaceCLIP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    (file,) = tmp_path.glob("*.safetensors")
+    state = {name: tensor for name, tensor in load_file(file).items() if "gate_pool" not in name}
+    save_file(state, file)
+    with pytest.raises(CheckpointError, match=r"missing keys: heads\.gate_pool\.") as refusal:
+        FaceCLIP.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        FaceCLIP.from_pretrained(tmp_path / "nowhere")
 
 
 def features(tokens: tuple, identity: tuple) -> FaceFeatures:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.face_encoder import FaceViT
@@ -93,3 +94,50 @@ def test_arcface_weights_of_another_size_are_refused(tmp_path):
     torch.save(FaceViT(image_size=36, width=24, depth=1, heads=2).state_dict(), tmp_path / "small.pth")
     with pytest.raises(CheckpointError, match="do not fit"):
         load_tower(f"arcface:{tmp_path / 'small.pth'}", "face")
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def _change_state(folder, change):
+    state = load_file(folder / WEIGHTS)
+    change(state)
+    save_file(state, folder / WEIGHTS)
+
+
+def _change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+DAMAGES = {
+    "one tensor missing": (lambda d: _change_state(d, lambda s: s.pop("norm.weight")), "1 missing keys: norm.weight"),
+    "one too many": (lambda d: _change_state(d, lambda s: s.update(x=torch.zeros(1))), "1 unexpected keys: x"),
+    "misshapen": (lambda d: _change_state(d, lambda s: s.update({"norm.weight": torch.zeros(2)})), "norm.weight"),
+    "fewer blocks": (lambda d: _change_config(d, depth=1), "unexpected keys: blocks.1.attn"),
+    "another class": (lambda d: _change_config(d, _class_name="TextTower"), "config.json is that of 'TextTower'"),
+    "impossible": (lambda d: _change_config(d, heads=5), "not a multiple of 5 heads"),
+    "not a number": (lambda d: _change_config(d, width="big"), "cannot be loaded as FaceViT"),
+    "no settings": (lambda d: (d / "config.json").write_text("[]"), "holds a list"),
+    "cut settings": (lambda d: (d / "config.json").write_text('{"a":'), "cannot be loaded as FaceViT"),
+    "without settings": (lambda d: (d / "config.json").unlink(), "No such file"),
+    "cut weights": (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-9]), "Unable to load weights"),
+    "without weights": (lambda d: (d / WEIGHTS).unlink(), "no file named"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_are_refused(tmp_path, damage):
+    folder = tmp_path / "tower"
+    FaceViT(image_size=36, width=24, depth=2, heads=2).save_pretrained(folder)
+    assert not any(parameter.is_meta for parameter in load_tower(str(folder), "face").parameters())
+    change, message = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        load_tower(str(folder), "face")
+    assert str(folder) in str(refusal.value) and "FaceViT.save_pretrained" in str(refusal.value)
+
+
+def test_a_tower_of_another_kind_is_refused():
+    with pytest.raises(CheckpointError, match=r"as FaceViT .*config\.json is that of 'TextTower'"):
+        load_tower("tiny/text_tower_l", "face")
