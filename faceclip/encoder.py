@@ -8,6 +8,7 @@ embedding of (face, prompt) pairs and of gallery pictures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
 from faceclip.fusion import FeatureFusion
 from faceclip.heads import JointEmbedding, JointHeads
+from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import TextFeatures, TextTower, tokenize
 
 TEMPLATE = "Photo of a id person. "
@@ -130,6 +132,11 @@ class FaceCLIP(ModelMixin, ConfigMixin):
             self.heads = JointHeads(tokens, identity, self.g.text.config.embed_dim, **joint)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "FaceCLIP":
+        """As in diffusers, but strict. Raises CheckpointError where files are missing, damaged or of another model."""
+        return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
+
+    @classmethod
     def from_components(
         cls, face_encoder: FaceViT, text_l: TextTower, text_g: TextTower, *, fusion: dict[str, Any] | None = None,
         joint: dict[str, Any] | None = None,
@@ -180,7 +187,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
                 (B, 77), taken as they are.
             faces: (B, 3, H, W) aligned RGB crops in [0, 1]. None and no features: the unconditional path of the
                 release, which is an all-zero face and no template.
-            face_features: instead of `faces`, what `face_features` gave.
+            face_features: instead of `faces`, what `face_features` gave; stored in 16 bits or on another device, too.
 
         Raises:
             ConfigError: prompts that are not text, token ids or features of another shape, numbers of prompts and
@@ -244,14 +251,16 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         if faces is not None and features is not None:
             raise ConfigError("give faces or face_features, not both")
         has_face = faces is not None or features is not None
-        device = self.face_encoder.pos_embed.device
+        position = self.face_encoder.pos_embed
+        device = position.device
         if isinstance(prompts, Tensor):
             tokens = check_tokens(prompts, self.l.text.config.context).to(device)
         else:
             tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
         if features is not None:
             config = self.face_encoder.config
-            check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
+            given = check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
+            features = FaceFeatures(tokens=given.tokens.to(position), identity=given.identity.to(position))
         elif faces is not None:
             features = self._face(check_faces(faces))
         else:
@@ -262,7 +271,6 @@ class FaceCLIP(ModelMixin, ConfigMixin):
             )
         if features.tokens.shape[0] != len(tokens):
             raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
-        position = self.face_encoder.pos_embed
         with cpu_inference(device):
             branches = tuple(branch(tokens, features, position, has_face) for branch in (self.l, self.g))
         return branches, features, has_face

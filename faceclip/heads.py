@@ -92,8 +92,9 @@ class JointHeads(nn.Module):
 
     def gallery(self, identity: Tensor, image: Tensor) -> Tensor:
         """Unit embedding (B, E + C) of pictures from identity (B, E) and CLIP image embedding (B, C); at the start the
-        plain concatenation of both, normalized."""
-        plain = torch.cat([F.normalize(identity.float(), dim=-1), F.normalize(image.float(), dim=-1)], dim=-1)
-        moved = plain + self.gallery_mlp(plain).float()
+        plain concatenation of both, normalized. Float32, on the heads' device, whatever the inputs' and theirs is."""
+        weight = self.gallery_mlp[0].weight
+        plain = torch.cat([F.normalize(x.to(weight.device).float(), dim=-1) for x in (identity, image)], dim=-1)
+        moved = plain + self.gallery_mlp(plain.to(weight.dtype)).float()
         who, what = moved[:, : self.face_dim], moved[:, self.face_dim :]
         return torch.cat([F.normalize(who, dim=-1), F.normalize(what, dim=-1)], dim=-1) * 0.5**0.5

@@ -1,6 +1,7 @@
 """CLIP image tower: open_clip's `VisionTransformer`, with the penultimate tokens that identity channels read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
+
+from faceclip.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +26,10 @@ class ImageFeatures:
 class ImageTower(ModelMixin, ConfigMixin):
     """Image → joint image-text embedding and patch tokens, by open_clip's own transformer.
 
-    ViT-H-14 is image_size 224, patch_size 14, width 1280, 32 layers, 16 heads, embed_dim 1024.
+    ViT-H-14 is image_size 224, patch_size 14, width 1280, 32 layers, 16 heads, embed_dim 1024. `mean` and `std` of the
+    three channels belong to the weights: open_clip trained most on OpenAI's, some on others. Raises ConfigError when
+    they are not three, or a std is not positive.
     """
-
-    pixel_mean = OPENAI_DATASET_MEAN
-    pixel_deviation = OPENAI_DATASET_STD
 
     @register_to_config
     def __init__(
@@ -40,8 +42,12 @@ class ImageTower(ModelMixin, ConfigMixin):
         embed_dim: int = 1024,
         mlp_ratio: float = 4.0,
         quick_gelu: bool = False,
+        mean: Sequence[float] = OPENAI_DATASET_MEAN,
+        std: Sequence[float] = OPENAI_DATASET_STD,
     ) -> None:
         super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ConfigError(f"mean and std must be three numbers each, std positive, got {mean} and {std}")
         self.tower = VisionTransformer(
             image_size=image_size,
             patch_size=patch_size,
@@ -64,11 +70,11 @@ class ImageTower(ModelMixin, ConfigMixin):
         if images.shape[-2:] != (size, size):
             resized = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)
             images = resized.clamp(0, 1)
-        mean, deviation = (
+        mean, std = (
             torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
-            for values in (self.pixel_mean, self.pixel_deviation)
+            for values in (self.config.mean, self.config.std)
         )
-        x = self.tower._embeds((images - mean) / deviation)
+        x = self.tower._embeds((images - mean) / std)
         *blocks, last = self.tower.transformer.resblocks
         for block in blocks:
             x = block(x)

@@ -18,6 +18,7 @@ from faceclip.errors import CheckpointError, ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.published import read_checkpoint
+from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import TextTower
 
 Kind = Literal["face", "text", "image"]
@@ -29,7 +30,7 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
     """The tower that `name` stands for, frozen and in evaluation mode.
 
     Raises:
-        CheckpointError: nothing of that name, or weights that do not fit the class.
+        CheckpointError: nothing of that name, another class, damaged files, or weights that do not fit the class.
         ConfigError: an open_clip id that does not exist, or a source that has no tower of this kind.
     """
     source, _, rest = name.partition(":")
@@ -41,7 +42,7 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
         tower = face_encoder_from_arcface(Path(rest))
     else:
         directory = Path(name) if Path(name).is_dir() else weights.path(name)
-        tower = CLASSES[kind].from_pretrained(directory)
+        tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory)
     return tower.requires_grad_(False).eval()
 
 
@@ -78,10 +79,13 @@ def text_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool
 
 
 def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool) -> ImageTower:
-    """The image side of an open_clip `CLIP` model with a plain vision transformer."""
+    """The image side of an open_clip `CLIP` model with a plain vision transformer, and its pixels' mean and std."""
     vision = settings["vision_cfg"]
     if not isinstance(vision.get("layers"), int) or "patch_size" not in vision:
         raise ConfigError("this open_clip model's image side is no vision transformer")
+    # What the weights were trained on: a tag may have its own (ViT-L-14/laion2b_s32b_b82k: all .5).
+    pixels = getattr(model.visual, "preprocess_cfg", {})
+    normalization = {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
     tower = ImageTower(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
@@ -91,6 +95,7 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
         embed_dim=settings["embed_dim"],
         mlp_ratio=vision.get("mlp_ratio", 4.0),
         quick_gelu=quick_gelu,
+        **normalization,
     )
     _load(tower.tower, {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")},
           "image tower")  # fmt: skip

@@ -15,6 +15,7 @@ from faceclip.faces.images import MAX_PIXELS, ImageSource, describe_source, load
 from faceclip.faces.mtcnn import Mtcnn
 
 FacePolicy = Literal["largest", "center", "only", "all"]
+MAX_LOOK_PIXELS = 20_000_000  # with borders: a photo of 12 megapixels at its own size; MTCNN takes 70 bytes for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +113,20 @@ def attempts_for(height: int, width: int, *, long_side: int = 1280, short_side: 
     """The order of attempts: as it is (large pictures shrunk first), enlarged if small, padded, other scales.
 
     A padded look finds faces that fill or leave the frame; a larger one finds the faces of small pictures,
-    whose key points are then exact to a fraction of a pixel.
+    whose key points are then exact to a fraction of a pixel. No look has more than `MAX_LOOK_PIXELS`, which matters
+    for strips (short sides enlarged, borders by the long side) and for pictures of more than 13 megapixels.
     """
     shrink = min(1.0, long_side / max(height, width))
     enlarge = max(1.0, short_side / min(height, width))
     base = enlarge if enlarge > 1 else shrink
-    attempts = [
-        Attempt(scale=base),
-        Attempt(scale=base, padding=0.25),
-        Attempt(scale=base * 0.5, padding=0.5),
-    ]
-    attempts.append(Attempt(scale=base * 2 if enlarge > 1 else 1.0, padding=0.1))
-    return attempts
+    looks = ((base, 0.0), (base, 0.25), (base * 0.5, 0.5), (base * 2 if enlarge > 1 else 1.0, 0.1))
+    return [Attempt(scale=min(scale, _largest_scale(height, width, padding)), padding=padding)
+            for scale, padding in looks]  # fmt: skip
+
+
+def _largest_scale(height: int, width: int, padding: float) -> float:
+    borders = 2 * padding * max(height, width)
+    return math.sqrt(MAX_LOOK_PIXELS / ((height + borders) * (width + borders)))
 
 
 def detect_with_retries(

@@ -1,10 +1,13 @@
 """The joint encoder's behaviour beyond the published outputs: batching, cached features, heads, gradients, errors."""
 
+import copy
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from faceclip.encoder import TEMPLATE, FaceCLIP
-from faceclip.errors import ConfigError, UnreadableImageError
+from faceclip.errors import CheckpointError, ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
 from faceclip.text_tower import tokenize
@@ -48,6 +51,35 @@ def test_cached_features_and_token_ids_give_the_same(model, faces):
     torch.testing.assert_close(cached.tokens, direct.tokens, atol=0, rtol=0)
     ids = tokenize([TEMPLATE + p for p in PROMPTS])
     torch.testing.assert_close(model.encode(ids, faces).tokens, direct.tokens, atol=0, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_features_are_taken_in_any_precision(model, faces, dtype, stored):
+    exact = model.face_features(faces)
+    cached = FaceFeatures(tokens=exact.tokens.to(stored), identity=exact.identity.to(stored))
+    image = torch.randn(3, 20, generator=torch.Generator().manual_seed(2))
+    other = copy.deepcopy(model).to(dtype)
+    found = other.encode(PROMPTS, face_features=cached).tokens
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), model.encode(PROMPTS, faces).tokens, atol=0.1, rtol=0.1)
+    pairs = (
+        (other.embed(PROMPTS, face_features=cached).joint, model.embed(PROMPTS, faces).joint),
+        (other.embed_gallery(cached.identity, image.to(stored)), model.embed_gallery(exact.identity, image)),
+    )
+    for joint, expected in pairs:
+        assert joint.dtype == torch.float32
+        torch.testing.assert_close(joint, expected, atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_features_are_moved_to_the_models_device(model, faces):
+    exact = model.face_features(faces)
+    away = copy.deepcopy(model).to("meta")
+    assert away.encode(PROMPTS, face_features=exact).tokens.is_meta
+    assert away.embed(PROMPTS, face_features=exact).joint.is_meta
+    assert away.embed_gallery(exact.identity, torch.ones(3, 20)).is_meta
 
 
 @torch.no_grad()
@@ -106,6 +138,19 @@ def test_round_trip(model, faces, tmp_path):
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
     # Rounding depends on where a file's tensors lie in memory; the numbers are the same to the last digits.
     torch.testing.assert_close(again.embed(PROMPTS, faces).joint, model.embed(PROMPTS, faces).joint, atol=1e-5, rtol=0)
+
+
+def test_an_export_without_some_tensors_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert FaceCLIP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    (file,) = tmp_path.glob("*.safetensors")
+    state = {name: tensor for name, tensor in load_file(file).items() if "gate_pool" not in name}
+    save_file(state, file)
+    with pytest.raises(CheckpointError, match=r"missing keys: heads\.gate_pool\.") as refusal:
+        FaceCLIP.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        FaceCLIP.from_pretrained(tmp_path / "nowhere")
 
 
 def features(tokens: tuple, identity: tuple) -> FaceFeatures:

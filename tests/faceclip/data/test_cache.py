@@ -8,6 +8,7 @@ import torch
 
 from faceclip.data.cache import CHUNK, cached_features, module_hash
 from faceclip.errors import DataError
+from faceclip.image_tower import ImageTower
 
 COUNT = 2 * CHUNK + 10
 
@@ -110,3 +111,28 @@ def test_module_hash_sees_values_and_names():
         layer.bias[0] += 1e-6
     assert module_hash(layer) != before
     assert module_hash(torch.nn.Linear(2, 3)) != module_hash(torch.nn.Linear(3, 2))
+
+
+@torch.no_grad()
+def test_module_hash_sees_what_changes_the_function_but_no_weight(tmp_path):
+    sizes = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "embed_dim": 8}
+    tower = ImageTower(**sizes).eval()
+    images = torch.rand(1, 3, 16, 16)
+    found = {module_hash(tower)}
+    for change in ({"heads": 4}, {"quick_gelu": True}, {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}):
+        other = ImageTower(**sizes | change).eval()
+        other.load_state_dict(tower.state_dict())
+        assert not torch.allclose(other(images).embedding, tower(images).embedding), change
+        found.add(module_hash(other))
+    assert len(found) == 5
+    tower.save_pretrained(tmp_path)  # which notes its version, and turns tuples into lists
+    assert module_hash(ImageTower.from_pretrained(tmp_path)) == module_hash(tower)
+
+
+def test_module_hash_sees_the_class():
+    class Other(torch.nn.Linear):
+        pass
+
+    layer, other = torch.nn.Linear(2, 2), Other(2, 2)
+    other.load_state_dict(layer.state_dict())
+    assert module_hash(other) != module_hash(layer)

@@ -13,6 +13,7 @@ from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import template
 from faceclip.faces.detect import (
+    MAX_LOOK_PIXELS,
     Face,
     InsightFaceDetector,
     MTCNNDetector,
@@ -148,6 +149,29 @@ def test_large_pictures_are_looked_at_smaller_and_small_ones_larger():
     assert attempts_for(2560, 1280)[0].scale == 0.5
     assert attempts_for(64, 64)[0].scale == 4.0
     assert attempts_for(512, 512)[0].scale == 1.0
+
+
+class Blind:
+    """Finds nothing, and notes how many pixels it was shown."""
+
+    def __init__(self) -> None:
+        self.pixels: list[int] = []
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        self.pixels.append(image.shape[0] * image.shape[1])
+        return []
+
+
+@pytest.mark.parametrize("size", [(40, 1200), (3000, 20), (1, 2000), (300, 12000)])
+def test_strips_do_not_grow_beyond_all_memory(size):
+    blind = Blind()
+    assert detect_with_retries(np.full((*size, 3), 127, np.uint8), blind) == []
+    assert len(blind.pixels) == 4 and max(blind.pixels) < 1.02 * MAX_LOOK_PIXELS
+
+
+@pytest.mark.parametrize(("size", "last"), [((3024, 4032), 1.0), ((64, 512), 8.0), ((1, 1), 512.0)])
+def test_the_cap_spares_ordinary_shapes(size, last):
+    assert attempts_for(*size)[-1].scale == last
 
 
 def test_suppression_by_hand():
