@@ -184,7 +184,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
 
         Args:
             prompts: B texts; with a face the template "Photo of a id person. " is put before each. Or token ids
-                (B, 77), taken as they are.
+                (B, 5 to 77), taken as they are.
             faces: (B, 3, H, W) aligned RGB crops in [0, 1]. None and no features: the unconditional path of the
                 release, which is an all-zero face and no template.
             face_features: instead of `faces`, what `face_features` gave; stored in 16 bits or on another device, too.
@@ -226,7 +226,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def embed_gallery(self, identity: Tensor, image: Tensor) -> Tensor:
         """Retrieval embedding (B, D), unit length, of pictures: their faces' identity (B, E) and CLIP image embedding
-        (B, C). Raises ConfigError for other widths, and without joint heads."""
+        (B, C). Raises ConfigError for other widths, numbers that are not finite, and without joint heads."""
         heads = self._heads()
         check_vectors("identity", identity, heads.face_dim)
         check_vectors("image", image, self.g.text.config.embed_dim)
@@ -254,7 +254,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         position = self.face_encoder.pos_embed
         device = position.device
         if isinstance(prompts, Tensor):
-            tokens = check_tokens(prompts, self.l.text.config.context).to(device)
+            tokens = check_tokens(prompts, ID_INDEX + 1, self.l.text.config.context).to(device)
         else:
             tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
         if features is not None:

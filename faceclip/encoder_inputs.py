@@ -31,15 +31,15 @@ def check_prompts(prompts: Any) -> list[str]:
     return list(prompts)
 
 
-def check_tokens(tokens: Tensor, context: int) -> Tensor:
-    """Token ids (B, L), L at most `context`, as given.
+def check_tokens(tokens: Tensor, least: int, context: int) -> Tensor:
+    """Token ids (B, L), L from `least` to `context`, as given.
 
     Raises:
         ConfigError: another shape or type, or, where the ids can be read without waiting for a device, an id outside
             the vocabulary.
     """
-    if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or len(tokens) == 0:
-        raise ConfigError(f"token ids must have shape (B, at most {context}), got {tuple(tokens.shape)}")
+    if tokens.ndim != 2 or not least <= tokens.shape[1] <= context or len(tokens) == 0:
+        raise ConfigError(f"token ids must have shape (B, {least} to {context}), got {tuple(tokens.shape)}")
     if tokens.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"token ids must be int64 or int32, got {tokens.dtype}")
     if tokens.device.type == "cpu" and not bool(((tokens >= 0) & (tokens < VOCABULARY_SIZE)).all()):
@@ -86,8 +86,10 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
 
 
 def check_vectors(name: str, vectors: Any, width: int) -> Tensor:
-    """Vectors (B, width), as given. Raises ConfigError naming `name` for another shape or type."""
+    """Vectors (B, width), as given. Raises ConfigError naming `name` for another shape or type, NaN or infinity."""
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.shape[1] != width:
         found = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ConfigError(f"{name} must have shape (B, {width}), got {found}")
+    if not vectors.is_meta and not bool(vectors.isfinite().all()):
+        raise ConfigError(f"{name} holds NaN or infinite numbers: leave out what could not be embedded")
     return vectors

@@ -80,14 +80,19 @@ class JointHeads(nn.Module):
         text_input = F.normalize(text.float(), dim=-1) * has_text[:, None]
         who = F.normalize(face_input + self.face_step * face, dim=-1)
         what = F.normalize(text_input + self.text_step * words, dim=-1)
-        share = torch.sigmoid(self.gate_pool(tokens).float())  # 0.5 each at the start
+        # Roots of the shares sigmoid(gate) and 1 − sigmoid(gate), 0.5 each at the start. By their logarithms: the root
+        # of a share that rounds to 0 has no finite gradient.
+        gate = self.gate_pool(tokens).float()
+        face_root, text_root = (torch.exp(0.5 * F.logsigmoid(x)) for x in (gate, -gate))
         # Without a description the face decides alone, without a face the description.
-        share = torch.where(has_text[:, None], share, 1.0)
+        no_text = ~has_text[:, None]
+        face_root, text_root = face_root.masked_fill(no_text, 1.0), text_root.masked_fill(no_text, 0.0)
         if identity is None:
-            share = torch.zeros_like(share)
+            face_root, text_root = torch.zeros_like(face_root), torch.ones_like(text_root)
         elif has_face is not None:
-            share = torch.where(has_face[:, None], share, 0.0)
-        joint = torch.cat([share.sqrt() * who, (1 - share).sqrt() * what], dim=-1)
+            no_face = ~has_face[:, None]
+            face_root, text_root = face_root.masked_fill(no_face, 0.0), text_root.masked_fill(no_face, 1.0)
+        joint = torch.cat([face_root * who, text_root * what], dim=-1)
         return JointEmbedding(face=face, text=words, joint=joint)
 
     def gallery(self, identity: Tensor, image: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def sigmoid_contrastive_loss(
         query_groups (N,), target_groups (M,): equal groups with unequal labels are left out of the sum.
 
     Raises:
-        ConfigError: sizes that do not fit together, labels that are missing or no integers.
+        ConfigError: sizes that do not fit together, no targets, labels that are missing or no integers.
     """
     _check(queries, targets, query_labels, target_labels, query_groups, target_groups)
     labels = (query_labels, target_labels, query_groups, target_groups)
@@ -75,6 +75,8 @@ def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None) -> None:
     if queries.ndim != 2 or targets.ndim != 2 or queries.shape[1] != targets.shape[1]:
         shapes = tuple(queries.shape), tuple(targets.shape)
         raise ConfigError(f"queries (N, D) and targets (M, D) expected, got {shapes[0]} and {shapes[1]}")
+    if len(targets) == 0:
+        raise ConfigError(f"targets is empty, shape {tuple(targets.shape)}: a contrastive loss needs at least one")
     names = ("query_labels", "target_labels", "query_groups", "target_groups")
     for name, value, rows in zip(names, labels, (len(queries), len(targets)) * 2, strict=True):
         if value is None and name.endswith("labels"):

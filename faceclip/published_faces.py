@@ -4,7 +4,7 @@ The release ships aligned pictures only and not the step that made them; `norm_c
 they look like (ArcFace's five points × 4), and what `faceclip.faces` cuts. The encoder itself resizes to 112 px.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ def published_faces(
         detector: of faces (None: the offline default).
 
     Raises:
-        UnreadableImageError: unreadable picture, or an aligned one of another size. NoFaceError: no face in it.
+        UnreadableImageError: no list, unreadable picture, or an aligned one of another size. NoFaceError: no face.
     """
-    if isinstance(pictures, str):
-        raise UnreadableImageError(f"pictures must be a list, got the text {pictures!r}: put it in brackets")
+    single = isinstance(pictures, str | bytes) or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
+    if single or not isinstance(pictures, Iterable):
+        raise UnreadableImageError(f"pictures must be a list, got one {describe_source(pictures)}: put it in brackets")
     crops = []
     for number, picture in enumerate(pictures):
         name = f"pictures[{number}] ({describe_source(picture)})"

@@ -10,6 +10,7 @@ from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
+from faceclip.heads import JointHeads
 from faceclip.text_tower import tokenize
 
 SIZES = {
@@ -167,7 +168,8 @@ def features(tokens: tuple, identity: tuple) -> FaceFeatures:
         (None, "list of texts, got NoneType"),
         ([], "prompts is empty"),
         (["a", "b"], "2 prompts need as many faces, got 3"),
-        (torch.zeros(3, 78, dtype=torch.int64), r"at most 77\), got \(3, 78\)"),
+        (torch.zeros(3, 78, dtype=torch.int64), r"5 to 77\), got \(3, 78\)"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"5 to 77\), got \(3, 4\)"),
         (torch.zeros(77, dtype=torch.int64), r"got \(77,\)"),
         (torch.zeros(3, 77), "int64 or int32, got torch.float32"),
         (torch.full((3, 77), 49408), r"in 0 … 49407"),
@@ -214,6 +216,8 @@ def test_bad_features_and_sizes(model, faces):
         (torch.zeros(3, 15), torch.zeros(3, 20), r"identity must have shape \(B, 16\), got \(3, 15\)"),
         (torch.zeros(3, 16), torch.zeros(3, 16), r"image must have shape \(B, 20\), got \(3, 16\)"),
         (torch.zeros(3, 16), [0.0], r"image must have shape \(B, 20\), got list"),
+        (torch.full((3, 16), torch.nan), torch.zeros(3, 20), "identity holds NaN"),
+        (torch.zeros(3, 16), torch.full((3, 20), torch.inf), "image holds NaN or infinite"),
         (torch.zeros(3, 16), torch.zeros(2, 20), "3 identities need as many image embeddings, got 2"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -228,3 +232,18 @@ def test_bad_features_and_sizes(model, faces):
 def test_one_prompt_need_not_be_a_list(model, faces):
     alone, listed = (model.embed(prompt, faces[:1]).joint for prompt in ("a red hat", ["a red hat"]))
     torch.testing.assert_close(alone, listed, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("gate", [-200.0, -20.0, 0.0, 2.0, 20.0, 200.0])
+def test_a_saturated_gate_has_finite_gradients(gate):
+    torch.manual_seed(0)
+    heads = JointHeads(8, 4, 6, hidden=8, heads=2)
+    torch.nn.init.constant_(heads.gate_pool.mlp[-1].bias, gate)
+    has_text = torch.tensor([True, True, False])
+    output = heads(torch.randn(3, 5, 8), identity=torch.randn(3, 4), text=torch.randn(3, 6), has_text=has_text,
+                   has_face=torch.tensor([True, False, True]))  # fmt: skip
+    share = torch.tensor([float(torch.tensor(gate).sigmoid()), 0.0, 1.0])  # of face, of text alone, of face alone
+    torch.testing.assert_close(output.joint[:, :4].square().sum(1), share, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.joint[:, 4:].square().sum(1), 1 - share, atol=1e-6, rtol=0)
+    output.joint.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in heads.parameters())

@@ -235,3 +235,11 @@ def test_two_ranks_equal_one():
         assert (first[0] + second[0]) / 2 == pytest.approx(whole.item(), rel=1e-6)
         torch.testing.assert_close(torch.cat([first[1], second[1]]).double() / 2, by_query, atol=1e-6, rtol=0)
         assert first[2] == pytest.approx(by_scale.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [sigmoid_contrastive_loss, infonce_loss])
+def test_no_targets_are_refused(loss):
+    scalars = [torch.zeros(())] * (2 if loss is sigmoid_contrastive_loss else 1)
+    labels = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"targets is empty, shape \(0, 8\)"):
+        loss(torch.ones(3, 8), torch.ones(0, 8), *scalars, labels, labels[:0])
