@@ -48,7 +48,7 @@ def test_bad_pictures(crop, tmp_path):
     with pytest.raises(NoFaceError, match=r"pictures\[0\]"):
         published_faces([np.zeros((64, 64, 3), np.uint8)])
     for single in ("face.png", Path("face.png"), b"bytes", Image.fromarray(crop), crop):
-        with pytest.raises(UnreadableImageError, match=r"must be a list, got one image .*in brackets"):
+        with pytest.raises(UnreadableImageError, match=r"must be a list, got one .*in brackets"):
             published_faces(single, aligned=True)
     assert len(published_faces(crop[None], aligned=True)) == 1
     with pytest.raises(UnreadableImageError, match="empty"):
