@@ -31,7 +31,7 @@ def test_impossible_settings(word: str, message: str) -> None:
         (["fusion.attention_heads=64"], "fusion.attention_heads: must divide the width of towers.text_l, which is 32"),
     ],
 )
-def test_heads_that_do_not_divide_the_towers(tower_arguments, words, message, capsys) -> None:
+def test_heads_that_do_not_divide_the_towers(tower_arguments, words, message, tmp_path, capsys) -> None:
     """Found before the data are looked at, whose features may take hours."""
-    assert main(["data=/nowhere", *tower_arguments, *words]) == 2
+    assert main([f"data={tmp_path}", *tower_arguments, *words]) == 2
     assert message in capsys.readouterr().err

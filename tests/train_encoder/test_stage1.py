@@ -90,7 +90,7 @@ def test_sigterm_saves_and_exits(arguments, tmp_path):
     [
         ("sampling.imagse=3", "images"),
         ("towers.recognizer=/nowhere", "/nowhere"),
-        ("data=/nowhere", "/nowhere"),
+        ("data=data/nowhere", "data=data/nowhere: no such folder; make it by `python -m faceclip.data.synthetic"),
         ("sampling.images=9", "fewer than sampling.images=9"),
         ("trainer.batch_size=many", "batch_size"),
         ("validation_queries=0", "validation_queries: must be at least 1, got 0"),
