@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import Encoder
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -46,7 +47,12 @@ def test_several_processes_build_each_cache_once(tiny_dataset: Path, tmp_path: P
     together, built = processes.Barrier(3), processes.SimpleQueue()
     joint = encoder(36)
     tower = ImageTower(image_size=64, patch_size=16, width=32, layers=2, heads=2, embed_dim=16).eval()
-    parts = {"size": 32, "vae": save_base(tmp_path) / "vae", "encoder": joint, "image_tower": tower}
+    folder = save_base(tmp_path) / "vae"
+    vae = AutoencoderKL.from_pretrained(folder)
+    with torch.no_grad():  # one whose latents no other test has left beside the data
+        vae.encoder.conv_in.weight.mul_(1.01)
+    vae.save_pretrained(folder)
+    parts = {"size": 32, "vae": folder, "encoder": joint, "image_tower": tower}
     load_arrays(tiny_dataset, "test", size=32)
 
     def count(module, inputs) -> None:
