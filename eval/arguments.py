@@ -1,6 +1,5 @@
 """Checks of what a user gives on a command line: each refusal names the option and what to give instead."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import TypeVar
 
 import torch
 from diffusers import ModelMixin
-from safetensors import SafetensorError
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.strict_loading import load_strictly
 
 MAX_SEED = 2**32 - 1
 M = TypeVar("M", bound=ModelMixin)
@@ -65,11 +64,6 @@ def load_model(kind: type[M], directory: Path, where: str) -> M:
     """
     check_export(where, directory, "config.json", f"the folder of a {kind.__name__}")
     try:
-        name = json.loads((directory / "config.json").read_bytes()).get("_class_name", kind.__name__)
-        if name != kind.__name__:
-            raise CheckpointError(f"{where} {directory} holds a {name}: give the folder of a {kind.__name__}")
-        return kind.from_pretrained(directory).eval()
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{where} {directory} cannot be loaded, it may be damaged ({error}): give the folder of a {kind.__name__}"
-        ) from error
+        return load_strictly(kind.from_pretrained, kind, directory).eval()
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error

@@ -14,6 +14,7 @@ from faceclip import weights
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
 from faceclip.image_tower import ImageTower
+from faceclip.strict_loading import load_strictly
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_generator.config import GeneratorConfig
@@ -36,7 +37,7 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         )
     with damage_named(f"encoder={config.encoder}", "run `python -m train_encoder` again"):
         encoder = FaceCLIP.from_pretrained(directory)
-        image_tower = ImageTower.from_pretrained(directory / "image_tower")
+        image_tower = load_strictly(ImageTower.from_pretrained, ImageTower, directory / "image_tower")
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
         unet = UNet2DConditionModel.from_pretrained(base / "unet")
         vae = AutoencoderKL.from_pretrained(base / "vae")
@@ -82,7 +83,7 @@ def damage_named(argument: str, remedy: str) -> Iterator[None]:
     """What libraries say of missing or damaged files, as a CheckpointError that names the argument."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (CheckpointError, OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{argument} cannot be loaded; {remedy} ({error})") from error
 
 
@@ -92,7 +93,7 @@ def load_frozen(kind: type[Model], path: Path, argument: str, remedy: str) -> Mo
     if not path.is_dir():
         raise CheckpointError(f"{argument}={path}: no such directory; {remedy}")
     with damage_named(f"{argument}={path}", remedy):
-        return kind.from_pretrained(path).requires_grad_(False).eval()
+        return load_strictly(kind.from_pretrained, kind, path).requires_grad_(False).eval()
 
 
 def _fitter(name: str) -> nn.Module | None:
