@@ -32,6 +32,7 @@ from faceclip.faces.align import (
     similarity_transform,
 )
 from faceclip.faces.detect import (
+    MAX_ASPECT,
     Face,
     FaceDetector,
     InsightFaceDetector,
@@ -43,7 +44,6 @@ from faceclip.faces.images import load_image
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
 MAX_BYTES = 1 << 28  # of a file read over the network
-MAX_ASPECT = 8  # longer pictures are not searched for faces
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
 _REASONS = {
     BadLandmarksError: "bad_landmarks",
@@ -191,7 +191,6 @@ class PortraitReader:
             check_landmarks(points, height, width, raw.key)
             return points
         if max(height, width) > MAX_ASPECT * min(height, width):
-            # The detector enlarges small sides: a strip within the pixel cap would grow beyond all memory.
             raise RejectedRecord("odd_shape", f"{raw.key}: {width}×{height} is no portrait")
         if raw.box is None:
             faces = detect_with_retries(image, self.detector)

@@ -15,6 +15,7 @@ from faceclip.faces.images import MAX_PIXELS, ImageSource, describe_source, load
 from faceclip.faces.mtcnn import Mtcnn
 
 FacePolicy = Literal["largest", "center", "only", "all"]
+MAX_ASPECT = 8  # longer strips are not searched: they hold no portrait, and all of their looks are large
 MAX_LOOK_PIXELS = 20_000_000  # with borders: a photo of 12 megapixels at its own size; MTCNN takes 70 bytes for each
 
 
@@ -132,8 +133,11 @@ def _largest_scale(height: int, width: int, padding: float) -> float:
 def detect_with_retries(
     image: NDArray[np.uint8], detector: FaceDetector, attempts: Sequence[Attempt] | None = None
 ) -> list[Face]:
-    """Faces of the first attempt that finds any, in pixels of the given picture; empty if none does."""
+    """Faces of the first attempt that finds any, in pixels of the given picture; empty if none does, and for strips
+    beyond `MAX_ASPECT`."""
     height, width = image.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        return []
     for attempt in attempts if attempts is not None else attempts_for(height, width):
         faces = _look(image, detector, attempt)
         if faces:

@@ -162,8 +162,15 @@ class Blind:
         return []
 
 
-@pytest.mark.parametrize("size", [(40, 1200), (3000, 20), (1, 2000), (300, 12000)])
-def test_strips_do_not_grow_beyond_all_memory(size):
+@pytest.mark.parametrize("size", [(40, 1200), (3000, 20), (1, 60000)])
+def test_strips_are_not_searched(size):
+    blind = Blind()
+    assert detect_with_retries(np.full((*size, 3), 127, np.uint8), blind) == []
+    assert blind.pixels == []
+
+
+@pytest.mark.parametrize("size", [(150, 1200), (8, 1), (1000, 8000)])
+def test_looks_do_not_grow_beyond_all_memory(size):
     blind = Blind()
     assert detect_with_retries(np.full((*size, 3), 127, np.uint8), blind) == []
     assert len(blind.pixels) == 4 and max(blind.pixels) < 1.02 * MAX_LOOK_PIXELS
