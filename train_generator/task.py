@@ -1,12 +1,14 @@
 """The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import ConfigMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
@@ -105,7 +107,7 @@ class GeneratorTask:
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
-            "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae),
+            "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae) + _settings(pipeline.scheduler),
         }
         if "latent_recognizer" in self.modules:
             parts["latent_recognizer"] = module_hash(self.modules["latent_recognizer"])
@@ -311,11 +313,16 @@ class GeneratorTask:
         self.pipeline.save_pretrained(directory, licence=self.config.licence)
 
 
-def _frozen_hash(module: nn.Module) -> str:
+def _frozen_hash(module: UNet2DConditionModel) -> str:
     """SHA-256 over the parameters that are not trained: the UNet as it was before LoRA and attention were added."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_settings(module).encode())
     for name, parameter in sorted(module.named_parameters()):
         if not parameter.requires_grad:
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _settings(part: ConfigMixin) -> str:
+    """The configuration of a part of the pipeline without what diffusers notes of its origin."""
+    return json.dumps({name: value for name, value in part.config.items() if not name.startswith("_")}, sort_keys=True)

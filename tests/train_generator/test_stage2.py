@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import TEMPLATE, FaceCLIP
@@ -115,6 +115,12 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     with torch.no_grad():
         unet.conv_in.weight.add_(1e-3)
     unet.save_pretrained(base / "unet")
+    assert main([*words, f"base={base}"]) == 2
+    assert "cannot resume exactly (base was " in capsys.readouterr().err
+
+    base = save_base(tmp_path / "other")
+    scheduler = DDIMScheduler.from_pretrained(base / "scheduler", beta_end=0.013)
+    scheduler.save_pretrained(base / "scheduler")
     assert main([*words, f"base={base}"]) == 2
     assert "cannot resume exactly (base was " in capsys.readouterr().err
     reader = LatentRecognizer.from_pretrained(word_of(arguments, "latent_recognizer"))

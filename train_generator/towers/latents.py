@@ -1,6 +1,7 @@
 """Latents of a data set, computed once and kept beside it."""
 
 import hashlib
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -21,11 +22,19 @@ VAE_REMEDY = "train it by `python -m train_generator.towers.vae`"
 
 
 def weights_hash(directory: Path) -> str:
-    """SHA-256 over the weight files of a `save_pretrained` folder. Raises CheckpointError when there are none."""
+    """SHA-256 over the weight files of a `save_pretrained` folder and its settings, such as the scale of latents.
+
+    Raises CheckpointError when there are none.
+    """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{directory} holds no weights: {VAE_REMEDY}")
-    digest = hashlib.sha256()
+    try:
+        settings = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} has no readable config.json ({error}): {VAE_REMEDY}") from error
+    settings = {name: value for name, value in settings.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for file in files:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
