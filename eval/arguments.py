@@ -1,7 +1,6 @@
 """Checks of what a user gives on a command line: each refusal names the option and what to give instead."""
 
 import math
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,16 +37,6 @@ def check_export(option: str, directory: Path, file: str, remedy: str) -> None:
     if not (directory / file).is_file():
         what = f"has no {file}" if directory.is_dir() else "is not a folder"
         raise CheckpointError(f"{option} {directory} {what}: give {remedy}")
-
-
-def prepare_out(directory: Path) -> None:
-    """Make the output folder. Raises ConfigError where results could not be written in the end."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {directory} cannot be made ({error}): name a folder") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {directory} is not writable: make it so, or name another folder")
 
 
 def use_threads(count: int | None) -> None:

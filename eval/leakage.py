@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.arguments import prepare_out
 from eval.metrics import Estimate, first_right_rank, identity_bootstrap, recall_at
 from eval.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError, FaceClipError
+from faceclip.runtime.checkpoints import make_folder
 
 CHANGEABLE = ("background", "hair", "glasses", "beard", "hat", "clothes")
 """Regions that say nothing of who it is; everything else is cut out for the second question."""
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="test")
     options = parser.parse_args(arguments)
     try:
-        prepare_out(options.out)
+        make_folder(options.out, "--out ")
         arrays = load_arrays(options.data, options.split, size=64)
         agreements, searches = measure(arrays)
     except FaceClipError as error:

@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from eval.arguments import prepare_out
 from eval.demo.process import Stopped, run_command, stop_on_signals
 from eval.demo.records import Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
 from faceclip.errors import FaceClipError
+from faceclip.runtime.checkpoints import make_folder
 
 
 class StageFailedError(FaceClipError):
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: --config: {error}", file=sys.stderr)
         return 2
     try:
-        prepare_out(options.out)
+        make_folder(options.out, "--out ")
         with stop_on_signals():
             path = run_demo(options.out, config, console)
     except StageFailedError as error:

@@ -8,13 +8,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from eval.arguments import check_export, check_guidance, check_least, check_seed, prepare_out, use_threads
+from eval.arguments import check_export, check_guidance, check_least, check_seed, use_threads
 from eval.generation.page import RULES, add_sections
 from eval.generation.plan import ARMS, select_arms
 from eval.generation.run import evaluate, to_json
 from eval.generation.sampling import SamplingConfig
 from eval.report import Report, write_json
 from faceclip.errors import FaceClipError
+from faceclip.runtime.checkpoints import make_folder
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_options(options)
         arms = select_arms(options.arms)
         use_threads(options.threads)
-        prepare_out(options.out)
+        make_folder(options.out, "--out ")
         result = evaluate(
             options.model,
             options.data,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from eval.arguments import check_least, check_seed, prepare_out
+from eval.arguments import check_least, check_seed
 from eval.faces import detected_faces, labelled_faces
 from eval.labels import labels_of
 from eval.report import Report, write_json
@@ -20,6 +20,7 @@ from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import FaceClipError
+from faceclip.runtime.checkpoints import make_folder
 
 DETECTED_KINDS = ("face_frontal", "face+text")
 
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_least("--queries", options.queries)
         check_seed(options.seed)
-        prepare_out(options.out)
+        make_folder(options.out, "--out ")
         model = RetrievalModel.from_pretrained(options.model)
         test = load_arrays(options.data, "test")
         validation = load_arrays(options.data, "validation")

@@ -55,9 +55,8 @@ class DataConfig:
     when no box says so. portrait: side of the square given to the image tower, in sides of the aligned face crop; 0:
     the center square of the whole picture. max_bad_share: above it, building stops. few_pictures: what happens to
     persons with fewer pictures than `sampling.images`. limit: read only the first rows (0: all). shard_rows: source
-    rows per cache shard. batch_size, device: of the frozen towers
-    (of this project's own layout the CPU takes 256 rows at once); workers: how many threads (or processes, by
-    worker_kind) decode and find faces.
+    rows per cache shard. batch_size, device: of the frozen towers (of this project's own layout the CPU takes 256 rows
+    at once); workers: how many threads (or processes, by worker_kind) decode and find faces.
     verify: "hashes" reads every shard at the start, "sizes" only looks at their lengths.
     """
 

@@ -86,7 +86,7 @@ def check_landmarks(landmarks: NDArray[np.floating], height: int, width: int, na
     this size: far outside, or not in the places that a face's have, in any pose."""
     where = f"{name}: landmarks {landmarks.round(1).tolist()}"
     if not ((landmarks > [-width, -height]) & (landmarks < [2 * width, 2 * height])).all():
-        raise BadLandmarksError(f"{where} in {width}×{height}")
+        raise BadLandmarksError(f"{where} lie far outside of {width}×{height}: give pixels of this picture")
     if (misfit := template_misfit(landmarks)) > MAX_MISFIT:
         raise BadLandmarksError(
             f"{where} are no face's eyes, nose tip and mouth corners, each from image left to right "

@@ -111,14 +111,17 @@ def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{folder / LATER}: cannot write ({error}); free space and resume") from error
 
 
-def make_folder(directory: Path) -> None:
-    """Makes the folder of a run where it is missing. Raises CheckpointError when it cannot be made or written."""
+def make_folder(directory: Path, option: str = "out=") -> None:
+    """Makes the output folder that `option` names where it is missing.
+
+    Raises CheckpointError, which begins with the option, when the folder cannot be made or written.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"out={directory}: cannot be made ({error.strerror}); name another folder") from error
+        raise CheckpointError(f"{option}{directory}: cannot be made ({error.strerror}); name another folder") from error
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise CheckpointError(f"out={directory}: cannot be written; name another folder, or make this one writable")
+        raise CheckpointError(f"{option}{directory}: cannot be written; name another folder, or make this one writable")
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
