@@ -15,7 +15,7 @@ from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import align_face
 from faceclip.image_tower import ImageTower
 from faceclip.runtime.progress import bar
-from train_generator.towers.latents import cached_latents
+from train_generator.towers.latents import accelerator, cached_latents
 
 CROP = 112  # px of the cached reference crops at least: the template's own size
 
@@ -47,20 +47,24 @@ def aligned_faces(arrays: FaceArrays, rows: Iterable[int], size: int) -> Tensor:
 def reference_features(
     directory: Path, split: str, *, size: int, vae: Path, encoder: FaceCLIP, image_tower: ImageTower, cache: Path
 ) -> ReferenceFeatures:
-    """Reads or builds the features of a split. Faces are cut from the stored portraits by their true landmarks."""
+    """Reads or builds the features of a split, on the accelerator where there is one; the towers lie on the CPU
+    afterwards. Faces are cut from the stored portraits by their true landmarks."""
     arrays = load_arrays(directory, split, size=size)
     large = load_arrays(directory, split)
     side = crop_size(encoder, image_tower)
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
-        faces = aligned_faces(large, range(start, stop), side)
+        device = accelerator()
+        encoder.face_encoder.to(device), image_tower.to(device)
+        faces = aligned_faces(large, range(start, stop), side).to(device)
         face, image = encoder.face_features(faces), image_tower(faces)
-        return {"identity": face.identity.numpy(), "tokens": face.tokens.to(torch.float16).numpy(),
-                "image_tokens": image.tokens.to(torch.float16).numpy()}  # fmt: skip
+        return {"identity": face.identity.cpu().numpy(), "tokens": face.tokens.to(torch.float16).cpu().numpy(),
+                "image_tokens": image.tokens.to(torch.float16).cpu().numpy()}  # fmt: skip
 
     model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
     with locked_cache(cache), bar(f"{split} references", len(arrays)) as advance:
         found = cached_features(cache, f"{split}-references", data_hash=large.content_hash, model_hash=model_hash,
                                 preprocessing=f"landmarks, {side} px", count=len(arrays), build=build,
                                 progress=advance)  # fmt: skip
+    encoder.face_encoder.to("cpu"), image_tower.to("cpu")
     return ReferenceFeatures(arrays=arrays, latents=cached_latents(vae, arrays), **found)

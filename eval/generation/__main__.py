@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from eval.arguments import check_export, check_guidance, check_least, check_seed, use_threads
+from eval.arguments import check_export, check_guidance, check_least, check_seed, use_device, use_threads
 from eval.generation.page import RULES, add_sections
 from eval.generation.plan import ARMS, select_arms
 from eval.generation.run import evaluate, to_json
@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=SamplingConfig.batch)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast: faster, pictures differ by rounding")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default="test", choices=("test", "validation"),
+                        help="whose portraits: choose settings on validation, report test")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="of pipeline and judges, as cuda; faces are found on the CPU")
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--judge", type=Path, help="folder of another judge than the shipped one")
     parser.add_argument("--second-recognizer", type=Path, help="folder of another second recognizer")
@@ -52,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_options(options)
         arms = select_arms(options.arms)
         use_threads(options.threads)
+        device = use_device(options.device)
         make_folder(options.out, "--out ")
         result = evaluate(
             options.model,
@@ -63,11 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
             sampling=sampling,
             judge=options.judge,
             second=options.second_recognizer,
+            split=options.split,
+            device=device,
         )
         report = Report("Generation", f"{options.images_per_arm:,} pictures per arm.")
         criteria = add_sections(report, result.scores, result.context, result.jobs, result.pictures, result.arrays)
         content = to_json(result)
-        content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed}
+        content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed,
+                               "split": options.split}  # fmt: skip
         content["rules"] = RULES
         content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
         write_json(options.out / "results.json", content)

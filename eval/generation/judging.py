@@ -36,10 +36,16 @@ class Judges:
     second: SecondRecognizer
 
     def embedders(self) -> dict[str, tuple[Embed, int]]:
-        """Name → embedding of crops and the crops' size."""
+        """Name → embedding of crops, wherever they and the network lie, and the crops' size."""
         return {
-            "recognizer": (lambda crops: self.recognizer(crops).identity, self.recognizer.config.image_size),
-            "second recognizer": (self.second, self.second.config.image_size),
+            "recognizer": (
+                lambda crops: self.recognizer(crops.to(self.recognizer.device)).identity,
+                self.recognizer.config.image_size,
+            ),
+            "second recognizer": (
+                lambda crops: self.second(crops.to(self.second.device)),
+                self.second.config.image_size,
+            ),
         }
 
 
@@ -76,7 +82,7 @@ def embed_faces(embed: Embed, size: int, images: NDArray[np.uint8], faces: FaceP
     """Unit embeddings (N, D); zero rows where there is no face."""
     result = None
     for rows, crops in crop_batches(images, faces, size):
-        vectors = F.normalize(embed(crops).float(), dim=1).numpy()
+        vectors = F.normalize(embed(crops).float(), dim=1).cpu().numpy()
         if result is None:
             result = np.zeros((len(images), vectors.shape[1]), dtype=np.float32)
         result[rows] = vectors
@@ -115,12 +121,12 @@ def look(judge: Judge, images: NDArray[np.uint8], *, batch: int = 64) -> Sight:
     arrays: dict[str, list[NDArray]] = {"pose": [], "landmarks": [], "features": []}
     vocabularies = judge.config.vocabularies
     for start in range(0, len(images), batch):
-        seen = judge(to_unit(np.asarray(images[start : start + batch])))
+        seen = judge(to_unit(np.asarray(images[start : start + batch])).to(judge.device))
         for name, logits in seen.attributes.items():
             words = [vocabularies[name][index] for index in logits.argmax(dim=1).tolist()]
             values.setdefault(name, []).extend(words)
         for name, parts in arrays.items():
-            parts.append(getattr(seen, name).numpy())
+            parts.append(getattr(seen, name).cpu().numpy())
     return Sight(values=values, **{name: np.concatenate(parts) for name, parts in arrays.items()})
 
 

@@ -34,7 +34,7 @@ class GenerationResult:
 
 
 def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path | None) -> Judges:
-    """The shipped judges unless other folders are given; the recognizer is the pipeline's own.
+    """The shipped judges unless other folders are given, on the pipeline's device; the recognizer is its own.
 
     Raises CheckpointError naming the option whose folder does not hold such a network.
     """
@@ -45,9 +45,9 @@ def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path |
     if unknown:
         raise CheckpointError(f"--judge {judge} does not know {', '.join(unknown)}: give one trained on these too")
     return Judges(
-        judge=judging,
+        judge=judging.to(pipeline.device),
         recognizer=pipeline.joint_encoder.face_encoder,
-        second=load_model(SecondRecognizer, second, "--second-recognizer"),
+        second=load_model(SecondRecognizer, second, "--second-recognizer").to(pipeline.device),
     )
 
 
@@ -69,10 +69,11 @@ def evaluate(
     judge: Path | None = None,
     second: Path | None = None,
     split: str = "test",
+    device: torch.device | str = "cpu",
 ) -> GenerationResult:
     """Make and score `count` pictures per arm. An interrupted run goes on where it stopped."""
     sampling = sampling or SamplingConfig()
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model).to(device)
     for arm in arms:
         if (arm.identity_scale and pipeline.identity_channel is None) or (
             arm.shading_scale and pipeline.shading_channel is None

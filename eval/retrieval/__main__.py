@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from eval.arguments import check_least, check_seed
+from eval.arguments import check_least, check_seed, use_device
 from eval.faces import detected_faces, labelled_faces
 from eval.labels import labels_of
 from eval.report import Report, write_json
@@ -104,12 +104,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=2000, help="at most this many of each kind, spread evenly")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-detector", action="store_true", help="leave out the pass with detected faces")
+    parser.add_argument("--device", default="cpu", help="of the model, as cuda; faces are found on the CPU")
     options = parser.parse_args(arguments)
     try:
         check_least("--queries", options.queries)
         check_seed(options.seed)
+        device = use_device(options.device)
         make_folder(options.out, "--out ")
-        model = RetrievalModel.from_pretrained(options.model)
+        model = RetrievalModel.from_pretrained(options.model, device)
         test = load_arrays(options.data, "test")
         validation = load_arrays(options.data, "validation")
         results, found, facts = evaluate(

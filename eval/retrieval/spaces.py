@@ -29,15 +29,23 @@ class RetrievalModel:
     image_tower: ImageTower
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> "RetrievalModel":
-        """An export of stage 1. Raises CheckpointError when parts are missing or damaged."""
+    def from_pretrained(cls, directory: Path, device: torch.device | str = "cpu") -> "RetrievalModel":
+        """An export of stage 1, on a device; what the functions below compute comes back to the CPU.
+
+        Raises CheckpointError when parts are missing or damaged.
+        """
         for part in (directory, directory / "image_tower"):
             if not (part / "config.json").is_file():
                 raise CheckpointError(f"{part} has no config.json: give the export folder of `python -m train_encoder`")
         encoder = load_model(FaceCLIP, directory, "--model")
         if encoder.heads is None:
             raise CheckpointError(f"{directory} has no retrieval heads: train stage 1 with joint heads")
-        return cls(encoder=encoder, image_tower=load_model(ImageTower, directory / "image_tower", "--model"))
+        image_tower = load_model(ImageTower, directory / "image_tower", "--model")
+        return cls(encoder=encoder.to(device), image_tower=image_tower.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +77,18 @@ def encode_portraits(
     size = model.encoder.face_encoder.config.image_size
     tokens = identity = None
     for rows, crops in crop_batches(images, faces, size, batch=batch):
-        features = model.encoder.face_features(crops)
+        features = model.encoder.face_features(crops.to(model.device))
         if tokens is None:
             tokens = torch.zeros(len(images), *features.tokens.shape[1:], dtype=torch.float16)
             identity = torch.zeros(len(images), features.identity.shape[1])
-        tokens[rows], identity[rows] = features.tokens.half(), features.identity.float()
+        tokens[rows], identity[rows] = features.tokens.half().cpu(), features.identity.float().cpu()
     if tokens is None:
         raise CheckpointError("no face was found in any portrait: check the data, or give --no-detector")
     image = [
-        model.image_tower(to_unit(np.asarray(images[start : start + batch]))).embedding
+        model.image_tower(to_unit(np.asarray(images[start : start + batch])).to(model.device)).embedding.float().cpu()
         for start in range(0, len(images), batch)
     ]
-    return Portraits(tokens=tokens, identity=identity, image=torch.cat(image).float(), found=faces.found)
+    return Portraits(tokens=tokens, identity=identity, image=torch.cat(image), found=faces.found)
 
 
 @torch.no_grad()
@@ -90,7 +98,7 @@ def encode_text(model: RetrievalModel, texts: Sequence[str], *, batch: int = 128
     parts = []
     for start in range(0, len(unique), batch):
         tokens = used_tokens(tokenize(unique[start : start + batch].tolist()))
-        parts.append(model.encoder.g.text(tokens).embedding.float())
+        parts.append(model.encoder.g.text(tokens.to(model.device)).embedding.float().cpu())
     vectors = torch.cat(parts).numpy()[place]
     return Embeddings(vectors=vectors, present=np.array([bool(text.strip()) for text in texts]))
 
@@ -98,7 +106,8 @@ def encode_text(model: RetrievalModel, texts: Sequence[str], *, batch: int = 128
 @torch.no_grad()
 def joint_gallery(model: RetrievalModel, portraits: Portraits) -> Embeddings:
     """The joint embedding of portraits; a portrait without a detected face cannot be found."""
-    vectors = model.encoder.embed_gallery(portraits.identity, portraits.image).float().numpy()
+    identity, image = portraits.identity.to(model.device), portraits.image.to(model.device)
+    vectors = model.encoder.embed_gallery(identity, image).float().cpu().numpy()
     return Embeddings(vectors=vectors, present=portraits.found)
 
 
@@ -114,11 +123,13 @@ def joint_queries(
         rows = queries.face[start : start + batch]
         texts = list(queries.text[start : start + batch])
         if queries.kind == "text":
-            parts.append(model.encoder.embed(texts).joint.float())
+            parts.append(model.encoder.embed(texts).joint.float().cpu())
         else:
             features = portraits.features(rows)
-            features = FaceFeatures(tokens=features.tokens.float(), identity=features.identity)
-            parts.append(model.encoder.embed(texts, face_features=features).joint.float())
+            features = FaceFeatures(
+                tokens=features.tokens.to(model.device, torch.float32), identity=features.identity.to(model.device)
+            )
+            parts.append(model.encoder.embed(texts, face_features=features).joint.float().cpu())
         if progress is not None:
             progress(len(rows))
     present = np.ones(len(queries), dtype=bool)

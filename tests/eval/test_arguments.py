@@ -48,6 +48,8 @@ def refused(capsys, command, arguments: list[str], *words: str) -> None:
         ("--second-recognizer", "/nowhere"),
         ("--model", "/nowhere"),
         ("--arms", ","),
+        ("--device", "toaster"),
+        ("--device", "cuda:99"),
     ],
 )
 def test_generation(capsys, tmp_path, model, option, value):
@@ -57,7 +59,8 @@ def test_generation(capsys, tmp_path, model, option, value):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--queries", "0"), ("--queries", "-5"), ("--seed", "-1"), ("--model", "/nowhere")]
+    ("option", "value"),
+    [("--queries", "0"), ("--queries", "-5"), ("--seed", "-1"), ("--model", "/nowhere"), ("--device", "toaster")],
 )
 def test_retrieval(capsys, tmp_path, model, option, value):
     arguments = ["--model", str(model), "--data", str(tmp_path), "--out", str(tmp_path / "out")]

@@ -51,7 +51,7 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
 
     @cache
     def model() -> AutoencoderKL:
-        return load_frozen(AutoencoderKL, vae, "vae", VAE_REMEDY).to(_device())
+        return load_frozen(AutoencoderKL, vae, "vae", VAE_REMEDY).to(accelerator())
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
         means = encode_mean(model(), arrays.images[start:stop]).numpy()
@@ -63,8 +63,8 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
                                progress=advance)["latents"]  # fmt: skip
 
 
-def _device() -> torch.device:
-    """The accelerator of this process, of a launcher's ranks each its own."""
+def accelerator() -> torch.device:
+    """The CUDA device of this process, of a launcher's ranks each its own; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

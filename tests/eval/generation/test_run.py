@@ -62,6 +62,13 @@ def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):
     assert "seed differ" in capsys.readouterr().err
 
 
+def test_settings_can_be_chosen_on_other_people(finished, arguments, tiny_dataset, tmp_path):
+    words = [*arguments, "--arms", "text", "--split", "validation", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(words) == 0
+    run, test = (json.loads((out / "run.json").read_text()) for out in (tmp_path, finished))
+    assert run["data"] == load_arrays(tiny_dataset, "validation").content_hash != test["data"]
+
+
 def test_what_the_model_or_the_data_do_not_allow(finished, arguments, tiny_dataset, capsys):
     assert main([*arguments, "--out", str(finished), "--steps", "1001"]) == 2
     assert "--steps must be at most 1000" in capsys.readouterr().err
