@@ -48,7 +48,11 @@ class LossConfig:
     network also latent_attributes, of what the text names, and latent_features, the distance of its features to those
     of the true latents.
 
-    Raises ConfigError for a negative weight.
+    sampled_identity: the facial identity loss on pictures that the model makes from noise itself, see
+    `train_generator.sampled`: sampled_rows of a batch, with a sampler of sampled_steps steps that is left at a random
+    one of its timesteps up to sampled_below.
+
+    Raises ConfigError for a negative weight, and for a sampler without a step that qualifies.
     """
 
     min_snr_gamma: float = 0.0
@@ -60,11 +64,19 @@ class LossConfig:
     latent_identity: float = 0.0
     latent_attributes: float = 0.0
     latent_features: float = 0.0
+    sampled_identity: float = 0.0
+    sampled_rows: int = 2
+    sampled_steps: int = 6
+    sampled_below: int = 700
 
     def __post_init__(self) -> None:
-        for name in ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features"):
+        weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
+        for name in (*weights, "sampled_identity"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loss.{name}: must not be negative, got {getattr(self, name)}")
+        for name in ("sampled_rows", "sampled_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loss.{name}: must be at least 1, got {getattr(self, name)}")
 
     @property
     def reads_latents(self) -> bool:
@@ -115,3 +127,10 @@ class GeneratorConfig:
     validation_rows: int = 64
     sample_steps: int = 12
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if self.loss.sampled_identity and not self.adapter.shading:
+            raise ConfigError(
+                "loss.sampled_identity: where the face is in a sampled picture is known only with the shading channel; "
+                "set it to 0 or adapter.shading=true"
+            )

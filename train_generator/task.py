@@ -40,6 +40,7 @@ from makeup_plugin.shading import shading_channel_from_unet
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import AdapterConfig, GeneratorConfig
 from train_generator.features import ReferenceFeatures
+from train_generator.sampled import sampled_estimate, sampler_stops
 from train_generator.source import GenerationSource
 
 GRID_GUIDANCE = 3.0  # of the sample grids
@@ -95,6 +96,7 @@ class GeneratorTask:
                     checkpoint_gradients(part)
         self.alphas = pipeline.scheduler.alphas_cumprod.float()
         self.prediction = pipeline.scheduler.config.prediction_type
+        self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
         self.attributes = tuple(latent_recognizer.attributes) if latent_recognizer is not None else ()
         self.validation_source = GenerationSource(
@@ -139,7 +141,11 @@ class GeneratorTask:
         clean = batch["latents"]
         noise = torch.randn(clean.shape, generator=context.generator, device=clean.device)
         steps = torch.randint(len(self.alphas), (len(clean),), generator=context.generator, device=clean.device)
-        return self._loss(batch, clean, noise, steps, context.generator)
+        total, parts = self._loss(batch, clean, noise, steps, context.generator)
+        if not self.config.loss.sampled_identity:
+            return total, parts
+        sampled = self._sampled_loss(batch, context.generator)
+        return total + self.config.loss.sampled_identity * sampled, parts | {"loss_sampled_identity": sampled.detach()}
 
     def _loss(
         self, batch: dict[str, Tensor], clean: Tensor, noise: Tensor, steps: Tensor, generator: torch.Generator
@@ -204,22 +210,40 @@ class GeneratorTask:
         rows = rows[keep[rows]]
         if len(rows) == 0:
             return prediction.sum() * 0.0
-        recognizer = self.pipeline.joint_encoder.face_encoder
         total = prediction.new_zeros(())
         for part in rows.split(self.config.trainer.batch_size):
             clean = estimate_clean(
                 prediction[part].float(), noisy[part], alphas, steps[part], prediction_type=self.prediction
             )
-            distance = identity_loss(
-                decode_latents(self.pipeline.vae, clean),
-                batch["landmarks"][part],
-                batch["target_identity"][part],
-                lambda crops: recognizer(crops).identity,
-                torch.ones(len(part), dtype=torch.bool),
-                crop_size=recognizer.config.image_size,
-            )
-            total = total + distance * (len(part) / len(rows))
+            total = total + self._face_distance(clean, batch, part) * (len(part) / len(rows))
         return total
+
+    def _face_distance(self, latents: Tensor, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """1 − cosine between the person of some rows of the batch and the face in their latents, which is cut where
+        the target has it."""
+        recognizer = self.pipeline.joint_encoder.face_encoder
+        return identity_loss(
+            decode_latents(self.pipeline.vae, latents),
+            batch["landmarks"][rows],
+            batch["target_identity"][rows],
+            lambda crops: recognizer(crops).identity,
+            torch.ones(len(rows), dtype=torch.bool),
+            crop_size=recognizer.config.image_size,
+        )
+
+    def _sampled_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """1 − cosine to the person in pictures that the model makes itself, on samples that know person and pose."""
+        config, device = self.config.loss, batch["latents"].device
+        noise = torch.randn((config.sampled_rows, *batch["latents"].shape[1:]), generator=generator, device=device)
+        draw = int(torch.randint(len(self.stops), (1,), generator=generator, device=device))
+        rows = (batch["keep_shading"] & self._knows_person(batch)).nonzero().flatten()[: config.sampled_rows]
+        if len(rows) == 0:
+            return batch["latents"].sum() * 0.0
+        part = {name: value[rows] for name, value in batch.items()}
+        estimate = sampled_estimate(
+            self.pipeline, self.conditions(part), noise[: len(rows)], steps=config.sampled_steps, stop=self.stops[draw]
+        )
+        return self._face_distance(estimate, batch, rows)
 
     def _latent_losses(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor,

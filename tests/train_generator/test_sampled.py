@@ -1,0 +1,107 @@
+"""The identity loss on pictures that the model makes itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from faceclip.errors import ConfigError
+from faceclip.runtime import parse_config
+from faceclip.runtime.sampler import fetch
+from makeup_plugin.sampling import denoise
+from tests.train_generator.test_stage2 import arguments  # noqa: F401  (fixture)
+from train_generator.config import PRESETS, GeneratorConfig, LossConfig
+from train_generator.features import reference_features
+from train_generator.loading import build_pipeline
+from train_generator.sampled import sampled_estimate, sampler_stops
+from train_generator.task import GeneratorTask, add_adapter
+
+LATENTS_OFF = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0"]
+
+
+@pytest.fixture
+def task(arguments, tmp_path) -> GeneratorTask:  # noqa: F811
+    words = [*arguments, *LATENTS_OFF, f"out={tmp_path}", "loss.sampled_identity=0.5", "loss.sampled_steps=4"]
+    config = parse_config(GeneratorConfig, words, presets=PRESETS)
+    pipeline = build_pipeline(config)
+    torch.manual_seed(3)
+    add_adapter(pipeline, config.adapter)
+    with torch.no_grad():  # fresh LoRA adds nothing, and its first factor would have no gradient
+        for name, parameter in pipeline.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
+                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
+                                  cache=Path(config.cache))  # fmt: skip
+    return GeneratorTask(pipeline, config, features)
+
+
+@pytest.fixture
+def batch(task) -> dict[str, torch.Tensor]:
+    batch = fetch(task.validation_source, [(row, 0) for row in range(3)], 0)
+    for name in ("keep_face", "keep_identity", "keep_shading"):
+        batch[name] = torch.ones(3, dtype=torch.bool)
+    return batch
+
+
+def test_stops_by_hand():
+    # Leading timesteps of four steps of 1,000: 750, 500, 250, 0; trailing ones: 999, 749, 499, 249.
+    leading = DDIMScheduler(timestep_spacing="leading")
+    assert sampler_stops(leading, LossConfig(sampled_steps=4, sampled_below=500)) == [1, 2, 3]
+    trailing = DDIMScheduler(timestep_spacing="trailing")
+    assert sampler_stops(trailing, LossConfig(sampled_steps=4, sampled_below=498)) == [3]
+    with pytest.raises(ConfigError, match=r"sampled_below=200.*249"):
+        sampler_stops(trailing, LossConfig(sampled_steps=4, sampled_below=200))
+
+
+def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
+    """DDIM's last step, to no noise, is the estimate of the clean picture."""
+    pipeline, given = task.pipeline, task.conditions(batch)
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True,
+        rescale_betas_zero_snr=True,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline._guidance_scale = 1.0
+    noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        drawn = denoise(pipeline, noise, given, steps=4, shading_scale=1.0)
+        torch.testing.assert_close(sampled_estimate(pipeline, given, noise, steps=4, stop=3), drawn)
+        assert not torch.allclose(sampled_estimate(pipeline, given, noise, steps=4, stop=2), drawn, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_everything_that_is_trained_gets_a_gradient(task, batch, precision):
+    """In bf16 too: casts that autocast remembers from the passes without a gradient would cut it off."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = task._sampled_loss(batch, torch.Generator().manual_seed(0))
+    assert 0 < loss < 2
+    loss.backward()
+    parts = ("unet", "identity_channel", "shading_channel")
+    trained = {f"{part}.{name}": parameter for part in parts
+               for name, parameter in getattr(task.pipeline, part).named_parameters() if parameter.requires_grad}
+    still = {name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()}
+    # Zero convolutions let nothing through to the rest of a fresh shading channel.
+    assert not {name for name in still if not name.startswith("shading_channel.")}, still
+    assert "shading_channel.controlnet_mid_block.weight" not in still
+    assert all(parameter.grad is None for parameter in task.pipeline.vae.parameters())
+
+
+def test_only_samples_that_know_person_and_pose_count(task, batch):
+    draw = torch.Generator
+    batch["keep_shading"] = torch.tensor([False, True, True])
+    batch["keep_face"] = batch["keep_identity"] = torch.tensor([True, True, False])
+    loss = task._sampled_loss(batch, draw().manual_seed(0))
+    alone = {name: value[1:2] for name, value in batch.items()}
+    torch.testing.assert_close(loss, task._sampled_loss(alone, draw().manual_seed(0)))
+    other = dict(batch, target_identity=batch["target_identity"] * torch.tensor([[-1.0], [1.0], [-1.0]]))
+    torch.testing.assert_close(loss, task._sampled_loss(other, draw().manual_seed(0)))
+    batch["keep_shading"][:] = False
+    assert task._sampled_loss(batch, draw().manual_seed(0)) == 0
+
+
+def test_the_loss_needs_the_shading_channel(arguments, tmp_path):  # noqa: F811
+    words = [*arguments, f"out={tmp_path}", "loss.sampled_identity=0.5", "adapter.shading=false"]
+    with pytest.raises(ConfigError, match=r"loss\.sampled_identity.*adapter\.shading"):
+        parse_config(GeneratorConfig, words, presets=PRESETS)

@@ -1,0 +1,51 @@
+"""Pictures that the model makes itself, for a loss on whose face they show.
+
+In a noised training picture the person is still to be seen at low noise, and at high noise the estimate of the clean
+picture is too smooth to tell people apart: the identity loss there teaches the conditions little. Here the model
+samples from noise, without gradient, and only its last look has one (ReFL, Xu et al. 2023, arXiv:2304.05977, section 4;
+PuLID, Guo et al. 2024, arXiv:2404.16022, section 3.2, has its identity loss on four-step samples).
+"""
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.conditioning import Conditions, predict
+from makeup_plugin.losses import estimate_clean
+from train_generator.config import LossConfig
+
+
+def sampler_stops(scheduler: DDIMScheduler, config: LossConfig) -> list[int]:
+    """Positions of the sampler's timesteps that are at most `sampled_below`.
+
+    Raises ConfigError when there is none.
+    """
+    scheduler.set_timesteps(config.sampled_steps)
+    stops = [position for position, time in enumerate(scheduler.timesteps.tolist()) if time <= config.sampled_below]
+    if not stops:
+        raise ConfigError(
+            f"loss.sampled_below={config.sampled_below}: the sampler's timesteps are {scheduler.timesteps.tolist()}; "
+            "give at least the last of them, or more loss.sampled_steps"
+        )
+    return stops
+
+
+def sampled_estimate(
+    pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, steps: int, stop: int
+) -> Tensor:
+    """Clean latents (B, C, h, w) estimated at position `stop` of a DDIM sampler of `steps` steps from noise (B, C, h,
+    w), without guidance; only this last estimate has a gradient."""
+    channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
+    scheduler, latents = pipeline.scheduler, noise
+    scheduler.set_timesteps(steps, device=noise.device)
+    with torch.no_grad():
+        for time in scheduler.timesteps[:stop]:
+            prediction = predict(pipeline.unet, latents, time, conditions, **channels)
+            latents = scheduler.step(prediction.float(), time, latents, return_dict=False)[0]
+    times = scheduler.timesteps[stop].expand(len(latents))
+    prediction = predict(pipeline.unet, latents, times, conditions, **channels)
+    return estimate_clean(
+        prediction.float(), latents, scheduler.alphas_cumprod, times, prediction_type=scheduler.config.prediction_type
+    )
