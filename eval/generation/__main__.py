@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             split=options.split,
             device=device,
         )
-        report = Report("Generation", f"{options.images_per_arm:,} pictures per arm.")
+        report = Report("Generation", f"{options.images_per_arm:,} pictures per arm of {options.split} people.")
         criteria = add_sections(report, result.scores, result.context, result.jobs, result.pictures, result.arrays)
         content = to_json(result)
         content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed,

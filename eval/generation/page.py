@@ -16,13 +16,13 @@ RULES = (
     "Every arm draws the same people with the same words and the same noise. Identity is the cosine between the "
     "generated and the reference face, by the recognizer that conditions the generator and by a second one of "
     "other architecture and seed that no training ever saw. A face that the detector does not find counts as "
-    "similarity 0 and as not recognized. Recognized: among the frontal portraits of all test identities the "
+    "similarity 0 and as not recognized. Recognized: among the frontal portraits of all identities of the split the "
     "reference person's is the nearest, ties counted against. Pose error: mean of yaw, pitch and roll between the "
     "judge's estimate and the reference's true pose; the judge is another network than the one that fits the "
     "shading map. Prompt accuracy: share of the named hair colors, glasses, hats, beards and expressions that the "
     "judge sees. Intervals are 95 %, from 2,000 resamples of whole identities. Fréchet distance: computed as FID, "
-    "between the pictures and all test portraits, by the judge's features instead of Inception's; it falls with the "
-    "number of pictures and has no interval. The real portraits are among those that they are compared with."
+    "between the pictures and all portraits of the split, by the judge's features instead of Inception's; it falls "
+    "with the number of pictures and has no interval. The real portraits are among those that they are compared with."
 )
 MAIN = (
     "similarity, recognizer",
@@ -52,7 +52,7 @@ def add_sections(
     report.section("Generation")
     report.text(RULES)
     report.text(
-        f"{len(jobs):,} pictures per arm of {len({int(i) for i in next(iter(scores.values())).identity})} test "
+        f"{len(jobs):,} pictures per arm of {len({int(i) for i in next(iter(scores.values())).identity})} "
         "identities. A model trained on renders alone: figures say nothing about photographs."
     )
     _picture_grid(report, jobs, pictures, arrays, examples)
@@ -132,7 +132,7 @@ def _picture_grid(
         row_labels=[jobs[number].prompt for number in rows],
         column_labels=["reference", "its true shading", *pictures],
         pixels=112,
-        caption="Test identities with prompts written for other people; the first pictures of the plan, not chosen.",
+        caption="Prompts were written for other people; the first pictures of the plan, not chosen.",
     )
 
 
