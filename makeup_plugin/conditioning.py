@@ -62,6 +62,10 @@ class Conditions:
         """Each sample `times` times in a row."""
         return replace(self, **{name: x.repeat_interleave(times, dim=0) for name, x in self.tensors().items()})
 
+    def take(self, rows: Tensor) -> Conditions:
+        """The samples at `rows`, indices (N,)."""
+        return replace(self, **{name: x[rows] for name, x in self.tensors().items()})
+
     def drop_identity(self, mask: Tensor) -> Conditions:
         """Zero inputs of the identity channel where mask (B,) is true."""
         if self.identity is None or self.image_tokens is None:

@@ -141,26 +141,29 @@ class GeneratorTask:
         clean = batch["latents"]
         noise = torch.randn(clean.shape, generator=context.generator, device=clean.device)
         steps = torch.randint(len(self.alphas), (len(clean),), generator=context.generator, device=clean.device)
-        total, parts = self._loss(batch, clean, noise, steps, context.generator)
+        conditions = self.conditions(batch)
+        total, parts = self._loss(batch, conditions, noise, steps, context.generator)
         if not self.config.loss.sampled_identity:
             return total, parts
-        sampled = self._sampled_loss(batch, context.generator)
+        sampled = self._sampled_loss(batch, conditions, context.generator)
         return total + self.config.loss.sampled_identity * sampled, parts | {"loss_sampled_identity": sampled.detach()}
 
     def _loss(
-        self, batch: dict[str, Tensor], clean: Tensor, noise: Tensor, steps: Tensor, generator: torch.Generator
+        self, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, steps: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        noisy = self._noisy(clean, noise, steps)
-        prediction, alignment = self._predict(batch, noisy, steps)
+        noisy = self._noisy(batch["latents"], noise, steps)
+        prediction, alignment = self._predict(batch, conditions, noisy, steps)
         return self._total(batch, prediction, alignment, noise, noisy, steps, generator)
 
     def _noisy(self, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
         signal = self.alphas.to(clean.device)[steps].view(-1, 1, 1, 1)
         return signal.sqrt() * clean + (1 - signal).sqrt() * noise
 
-    def _predict(self, batch: dict[str, Tensor], noisy: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(
+        self, batch: dict[str, Tensor], conditions: Conditions, noisy: Tensor, steps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The UNet's prediction, and the alignment loss of its attention."""
-        pipeline, conditions = self.pipeline, self.conditions(batch)
+        pipeline = self.pipeline
         channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
         if not self.layers:
             return predict(pipeline.unet, noisy, steps, conditions, **channels), noisy.new_zeros(())
@@ -231,19 +234,36 @@ class GeneratorTask:
             crop_size=recognizer.config.image_size,
         )
 
-    def _sampled_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def _sampled_loss(self, batch: dict[str, Tensor], conditions: Conditions, generator: torch.Generator) -> Tensor:
         """1 − cosine to the person in pictures that the model makes itself, on samples that know person and pose."""
-        config, device = self.config.loss, batch["latents"].device
-        noise = torch.randn((config.sampled_rows, *batch["latents"].shape[1:]), generator=generator, device=device)
+        count, device = self.config.loss.sampled_rows, batch["latents"].device
+        noise = torch.randn((count, *batch["latents"].shape[1:]), generator=generator, device=device)
         draw = int(torch.randint(len(self.stops), (1,), generator=generator, device=device))
-        rows = (batch["keep_shading"] & self._knows_person(batch)).nonzero().flatten()[: config.sampled_rows]
+        rows = self._knows_person_and_pose(batch)[:count]
         if len(rows) == 0:
             return batch["latents"].sum() * 0.0
-        part = {name: value[rows] for name, value in batch.items()}
-        estimate = sampled_estimate(
-            self.pipeline, self.conditions(part), noise[: len(rows)], steps=config.sampled_steps, stop=self.stops[draw]
-        )
+        return self._sampled_distance(batch, conditions.take(rows), rows, noise[: len(rows)], self.stops[draw])
+
+    def _sampled_distance(
+        self, batch: dict[str, Tensor], conditions: Conditions, rows: Tensor, noise: Tensor, stop: int
+    ) -> Tensor:
+        steps = self.config.loss.sampled_steps
+        estimate = sampled_estimate(self.pipeline, conditions, noise, steps=steps, stop=stop)
         return self._face_distance(estimate, batch, rows)
+
+    def _knows_person_and_pose(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["keep_shading"] & self._knows_person(batch)).nonzero().flatten()
+
+    def _sampled_validation(self, batch: dict[str, Tensor], generator: torch.Generator) -> float:
+        """`_sampled_loss` of finished pictures, on all samples that count, by parts as large as a batch."""
+        latents = batch["latents"]
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        told, total = self._knows_person_and_pose(batch), 0.0
+        for rows in told.split(self.config.trainer.batch_size):
+            conditions = self.conditions({name: value[rows] for name, value in batch.items()})
+            distance = self._sampled_distance(batch, conditions, rows, noise[rows], self.stops[-1])
+            total += float(distance) * len(rows) / len(told)
+        return total
 
     def _latent_losses(
         self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor,
@@ -284,14 +304,18 @@ class GeneratorTask:
         found, aligned, phrases = [], 0.0, 0
         for rows in torch.arange(len(steps), device=device).split(self.config.trainer.batch_size):
             part = {name: value[rows] for name, value in batch.items()}
-            prediction, alignment = self._predict(part, noisy[rows], steps[rows])
+            prediction, alignment = self._predict(part, self.conditions(part), noisy[rows], steps[rows])
             count = int(self._aligned_phrases(part))
             found.append(prediction)
             aligned, phrases = aligned + alignment * count, phrases + count
         alignment = aligned / max(phrases, 1)
         total, parts = self._total(batch, torch.cat(found), alignment, noise, noisy, steps, generator)
+        figures = {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
+        if self.config.loss.sampled_identity:
+            figures["loss_sampled_identity"] = self._sampled_validation(batch, generator)
+            figures["loss"] += self.config.loss.sampled_identity * figures["loss_sampled_identity"]
         self._sample_grid(batch, Path(self.config.out) / "samples" / f"{step:06d}.png")
-        return {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
+        return figures
 
     def _aligned_phrases(self, batch: dict[str, Tensor]) -> Tensor:
         """How many phrases the alignment loss of a batch is the mean of: those with words, whose region is seen on the

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arms", default=",".join(ARMS), help=f"comma-separated, of {', '.join(ARMS)}")
     parser.add_argument("--steps", type=int, default=SamplingConfig.steps)
     parser.add_argument("--guidance", type=float, default=SamplingConfig.guidance)
+    parser.add_argument("--guide-shading", action="store_true", help="guidance strengthens the shading channel too")
     parser.add_argument("--batch", type=int, default=SamplingConfig.batch)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast: faster, pictures differ by rounding")
     parser.add_argument("--seed", type=int, default=0)
@@ -50,7 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--judge", type=Path, help="folder of another judge than the shipped one")
     parser.add_argument("--second-recognizer", type=Path, help="folder of another second recognizer")
     options = parser.parse_args(arguments)
-    sampling = SamplingConfig(steps=options.steps, guidance=options.guidance, batch=options.batch, bf16=options.bf16)
+    sampling = SamplingConfig(
+        steps=options.steps,
+        guidance=options.guidance,
+        guide_shading=options.guide_shading,
+        batch=options.batch,
+        bf16=options.bf16,
+    )
     try:
         check_options(options)
         arms = select_arms(options.arms)

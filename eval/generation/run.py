@@ -95,6 +95,7 @@ def evaluate(
         "count": count,
         "steps": sampling.steps,
         "guidance": sampling.guidance,
+        "guide_shading": sampling.guide_shading,
         "bf16": sampling.bf16,
     }
     claim_folder(out, settings)

@@ -22,13 +22,15 @@ from makeup_plugin.provenance import save_image
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Steps and guidance of every arm, how many pictures are made at once, and whether in bf16 autocast.
+    """Steps and guidance of every arm, whether guidance strengthens the shading channel too (the pipeline's
+    `guide_shading`), how many pictures are made at once, and whether in bf16 autocast.
 
     bf16 is two to three times faster on a CPU; its pictures differ from fp32's by rounding.
     """
 
     steps: int = 20
     guidance: float = 3.0
+    guide_shading: bool = False
     batch: int = 16
     bf16: bool = False
 
@@ -77,6 +79,7 @@ def generate_arm(
                 shading_scale=arm.shading_scale,
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance,
+                guide_shading=config.guide_shading,
                 generator=[torch.Generator().manual_seed(job.seed) for job in part],
                 **options,
             )

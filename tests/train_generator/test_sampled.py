@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -75,7 +76,7 @@ def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
 def test_everything_that_is_trained_gets_a_gradient(task, batch, precision):
     """In bf16 too: casts that autocast remembers from the passes without a gradient would cut it off."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss = task._sampled_loss(batch, torch.Generator().manual_seed(0))
+        loss = task._sampled_loss(batch, task.conditions(batch), torch.Generator().manual_seed(0))
     assert 0 < loss < 2
     loss.backward()
     parts = ("unet", "identity_channel", "shading_channel")
@@ -92,13 +93,32 @@ def test_only_samples_that_know_person_and_pose_count(task, batch):
     draw = torch.Generator
     batch["keep_shading"] = torch.tensor([False, True, True])
     batch["keep_face"] = batch["keep_identity"] = torch.tensor([True, True, False])
-    loss = task._sampled_loss(batch, draw().manual_seed(0))
+    loss = task._sampled_loss(batch, task.conditions(batch), draw().manual_seed(0))
     alone = {name: value[1:2] for name, value in batch.items()}
-    torch.testing.assert_close(loss, task._sampled_loss(alone, draw().manual_seed(0)))
+    torch.testing.assert_close(loss, task._sampled_loss(alone, task.conditions(alone), draw().manual_seed(0)))
     other = dict(batch, target_identity=batch["target_identity"] * torch.tensor([[-1.0], [1.0], [-1.0]]))
-    torch.testing.assert_close(loss, task._sampled_loss(other, draw().manual_seed(0)))
+    torch.testing.assert_close(loss, task._sampled_loss(other, task.conditions(other), draw().manual_seed(0)))
     batch["keep_shading"][:] = False
-    assert task._sampled_loss(batch, draw().manual_seed(0)) == 0
+    assert task._sampled_loss(batch, task.conditions(batch), draw().manual_seed(0)) == 0
+
+
+def test_validation_shows_finished_pictures_of_all_that_count(task):
+    task.modules.eval()
+    figures = task.validate(0)
+    generator = torch.Generator().manual_seed(5)
+    rows = np.random.default_rng(5).permutation(len(task.validation_source))[: task.config.validation_rows]
+    batch = fetch(task.validation_source, [(int(row), 0) for row in rows], 5)
+    told = (batch["keep_shading"] & (batch["keep_face"] | batch["keep_identity"])).nonzero().flatten()
+    assert len(told) > 0
+    torch.randn(batch["latents"].shape, generator=generator)  # what the other terms draw
+    noise = torch.randn(batch["latents"].shape, generator=generator)
+    with torch.no_grad():
+        estimate = sampled_estimate(task.pipeline, task.conditions(batch).take(told), noise[told], steps=4, stop=3)
+        expected = task._face_distance(estimate, batch, told)
+    assert figures["loss_sampled_identity"] == pytest.approx(float(expected), rel=1e-4)
+    rest = {name: value for name, value in figures.items() if name.startswith("loss_")}
+    weights = {name: getattr(task.config.loss, name.removeprefix("loss_"), 1.0) for name in rest}  # noise: 1
+    assert figures["loss"] == pytest.approx(sum(weights[name] * rest[name] for name in rest), rel=1e-5)
 
 
 def test_the_loss_needs_the_shading_channel(arguments, tmp_path):  # noqa: F811
