@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="runs/demo/generator/export", help="folder of a trained pipeline")
     parser.add_argument("--out", type=Path, default=Path("runs/photos.png"))
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
     pipeline = FaceMakeUpPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
@@ -41,6 +41,7 @@ def main() -> None:
                 landmarks=found.face.landmarks,
                 num_inference_steps=arguments.steps,
                 guidance_scale=2.0,
+                guide_shading=True,
                 generator=torch.manual_seed(0),
             )
             rows.append([Image.fromarray(found.crop), output.shading_maps[0], output.images[0]])

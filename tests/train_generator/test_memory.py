@@ -151,7 +151,7 @@ def test_interrupted_latents_go_on(tiny_dataset, tmp_path, monkeypatch, encoded)
 
 
 def test_validation_in_parts_gives_the_figures_of_one_batch(parts, tmp_path):
-    words = [f"out={tmp_path}", "validation_rows=12", "loss.identity_rows=7"]
+    words = [f"out={tmp_path}", "validation_rows=12", "loss.identity=0.2", "loss.identity_rows=7"]
     seen = []
     figures = {}
     for size in (12, 5):
@@ -160,7 +160,8 @@ def test_validation_in_parts_gives_the_figures_of_one_batch(parts, tmp_path):
         hook = task.pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
         figures[size] = task.validate(size)
         hook.remove()
-    assert seen == [12, 16, 5, 5, 2, 10, 6]  # guidance doubles the eight of the grid
+    # Nine samples count for the six-step samples; guidance doubles the eight of the grid.
+    assert seen == [12, *[9] * 6, 16, 5, 5, 2, *[5] * 6, *[4] * 6, 10, 6]
     assert figures[5].keys() == figures[12].keys()
     assert min(figures[12].values()) > 0
     for name, value in figures[12].items():
@@ -171,7 +172,8 @@ def test_validation_in_parts_gives_the_figures_of_one_batch(parts, tmp_path):
 
 def test_validation_equals_the_loss_of_the_batch(parts, tmp_path):
     """Figures of runs before and after validation went by parts can be compared."""
-    task = task_of(parts, f"out={tmp_path}", "validation_rows=12", "trainer.batch_size=5")
+    words = ["validation_rows=12", "trainer.batch_size=5", "loss.identity=0.2", "loss.sampled_identity=0"]
+    task = task_of(parts, f"out={tmp_path}", *words)
     task.modules.eval()
     rows = np.random.default_rng(5).permutation(len(task.validation_source))[:12]
     batch = fetch(task.validation_source, [(int(row), 0) for row in rows], 5)

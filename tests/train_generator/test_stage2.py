@@ -227,7 +227,8 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
 
 @pytest.mark.parametrize("channel", [True, False])
 def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, tmp_path, channel):
-    words = [*arguments, f"out={tmp_path}", "adapter.shading=false", f"adapter.identity.enabled={channel}".lower()]
+    words = [*arguments, f"out={tmp_path}", "adapter.shading=false", "loss.sampled_identity=0",
+             f"adapter.identity.enabled={channel}".lower()]  # fmt: skip
     config = parse_config(GeneratorConfig, words, presets=PRESETS)
     pipeline = build_pipeline(config)
     add_adapter(pipeline, config.adapter)
