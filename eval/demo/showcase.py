@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from eval.demo.curves import add_curves
 from eval.demo.records import read_times
 from eval.demo.stages import GUIDANCE, SAMPLER_STEPS
 from eval.generation.sampling import load_pipeline
 from eval.report import Report
+from eval.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, FaceClipError
 
@@ -62,35 +61,6 @@ def choose_references(arrays: FaceArrays) -> list[int]:
         good = [row for row in own if plain[row] and 10 <= yaw[row] <= 40]
         rows.append(int(good[0] if good else own[0]))
     return rows
-
-
-def save_sheet(
-    path: Path, grid: list[list[NDArray[np.uint8] | None]], headers: list[str], *, pixels: int = 128
-) -> None:
-    """The grid as one PNG with a line of headers, for the README."""
-    gap, top = 6, 60
-    width = len(headers) * (pixels + gap) + gap
-    sheet = Image.new("RGB", (width, top + len(grid) * (pixels + gap) + gap), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, header in enumerate(headers):
-        pen.multiline_text((gap + column * (pixels + gap), 4), _wrap(header, 21), fill="#1d232b", font_size=11)
-    for line, row in enumerate(grid):
-        for column, picture in enumerate(row):
-            if picture is not None:
-                tile = Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS)
-                sheet.paste(tile, (gap + column * (pixels + gap), top + line * (pixels + gap)))
-    sheet.save(path)
-
-
-def _wrap(text: str, width: int) -> str:
-    lines, line = [], ""
-    for word in text.split():
-        if line and len(line) + len(word) + 1 > width:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    return "\n".join([*lines, line])
 
 
 def build_report(root: Path) -> Path:

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval.arguments import check_export, check_guidance, check_least, check_seed, use_device, use_threads
-from eval.generation.page import RULES, add_sections
+from eval.generation.page import RULES, add_sections, first_examples
 from eval.generation.plan import ARMS, select_arms
 from eval.generation.run import evaluate, to_json
 from eval.generation.sampling import SamplingConfig
 from eval.report import Report, write_json
+from eval.sheet import save_sheet
 from faceclip.errors import FaceClipError
 from faceclip.runtime.checkpoints import make_folder
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.generation", description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="pipeline folder (export of train_generator)")
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
-    parser.add_argument("--out", type=Path, required=True, help="receives images, results.json and report.html")
+    parser.add_argument("--out", type=Path, required=True, help="receives images, results, report.html, examples.png")
     parser.add_argument("--images-per-arm", type=int, default=500)
     parser.add_argument("--arms", default=",".join(ARMS), help=f"comma-separated, of {', '.join(ARMS)}")
     parser.add_argument("--steps", type=int, default=SamplingConfig.steps)
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.out / "results.json", content)
         path = report.write(options.out / "report.html")
         report.save_parts(options.out / "report.json")
+        shown = first_examples(result.jobs, result.pictures, result.arrays)
+        save_sheet(options.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts)
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """The generation report: figures per arm, comparisons, the criteria, and pictures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,6 @@ def add_sections(
     jobs: Sequence[Job],
     pictures: Mapping[str, NDArray[np.uint8]],
     arrays: FaceArrays,
-    *,
-    examples: int = 8,
 ) -> list[tuple[str, str, bool]]:
     """Everything about generation; returns the criteria with their outcome."""
     summaries = {name: summarize(value) for name, value in scores.items()}
@@ -55,7 +54,14 @@ def add_sections(
         f"{len(jobs):,} pictures per arm of {len({int(i) for i in next(iter(scores.values())).identity})} "
         "identities. A model trained on renders alone: figures say nothing about photographs."
     )
-    _picture_grid(report, jobs, pictures, arrays, examples)
+    shown = first_examples(jobs, pictures, arrays)
+    report.image_grid(
+        shown.grid,
+        row_labels=shown.prompts,
+        column_labels=shown.headers,
+        pixels=112,
+        caption="Prompts were written for other people; the first pictures of the plan, not chosen.",
+    )
     _main_table(report, summaries, real, {name: value.frechet for name, value in {**scores, **context}.items()})
     report.figure(_bars(summaries), "Identity similarity by both recognizers, with 95 % intervals.")
     _attribute_table(report, summaries, real)
@@ -104,21 +110,26 @@ def _bars(summaries: Mapping[str, Mapping[str, Estimate]]):
     return interval_bars(list(summaries), series, label="cosine to the reference")
 
 
-def _picture_grid(
-    report: Report,
-    jobs: Sequence[Job],
-    pictures: Mapping[str, NDArray[np.uint8]],
-    arrays: FaceArrays,
-    examples: int,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Rows of pictures: the prompt of each row, what each column shows, and the pictures (H, W, 3)."""
+
+    prompts: list[str]
+    headers: list[str]
+    grid: list[list[NDArray[np.uint8]]]
+
+
+def first_examples(
+    jobs: Sequence[Job], pictures: Mapping[str, NDArray[np.uint8]], arrays: FaceArrays, count: int = 8
+) -> Examples:
+    """The first picture of each of the first `count` people of the plan, by every arm, beside reference and true
+    shading map."""
     rows, seen = [], set()
     for number, job in enumerate(jobs):
         person = int(arrays.identity[job.reference])
-        if person not in seen:
+        if person not in seen and len(rows) < count:
             seen.add(person)
             rows.append(number)
-        if len(rows) == examples:
-            break
     grid = [
         [
             np.asarray(arrays.images[jobs[number].reference]),
@@ -127,13 +138,8 @@ def _picture_grid(
         ]
         for number in rows
     ]
-    report.image_grid(
-        grid,
-        row_labels=[jobs[number].prompt for number in rows],
-        column_labels=["reference", "its true shading", *pictures],
-        pixels=112,
-        caption="Prompts were written for other people; the first pictures of the plan, not chosen.",
-    )
+    prompts = [jobs[number].prompt for number in rows]
+    return Examples(prompts=prompts, headers=["reference", "its true shading", *pictures], grid=grid)
 
 
 def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool]]:

@@ -29,7 +29,7 @@ def finished(arguments, tmp_path_factory):
     return out
 
 
-def test_every_arm_is_made_and_scored(finished):
+def test_every_arm_is_made_and_scored(finished, tiny_dataset):
     text = (finished / "results.json").read_text()
     assert "NaN" not in text and "null" in text  # with five prompts some attribute is never named
     content = json.loads(text)
@@ -41,6 +41,9 @@ def test_every_arm_is_made_and_scored(finished):
     assert len(pictures) == 5 and Image.open(pictures[0]).size == (32, 32)
     assert read_provenance(pictures[0])["has_reference_face"] is True
     assert "data:image/png" in (finished / "report.html").read_text()
+    people = min(5, len(np.unique(load_arrays(tiny_dataset, "test").identity)))
+    tile = 128 + 6  # px, with the gap
+    assert Image.open(finished / "examples.png").size == (134 + 6 + 7 * tile, 60 + people * tile + 6)
 
 
 def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
