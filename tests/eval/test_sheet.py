@@ -1,0 +1,32 @@
+"""Sheets of pictures: where tiles, gaps and labels lie."""
+
+import numpy as np
+from PIL import Image
+
+from eval.sheet import GAP, TOP, save_sheet, wrap
+
+
+def test_tiles_stand_where_their_column_and_row_are(tmp_path):
+    red, blue = (np.full((4, 4, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))
+    save_sheet(tmp_path / "sheet.png", [[red, None], [None, blue]], ["a", "b"], pixels=32)
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.size == (GAP + 2 * (32 + GAP), TOP + 2 * (32 + GAP) + GAP)
+    middle = GAP + 16, TOP + 16
+    step = 32 + GAP
+    assert sheet.getpixel(middle) == (255, 0, 0)
+    assert sheet.getpixel((middle[0] + step, middle[1] + step)) == (0, 0, 255)
+    assert sheet.getpixel((middle[0] + step, middle[1])) == sheet.getpixel((middle[0], middle[1] + step)) == (255,) * 3
+
+
+def test_labels_of_rows_stand_before_the_first_tile(tmp_path):
+    red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    save_sheet(tmp_path / "sheet.png", [[red]], ["a"], row_labels=["some words"], pixels=64)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == (64 + 2 * GAP) + 64 + GAP
+    label = sheet[TOP : TOP + 64, GAP : GAP + 64]
+    assert (label != 255).any() and (sheet[TOP + 32, 64 + 2 * GAP + 32] == (255, 0, 0)).all()
+
+
+def test_lines_are_broken_between_words():
+    assert wrap("a smiling person with hair", 9) == "a smiling\nperson\nwith hair"
+    assert wrap("incomprehensible yes", 5) == "incomprehensible\nyes"
