@@ -2,8 +2,8 @@
 
 In a noised training picture the person is still to be seen at low noise, and at high noise the estimate of the clean
 picture is too smooth to tell people apart: the identity loss there teaches the conditions little. Here the model
-samples from noise, without gradient, and only its last look has one (ReFL, Xu et al. 2023, arXiv:2304.05977, section 4;
-PuLID, Guo et al. 2024, arXiv:2404.16022, section 3.2, has its identity loss on four-step samples).
+samples from noise, without gradient, and only its last look has one (reward feedback learning, Xu et al. 2023,
+arXiv:2304.05977; PuLID, Guo et al. 2024, arXiv:2404.16022, has its identity loss on four-step samples).
 """
 
 import torch
@@ -20,8 +20,12 @@ from train_generator.config import LossConfig
 def sampler_stops(scheduler: DDIMScheduler, config: LossConfig) -> list[int]:
     """Positions of the sampler's timesteps that are at most `sampled_below`.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError when there is none, and for more steps than the scheduler has.
     """
+    if config.sampled_steps > scheduler.config.num_train_timesteps:
+        raise ConfigError(
+            f"loss.sampled_steps={config.sampled_steps}: the scheduler has {scheduler.config.num_train_timesteps} steps"
+        )
     scheduler.set_timesteps(config.sampled_steps)
     stops = [position for position, time in enumerate(scheduler.timesteps.tolist()) if time <= config.sampled_below]
     if not stops:

@@ -54,6 +54,10 @@ def test_stops_by_hand():
     assert sampler_stops(trailing, LossConfig(sampled_steps=4, sampled_below=498)) == [3]
     with pytest.raises(ConfigError, match=r"sampled_below=200.*249"):
         sampler_stops(trailing, LossConfig(sampled_steps=4, sampled_below=200))
+    with pytest.raises(ConfigError, match=r"sampled_steps=1001.* 1000 steps"):
+        sampler_stops(trailing, LossConfig(sampled_steps=1001))
+    with pytest.raises(ConfigError, match=r"loss\.sampled_rows"):
+        LossConfig(sampled_rows=0)
 
 
 def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
