@@ -24,7 +24,7 @@ class DemoConfig:
     size: int = 128
     data_seed: int = 31
     encoder_steps: int = 300
-    generator_steps: int = 750
+    generator_steps: int = 600
     queries: int = 360
     images_per_arm: int = 24
 
@@ -104,7 +104,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
                 *python, "train_generator", f"data={data}", f"encoder={encoder / 'export'}", f"out={generator}",
                 f"trainer.steps={config.generator_steps}", f"trainer.validate_every={config.generator_steps}",
             ],
-            expected=340,
+            expected=290,
             progress=lambda: _trained(generator, config.generator_steps),
             outputs=(generator,),
         ),
