@@ -52,7 +52,7 @@ class LossConfig:
     `train_generator.sampled`: sampled_rows of a batch, with a sampler of sampled_steps steps that is left at a random
     one of its timesteps up to sampled_below.
 
-    Raises ConfigError for a negative weight, and for a sampler without a step that qualifies.
+    Raises ConfigError for a negative weight, and for less than one sampled row or step.
     """
 
     min_snr_gamma: float = 0.0

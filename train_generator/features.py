@@ -52,10 +52,12 @@ def reference_features(
     arrays = load_arrays(directory, split, size=size)
     large = load_arrays(directory, split)
     side = crop_size(encoder, image_tower)
+    towers = (encoder.face_encoder, image_tower)
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
         device = accelerator()
-        encoder.face_encoder.to(device), image_tower.to(device)
+        for tower in towers:
+            tower.to(device)
         faces = aligned_faces(large, range(start, stop), side).to(device)
         face, image = encoder.face_features(faces), image_tower(faces)
         return {"identity": face.identity.cpu().numpy(), "tokens": face.tokens.to(torch.float16).cpu().numpy(),
@@ -66,5 +68,6 @@ def reference_features(
         found = cached_features(cache, f"{split}-references", data_hash=large.content_hash, model_hash=model_hash,
                                 preprocessing=f"landmarks, {side} px", count=len(arrays), build=build,
                                 progress=advance)  # fmt: skip
-    encoder.face_encoder.to("cpu"), image_tower.to("cpu")
+    for tower in towers:
+        tower.to("cpu")
     return ReferenceFeatures(arrays=arrays, latents=cached_latents(vae, arrays), **found)

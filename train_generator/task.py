@@ -254,14 +254,15 @@ class GeneratorTask:
     def _knows_person_and_pose(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["keep_shading"] & self._knows_person(batch)).nonzero().flatten()
 
-    def _sampled_validation(self, batch: dict[str, Tensor], generator: torch.Generator) -> float:
+    def _sampled_validation(
+        self, batch: dict[str, Tensor], conditions: Conditions, generator: torch.Generator
+    ) -> float:
         """`_sampled_loss` of finished pictures, on all samples that count, by parts as large as a batch."""
         latents = batch["latents"]
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         told, total = self._knows_person_and_pose(batch), 0.0
         for rows in told.split(self.config.trainer.batch_size):
-            conditions = self.conditions({name: value[rows] for name, value in batch.items()})
-            distance = self._sampled_distance(batch, conditions, rows, noise[rows], self.stops[-1])
+            distance = self._sampled_distance(batch, conditions.take(rows), rows, noise[rows], self.stops[-1])
             total += float(distance) * len(rows) / len(told)
         return total
 
@@ -301,10 +302,11 @@ class GeneratorTask:
         noise = torch.randn(batch["latents"].shape, generator=generator, device=device)
         steps = torch.linspace(20, len(self.alphas) - 20, len(rows), device=device).long()
         noisy = self._noisy(batch["latents"], noise, steps)
-        found, aligned, phrases = [], 0.0, 0
+        given, found, aligned, phrases = [], [], 0.0, 0
         for rows in torch.arange(len(steps), device=device).split(self.config.trainer.batch_size):
             part = {name: value[rows] for name, value in batch.items()}
-            prediction, alignment = self._predict(part, self.conditions(part), noisy[rows], steps[rows])
+            given.append(self.conditions(part))
+            prediction, alignment = self._predict(part, given[-1], noisy[rows], steps[rows])
             count = int(self._aligned_phrases(part))
             found.append(prediction)
             aligned, phrases = aligned + alignment * count, phrases + count
@@ -312,7 +314,7 @@ class GeneratorTask:
         total, parts = self._total(batch, torch.cat(found), alignment, noise, noisy, steps, generator)
         figures = {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
         if self.config.loss.sampled_identity:
-            figures["loss_sampled_identity"] = self._sampled_validation(batch, generator)
+            figures["loss_sampled_identity"] = self._sampled_validation(batch, concatenate(given), generator)
             figures["loss"] += self.config.loss.sampled_identity * figures["loss_sampled_identity"]
         self._sample_grid(batch, Path(self.config.out) / "samples" / f"{step:06d}.png")
         return figures
