@@ -14,11 +14,12 @@ import torch
 
 from faceclip.errors import ConfigError, FaceClipError
 from faceclip.runtime import Result, Trainer, parse_config
+from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.loading import base_directory, build_pipeline, load_latent_recognizer
 from train_generator.source import GenerationSource
-from train_generator.task import GeneratorTask, add_adapter
+from train_generator.task import GeneratorTask
 
 
 def train(config: GeneratorConfig) -> Result:
@@ -38,7 +39,10 @@ def train(config: GeneratorConfig) -> Result:
                            encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder, cache=cache)
         for split in ("train", "validation")
     ]  # fmt: skip
-    add_adapter(pipeline, config.adapter)
+    if config.init:
+        continue_adapter(pipeline, config.adapter, Path(config.init))
+    else:
+        add_adapter(pipeline, config.adapter)
     reader = None
     if config.loss.reads_latents:
         reader = load_latent_recognizer(

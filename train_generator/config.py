@@ -106,9 +106,10 @@ class GeneratorConfig:
     """Stage 2. `data`: data set; `encoder`: stage-1 export; `base`: directory with vae, unet, scheduler (a name such as
     `tiny` is what the package ships); `fitter`: 3D fitter saved with the pipeline ("" leaves it out);
     `latent_recognizer`: export of `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and
-    this recognizer, read if a `loss.latent_…` is not 0; `gradient_checkpointing`: less memory for the UNet and the
-    shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter too: name another
-    where theirs ask for it."""
+    this recognizer, read if a `loss.latent_…` is not 0; `init`: an adapter to train further with a new optimizer, such
+    as an export of this command (an interrupted run goes on by itself); `gradient_checkpointing`: less memory for the
+    UNet and the shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter (and
+    what `init` began with) too: name another where theirs ask for it."""
 
     data: str = ""
     encoder: str = ""
@@ -116,6 +117,7 @@ class GeneratorConfig:
     fitter: str = "tiny/fitter"
     latent_recognizer: str = "tiny/latent_recognizer"
     licence: str = "Apache-2.0"  # that of the shipped base, encoder and fitter
+    init: str = ""
     out: str = "runs/generator"
     cache: str = ""
     size: int = 64  # pixels of the generated pictures

@@ -17,10 +17,8 @@ from faceclip.face_encoder import FaceFeatures
 from faceclip.runtime import StepContext
 from faceclip.runtime.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.adapters import LoraSettings, add_lora
 from makeup_plugin.attention import AttentionCapture, layers_at
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
-from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.latent_recognizer import LatentRecognizer, read_estimates
 from makeup_plugin.losses import (
     IGNORED,
@@ -36,42 +34,13 @@ from makeup_plugin.losses import (
     semantic_alignment_loss,
 )
 from makeup_plugin.sampling import denoise
-from makeup_plugin.shading import shading_channel_from_unet
 from train_generator.checkpointing import checkpoint_gradients
-from train_generator.config import AdapterConfig, GeneratorConfig
+from train_generator.config import GeneratorConfig
 from train_generator.features import ReferenceFeatures
 from train_generator.sampled import sampled_estimate, sampler_stops
 from train_generator.source import GenerationSource
 
 GRID_GUIDANCE = 3.0  # of the sample grids
-
-
-def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
-    """Puts fresh channels and LoRA on a base pipeline; everything else is frozen.
-
-    The shading channel copies the UNet before LoRA is inserted.
-    """
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            component.requires_grad_(False)
-    if config.identity.enabled:
-        identity = IdentityChannel.from_unet(
-            pipeline.unet,
-            identity_dim=pipeline.joint_encoder.face_encoder.config.embedding_dim,
-            image_dim=pipeline.image_encoder.config.width,
-            num_tokens=config.identity.num_tokens,
-            depth=config.identity.depth,
-            heads=config.identity.heads,
-            dim_head=config.identity.dim_head,
-        )
-        shading = None
-        if config.shading:
-            shading = shading_channel_from_unet(pipeline.unet, vae_scale_factor=pipeline.vae_scale_factor)
-            shading.requires_grad_(True)
-        identity.attach(pipeline.unet)
-        pipeline.register_modules(identity_channel=identity, shading_channel=shading)
-        identity.requires_grad_(True)
-    add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
 
 
 class GeneratorTask:

@@ -20,10 +20,11 @@ from faceclip.runtime.sampler import fetch
 from faceclip.text_tower import TextTower
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from tests.stages import save_base, save_towers
+from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import ReferenceFeatures, reference_features
 from train_generator.loading import build_pipeline
-from train_generator.task import GeneratorTask, add_adapter
+from train_generator.task import GeneratorTask
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.vae import batch_at, encode_mean
 

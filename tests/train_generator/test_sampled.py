@@ -12,11 +12,12 @@ from faceclip.runtime import parse_config
 from faceclip.runtime.sampler import fetch
 from makeup_plugin.sampling import denoise
 from tests.train_generator.test_stage2 import arguments  # noqa: F401  (fixture)
+from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig, LossConfig
 from train_generator.features import reference_features
 from train_generator.loading import build_pipeline
 from train_generator.sampled import sampled_estimate, sampler_stops
-from train_generator.task import GeneratorTask, add_adapter
+from train_generator.task import GeneratorTask
 
 LATENTS_OFF = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0"]
 

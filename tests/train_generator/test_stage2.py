@@ -24,11 +24,12 @@ from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
 from tests.stages import kill_after_checkpoint, run, same_weights, save_base, save_towers, start
 from train_generator.__main__ import main
+from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.loading import build_pipeline, load_latent_recognizer
 from train_generator.source import GenerationSource, _groups
-from train_generator.task import GeneratorTask, add_adapter
+from train_generator.task import GeneratorTask
 
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
@@ -130,6 +131,37 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     assert main([*words, f"latent_recognizer={tmp_path / 'reader'}"]) == 2
     assert "cannot resume exactly (latent_recognizer was " in capsys.readouterr().err
     assert main([*words, "trainer.steps=3"]) == 0, capsys.readouterr()
+
+
+def test_an_adapter_is_trained_further(arguments, tmp_path, capsys):
+    """It begins with the saved weights, trains as many as a fresh one, and is refused where it does not fit."""
+    first = [*arguments, f"out={tmp_path / 'first'}", "trainer.steps=2", "trainer.device=cpu"]
+    assert main(first) == 0, capsys.readouterr()
+    export = tmp_path / "first" / "export"
+    config = parse_config(GeneratorConfig, [*arguments, f"init={export}"], presets=PRESETS)
+    further, fresh = build_pipeline(config), build_pipeline(config)
+    continue_adapter(further, config.adapter, export)
+    add_adapter(fresh, config.adapter)
+    saved = FaceMakeUpPipeline.from_pretrained(export)
+    for part in ("unet", "identity_channel", "shading_channel"):
+        ours = {name: p for name, p in getattr(further, part).named_parameters() if p.requires_grad}
+        theirs = dict(getattr(saved, part).named_parameters())
+        assert ours.keys() == {name for name, p in getattr(fresh, part).named_parameters() if p.requires_grad}
+        assert ours and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert not any(p.requires_grad for p in further.joint_encoder.parameters())
+
+    second = [*arguments, f"out={tmp_path / 'second'}", f"init={export}", "trainer.steps=2", "trainer.device=cpu"]
+    assert main(second) == 0, capsys.readouterr()
+    assert not same_weights(export, tmp_path / "second" / "export")
+    for change, message in {
+        "adapter.lora_rank=3": "adapter.lora_rank=2 (configured: 3)",
+        "adapter.identity.depth=2": "adapter.identity.depth=1 (configured: 2)",
+        f"init={tmp_path}": "this is not an adapter directory",
+    }.items():
+        assert main([*second, f"out={tmp_path / 'refused'}", change]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*second, "init=''"]) == 2  # the finished run began with it
+    assert "init was " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""What stage 2 trains: fresh channels and LoRA on a base pipeline, or those of an earlier training."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from faceclip.errors import ConfigError
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.adapters import LoraSettings, add_lora, load_adapter, lora_parameters
+from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.shading import shading_channel_from_unet
+from train_generator.config import AdapterConfig
+
+
+def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
+    """Puts fresh channels and LoRA on a base pipeline; everything else is frozen.
+
+    The shading channel copies the UNet before LoRA is inserted.
+    """
+    _freeze(pipeline)
+    if config.identity.enabled:
+        identity = IdentityChannel.from_unet(
+            pipeline.unet,
+            identity_dim=pipeline.joint_encoder.face_encoder.config.embedding_dim,
+            image_dim=pipeline.image_encoder.config.width,
+            num_tokens=config.identity.num_tokens,
+            depth=config.identity.depth,
+            heads=config.identity.heads,
+            dim_head=config.identity.dim_head,
+        )
+        shading = None
+        if config.shading:
+            shading = shading_channel_from_unet(pipeline.unet, vae_scale_factor=pipeline.vae_scale_factor)
+            shading.requires_grad_(True)
+        identity.attach(pipeline.unet)
+        pipeline.register_modules(identity_channel=identity, shading_channel=shading)
+        identity.requires_grad_(True)
+    add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
+
+
+def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path) -> None:
+    """Puts a saved adapter (an export of stage 2, or what `save_adapter` wrote) on a base pipeline to train it further;
+    everything else is frozen.
+
+    Raises CheckpointError for a directory that is no adapter, damaged or of another base, and ConfigError, naming the
+    fields, for one of other sizes than `config` describes.
+    """
+    _freeze(pipeline)
+    saved = load_adapter(pipeline, directory)
+    found: dict[str, Any] = {
+        "lora_rank": saved["lora"] and saved["lora"]["rank"],
+        "identity.enabled": saved["identity_channel"],
+        "shading": saved["shading_channel"],
+    }
+    wanted: dict[str, Any] = {
+        "lora_rank": config.lora_rank, "identity.enabled": config.identity.enabled, "shading": config.shading
+    }  # fmt: skip
+    if found["identity.enabled"] and config.identity.enabled:
+        for name in ("num_tokens", "depth", "heads", "dim_head"):
+            found[f"identity.{name}"] = pipeline.identity_channel.config[name]
+            wanted[f"identity.{name}"] = getattr(config.identity, name)
+    if different := [name for name, value in wanted.items() if found[name] != value]:
+        fields = ", ".join(f"adapter.{name}={found[name]} (configured: {wanted[name]})" for name in different)
+        raise ConfigError(f"init={directory}: the adapter there has {fields}: set these fields as it has them")
+    for channel in (pipeline.identity_channel, pipeline.shading_channel):
+        if channel is not None:
+            channel.requires_grad_(True)
+    for parameter in lora_parameters(pipeline.unet):
+        parameter.requires_grad_(True)
+
+
+def _freeze(pipeline: FaceMakeUpPipeline) -> None:
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False)
