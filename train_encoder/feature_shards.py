@@ -7,7 +7,6 @@ the tower's hash and its preprocessing. Shard i is a function of source rows [iÂ
 that was killed go on with the same bytes.
 """
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.cache import module_hash
 from faceclip.data.digests import write_json
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, text_hash
 from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
@@ -33,11 +32,6 @@ from faceclip.text_tower import tokenize, tokenizer, used_tokens
 from train_encoder.towers_io import Towers
 
 KINDS = ("records", "faces", "images", "captions")
-
-
-def text_hash(text: str) -> int:
-    """64 bits of a text's SHA-256, signed."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 @contextmanager

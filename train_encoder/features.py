@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, locked_cache, module_hash
-from faceclip.data.mapping import DataConfig
+from faceclip.data.mapping import DataConfig, kept_for_validation, text_hash
 from faceclip.data.records import Caption
 from faceclip.data.shards import ShardedArray
 from faceclip.data.sources import find_layout
@@ -26,7 +26,7 @@ from faceclip.runtime import parse_config
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, used_tokens
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.feature_shards import FeatureBuilder, text_hash, towers_on
+from train_encoder.feature_shards import FeatureBuilder, towers_on
 from train_encoder.towers_io import Towers, load_towers
 
 Rows = NDArray | ShardedArray
@@ -128,8 +128,7 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     if data.columns.split:
         rows = np.flatnonzero(records["split"][:] == text_hash(getattr(data, split)))
     elif data.validation_share > 0:
-        # A person's hash is uniform: whole persons are kept, the same ones in every run.
-        kept = person.view(np.uint64) < np.uint64(min(data.validation_share, 1 - 2**-53) * 2.0**64)
+        kept = kept_for_validation(person, data.validation_share)
         rows = np.flatnonzero(kept if split == "validation" else ~kept)
     if split == "train" and data.few_pictures == "drop" and data.identity == "column":
         _, who, count = np.unique(person[rows], return_inverse=True, return_counts=True)

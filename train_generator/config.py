@@ -121,7 +121,7 @@ class GeneratorConfig:
     out: str = "runs/generator"
     cache: str = ""
     size: int = 64  # pixels of the generated pictures
-    same_picture: float = 0.15  # the reference is the target itself
+    same_picture: float = 0.15  # share of samples whose reference is the target itself; 1: no person needs a second one
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
@@ -131,6 +131,8 @@ class GeneratorConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.same_picture <= 1:
+            raise ConfigError(f"same_picture: must be in [0, 1], got {self.same_picture}")
         if self.loss.sampled_identity and not self.adapter.shading:
             raise ConfigError(
                 "loss.sampled_identity: where the face is in a sampled picture is known only with the shading channel; "

@@ -12,7 +12,7 @@ from torch import nn
 
 from faceclip import weights
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.image_tower import ImageTower
 from faceclip.strict_loading import load_strictly
 from makeup_plugin import FaceMakeUpPipeline
@@ -115,8 +115,9 @@ def load_latent_recognizer(
 ) -> LatentRecognizer:
     """A folder or what the package ships, frozen. latents: (channels, side); vocabularies: of the data set.
 
-    Raises CheckpointError for a damaged one, for one of other latents or of another recognizer's embeddings, for one
-    that reads attributes of other values than the data's, and for one that reads none where `attributes` are needed.
+    Raises CheckpointError for a damaged one, for one of other latents or of another recognizer's embeddings, and, where
+    `attributes` are needed, for one that reads none or those of other values than the data's; ConfigError where the
+    data have none.
     """
     path = Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
     model = load_frozen(
@@ -132,7 +133,9 @@ def load_latent_recognizer(
         )
     if attributes and not model.attributes:
         raise CheckpointError(f"latent_recognizer={name} reads no attributes: set the weight of their loss to 0")
-    for attribute, values in (model.config.vocabularies or {}).items():
+    if attributes and not vocabularies:
+        raise ConfigError("loss.latent_attributes: photos have no attributes; set it to 0")
+    for attribute, values in (model.config.vocabularies or {}).items() if attributes else ():
         if list(values) != list(vocabularies.get(attribute, ())):
             raise CheckpointError(
                 f"latent_recognizer={name} reads {attribute} as one of {list(values)}, the data set knows "

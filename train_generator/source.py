@@ -41,18 +41,22 @@ class GenerationSource:
         order = np.argsort(identity, kind="stable")
         people, groups = _groups(identity[order], order)
         self.siblings = {int(person): rows for person, rows in zip(people, groups, strict=True)}
-        if min(map(len, self.siblings.values())) < 2:
+        if same_picture < 1 and min(map(len, self.siblings.values())) < 2:
             alone = next(person for person, rows in self.siblings.items() if len(rows) < 2)
-            raise DataError(f"identity {alone} has a single picture: stage 2 needs another one as the reference")
+            raise DataError(
+                f"identity {alone} has a single picture: stage 2 takes another one as the reference; give more, or set "
+                "same_picture=1, where every reference is the target itself"
+            )
 
     def __len__(self) -> int:
         return len(self.features.arrays)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor | bool]:
         features, arrays = self.features, self.features.arrays
-        siblings = self.siblings[int(arrays.identity[index])]
-        others = siblings[siblings != index]
-        reference = index if rng.random() < self.same_picture else int(rng.choice(others))
+        reference = index
+        if rng.random() >= self.same_picture:
+            siblings = self.siblings[int(arrays.identity[index])]
+            reference = int(rng.choice(siblings[siblings != index]))
         choice = arrays.captions[index]
         caption = choice[int(rng.integers(len(choice)))]
         draw = rng.random(5)

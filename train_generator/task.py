@@ -67,9 +67,11 @@ class GeneratorTask:
         self.prediction = pipeline.scheduler.config.prediction_type
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
-        self.attributes = tuple(latent_recognizer.attributes) if latent_recognizer is not None else ()
+        self.attributes: tuple[str, ...] = ()
+        if latent_recognizer is not None and config.loss.latent_attributes:
+            self.attributes = tuple(latent_recognizer.attributes)
         self.validation_source = GenerationSource(
-            validation, config.dropout, same_picture=0.0, attributes=self.attributes
+            validation, config.dropout, same_picture=float(config.same_picture == 1), attributes=self.attributes
         )
 
     def facts(self) -> dict[str, str]:

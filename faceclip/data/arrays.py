@@ -27,22 +27,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceclip.data.folder_lock import locked
-from faceclip.data.records import REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
+from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import DataError, EmptyDatasetError
 
 _FORMAT = "1"
 _IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
-_NOT_ARRAYS = ("attributes", "vocabularies", "content_hash", "captions_path")
+_NOT_ARRAYS = ("vocabularies", "content_hash", "captions_path")
 _ROW_BATCH = 256
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FaceArrays:
-    """N portraits of one split at S px. Landmarks are pixels of these S px images; angles are degrees."""
+    """N portraits of one split at S px. Landmarks are pixels of these S px images; angles are degrees.
+
+    Photos have no regions and no attributes, and what the 3D fitter says of them for shape, expression, pose, camera,
+    light, shading and landmarks_68.
+    """
 
     images: NDArray[np.uint8]  # (N, S, S, 3) RGB
-    regions: NDArray[np.uint8]  # (N, S, S) labels of `REGIONS`
+    regions: NDArray[np.uint8] | None  # (N, S, S) labels of `REGIONS`; None of photos
     shading: NDArray[np.uint8]  # (N, S, S, 3) lit grey geometry, black outside the face
     identity: NDArray[np.int64]  # (N,)
     index: NDArray[np.int64]  # (N,) within the identity; 0 is the frontal portrait
@@ -53,7 +57,7 @@ class FaceArrays:
     shape: NDArray[np.float32]  # (N, K)
     expression: NDArray[np.float32]  # (N, E)
     camera: NDArray[np.float32]  # (N, C)
-    attributes: dict[str, NDArray[np.int64]]  # name → (N,) classes, positions in `vocabularies`
+    attributes: dict[str, NDArray[np.int64]]  # name → (N,) classes, positions in `vocabularies`; empty of photos
     vocabularies: dict[str, tuple[str, ...]]
     content_hash: str
     captions_path: Path
@@ -78,23 +82,41 @@ class FaceArrays:
 
 
 def load_arrays(
-    directory: str | os.PathLike[str], split: str, *, size: int | None = None, workers: int = 2
+    directory: str | os.PathLike[str], split: str, *, size: int | None = None, workers: int = 2, labelled: bool = True
 ) -> FaceArrays:
     """Arrays of one split, decoded on first use and memory-mapped (read-only) after that.
 
-    `size` resizes pictures (area average), label maps (nearest) and landmarks; None keeps the stored size.
-    Raises `DataError` for missing, changed or corrupt shards and columns, a damaged cache, or a disk that is full;
-    `EmptyDatasetError` for an empty split.
+    `size` resizes pictures (area average), label maps (nearest) and landmarks; None keeps the stored size. `labelled`
+    false takes photos too. Raises `DataError` for missing, changed or corrupt shards and columns, a damaged cache, or a
+    disk that is full; `EmptyDatasetError` for an empty split.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     root = Path(directory)
     shards = shard_paths(root, split)
     content = _content_hash(root, shards)
+    names = _columns(shards[0], labelled)
     cache = root / ".arrays" / f"{split}-{size or 'stored'}-{content[:16]}-{_FORMAT}"
     if not cache.is_dir():
-        _build(cache, shards, size, workers)
-    return _open(cache, content)
+        _build(cache, shards, names, size, workers)
+    return _open(cache, content, labelled=LABELS[0] in names)
+
+
+def _columns(shard: Path, labelled: bool) -> list[str]:
+    """The columns that are read. Raises DataError where one is missing."""
+    expected = list(features())
+    present = _read(shard, lambda: pq.ParquetFile(shard)).schema_arrow.names
+    missing = [name for name in expected if name not in present]
+    if missing == list(LABELS) and not labelled:
+        return [name for name in expected if name in present]
+    if missing == list(LABELS):
+        raise DataError(
+            f"{shard.parent.parent} holds photos, of which nobody knows regions and attributes: only stage 2 reads "
+            "them (`python -m train_generator`); stage 1 takes the photos themselves by data.path="
+        )
+    if missing:
+        raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
+    return expected
 
 
 def shard_paths(root: Path, split: str) -> list[Path]:
@@ -140,7 +162,7 @@ def _announced_hashes(path: Path) -> dict[str, str]:
         raise DataError(f"{path} is corrupt ({error}): delete it and run the generator again") from error
 
 
-def _build(cache: Path, shards: list[Path], size: int | None, workers: int) -> None:
+def _build(cache: Path, shards: list[Path], names: list[str], size: int | None, workers: int) -> None:
     count = sum(_row_count(shard) for shard in shards)
     if count == 0:
         raise EmptyDatasetError(f"{shards[0].parent} holds no portraits in {shards[0].name.split('-')[0]}")
@@ -155,7 +177,7 @@ def _build(cache: Path, shards: list[Path], size: int | None, workers: int) -> N
             temporary = cache.with_name(f".partial-{cache.name}")
             temporary.mkdir()
             try:
-                _write_arrays(temporary, shards, count, size, workers)
+                _write_arrays(temporary, shards, names, count, size, workers)
                 temporary.rename(cache)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -178,23 +200,24 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
         raise DataError(f"{shard} is corrupt ({error}): delete it and run the generator again") from error
 
 
-def _rows(shards: list[Path]) -> Iterator[tuple[Path, list[dict]]]:
-    expected = features()
+def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, list[dict]]]:
     for shard in shards:
         file = _read(shard, lambda shard=shard: pq.ParquetFile(shard))
-        missing = sorted(set(expected) - set(file.schema_arrow.names))
+        missing = sorted(set(names) - set(file.schema_arrow.names))
         if missing:
             raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
-        batches = file.iter_batches(batch_size=_ROW_BATCH, columns=list(expected))
+        batches = file.iter_batches(batch_size=_ROW_BATCH, columns=names)
         while (batch := _read(shard, lambda batches=batches: next(batches, None))) is not None:
             yield shard, _read(shard, batch.to_pylist)
 
 
-def _write_arrays(target: Path, shards: list[Path], count: int, size: int | None, workers: int) -> None:
+def _write_arrays(
+    target: Path, shards: list[Path], names: list[str], count: int, size: int | None, workers: int
+) -> None:
     captions: list[list[dict]] = []
     with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
         files: dict[str, tuple[BinaryIO, NDArray]] = {}
-        for shard, rows in _rows(shards):
+        for shard, rows in _rows(shards, names):
             decoded = list(pool.map(lambda row, shard=shard: _decode(row, size, shard), rows))
             for name in decoded[0]:
                 stacked = _stack([row[name] for row in decoded], name, shard)
@@ -251,6 +274,8 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
     result: dict[str, NDArray] = {}
     stored = 0
     for column, name in _IMAGES.items():
+        if column not in row:
+            continue
         picture = _decode_png(row[column], "L" if column == "regions" else "RGB", f"{where}, {column}")
         stored = picture.shape[0]
         if size is not None and size != stored:
@@ -258,7 +283,7 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
             interpolation = cv2.INTER_NEAREST_EXACT if column == "regions" else shrinks
             picture = cv2.resize(picture, (size, size), interpolation=interpolation)
         result[name] = picture
-    if result["regions"].max() >= len(REGIONS):
+    if "regions" in result and result["regions"].max() >= len(REGIONS):
         raise DataError(f"{where}: regions hold label {result['regions'].max()}, the last known is {len(REGIONS) - 1}")
     scale = (size or stored) / stored
     for name, shape in (("landmarks_5", (5, 2)), ("landmarks_68", (68, 2))):
@@ -275,7 +300,7 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
             raise DataError(f"{where}: {name} holds values that are not finite numbers")
     for name in ("identity", "index"):
         result[name] = np.array(row[name], dtype=np.int64)
-    for name, values in VOCABULARIES.items():
+    for name, values in VOCABULARIES.items() if "attributes" in row else ():
         value = row["attributes"].get(name)
         if value not in values:
             raise DataError(f"{where}: attribute {name}={value!r} is none of {', '.join(values)}")
@@ -296,17 +321,20 @@ def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]
     return picture
 
 
-def _open(cache: Path, content: str) -> FaceArrays:
-    names = [item.name for item in fields(FaceArrays) if item.name not in _NOT_ARRAYS]
+def _open(cache: Path, content: str, *, labelled: bool) -> FaceArrays:
+    names = [item.name for item in fields(FaceArrays) if item.name not in (*_NOT_ARRAYS, *LABELS)]
+    vocabularies = dict(VOCABULARIES) if labelled else {}
     try:
         plain = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in names}
-        attributes = {name: np.load(cache / f"attribute_{name}.npy") for name in VOCABULARIES}
+        regions = np.load(cache / "regions.npy", mmap_mode="r") if labelled else None
+        attributes = {name: np.load(cache / f"attribute_{name}.npy") for name in vocabularies}
     except (OSError, ValueError) as error:
         raise DataError(f"the cache {cache} is damaged ({error}): delete this folder, it is built again") from error
     return FaceArrays(
         **plain,
+        regions=regions,
         attributes=attributes,
-        vocabularies=dict(VOCABULARIES),
+        vocabularies=vocabularies,
         content_hash=content,
         captions_path=cache / "captions.json",
     )

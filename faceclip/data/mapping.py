@@ -4,6 +4,7 @@ A mapping names columns; `A|B` takes the first of A and B that the data has. Wha
 cannot be used raises `RejectedRecord` with a reason; such rows are counted (`faceclip.data.rejects`), never guessed.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -233,6 +234,17 @@ class RowMapping:
             box=parse_box(row.get(self.box), self.config.box_format, key) if self.box else None,
             landmarks=parse_landmarks(row.get(self.landmarks), key) if self.landmarks else None,
         )  # fmt: skip
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text's SHA-256, signed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+def kept_for_validation(person: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Whether rows of persons with these `text_hash`es validate. A hash is uniform, so that whole persons are kept, the
+    same ones in every run."""
+    return person.view(np.uint64) < np.uint64(min(share, 1 - 2**-53) * 2.0**64)
 
 
 def encodes(text: str) -> bool:

@@ -55,11 +55,13 @@ _REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it; landmarks (5, 2): pixels of the whole
-    picture; digest: 64 bits of the encoded picture's SHA-256."""
+    """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it, which lies at `square` (left, top, side)
+    in the whole picture; landmarks (5, 2): pixels of the whole picture; digest: 64 bits of the encoded picture's
+    SHA-256."""
 
     crop: NDArray[np.uint8]
     picture: NDArray[np.uint8]
+    square: tuple[int, int, int]
     landmarks: NDArray[np.float32]
     digest: int
 
@@ -122,9 +124,11 @@ class PortraitReader:
         side = crop_side(points)
         if side < MIN_CROP_SIDE:
             raise RejectedRecord("face_too_small", f"{raw.key}: the aligned face is {side:.1f} pixels wide")
+        square = square_around(image, points, self.config.portrait)
         return Portrait(
             crop=align_face(image, points, self.crop_size),
-            picture=square_around(image, points, self.config.portrait, self.picture_size),
+            picture=cut_square(image, square, self.picture_size),
+            square=square,
             landmarks=points.astype(np.float32),
             digest=int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True),
         )
@@ -232,9 +236,9 @@ def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
 
 
 def square_around(
-    image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float, size: int
-) -> NDArray[np.uint8]:
-    """A square (size, size, 3) around the face, upright, moved inside the picture where it would leave it.
+    image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float
+) -> tuple[int, int, int]:
+    """Left, top and side of a square around the face, upright, moved inside the picture where it would leave it.
 
     Its side is `reach` × the side of the aligned face crop in the picture, at most the picture's shorter side;
     reach 0 takes the center square.
@@ -247,7 +251,13 @@ def square_around(
         inverse = cv2.invertAffineTransform(similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy())
         middle = inverse @ [(CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1]
         side = min(side, max(1, round(reach * crop_side(landmarks))))
-    low = np.clip(np.round(middle - (side - 1) / 2), 0, [width - side, height - side]).astype(int)
-    cut = image[low[1] : low[1] + side, low[0] : low[0] + side]
+    left, top = np.clip(np.round(middle - (side - 1) / 2), 0, [width - side, height - side]).astype(int).tolist()
+    return left, top, side
+
+
+def cut_square(image: NDArray[np.uint8], square: tuple[int, int, int], size: int) -> NDArray[np.uint8]:
+    """A square (left, top, side) of the picture as (size, size, 3)."""
+    left, top, side = square
+    cut = image[top : top + side, left : left + side]
     # Pillow's bicubic filter is the one CLIP's towers were trained with.
     return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))

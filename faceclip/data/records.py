@@ -47,7 +47,7 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
 }
 """Changeable attributes and their values; a value's position is its class in `FaceArrays.attributes`."""
 
-CaptionKind = Literal["attributes", "emotion", "both"]
+CaptionKind = Literal["attributes", "emotion", "both", "free"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class Phrase:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A description of one portrait with its phrases in order of appearance."""
+    """A description of one portrait with its phrases in order of appearance; a "free" one has none: nobody knows which
+    of its words describe what."""
 
     text: str
     kind: CaptionKind
@@ -111,8 +112,15 @@ def caption_from_dict(stored: dict) -> Caption:
     return Caption(text=stored["text"], kind=stored["kind"], phrases=phrases)
 
 
-def features() -> Features:
-    """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees."""
+LABELS = ("attributes", "regions")
+"""Columns that a data set of photos lacks."""
+
+
+def features(*, labelled: bool = True) -> Features:
+    """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees.
+
+    Without labels, those of a photo (`faceclip.data.photos`): no `LABELS`, but who it shows and which row it was.
+    """
     numbers = List(Value("float32"))
     points = List(List(Value("float32")))
     phrase = {
@@ -122,7 +130,7 @@ def features() -> Features:
         "region": Value("string"),
         "attributes": List(Value("string")),
     }
-    return Features(
+    columns = Features(
         {
             "image": datasets.Image(),
             "identity": Value("int32"),
@@ -140,3 +148,7 @@ def features() -> Features:
             "captions": List({"text": Value("string"), "kind": Value("string"), "phrases": List(phrase)}),
         }
     )
+    if labelled:
+        return columns
+    kept = {name: kind for name, kind in columns.items() if name not in LABELS}
+    return Features(kept | {"person": Value("string"), "key": Value("string")})

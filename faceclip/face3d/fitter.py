@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from faceclip.face3d.camera import Camera
-from faceclip.face3d.frames import FaceFit, move_fit
+from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices
+from faceclip.face3d.model import default_head
 from faceclip.face3d.shading import shading_map
 from faceclip.faces.align import CROP_SIZE, align_face, invert_affine, similarity_transform
 
@@ -120,3 +121,13 @@ class FaceFitter(ModelMixin, ConfigMixin):
             for row in range(len(fit.pose))
         ]
         return torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
+
+    @staticmethod
+    def landmarks_68(fit: FaceFit, size: int) -> Tensor:
+        """The 68 landmarks (B, 68, 2) of a fit in px of its size × size picture, hidden ones too."""
+        head = default_head()
+        picked = head.landmarks_68
+        bases = np.concatenate([head.shape_basis, head.expression_basis])[:, picked]
+        moved = torch.cat([fit.shape, fit.expression], dim=1) @ torch.from_numpy(bases).flatten(1)
+        points = torch.from_numpy(head.template[picked]) + moved.unflatten(1, (-1, 3))
+        return project_points(points, rotation_matrices(fit.pose), fit.camera) * size - 0.5

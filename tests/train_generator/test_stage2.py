@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 
+from faceclip.data.arrays import load_arrays
+from faceclip.data.photos import main as import_photos
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.face_encoder import FaceViT
@@ -164,11 +167,38 @@ def test_an_adapter_is_trained_further(arguments, tmp_path, capsys):
     assert "init was " in capsys.readouterr().err
 
 
+def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
+    """No attributes, no regions, one picture of a person: what needs them is refused by name, the rest trains."""
+    folder = tmp_path / "photos"
+    for split in ("train", "validation"):
+        arrays, lines = load_arrays(tiny_dataset, split), []
+        (folder / split).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.asarray(arrays.images[i])).save(folder / split / f"{i}.png")
+            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text,
+                          "points": np.asarray(arrays.landmarks_5[i]).tolist()})  # fmt: skip
+        (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status = import_photos([f"data.path={folder}", f"out={tmp_path / 'set'}", "size=64", "min_side=32",
+                            "data.identity=none", "data.columns.landmarks=points"])  # fmt: skip
+    assert status == 0, capsys.readouterr()
+    words = [*arguments, f"data={tmp_path / 'set'}", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
+             "trainer.steps=2", "trainer.device=cpu"]  # fmt: skip
+    assert main(words) == 2
+    assert "loss.latent_attributes: photos have no attributes" in capsys.readouterr().err
+    words += ["loss.latent_attributes=0"]
+    assert main(words) == 2
+    assert "has a single picture" in capsys.readouterr().err
+    assert main([*words, "same_picture=1"]) == 0, capsys.readouterr()
+    assert (tmp_path / "run" / "export" / "adapter.json").is_file()
+    assert (tmp_path / "run" / "samples" / "000002.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("encoder=/nowhere", "no stage-1 export"),
         ("dropout.text=1.5", "dropout.text"),
+        ("same_picture=1.5", "same_picture: must be in"),
         ("base=/nowhere", "/nowhere"),
         ("loss.identiti=0", "identity"),
         ("adapter.identity.enabled=false", "adapter.shading"),

@@ -27,6 +27,7 @@ from faceclip.data.records import SPLITS, VOCABULARIES, features
 from faceclip.data.synthetic.card import write_card, write_contact_sheet
 from faceclip.data.synthetic.plan import Request, Shard, check_same_request, file_hash, plan_shards, read_json
 from faceclip.data.worker_pool import WorkerPool
+from faceclip.data.writing import replace_text, write_shard
 from faceclip.errors import DataError
 
 _RENDERER: Any = None  # one per worker process
@@ -60,7 +61,7 @@ def _generate(directory: Path, request: Request, workers: int, quiet: bool) -> d
     check_same_request(directory, request)
     for leftover in (*directory.glob(".*.tmp"), *directory.glob("data/*.tmp")):
         leftover.unlink()  # of a killed process: the lock says that no other one is writing
-    _replace_text(directory / "request.json", json.dumps(request.to_dict(), indent=1))
+    replace_text(directory / "request.json", json.dumps(request.to_dict(), indent=1))
     shards = plan_shards(request)
     described = directory / "dataset.json"
     summary = read_json(described) if described.is_file() else None
@@ -120,7 +121,7 @@ def _render_shards(
                 done += request.images_per_identity
                 rate = done / (time.monotonic() - began)
                 progress.update(task, completed=done, rate=f"{rate:.1f} images/s")
-            _write_shard(directory / shard.path, pa.Table.from_pylist(rows, schema=schema))
+            write_shard(directory / shard.path, pa.Table.from_pylist(rows, schema=schema))
 
 
 def _people(request: Request, shards: list[Shard], workers: int) -> Iterator[list[dict]]:
@@ -176,31 +177,6 @@ def _is_complete(directory: Path, shard: Shard, request: Request, expected_hash:
     return expected_hash is None or file_hash(path) == expected_hash
 
 
-def _write_shard(path: Path, table: pa.Table) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            # PNGs do not compress again; small row groups let a reader take a few rows.
-            pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
     """Card, contact sheet and, last, dataset.json."""
     counts = {name: Counter() for name in VOCABULARIES}
@@ -225,6 +201,6 @@ def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
         "files": files,
     }
     write_contact_sheet(directory / "contact_sheet.png", directory / shards[0].path)
-    _replace_text(directory / "README.md", write_card(summary))
-    _replace_text(directory / "dataset.json", json.dumps(summary, indent=1))
+    replace_text(directory / "README.md", write_card(summary))
+    replace_text(directory / "dataset.json", json.dumps(summary, indent=1))
     return summary

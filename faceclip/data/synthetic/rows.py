@@ -1,27 +1,18 @@
 """One rendered portrait with all its labels as a row of the data set."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from faceclip.data.captions import describe
 from faceclip.data.records import caption_to_dict
 from faceclip.data.synthetic.parameters import Identity, Scene
 from faceclip.data.synthetic.render import Portrait
+from faceclip.data.writing import encode_png
 
 # Keeps the wording's random stream apart from the ones that draw identities and scenes.
 _CAPTION_STREAM = 0xCA9
-
-
-def encode_png(picture: NDArray[np.uint8]) -> dict[str, Any]:
-    """A uint8 picture as the struct that a `datasets.Image` column stores."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=4)
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def make_row(identity: Identity, scene: Scene, portrait: Portrait, *, seed: int, image_index: int) -> Mapping[str, Any]:

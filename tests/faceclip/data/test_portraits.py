@@ -18,6 +18,7 @@ from faceclip.data.portraits import (
     Portrait,
     PortraitReader,
     build_detector,
+    cut_square,
     overlap,
     square_around,
 )
@@ -179,12 +180,13 @@ def test_square_around_a_face():
     image[..., 0], image[..., 1] = np.arange(300)[:, None] // 2, np.arange(400) // 2
     points = template(100) + np.array([150, 120])  # an upright crop of 100 px whose corner is at x = 150, y = 120
     assert crop_side(points) == pytest.approx(100, rel=1e-4)
-    cut = square_around(image, points, 2.0, 200)
+    cut = cut_square(image, square_around(image, points, 2.0), 200)
     # 200 px around the center (199.5, 169.5) leave the picture at no side: columns 100 to 299, rows 70 to 269.
     np.testing.assert_array_equal(cut, image[70:270, 100:300])
-    shifted = square_around(image, points + np.array([180, 100]), 2.0, 200)
+    shifted = cut_square(image, square_around(image, points + np.array([180, 100]), 2.0), 200)
     np.testing.assert_array_equal(shifted, image[100:300, 200:400])  # moved inside
-    np.testing.assert_array_equal(square_around(image, points, 0, 300), image[:, 50:350])
+    assert square_around(image, points, 0) == (50, 0, 300)
+    np.testing.assert_array_equal(cut_square(image, (50, 0, 300), 300), image[:, 50:350])
 
 
 def test_overlap_by_hand():

@@ -1,0 +1,372 @@
+"""Photos of any data set as portraits for stage 2: found faces, fitted shading maps, captions.
+
+    python -m faceclip.data.photos data.path=PHOTOS out=DIR [size=512] [data.identity=none …]
+
+takes the words of `data.` that stage 1 takes (docs/data.md) and writes this project's layout without labels: square
+portraits, five points, who it is, captions, and what the 3D fitter reads off the face, the shading map among it. Can be
+killed and run again. DIR/data appears when all is there; until then shards lie in DIR/.partial.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import nn
+
+from faceclip import weights
+from faceclip.data.cache import module_hash
+from faceclip.data.digests import write_json
+from faceclip.data.folder_lock import locked
+from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping, kept_for_validation, text_hash
+from faceclip.data.portrait_pool import PortraitPool
+from faceclip.data.portraits import Portrait, PortraitReader
+from faceclip.data.records import Caption, caption_to_dict, features
+from faceclip.data.rejects import RejectCounts
+from faceclip.data.sources import RowSource, open_source
+from faceclip.data.synthetic.plan import file_hash, read_json
+from faceclip.data.writing import encode_png, replace_text, write_shard
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
+from faceclip.face3d.fitter import FaceFitter
+from faceclip.runtime import parse_config
+from faceclip.runtime.progress import bar
+from faceclip.strict_loading import load_strictly
+
+VERSION = 1
+SPLITS = ("train", "validation")
+CROP = 112  # px of the face crop that a `PortraitReader` cuts too
+
+
+@dataclass(kw_only=True)
+class PhotosConfig:
+    """data: the photos, as for stage 1. out: folder of the data set. size: px of the portraits. reach: side of a
+    portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference whose shading map it draws.
+    min_side: px that the portrait has in its photo at least, a smaller one is an unusable row. fitter: `FaceFitter`, a
+    folder or what the package ships (trained on renders: of photos it gives a rough map)."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = ""
+    size: int = 512
+    reach: float = 1.7
+    min_side: int = 128
+    fitter: str = "tiny/fitter"
+
+    def __post_init__(self) -> None:
+        if self.size < 16 or self.size % 8:
+            raise ConfigError(f"size: a multiple of 8 from 16 on is expected, got {self.size}")
+        if self.reach <= 1:
+            raise ConfigError(f"reach: more than 1 is expected, the face crop itself, got {self.reach}")
+        if self.min_side < 1:
+            raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
+        if self.data.portrait != DataConfig().portrait:
+            raise ConfigError("data.portrait: the portraits made here are framed by reach=; leave it out")
+
+
+class PhotoImport:
+    """One import. Raises ConfigError for words that do not fit each other or the folder, DataError for a source, split
+    or column that is missing."""
+
+    def __init__(self, config: PhotosConfig) -> None:
+        for name, value in (("data.path", config.data.path), ("out", config.out)):
+            if not value:
+                raise ConfigError(f"{name}: name its folder, as in {name}=DIR")
+        self.config, self.out = config, Path(config.out)
+        self.data = replace(config.data, portrait=config.reach)
+        self.partial = self.out / ".partial"
+        photos = Path(self.data.path)
+        if photos.is_dir() and self.out.resolve().is_relative_to(photos.resolve()):
+            raise ConfigError(f"out={self.out} lies in data.path={photos}: its pictures would be photos the next time")
+        self.fitter = _load_fitter(config.fitter)
+        divided = bool(self.data.columns.split) or self.data.validation_share > 0
+        names = [self.data.undivided] if divided else [self.data.train, self.data.validation]
+        self.sources = [open_source(self.data, name, self.out / ".digests.json") for name in dict.fromkeys(names)]
+        self.readers = [self._reader(source) for source in self.sources]
+        self.divided = divided
+        self.people: dict[str, int] = {}  # name → identity, in the order of their first usable rows
+        self.pictures: Counter[str] = Counter()
+
+    def _reader(self, source: RowSource) -> tuple[RowMapping, PortraitReader]:
+        mapping = RowMapping(self.data, source.layout, source.columns, source.name)
+        reader = PortraitReader(self.data, folder=source.folder, crop_size=CROP, picture_size=self.config.size,
+                                cache=self.out)  # fmt: skip
+        return mapping, reader
+
+    def request(self) -> dict[str, Any]:
+        """All that decides what the shards hold, before persons with one picture are left out."""
+        division = {name: getattr(self.data, name) for name in
+                    ("train", "validation", "validation_share", "undivided", "limit", "shard_rows")}
+        return {
+            "version": VERSION,
+            "sources": [[s.content_hash, m.facts, r.finding] for s, (m, r) in zip(self.sources, self.readers,
+                                                                                  strict=True)],
+            "fitter": module_hash(self.fitter),
+            **division,
+            **{name: getattr(self.config, name) for name in ("size", "reach", "min_side")},
+        }  # fmt: skip
+
+    def run(self) -> dict[str, Any]:
+        """Writes what is missing and returns the content of dataset.json.
+
+        Raises TooManyBadRecordsError, EmptyDatasetError, and DataError for persons with one picture and a disk that is
+        full; nothing that is finished is lost by any of them.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with locked(self.out / ".lock", wait=False):
+                return self._run()
+        except OSError as error:
+            raise DataError(f"{self.out} cannot be written ({error}): free space or make it writable, and run again; "
+                            "finished shards are kept") from error  # fmt: skip
+
+    def _run(self) -> dict[str, Any]:
+        request, described = self.request(), self.out / "dataset.json"
+        if (self.out / "data").is_dir():
+            summary = read_json(described) if described.is_file() else {}
+            _check_same(self.out, summary.get("request"), request | {"few_pictures": self.data.few_pictures})
+            shutil.rmtree(self.partial, ignore_errors=True)  # of an import that was killed at its very end
+            return summary
+        progress = self.partial / "progress.json"
+        state = read_json(progress) if progress.is_file() else {"request": request, "blocks": []}
+        _check_same(self.out, state["request"], request)
+        folder = self.partial / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        counts = RejectCounts()
+        for block in state["blocks"]:
+            counts.merge(block["rejected"])
+        self._recall(state["blocks"])
+        for number, source in enumerate(self.sources):
+            self._read(number, source, state, counts)
+        print(counts, flush=True)
+        counts.check(self.data.max_bad_share, self.out / "report.json", self.data.path, at_end=True)
+        counts.write(self.out / "report.json", self.data.path)
+        return self._finish(state, counts)
+
+    def _recall(self, blocks: list[dict[str, Any]]) -> None:
+        """Who the finished shards show; shards of a block that was not finished are removed."""
+        kept = {file["path"]: file["sha256"] for block in blocks for file in block["files"]}
+        for path in sorted((self.partial / "data").iterdir()):
+            if path.name not in kept:
+                path.unlink()
+        for name, digest in kept.items():
+            path = self.partial / "data" / name
+            if not path.is_file() or file_hash(path) != digest:
+                raise DataError(f"{path} is missing or changed since it was written: delete {self.partial}, it is "
+                                "written again")  # fmt: skip
+            table = pq.read_table(path, columns=["person", "identity"]).to_pydict()
+            self.people |= dict(zip(table["person"], table["identity"], strict=True))
+            self.pictures.update(table["person"])
+
+    def _read(self, number: int, source: RowSource, state: dict[str, Any], counts: RejectCounts) -> None:
+        mapping, reader = self.readers[number]
+        size, limit = self.data.shard_rows, self.data.limit or None
+        done = sum(block["source"] == number for block in state["blocks"])
+        if done and state["blocks"][-1]["source"] > number:
+            return  # a later source has begun
+        rows = islice(source.rows(done * size), None if limit is None else max(0, limit - done * size))
+        total = source.count if limit is None else min(limit, source.count or limit)
+        with PortraitPool(self.data, mapping, reader) as pool, bar(source.name, total) as advance:
+            for block in count(done):
+                chunk = list(islice(rows, size))
+                if not chunk:
+                    return
+                rejected = RejectCounts(rows=len(chunk))
+                tables: dict[str, list[dict[str, Any]]] = {}
+                for start in range(0, len(chunk), self.data.batch_size):
+                    part = chunk[start : start + self.data.batch_size]
+                    first = block * size + start
+                    for split, row in self._rows(number, pool.prepare(part, first), rejected):
+                        tables.setdefault(split, []).append(row)
+                    advance(first + len(part), total)
+                files = []
+                for split, table in tables.items():
+                    path = self.partial / "data" / f"{split}-{number}{block:05d}.parquet"
+                    schema = features(labelled=False).arrow_schema
+                    write_shard(path, pa.Table.from_pylist(table, schema=schema))
+                    files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
+                counts.merge(rejected.to_dict())
+                state["blocks"].append({"source": number, "files": files, "rejected": rejected.to_dict()})
+                write_json(self.partial / "progress.json", state)
+                counts.check(self.data.max_bad_share, self.out / "report.json", source.name, at_end=False)
+
+    def _rows(
+        self, number: int, outcomes: list[Any], rejected: RejectCounts
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Split and row of each usable outcome."""
+        usable: list[tuple[RawRecord, Portrait, str]] = []
+        for outcome in outcomes:
+            if not isinstance(outcome, RejectedRecord):
+                _, raw, portrait = outcome
+                if portrait.square[2] < self.config.min_side:
+                    outcome = RejectedRecord(
+                        "portrait_too_small", f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
+                    )
+                elif split := self._split(number, raw):
+                    usable.append((raw, portrait, split))
+            if isinstance(outcome, RejectedRecord):
+                rejected.add(outcome)
+        if not usable:
+            return
+        points = np.stack([_in_square(portrait, self.config.size) for _, portrait, _ in usable])
+        fit = self.fitter.fit([portrait.picture for _, portrait, _ in usable], points)
+        maps = (self.fitter.shading(fit, self.config.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        many = self.fitter.landmarks_68(fit, self.config.size).numpy()
+        for row, (raw, portrait, split) in enumerate(usable):
+            fitted = {name: getattr(fit, name)[row].flatten().tolist() for name in
+                      ("shape", "expression", "camera", "light")}  # fmt: skip
+            yield split, fitted | {
+                "image": encode_png(portrait.picture),
+                "person": raw.person,
+                "key": raw.key,
+                "identity": self.people.setdefault(raw.person, len(self.people)),
+                "index": self.pictures[raw.person],
+                "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),
+                "landmarks_5": points[row].tolist(),
+                "landmarks_68": many[row].tolist(),
+                "shading": encode_png(maps[row]),
+                "captions": [caption_to_dict(Caption(text=text, kind="free")) for text in raw.captions],
+            }
+            self.pictures[raw.person] += 1
+
+    def _split(self, number: int, raw: RawRecord) -> str | None:
+        """Where a row belongs; None for one that no split takes."""
+        if not self.divided:
+            return SPLITS[number] if len(self.sources) > 1 else SPLITS[0]
+        if self.data.columns.split:
+            values = {self.data.train: SPLITS[0], self.data.validation: SPLITS[1]}
+            return values.get(raw.split)
+        who = np.array([text_hash(raw.person)], np.int64)
+        return SPLITS[int(kept_for_validation(who, self.data.validation_share)[0])]
+
+    def _finish(self, state: dict[str, Any], counts: RejectCounts) -> dict[str, Any]:
+        final = self.partial / "final"
+        if final.is_dir():
+            shutil.rmtree(final)  # of an import that was killed here
+        final.mkdir()
+        files, parts = [], {}
+        for split in SPLITS:
+            people: set[int] = set()
+            images = 0
+            for path in self._kept(split, final):
+                identity = pq.read_table(path, columns=["identity"])["identity"].to_pylist()
+                people.update(identity)
+                images += len(identity)
+                files.append({"path": f"data/{path.name}", "rows": len(identity), "sha256": file_hash(path)})
+            if not images:
+                raise EmptyDatasetError(f"data.path={self.data.path} has no usable row for {split}: see "
+                                        f"{self.out / 'report.json'}, data.columns.split and data.validation_share")
+            parts[split] = {"identities": len(people), "images": images}
+        summary = {
+            "request": state["request"] | {"few_pictures": self.data.few_pictures},
+            "fitter": Path(self.config.fitter).name, "counts": parts, "files": files, "rejected": counts.counts,
+        }  # fmt: skip
+        replace_text(self.out / "README.md", _card(summary))
+        replace_text(self.out / "dataset.json", json.dumps(summary, indent=1, sort_keys=True))
+        final.rename(self.out / "data")
+        shutil.rmtree(self.partial)
+        return summary
+
+    def _kept(self, split: str, final: Path) -> list[Path]:
+        """Puts the shards of a split into `final`, without persons of one picture, or raises DataError for these."""
+        paths = sorted((self.partial / "data").glob(f"{split}-*.parquet"))
+        names = [pq.read_table(path, columns=["person"])["person"].to_pylist() for path in paths]
+        seen = Counter(name for shard in names for name in shard)
+        single = {name for name, pictures in seen.items() if pictures < 2 and self.data.identity == "column"}
+        if single and self.data.few_pictures == "error":
+            raise DataError(
+                f"{len(single)} persons of {split} have a single usable picture, {min(single)!r} for one: stage 2 "
+                "takes another picture as the reference; leave them out by data.few_pictures=drop, or say by "
+                "data.identity=none that every row is its own person (then train with same_picture=1)"
+            )
+        if single:
+            print(f"{split}: {len(single):,} persons with a single picture are left out", flush=True)
+        for path, shard in zip(paths, names, strict=True):
+            keep = [name not in single for name in shard]
+            if all(keep):
+                _link(path, final / path.name)
+            elif any(keep):
+                write_shard(final / path.name, pq.read_table(path).filter(pa.array(keep)))
+        return sorted(final.glob(f"{split}-*.parquet"))
+
+
+def _link(path: Path, other: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def _in_square(portrait: Portrait, size: int) -> NDArray[np.float32]:
+    """Its five points (5, 2) in px of the square picture."""
+    left, top, side = portrait.square
+    return ((portrait.landmarks - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)
+
+
+def _load_fitter(name: str) -> nn.Module:
+    path = Path(name) if Path(name).is_dir() else weights.path(name)
+    return load_strictly(FaceFitter.from_pretrained, FaceFitter, path).eval()
+
+
+def _check_same(folder: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> None:
+    ours = json.loads(json.dumps(ours))  # as it is read back
+    if theirs is None:
+        raise ConfigError(f"{folder} holds another data set: choose another out=")
+    different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if different:
+        raise ConfigError(
+            f"{folder} holds photos imported otherwise or of other content ({', '.join(different)} differ): choose "
+            "another out=, or delete this folder"
+        )
+
+
+def _card(summary: Mapping[str, Any]) -> str:
+    """README.md with the YAML header that `datasets` and the hub read."""
+    files = "\n".join(f"      - split: {split}\n        path: data/{split}-*.parquet" for split in summary["counts"])
+    lines = "\n".join(f"| {split} | {part['identities']:,} | {part['images']:,} |"
+                      for split, part in summary["counts"].items())  # fmt: skip
+    return f"""---
+configs:
+  - config_name: default
+    data_files:
+{files}
+---
+# Portraits cut from photos
+
+Written by `python -m faceclip.data.photos` at {summary['request']['size']} px; licence and consent are those of the
+photos.
+
+| split | persons | pictures |
+| --- | --- | --- |
+{lines}
+
+`image`, `landmarks_5` (px, given or detected), `identity`, `person`, `key` and `captions` come from the photos.
+`shape`, `expression`, `pose`, `camera`, `light`, `landmarks_68` and `shading` are estimates of the fitter
+`{summary['fitter']}`. There are no attributes and no region maps."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    try:
+        config = parse_config(PhotosConfig, sys.argv[1:] if argv is None else argv)
+        summary = PhotoImport(config).run()
+    except FaceClipError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    for split, part in summary["counts"].items():
+        print(f"{split:>10}: {part['identities']:,} persons, {part['images']:,} pictures")
+    print(f"data set: {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Photos as portraits for stage 2: what is written, what is refused, and that an interrupted import goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from faceclip.data import photos
+from faceclip.data.arrays import load_arrays
+from faceclip.data.mapping import kept_for_validation, text_hash
+from faceclip.data.photos import PhotosConfig, main
+from faceclip.data.portraits import Portrait
+from faceclip.errors import ConfigError, DataError
+from faceclip.runtime import parse_config
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic portraits as a user's photos: files, and a table with points, words and names."""
+    root = tmp_path_factory.mktemp("photos")
+    for split in ("train", "validation"):
+        arrays, lines = load_arrays(tiny_dataset, split), []
+        (root / split).mkdir()
+        for i in range(len(arrays)):
+            name = f"{arrays.identity[i]}-{arrays.index[i]}.png"
+            Image.fromarray(np.asarray(arrays.images[i])).save(root / split / name)
+            lines.append({"file_name": name, "caption": arrays.captions[i][0].text, "points":
+                          np.asarray(arrays.landmarks_5[i]).tolist(), "identity": f"person {arrays.identity[i]}"})
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))  # fmt: skip
+    return root
+
+
+def words(folder: Path, out: Path, *more: str) -> list[str]:
+    return [f"data.path={folder}", f"out={out}", "size=64", "min_side=32", "reach=1.6", "data.shard_rows=12",
+            "data.batch_size=8", "data.columns.landmarks=points", *more]  # fmt: skip
+
+
+def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
+    out = tmp_path / "set"
+    assert main(words(folder, out)) == 0, capsys.readouterr()
+    assert "8 persons, 32 pictures" in capsys.readouterr().out
+    assert not (out / ".partial").exists()
+    arrays, truth = load_arrays(out, "train", labelled=False), load_arrays(tiny_dataset, "train")
+    assert arrays.regions is None and arrays.attributes == {} and arrays.size == 64
+    assert [[c.text for c in row] for row in arrays.captions] == [[row[0].text] for row in truth.captions]
+    assert all(c.kind == "free" and c.phrases == () and c.named == () for row in arrays.captions for c in row)
+    np.testing.assert_array_equal(arrays.identity, truth.identity)
+    np.testing.assert_array_equal(arrays.index, truth.index)
+
+    # The square is a cut of the portrait: the crops by the points of either show the same face.
+    zoom = np.ptp(arrays.landmarks_5, axis=1).mean() / np.ptp(truth.landmarks_5, axis=1).mean()
+    assert 1 <= zoom < 1.4
+    # What the fitter reads off a face does not depend on how its portrait is framed, but for roll that is kept too.
+    assert np.abs(np.asarray(arrays.pose) - np.asarray(truth.pose)).mean() < 4
+    nose = np.asarray(arrays.landmarks_68)[:, 30] - np.asarray(arrays.landmarks_5)[:, 2]
+    assert np.abs(nose).mean() < 3  # px of 64
+    # Where the shading map has a face there is one: most of the five points lie on it.
+    inside = [arrays.shading[i][tuple(np.round(arrays.landmarks_5[i][:, ::-1]).astype(int).clip(0, 63).T)].max(-1) > 0
+              for i in range(len(arrays))]  # fmt: skip
+    assert np.mean(inside) > 0.9
+
+    loaded = datasets.load_dataset(str(out), split="validation", cache_dir=str(tmp_path / "hf"))
+    assert loaded[0]["person"] == f"person {loaded[0]['identity']}" and loaded[0]["key"] == "8-0.png"
+    with pytest.raises(DataError, match="holds photos, of which nobody knows regions and attributes"):
+        load_arrays(out, "train")
+    before = (out / "dataset.json").read_bytes()
+    assert main(words(folder, out)) == 0
+    assert (out / "dataset.json").read_bytes() == before
+    assert main(words(folder, out, "min_side=33")) == 2
+    assert "imported otherwise or of other content (min_side differ)" in capsys.readouterr().err
+
+
+def test_points_in_the_square_by_hand():
+    none = np.zeros((1, 1, 3), np.uint8)
+    points = np.array([[9.5, 19.5], [59.5, 69.5], [34.5, 44.5], [10, 20], [0, 0]], np.float32)
+    portrait = Portrait(crop=none, picture=none, square=(10, 20, 50), landmarks=points, digest=0)
+    # Edges of the square are edges of the picture; the first pixel's center lies at half of one enlarged pixel.
+    expected = [[-0.5, -0.5], [99.5, 99.5], [49.5, 49.5], [0.5, 0.5], [-19.5, -39.5]]
+    np.testing.assert_allclose(photos._in_square(portrait, 100), expected)
+
+
+@pytest.mark.parametrize("broken_at", [2, 3])
+def test_an_interrupted_import_goes_on(folder, tmp_path, monkeypatch, broken_at):
+    assert main(words(folder, tmp_path / "whole")) == 0
+    write, calls = photos.write_json, []
+
+    def interrupted(path: Path, content: object) -> None:
+        calls.append(path)
+        if len(calls) == broken_at:  # the shard is there, the note about it is not
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(photos, "write_json", interrupted)
+    out = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        main(words(folder, out))
+    assert not (out / "data").exists()
+    monkeypatch.undo()
+    assert main(words(folder, out)) == 0
+    files = sorted(p.name for p in (tmp_path / "whole" / "data").iterdir())
+    assert files == sorted(p.name for p in (out / "data").iterdir())
+    for name in (*(f"data/{file}" for file in files), "dataset.json", "README.md"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_damaged_shard_of_an_interrupted_import_is_named(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "set"
+    monkeypatch.setattr(photos.PhotoImport, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        main(words(folder, out))
+    monkeypatch.undo()
+    shard = next((out / ".partial" / "data").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(words(folder, out)) == 2
+    assert f"{shard} is missing or changed" in capsys.readouterr().err
+
+
+def test_persons_with_one_picture(folder, tmp_path, capsys):
+    lines = (folder / "train" / "metadata.jsonl").read_text().splitlines()
+    other = tmp_path / "photos"
+    shutil.copytree(folder, other)
+    # Three persons with four pictures, one with one.
+    (other / "train" / "metadata.jsonl").write_text("\n".join(lines[:13]))
+    assert main(words(other, tmp_path / "set")) == 2
+    assert "1 persons of train have a single usable picture, 'person 3'" in capsys.readouterr().err
+    assert main(words(other, tmp_path / "set", "data.few_pictures=drop")) == 0  # goes on with what is there
+    assert np.unique(load_arrays(tmp_path / "set", "train", labelled=False).identity).tolist() == [0, 1, 2]
+    assert main(words(other, tmp_path / "set")) == 2
+    assert "few_pictures differ" in capsys.readouterr().err
+    assert main(words(other, tmp_path / "rows", "data.identity=none")) == 0
+    assert load_arrays(tmp_path / "rows", "train", labelled=False).identity.tolist() == list(range(13))
+
+
+def test_a_share_of_the_persons_validates(folder, tmp_path):
+    (tmp_path / "one").symlink_to(folder / "train")
+    assert main(words(tmp_path / "one", tmp_path / "set", "data.validation_share=0.4")) == 0
+    names = [f"person {number}" for number in range(8)]
+    kept = kept_for_validation(np.array([text_hash(name) for name in names], np.int64), 0.4)
+    found = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "hf"))
+    assert set(found["validation"]["person"]) == {name for name, keep in zip(names, kept, strict=True) if keep}
+    assert set(found["train"]["person"]) == {name for name, keep in zip(names, kept, strict=True) if not keep}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("size=60", "size: a multiple of 8"),
+        ("reach=1", "reach: more than 1"),
+        ("min_side=0", "min_side: must be at least 1"),
+        ("data.portrait=2", "data.portrait: the portraits made here are framed by reach="),
+        ("out=''", "out: name its folder"),
+        ("data.columns.landmarks=pints", "has no column 'pints' for the landmarks"),
+        ("data.validation=test", "'test'"),
+        ("min_side=500", "portrait_too_small 40"),
+        ("fitter=nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_is_named(folder, tmp_path, capsys, change, message):
+    assert main(words(folder, tmp_path / "set", change)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "set" / "data").exists()
+
+
+def test_folders_that_cannot_be_written_to(folder, tiny_dataset, tmp_path):
+    config = parse_config(PhotosConfig, words(folder, folder / "train" / "set"))
+    with pytest.raises(ConfigError, match="its pictures would be photos the next time"):
+        photos.PhotoImport(config)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data").symlink_to(tiny_dataset / "data")
+    with pytest.raises(ConfigError, match="holds another data set"):
+        photos.PhotoImport(parse_config(PhotosConfig, words(folder, tmp_path / "other"))).run()
