@@ -1,13 +1,18 @@
 """The labels that evaluation needs of a data set split."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.retrieval.protocol import Description, Labels
 from faceclip.data.arrays import FaceArrays
 
 
 def labels_of(arrays: FaceArrays) -> Labels:
-    """Identity, attributes as words, and captions with the values they name."""
+    """Identity, attributes as words, and captions with the values they name.
+
+    Of photos nobody says which picture of a person is the frontal one: it is the one whose fitted yaw and pitch are
+    least.
+    """
     values = {name: arrays.attribute_values(name) for name in arrays.vocabularies}
     descriptions = [
         [
@@ -22,7 +27,17 @@ def labels_of(arrays: FaceArrays) -> Labels:
     ]
     return Labels(
         identity=np.asarray(arrays.identity),
-        index=np.asarray(arrays.index),
+        index=np.asarray(arrays.index) if arrays.vocabularies else _by_turn(arrays),
         attributes=values,
         descriptions=descriptions,
     )
+
+
+def _by_turn(arrays: FaceArrays) -> NDArray[np.int64]:
+    """(N,) place of each portrait among those of its person, the least turned first."""
+    turn = np.abs(np.asarray(arrays.pose)[:, :2]).sum(axis=1)
+    identity, place = np.asarray(arrays.identity), np.zeros(len(arrays), np.int64)
+    for person in np.unique(identity):
+        rows = np.flatnonzero(identity == person)
+        place[rows[np.argsort(turn[rows], kind="stable")]] = np.arange(len(rows))
+    return place

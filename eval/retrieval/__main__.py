@@ -112,8 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = use_device(options.device)
         make_folder(options.out, "--out ")
         model = RetrievalModel.from_pretrained(options.model, device)
-        test = load_arrays(options.data, "test")
-        validation = load_arrays(options.data, "validation")
+        test = load_arrays(options.data, "test", labelled=False)
+        validation = load_arrays(options.data, "validation", labelled=False)
         results, found, facts = evaluate(
             model, test, validation, limit=options.queries, seed=options.seed, detector=not options.no_detector
         )

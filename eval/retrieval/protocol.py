@@ -2,7 +2,8 @@
 
 The gallery is every test portrait. A portrait answers a description when it has every attribute value that
 the description names, whichever portrait the words were written for; two portraits of one person that a short
-description does not tell apart are equally right.
+description does not tell apart are equally right. Of photos no attributes are known: there a portrait answers the words
+that were written for it, and no others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,8 @@ DESCRIPTIONS: dict[QueryKind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A caption and the attribute values it names, such as {"hair_color": "red"}."""
+    """A caption and the attribute values it names, such as {"hair_color": "red"}; nobody knows what one of kind "free"
+    names."""
 
     text: str
     kind: str
@@ -91,6 +93,14 @@ def matches(labels: Labels, names: Mapping[str, str]) -> NDArray[np.bool_]:
     return fits
 
 
+def fitting(labels: Labels, description: Description) -> NDArray[np.bool_]:
+    """Portraits (N,) that a description fits: they have what it names or, if that is unknown, are described by the same
+    words."""
+    if description.kind == "free":
+        return np.array([any(item.text == description.text for item in row) for row in labels.descriptions])
+    return matches(labels, description.names)
+
+
 def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int | None = None) -> Queries:
     """The queries of one kind, a function of labels and seed alone. `limit` keeps that many, evenly spread.
 
@@ -116,7 +126,7 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
             others = np.flatnonzero(same & ~own[row])
             if described is None or (kind == "face+text" and not len(others)):
                 continue
-            words, right = described.text, matches(labels, described.names)
+            words, right = described.text, fitting(labels, described)
             if kind == "text":
                 source, out = -1, np.zeros(len(labels), dtype=bool)
             else:
@@ -145,8 +155,10 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
 
 
 def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> Description | None:
-    """One description that names changeable attributes; captions of the emotion alone leave too much open."""
-    usable = [item for item in descriptions if item.kind in ("attributes", "both") and item.names]
+    """One description that names changeable attributes, or a free one; captions of the emotion alone leave too much
+    open."""
+    usable = [item for item in descriptions
+              if item.kind == "free" or (item.kind in ("attributes", "both") and item.names)]  # fmt: skip
     return usable[int(generator.integers(len(usable)))] if usable else None
 
 

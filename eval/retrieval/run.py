@@ -13,7 +13,7 @@ from eval.retrieval.protocol import (
     QueryKind,
     build_queries,
     explain_top,
-    matches,
+    fitting,
 )
 from eval.retrieval.search import Outcome, concatenate, score_queries, search
 from eval.retrieval.spaces import (
@@ -90,8 +90,8 @@ def evaluate_kind(
 
 def described_rows(labels: Labels, queries: Queries) -> NDArray[np.bool_]:
     """Portraits (Q, G) that fit each query's description, whoever they show."""
-    names = {item.text: item.names for row in labels.descriptions for item in row}
-    return np.stack([matches(labels, names[text]) for text in queries.text])
+    items = {item.text: item for row in labels.descriptions for item in row}
+    return np.stack([fitting(labels, items[text]) for text in queries.text])
 
 
 def to_json(results: Mapping[str, KindResult]) -> dict:

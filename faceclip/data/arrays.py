@@ -111,8 +111,8 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
         return [name for name in expected if name in present]
     if missing == list(LABELS):
         raise DataError(
-            f"{shard.parent.parent} holds photos, of which nobody knows regions and attributes: only stage 2 reads "
-            "them (`python -m train_generator`); stage 1 takes the photos themselves by data.path="
+            f"{shard.parent.parent} holds photos, of which nobody knows regions and attributes: only stage 2 and "
+            "eval.retrieval read them; stage 1 takes the photos themselves by data.path="
         )
     if missing:
         raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
@@ -124,8 +124,8 @@ def shard_paths(root: Path, split: str) -> list[Path]:
     shards = sorted((root / "data").glob(f"{split}-*.parquet"))
     if not shards:
         raise DataError(
-            f"no data/{split}-*.parquet below {root}: check the path, or generate the data with "
-            f"`python -m faceclip.data.synthetic --out {root}`"
+            f"no data/{split}-*.parquet below {root}: check the path, or make the data with that split by "
+            f"`python -m faceclip.data.synthetic --out {root}`, of photos by `python -m faceclip.data.photos`"
         )
     announced = shards[0].stem.rsplit("-of-", 1)
     if len(announced) == 2 and announced[1].isdigit() and int(announced[1]) != len(shards):

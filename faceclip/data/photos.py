@@ -31,7 +31,7 @@ from faceclip.data.folder_lock import locked
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping, kept_for_validation, text_hash
 from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
-from faceclip.data.records import Caption, caption_to_dict, features
+from faceclip.data.records import SPLITS, Caption, caption_to_dict, features
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import RowSource, open_source
 from faceclip.data.synthetic.plan import file_hash, read_json
@@ -43,19 +43,20 @@ from faceclip.runtime.progress import bar
 from faceclip.strict_loading import load_strictly
 
 VERSION = 1
-SPLITS = ("train", "validation")
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
 
 @dataclass(kw_only=True)
 class PhotosConfig:
-    """data: the photos, as for stage 1. out: folder of the data set. size: px of the portraits. reach: side of a
+    """data: the photos, as for stage 1. out: folder of the data set. test: split of the data, or value of
+    `data.columns.split`, for `python -m eval.retrieval` ("": none). size: px of the portraits. reach: side of a
     portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference whose shading map it draws.
     min_side: px that the portrait has in its photo at least, a smaller one is an unusable row. fitter: `FaceFitter`, a
     folder or what the package ships (trained on renders: of photos it gives a rough map)."""
 
     data: DataConfig = field(default_factory=DataConfig)
     out: str = ""
+    test: str = ""
     size: int = 512
     reach: float = 1.7
     min_side: int = 128
@@ -87,11 +88,19 @@ class PhotoImport:
         if photos.is_dir() and self.out.resolve().is_relative_to(photos.resolve()):
             raise ConfigError(f"out={self.out} lies in data.path={photos}: its pictures would be photos the next time")
         self.fitter = _load_fitter(config.fitter)
-        divided = bool(self.data.columns.split) or self.data.validation_share > 0
-        names = [self.data.undivided] if divided else [self.data.train, self.data.validation]
-        self.sources = [open_source(self.data, name, self.out / ".digests.json") for name in dict.fromkeys(names)]
+        by_value, by_share = bool(self.data.columns.split), self.data.validation_share > 0
+        names = [self.data.undivided] if by_value or by_share else [self.data.train, self.data.validation]
+        if config.test and not by_value:
+            names.append(config.test)
+        if len(set(names)) < len(names):
+            raise ConfigError(f"data.train, data.validation and test name the same split: {', '.join(names)}")
+        if config.test and (photos / config.test).is_dir() and not (photos / self.data.train).is_dir():
+            raise ConfigError(f"test={config.test}: move the training photos to {photos / self.data.train}; without "
+                              "such a folder the test photos would be among them")  # fmt: skip
+        # What each source gives: a split, or None where its rows are divided.
+        self.gives = [None, SPLITS[2]] if by_value or by_share else list(SPLITS)
+        self.sources = [open_source(self.data, name, self.out / ".digests.json") for name in names]
         self.readers = [self._reader(source) for source in self.sources]
-        self.divided = divided
         self.people: dict[str, int] = {}  # name → identity, in the order of their first usable rows
         self.pictures: Counter[str] = Counter()
 
@@ -111,7 +120,7 @@ class PhotoImport:
                                                                                   strict=True)],
             "fitter": module_hash(self.fitter),
             **division,
-            **{name: getattr(self.config, name) for name in ("size", "reach", "min_side")},
+            **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side")},
         }  # fmt: skip
 
     def run(self) -> dict[str, Any]:
@@ -239,10 +248,10 @@ class PhotoImport:
 
     def _split(self, number: int, raw: RawRecord) -> str | None:
         """Where a row belongs; None for one that no split takes."""
-        if not self.divided:
-            return SPLITS[number] if len(self.sources) > 1 else SPLITS[0]
+        if (split := self.gives[number]) is not None:
+            return split
         if self.data.columns.split:
-            values = {self.data.train: SPLITS[0], self.data.validation: SPLITS[1]}
+            values = {self.data.train: SPLITS[0], self.data.validation: SPLITS[1], self.config.test or None: SPLITS[2]}
             return values.get(raw.split)
         who = np.array([text_hash(raw.person)], np.int64)
         return SPLITS[int(kept_for_validation(who, self.data.validation_share)[0])]
@@ -253,7 +262,7 @@ class PhotoImport:
             shutil.rmtree(final)  # of an import that was killed here
         final.mkdir()
         files, parts = [], {}
-        for split in SPLITS:
+        for split in SPLITS if self.config.test else SPLITS[:2]:
             people: set[int] = set()
             images = 0
             for path in self._kept(split, final):
@@ -263,7 +272,8 @@ class PhotoImport:
                 files.append({"path": f"data/{path.name}", "rows": len(identity), "sha256": file_hash(path)})
             if not images:
                 raise EmptyDatasetError(f"data.path={self.data.path} has no usable row for {split}: see "
-                                        f"{self.out / 'report.json'}, data.columns.split and data.validation_share")
+                                        f"{self.out / 'report.json'}, data.columns.split and data.validation_share"
+                                        )  # fmt: skip
             parts[split] = {"identities": len(people), "images": images}
         summary = {
             "request": state["request"] | {"few_pictures": self.data.few_pictures},

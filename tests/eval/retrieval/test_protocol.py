@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.retrieval.protocol import Description, Labels, build_queries, explain_top, matches
+from eval.retrieval.protocol import Description, Labels, build_queries, explain_top, fitting, matches
 from faceclip.errors import DataError, EmptyDatasetError
 
 # Person 7: red hair and glasses (frontal), red hair, black hair. Person 9: red hair, black hair, black hair.
@@ -37,6 +37,20 @@ def test_matches_needs_every_named_value(labels):
     assert matches(labels, {"hair_color": "black", "glasses": "round"}).tolist() == [False] * 5 + [True]
     with pytest.raises(DataError, match="shoes"):
         matches(labels, {"shoes": "red"})
+
+
+def test_free_words_fit_what_they_were_written_for():
+    texts = [["at sea", "a man"], ["at home"], ["at sea"], ["at home", "a man"], ["at sea"]]
+    free = [[Description(text=text, kind="free", names={}) for text in row] for row in texts]
+    labels = Labels(identity=np.array([7, 7, 7, 9, 9]), index=np.zeros(5, int), attributes={}, descriptions=free)
+    assert fitting(labels, free[0][0]).tolist() == [True, False, True, False, True]
+    assert fitting(labels, free[0][1]).tolist() == [True, False, False, True, False]
+    queries = build_queries(labels, "face+text")
+    for row, text in enumerate(queries.text):
+        said = np.array([text in words for words in texts])
+        expected = said & (labels.identity == labels.identity[row])
+        expected[queries.face[row]] = False
+        assert queries.relevant[row].tolist() == expected.tolist()
 
 
 def test_face_queries(labels):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from eval.faces import FacePoints, labelled_faces
 from eval.labels import labels_of
@@ -15,6 +16,7 @@ from eval.retrieval.protocol import build_queries
 from eval.retrieval.run import evaluate_kind
 from eval.retrieval.spaces import RetrievalModel, encode_portraits, joint_gallery, joint_queries
 from faceclip.data.arrays import load_arrays
+from faceclip.data.photos import main as import_photos
 from faceclip.errors import CheckpointError
 
 
@@ -85,3 +87,26 @@ def test_missing_exports_are_named(tmp_path, tiny_dataset, capsys):
         RetrievalModel.from_pretrained(tmp_path)
     assert main(["--model", str(tmp_path), "--data", str(tiny_dataset), "--out", str(tmp_path)]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_photos_are_asked_for_by_their_own_words(joint_export, tiny_dataset, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    for split in ("train", "validation", "test"):
+        arrays, lines = load_arrays(tiny_dataset, split), []
+        (folder / split).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(np.asarray(arrays.images[i])).save(folder / split / f"{i}.png")
+            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text, "identity": i // 4,
+                          "points": np.asarray(arrays.landmarks_5[i]).tolist()})  # fmt: skip
+        (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status = import_photos([f"data.path={folder}", f"out={tmp_path / 'set'}", "size=64", "min_side=32", "test=test",
+                            "data.columns.landmarks=points"])  # fmt: skip
+    assert status == 0, capsys.readouterr()
+    arguments = ["--model", str(joint_export), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--no-detector"]) == 0, capsys.readouterr()
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["labelled faces"]
+    assert figures["face+text"]["queries"] == figures["face"]["queries"] == 8
+    assert figures["face_frontal"]["queries"] == 6
+    arrays = load_arrays(tmp_path / "set", "test", labelled=False)
+    turn = np.abs(np.asarray(arrays.pose)[:, :2]).sum(axis=1).reshape(2, 4)
+    assert labels_of(arrays).index.reshape(2, 4).argmin(axis=1).tolist() == turn.argmin(axis=1).tolist()

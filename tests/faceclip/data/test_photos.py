@@ -135,6 +135,33 @@ def test_persons_with_one_picture(folder, tmp_path, capsys):
     assert load_arrays(tmp_path / "rows", "train", labelled=False).identity.tolist() == list(range(13))
 
 
+def test_a_test_split(folder, tmp_path, capsys):
+    other = tmp_path / "photos"
+    shutil.copytree(folder, other)
+    (other / "validation").rename(other / "held")
+    assert main(words(other, tmp_path / "set", "data.validation_share=0.4", "test=held")) == 0, capsys.readouterr()
+    assert "test: 2 persons, 8 pictures" in capsys.readouterr().out
+    kept = load_arrays(tmp_path / "set", "test", labelled=False)
+    np.testing.assert_array_equal(kept.identity, [8] * 4 + [9] * 4)
+    rows = [json.loads(line) | {"fold": fold, "file_name": f"{where}/{json.loads(line)['file_name']}"}
+            for fold, where in (("a", "train"), ("b", "held"), ("c", "held"))
+            for line in (other / where / "metadata.jsonl").read_text().splitlines()]  # fmt: skip
+    table = tmp_path / "table" / "rows.jsonl"
+    table.parent.mkdir()
+    table.write_text("\n".join(map(json.dumps, rows)))
+    columns = ["data.columns.image=file_name", "data.columns.split=fold", f"data.images={other}"]
+    by_value = words(table, tmp_path / "folds", *columns, "data.train=a", "data.validation=b", "test=c")
+    assert main(by_value) == 0, capsys.readouterr()
+    assert load_arrays(tmp_path / "folds", "test", labelled=False).identity.tolist() == [8] * 4 + [9] * 4
+    assert main(words(other, tmp_path / "same", "data.validation=held", "test=held")) == 2
+    assert "name the same split: train, held, held" in capsys.readouterr().err
+    for file in (other / "train").iterdir():
+        file.rename(other / file.name)
+    (other / "train").rmdir()
+    assert main(words(other, tmp_path / "mixed", "data.validation_share=0.4", "test=held")) == 2
+    assert "the test photos would be among them" in capsys.readouterr().err
+
+
 def test_a_share_of_the_persons_validates(folder, tmp_path):
     (tmp_path / "one").symlink_to(folder / "train")
     assert main(words(tmp_path / "one", tmp_path / "set", "data.validation_share=0.4")) == 0
