@@ -43,8 +43,8 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
     """Puts a saved adapter (an export of stage 2, or what `save_adapter` wrote) on a base pipeline to train it further;
     everything else is frozen.
 
-    Raises CheckpointError for a directory that is no adapter, damaged or of another base, and ConfigError, naming the
-    fields, for one of other sizes than `config` describes.
+    Raises CheckpointError for a directory that is no adapter, damaged or of a base of another form, and ConfigError,
+    naming the fields, for one of other sizes than `config` describes.
     """
     _freeze(pipeline)
     saved = load_adapter(pipeline, directory)

@@ -49,8 +49,8 @@ def reference_features(
 ) -> ReferenceFeatures:
     """Reads or builds the features of a split, on the accelerator where there is one; the towers lie on the CPU
     afterwards. Faces are cut from the stored portraits by their true landmarks."""
-    arrays = load_arrays(directory, split, size=size, labelled=False)
     large = load_arrays(directory, split, labelled=False)
+    arrays = large if large.size == size else load_arrays(directory, split, size=size, labelled=False)
     side = crop_size(encoder, image_tower)
     towers = (encoder.face_encoder, image_tower)
 

@@ -22,7 +22,7 @@ QUERY_KINDS: tuple[QueryKind, ...] = get_args(QueryKind)
 DESCRIPTIONS: dict[QueryKind, str] = {
     "face": "a face → every other portrait of the person; the query's own portrait leaves the gallery",
     "face_frontal": "a face → the person's frontal portrait, in a gallery of one frontal portrait per person",
-    "text": "a description → every portrait that has all attributes it names",
+    "text": "a description → every portrait that has all attributes it names (a photo: that has the same words)",
     "face+text": (
         "the face in portrait A and the description of portrait B of the same person → B, and whatever other "
         "portraits of the person the description fits as well; A leaves the gallery"

@@ -94,7 +94,7 @@ def load_arrays(
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     root = Path(directory)
     shards = shard_paths(root, split)
-    content = _content_hash(root, shards)
+    content = _content_hash(root, split, shards)
     names = _columns(shards[0], labelled)
     cache = root / ".arrays" / f"{split}-{size or 'stored'}-{content[:16]}-{_FORMAT}"
     if not cache.is_dir():
@@ -136,8 +136,11 @@ def shard_paths(root: Path, split: str) -> list[Path]:
     return shards
 
 
-def _content_hash(root: Path, shards: list[Path]) -> str:
+def _content_hash(root: Path, split: str, shards: list[Path]) -> str:
     announced = _announced_hashes(root / "dataset.json")
+    there = {shard.name for shard in shards}
+    if lost := sorted(name for name in announced if name.startswith(f"{split}-") and name not in there):
+        raise DataError(f"{root}/data lacks {', '.join(lost)}: run the command that made the data set again")
     digest = hashlib.sha256()
     for shard in shards:
         with shard.open("rb") as file:
@@ -146,7 +149,7 @@ def _content_hash(root: Path, shards: list[Path]) -> str:
         if own.hexdigest() != expected:
             raise DataError(
                 f"{shard} is corrupt: its SHA-256 is {own.hexdigest()[:12]}…, dataset.json says {expected[:12]}…; "
-                "run the generator again, it replaces damaged shards"
+                "run the command that made the data set again"
             )
         digest.update(own.digest())
     return digest.hexdigest()
@@ -159,7 +162,7 @@ def _announced_hashes(path: Path) -> dict[str, str]:
     try:
         return {Path(item["path"]).name: item["sha256"] for item in json.loads(path.read_bytes())["files"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is corrupt ({error}): delete it and run the generator again") from error
+        raise DataError(f"{path} is corrupt ({error}): delete it and run the command that made the data set again") from error
 
 
 def _build(cache: Path, shards: list[Path], names: list[str], size: int | None, workers: int) -> None:
@@ -197,7 +200,7 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
         return action()
     # Damaged text is no UTF-8; Arrow notices only when it is read.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{shard} is corrupt ({error}): delete it and run the generator again") from error
+        raise DataError(f"{shard} is corrupt ({error}): delete it and run the command that made the data set again") from error
 
 
 def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, list[dict]]]:

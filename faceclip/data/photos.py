@@ -8,6 +8,7 @@ killed and run again. DIR/data appears when all is there; until then shards lie 
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -21,21 +22,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from torch import nn
 
 from faceclip import weights
 from faceclip.data.cache import module_hash
 from faceclip.data.digests import write_json
 from faceclip.data.folder_lock import locked
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping, kept_for_validation, text_hash
+from faceclip.data.photo_rows import PhotoRows
 from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
-from faceclip.data.records import SPLITS, Caption, caption_to_dict, features
+from faceclip.data.records import SPLITS, features
 from faceclip.data.rejects import RejectCounts
-from faceclip.data.sources import RowSource, open_source
+from faceclip.data.sources import RowSource, find_layout, open_source
 from faceclip.data.synthetic.plan import file_hash, read_json
-from faceclip.data.writing import encode_png, replace_text, write_shard
+from faceclip.data.writing import replace_text, write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.runtime import parse_config
@@ -43,6 +43,7 @@ from faceclip.runtime.progress import bar
 from faceclip.strict_loading import load_strictly
 
 VERSION = 1
+Named = tuple[str, RawRecord, Portrait]  # the name of the person first
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
 
@@ -65,17 +66,18 @@ class PhotosConfig:
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 8:
             raise ConfigError(f"size: a multiple of 8 from 16 on is expected, got {self.size}")
-        if self.reach <= 1:
+        if not (math.isfinite(self.reach) and self.reach > 1):
             raise ConfigError(f"reach: more than 1 is expected, the face crop itself, got {self.reach}")
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
-        if self.data.portrait != DataConfig().portrait:
-            raise ConfigError("data.portrait: the portraits made here are framed by reach=; leave it out")
+        for name, why in (("portrait", "the portraits made here are framed by reach="),
+                          ("device", "the fitter runs on the CPU"), ("verify", "shards are always compared")):
+            if getattr(self.data, name) != getattr(DataConfig(), name):
+                raise ConfigError(f"data.{name}: leave it out, {why}")  # fmt: skip
 
 
 class PhotoImport:
-    """One import. Raises ConfigError for words that do not fit each other or the folder, DataError for a source, split
-    or column that is missing."""
+    """One import. Raises ConfigError for words that do not fit each other, CheckpointError for the fitter."""
 
     def __init__(self, config: PhotosConfig) -> None:
         for name, value in (("data.path", config.data.path), ("out", config.out)):
@@ -84,25 +86,40 @@ class PhotoImport:
         self.config, self.out = config, Path(config.out)
         self.data = replace(config.data, portrait=config.reach)
         self.partial = self.out / ".partial"
+        # Beside the folder and not in it: messages name photos by their paths, which nobody else is to read.
+        self.report = self.out.with_name(f"{self.out.name}-report.json")
         photos = Path(self.data.path)
         if photos.is_dir() and self.out.resolve().is_relative_to(photos.resolve()):
             raise ConfigError(f"out={self.out} lies in data.path={photos}: its pictures would be photos the next time")
-        self.fitter = _load_fitter(config.fitter)
         by_value, by_share = bool(self.data.columns.split), self.data.validation_share > 0
-        names = [self.data.undivided] if by_value or by_share else [self.data.train, self.data.validation]
+        wanted = ["" if by_share else self.data.validation, self.data.undivided if by_share else self.data.train]
+        wanted = [name for name in (*wanted, config.test) if name]
+        if len(set(wanted)) < len(wanted):
+            raise ConfigError(f"data.train, data.validation and test name the same split: {', '.join(wanted)}")
+        self.names = [self.data.undivided] if by_value or by_share else [self.data.train, self.data.validation]
         if config.test and not by_value:
-            names.append(config.test)
-        if len(set(names)) < len(names):
-            raise ConfigError(f"data.train, data.validation and test name the same split: {', '.join(names)}")
-        if config.test and (photos / config.test).is_dir() and not (photos / self.data.train).is_dir():
-            raise ConfigError(f"test={config.test}: move the training photos to {photos / self.data.train}; without "
-                              "such a folder the test photos would be among them")  # fmt: skip
+            self.names.append(config.test)
+            folder = photos / self.names[0]
+            if find_layout(self.data) == "image_folder" and (photos / config.test).is_dir() and not folder.is_dir():
+                raise ConfigError(f"test={config.test}: move the training photos to {folder}; without such a folder "
+                                  "the test photos would be among them")  # fmt: skip
         # What each source gives: a split, or None where its rows are divided.
         self.gives = [None, SPLITS[2]] if by_value or by_share else list(SPLITS)
-        self.sources = [open_source(self.data, name, self.out / ".digests.json") for name in names]
+        path = Path(config.fitter) if Path(config.fitter).is_dir() else weights.path(config.fitter)
+        self.fitter = load_strictly(FaceFitter.from_pretrained, FaceFitter, path).eval()
+        self.rows = PhotoRows(self.fitter, config.size)
+
+    def _open(self) -> None:
+        """Opens the sources. Raises DataError for a source, split or column that is missing."""
+        self.sources = []
+        for name in self.names:
+            try:
+                self.sources.append(open_source(self.data, name, self.partial / "digests.json"))
+            except DataError as error:
+                if name != self.config.test:
+                    raise
+                raise DataError(f"test={name}: name a split or folder of the data ({error})") from error
         self.readers = [self._reader(source) for source in self.sources]
-        self.people: dict[str, int] = {}  # name → identity, in the order of their first usable rows
-        self.pictures: Counter[str] = Counter()
 
     def _reader(self, source: RowSource) -> tuple[RowMapping, PortraitReader]:
         mapping = RowMapping(self.data, source.layout, source.columns, source.name)
@@ -126,62 +143,70 @@ class PhotoImport:
     def run(self) -> dict[str, Any]:
         """Writes what is missing and returns the content of dataset.json.
 
-        Raises TooManyBadRecordsError, EmptyDatasetError, and DataError for persons with one picture and a disk that is
-        full; nothing that is finished is lost by any of them.
+        Raises ConfigError for a folder that holds something else, TooManyBadRecordsError, EmptyDatasetError, and
+        DataError for sources, persons with one picture, and a disk that is full; finished shards stay.
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with locked(self.out / ".lock", wait=False):
+                for leftover in self.out.glob(".*.tmp"):
+                    leftover.unlink()  # of a killed process: the lock says that no other one is writing
+                described = self.out / "dataset.json"
+                stored = read_json(described) if described.is_file() else {}
+                if (self.out / "data").is_dir() and "request" not in stored:
+                    raise ConfigError(f"{self.out} holds another data set: choose another out=")
+                self._open()
                 return self._run()
         except OSError as error:
             raise DataError(f"{self.out} cannot be written ({error}): free space or make it writable, and run again; "
                             "finished shards are kept") from error  # fmt: skip
 
     def _run(self) -> dict[str, Any]:
-        request, described = self.request(), self.out / "dataset.json"
+        request = self.request()
         if (self.out / "data").is_dir():
-            summary = read_json(described) if described.is_file() else {}
-            _check_same(self.out, summary.get("request"), request | {"few_pictures": self.data.few_pictures})
-            shutil.rmtree(self.partial, ignore_errors=True)  # of an import that was killed at its very end
+            shutil.rmtree(self.partial, ignore_errors=True)
+            summary = read_json(self.out / "dataset.json")
+            _check_same(self.out, summary["request"], request | {"few_pictures": self.data.few_pictures})
+            _check_files(self.out, summary["files"], self.out)
             return summary
         progress = self.partial / "progress.json"
-        state = read_json(progress) if progress.is_file() else {"request": request, "blocks": []}
+        state = read_json(progress) if progress.is_file() else {"request": request, "blocks": [], "complete": []}
         _check_same(self.out, state["request"], request)
-        folder = self.partial / "data"
-        folder.mkdir(parents=True, exist_ok=True)
+        (self.partial / "data").mkdir(parents=True, exist_ok=True)
         counts = RejectCounts()
         for block in state["blocks"]:
             counts.merge(block["rejected"])
         self._recall(state["blocks"])
         for number, source in enumerate(self.sources):
-            self._read(number, source, state, counts)
+            if number not in state["complete"]:
+                self._read(number, source, state, counts)
+                state["complete"].append(number)
+                write_json(progress, state)
         print(counts, flush=True)
-        counts.check(self.data.max_bad_share, self.out / "report.json", self.data.path, at_end=True)
-        counts.write(self.out / "report.json", self.data.path)
+        counts.check(self.data.max_bad_share, self.report, self.data.path, at_end=True)
+        counts.write(self.report, self.data.path)
         return self._finish(state, counts)
 
     def _recall(self, blocks: list[dict[str, Any]]) -> None:
         """Who the finished shards show; shards of a block that was not finished are removed."""
-        kept = {file["path"]: file["sha256"] for block in blocks for file in block["files"]}
+        files = [file for block in blocks for file in block["files"]]
+        kept = {file["path"] for file in files}
         for path in sorted((self.partial / "data").iterdir()):
             if path.name not in kept:
                 path.unlink()
-        for name, digest in kept.items():
+        _check_files(self.partial / "data", files, self.partial)
+        for name in sorted(kept):
             path = self.partial / "data" / name
-            if not path.is_file() or file_hash(path) != digest:
-                raise DataError(f"{path} is missing or changed since it was written: delete {self.partial}, it is "
-                                "written again")  # fmt: skip
             table = pq.read_table(path, columns=["person", "identity"]).to_pydict()
-            self.people |= dict(zip(table["person"], table["identity"], strict=True))
-            self.pictures.update(table["person"])
+            self.rows.recall(table["person"], table["identity"])
 
     def _read(self, number: int, source: RowSource, state: dict[str, Any], counts: RejectCounts) -> None:
         mapping, reader = self.readers[number]
         size, limit = self.data.shard_rows, self.data.limit or None
         done = sum(block["source"] == number for block in state["blocks"])
-        if done and state["blocks"][-1]["source"] > number:
-            return  # a later source has begun
-        rows = islice(source.rows(done * size), None if limit is None else max(0, limit - done * size))
+        # Where a stream stood at the end of the last block: without it the files before would be fetched again.
+        position = state["blocks"][-1]["position"] if done else None
+        rows = islice(source.rows(done * size, position), None if limit is None else max(0, limit - done * size))
         total = source.count if limit is None else min(limit, source.count or limit)
         with PortraitPool(self.data, mapping, reader) as pool, bar(source.name, total) as advance:
             for block in count(done):
@@ -193,7 +218,9 @@ class PhotoImport:
                 for start in range(0, len(chunk), self.data.batch_size):
                     part = chunk[start : start + self.data.batch_size]
                     first = block * size + start
-                    for split, row in self._rows(number, pool.prepare(part, first), rejected):
+                    usable = list(self._usable(number, pool.prepare(part, first), rejected))
+                    made = self.rows.make([named for _, named in usable])
+                    for (split, _), row in zip(usable, made, strict=True):
                         tables.setdefault(split, []).append(row)
                     advance(first + len(part), total)
                 files = []
@@ -203,48 +230,28 @@ class PhotoImport:
                     write_shard(path, pa.Table.from_pylist(table, schema=schema))
                     files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
                 counts.merge(rejected.to_dict())
-                state["blocks"].append({"source": number, "files": files, "rejected": rejected.to_dict()})
+                for earlier in state["blocks"]:
+                    earlier["position"] = None
+                state["blocks"].append({"source": number, "files": files, "rejected": rejected.to_dict(),
+                                        "position": source.position()})  # fmt: skip
                 write_json(self.partial / "progress.json", state)
-                counts.check(self.data.max_bad_share, self.out / "report.json", source.name, at_end=False)
+                counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
 
-    def _rows(
-        self, number: int, outcomes: list[Any], rejected: RejectCounts
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Split and row of each usable outcome."""
-        usable: list[tuple[RawRecord, Portrait, str]] = []
+    def _usable(self, number: int, outcomes: list[Any], rejected: RejectCounts) -> Iterator[tuple[str, Named]]:
+        """Split, person, record and portrait of each usable outcome."""
         for outcome in outcomes:
             if not isinstance(outcome, RejectedRecord):
                 _, raw, portrait = outcome
-                if portrait.square[2] < self.config.min_side:
-                    outcome = RejectedRecord(
-                        "portrait_too_small", f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
-                    )
-                elif split := self._split(number, raw):
-                    usable.append((raw, portrait, split))
-            if isinstance(outcome, RejectedRecord):
-                rejected.add(outcome)
-        if not usable:
-            return
-        points = np.stack([_in_square(portrait, self.config.size) for _, portrait, _ in usable])
-        fit = self.fitter.fit([portrait.picture for _, portrait, _ in usable], points)
-        maps = (self.fitter.shading(fit, self.config.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        many = self.fitter.landmarks_68(fit, self.config.size).numpy()
-        for row, (raw, portrait, split) in enumerate(usable):
-            fitted = {name: getattr(fit, name)[row].flatten().tolist() for name in
-                      ("shape", "expression", "camera", "light")}  # fmt: skip
-            yield split, fitted | {
-                "image": encode_png(portrait.picture),
-                "person": raw.person,
-                "key": raw.key,
-                "identity": self.people.setdefault(raw.person, len(self.people)),
-                "index": self.pictures[raw.person],
-                "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),
-                "landmarks_5": points[row].tolist(),
-                "landmarks_68": many[row].tolist(),
-                "shading": encode_png(maps[row]),
-                "captions": [caption_to_dict(Caption(text=text, kind="free")) for text in raw.captions],
-            }
-            self.pictures[raw.person] += 1
+                if portrait.square[2] >= self.config.min_side:
+                    if split := self._split(number, raw):
+                        # Rows are numbered in each source anew: the number of one is nobody of another source.
+                        alone = self.data.identity == "none" and number > 0
+                        yield split, (f"{split} {raw.person}" if alone else raw.person, raw, portrait)
+                    continue
+                outcome = RejectedRecord(
+                    "portrait_too_small", f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
+                )
+            rejected.add(outcome)
 
     def _split(self, number: int, raw: RawRecord) -> str | None:
         """Where a row belongs; None for one that no split takes."""
@@ -271,9 +278,11 @@ class PhotoImport:
                 images += len(identity)
                 files.append({"path": f"data/{path.name}", "rows": len(identity), "sha256": file_hash(path)})
             if not images:
-                raise EmptyDatasetError(f"data.path={self.data.path} has no usable row for {split}: see "
-                                        f"{self.out / 'report.json'}, data.columns.split and data.validation_share"
-                                        )  # fmt: skip
+                raise EmptyDatasetError(
+                    f"data.path={self.data.path} has no usable row for {split}: see {self.report}, and check "
+                    "data.columns.split, data.validation_share and data.few_pictures; with another division choose "
+                    "another out="
+                )
             parts[split] = {"identities": len(people), "images": images}
         summary = {
             "request": state["request"] | {"few_pictures": self.data.few_pictures},
@@ -294,8 +303,9 @@ class PhotoImport:
         if single and self.data.few_pictures == "error":
             raise DataError(
                 f"{len(single)} persons of {split} have a single usable picture, {min(single)!r} for one: stage 2 "
-                "takes another picture as the reference; leave them out by data.few_pictures=drop, or say by "
-                "data.identity=none that every row is its own person (then train with same_picture=1)"
+                "takes another picture as the reference; leave them out by data.few_pictures=drop, which goes on "
+                "here, or say by data.identity=none, with another out=, that every row is its own person (then train "
+                "with same_picture=1)"
             )
         if single:
             print(f"{split}: {len(single):,} persons with a single picture are left out", flush=True)
@@ -316,21 +326,16 @@ def _link(path: Path, other: Path) -> None:
         shutil.copyfile(path, other)
 
 
-def _in_square(portrait: Portrait, size: int) -> NDArray[np.float32]:
-    """Its five points (5, 2) in px of the square picture."""
-    left, top, side = portrait.square
-    return ((portrait.landmarks - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)
+def _check_files(folder: Path, files: list[dict[str, Any]], whole: Path) -> None:
+    """Raises DataError for a shard that is missing or changed; `whole` is what has to be written again then."""
+    for file in files:
+        path = folder / file["path"]
+        if not path.is_file() or file_hash(path) != file["sha256"]:
+            raise DataError(f"{path} is missing or changed since it was written: delete {whole} and run again")
 
 
-def _load_fitter(name: str) -> nn.Module:
-    path = Path(name) if Path(name).is_dir() else weights.path(name)
-    return load_strictly(FaceFitter.from_pretrained, FaceFitter, path).eval()
-
-
-def _check_same(folder: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> None:
+def _check_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     ours = json.loads(json.dumps(ours))  # as it is read back
-    if theirs is None:
-        raise ConfigError(f"{folder} holds another data set: choose another out=")
     different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if different:
         raise ConfigError(

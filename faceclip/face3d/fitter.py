@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from faceclip.face3d.camera import Camera
-from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices
+from faceclip.face3d.camera import Camera, pose_vertices, project
+from faceclip.face3d.frames import FaceFit, move_fit
 from faceclip.face3d.model import default_head
 from faceclip.face3d.shading import shading_map
 from faceclip.faces.align import CROP_SIZE, align_face, invert_affine, similarity_transform
@@ -124,10 +124,12 @@ class FaceFitter(ModelMixin, ConfigMixin):
 
     @staticmethod
     def landmarks_68(fit: FaceFit, size: int) -> Tensor:
-        """The 68 landmarks (B, 68, 2) of a fit in px of its size × size picture, hidden ones too."""
-        head = default_head()
-        picked = head.landmarks_68
-        bases = np.concatenate([head.shape_basis, head.expression_basis])[:, picked]
-        moved = torch.cat([fit.shape, fit.expression], dim=1) @ torch.from_numpy(bases).flatten(1)
-        points = torch.from_numpy(head.template[picked]) + moved.unflatten(1, (-1, 3))
-        return project_points(points, rotation_matrices(fit.pose), fit.camera) * size - 0.5
+        """The 68 landmarks (B, 68, 2) of a fit in px of its size × size picture, pixel centers at integers; hidden ones
+        too."""
+        head, found = default_head(), []
+        for row in range(len(fit.pose)):
+            vertices = head.vertices(fit.shape[row].numpy(), fit.expression[row].numpy())
+            posed = pose_vertices(vertices, head.head_weight, tuple(fit.pose[row].tolist()))
+            points = project(posed[head.landmarks_68], Camera.from_array(fit.camera[row].numpy()), size)
+            found.append(points[:, :2])
+        return torch.from_numpy(np.stack(found)).float()

@@ -12,6 +12,7 @@ from PIL import Image
 from faceclip.data import photos
 from faceclip.data.arrays import load_arrays
 from faceclip.data.mapping import kept_for_validation, text_hash
+from faceclip.data.photo_rows import points_in_square
 from faceclip.data.photos import PhotosConfig, main
 from faceclip.data.portraits import Portrait
 from faceclip.errors import ConfigError, DataError
@@ -74,18 +75,55 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
     assert "imported otherwise or of other content (min_side differ)" in capsys.readouterr().err
 
 
+def test_a_finished_import_is_verified(folder, tmp_path, capsys):
+    out = tmp_path / "set"
+    assert main(words(folder, out)) == 0
+    shard = sorted((out / "data").glob("train-*"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(DataError, match=f"{shard.name} is corrupt.*run the command that made the data set again"):
+        load_arrays(out, "train", labelled=False)
+    assert main(words(folder, out)) == 2
+    assert f"{shard} is missing or changed since it was written: delete {out} and run again" in capsys.readouterr().err
+    shard.unlink()
+    with pytest.raises(DataError, match=f"lacks {shard.name}: run the command"):
+        load_arrays(out, "train", labelled=False)
+
+
+def test_no_local_path_is_published(folder, table, tmp_path):
+    for name, more in {"folder": [], "table": table}.items():
+        assert main(words(folder, tmp_path / name, *more)) == 0
+        files = [file for file in (tmp_path / name).rglob("*") if file.is_file()]
+        beside = sorted(file.name for file in files if file.suffix != ".parquet")
+        assert beside == [".lock", "README.md", "dataset.json"]
+        assert not any(str(folder).encode() in file.read_bytes() for file in files)
+
+
 def test_points_in_the_square_by_hand():
     none = np.zeros((1, 1, 3), np.uint8)
     points = np.array([[9.5, 19.5], [59.5, 69.5], [34.5, 44.5], [10, 20], [0, 0]], np.float32)
     portrait = Portrait(crop=none, picture=none, square=(10, 20, 50), landmarks=points, digest=0)
     # Edges of the square are edges of the picture; the first pixel's center lies at half of one enlarged pixel.
     expected = [[-0.5, -0.5], [99.5, 99.5], [49.5, 49.5], [0.5, 0.5], [-19.5, -39.5]]
-    np.testing.assert_allclose(photos._in_square(portrait, 100), expected)
+    np.testing.assert_allclose(points_in_square(portrait, 100), expected)
 
 
-@pytest.mark.parametrize("broken_at", [2, 3])
-def test_an_interrupted_import_goes_on(folder, tmp_path, monkeypatch, broken_at):
-    assert main(words(folder, tmp_path / "whole")) == 0
+@pytest.fixture(scope="module")
+def table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The same as a stream: a table that names the pictures and says which split a row is in."""
+    rows = [json.loads(line) | {"fold": split, "file_name": f"{split}/{json.loads(line)['file_name']}"}
+            for split in ("train", "validation")
+            for line in (folder / split / "metadata.jsonl").read_text().splitlines()]  # fmt: skip
+    path = tmp_path_factory.mktemp("table") / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return [f"data.path={path}", f"data.images={folder}", "data.columns.image=file_name", "data.columns.split=fold"]
+
+
+@pytest.mark.parametrize("broken_at", [2, 3, 4])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_interrupted_import_goes_on(folder, table, tmp_path, monkeypatch, broken_at, streamed):
+    more = table if streamed else []
+    assert main(words(folder, tmp_path / "whole", *more)) == 0
     write, calls = photos.write_json, []
 
     def interrupted(path: Path, content: object) -> None:
@@ -97,10 +135,10 @@ def test_an_interrupted_import_goes_on(folder, tmp_path, monkeypatch, broken_at)
     monkeypatch.setattr(photos, "write_json", interrupted)
     out = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
-        main(words(folder, out))
+        main(words(folder, out, *more))
     assert not (out / "data").exists()
     monkeypatch.undo()
-    assert main(words(folder, out)) == 0
+    assert main(words(folder, out, *more)) == 0
     files = sorted(p.name for p in (tmp_path / "whole" / "data").iterdir())
     assert files == sorted(p.name for p in (out / "data").iterdir())
     for name in (*(f"data/{file}" for file in files), "dataset.json", "README.md"):
@@ -132,10 +170,11 @@ def test_persons_with_one_picture(folder, tmp_path, capsys):
     assert main(words(other, tmp_path / "set")) == 2
     assert "few_pictures differ" in capsys.readouterr().err
     assert main(words(other, tmp_path / "rows", "data.identity=none")) == 0
-    assert load_arrays(tmp_path / "rows", "train", labelled=False).identity.tolist() == list(range(13))
+    identity = [load_arrays(tmp_path / "rows", split, labelled=False).identity for split in ("train", "validation")]
+    assert np.concatenate(identity).tolist() == list(range(13 + 8))  # nobody is in both
 
 
-def test_a_test_split(folder, tmp_path, capsys):
+def test_a_test_split(folder, table, tmp_path, capsys):
     other = tmp_path / "photos"
     shutil.copytree(folder, other)
     (other / "validation").rename(other / "held")
@@ -143,21 +182,24 @@ def test_a_test_split(folder, tmp_path, capsys):
     assert "test: 2 persons, 8 pictures" in capsys.readouterr().out
     kept = load_arrays(tmp_path / "set", "test", labelled=False)
     np.testing.assert_array_equal(kept.identity, [8] * 4 + [9] * 4)
-    rows = [json.loads(line) | {"fold": fold, "file_name": f"{where}/{json.loads(line)['file_name']}"}
-            for fold, where in (("a", "train"), ("b", "held"), ("c", "held"))
-            for line in (other / where / "metadata.jsonl").read_text().splitlines()]  # fmt: skip
-    table = tmp_path / "table" / "rows.jsonl"
-    table.parent.mkdir()
-    table.write_text("\n".join(map(json.dumps, rows)))
-    columns = ["data.columns.image=file_name", "data.columns.split=fold", f"data.images={other}"]
-    by_value = words(table, tmp_path / "folds", *columns, "data.train=a", "data.validation=b", "test=c")
-    assert main(by_value) == 0, capsys.readouterr()
+    rows = [json.loads(line) for line in Path(table[0].removeprefix("data.path=")).read_text().splitlines()]
+    rows += [row | {"fold": "held"} for row in rows if row["fold"] == "validation"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    by_value = [*table, f"data.path={tmp_path / 'rows.jsonl'}"]
+    assert main(words(folder, tmp_path / "folds", *by_value, "test=held")) == 0, capsys.readouterr()
     assert load_arrays(tmp_path / "folds", "test", labelled=False).identity.tolist() == [8] * 4 + [9] * 4
+    assert main(words(folder, tmp_path / "twice", *by_value, "test=validation")) == 2
+    assert "name the same split: validation, train, validation" in capsys.readouterr().err
+    assert main(words(other, tmp_path / "typo", "data.validation_share=0.4", "test=hold")) == 2
+    assert "test=hold: name a split or folder of the data" in capsys.readouterr().err
     assert main(words(other, tmp_path / "same", "data.validation=held", "test=held")) == 2
-    assert "name the same split: train, held, held" in capsys.readouterr().err
-    for file in (other / "train").iterdir():
+    assert "name the same split: held, train, held" in capsys.readouterr().err
+    (other / "train").rename(other / "all")
+    share = ["data.undivided=all", "data.validation_share=0.4", "test=held"]
+    assert main(words(other, tmp_path / "named", *share)) == 0, capsys.readouterr()
+    for file in (other / "all").iterdir():
         file.rename(other / file.name)
-    (other / "train").rmdir()
+    (other / "all").rmdir()
     assert main(words(other, tmp_path / "mixed", "data.validation_share=0.4", "test=held")) == 2
     assert "the test photos would be among them" in capsys.readouterr().err
 
@@ -177,8 +219,11 @@ def test_a_share_of_the_persons_validates(folder, tmp_path):
     [
         ("size=60", "size: a multiple of 8"),
         ("reach=1", "reach: more than 1"),
+        ("reach=.inf", "reach: more than 1"),
+        ("reach=.nan", "reach: more than 1"),
+        ("data.device=cuda", "data.device: leave it out, the fitter runs on the CPU"),
         ("min_side=0", "min_side: must be at least 1"),
-        ("data.portrait=2", "data.portrait: the portraits made here are framed by reach="),
+        ("data.portrait=2", "data.portrait: leave it out, the portraits made here are framed by reach="),
         ("out=''", "out: name its folder"),
         ("data.columns.landmarks=pints", "has no column 'pints' for the landmarks"),
         ("data.validation=test", "'test'"),

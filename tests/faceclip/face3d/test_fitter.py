@@ -97,6 +97,8 @@ def test_true_parameters_draw_the_stored_map_and_its_aligned_view(tiny_dataset: 
         expression=torch.from_numpy(np.array(arrays.expression)[rows]),
         light=torch.from_numpy(np.array(arrays.light)[rows]).unflatten(1, (9, 3)),
     )
+    # The jaw too, which follows the head only in part.
+    np.testing.assert_allclose(FaceFitter.landmarks_68(truth, arrays.size), arrays.landmarks_68[rows], atol=1e-3)
     stored = np.array(arrays.shading)[rows]
     drawn = FaceFitter.shading(truth, arrays.size).permute(0, 2, 3, 1).numpy() * 255
     assert np.abs(drawn - stored).max() <= 1

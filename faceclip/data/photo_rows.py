@@ -1,0 +1,64 @@
+"""Rows of a data set of photos: square portraits with what the 3D fitter reads off their faces."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceclip.data.mapping import RawRecord
+from faceclip.data.portraits import Portrait
+from faceclip.data.records import Caption, caption_to_dict
+from faceclip.data.writing import encode_png
+from faceclip.face3d.fitter import FaceFitter
+
+
+class PhotoRows:
+    """Makes rows (`records.features(labelled=False)`) and numbers persons and their pictures, in the order of the rows.
+
+    size: px of the portraits that it is given.
+    """
+
+    def __init__(self, fitter: FaceFitter, size: int) -> None:
+        self.fitter, self.size = fitter, size
+        self.people: dict[str, int] = {}
+        self.pictures: Counter[str] = Counter()
+
+    def recall(self, persons: Sequence[str], identities: Sequence[int]) -> None:
+        """Goes on after rows that were written before."""
+        self.people |= dict(zip(persons, identities, strict=True))
+        self.pictures.update(persons)
+
+    def make(self, portraits: Sequence[tuple[str, RawRecord, Portrait]]) -> list[dict[str, Any]]:
+        """Rows of some portraits, each with the name of its person."""
+        if not portraits:
+            return []
+        points = np.stack([points_in_square(portrait, self.size) for _, _, portrait in portraits])
+        fit = self.fitter.fit([portrait.picture for _, _, portrait in portraits], points)
+        maps = (self.fitter.shading(fit, self.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        many = self.fitter.landmarks_68(fit, self.size)
+        rows = []
+        for row, (person, raw, portrait) in enumerate(portraits):
+            fitted = {name: getattr(fit, name)[row].flatten().tolist()
+                      for name in ("shape", "expression", "camera", "light")}  # fmt: skip
+            rows.append(fitted | {
+                "image": encode_png(portrait.picture),
+                "person": person,
+                "key": raw.key,
+                "identity": self.people.setdefault(person, len(self.people)),
+                "index": self.pictures[person],
+                "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),
+                "landmarks_5": points[row].tolist(),
+                "landmarks_68": many[row].tolist(),
+                "shading": encode_png(maps[row]),
+                "captions": [caption_to_dict(Caption(text=text, kind="free")) for text in raw.captions],
+            })  # fmt: skip
+            self.pictures[person] += 1
+        return rows
+
+
+def points_in_square(portrait: Portrait, size: int) -> NDArray[np.float32]:
+    """Its five points (5, 2) in px of the square picture."""
+    left, top, side = portrait.square
+    return ((portrait.landmarks - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)
