@@ -162,7 +162,7 @@ def _announced_hashes(path: Path) -> dict[str, str]:
     try:
         return {Path(item["path"]).name: item["sha256"] for item in json.loads(path.read_bytes())["files"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is corrupt ({error}): delete it and run the command that made the data set again") from error
+        raise DataError(f"{path} is corrupt ({error}): delete it and run what made it again") from error
 
 
 def _build(cache: Path, shards: list[Path], names: list[str], size: int | None, workers: int) -> None:
@@ -200,7 +200,7 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
         return action()
     # Damaged text is no UTF-8; Arrow notices only when it is read.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{shard} is corrupt ({error}): delete it and run the command that made the data set again") from error
+        raise DataError(f"{shard} is corrupt ({error}): delete it and run what made it again") from error
 
 
 def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, list[dict]]]:

@@ -194,7 +194,7 @@ def test_one_changed_byte_anywhere_is_noticed(tmp_path):
         changed = bytearray(content)
         changed[position] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt.*run the command that made the data set"):
+        with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt.*run the command that made"):
             load_arrays(tmp_path, "test")
     path.write_bytes(content)
     (tmp_path / "dataset.json").write_text("{")
