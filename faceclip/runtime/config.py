@@ -8,6 +8,7 @@ command has one and none is named. Every key must be a field; every value must h
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -96,29 +97,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def describe(cls: type, presets: Path | None = None) -> str:
-    """Help text: every dotted key with its type and default."""
-    lines = ["usage: [--preset NAME] [--config FILE.yaml] [key.sub=value …]", ""]
+    """Help text: every dotted key with its type and default, each group under what its class says of it."""
+    lines = ["usage: [--preset NAME] [--config FILE.yaml] [key.sub=value …]"]
     if presets is not None:
-        lines += ["presets: " + ", ".join(sorted(path.stem for path in presets.glob("*.yaml"))), ""]
+        lines += ["", "presets: " + ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))]
 
     def visit(kind: type, prefix: str) -> None:
+        said = inspect.getdoc(kind) or ""
+        if said.startswith(f"{kind.__name__}("):  # what `dataclass` writes where a class says nothing
+            said = ""
+        lines.extend(["", *said.splitlines()])
+        groups: list[tuple[type, str]] = []
         hints = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
             hint = hints[field.name]
-            if dataclasses.is_dataclass(hint):
-                visit(hint, f"{prefix}{field.name}.")
+            # An option of its own is a short form beside a whole configuration.
+            options = [option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)]
+            groups += [(option, f"{prefix}{field.name}.") for option in options]
+            if hint in options:
                 continue
-            for option in typing.get_args(hint):  # a short form beside a whole configuration
-                if dataclasses.is_dataclass(option):
-                    visit(option, f"{prefix}{field.name}.")
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             shown = "required" if default is dataclasses.MISSING else f"default {default!r}"
-            lines.append(f"  {prefix}{field.name}: {getattr(hint, '__name__', hint)} ({shown})")
+            lines.append(f"  {prefix}{field.name}: {_shown(hint)} ({shown})")
+        for group, name in groups:
+            visit(group, name)
 
     visit(cls, "")
     return "\n".join(lines)
+
+
+def _shown(hint: Any) -> str:
+    """A type as one would write a value of it: the words of a Literal, null for None."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, options))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_shown, options))
+    return "null" if hint is type(None) else str(hint) if options else hint.__name__
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, str | None, list[str]]:

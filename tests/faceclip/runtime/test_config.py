@@ -124,4 +124,13 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture, presets: Path) -> N
         parse_config(Outer, ["--help"], presets=presets)
     shown = capsys.readouterr().out
     assert raised.value.code == 0
-    assert "inner.sizes" in shown and "small, tiny" in shown
+    assert "small, tiny" in shown
+    assert [line.strip() for line in shown.splitlines() if line.startswith("  ")] == [
+        "data: str (default '')", "count: int (default 3)", "limit: float | null (default None)",
+        "flag: bool (default False)", "names: list[str] (default [])", "inner.rate: float (default 0.1)",
+        "inner.sizes: tuple[int, ...] (default (1, 2))", "inner.mode: a | b (default 'a')",
+    ]  # fmt: skip
+    assert "Inner(" not in shown
+    with pytest.raises(SystemExit):
+        parse_config(TrainerConfig, ["-h"])
+    assert "Rates: AdamW at `learning_rate`" in capsys.readouterr().out  # what the class says of its keys
