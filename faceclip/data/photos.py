@@ -86,11 +86,15 @@ class PhotoImport:
         self.config, self.out = config, Path(config.out)
         self.data = replace(config.data, portrait=config.reach)
         self.partial = self.out / ".partial"
+        whole = self.out.resolve()
+        for name in ("path", "images"):
+            photos = Path(getattr(self.data, name) or "-")
+            if photos.is_dir() and whole.is_relative_to(photos.resolve()):
+                raise ConfigError(f"out={self.out} lies in data.{name}={photos}: what is written there would be among "
+                                  "the photos the next time")  # fmt: skip
         # Beside the folder and not in it: messages name photos by their paths, which nobody else is to read.
-        self.report = self.out.with_name(f"{self.out.name}-report.json")
+        self.report = whole.parent / f"{whole.name}-report.json"
         photos = Path(self.data.path)
-        if photos.is_dir() and self.out.resolve().is_relative_to(photos.resolve()):
-            raise ConfigError(f"out={self.out} lies in data.path={photos}: its pictures would be photos the next time")
         by_value, by_share = bool(self.data.columns.split), self.data.validation_share > 0
         wanted = ["" if by_share else self.data.validation, self.data.undivided if by_share else self.data.train]
         wanted = [name for name in (*wanted, config.test) if name]

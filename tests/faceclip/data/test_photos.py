@@ -237,10 +237,15 @@ def test_bad_input_is_named(folder, tmp_path, capsys, change, message):
     assert not (tmp_path / "set" / "data").exists()
 
 
-def test_folders_that_cannot_be_written_to(folder, tiny_dataset, tmp_path):
-    config = parse_config(PhotosConfig, words(folder, folder / "train" / "set"))
-    with pytest.raises(ConfigError, match="its pictures would be photos the next time"):
-        photos.PhotoImport(config)
+def test_folders_that_cannot_be_written_to(folder, table, tiny_dataset, tmp_path, monkeypatch, capsys):
+    for more in ([], table):
+        config = parse_config(PhotosConfig, words(folder, folder / "train" / "set", *more))
+        with pytest.raises(ConfigError, match="would be among the photos the next time"):
+            photos.PhotoImport(config)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(words(folder, Path("."), *table)) == 0, capsys.readouterr()
+    assert (tmp_path / "here-report.json").is_file()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data").symlink_to(tiny_dataset / "data")
     with pytest.raises(ConfigError, match="holds another data set"):
