@@ -88,13 +88,12 @@ class PhotoImport:
         self.partial = self.out / ".partial"
         whole = self.out.resolve()
         for name in ("path", "images"):
-            photos = Path(getattr(self.data, name) or "-")
-            if photos.is_dir() and whole.is_relative_to(photos.resolve()):
-                raise ConfigError(f"out={self.out} lies in data.{name}={photos}: what is written there would be among "
+            given = getattr(self.data, name)
+            if given and Path(given).is_dir() and whole.is_relative_to(Path(given).resolve()):
+                raise ConfigError(f"out={self.out} lies in data.{name}={given}: what is written there would be among "
                                   "the photos the next time")  # fmt: skip
         # Beside the folder and not in it: messages name photos by their paths, which nobody else is to read.
         self.report = whole.parent / f"{whole.name}-report.json"
-        photos = Path(self.data.path)
         by_value, by_share = bool(self.data.columns.split), self.data.validation_share > 0
         wanted = ["" if by_share else self.data.validation, self.data.undivided if by_share else self.data.train]
         wanted = [name for name in (*wanted, config.test) if name]
@@ -103,8 +102,8 @@ class PhotoImport:
         self.names = [self.data.undivided] if by_value or by_share else [self.data.train, self.data.validation]
         if config.test and not by_value:
             self.names.append(config.test)
-            folder = photos / self.names[0]
-            if find_layout(self.data) == "image_folder" and (photos / config.test).is_dir() and not folder.is_dir():
+            folder, held = (Path(self.data.path) / name for name in (self.names[0], config.test))
+            if find_layout(self.data) == "image_folder" and held.is_dir() and not folder.is_dir():
                 raise ConfigError(f"test={config.test}: move the training photos to {folder}; without such a folder "
                                   "the test photos would be among them")  # fmt: skip
         # What each source gives: a split, or None where its rows are divided.
