@@ -36,8 +36,8 @@ def labels_of(arrays: FaceArrays) -> Labels:
 def _by_turn(arrays: FaceArrays) -> NDArray[np.int64]:
     """(N,) place of each portrait among those of its person, the least turned first."""
     turn = np.abs(np.asarray(arrays.pose)[:, :2]).sum(axis=1)
-    identity, place = np.asarray(arrays.identity), np.zeros(len(arrays), np.int64)
-    for person in np.unique(identity):
-        rows = np.flatnonzero(identity == person)
-        place[rows[np.argsort(turn[rows], kind="stable")]] = np.arange(len(rows))
+    identity, place = np.asarray(arrays.identity), np.empty(len(arrays), np.int64)
+    order = np.lexsort((turn, identity))
+    _, first, person = np.unique(identity[order], return_index=True, return_inverse=True)
+    place[order] = np.arange(len(arrays)) - first[person]
     return place

@@ -206,7 +206,7 @@ class CaptionTexts(_Texts):
         shard, row = self._at(index)
         begin = int(shard["captions"][:row].sum())
         texts = [self._text(shard, "caption", begin + c) for c in range(int(shard["captions"][row]))]
-        return [FreeCaption(text=text, kind="attributes") for text in texts]
+        return [Caption(text=text, kind="free") for text in texts]
 
 
 class PersonNames(_Texts):
@@ -215,10 +215,6 @@ class PersonNames(_Texts):
     def __getitem__(self, index: int) -> str:
         shard, row = self._at(index)
         return self._text(shard, "name", row)
-
-
-class FreeCaption(Caption):
-    """A caption of a user's data set: it states no attribute and stands for its own words."""
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from faceclip.losses import gather_targets, sigmoid_contrastive_loss
 from faceclip.runtime import StepContext
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from train_encoder.config import LossConfig
-from train_encoder.features import FreeCaption, SplitFeatures
+from train_encoder.features import SplitFeatures
 from train_encoder.source import FACE_ONLY, TEXT_ONLY
 
 TERMS = ("face", "text", "image", "joint")
@@ -220,7 +220,7 @@ def fitting(features: SplitFeatures, row: int, number: int) -> np.ndarray:
     arrays = features.arrays
     caption = arrays.captions[row][number]
     fits = np.asarray(arrays.identity) == arrays.identity[row]
-    if isinstance(caption, FreeCaption):
+    if caption.kind == "free":
         asked = features.words[features.caption_start[row] + number]
         for other in np.flatnonzero(fits):
             start, stop = features.caption_start[other : other + 2]

@@ -40,7 +40,7 @@ def train(config: GeneratorConfig) -> Result:
         for split in ("train", "validation")
     ]  # fmt: skip
     if config.init:
-        continue_adapter(pipeline, config.adapter, Path(config.init))
+        continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
     else:
         add_adapter(pipeline, config.adapter)
     reader = None

@@ -39,12 +39,15 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
     add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
 
 
-def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path) -> None:
+def continue_adapter(
+    pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str
+) -> None:
     """Puts a saved adapter (an export of stage 2, or what `save_adapter` wrote) on a base pipeline to train it further;
     everything else is frozen.
 
     Raises CheckpointError for a directory that is no adapter, damaged or of a base of another form, and ConfigError,
-    naming the fields, for one of other sizes than `config` describes.
+    naming the fields, for one of other sizes than `config` describes and for one whose licence is not part of
+    `licence`, that of the result.
     """
     _freeze(pipeline)
     saved = load_adapter(pipeline, directory)
@@ -63,6 +66,9 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
     if different := [name for name, value in wanted.items() if found[name] != value]:
         fields = ", ".join(f"adapter.{name}={found[name]} (configured: {wanted[name]})" for name in different)
         raise ConfigError(f"init={directory}: the adapter there has {fields}: set these fields as it has them")
+    if pipeline.adapter_licence not in licence:
+        raise ConfigError(f"init={directory}: its licence is {pipeline.adapter_licence}, the export's would be "
+                          f"{licence}: set licence= to one that holds both")  # fmt: skip
     for channel in (pipeline.identity_channel, pipeline.shading_channel):
         if channel is not None:
             channel.requires_grad_(True)

@@ -44,6 +44,23 @@ def _read(memo: Path) -> dict[str, list]:
         raise DataError(f"{memo} is corrupt ({error}): delete it, it only saves time") from error
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises DataError naming the file when it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is corrupt ({error}): delete it, or choose another output folder") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is corrupt (no JSON object): delete it, or choose another output folder")
+    return content
+
+
 def write_json(path: Path, content: object) -> None:
     """Replaces `path` in one step: a reader sees the old file or the new one. Raises DataError on a full disk.
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from faceclip import weights
 from faceclip.data.cache import module_hash
-from faceclip.data.digests import write_json
+from faceclip.data.digests import file_hash, read_json, write_json
 from faceclip.data.folder_lock import locked
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping, kept_for_validation, text_hash
 from faceclip.data.photo_rows import PhotoRows
@@ -34,7 +34,6 @@ from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.records import SPLITS, features
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import RowSource, find_layout, open_source
-from faceclip.data.synthetic.plan import file_hash, read_json
 from faceclip.data.writing import replace_text, write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.face3d.fitter import FaceFitter
@@ -271,6 +270,7 @@ class PhotoImport:
         if final.is_dir():
             shutil.rmtree(final)  # of an import that was killed here
         final.mkdir()
+        written = {file["path"]: file for block in state["blocks"] for file in block["files"]}
         files, parts = [], {}
         for split in SPLITS if self.config.test else SPLITS[:2]:
             people: set[int] = set()
@@ -279,7 +279,9 @@ class PhotoImport:
                 identity = pq.read_table(path, columns=["identity"])["identity"].to_pylist()
                 people.update(identity)
                 images += len(identity)
-                files.append({"path": f"data/{path.name}", "rows": len(identity), "sha256": file_hash(path)})
+                whole = written[path.name]["rows"] == len(identity)
+                digest = written[path.name]["sha256"] if whole else file_hash(path)
+                files.append({"path": f"data/{path.name}", "rows": len(identity), "sha256": digest})
             if not images:
                 raise EmptyDatasetError(
                     f"data.path={self.data.path} has no usable row for {split}: see {self.report}, and check "
@@ -292,7 +294,7 @@ class PhotoImport:
             "fitter": Path(self.config.fitter).name, "counts": parts, "files": files, "rejected": counts.counts,
         }  # fmt: skip
         replace_text(self.out / "README.md", _card(summary))
-        replace_text(self.out / "dataset.json", json.dumps(summary, indent=1, sort_keys=True))
+        write_json(self.out / "dataset.json", summary)
         final.rename(self.out / "data")
         shutil.rmtree(self.partial)
         return summary

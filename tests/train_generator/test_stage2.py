@@ -138,12 +138,12 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
 
 def test_an_adapter_is_trained_further(arguments, tmp_path, capsys):
     """It begins with the saved weights, trains as many as a fresh one, and is refused where it does not fit."""
-    first = [*arguments, f"out={tmp_path / 'first'}", "trainer.steps=2", "trainer.device=cpu"]
+    first = [*arguments, f"out={tmp_path / 'first'}", "trainer.steps=2", "trainer.device=cpu", "licence=CC-BY-4.0"]
     assert main(first) == 0, capsys.readouterr()
     export = tmp_path / "first" / "export"
     config = parse_config(GeneratorConfig, [*arguments, f"init={export}"], presets=PRESETS)
     further, fresh = build_pipeline(config), build_pipeline(config)
-    continue_adapter(further, config.adapter, export)
+    continue_adapter(further, config.adapter, export, licence="CC-BY-4.0")
     add_adapter(fresh, config.adapter)
     saved = FaceMakeUpPipeline.from_pretrained(export)
     for part in ("unet", "identity_channel", "shading_channel"):
@@ -153,13 +153,15 @@ def test_an_adapter_is_trained_further(arguments, tmp_path, capsys):
         assert ours and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert not any(p.requires_grad for p in further.joint_encoder.parameters())
 
-    second = [*arguments, f"out={tmp_path / 'second'}", f"init={export}", "trainer.steps=2", "trainer.device=cpu"]
+    second = [*arguments, f"out={tmp_path / 'second'}", f"init={export}", "trainer.steps=2", "trainer.device=cpu",
+              "licence=Apache-2.0 AND CC-BY-4.0"]  # fmt: skip
     assert main(second) == 0, capsys.readouterr()
     assert not same_weights(export, tmp_path / "second" / "export")
     for change, message in {
         "adapter.lora_rank=3": "adapter.lora_rank=2 (configured: 3)",
         "adapter.identity.depth=2": "adapter.identity.depth=1 (configured: 2)",
         f"init={tmp_path}": "this is not an adapter directory",
+        "licence=Apache-2.0": "its licence is CC-BY-4.0, the export's would be Apache-2.0",
     }.items():
         assert main([*second, f"out={tmp_path / 'refused'}", change]) == 2
         assert message in capsys.readouterr().err

@@ -22,10 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from faceclip.data.digests import file_hash, read_json
 from faceclip.data.folder_lock import locked
 from faceclip.data.records import SPLITS, VOCABULARIES, features
 from faceclip.data.synthetic.card import write_card, write_contact_sheet
-from faceclip.data.synthetic.plan import Request, Shard, check_same_request, file_hash, plan_shards, read_json
+from faceclip.data.synthetic.plan import Request, Shard, check_same_request, plan_shards
 from faceclip.data.worker_pool import WorkerPool
 from faceclip.data.writing import replace_text, write_shard
 from faceclip.errors import DataError

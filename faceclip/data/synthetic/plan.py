@@ -1,12 +1,11 @@
 """What a synthetic data set consists of: the request, its shards, and who is in which split."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from faceclip.data.digests import read_json
 from faceclip.data.records import SPLITS
-from faceclip.errors import ConfigError, DataError
+from faceclip.errors import ConfigError
 
 VERSION = "1.0.0"
 """Raised whenever the same seed gives other pictures or labels."""
@@ -73,23 +72,6 @@ def plan_shards(request: Request) -> list[Shard]:
             shards.append(Shard(split=split, path=path, first=first, last=min(first + per_shard, start + count)))
         start += count
     return shards
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises `DataError` naming the file when it is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is corrupt ({error}): delete it, or choose another --out") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is corrupt (no JSON object): delete it, or choose another --out")
-    return content
 
 
 def check_same_request(directory: Path, request: Request) -> None:

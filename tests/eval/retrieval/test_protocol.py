@@ -46,6 +46,7 @@ def test_free_words_fit_what_they_were_written_for():
     assert fitting(labels, free[0][0]).tolist() == [True, False, True, False, True]
     assert fitting(labels, free[0][1]).tolist() == [True, False, False, True, False]
     queries = build_queries(labels, "face+text")
+    assert len(queries) == 5
     for row, text in enumerate(queries.text):
         said = np.array([text in words for words in texts])
         expected = said & (labels.identity == labels.identity[row])

@@ -55,7 +55,7 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
     # The square is a cut of the portrait: the crops by the points of either show the same face.
     zoom = np.ptp(arrays.landmarks_5, axis=1).mean() / np.ptp(truth.landmarks_5, axis=1).mean()
     assert 1 <= zoom < 1.4
-    # What the fitter reads off a face does not depend on how its portrait is framed, but for roll that is kept too.
+    # The fitter reads a face, however its portrait is framed.
     assert np.abs(np.asarray(arrays.pose) - np.asarray(truth.pose)).mean() < 4
     nose = np.asarray(arrays.landmarks_68)[:, 30] - np.asarray(arrays.landmarks_5)[:, 2]
     assert np.abs(nose).mean() < 3  # px of 64
