@@ -39,6 +39,7 @@ from faceclip.runtime.engines import Engine, layout, prepare, start
 from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.runtime.logging import Display, RunLog, Window
 from faceclip.runtime.optimization import decay_groups, rate_factor
+from faceclip.runtime.prefetch import Prefetcher
 from faceclip.runtime.sampler import MapSource, OrderedSampler, fetch
 from faceclip.runtime.step_module import StepModule
 from faceclip.runtime.stopping import StopRequest
@@ -122,7 +123,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         window = Window()
         try:
-            with self._stop.heard(), explicit_cpu_attention():
+            with self._stop.heard(), explicit_cpu_attention(), Prefetcher(self._read) as self._batches:
                 while True:
                     if self._unvalidated:
                         metrics = self._validate(log, display)
@@ -228,11 +229,17 @@ class Trainer:
 
     def _fetch(self, micro: int, window: Window) -> dict[str, Any]:
         began = time.perf_counter()
-        config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
-        position = (self.step * config.accumulate + micro) * world + rank
-        batch = fetch(self.source, self.sampler.slots(position * config.batch_size, config.batch_size), config.seed)
+        chunk = self.step * self.config.accumulate + micro
+        last = chunk + 1 == self.config.steps * self.config.accumulate
+        batch = self._batches.take(chunk, following=None if last else chunk + 1)
         window.data_seconds += time.perf_counter() - began
         return batch
+
+    def _read(self, chunk: int) -> dict[str, Any]:
+        """This process's part of a chunk, in a thread of its own."""
+        position = chunk * self.accelerator.num_processes + self.accelerator.process_index
+        size = self.config.batch_size
+        return fetch(self.source, self.sampler.slots(position * size, size), self.config.seed)
 
     def _context(self, micro: int, generator: torch.Generator) -> StepContext:
         return StepContext(
