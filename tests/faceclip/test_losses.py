@@ -13,14 +13,25 @@ import torch.nn.functional as F
 from faceclip import cpu_matmul, losses
 from faceclip.errors import ConfigError
 from faceclip.losses import gather_targets, infonce_loss, sigmoid_contrastive_loss
+from faceclip.runtime.collectives import gather_rows
 
 
-def case(n=70, m=90, d=24, seed=0, dtype=torch.float32):
+def case(n=70, m=90, d=24, seed=0, dtype=torch.float32, people=30):
+    """Queries and targets of unit length up to float32's rounding: the same numbers in either type."""
     g = torch.Generator().manual_seed(seed)
-    unit = [F.normalize(torch.randn(k, d, generator=g, dtype=torch.float64), dim=1) for k in (n, m)]
-    labels = [torch.randint(0, 30, (k,), generator=g) for k in (n, m)]
+    unit = [F.normalize(torch.randn(k, d, generator=g, dtype=torch.float64), dim=1).float() for k in (n, m)]
+    labels = [torch.randint(0, people, (k,), generator=g) for k in (n, m)]
     groups = [label % 10 for label in labels]
     return [u.to(dtype).requires_grad_() for u in unit], labels, groups
+
+
+def assert_gradients(found, expected):
+    """Within 1e-6 of the reference: entries of queries and targets absolutely, and all by relative norm, so that the
+    small entries of a large batch and the scalars are not lost in an absolute tolerance."""
+    for a, b in zip(found, expected, strict=True):
+        if b.ndim:
+            torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=0)
+        assert torch.linalg.vector_norm(a - b) <= 1e-6 * torch.linalg.vector_norm(b)
 
 
 def dense_sigmoid(q, t, scale, bias, ql, tl, qg=None, tg=None):
@@ -37,9 +48,8 @@ def dense_infonce(q, t, scale, ql, tl, qg=None, tg=None):
     logits = scale.exp() * q @ t.T
     if qg is not None:
         logits = logits.masked_fill((qg[:, None] == tg) & ~positive, -torch.inf)
-    log_p = logits.log_softmax(1)
-    rows = [-(log_p[i][positive[i]]).mean() for i in range(len(q)) if positive[i].any()]
-    return torch.stack(rows).sum() / len(q)
+    log_p = torch.where(positive, logits.log_softmax(1), 0)
+    return -(log_p.sum(1) / positive.sum(1).clamp_min(1)).sum() / len(q)
 
 
 @pytest.fixture(params=["onednn", "plain"])
@@ -67,8 +77,7 @@ def test_sigmoid_equals_dense(monkeypatch, product, grouped, block):
     reference = 1.7 * dense_sigmoid(q64, t64, scale64, bias64, *labels, *extra)
     expected = torch.autograd.grad(reference, (q64, t64, scale64, bias64))
     assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
+    assert_gradients(found, expected)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -85,8 +94,24 @@ def test_infonce_equals_dense(monkeypatch, product, grouped, block):
     scale64 = scale.detach().double().requires_grad_()
     reference = dense_infonce(q64, t64, scale64, *labels, *extra)
     assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
-    for a, b in zip(found, torch.autograd.grad(reference, (q64, t64, scale64)), strict=True):
-        torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
+    assert_gradients(found, torch.autograd.grad(reference, (q64, t64, scale64)))
+
+
+@pytest.mark.parametrize(("loss", "dense"), [(sigmoid_contrastive_loss, dense_sigmoid), (infonce_loss, dense_infonce)])
+def test_a_large_batch_equals_dense(product, loss, dense):
+    """Sizes and scalars of training: several blocks of the default size, four pictures a person."""
+    size = {"n": 1536, "m": 1536, "d": 256, "seed": 4, "people": 384}
+    start = (1 / 0.07, -10.0) if loss is sigmoid_contrastive_loss else (1 / 0.07,)
+    values = [torch.tensor(start[0]).log(), *map(torch.tensor, start[1:])]
+    (q, t), labels, _ = case(**size)
+    scalars = [value.clone().requires_grad_() for value in values]
+    value = loss(q, t, *scalars, *labels)
+    (q64, t64), _, _ = case(**size, dtype=torch.float64)
+    scalars64 = [value.double().requires_grad_() for value in values]
+    reference = dense(q64, t64, *scalars64, *labels)
+    assert value.item() == pytest.approx(reference.item(), rel=1e-6)
+    assert_gradients(torch.autograd.grad(value, (q, t, *scalars)),
+                     torch.autograd.grad(reference, (q64, t64, *scalars64)))  # fmt: skip
 
 
 def test_by_hand():
@@ -188,31 +213,38 @@ def test_bad_input(change, message):
             loss(**arguments, **scalars)
 
 
+# Loss, reference, and where the trained scalars start: log scale, then bias.
+LOSSES = ((sigmoid_contrastive_loss, dense_sigmoid, (2.0, -3.0)), (infonce_loss, dense_infonce, (2.0,)))
+
+
 def _rank(rank: int, port: int, results) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     (q, t), labels, _ = case(64, 64)
     half = slice(32 * rank, 32 * rank + 32)
-    targets, names = gather_targets(t[half]), gather_targets(labels[1][half])
-    assert not targets.requires_grad
+    frozen, names = gather_targets(t[half]), gather_targets(labels[1][half])
+    assert not frozen.requires_grad
     found = []
-    for loss, extra in LOSSES:
-        queries, scale = q.detach()[half].clone().requires_grad_(), torch.tensor(2.0, requires_grad=True)
-        value = loss(queries, targets, scale, *extra, labels[0][half], names)
+    for loss, _, start in LOSSES:
+        queries, own = (x.detach()[half].clone().requires_grad_() for x in (q, t))
+        scalars = [torch.tensor(value, requires_grad=True) for value in start]
+        trained = gather_rows(own)
+        assert torch.equal(trained, frozen)
+        value = loss(queries, trained, *scalars, labels[0][half], names)
         value.backward()
-        gradient = scale.grad.clone()
-        dist.all_reduce(gradient)
-        found.append((value.item(), queries.grad, gradient.item() / 2))
+        for scalar in scalars:
+            dist.all_reduce(scalar.grad)
+        again = q.detach()[half].clone().requires_grad_()
+        loss(again, frozen, *(scalar.detach() for scalar in scalars), labels[0][half], names).backward()
+        assert torch.equal(again.grad, queries.grad)  # whether the targets are trained does not matter to the queries
+        found.append((value.item(), queries.grad, own.grad, torch.stack([scalar.grad for scalar in scalars])))
     results[rank] = found
     dist.destroy_process_group()
 
 
-LOSSES = ((sigmoid_contrastive_loss, (torch.tensor(-3.0),)), (infonce_loss, ()))
-REFERENCES = (dense_sigmoid, dense_infonce)
-
-
 def test_two_ranks_equal_one():
+    """Value and every gradient, the scalars' all-reduced; a mean over ranks, as DistributedDataParallel takes it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -227,14 +259,14 @@ def test_two_ranks_equal_one():
                 pytest.fail("the ranks did not finish in 120 s")
         found = dict(results)
     (q, t), labels, _ = case(64, 64, dtype=torch.float64)
-    for number, ((_, extra), reference) in enumerate(zip(LOSSES, REFERENCES, strict=True)):
-        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-        whole = reference(q, t.detach(), scale, *extra, *labels)
-        by_query, by_scale = torch.autograd.grad(whole, (q, scale))
+    for number, (_, reference, start) in enumerate(LOSSES):
+        scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in start]
+        whole = reference(q, t, *scalars, *labels)
         first, second = found[0][number], found[1][number]
         assert (first[0] + second[0]) / 2 == pytest.approx(whole.item(), rel=1e-6)
-        torch.testing.assert_close(torch.cat([first[1], second[1]]).double() / 2, by_query, atol=1e-6, rtol=0)
-        assert first[2] == pytest.approx(by_scale.item(), rel=1e-6)
+        assert torch.equal(first[3], second[3])  # after the all-reduce
+        rows = [torch.cat([first[i], second[i]]) / 2 for i in (1, 2)]
+        assert_gradients((*rows, *first[3] / 2), torch.autograd.grad(whole, (q, t, *scalars)))
 
 
 @pytest.mark.parametrize("loss", [sigmoid_contrastive_loss, infonce_loss])
