@@ -1,18 +1,19 @@
 """FaceCLIP: a reference face and a prompt become one representation (design of bytedance/FaceCLIP).
 
 One `FaceCLIPBranch` per CLIP text tower (L and G) replaces the token "id" by the identity and fuses the text with the
-face; `FaceCLIP` holds both branches over one face encoder and gives what SDXL is conditioned on: tokens
-(B, 77, width_L + width_G) and G's unfused pooled state (B, width_G). With `joint` heads it also gives the retrieval
-embedding of (face, prompt) pairs and of gallery pictures.
+face. `FaceCLIPEncoder` is one branch by itself; `FaceCLIP` holds both over one face encoder and gives what SDXL is
+conditioned on: tokens (B, 77, width_L + width_G) and G's unfused pooled state (B, width_G). With `joint` heads it also
+gives the retrieval embedding of (face, prompt) pairs and of gallery pictures.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -42,9 +43,9 @@ class BranchOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class JointConditioning:
-    """What a generator is conditioned on: tokens (B, 77, width_L + width_G), pooled (B, width_G), and the reference's
-    identity (B, E), unnormalized, None without a face. text (B, 77, width_L + width_G): the towers' states before
-    fusion, in the same order."""
+    """What a generator is conditioned on: tokens (B, 77, sum of the branches' widths: L + G of the pair), pooled
+    (B, width of the last branch), and the reference's identity (B, E), unnormalized, None without a face. text: the
+    towers' states before fusion, in the shape and order of tokens."""
 
     tokens: Tensor
     pooled: Tensor
@@ -103,57 +104,24 @@ class FaceCLIPBranch(nn.Module):
         last.bias.copy_(self.text.tower.ln_final.bias)
 
 
-class FaceCLIP(ModelMixin, ConfigMixin):
-    """The L + G pair over one face encoder; `joint` adds the retrieval heads.
+class JointEncoder(ModelMixin, ConfigMixin):
+    """What one branch and the pair have in common: a face encoder, branches, and the conditioning that they give."""
 
-    Args:
-        face: configuration of `FaceViT`. text_l, text_g: configurations of the two `TextTower`s.
-        fusion: arguments of `FeatureFusion`, the same for both branches.
-        joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
-    """
+    face_encoder: FaceViT
 
-    @register_to_config
-    def __init__(
-        self,
-        face: dict[str, Any],
-        text_l: dict[str, Any],
-        text_g: dict[str, Any],
-        fusion: dict[str, Any] | None = None,
-        joint: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.face_encoder = FaceViT(**face)
-        width, identity = self.face_encoder.config.width, self.face_encoder.config.embedding_dim
-        self.l = FaceCLIPBranch(TextTower(**text_l), width, identity, fusion or {})
-        self.g = FaceCLIPBranch(TextTower(**text_g), width, identity, fusion or {})
-        self.heads: JointHeads | None = None
-        if joint is not None:
-            tokens = self.l.text.config.width + self.g.text.config.width
-            self.heads = JointHeads(tokens, identity, self.g.text.config.embed_dim, **joint)
+    @property
+    def branches(self) -> tuple[FaceCLIPBranch, ...]:
+        """The branches in the order in which their tokens are put side by side; the last one gives the pooled state."""
+        raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "FaceCLIP":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """As in diffusers, but strict. Raises CheckpointError where files are missing, damaged or of another model."""
         return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
 
-    @classmethod
-    def from_components(
-        cls, face_encoder: FaceViT, text_l: TextTower, text_g: TextTower, *, fusion: dict[str, Any] | None = None,
-        joint: dict[str, Any] | None = None,
-    ) -> "FaceCLIP":  # fmt: skip
-        """A new joint encoder over trained towers (their weights are copied); fusion and heads are untrained, and the
-        fused tokens start near the towers' own states (`FaceCLIPBranch.start_near_text`)."""
-        settings = [_settings(m) for m in (face_encoder, text_l, text_g)]
-        model = cls(*settings, fusion=fusion, joint=joint)
-        for mine, theirs in ((model.face_encoder, face_encoder), (model.l.text, text_l), (model.g.text, text_g)):
-            mine.load_state_dict(theirs.state_dict())
-        model.l.start_near_text()
-        model.g.start_near_text()
-        return model
-
     def towers(self) -> tuple[nn.Module, ...]:
         """The pretrained parts, which stay frozen in training: face encoder and text towers."""
-        return self.face_encoder, self.l.text, self.g.text
+        return self.face_encoder, *(branch.text for branch in self.branches)
 
     def freeze_towers(self) -> list[nn.Parameter]:
         """Freezes the towers (no gradient, evaluation mode) and returns what is left to train."""
@@ -161,7 +129,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
             tower.requires_grad_(False).eval()
         return [p for p in self.parameters() if p.requires_grad]
 
-    def train(self, mode: bool = True) -> "FaceCLIP":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for tower in self.towers():
             if not any(p.requires_grad for p in tower.parameters()):
@@ -194,14 +162,143 @@ class FaceCLIP(ModelMixin, ConfigMixin):
                 faces that differ, or both faces and features.
             UnreadableImageError: faces of another shape, type or range.
         """
-        branches, features, has_face = self._branches(prompts, faces, face_features)
+        branches, features, has_face = self._run(prompts, faces, face_features)
         fused = torch.cat([b.fused for b in branches], dim=-1)
         return JointConditioning(
             tokens=fused,
-            pooled=branches[1].text.eot_state,
+            pooled=branches[-1].text.eot_state,
             identity=features.identity if has_face else None,
             text=torch.cat([b.text.hidden for b in branches], dim=-1),
         )
+
+    def forward(
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
+    ) -> JointConditioning:
+        """`encode`."""
+        return self.encode(prompts, faces, face_features=face_features)
+
+    def _run(
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None
+    ) -> tuple[tuple[BranchOutput, ...], FaceFeatures, bool]:
+        if faces is not None and features is not None:
+            raise ConfigError("give faces or face_features, not both")
+        has_face = faces is not None or features is not None
+        position = self.face_encoder.pos_embed
+        device = position.device
+        if isinstance(prompts, Tensor):
+            tokens = check_tokens(prompts, ID_INDEX + 1, self.branches[0].text.config.context).to(device)
+        else:
+            tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
+        if features is not None:
+            config = self.face_encoder.config
+            given = check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
+            features = FaceFeatures(tokens=given.tokens.to(position), identity=given.identity.to(position))
+        elif faces is not None:
+            features = self._face(check_faces(faces))
+        else:
+            features = self._face(torch.zeros(1, 3, 8, 8))  # one row serves the batch
+        if features.tokens.shape[0] == 1 and len(tokens) > 1:
+            features = FaceFeatures(
+                tokens=features.tokens.expand(len(tokens), -1, -1), identity=features.identity.expand(len(tokens), -1)
+            )
+        if features.tokens.shape[0] != len(tokens):
+            raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
+        with cpu_inference(device):
+            branches = tuple(branch(tokens, features, position, has_face) for branch in self.branches)
+        return branches, features, has_face
+
+    def _face(self, faces: Tensor) -> FaceFeatures:
+        parameter = self.face_encoder.pos_embed
+        with cpu_inference(parameter.device):
+            return self.face_encoder(faces.to(parameter.device, parameter.dtype))
+
+
+class FaceCLIPEncoder(JointEncoder):
+    """One branch over its face encoder: tokens (B, 77, width) and the tower's own pooled state (B, width).
+
+    Args:
+        face: configuration of `FaceViT`. text: configuration of the `TextTower`. fusion: arguments of `FeatureFusion`.
+    """
+
+    @register_to_config
+    def __init__(self, face: dict[str, Any], text: dict[str, Any], fusion: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.face_encoder = FaceViT(**face)
+        config = self.face_encoder.config
+        self.branch = FaceCLIPBranch(TextTower(**text), config.width, config.embedding_dim, fusion or {})
+
+    @property
+    def branches(self) -> tuple[FaceCLIPBranch, ...]:
+        """The one branch."""
+        return (self.branch,)
+
+    @classmethod
+    def from_components(
+        cls, face_encoder: FaceViT, text: TextTower, *, fusion: dict[str, Any] | None = None
+    ) -> "FaceCLIPEncoder":
+        """A new encoder over trained towers, as `FaceCLIP.from_components`."""
+        model = cls(_settings(face_encoder), _settings(text), fusion=fusion)
+        model.face_encoder.load_state_dict(face_encoder.state_dict())
+        model.branch.text.load_state_dict(text.state_dict())
+        model.branch.start_near_text()
+        return model
+
+
+class FaceCLIP(JointEncoder):
+    """The L + G pair over one face encoder; `joint` adds the retrieval heads.
+
+    Args:
+        face: configuration of `FaceViT`. text_l, text_g: configurations of the two `TextTower`s.
+        fusion: arguments of `FeatureFusion`, the same for both branches.
+        joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        face: dict[str, Any],
+        text_l: dict[str, Any],
+        text_g: dict[str, Any],
+        fusion: dict[str, Any] | None = None,
+        joint: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.face_encoder = FaceViT(**face)
+        width, identity = self.face_encoder.config.width, self.face_encoder.config.embedding_dim
+        self.l = FaceCLIPBranch(TextTower(**text_l), width, identity, fusion or {})
+        self.g = FaceCLIPBranch(TextTower(**text_g), width, identity, fusion or {})
+        self.heads: JointHeads | None = None
+        if joint is not None:
+            tokens = self.l.text.config.width + self.g.text.config.width
+            self.heads = JointHeads(tokens, identity, self.g.text.config.embed_dim, **joint)
+
+    @property
+    def branches(self) -> tuple[FaceCLIPBranch, ...]:
+        """L, then G."""
+        return self.l, self.g
+
+    def single(self, branch: Literal["l", "g"]) -> FaceCLIPEncoder:
+        """One branch alone, with the same weights (shared, not copied)."""
+        kept: FaceCLIPBranch = getattr(self, branch)
+        with init_empty_weights():
+            alone = FaceCLIPEncoder(_settings(self.face_encoder), _settings(kept.text), self.config.fusion)
+        alone.face_encoder, alone.branch = self.face_encoder, kept
+        return alone.train(self.training)
+
+    @classmethod
+    def from_components(
+        cls, face_encoder: FaceViT, text_l: TextTower, text_g: TextTower, *, fusion: dict[str, Any] | None = None,
+        joint: dict[str, Any] | None = None,
+    ) -> "FaceCLIP":  # fmt: skip
+        """A new joint encoder over trained towers (their weights are copied); fusion and heads are untrained, and the
+        fused tokens start near the towers' own states (`FaceCLIPBranch.start_near_text`)."""
+        settings = [_settings(m) for m in (face_encoder, text_l, text_g)]
+        model = cls(*settings, fusion=fusion, joint=joint)
+        for mine, theirs in ((model.face_encoder, face_encoder), (model.l.text, text_l), (model.g.text, text_g)):
+            mine.load_state_dict(theirs.state_dict())
+        model.l.start_near_text()
+        model.g.start_near_text()
+        return model
 
     @apply_forward_hook
     def embed(
@@ -213,7 +310,7 @@ class FaceCLIP(ModelMixin, ConfigMixin):
         """
         heads = self._heads()
         prompts = check_prompts(prompts)
-        branches, features, has_face = self._branches(prompts, faces, face_features)
+        branches, features, has_face = self._run(prompts, faces, face_features)
         described = torch.tensor([bool(p.strip()) for p in prompts], device=branches[0].fused.device)
         text = self.g.text(tokenize(prompts).to(described.device)).embedding
         return heads(
@@ -234,51 +331,10 @@ class FaceCLIP(ModelMixin, ConfigMixin):
             raise ConfigError(f"{len(identity)} identities need as many image embeddings, got {len(image)}")
         return heads.gallery(identity, image)
 
-    def forward(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
-    ) -> JointConditioning:
-        """`encode`."""
-        return self.encode(prompts, faces, face_features=face_features)
-
     def _heads(self) -> JointHeads:
         if self.heads is None:
             raise ConfigError("this FaceCLIP has no joint heads (config joint=null): train stage 1 with joint heads")
         return self.heads
-
-    def _branches(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None
-    ) -> tuple[tuple[BranchOutput, BranchOutput], FaceFeatures, bool]:
-        if faces is not None and features is not None:
-            raise ConfigError("give faces or face_features, not both")
-        has_face = faces is not None or features is not None
-        position = self.face_encoder.pos_embed
-        device = position.device
-        if isinstance(prompts, Tensor):
-            tokens = check_tokens(prompts, ID_INDEX + 1, self.l.text.config.context).to(device)
-        else:
-            tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
-        if features is not None:
-            config = self.face_encoder.config
-            given = check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
-            features = FaceFeatures(tokens=given.tokens.to(position), identity=given.identity.to(position))
-        elif faces is not None:
-            features = self._face(check_faces(faces))
-        else:
-            features = self._face(torch.zeros(1, 3, 8, 8))  # one row serves the batch
-        if features.tokens.shape[0] == 1 and len(tokens) > 1:
-            features = FaceFeatures(
-                tokens=features.tokens.expand(len(tokens), -1, -1), identity=features.identity.expand(len(tokens), -1)
-            )
-        if features.tokens.shape[0] != len(tokens):
-            raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
-        with cpu_inference(device):
-            branches = tuple(branch(tokens, features, position, has_face) for branch in (self.l, self.g))
-        return branches, features, has_face
-
-    def _face(self, faces: Tensor) -> FaceFeatures:
-        parameter = self.face_encoder.pos_embed
-        with cpu_inference(parameter.device):
-            return self.face_encoder(faces.to(parameter.device, parameter.dtype))
 
 
 def _settings(module: ConfigMixin) -> dict[str, Any]:

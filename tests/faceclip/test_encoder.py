@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from faceclip.encoder import TEMPLATE, FaceCLIP
+from faceclip.encoder import TEMPLATE, FaceCLIP, FaceCLIPEncoder
 from faceclip.errors import CheckpointError, ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
@@ -139,6 +139,42 @@ def test_round_trip(model, faces, tmp_path):
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
     # Rounding depends on where a file's tensors lie in memory; the numbers are the same to the last digits.
     torch.testing.assert_close(again.embed(PROMPTS, faces).joint, model.embed(PROMPTS, faces).joint, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("branch", "columns"), [("l", slice(0, 32)), ("g", slice(32, 80))])
+def test_one_branch_alone_is_its_part_of_the_pair(model, faces, tmp_path, branch, columns):
+    pair = model.encode(PROMPTS, faces)
+    alone = model.single(branch)
+    output = alone.encode(PROMPTS, faces)
+    torch.testing.assert_close(output.tokens, pair.tokens[..., columns], atol=0, rtol=0)
+    torch.testing.assert_close(output.text, pair.text[..., columns], atol=0, rtol=0)
+    torch.testing.assert_close(output.identity, pair.identity, atol=0, rtol=0)
+    assert output.pooled.shape == (3, columns.stop - columns.start)
+    if branch == "g":
+        torch.testing.assert_close(output.pooled, pair.pooled, atol=0, rtol=0)
+    plain = model.encode(PROMPTS)  # the unconditional path
+    torch.testing.assert_close(alone.encode(PROMPTS).tokens, plain.tokens[..., columns], atol=0, rtol=0)
+    alone.save_pretrained(tmp_path)
+    again = FaceCLIPEncoder.from_pretrained(tmp_path).encode(PROMPTS, faces)
+    torch.testing.assert_close(again.tokens, output.tokens, atol=0, rtol=0)
+    with pytest.raises(CheckpointError, match="FaceCLIPEncoder"):
+        FaceCLIP.from_pretrained(tmp_path)
+
+
+def test_one_branch_is_trained_by_itself(model, faces):
+    torch.manual_seed(0)
+    new = FaceCLIPEncoder.from_components(model.face_encoder, model.l.text, fusion=SIZES["fusion"])
+    assert torch.equal(new.branch.text.tower.positional_embedding, model.l.text.tower.positional_embedding)
+    trained = {id(p) for p in new.freeze_towers()}
+    new.train()
+    assert not new.face_encoder.training and not new.branch.text.training
+    new.encode(PROMPTS, faces).tokens.square().sum().backward()
+    for name, parameter in new.named_parameters():
+        towers = name.startswith(("face_encoder.", "branch.text."))
+        assert (id(parameter) in trained) is not towers, name
+        assert not (towers and parameter.grad is not None), name
+    assert new.branch.identity_projection.weight.grad.abs().sum() > 0
 
 
 def test_an_export_without_some_tensors_is_refused(model, tmp_path):
