@@ -1,17 +1,26 @@
 """Memory of a stage-1 step: a plan from formulae, and the same formulae against a measured step.
 
     python benchmarks/memory.py plan [--preset bigg14] [--processes 8] [--layout replicated|zero-2|zero-3]
-    python benchmarks/memory.py measure [--width 128]     # on the CPU, seconds
+    python benchmarks/memory.py measure [--width 128]                # a small model on the CPU, seconds
+    python benchmarks/memory.py measure --size published [--queries 2]     # preset bigg14 on the meta device, seconds
 
 The formulae count what autograd keeps for backward, operator by operator, in elements; bytes are those of float32.
 With bf16 autocast most of these tensors take half of that, but copies of the weights in bf16 are added: the plan keeps
 float32 for the activations, as an upper bound, and adds the copies. `docs/scaling.md` says what has been measured.
+
+On the meta device tensors have shapes and storages but no memory, so the full-size step runs on any machine: forward,
+backward from the gradients of its features, AdamW. The loss does not run there (it picks rows by masks); at the fullest
+moment it is over. Attention on this device takes PyTorch's plain form, which keeps scaled queries and keys and the
+matrix of weights; CPUs and GPUs take fused kernels, so both are counted.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceclip.accumulation import first_pass, pull_back
@@ -114,18 +123,22 @@ def show(found: dict[str, float]) -> None:
 
 def saved_bytes(run, own: list[Tensor]) -> int:
     """Distinct bytes that autograd keeps between forward and backward, `own` left out."""
-    known = {p.untyped_storage().data_ptr() for p in own}
+    known = {_storage(p) for p in own}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in known:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+        if _storage(tensor) not in known:
+            kept[_storage(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     del result
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # not its address, which is 0 for all tensors of the meta device
 
 
 def peak_bytes(run) -> int:
@@ -217,6 +230,81 @@ def measure(width: int, persons: int, chunks: int) -> None:
     line("peak of a step (without both)", dynamic, peak_bytes(step))
 
 
+def full_size(preset: str) -> tuple[FaceCLIP, EncoderConfig]:
+    """The model of a full-size preset on the meta device, and the preset."""
+    settings = parse_config(EncoderConfig, ["--preset", preset, "data=none"], presets=PRESETS)
+    with torch.device("meta"):  # shapes without memory
+        model = FaceCLIP(face={}, text_l={}, text_g=FULL_TEXT_G[preset], fusion=asdict(settings.fusion),
+                         joint=asdict(settings.heads))  # fmt: skip
+    model.freeze_towers()
+    return model, settings
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Context in which attention is the fused operator of the CPU, which the meta device knows but does not choose."""
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+                  is_causal: bool = False, scale: float | None = None) -> Tensor:  # fmt: skip
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+def count_full_size(preset: str, queries: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The plan of a step of `queries` queries in float32 on one process, and bytes counted on the meta device by the
+    same names; "activations, plain attention" is only counted."""
+    model, settings = full_size(preset)
+    meta = torch.device("meta")
+    with meta:
+        c = model.g.text.config.embed_dim
+        tower = ImageTower(image_size=16, patch_size=8, width=32, layers=1, heads=2, embed_dim=c)  # takes no part
+        task = EncoderTask(model, tower, LossConfig(), None, 0)
+    batch = {name: value.to(meta) for name, value in random_chunk(model, 1, queries).items()}
+    context = StepContext(step=0, steps=1, micro_step=0, device=meta, generator=torch.Generator())
+    own = [*task.modules.parameters(), *task.modules.buffers()]
+    trained = [p for p in task.modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    counted = {"activations, plain attention": saved_bytes(lambda: task.encode(batch, context), own)}
+    features: dict[str, Tensor] = {}
+    with fused_attention():
+        counted["activations of a chunk"] = saved_bytes(lambda: features.update(task.encode(batch, context)), own)
+    features = {name: value for name, value in features.items() if value.is_floating_point()}
+    cotangents = {name: torch.empty_like(value) for name, value in features.items() if value.requires_grad}
+    pull_back(features, cotangents).backward()
+    for scalar in task.modules["scales"].parameters():
+        scalar.grad = torch.empty_like(scalar)  # what the loss would give
+    optimizer.step()
+    held = {
+        "weights": list(model.parameters()),
+        "gradients": [p.grad for p in trained],
+        "Adam's moments": [v for state in optimizer.state.values() for v in state.values() if v.is_meta],
+        "features, their gradients": [*features.values(), *cotangents.values()],
+    }
+    counted |= {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in held.items()}
+    step = Step(chunk=queries, queries=queries, everyone=queries)
+    found = plan(model, settings, step, layout="replicated", processes=1, half=False, block=BLOCK_ENTRIES["cpu"])
+    return found, {name: float(size) for name, size in counted.items()}
+
+
+def measure_full_size(preset: str, queries: int) -> None:
+    """The plan of a full-size preset against the count."""
+    found, counted = count_full_size(preset, queries)
+    print(f"{preset}, {queries} queries, one process, float32, meta device")
+    plain = counted.pop("activations, plain attention")
+    for name, size in counted.items():
+        line(name, found[name], size)
+    line("all of these", sum(found[name] for name in counted), sum(counted.values()))
+    line("activations, plain attention", found["activations of a chunk"], plain)
+
+
 def line(name: str, predicted: float, measured: float) -> None:
     print(f"  {name:32s} predicted {predicted / 2**20:9.2f} MiB, measured {measured / 2**20:9.2f} MiB "
           f"({measured / predicted:.3f})")  # fmt: skip
@@ -228,18 +316,19 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(FULL_TEXT_G), default="bigg14")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--layout", choices=["replicated", "zero-2", "zero-3"], default="replicated")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--persons", type=int, default=8)
-    parser.add_argument("--chunks", type=int, default=3)
+    parser.add_argument("--size", choices=["small", "published"], default="small", help="measure")
+    parser.add_argument("--queries", type=int, default=2, help="measure --size published")
+    parser.add_argument("--width", type=int, default=128, help="measure --size small")
+    parser.add_argument("--persons", type=int, default=8, help="measure --size small")
+    parser.add_argument("--chunks", type=int, default=3, help="measure --size small")
     arguments = parser.parse_args()
     if arguments.what == "measure":
-        measure(arguments.width, arguments.persons, arguments.chunks)
+        if arguments.size == "published":
+            measure_full_size(arguments.preset, arguments.queries)
+        else:
+            measure(arguments.width, arguments.persons, arguments.chunks)
         return
-    settings = parse_config(EncoderConfig, ["--preset", arguments.preset, "data=none"], presets=PRESETS)
-    with torch.device("meta"):  # shapes without memory
-        model = FaceCLIP(face={}, text_l={}, text_g=FULL_TEXT_G[arguments.preset], fusion=asdict(settings.fusion),
-                         joint=asdict(settings.heads))  # fmt: skip
-    model.freeze_towers()
+    model, settings = full_size(arguments.preset)
     trainer = settings.trainer
     chunk = trainer.batch_size * settings.sampling.images
     queries = chunk * trainer.accumulate
