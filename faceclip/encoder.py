@@ -25,6 +25,7 @@ from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
 from faceclip.fusion import FeatureFusion
 from faceclip.heads import JointEmbedding, JointHeads
+from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import TextFeatures, TextTower, tokenize
 
@@ -107,7 +108,7 @@ class FaceCLIPBranch(nn.Module):
 class JointEncoder(ModelMixin, ConfigMixin):
     """What one branch and the pair have in common: a face encoder, branches, and the conditioning that they give."""
 
-    face_encoder: FaceViT
+    face_encoder: FaceViT | OnnxFaceEncoder
 
     @property
     def branches(self) -> tuple[FaceCLIPBranch, ...]:
@@ -217,13 +218,14 @@ class FaceCLIPEncoder(JointEncoder):
     """One branch over its face encoder: tokens (B, 77, width) and the tower's own pooled state (B, width).
 
     Args:
-        face: configuration of `FaceViT`. text: configuration of the `TextTower`. fusion: arguments of `FeatureFusion`.
+        face: configuration of `FaceViT` or `OnnxFaceEncoder`. text: configuration of the `TextTower`.
+        fusion: arguments of `FeatureFusion`.
     """
 
     @register_to_config
     def __init__(self, face: dict[str, Any], text: dict[str, Any], fusion: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.face_encoder = FaceViT(**face)
+        self.face_encoder = _face_encoder(face)
         config = self.face_encoder.config
         self.branch = FaceCLIPBranch(TextTower(**text), config.width, config.embedding_dim, fusion or {})
 
@@ -234,7 +236,7 @@ class FaceCLIPEncoder(JointEncoder):
 
     @classmethod
     def from_components(
-        cls, face_encoder: FaceViT, text: TextTower, *, fusion: dict[str, Any] | None = None
+        cls, face_encoder: FaceViT | OnnxFaceEncoder, text: TextTower, *, fusion: dict[str, Any] | None = None
     ) -> "FaceCLIPEncoder":
         """A new encoder over trained towers, as `FaceCLIP.from_components`."""
         model = cls(_settings(face_encoder), _settings(text), fusion=fusion)
@@ -248,7 +250,7 @@ class FaceCLIP(JointEncoder):
     """The L + G pair over one face encoder; `joint` adds the retrieval heads.
 
     Args:
-        face: configuration of `FaceViT`. text_l, text_g: configurations of the two `TextTower`s.
+        face: configuration of `FaceViT` or `OnnxFaceEncoder`. text_l, text_g: configurations of the two `TextTower`s.
         fusion: arguments of `FeatureFusion`, the same for both branches.
         joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
     """
@@ -263,7 +265,7 @@ class FaceCLIP(JointEncoder):
         joint: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.face_encoder = FaceViT(**face)
+        self.face_encoder = _face_encoder(face)
         width, identity = self.face_encoder.config.width, self.face_encoder.config.embedding_dim
         self.l = FaceCLIPBranch(TextTower(**text_l), width, identity, fusion or {})
         self.g = FaceCLIPBranch(TextTower(**text_g), width, identity, fusion or {})
@@ -287,8 +289,8 @@ class FaceCLIP(JointEncoder):
 
     @classmethod
     def from_components(
-        cls, face_encoder: FaceViT, text_l: TextTower, text_g: TextTower, *, fusion: dict[str, Any] | None = None,
-        joint: dict[str, Any] | None = None,
+        cls, face_encoder: FaceViT | OnnxFaceEncoder, text_l: TextTower, text_g: TextTower, *,
+        fusion: dict[str, Any] | None = None, joint: dict[str, Any] | None = None,
     ) -> "FaceCLIP":  # fmt: skip
         """A new joint encoder over trained towers (their weights are copied); fusion and heads are untrained, and the
         fused tokens start near the towers' own states (`FaceCLIPBranch.start_near_text`)."""
@@ -335,6 +337,10 @@ class FaceCLIP(JointEncoder):
         if self.heads is None:
             raise ConfigError("this FaceCLIP has no joint heads (config joint=null): train stage 1 with joint heads")
         return self.heads
+
+
+def _face_encoder(settings: dict[str, Any]) -> FaceViT | OnnxFaceEncoder:
+    return (OnnxFaceEncoder if "onnx_bytes" in settings else FaceViT)(**settings)
 
 
 def _settings(module: ConfigMixin) -> dict[str, Any]:

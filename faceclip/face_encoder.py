@@ -21,6 +21,15 @@ class FaceFeatures:
     identity: Tensor
 
 
+def sine_positions(grid: int, width: int) -> Tensor:
+    """Two-dimensional sines (grid², width) in [−1, 1] (Vaswani et al. 2017, as in MoCo v3), row by row."""
+    axis = torch.arange(grid, dtype=torch.float32)
+    rates = 100 ** (-torch.arange(-(-width // 4), dtype=torch.float32) / (width / 4))
+    waves = torch.cat([(axis[:, None] * rates).sin(), (axis[:, None] * rates).cos()], dim=1)
+    rows = waves[:, None].expand(grid, grid, -1)
+    return torch.cat([rows, rows.transpose(0, 1)], dim=-1).flatten(0, 1)[:, :width]
+
+
 class _Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -117,17 +126,12 @@ class FaceViT(ModelMixin, ConfigMixin):
         """Patch embedding and positions of like size, from which a small model on few images learns at once.
 
         Pixels in [0, 1] carry a large mean: weights start as if they met (pixel − ½) / ¼. Positions start as two
-        dimensional sines (Vaswani et al. 2017, as in MoCo v3); with the usual noise of .02 they would drown in it.
+        dimensional sines; with the usual noise of .02 they would drown in it.
         """
         conv, width = self.patch_embed.proj, self.pos_embed.shape[-1]
         conv.weight.mul_(4)
         conv.bias.copy_(-0.5 * conv.weight.sum(dim=(1, 2, 3)))
-        axis = torch.arange(self.grid, dtype=torch.float32, device=conv.weight.device)
-        rates = 100 ** (-torch.arange(-(-width // 4), dtype=torch.float32, device=axis.device) / (width / 4))
-        waves = torch.cat([(axis[:, None] * rates).sin(), (axis[:, None] * rates).cos()], dim=1)
-        rows = waves[:, None].expand(self.grid, self.grid, -1)
-        both = torch.cat([rows, rows.transpose(0, 1)], dim=-1).flatten(0, 1)
-        self.pos_embed.copy_(0.5 * both[None, :, :width])
+        self.pos_embed.copy_(0.5 * sine_positions(self.grid, width)[None])
 
     def forward(self, images: Tensor) -> FaceFeatures:
         """Encode RGB crops (B, 3, H, W) in [0, 1] (not normalized, as published); any size is resized.

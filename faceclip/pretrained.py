@@ -1,7 +1,8 @@
-"""Towers of other projects as ours: CLIP towers by open_clip id, the face encoder from arcface_torch.
+"""Towers of other projects as ours: CLIP towers by open_clip id, the face encoder from arcface_torch or insightface.
 
     open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
     arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` (non-commercial)
+    onnx:w600k_r50.onnx                              a recognizer of an insightface pack (non-commercial)
 
 Hub weights are downloaded by open_clip. Names are resolved by `load_tower`, which also takes directories of ours and
 names of shipped weights (`tiny/recognizer`).
@@ -17,6 +18,7 @@ from faceclip import weights
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
+from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.published import read_checkpoint
 from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import TextTower
@@ -40,6 +42,10 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
         if kind != "face":
             raise ConfigError(f"{name}: arcface weights are a face encoder, not a {kind} tower")
         tower = face_encoder_from_arcface(Path(rest))
+    elif source == "onnx" and rest:
+        if kind != "face":
+            raise ConfigError(f"{name}: an ONNX recognizer is a face encoder, not a {kind} tower")
+        tower = OnnxFaceEncoder.from_onnx(rest)
     else:
         directory = Path(name) if Path(name).is_dir() else weights.path(name)
         tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory)
@@ -49,7 +55,8 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
 def _from_open_clip(spec: str, kind: Kind) -> nn.Module:
     model_name, _, tag = spec.partition("/")
     if kind == "face":
-        raise ConfigError(f"open_clip:{spec}: open_clip has no face encoder; give arcface:FILE or a directory")
+        remedy = "give arcface:FILE, onnx:FILE or a directory"
+        raise ConfigError(f"open_clip:{spec}: open_clip has no face encoder; {remedy}")
     if model_name not in open_clip.list_models():
         raise ConfigError(f"open_clip:{spec}: no model {model_name!r} in open_clip {open_clip.__version__}")
     if tag and tag not in open_clip.list_pretrained_tags_by_model(model_name):
@@ -104,6 +111,8 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
 
 def face_encoder_from_arcface(path: Path) -> FaceViT:
     """The face encoder of the published size from an arcface_torch file (our parameter names are the same)."""
+    if path.suffix == ".onnx":
+        raise ConfigError(f"arcface:{path} is an ONNX file: write onnx:{path}")
     encoder = FaceViT()
     _load(encoder, read_checkpoint(path), str(path))
     return encoder

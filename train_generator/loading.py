@@ -14,6 +14,7 @@ from faceclip import weights
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.image_tower import ImageTower
+from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.strict_loading import load_strictly
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
@@ -25,7 +26,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     """The base with the frozen joint encoder, before anything of stage 2 is added.
 
-    Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's.
+    Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's; ConfigError for
+    losses that the encoder's recognizer cannot serve.
     """
     base, directory = base_directory(config.base), Path(config.encoder)
     if not (directory / "config.json").is_file():
@@ -42,6 +44,12 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         unet = UNet2DConditionModel.from_pretrained(base / "unet")
         vae = AutoencoderKL.from_pretrained(base / "vae")
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
+    weighed = [name for name in ("identity", "sampled_identity") if getattr(config.loss, name)]
+    if weighed and isinstance(encoder.face_encoder, OnnxFaceEncoder):
+        raise ConfigError(
+            f"loss.{weighed[0]} needs the gradient of the recognizer, and that of encoder={config.encoder} is an ONNX "
+            f"graph, which has none: set {' '.join(f'loss.{name}=0' for name in weighed)}"
+        )
     width = encoder.l.text.config.width + encoder.g.text.config.width
     if unet.config.cross_attention_dim != width:
         raise CheckpointError(
