@@ -72,7 +72,8 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
     """Features of a face encoder with `count` tokens, as given.
 
     Raises:
-        ConfigError: another type or other sizes, as of another face encoder.
+        ConfigError: another type, other sizes, as of another face encoder, NaN or infinity. Reading the values waits
+            for the device.
     """
     if not isinstance(features, FaceFeatures):
         raise ConfigError(f"face_features must be FaceFeatures, got {type(features).__name__}")
@@ -82,6 +83,9 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
             f"face_features must hold tokens (B, {count}, {width}) and identity (B, {identity_dim}), got {tokens} and "
             f"{identity}: were they made by another face encoder?"
         )
+    for name, values in (("tokens", features.tokens), ("identity", features.identity)):
+        if not _is_finite(values):
+            raise ConfigError(f"face_features.{name} holds NaN or infinite numbers: encode these faces again")
     return features
 
 
@@ -90,6 +94,11 @@ def check_vectors(name: str, vectors: Any, width: int) -> Tensor:
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.shape[1] != width:
         found = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ConfigError(f"{name} must have shape (B, {width}), got {found}")
-    if not vectors.is_meta and not bool(vectors.isfinite().all()):
+    if not _is_finite(vectors):
         raise ConfigError(f"{name} holds NaN or infinite numbers: leave out what could not be embedded")
     return vectors
+
+
+def _is_finite(values: Tensor) -> bool:
+    """False for NaN and infinity; true where there are no values to read, or reading them would split the graph."""
+    return values.is_meta or torch.compiler.is_compiling() or bool(values.isfinite().all())

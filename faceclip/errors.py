@@ -1,5 +1,7 @@
 """Typed errors of the project: every message names what was wrong, where, and the remedy."""
 
+from collections.abc import Iterable
+
 
 class FaceClipError(Exception):
     """Base of all errors that this project raises for a user's input or environment."""
@@ -10,7 +12,26 @@ class ConfigError(FaceClipError, ValueError):
 
 
 class CheckpointError(FaceClipError):
-    """A weights file or training checkpoint is missing, truncated, corrupt or does not fit the model."""
+    """A weights file or training checkpoint is missing, truncated, corrupt or does not fit the model.
+
+    Where tensors were compared with those of a model, all their names, of which the message holds the first:
+    `missing`, `unexpected`, `misshapen` (another shape) and `mistyped` (integers or complex numbers where floating
+    point is expected); otherwise empty.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        misshapen: Iterable[str] = (),
+        mistyped: Iterable[str] = (),
+    ) -> None:
+        super().__init__(*args)
+        self.missing: tuple[str, ...] = tuple(missing)
+        self.unexpected: tuple[str, ...] = tuple(unexpected)
+        self.misshapen: tuple[str, ...] = tuple(misshapen)
+        self.mistyped: tuple[str, ...] = tuple(mistyped)
 
 
 class DataError(FaceClipError):

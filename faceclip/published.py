@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,7 +26,9 @@ from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, FaceClipError
 from faceclip.published_files import (
     LICENSE,
+    check_archive,
     check_keys,
+    empty_model,
     mention_license,
     read_checkpoint,
     read_directory,
@@ -35,7 +36,7 @@ from faceclip.published_files import (
     write_checkpoint,
     writing,
 )
-from faceclip.published_unet import load_unet
+from faceclip.published_unet import UNET_FILE, load_unet
 
 __all__ = ["CONFIG", "LICENSE", "convert", "export", "load_faceclip", "load_unet", "read_checkpoint"]
 
@@ -90,6 +91,10 @@ _CROSS = {
     "attn.out_l_proj": "text_out",
 }
 _FACE_HALF = ("gamma_v", "attn.values_l_proj", "attn.out_v_proj")  # of the last layer: computes an unused output
+_PARTIAL = (
+    "; of what is never computed (enc_output*, the face half of the last fusion layer, logit_scale, logit_bias) a file "
+    "holds all of a branch or nothing: take the file as it was published"
+)
 _UNUSED_OUTPUT = ("enc_output.bias", "enc_output_norm.weight", "enc_output_norm.bias")
 _FUSER = re.compile(r"fuser\.encoder\.(layers|text_layers|fusion_layers)\.(\d+)\.(.+)")
 
@@ -143,32 +148,49 @@ def from_published(
         published: with or without `model.` in the names. model: of the right configuration, may be on `meta`.
 
     Raises:
-        CheckpointError: listing missing, unexpected and misshapen keys, or face encoders that differ.
+        CheckpointError: listing missing, unexpected, misshapen and mistyped keys (all their names are attributes of the
+            error), or face encoders that differ. Of the tensors that are never computed each branch must have all, or
+            none.
     """
     given = {name.replace("model.", ""): tensor for name, tensor in published.items()}
     if len(given) != len(published):
         raise CheckpointError(f"{where} holds tensors twice, with and without `model.` in the name")
     layers = len(model.l.fusion.layers)
-    expected, sources = {}, {}
+    expected, sources, counters = {}, {}, set()
     for name, tensor in model.state_dict().items():
         theirs, stacked = published_names(name)
         for key in theirs:
             shape = tuple(tensor.shape)
             expected[key] = (3 * shape[0], *shape[1:]) if stacked else shape
+            if not tensor.is_floating_point():
+                counters.add(key)
         sources[name] = (theirs, stacked)
     unused = _unused_shapes(expected, layers)
-    dead = {name: unused[name] for name in given if name in unused}
-    check_keys(given, expected | dead, where, WHAT)
+    holders = {name.partition(".")[0] for name in given if name in unused}
+    dead = {name: shape for name, shape in unused.items() if name.partition(".")[0] in holders}
+    missing = (expected | dead).keys() - given.keys()
+    advice = _PARTIAL if missing <= unused.keys() and missing else ""
+    check_keys(given, expected | dead, where, WHAT, counters=counters, advice=advice)
     state = {}
     for name, (theirs, stacked) in sources.items():
         tensor = given[theirs[0]]
         if stacked:
             part = ("query", "key", "value").index(name.split(".")[5])
             tensor = tensor[part * len(tensor) // 3 : (part + 1) * len(tensor) // 3]
-        elif len(theirs) == 2 and not torch.equal(tensor, given[theirs[1]]):
-            raise CheckpointError(f"{where}: {theirs[0]} and {theirs[1]} differ; one face encoder must serve both")
+        elif len(theirs) == 2 and not _same_bits(tensor, given[theirs[1]]):
+            raise CheckpointError(
+                f"{where}: {theirs[0]} and {theirs[1]} differ, but one face encoder must serve both branches: copy the "
+                "`face_encoder.` tensors of one branch over those of the other and save the file again"
+            )
         state[name] = tensor
     return state, {name: given[name] for name in sorted(dead)}
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    if first.dtype != second.dtype:
+        return False
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    return torch.equal(first.view(bits), second.view(bits))  # as numbers NaN would differ from itself
 
 
 def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tuple]:
@@ -204,7 +226,8 @@ def load_faceclip(
 
     Raises:
         CheckpointError: as `read_checkpoint` and `from_published` do, or a directory that is damaged, of another
-            configuration, or not ours.
+            configuration, or not ours. Damage inside the tensors of a `.pt` file is not noticed here: `convert` does.
+        ConfigError: `config` describes no FaceCLIP, or no path is given.
     """
     path = resolve(path_or_hub_id, FILE)
     if path.is_dir():
@@ -213,7 +236,7 @@ def load_faceclip(
         if metadata.get("license") == LICENSE:
             mention_license(str(path))
     else:
-        model = _empty(config)
+        model = empty_model(FaceCLIP, config or CONFIG)
         state, _ = from_published(read_checkpoint(path), model, str(path))
         model.load_state_dict(state, strict=True, assign=True)
         mention_license(str(path))
@@ -241,27 +264,26 @@ def _read_directory(
     if differing:
         raise CheckpointError(f"{path} has another configuration: {'; '.join(differing)}")
     state, metadata = read_directory(path, SHARDS)
-    model = _empty(settings)
-    check_keys(state, {name: tuple(t.shape) for name, t in model.state_dict().items()}, str(path), WHAT)
-    return model, state, metadata
-
-
-def _empty(config: dict[str, Any] | None) -> FaceCLIP:
     try:
-        with init_empty_weights():
-            return FaceCLIP(**(config or CONFIG))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config does not describe a FaceCLIP: {error}") from error
+        model = empty_model(FaceCLIP, settings)
+    except ConfigError as error:
+        raise CheckpointError(f"{path / 'config.json'} is of no use ({error}): write it again") from error
+    own = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    counters = {name for name, tensor in own.items() if not tensor.is_floating_point()}
+    check_keys(state, shapes, str(path), WHAT, counters=counters)
+    return model, state, metadata
 
 
 def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None, shard_size: str = "1GB") -> None:
     """Writes our directory (sharded safetensors, dtypes kept, one face encoder) from a published file.
 
     Raises:
-        CheckpointError: as `read_checkpoint` and `from_published` do, or a target that is not an empty directory or
-            cannot be written.
+        CheckpointError: as `check_archive`, `read_checkpoint` and `from_published` do, or a target that is not an empty
+            directory or cannot be written.
     """
-    model = _empty(config)
+    model = empty_model(FaceCLIP, config or CONFIG)
+    check_archive(source)
     state, unused = from_published(read_checkpoint(source), model, str(source))
     _make_empty(target)
     plan = split_torch_state_dict_into_shards(
@@ -302,6 +324,8 @@ def export(source: Path, target: Path) -> None:
 
 
 def _convert_unet(source: Path, target: Path) -> None:
+    source = resolve(source, UNET_FILE)
+    check_archive(source)
     unet = load_unet(source)
     _make_empty(target)
     with writing(target):

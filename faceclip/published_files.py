@@ -9,21 +9,27 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, ConfigError
 
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LISTED = 8  # names of each kind of problem that a message holds
+# What constructors of models, ours and others', make of settings of a wrong type, zeros, or sizes that do not divide.
+BAD_SETTINGS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
+Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
 
@@ -39,8 +45,11 @@ def resolve(path_or_hub_id: str | Path, file: str) -> Path:
     A repository is a hub id, from which `file` is downloaded, or a directory that holds a copy of it.
 
     Raises:
-        CheckpointError: nothing of that name, or a download that failed.
+        CheckpointError: nothing of that name, or a download that failed. ConfigError: no path at all.
     """
+    if not isinstance(path_or_hub_id, str | os.PathLike):
+        raise ConfigError(f"path_or_hub_id must be a path or a hub id, got {type(path_or_hub_id).__name__}: give the "
+                          f"place of {file}, or a hub id such as ByteDance/FaceCLIP")  # fmt: skip
     path = Path(path_or_hub_id)
     if path.is_dir():
         copy = next((path / name for name in (file, Path(file).name) if (path / name).is_file()), None)
@@ -58,8 +67,44 @@ def resolve(path_or_hub_id: str | Path, file: str) -> Path:
         ) from error
 
 
+def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
+    """A model of the class `kind` without storage for its parameters.
+
+    Raises:
+        ConfigError: settings that the class does not know or that cannot be.
+    """
+    try:
+        with init_empty_weights():
+            return kind(**config)
+    except BAD_SETTINGS as error:
+        raise ConfigError(f"config does not describe a {kind.__name__}: {error}") from error
+
+
+def check_archive(path: Path) -> None:
+    """Reads a `.pt` file once, in pieces, and compares its checksums, which memory-mapped reading leaves out.
+
+    Nothing is checked of files without checksums: those of the old format, and those written with
+    `torch.serialization.set_crc32_options(False)`.
+
+    Raises:
+        CheckpointError: a byte of the file is not the one that was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # of the old format, or not readable: what is wrong with it is told by `read_checkpoint`
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(part.CRC for part in archive.infolist()):
+                logger.warning("%s was written without checksums: damage to it cannot be noticed", path)
+                return
+            damaged = archive.testzip()
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged, the checksum of {damaged} in it is wrong: download it again")
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` file, memory-mapped, without running any code in it.
+    """Tensors of a `.pt` file, memory-mapped, without running any code in it; checksums are not compared.
 
     Raises:
         CheckpointError: missing or truncated file, a directory, a pickle that holds more than tensors, or no state
@@ -80,13 +125,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read, it may be truncated ({error}): download it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors")
-    others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
+    strangers = [repr(name) for name in found if not isinstance(name, str)]
+    if strangers:
+        raise CheckpointError(f"{path} names tensors by what is no text: {_listed(strangers)}. Give a state dictionary")
+    others = [name for name, value in found.items() if not _is_plain(value)]
     if others or not found:
         raise CheckpointError(
             f"{path} holds no dictionary of tensors: {_listed(others) or 'it is empty'}"
             f"{' are no tensors' if others else ''}. Give the state dictionary alone"
         )
     return found
+
+
+def _is_plain(value: object) -> bool:
+    """Whether `value` is a tensor with one number for each place."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def _is_old_pickle(path: Path) -> bool:
@@ -149,21 +202,40 @@ def write_checkpoint(state: Mapping[str, Tensor], target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_keys(given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str, what: str) -> None:
-    """Compares names and shapes.
+def check_keys(
+    given: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    where: str,
+    what: str,
+    *,
+    counters: Container[str] = (),
+    advice: str = "",
+) -> None:
+    """Compares names, shapes and kinds of numbers: tensors are of floating point, of whatever precision.
+
+    Args:
+        expected: shapes. where, what: the file and what it should be, in the message, which ends with `advice`.
+        counters: names of tensors that may also be integers.
 
     Raises:
-        CheckpointError: numbers and first names of what is missing, unexpected and misshapen.
+        CheckpointError: numbers and first names of what is missing, unexpected, misshapen and mistyped; all names are
+            attributes of the error.
     """
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
-    misshapen = [f"{name} is {tuple(given[name].shape)}, expected {tuple(shape)}"
-                 for name, shape in sorted(expected.items())
-                 if name in given and tuple(given[name].shape) != tuple(shape)]  # fmt: skip
-    problems = [f"{len(names)} {title}: {_listed(names)}" for title, names in
-                (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)) if names]  # fmt: skip
+    common = sorted(expected.keys() & given.keys())
+    misshapen = {name: f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name])}"
+                 for name in common if tuple(given[name].shape) != tuple(expected[name])}  # fmt: skip
+    mistyped = {name: f"{name} is {given[name].dtype}, expected floating point" for name in common
+                if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())}
+    problems = [f"{len(names)} {title}: {_listed(list(names))}" for title, names in
+                (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen.values()),
+                 ("mistyped", mistyped.values())) if names]  # fmt: skip
     if problems:
-        raise CheckpointError(f"{where} is not a {what}; " + "; ".join(problems))
+        raise CheckpointError(
+            f"{where} is not a {what}; {'; '.join(problems)}{advice}",
+            missing=missing, unexpected=unexpected, misshapen=misshapen, mistyped=mistyped,
+        )  # fmt: skip
 
 
 def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:

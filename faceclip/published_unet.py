@@ -13,7 +13,9 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError
 from faceclip.published_files import (
+    BAD_SETTINGS,
     check_keys,
+    empty_model,
     mention_license,
     read_checkpoint,
     read_directory,
@@ -50,16 +52,16 @@ def load_unet(
             a directory has its own.
 
     Raises:
-        CheckpointError: unreadable file, or one that is not this UNet, with the keys that differ.
+        CheckpointError: unreadable file, or one that is not this UNet, with the keys that differ (all their names are
+            attributes of the error). ConfigError: `config` describes no UNet, or no path is given.
     """
     path = resolve(path_or_hub_id, UNET_FILE)
     if path.is_dir():
         unet, state = _read_directory(path)
         what = "UNet of its configuration"
     else:
+        unet = empty_model(UNet2DConditionModel, config or SDXL)
         state = without_prefix(read_checkpoint(path), "conv_in.weight", str(path))
-        with init_empty_weights():
-            unet = UNet2DConditionModel(**(config or SDXL))
         what = "UNet of this configuration" if config else "UNet of SDXL (the release's file is model/unet.pt)"
     check_keys(state, {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}, str(path), what)
     unet.load_state_dict(state, strict=True, assign=True)
@@ -72,7 +74,7 @@ def _read_directory(path: Path) -> tuple[UNet2DConditionModel, dict[str, Tensor]
     try:
         with init_empty_weights():
             unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path))
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, *BAD_SETTINGS) as error:
         raise CheckpointError(f"{path} is no directory of a UNet ({error})") from error
     whole = (path / f"{WEIGHTS}.safetensors").is_file()  # not the variants that may lie beside it
     return unet, read_directory(path, f"{WEIGHTS}.safetensors" if whole else f"{WEIGHTS}-*-of-*.safetensors")[0]

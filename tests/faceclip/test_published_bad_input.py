@@ -1,6 +1,7 @@
 """Wrong, damaged and dangerous files: a typed error that names the file and what is wrong with it."""
 
 import io
+import json
 import pickle
 import resource
 import shutil
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from faceclip import published
 from faceclip.encoder import FaceCLIP
+from faceclip.encoder_inputs import check_features
 from faceclip.errors import CheckpointError, ConfigError, FaceClipError
-from faceclip.published import convert, export, load_faceclip
+from faceclip.face_encoder import FaceFeatures
+from faceclip.published import convert, export, load_faceclip, load_unet
 from tests.faceclip.published_case import CONFIG as SMALL
 
 
@@ -33,11 +36,15 @@ def converted(file, tmp_path_factory) -> Path:
     return path
 
 
-def refused(source, **options) -> str:
+def error_of(source, **options) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         load_faceclip(source, **{"config": SMALL} | options)
     assert str(source) in str(caught.value)
-    return str(caught.value)
+    return caught.value
+
+
+def refused(source, **options) -> str:
+    return str(error_of(source, **options))
 
 
 def changed(state: dict, tmp_path: Path, without: str = "", **more) -> Path:
@@ -57,6 +64,64 @@ def test_problems_are_listed(state, tmp_path, prefix):
     assert "1 unexpected: face_clip_g.extra" in message
     assert "2 misshapen: face_clip_g.proj1.bias is (3,), expected (48,)" in message
     assert "face_clip_l.fuser.enc_output.weight is (2, 2), expected (32, 32)" in message
+
+
+def test_all_names_are_carried_by_the_error(state, tmp_path):
+    lost = sorted(name for name in state if name.startswith("face_clip_l.resblocks.") or ".text_layers." in name)
+    wrong = "face_clip_g.proj1.bias"
+    bad = {name: tensor for name, tensor in state.items() if name not in lost} | {wrong: torch.zeros(3)}
+    more = {f"face_clip_l.more.{number:02d}": torch.zeros(1) for number in range(11)}
+    error = error_of(changed(bad | more, tmp_path))
+    assert len(lost) > 8 and f"{len(lost)} missing: {', '.join(lost[:8])} …; 11 unexpected" in str(error)
+    assert error.missing == tuple(lost) and error.unexpected == tuple(more)
+    assert error.misshapen == (wrong,) and error.mistyped == ()
+    again = pickle.loads(pickle.dumps(error))  # as workers hand errors on
+    assert str(again) == str(error) and again.missing == error.missing
+    assert CheckpointError("x").missing == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_weights_that_are_no_floating_point(state, converted, tmp_path, dtype):
+    name = "face_clip_l.proj1.weight"
+    bad = changed(state, tmp_path, **{name: torch.zeros(state[name].shape, dtype=dtype)})
+    error = error_of(bad)
+    assert f"1 mistyped: {name} is {dtype}, expected floating point" in str(error) and error.mistyped == (name,)
+    with pytest.raises(CheckpointError, match="1 mistyped"):
+        convert(bad, tmp_path / "ours", config=SMALL)
+    assert not (tmp_path / "ours").exists()
+    directory = tmp_path / "directory"
+    shutil.copytree(converted, directory)
+    weights = directory / "diffusion_pytorch_model.safetensors"
+    save_file({n: t.to(dtype) if n.endswith("proj.weight") else t for n, t in load_file(weights).items()}, weights)
+    assert "mistyped: face_encoder.blocks.0.attn.proj.weight" in refused(directory, config=None)
+
+
+def test_counters_may_be_integers_or_not(state, tmp_path):
+    """The batch norms' counters, that is: a file cast as a whole to 16 bits has them so."""
+    counters = {name for name, tensor in state.items() if not tensor.is_floating_point()}
+    assert counters and all(name.endswith("num_batches_tracked") for name in counters)
+    changes = {name: state[name].half() for name in counters}
+    assert load_faceclip(changed(state, tmp_path, **changes), config=SMALL).dtype == torch.float32
+    changes = {name: state[name].to(torch.complex64) for name in counters}
+    assert error_of(changed(state, tmp_path, **changes)).mistyped == tuple(sorted(counters))
+
+
+def test_unused_tensors_are_all_there_or_none(state, tmp_path):
+    convert(changed(state, tmp_path), tmp_path / "full", config=SMALL)
+    unused = load_file(tmp_path / "full" / "published_unused.safetensors").keys()
+    of_l = {name for name in unused if name.startswith("face_clip_l.")}
+    assert len(of_l) == len(unused - of_l) > 20
+    for number, gone in enumerate((unused, of_l)):
+        kept = {name: tensor for name, tensor in state.items() if name not in gone}
+        convert(changed(kept, tmp_path), tmp_path / str(number), config=SMALL)
+        export(tmp_path / str(number), tmp_path / "back.pt")
+        back = torch.load(tmp_path / "back.pt", weights_only=True)
+        assert back.keys() == kept.keys() and all(torch.equal(back[name], kept[name]) for name in kept)
+    for lost in sorted(of_l)[:: len(of_l) - 1]:
+        error = error_of(changed(state, tmp_path, without=lost))
+        assert error.missing == (lost,) and "holds all of a branch or nothing" in str(error)
+        kept = {name: tensor for name, tensor in state.items() if name not in of_l} | {lost: state[lost]}
+        assert error_of(changed(kept, tmp_path)).missing == tuple(sorted(of_l - {lost}))
 
 
 def test_another_model(tmp_path):
@@ -81,7 +146,69 @@ def test_tensors_twice(state, tmp_path):
 
 def test_face_encoders_that_differ(state, tmp_path):
     name = "face_clip_g.face_encoder.norm.bias"
-    assert "differ" in refused(changed(state, tmp_path, **{name: state[name] + 1}))
+    for other in (state[name] + 1, state[name].double()):  # equal numbers of another type are not the same file
+        message = refused(changed(state, tmp_path, **{name: other}))
+        assert f"face_clip_l.face_encoder.norm.bias and {name} differ" in message
+        assert "copy the `face_encoder.` tensors of one branch over those of the other" in message
+    copied = {n: t for n, t in state.items() if not n.startswith("face_clip_g.face_encoder.")}
+    copied |= {n.replace("_l.", "_g.", 1): t for n, t in state.items() if n.startswith("face_clip_l.face_encoder.")}
+    assert load_faceclip(changed(copied, tmp_path), config=SMALL)  # the remedy that the message gives
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("face", "heads", 3), ("text_l", "heads", 5), ("text_g", "heads", 7), ("face", "heads", 0),
+    ("face", "width", -4), ("face", "image_size", 4), ("fusion", "attention_width", 33), ("face", "depth", "x"),
+])  # fmt: skip
+def test_settings_that_cannot_be(file, converted, tmp_path, part, name, value):
+    config = SMALL | {part: SMALL[part] | {name: value}}
+    with pytest.raises(ConfigError, match="config does not describe a FaceCLIP: "):
+        load_faceclip(file, config=config)
+    shutil.copytree(converted, tmp_path / "ours")
+    found = json.loads((converted / "config.json").read_text())
+    found[part][name] = value
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(found))
+    assert "config.json is of no use" in refused(tmp_path / "ours", config=None)
+
+
+@pytest.mark.parametrize("given", [None, 3, b"face_clip_encoder.pt", ["ByteDance/FaceCLIP"]])
+def test_no_path(given):
+    for load in (load_faceclip, load_unet):
+        with pytest.raises(ConfigError, match=f"path_or_hub_id must be .*, got {type(given).__name__}: .*FaceCLIP"):
+            load(given)
+
+
+def with_a_flipped_bit(file: Path, tensor: torch.Tensor, target: Path) -> Path:
+    data = bytearray(file.read_bytes())
+    place = data.find(tensor.numpy().tobytes())
+    assert place > 0
+    data[place + tensor.nbytes // 2] ^= 1
+    target.write_bytes(data)
+    return target
+
+
+def test_damage_inside_a_tensor(file, state, tmp_path):
+    """Reading by memory mapping does not notice it, as the documentation says; converting does."""
+    bad = with_a_flipped_bit(file, state["face_clip_l.proj1.weight"], tmp_path / "bad.pt")
+    loaded = load_faceclip(bad, config=SMALL).l.identity_projection.weight
+    assert int((loaded != state["face_clip_l.proj1.weight"]).sum()) == 1
+    with pytest.raises(CheckpointError, match=r"bad\.pt is damaged, the checksum of .*/data/\d+ .*download it again"):
+        convert(bad, tmp_path / "ours", config=SMALL)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_files_without_checksums(state, tmp_path, caplog):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "zip.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name, count in (("zip", 1), ("old", 0)):
+        caplog.clear()
+        convert(tmp_path / f"{name}.pt", tmp_path / name, config=SMALL)
+        assert caplog.text.count("without checksums") == count
+        assert (tmp_path / name / "config.json").is_file()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
@@ -118,6 +245,10 @@ def test_no_state_dictionary(state, tmp_path):
     message = refused(changed({}, tmp_path, state_dict=state, step=3))
     assert "state_dict, step are no tensors" in message
     assert "it is empty" in refused(changed({}, tmp_path))
+    torch.save(state | {7: torch.zeros(1), ("a", "b"): torch.zeros(1)}, tmp_path / "names.pt")
+    assert "names tensors by what is no text: 7, ('a', 'b')" in refused(tmp_path / "names.pt")
+    for odd in (torch.zeros(3, 3).to_sparse(), torch.zeros(3, 3, device="meta")):
+        assert "odd are no tensors" in refused(changed(state, tmp_path, odd=odd))
 
 
 def test_directories_and_files_in_the_wrong_place(file, converted, tmp_path):
@@ -201,6 +332,18 @@ def test_targets_that_cannot_be_written(file, converted, tmp_path):
             call(converted, target / "below")
     with pytest.raises(CheckpointError, match=r"none/out\.pt cannot be written"):
         export(converted, tmp_path / "none" / "out.pt")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", ["tokens", "identity"])
+def test_features_that_are_not_finite(part, value):
+    given = FaceFeatures(tokens=torch.zeros(2, 144, 32), identity=torch.zeros(2, 16))
+    assert check_features(given, 144, 32, 16) is given
+    getattr(given, part)[1, 3] = value
+    with pytest.raises(ConfigError, match=rf"face_features\.{part} holds NaN or infinite numbers"):
+        check_features(given, 144, 32, 16)
+    with torch.device("meta"):  # has no numbers to read
+        check_features(FaceFeatures(tokens=torch.zeros(2, 144, 32), identity=torch.zeros(2, 16)), 144, 32, 16)
 
 
 def test_hub_id_that_cannot_be_had(monkeypatch, tmp_path):

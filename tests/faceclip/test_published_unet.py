@@ -1,12 +1,14 @@
 """The release's SDXL UNet: names with and without prefixes, its size, and its use with FaceCLIP's tokens."""
 
+import re
+
 import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 
 from faceclip import published
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.published import load_unet
 from faceclip.published_unet import SDXL
 
@@ -87,6 +89,30 @@ def test_bad_files(unet, tmp_path):
         load_unet(tmp_path / "nowhere.pt")
     with pytest.raises(CheckpointError, match="no directory of a UNet"):
         load_unet(tmp_path)
+    torch.save(state | {"conv_in.weight": state["conv_in.weight"].to(torch.int8)}, tmp_path / "int.pt")
+    with pytest.raises(CheckpointError, match=r"1 mistyped: conv_in\.weight is torch\.int8") as caught:
+        load_unet(tmp_path / "int.pt", config=TINY)
+    assert caught.value.mistyped == ("conv_in.weight",)
+
+
+@pytest.mark.parametrize("config", [{"colour": 3}, TINY | {"attention_head_dim": 0}, TINY | {"norm_num_groups": 5}, 3])
+def test_settings_that_cannot_be(unet, tmp_path, config):
+    torch.save(unet.state_dict(), tmp_path / "unet.pt")
+    with pytest.raises(ConfigError, match="config does not describe a UNet2DConditionModel: "):
+        load_unet(tmp_path / "unet.pt", config=config)
+
+
+def test_converting_notices_damage_inside_a_tensor(unet, tmp_path, monkeypatch, capsys):
+    torch.save(unet.state_dict(), tmp_path / "unet.pt")
+    data = bytearray((tmp_path / "unet.pt").read_bytes())
+    data[data.find(unet.conv_out.weight.detach().numpy().tobytes()) + 100] ^= 1
+    (tmp_path / "unet.pt").write_bytes(data)
+    load_unet(tmp_path / "unet.pt", config=TINY)  # cannot notice it
+    monkeypatch.setattr("faceclip.published_unet.SDXL", TINY)
+    for source in (tmp_path / "unet.pt", tmp_path):  # the file, and a copy of the repository
+        assert published.main(["convert-unet", str(source), str(tmp_path / "ours")]) == 2
+        assert re.search(r"unet\.pt is damaged, .*: download it again", capsys.readouterr().err)
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.slow
