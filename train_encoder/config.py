@@ -28,7 +28,7 @@ def check_heads(key: str, heads: int, widths: Mapping[str, int]) -> None:
 @dataclass(kw_only=True)
 class TowersConfig:
     """The frozen towers, by what `faceclip.pretrained.load_tower` takes: a directory, a name of shipped weights
-    (`tiny/recognizer`), `open_clip:MODEL/TAG` or `arcface:FILE`."""
+    (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE` or `onnx:FILE` (a recognizer of an insightface pack)."""
 
     recognizer: str = "tiny/recognizer"
     text_l: str = "tiny/text_tower_l"

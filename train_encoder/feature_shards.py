@@ -230,7 +230,7 @@ class FeatureBuilder:
     @torch.no_grad()
     def _faces(self, crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
         config = self.towers.recognizer.config
-        patches = (config.image_size // config.patch_size) ** 2
+        patches = self.towers.recognizer.grid**2
         identity = [np.empty((0, config.embedding_dim), np.float32)]
         tokens = [np.empty((0, patches, config.width), np.float16)]
         for images in self._batches(crops):

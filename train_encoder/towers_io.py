@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from faceclip.errors import CheckpointError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
+from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.pretrained import load_tower
 from faceclip.text_tower import TextTower
 from train_encoder.config import TowersConfig
@@ -14,7 +15,7 @@ from train_encoder.config import TowersConfig
 class Towers:
     """The frozen spaces that the joint encoder is aligned with, in evaluation mode."""
 
-    recognizer: FaceViT
+    recognizer: FaceViT | OnnxFaceEncoder
     text_l: TextTower
     text_g: TextTower
     image: ImageTower

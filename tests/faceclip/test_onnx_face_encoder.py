@@ -3,12 +3,9 @@
 import copy
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
 
 from faceclip.data.cache import module_hash
 from faceclip.encoder import FaceCLIP
@@ -16,39 +13,12 @@ from faceclip.errors import CheckpointError, ConfigError
 from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.pretrained import load_tower
 from faceclip.text_tower import TextTower
-
-SIZE, WIDTH, GRID, EMBEDDING = 32, 8, 4, 16
-RNG = np.random.default_rng(0)
-CONV = RNG.normal(size=(WIDTH, 3, 8, 8)).astype(np.float32) * 0.1
-LINEAR = RNG.normal(size=(EMBEDDING, WIDTH * GRID**2)).astype(np.float32) * 0.1
-
-
-def write(path: Path, *, batch: str | int = "N", channels: int = 3, prefix: str = "Conv", flat: bool = True) -> Path:
-    """Picture → one convolution → ReLU → flatten → linear layer, the outline of insightface's recognizers."""
-    conv = np.concatenate([CONV[:, :1]] * channels, axis=1) if channels != 3 else CONV
-    nodes = [
-        helper.make_node("Conv", ["picture", "conv"], ["map"], name=f"{prefix}_0", strides=[8, 8]),
-        helper.make_node("Relu", ["map"], ["positive"], name=f"{'Mul' if prefix == 'Sub' else 'Relu'}_1"),
-        helper.make_node("Flatten", ["positive"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "linear"], ["683"], transB=1),
-    ]
-    output = helper.make_tensor_value_info("683", TensorProto.FLOAT, [batch, EMBEDDING])
-    if not flat:
-        nodes, output = nodes[:2], helper.make_tensor_value_info("positive", TensorProto.FLOAT, ["N", WIDTH, 4, 4])
-    graph = helper.make_graph(
-        nodes,
-        "recognizer",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [batch, channels, SIZE, SIZE])],
-        [output],
-        [numpy_helper.from_array(conv, "conv"), numpy_helper.from_array(LINEAR, "linear")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
-    return path
+from tests.onnx_graph import CONV, GRID, LINEAR, SIZE, WIDTH, write_recognizer
 
 
 @pytest.fixture
 def file(tmp_path) -> Path:
-    return write(tmp_path / "recognizer.onnx")
+    return write_recognizer(tmp_path / "recognizer.onnx")
 
 
 @pytest.fixture
@@ -69,7 +39,7 @@ def test_identity_and_tokens_are_what_the_graph_computes(file, faces):
 
 
 def test_graphs_of_mxnet_scale_by_themselves(tmp_path, faces):
-    encoder = OnnxFaceEncoder.from_onnx(write(tmp_path / "raw.onnx", prefix="Sub"))
+    encoder = OnnxFaceEncoder.from_onnx(write_recognizer(tmp_path / "raw.onnx", prefix="Sub"))
     map_ = F.conv2d(faces * 255, torch.from_numpy(CONV), stride=8).relu()
     expected = map_.flatten(1) @ torch.from_numpy(LINEAR).T
     torch.testing.assert_close(encoder(faces).identity, expected, atol=1e-2, rtol=1e-4)
@@ -108,7 +78,7 @@ def test_a_joint_encoder_over_it_trains_and_round_trips(file, faces, tmp_path, d
 )
 def test_graphs_that_are_no_recognizers_are_refused(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        OnnxFaceEncoder.from_onnx(write(tmp_path / "other.onnx", **change))
+        OnnxFaceEncoder.from_onnx(write_recognizer(tmp_path / "other.onnx", **change))
 
 
 def test_files_that_are_no_graphs_are_refused(tmp_path, file):
