@@ -5,8 +5,6 @@ import html
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.metrics import Estimate
+from faceclip.files import disk_errors, replacing
 
 PALETTE = ("#22577a", "#d1495b", "#38a3a5", "#edae49", "#6b705c", "#8d5a97")
 
@@ -178,23 +177,18 @@ class Report:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: written beside it, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Replace a file in one step: written beside it, flushed to disk, renamed.
+
+    Raises DataError when the disk is full or not writable; what was there stays.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(text.encode())
 
 
 def write_json(path: Path, content: Mapping) -> None:
-    """Replace a JSON file in one step. NaN and infinities, which JSON does not have, become null."""
+    """`write_text` of JSON. NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False))
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from faceclip.files import replace_picture
+
 GAP, TOP = 6, 60  # px between tiles; of the line of headers
 LETTERS = 21  # per line of text above or beside a tile of 128 px
 
@@ -20,7 +22,10 @@ def save_sheet(
     pixels: int = 128,
 ) -> None:
     """Pictures (H, W, 3) in rows below a line of headers, each `pixels` high and wide; None leaves a gap. Labels of the
-    rows stand in a column before them."""
+    rows stand in a column before them.
+
+    Raises DataError when the disk is full or not writable; an earlier sheet then stays.
+    """
     left = GAP if row_labels is None else pixels + 2 * GAP
     width = left + len(headers) * (pixels + GAP)
     sheet = Image.new("RGB", (width, TOP + len(grid) * (pixels + GAP) + GAP), "white")
@@ -35,7 +40,7 @@ def save_sheet(
             if picture is not None:
                 tile = Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left + column * (pixels + GAP), top))
-    sheet.save(path)
+    replace_picture(path, sheet)
 
 
 def wrap(text: str, width: int = LETTERS) -> str:

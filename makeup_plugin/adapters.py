@@ -26,6 +26,7 @@ from torch import Tensor
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.identity import IdentityChannel, detach_identity
 from makeup_plugin.provenance import public_name
+from makeup_plugin.staging import staged
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
@@ -149,15 +150,29 @@ def save_adapter(
     base_model: str = "",
 ) -> Path:
     """Write everything that was added to the base. The directory is made; existing files of an adapter are
-    replaced. licence: what adapter.json says of it, "" for unknown.
+    replaced when all of the new ones are written, those of others stay. licence: what adapter.json says of it, "" for
+    unknown.
 
-    Raises ConfigError, with nothing written, while a LoRA is fused.
+    Raises ConfigError, with nothing written, while a LoRA is fused; CheckpointError when the disk is full or not
+    writable, with an earlier adapter as it was.
     """
     check_unfused(unet)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).unlink(missing_ok=True)
-    (directory / LORA_FILE).unlink(missing_ok=True)
+    with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
+        write_adapter(folder, unet, identity_channel, shading_channel, licence=licence, base_model=base_model)
+    return directory
+
+
+def write_adapter(
+    directory: Path,
+    unet: UNet2DConditionModel,
+    identity_channel: IdentityChannel | None,
+    shading_channel: ControlNetModel | None,
+    *,
+    licence: str,
+    base_model: str,
+) -> None:
+    """The files of an adapter in an empty folder; see `save_adapter`."""
     lora = getattr(unet, "peft_config", {}).get(ADAPTER_NAME)
     if lora is not None:
         weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
@@ -177,9 +192,7 @@ def save_adapter(
         "shading_channel": shading_channel is not None,
         "licence": licence or UNKNOWN_LICENCE,
     }
-    # Last, so that a directory with a configuration is a whole one.
     _write_json(directory / CONFIG_FILE, config)
-    return directory
 
 
 def hide_local_path(path: Path) -> None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +15,7 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from faceclip.errors import ConfigError, UnreadableImageError
+from faceclip.files import replace_picture
 
 SOFTWARE = "FaceMakeUp"
 # IPTC NewsCodes: made by a model trained on sampled content.
@@ -100,25 +99,17 @@ def make_records(
 def save_image(image: Image.Image, path: str | Path, provenance: Provenance | None) -> Path:
     """Write a PNG, JPEG or WebP with its provenance in XMP, and in PNG text or EXIF; whole or not at all.
 
-    `provenance=None` writes no metadata. Raises ConfigError on another file type.
+    `provenance=None` writes no metadata. Raises ConfigError on another file type, DataError when the disk is full
+    or not writable.
     """
     path = Path(path)
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path.name}: images are saved as {', '.join(_FORMATS)}; choose one of these endings")
-    path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
     if provenance is not None:
         options |= _png_metadata(provenance) if kind == "PNG" else _exif_metadata(provenance)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format=kind, **options)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_picture(path, image, kind, **options)
     return path
 
 

@@ -37,7 +37,9 @@ from makeup_plugin.adapters import (
     remove_lora,
     save_adapter,
     unload_adapter,
+    write_adapter,
 )
+from makeup_plugin.staging import staged
 
 logger = logging.get_logger(__name__)
 COMPONENT_MODULES = ("faceclip.encoder", "faceclip.image_tower", "faceclip.face3d.fitter", "makeup_plugin.identity")
@@ -83,6 +85,11 @@ class PipelineStorageMixin:
         `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
         part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
         and `create_pr` as in diffusers. No model card is made up.
+
+        The folder may hold other files, which stay, and an earlier save, which is replaced file by file once all of the
+        new one is written inside the folder (both are on the disk for that time). So a save that fails leaves the
+        earlier one whole; one that is killed while files change places leaves no adapter.json, which loading reports.
+        Raises CheckpointError when the disk is full or not writable.
         """
         check_unfused(self.unet)
         directory = Path(save_directory)
@@ -92,27 +99,19 @@ class PipelineStorageMixin:
         for path in (directory, *(directory / name for name in self.components)):
             if path.is_file():
                 raise CheckpointError(f"{path} is a file where a folder must go: remove it or save elsewhere")
-        (directory / CONFIG_FILE).unlink(missing_ok=True)
-        adapted = self.unet
-        try:
-            self.unet = base_unet(adapted)
-            super().save_pretrained(directory, **kwargs)
-        finally:
-            self.unet = adapted
-        # Only files of this save: the directory may hold others.
-        parts = [directory / name for name, part in self.components.items() if part is not None]
-        settings = (part / name for part in parts for name in ("config.json", "scheduler_config.json"))
-        for path in (directory / "model_index.json", *settings):
-            if path.is_file():
-                hide_local_path(path)
-        save_adapter(
-            directory,
-            unet=adapted,
-            identity_channel=self.identity_channel,
-            shading_channel=self.shading_channel,
-            licence=licence or " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence)))),
-            base_model=self.base_model,
-        )
+        licence = licence or " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence))))
+        with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
+            adapted = self.unet
+            try:
+                self.unet = base_unet(adapted)
+                super().save_pretrained(folder, **kwargs)
+            finally:
+                self.unet = adapted
+            for pattern in ("model_index.json", "*/config.json", "*/scheduler_config.json"):
+                for path in folder.glob(pattern):
+                    hide_local_path(path)
+            channels = self.identity_channel, self.shading_channel
+            write_adapter(folder, adapted, *channels, licence=licence, base_model=self.base_model)
         if push_to_hub:
             private, repo_id = hub.pop("private", None), hub.pop("repo_id", directory.name)
             repo = create_repo(repo_id, exist_ok=True, private=private, token=hub.get("token"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from faceclip.data.cache import module_hash
 from faceclip.face_encoder import FaceFeatures
+from faceclip.files import replace_picture
 from faceclip.runtime import StepContext
 from faceclip.runtime.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
@@ -309,9 +310,8 @@ class GeneratorTask:
             part = {name: value[rows.to(value.device)] for name, value in batch.items()}
             columns.append(self._sample_columns(part, noise[rows]))
         grid = torch.cat(columns, dim=2)
-        path.parent.mkdir(parents=True, exist_ok=True)
         pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(pixels).save(path)
+        replace_picture(path, Image.fromarray(pixels))
 
     def _sample_columns(self, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
         """Columns (3, 3 S, B S) of the grid, in [0, 1]."""

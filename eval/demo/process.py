@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from faceclip.files import disk_errors
+
 PATIENCE = 120.0  # seconds that a stopped command has for saving
 
 
@@ -47,11 +49,13 @@ def run_command(command: list[str], log: Path, on_tick: Callable[[float], None])
     """Run a command with its output appended to `log`; returns its exit status.
 
     `on_tick` is called twice a second with the seconds since the start. Whatever interrupts the waiting ends the
-    command by SIGTERM, on which trainers save, and waits for it.
+    command by SIGTERM, on which trainers save, and waits for it. Raises DataError when the log cannot be made.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
     began = time.monotonic()
-    with log.open("ab") as output:
+    with output:
         # In a session of its own: a terminal sends Ctrl-C to all of its foreground processes, and trainers save on
         # SIGTERM only.
         process = subprocess.Popen(

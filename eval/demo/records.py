@@ -83,7 +83,8 @@ class Records:
     def clear_stale(self) -> list[str]:
         """Remove what stages left that have to run anew, their logs too; returns the names of those that had left any.
 
-        Raises ForeignFolderError in a folder that is not a demo's.
+        Raises ForeignFolderError in a folder that is not a demo's. It, `begin` and `finish` raise DataError when
+        the disk is full.
         """
         stale = [stage for stage in self.stages if stage.name not in self.entries]
         there = {stage.name: [path for path in (*stage.outputs, self.log(stage)) if path.exists() or path.is_symlink()]
@@ -121,5 +122,4 @@ class Records:
         self._write()
 
     def _write(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.root / TIMES, self.entries)

@@ -1,7 +1,6 @@
 """Files of a data set, each written whole or not at all."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+
+from faceclip.files import replacing
 
 
 def encode_png(picture: NDArray[np.uint8]) -> dict[str, Any]:
@@ -21,26 +22,12 @@ def encode_png(picture: NDArray[np.uint8]) -> dict[str, Any]:
 
 def write_shard(path: Path, table: pa.Table) -> None:
     """A parquet file of a data set of pictures."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            # PNGs do not compress again; small row groups let a reader take a few rows.
-            pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        # PNGs do not compress again; small row groups let a reader take a few rows.
+        pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
 
 
 def replace_text(path: Path, text: str) -> None:
     """A text file, with a line break at its end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())

@@ -5,7 +5,6 @@ written last, and the folder is renamed to `step-00001234`. Only then are older 
 any moment leaves the previous ones untouched.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faceclip.errors import CheckpointError
+from faceclip.files import disk_errors
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
@@ -67,32 +67,28 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
     An existing `target` is replaced. Raises CheckpointError for any failure of the file system.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        hashes = {str(path.relative_to(temporary)): _seal(path) for path in files}
-        (temporary / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-        _seal(temporary / MANIFEST)
-        _sync_folder(temporary)
-        if target.exists():
-            # A folder cannot be renamed over a full one: the old one steps aside first and is removed last.
-            aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-            target.rename(aside)
-            temporary.rename(target)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(target)
-        _sync_folder(target.parent)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if isinstance(error, OSError) or full:
-            remedy = "the disk is full: free space and resume" if full else "check that the folder is writable"
-            raise CheckpointError(f"{target}: cannot write ({error}); {remedy}") from error
-        raise
+    with disk_errors(target, CheckpointError):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write(temporary)
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            hashes = {str(path.relative_to(temporary)): _seal(path) for path in files}
+            (temporary / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
+            _seal(temporary / MANIFEST)
+            _sync_folder(temporary)
+            if target.exists():
+                # A folder cannot be renamed over a full one: the old one steps aside first and is removed last.
+                aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+                target.rename(aside)
+                temporary.rename(target)
+                shutil.rmtree(aside)
+            else:
+                temporary.rename(target)
+            _sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
@@ -102,13 +98,11 @@ def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
     """
     folder = directory / f"step-{step:08d}"
     temporary = folder / f".{LATER}.{os.getpid()}.tmp"
-    try:
+    with disk_errors(folder / LATER, CheckpointError):
         temporary.write_text(json.dumps(dict(facts), indent=1, sort_keys=True))
         _seal(temporary)
         temporary.replace(folder / LATER)
         _sync_folder(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder / LATER}: cannot write ({error}); free space and resume") from error
 
 
 def make_folder(directory: Path, option: str = "out=") -> None:

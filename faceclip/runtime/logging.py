@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,32 +20,38 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+
+from faceclip.files import disk_errors, replacing
 
 
 class RunLog:
-    """Writes `log.jsonl` and `tensorboard/` below a run directory; on resume, lines past the step are
-    dropped.
+    """Writes `log.jsonl` and `tensorboard/` below a run directory; on resume, lines past the step are dropped.
+
+    All methods raise DataError when the disk is full or not writable.
     """
 
     def __init__(self, directory: Path, *, start: int) -> None:
         self.path = Path(directory) / "log.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._forget_after(start)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
-        self._board = SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=start or None)
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._forget_after(start)
+            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        self._board = EventFile(Path(directory) / "tensorboard", start=start)
 
     def write(self, step: int, values: Mapping[str, float], *, kind: str) -> None:
         """One record; `kind` is "train" or "validation"."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        with disk_errors(self.path):
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
         """Flush everything."""
-        self._file.close()
-        self._board.close()
+        with disk_errors(self.path), closing(self._board), closing(self._file):
+            pass
 
     def _forget_after(self, step: int) -> None:
         if not self.path.exists():
@@ -56,9 +64,42 @@ class RunLog:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue  # the last line of a killed run may be half written
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self.path)
+        with replacing(self.path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
+
+
+class EventFile:
+    """Scalars for TensorBoard, in a file of their own in `directory`; steps after `start` in older files are hidden.
+
+    Written at once by the caller's thread: PyTorch's `SummaryWriter` has one of its own, which on a full disk ends with
+    a traceback. Raises DataError there.
+    """
+
+    def __init__(self, directory: Path, *, start: int = 0) -> None:
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self.path = directory / name
+        with disk_errors(self.path):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(open(self.path, "wb"))  # noqa: SIM115 (open for the whole run)
+            self._add(Event(file_version="brain.Event:2"))
+            self._add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._records.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One value for each name, which TensorBoard shows as a curve."""
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        with disk_errors(self.path):
+            self._add(Event(step=step, summary=Summary(value=scalars)))
+            self._records.flush()
+
+    def close(self) -> None:
+        """Nothing can be written any more."""
+        with disk_errors(self.path):
+            self._records.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
 
 class Display:

@@ -148,8 +148,8 @@ class Trainer:
                         write_atomically(self.directory / EXPORT, self.task.export)
         finally:
             if log:
-                log.close()
                 display.close()
+                log.close()
         self.accelerator.wait_for_everyone()
         checkpoint = newest_checkpoint(self.directory / CHECKPOINTS)
         return Result(

@@ -11,6 +11,8 @@ from PIL import Image
 
 from eval.metrics import Estimate
 from eval.report import Report, format_cell, interval_bars, line_plot, write_json, write_text
+from faceclip.errors import DataError
+from tests.full_disk import largest_file
 
 ESTIMATE = Estimate(value=0.5, low=0.25, high=0.75, count=8, identities=4)
 
@@ -77,6 +79,15 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         write_text(path, "\ud800")  # cannot be encoded: the write fails half way
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with largest_file(5000), pytest.raises(DataError, match=r"cannot write .*a\.json .*free space.*run again"):
+        write_json(path, {"a": "b" * 10_000})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_is_strict(tmp_path):

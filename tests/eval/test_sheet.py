@@ -1,9 +1,12 @@
 """Sheets of pictures: where tiles, gaps and labels lie."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from eval.sheet import GAP, TOP, save_sheet, wrap
+from faceclip.errors import DataError
+from tests.full_disk import largest_file
 
 
 def test_tiles_stand_where_their_column_and_row_are(tmp_path):
@@ -16,6 +19,16 @@ def test_tiles_stand_where_their_column_and_row_are(tmp_path):
     assert sheet.getpixel(middle) == (255, 0, 0)
     assert sheet.getpixel((middle[0] + step, middle[1] + step)) == (0, 0, 255)
     assert sheet.getpixel((middle[0] + step, middle[1])) == sheet.getpixel((middle[0], middle[1] + step)) == (255,) * 3
+
+
+def test_a_sheet_that_does_not_fit_on_the_disk_leaves_the_earlier_one(tmp_path):
+    path = tmp_path / "sheet.png"
+    save_sheet(path, [[np.zeros((4, 4, 3), np.uint8)]], ["a"], pixels=16)
+    before = path.read_bytes()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with largest_file(6000), pytest.raises(DataError, match=r"cannot write .*sheet\.png .*free space"):
+        save_sheet(path, [[noise]], ["a"], pixels=64)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_labels_of_rows_stand_before_the_first_tile(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.ImageFilter import GaussianBlur
 
-from faceclip.errors import ConfigError, UnreadableImageError
+from faceclip.errors import ConfigError, DataError, UnreadableImageError
 from makeup_plugin import watermark
 from makeup_plugin.provenance import (
     DIGITAL_SOURCE_TYPE,
@@ -21,6 +21,7 @@ from makeup_plugin.provenance import (
     save_image,
     software_version,
 )
+from tests.full_disk import largest_file
 
 
 def picture(size: int = 64, seed: int = 0) -> Image.Image:
@@ -89,6 +90,12 @@ def test_wrong_endings_and_damaged_files(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=r"broken\.png"):
         read_provenance(tmp_path / "broken.png")
+
+
+def test_an_image_that_does_not_fit_on_the_disk_is_named_and_not_there(tmp_path):
+    with largest_file(2000), pytest.raises(DataError, match=r"cannot write .*out\.png .*free space.*run again"):
+        save_image(picture(), tmp_path / "out.png", record())
+    assert not list(tmp_path.iterdir())
 
 
 def test_prompt_is_hashed_unless_asked_and_local_paths_stay_private(tmp_path):

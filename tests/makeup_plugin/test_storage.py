@@ -18,6 +18,7 @@ import torch
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.adapters import remove_lora
 from makeup_plugin.pipeline import FaceMakeUpPipeline
+from tests.full_disk import largest_file
 
 PLAIN = {"num_inference_steps": 2, "output_type": "np"}
 
@@ -254,23 +255,41 @@ def test_broken_directories_are_named(saved, tmp_path):
         load(interrupted)
 
 
-def test_a_failed_save_leaves_the_pipeline_whole_and_the_directory_marked(pipeline, saved, photo, points, monkeypatch):
+def test_a_failed_save_leaves_the_pipeline_and_the_earlier_save_whole(pipeline, saved, photo, points):
+    """Files beyond a size are refused by the kernel: small ones are written, the weights are not."""
     wanted = run(pipeline, photo, points)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline.vae, "save_pretrained", full)
-        with pytest.raises(OSError, match="No space left"):
-            pipeline.save_pretrained(saved)
-    assert np.array_equal(run(pipeline, photo, points), wanted)
-    with pytest.raises(CheckpointError, match="saving it was interrupted"):
-        FaceMakeUpPipeline.from_pretrained(saved)
+    (saved / "unet" / "notes.txt").write_text("mine")
+    before = contents(saved)
+    remove_lora(pipeline.unet)
+    largest = max(path.stat().st_size for path in saved.rglob("*.safetensors"))
+    for size, save in ((3000, pipeline.save_adapter), (3000, pipeline.save_pretrained),
+                       (largest - 1, pipeline.save_pretrained)):  # fmt: skip
+        with largest_file(size), pytest.raises(CheckpointError, match=r"cannot write .*/pipeline .*free space"):
+            save(saved)
+        assert contents(saved) == before
+    assert np.array_equal(run(FaceMakeUpPipeline.from_pretrained(saved), photo, points), wanted)
     shutil.rmtree(saved / "vae")
     (saved / "vae").write_text("in the way")
     with pytest.raises(CheckpointError, match="vae is a file where a folder must go"):
         pipeline.save_pretrained(saved)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_saving_over_another_save_leaves_nothing_of_it_that_would_be_loaded(pipeline, saved, photo, points):
+    whole = contents(saved)
+    (saved / "README.md").write_text("my card")
+    (saved / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_text("another variant")
+    pipeline.save_pretrained(saved, max_shard_size="20KB")
+    pieces = contents(saved)
+    assert len([name for name in pieces if name.startswith("unet/diffusion_pytorch_model-00")]) > 1
+    assert "unet/diffusion_pytorch_model.safetensors" not in pieces
+    (saved / f".save.{os.getpid()}.tmp" / "unet").mkdir(parents=True)  # of a killed process
+    pipeline.save_pretrained(saved)
+    own = {"README.md": b"my card", "unet/diffusion_pytorch_model.fp16.safetensors": b"another variant"}
+    assert contents(saved) == whole | own
 
 
 def test_saved_files_name_the_base_and_do_not_tell_where_they_were_made(pipeline, saved, tmp_path):

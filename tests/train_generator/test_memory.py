@@ -13,12 +13,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
+from faceclip.errors import DataError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import StepContext, parse_config
 from faceclip.runtime.sampler import fetch
 from faceclip.text_tower import TextTower
 from makeup_plugin.latent_recognizer import LatentRecognizer
+from tests.full_disk import largest_file
 from tests.stages import save_base, save_towers
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig
@@ -169,6 +171,17 @@ def test_validation_in_parts_gives_the_figures_of_one_batch(parts, tmp_path):
         assert figures[5][name] == pytest.approx(value, rel=2e-5), name
     pictures = [np.asarray(Image.open(tmp_path / "samples" / f"{size:06d}.png"), int) for size in (12, 5)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_a_grid_that_does_not_fit_on_the_disk_is_named_and_leaves_the_earlier_one(parts, tmp_path):
+    task = task_of(parts, f"out={tmp_path}", "validation_rows=4", "loss.sampled_identity=0")
+    task.modules.eval()
+    task.validate(1)
+    (grid,) = (tmp_path / "samples").iterdir()
+    before = grid.read_bytes()
+    with largest_file(len(before) // 2), pytest.raises(DataError, match=r"cannot write .*000001\.png .*free space"):
+        task.validate(1)
+    assert grid.read_bytes() == before and list((tmp_path / "samples").iterdir()) == [grid]
 
 
 def test_validation_equals_the_loss_of_the_batch(parts, tmp_path):

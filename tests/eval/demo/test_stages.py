@@ -12,6 +12,7 @@ from eval.demo import __main__ as demo
 from eval.demo.curves import read_log
 from eval.demo.records import TIMES, ForeignFolderError, Records, shipped
 from eval.demo.stages import DemoConfig, Stage, last_log_line, make_stages, remaining_seconds
+from tests.full_disk import largest_file
 
 
 def stage(name: str, code: str, expected: float = 10.0, outputs: tuple = ()) -> Stage:
@@ -128,6 +129,17 @@ def test_failed_stage_shows_the_end_of_its_log_and_is_repeated(monkeypatch, tmp_
         run(monkeypatch, tmp_path / "run", broken)
     run(monkeypatch, tmp_path / "run", [broken[0], stage("b", append(trace, "b"))])
     assert trace.read_text() == "ab"
+
+
+def test_notes_that_do_not_fit_on_the_disk_end_the_demo_with_the_remedy(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "make_stages", lambda *_: [stage("a", "pass")])
+    with largest_file(64):
+        assert demo.main(["--out", str(tmp_path)]) == 2
+    assert f"cannot write {tmp_path / TIMES} " in (said := capsys.readouterr().err) and "free space" in said
+    assert not (tmp_path / "logs" / "a.log").exists()
+    (tmp_path / "logs").write_text("in the way")
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert f"cannot write {tmp_path / 'logs' / 'a.log'} " in capsys.readouterr().err
 
 
 def test_time_left_by_hand():

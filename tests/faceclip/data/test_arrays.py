@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import REGIONS, VOCABULARIES, features
 from faceclip.errors import DataError, EmptyDatasetError
+from tests.full_disk import largest_file
 
 SIZE = 16
 
@@ -62,17 +61,6 @@ def write(root: Path, rows: list[dict], *, name: str = "test-00000-of-00001") ->
 def caches(root: Path) -> list[Path]:
     """Everything in the cache folder but its lock file."""
     return sorted(path for path in root.glob(".arrays/*") if path.name != ".lock")
-
-
-@contextmanager
-def largest_file(size: int):
-    """Writing beyond `size` bytes fails in the kernel, as on a full disk (with EFBIG in place of ENOSPC)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_stored_values_come_back(tmp_path):
