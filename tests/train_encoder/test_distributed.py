@@ -1,16 +1,19 @@
 """Stage 1 in chunks, on two ranks and under DeepSpeed is stage 1 on one large batch: same losses, same gradients.
 
-Two ranks run as two processes over gloo. Curves are compared in float32 with a relative tolerance of 1e-4; measured
-differences are below 1e-6. The gradient's norm is part of the curve, so a gradient that misses something (the gallery
-side of another rank's queries, a loss parameter counted twice) fails in the first step.
+Two ranks run as two processes over gloo. Curves are compared in float32 with a relative tolerance of 1e-5; every
+test prints the largest difference (`pytest -rP` shows it). The gradient's norm is part of the curve, so a gradient that
+misses something (the gallery side of another rank's queries, a loss parameter counted twice) fails in the first step.
 """
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.linalg import vector_norm as norm
 
 from faceclip.accumulation import accumulate_exactly
 from faceclip.encoder import FaceCLIP
@@ -59,11 +62,15 @@ def curve(out: Path) -> list[dict]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-def assert_same_curve(found: list[dict], expected: list[dict], *, rtol: float = 1e-4) -> None:
+def assert_same_curve(found: list[dict], expected: list[dict], *, rtol: float = 1e-5) -> None:
+    """Losses and gradient norm of every step; prints the largest relative difference."""
     assert [line["step"] for line in found] == [line["step"] for line in expected] == list(range(1, STEPS + 1))
-    for mine, theirs in zip(found, expected, strict=True):
-        for name in ("loss", "grad_norm", *(key for key in theirs if key.startswith("loss_"))):
-            assert mine[name] == pytest.approx(theirs[name], rel=rtol), (mine["step"], name)
+    names = ["loss", "grad_norm", *(key for key in expected[0] if key.startswith("loss_"))]
+    differences = {(line["step"], name): abs(mine[name] / line[name] - 1)
+                   for mine, line in zip(found, expected, strict=True) for name in names}  # fmt: skip
+    step, name = max(differences, key=differences.get)
+    print(f"largest relative difference from one large batch: {differences[step, name]:.1e} ({name}, step {step})")
+    assert differences[step, name] <= rtol, (step, name)
 
 
 def back_to_half(whole: Path, broken: Path) -> None:
@@ -98,15 +105,23 @@ def test_gradients_of_chunks_equal_those_of_the_large_batch(arguments):
     loss, _ = task.loss(batch, context)
     loss.backward()
     expected = gradients()
+    total = norm(torch.stack([norm(gradient) for gradient in expected.values()]))
+    # A shift of all keys does not change a softmax: what their bias receives is rounding. In the last layer, of which
+    # only the text side is computed, the faces' queries are keys.
+    unseen = {name for name in trained if name.endswith((".text.key.bias", ".layers.1.cross.face_query.bias"))}
+    seen = trained.keys() - unseen
+    assert len(unseen) == 6 and all(norm(expected[name]) > 1e-8 * total for name in seen)
     for size in (4, 3):
         chunks = [{name: value[start : start + size] for name, value in batch.items()} for start in range(0, 8, size)]
         value = accumulate_exactly(lambda chunk: task.encode(chunk, context), chunks,
                                    lambda features: task.loss_of(features, context)[0])  # fmt: skip
         assert value.item() == pytest.approx(loss.item(), rel=1e-6)
-        for name, gradient in gradients().items():
-            largest = expected[name].abs().max().item()
-            assert largest > 0, name
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * max(1, largest), msg=name)
+        found = gradients()
+        differences = {name: (norm(found[name] - expected[name]) / norm(expected[name])).item() for name in seen}
+        worst = max(differences, key=differences.get)
+        print(f"largest relative difference of a gradient in chunks of {size}: {differences[worst]:.1e} ({worst})")
+        assert differences[worst] <= 1e-5, worst
+        assert all(norm(found[name]) <= 1e-9 * total for name in unseen)
     assert {"scales.joint_log_scale", "scales.joint_bias"} <= trained.keys()
 
 
@@ -119,19 +134,32 @@ def test_chunks_give_the_curve_of_the_large_batch_and_resume_exactly(arguments, 
     assert same_weights(whole / "export", broken / "export")
 
 
-def two_ranks(tmp_path: Path, arguments: list[str], one_batch: list[dict], layout: str, **environment: str) -> Path:
+def two_ranks(
+    tmp_path: Path, arguments: list[str], one_batch: list[dict], layout: str, *, start: Callable = run_ranks,
+    **environment: str,
+) -> Path:  # fmt: skip
     """Whole run and continued half on two ranks; checks the curve and that both end in the same bits."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    status, output = run_ranks(tmp_path / "first", "-m", "train_encoder", *arguments, f"out={whole}", **environment)
+    status, output = start(tmp_path / "first", "-m", "train_encoder", *arguments, f"out={whole}", **environment)
     assert status == 0, output
     facts = json.loads((whole / "checkpoints" / f"step-{STEPS:08d}" / "state.json").read_text())
     assert (facts["run"]["processes"], facts["run"]["layout"]) == (2, layout)
     assert_same_curve(curve(whole), one_batch)
     back_to_half(whole, broken)
-    status, output = run_ranks(tmp_path / "again", "-m", "train_encoder", *arguments, f"out={broken}", **environment)
+    status, output = start(tmp_path / "again", "-m", "train_encoder", *arguments, f"out={broken}", **environment)
     assert status == 0, output
+    assert f" {HALF + 1}/{STEPS} " in output and f" {HALF}/{STEPS} " not in output  # it did go on from the half
     assert same_weights(whole / "export", broken / "export")
     return whole
+
+
+def launch(file: str, directory: Path, *command: str, **environment: str) -> tuple[int, str]:
+    """`accelerate launch` of a command on two processes with one of the shipped files."""
+    shipped = str(PRESETS / "launch" / file)
+    return run_launcher(
+        directory, "-m", "accelerate.commands.launch", "--config_file", shipped, "--num_processes", "2",
+        "--main_process_port", str(free_port()), *command, **environment,
+    )  # fmt: skip
 
 
 def test_two_ranks_give_the_curve_of_one_and_resume_exactly(arguments, one_batch, tmp_path):
@@ -141,8 +169,9 @@ def test_two_ranks_give_the_curve_of_one_and_resume_exactly(arguments, one_batch
         run_here(whole, words)
 
 
-def test_zero_2_gives_the_curve_and_resumes_exactly(arguments, one_batch, tmp_path):
-    words = [*arguments, f"trainer.batch_size={PERSONS // 4}", "trainer.accumulate=2"]
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_zero_2_gives_the_curve_and_resumes_exactly(arguments, one_batch, tmp_path, accumulate):
+    words = [*arguments, f"trainer.batch_size={PERSONS // 2 // accumulate}", f"trainer.accumulate={accumulate}"]
     two_ranks(tmp_path, words, one_batch, "zero-2", ACCELERATE_DEEPSPEED_ZERO_STAGE="2", **ZERO)
 
 
@@ -162,15 +191,20 @@ def test_two_ranks_in_chunks(arguments, one_batch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_shipped_launch_file_gives_the_curve(arguments, one_batch, tmp_path):
-    file = PRESETS / "launch" / "zero2.yaml"
-    status, output = run_launcher(
-        tmp_path, "-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", "2",
-        "--main_process_port", str(free_port()), "-m", "train_encoder", *arguments,
-        f"trainer.batch_size={PERSONS // 2}", f"out={tmp_path / 'run'}", DS_ACCELERATOR="cpu",
-    )  # fmt: skip
-    assert status == 0, output
-    assert_same_curve(curve(tmp_path / "run"), one_batch)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("file", "layout", "environment"),
+    [
+        ("ddp.yaml", "replicated", {}),
+        ("zero2.yaml", "zero-2", {"DS_ACCELERATOR": "cpu"}),
+        ("zero3.yaml", "zero-3", {"DS_ACCELERATOR": "cpu"}),
+    ],
+)
+def test_the_shipped_launch_files_give_the_curve_and_resume_exactly(
+    arguments, one_batch, tmp_path, file, layout, environment
+):
+    words = [*arguments, f"trainer.batch_size={PERSONS // 2}", "trainer.ema_decay=null"]
+    two_ranks(tmp_path, words, one_batch, layout, start=partial(launch, file), **environment)
 
 
 def test_bf16_stays_near_fp32(arguments, one_batch, tmp_path):
@@ -188,11 +222,3 @@ def test_compiled_steps_give_the_same_curve(arguments, one_batch, tmp_path, accu
     words = [f"trainer.batch_size={PERSONS // accumulate}", f"trainer.accumulate={accumulate}", "trainer.compile=true"]
     assert_same_curve(run_here(tmp_path, arguments, words), one_batch, rtol=1e-3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-
-
-@pytest.mark.parametrize(("name", "processes", "queries"), [("l14", 1, 4096), ("bigg14", 8, 32768)])
-def test_full_size_presets_parse(name, processes, queries):
-    config = parse_config(EncoderConfig, ["--preset", name, "data=somewhere"], presets=PRESETS)
-    assert (config.fusion.layers, config.fusion.attention_width) == (6, 1024)  # as published
-    assert config.trainer.precision == "bf16"
-    assert config.trainer.batch_size * config.trainer.accumulate * config.sampling.images * processes == queries
