@@ -1,6 +1,7 @@
 """A stand-in for the hub's HTTP interface over one folder: `python tests/hub.py FOLDER` prints its address and serves.
 
-Only what `datasets` asks for one public data set called owner/faces: its facts, its tree, and its files by range.
+Only what `datasets` asks for one public data set called owner/faces (its facts, its tree, its files by range), and
+what `hf_hub_download` asks for a file of the model repository of the same name.
 """
 
 import hashlib
@@ -34,8 +35,9 @@ class Hub(BaseHTTPRequestHandler):
                 self._send([self._entry(p) for p in found])
             else:
                 self._reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-        elif path.startswith(f"/datasets/{REPOSITORY}/resolve/"):
-            self._send_file(self.root / "/".join(path.split("/")[6:]))
+        elif path.startswith((f"/datasets/{REPOSITORY}/resolve/", f"/{REPOSITORY}/resolve/")):
+            file = path.partition("/resolve/")[2].partition("/")[2]  # after the revision
+            self._send_file(self.root / file)
         else:
             self._send({"error": "not found"}, 404)
 
