@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -26,11 +28,12 @@ def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, widt
 
 
 def channel_scale(name: str, channel: nn.Module | None, value: float | None) -> float:
-    """Scale of a channel; None means 1 where the channel exists. Refuses a scale for a channel that is
-    absent.
+    """Scale of a channel; None means 1 where the channel exists. Raises ConfigError for a scale that is no number, and
+    for one of a channel that is absent.
     """
     if value is None:
         return 0.0 if channel is None else 1.0
+    number(f"{name}_scale", value)
     if value != 0 and channel is None:
         raise ConfigError(f"{name}_scale={value} but the pipeline has no {name}_channel: load one, or give 0")
     return float(value)
@@ -52,6 +55,19 @@ def whole_number(name: str, value: Any) -> int:
         raise ConfigError(f"{name} must be a whole number, got {value!r}") from error
 
 
+def number(name: str, value: Any) -> float:
+    """The value as a float. Raises ConfigError naming the argument when it is no finite number: NaN would make black
+    pictures, or pictures without guidance.
+    """
+    try:
+        finite = math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        finite = False
+    if not finite:
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
 def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]:
     """Steps and images per prompt as ints. Raises ConfigError on impossible values."""
     steps, per_prompt = whole_number("num_inference_steps", steps), whole_number("num_images_per_prompt", per_prompt)
@@ -64,6 +80,19 @@ def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]
     return steps, per_prompt
 
 
+def check_generator(generator: Any, count: int) -> None:
+    """Raises ConfigError unless it is None, a torch generator, or a list of one for each of `count` images."""
+    several = isinstance(generator, list)
+    if several and len(generator) != count:
+        raise ConfigError(f"{count} images need {count} generators, got {len(generator)}")
+    each = generator if several else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in each):
+        raise ConfigError(
+            f"generator must be a torch.Generator or a list of them, got {generator!r}: for a seed give"
+            " torch.Generator().manual_seed(seed)"
+        )
+
+
 def check_negative(negative: int, prompts: int, per_prompt: int) -> None:
     """Raises ConfigError when it is not plain which negative prompt belongs to which image."""
     if negative not in (1, prompts, prompts * per_prompt):
@@ -73,8 +102,12 @@ def check_negative(negative: int, prompts: int, per_prompt: int) -> None:
         )
 
 
-def check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ConfigError when a callback asks for tensors that the loop does not have."""
+def check_callback(callback: Any, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ConfigError for a callback that cannot be called, or asks for tensors that the loop does not have."""
+    if callback is not None and not callable(callback):
+        raise ConfigError(
+            f"callback_on_step_end must be callable as (pipeline, step, timestep, tensors), got {callback!r}"
+        )
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"callback_on_step_end_tensor_inputs: {unknown} unknown, choose among {list(known)}")

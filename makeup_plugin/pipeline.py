@@ -24,7 +24,16 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from faceclip.faces import FaceDetector, MTCNNDetector
 from makeup_plugin import watermark as watermarking
-from makeup_plugin.arguments import channel_scale, check_call, check_names, check_negative, image_size, texts_of
+from makeup_plugin.arguments import (
+    channel_scale,
+    check_call,
+    check_callback,
+    check_generator,
+    check_negative,
+    image_size,
+    number,
+    texts_of,
+)
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.output import FaceMakeUpOutput
@@ -209,10 +218,10 @@ class FaceMakeUpPipeline(
         negative_prompts = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
         height, width = image_size(self.unet, self.vae_scale_factor, height, width)
         num_inference_steps, num_images_per_prompt = check_call(num_inference_steps, num_images_per_prompt, output_type)
-        check_names(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         identity_scale = channel_scale("identity", self.identity_channel, identity_scale)
         shading_scale = channel_scale("shading", self.shading_channel, shading_scale)
-        self._guidance_scale = guidance_scale
+        self._guidance_scale = guidance_scale = number("guidance_scale", guidance_scale)
         self._interrupt = False
         device = self._execution_device
 
@@ -381,8 +390,7 @@ class FaceMakeUpPipeline(
     ) -> Tensor:
         factor = self.vae_scale_factor
         shape = (count, self.unet.config.in_channels, height // factor, width // factor)
-        if isinstance(generator, list) and len(generator) != count:
-            raise ConfigError(f"{count} images need {count} generators, got {len(generator)}")
+        check_generator(generator, count)
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         if tuple(latents.shape) != shape:

@@ -106,7 +106,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 def _from_array(array: NDArray[np.generic], max_pixels: int, name: str) -> NDArray[np.uint8]:
     if not isinstance(array, np.ndarray):
-        raise UnreadableImageError(f"expected a path, a PIL image or a numpy array, got {type(array).__name__}")
+        raise UnreadableImageError(f"{name}: expected a path, a PIL image or a numpy array")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise UnreadableImageError(f"{name}: expected shape (H, W) or (H, W, 1|3|4), channels last")
     _check_size(array.shape[1], array.shape[0], max_pixels, name)

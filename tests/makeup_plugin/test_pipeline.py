@@ -316,6 +316,15 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"height": 30}, "multiples of 4, got 30x32"),
         ({"height": 64.0}, r"height must be a whole number, got 64\.0"),
         ({"generator": [torch.Generator()] * 2}, "1 images need 1 generators, got 2"),
+        ({"generator": 3}, r"generator must be a torch\.Generator .* got 3: for a seed give"),
+        ({"generator": [3]}, r"generator must be a torch\.Generator .* got \[3\]"),
+        ({"identity_scale": float("nan")}, "identity_scale must be a finite number, got nan"),
+        ({"identity_scale": "a"}, "identity_scale must be a finite number, got 'a'"),
+        ({"shading_scale": float("inf")}, "shading_scale must be a finite number, got inf"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a finite number, got '2'"),
+        ({"guidance_scale": None}, "guidance_scale must be a finite number, got None"),
+        ({"callback_on_step_end": "x"}, r"callback_on_step_end must be callable .* got 'x'"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be \(1, 4, 8, 8\)"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 1 images"),
         ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 4 images"),
@@ -333,6 +342,11 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
 def test_impossible_arguments_are_named(pipeline, arguments, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**{"prompt": "a man", **PLAIN, **arguments})
+
+
+def test_what_is_no_image_is_told_by_its_position(pipeline):
+    with pytest.raises(UnreadableImageError, match=r"^image 1 \(image of type int\): expected a path, a PIL image or"):
+        pipeline(["a man", "a man"], [None, 3], **PLAIN)
 
 
 def test_negative_prompts_for_prompts_or_for_images(pipeline):
