@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from faceclip.errors import ConfigError, NoFaceError, SeveralFacesError
+from faceclip.errors import CheckpointError, ConfigError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import CROP_SIZE, align_face
 from faceclip.faces.images import MAX_PIXELS, ImageSource, describe_source, load_image
 from faceclip.faces.mtcnn import Mtcnn
@@ -66,7 +67,8 @@ class MTCNNDetector:
 class InsightFaceDetector:
     """SCRFD from an insightface model pack. Opt-in: packs are downloaded, for non-commercial research only.
 
-    `model` is the name of a pack (downloaded by insightface on first use) or a folder that holds one.
+    `model` is the name of a pack (downloaded by insightface on first use) or a folder that holds one. Raises
+    CheckpointError when it can neither be found nor downloaded.
     """
 
     def __init__(
@@ -85,8 +87,16 @@ class InsightFaceDetector:
         # Imported here: the plugin must work, and import fast, without insightface.
         from insightface.app import FaceAnalysis
 
-        self._analysis = FaceAnalysis(name=model, allowed_modules=["detection"])
-        self._analysis.prepare(ctx_id=device_index, det_size=(detection_size, detection_size))
+        try:
+            self._analysis = FaceAnalysis(name=model, allowed_modules=["detection"])
+            self._analysis.prepare(ctx_id=device_index, det_size=(detection_size, detection_size))
+        except Exception as error:  # of requests, zipfile, onnxruntime, or an assertion, as the pack is at fault
+            reason = str(error) or "no detector in it"
+            raise CheckpointError(
+                f"insightface's model pack {model!r} cannot be downloaded or loaded ({reason}):"
+                f" put its .onnx files into ~/.insightface/models/{Path(model).name} by hand, or use the default"
+                " MTCNNDetector"
+            ) from error
 
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
         # insightface was trained on OpenCV's channel order; RGB here costs accuracy without any error.

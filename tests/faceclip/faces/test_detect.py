@@ -4,13 +4,14 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from faceclip.data.arrays import load_arrays
-from faceclip.errors import ConfigError, NoFaceError, SeveralFacesError
+from faceclip.errors import CheckpointError, ConfigError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import template
 from faceclip.faces.detect import (
     MAX_LOOK_PIXELS,
@@ -193,6 +194,58 @@ def test_suppression_by_hand():
 def test_insightface_is_opt_in_for_its_license():
     with pytest.raises(ConfigError, match="non-commercial"):
         InsightFaceDetector()
+
+
+class Analysis:
+    """What insightface's class gives for two faces, the worse one first, and what it was called with."""
+
+    KEY_POINTS = np.array([[30, 40], [70, 41], [50, 60], [35, 80], [66, 81]])  # eyes, nose, mouth; left to right
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+    def prepare(self, **settings):
+        self.settings = settings
+
+    def get(self, image):
+        self.image = image
+        boxes = np.array([[0, 0, 9, 9], [20, 20, 80, 95]], np.float64)
+        points = self.KEY_POINTS / 10, self.KEY_POINTS.astype(np.float64)
+        return [SimpleNamespace(bbox=box, kps=kps, det_score=np.float32(score))
+                for box, kps, score in zip(boxes, points, (0.5, 0.75), strict=True)]  # fmt: skip
+
+
+def test_insightface_gets_bgr_and_its_faces_come_best_first(monkeypatch):
+    monkeypatch.setattr("insightface.app.FaceAnalysis", Analysis)
+    detector = InsightFaceDetector("antelopev2", accept_non_commercial=True, detection_size=320)
+    analysis = detector._analysis
+    assert analysis.arguments == {"name": "antelopev2", "allowed_modules": ["detection"]}
+    assert analysis.settings == {"ctx_id": -1, "det_size": (320, 320)}
+    rgb = np.full((96, 100, 3), (10, 20, 30), np.uint8)
+    best, other = detector.detect(rgb)
+    assert analysis.image[0, 0].tolist() == [30, 20, 10] and analysis.image.flags.c_contiguous
+    assert (best.score, other.score) == (0.75, 0.5)
+    assert best.box.tolist() == [20, 20, 80, 95] and best.box.dtype == best.landmarks.dtype == np.float32
+    assert np.array_equal(best.landmarks, Analysis.KEY_POINTS)
+    # The order that alignment expects: its template, too, begins with the eye on the picture's left.
+    assert np.array_equal(np.argsort(best.landmarks[:, 0]), np.argsort(template(112)[:, 0]))
+
+
+def test_without_network_or_with_a_broken_pack_the_remedy_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there: no connection leaves this machine
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    remedy = r"\.onnx files into ~/\.insightface/models/buffalo_l by hand, or use the default MTCNNDetector"
+    with pytest.raises(CheckpointError, match=rf"'buffalo_l' cannot be downloaded .*{remedy}"):
+        InsightFaceDetector(accept_non_commercial=True)
+    (tmp_path / ".insightface" / "models" / "buffalo_l").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=rf"no detector in it.*{remedy}"):
+        InsightFaceDetector(accept_non_commercial=True)
+    (tmp_path / ".insightface" / "models" / "buffalo_l" / "det_10g.onnx").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=remedy):
+        InsightFaceDetector(accept_non_commercial=True)
 
 
 def test_importing_faces_does_not_import_insightface():
