@@ -1,6 +1,8 @@
 """Evaluate a generator on the test identities of a data set, arm by arm.
 
-python -m eval.generation --model runs/generator/export --data DIR --out runs/generation --images-per-arm 500
+python -m eval.generation --model EXPORT --data DIR --out runs/generation --steps 8 --guidance 2 --guide-shading
+
+The last three options are what was chosen for the tiny models.
 """
 
 import argparse
@@ -39,8 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="receives images, results, report.html, examples.png")
     parser.add_argument("--images-per-arm", type=int, default=500)
     parser.add_argument("--arms", default=",".join(ARMS), help=f"comma-separated, of {', '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=SamplingConfig.steps)
-    parser.add_argument("--guidance", type=float, default=SamplingConfig.guidance)
+    parser.add_argument("--steps", type=int, default=SamplingConfig.steps,
+                        help="sampler steps (default %(default)s; 8 for the tiny models)")  # fmt: skip
+    parser.add_argument("--guidance", type=float, default=SamplingConfig.guidance,
+                        help="guidance scale (default %(default)s; 2, with --guide-shading, for the tiny models, as "
+                             "chosen on validation people)")  # fmt: skip
     parser.add_argument("--guide-shading", action="store_true", help="guidance strengthens the shading channel too")
     parser.add_argument("--batch", type=int, default=SamplingConfig.batch)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast: faster, pictures differ by rounding")
@@ -79,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
             device=device,
         )
         report = Report("Generation", f"{options.images_per_arm:,} pictures per arm of {options.split} people.")
-        criteria = add_sections(report, result.scores, result.context, result.jobs, result.pictures, result.arrays)
+        shown = first_examples(result.jobs, result.pictures, result.arrays, result.maps)
+        criteria = add_sections(report, result.scores, result.context, result.jobs, shown)
         content = to_json(result)
         content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed,
                                "split": options.split}  # fmt: skip
@@ -88,7 +94,6 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.out / "results.json", content)
         path = report.write(options.out / "report.html")
         report.save_parts(options.out / "report.json")
-        shown = first_examples(result.jobs, result.pictures, result.arrays)
         save_sheet(options.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts)
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)

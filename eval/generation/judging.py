@@ -188,15 +188,16 @@ def summarize(scores: Scores) -> dict[str, Estimate]:
 
 
 def compare(first: Scores, second: Scores) -> dict[str, Estimate]:
-    """first − second over the same jobs."""
+    """first − second over the same jobs; NaN for an attribute that no prompt names."""
     result = {
         f"similarity, {name}": paired_difference(first.similarity[name], second.similarity[name], first.identity)
         for name in first.similarity
     }
-    known = ~np.isnan(first.prompt["all"])
-    result["prompt accuracy, all"] = paired_difference(
-        first.prompt["all"][known], second.prompt["all"][known], first.identity[known]
-    )
+    for name in ("all", *JUDGED):
+        known = ~np.isnan(first.prompt[name])
+        result[f"prompt accuracy, {name}"] = paired_difference(
+            first.prompt[name][known], second.prompt[name][known], first.identity[known]
+        )
     result["pose error (°)"] = paired_difference(first.pose_error, second.pose_error, first.identity)
     # Negative with its whole interval: the error is less than half.
     result["pose error − half the other's (°)"] = paired_difference(

@@ -7,21 +7,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.generation.judging import Scores, compare, summarize
-from eval.generation.plan import ARMS, Job
+from eval.generation.plan import ARMS, Job, first_people
 from eval.metrics import Estimate
 from eval.prompt import JUDGED
 from eval.report import Report, interval_bars
 from faceclip.data.arrays import FaceArrays
 
 RULES = (
-    "Every arm draws the same people with the same words and the same noise. Identity is the cosine between the "
+    "Every arm draws the same people with the same words and the same noise. References and gallery portraits are cut "
+    "by their true landmarks, those of the labels, for arms and recognizers alike; generated faces by the judge's. "
+    "Shading maps are not the true ones: the pipeline's fitter makes them from the reference, as it would from a "
+    "photograph. Identity is the cosine between the "
     "generated and the reference face, by the recognizer that conditions the generator and by a second one of "
     "other architecture and seed that no training ever saw. A face that the detector does not find counts as "
     "similarity 0 and as not recognized. Recognized: among the frontal portraits of all identities of the split the "
     "reference person's is the nearest, ties counted against. Pose error: mean of yaw, pitch and roll between the "
     "judge's estimate and the reference's true pose; the judge is another network than the one that fits the "
     "shading map. Prompt accuracy: share of the named hair colors, glasses, hats, beards and expressions that the "
-    "judge sees. Intervals are 95 %, from 2,000 resamples of whole identities. Fréchet distance: computed as FID, "
+    "judge sees. Prompts are other people's captions, and one that names an expression is used only where the "
+    "reference has that very expression, because the shading map shows the reference's face as it is: few prompts name "
+    "one, and prompt accuracy hardly tests whether words change the expression (the counts stand with the attributes). "
+    "Intervals are 95 %, from 2,000 resamples of whole identities. Fréchet distance: computed as FID, "
     "between the pictures and all portraits of the split, by the judge's features instead of Inception's; it falls "
     "with the number of pictures and has no interval. The real portraits are among those that they are compared with."
 )
@@ -42,8 +48,7 @@ def add_sections(
     scores: Mapping[str, Scores],
     context: Mapping[str, Scores],
     jobs: Sequence[Job],
-    pictures: Mapping[str, NDArray[np.uint8]],
-    arrays: FaceArrays,
+    examples: "Examples",
 ) -> list[tuple[str, str, bool]]:
     """Everything about generation; returns the criteria with their outcome."""
     summaries = {name: summarize(value) for name, value in scores.items()}
@@ -54,17 +59,17 @@ def add_sections(
         f"{len(jobs):,} pictures per arm of {len({int(i) for i in next(iter(scores.values())).identity})} "
         "identities. A model trained on renders alone: figures say nothing about photographs."
     )
-    shown = first_examples(jobs, pictures, arrays)
     report.image_grid(
-        shown.grid,
-        row_labels=shown.prompts,
-        column_labels=shown.headers,
+        examples.grid,
+        row_labels=examples.prompts,
+        column_labels=examples.headers,
         pixels=112,
         caption="Prompts were written for other people; the first pictures of the plan, not chosen.",
     )
     _main_table(report, summaries, real, {name: value.frechet for name, value in {**scores, **context}.items()})
     report.figure(_bars(summaries), "Identity similarity by both recognizers, with 95 % intervals.")
     _attribute_table(report, summaries, real)
+    _difference_table(report, scores)
     criteria = check_criteria(scores)
     report.subsection("What was asked, and what came out")
     report.table(
@@ -95,11 +100,23 @@ def _main_table(
 def _attribute_table(
     report: Report, summaries: Mapping[str, Mapping[str, Estimate]], real: Mapping[str, Mapping[str, Estimate]]
 ) -> None:
-    rows = [
-        [name, *(figures[f"prompt accuracy, {attribute}"] for attribute in JUDGED)]
-        for name, figures in {**summaries, **real}.items()
-    ]
-    report.table(["arm", *JUDGED], rows, caption="Prompt accuracy by attribute")
+    columns = [f"prompt accuracy, {attribute}" for attribute in JUDGED]
+    named = next(iter(summaries.values()))
+    counts = [f"{named[column].count:,} of {named[column].identities:,} people" for column in columns]
+    rows = [[name, *(figures[column] for column in columns)] for name, figures in {**summaries, **real}.items()]
+    report.table(["arm", *JUDGED], [["prompts that name it", *counts], *rows], caption="Prompt accuracy by attribute")
+
+
+def _difference_table(report: Report, scores: Mapping[str, Scores]) -> None:
+    """Nothing where there is no arm `text` to compare with, or nothing else."""
+    names = ("all", *JUDGED)
+    rows = []
+    for arm in scores:
+        if arm != "text" and "text" in scores:
+            difference = compare(scores[arm], scores["text"])
+            rows.append([arm, *(difference[f"prompt accuracy, {name}"] for name in names)])
+    if rows:
+        report.table(["arm", *names], rows, caption="Prompt accuracy minus that of text only, same prompts and noise")
 
 
 def _bars(summaries: Mapping[str, Mapping[str, Estimate]]):
@@ -112,34 +129,28 @@ def _bars(summaries: Mapping[str, Mapping[str, Estimate]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Rows of pictures: the prompt of each row, what each column shows, and the pictures (H, W, 3)."""
+    """Rows of pictures: the prompt of each row, what each column shows, and the pictures (H, W, 3) or None."""
 
     prompts: list[str]
     headers: list[str]
-    grid: list[list[NDArray[np.uint8]]]
+    grid: list[list[NDArray[np.uint8] | None]]
 
 
 def first_examples(
-    jobs: Sequence[Job], pictures: Mapping[str, NDArray[np.uint8]], arrays: FaceArrays, count: int = 8
+    jobs: Sequence[Job],
+    pictures: Mapping[str, NDArray[np.uint8]],
+    arrays: FaceArrays,
+    maps: Mapping[int, NDArray[np.uint8]],
 ) -> Examples:
-    """The first picture of each of the first `count` people of the plan, by every arm, beside reference and true
-    shading map."""
-    rows, seen = [], set()
-    for number, job in enumerate(jobs):
-        person = int(arrays.identity[job.reference])
-        if person not in seen and len(rows) < count:
-            seen.add(person)
-            rows.append(number)
-    grid = [
-        [
-            np.asarray(arrays.images[jobs[number].reference]),
-            np.asarray(arrays.shading[jobs[number].reference]),
-            *(images[number] for images in pictures.values()),
-        ]
-        for number in rows
-    ]
-    prompts = [jobs[number].prompt for number in rows]
-    return Examples(prompts=prompts, headers=["reference", "its true shading", *pictures], grid=grid)
+    """The first picture of each of the first people of the plan, by every arm, beside the reference and the shading map
+    that was fitted to it (`maps`, by the reference's row; a gap where there is none)."""
+    grid, prompts = [], []
+    for number in first_people(jobs, arrays.identity):
+        row = jobs[number].reference
+        made = [images[number] for images in pictures.values()]
+        grid.append([np.asarray(arrays.images[row]), maps.get(row), *made])
+        prompts.append(jobs[number].prompt)
+    return Examples(prompts=prompts, headers=["reference", "shading map fitted to it", *pictures], grid=grid)
 
 
 def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.prompt import JUDGED
 from eval.retrieval.protocol import Labels
@@ -106,6 +107,14 @@ def _draw_prompt(
             chosen = candidates[int(generator.integers(len(candidates)))]
             return chosen.text, chosen.names
     raise EmptyDatasetError("no caption of the test split names any of " + ", ".join(JUDGED))
+
+
+def first_people(jobs: Sequence[Job], identity: NDArray[np.integer], count: int = 8) -> list[int]:
+    """Numbers of the first job of each of the first `count` people of a plan. identity: of every portrait (N,)."""
+    first: dict[int, int] = {}
+    for number, job in enumerate(jobs):
+        first.setdefault(int(identity[job.reference]), number)
+    return list(first.values())[:count]
 
 
 def batches(jobs: Sequence[int], size: int) -> list[list[int]]:

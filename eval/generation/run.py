@@ -11,8 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eval.arguments import load_model
 from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
-from eval.generation.plan import Arm, Job, plan_jobs
-from eval.generation.sampling import SamplingConfig, claim_folder, generate_arm, load_pipeline, model_hash
+from eval.generation.plan import Arm, Job, first_people, plan_jobs
+from eval.generation.sampling import (
+    SamplingConfig,
+    claim_folder,
+    fitted_maps,
+    generate_arm,
+    load_pipeline,
+    model_hash,
+)
 from eval.judge import Judge, SecondRecognizer
 from eval.labels import labels_of
 from eval.prompt import JUDGED
@@ -24,13 +31,15 @@ from makeup_plugin import FaceMakeUpPipeline
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """Jobs, pictures and scores per arm, and the scores of real portraits for comparison."""
+    """Jobs, pictures and scores per arm, the scores of real portraits for comparison, and the fitted shading maps of
+    the references that examples show, by row."""
 
     jobs: list[Job]
     pictures: Mapping[str, NDArray[np.uint8]]
     scores: Mapping[str, Scores]
     context: Mapping[str, Scores]
     arrays: FaceArrays
+    maps: Mapping[int, NDArray[np.uint8]]
 
 
 def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path | None) -> Judges:
@@ -118,7 +127,9 @@ def evaluate(
     references = embed_references(judges, arrays)
     scores = {name: judge_pictures(judges, images, jobs, arrays, references) for name, images in pictures.items()}
     context = real_portraits(judges, jobs, arrays, references)
-    return GenerationResult(jobs=jobs, pictures=pictures, scores=scores, context=context, arrays=arrays)
+    shown = [jobs[number].reference for number in first_people(jobs, arrays.identity)]
+    maps = fitted_maps(pipeline, shown, source)
+    return GenerationResult(jobs=jobs, pictures=pictures, scores=scores, context=context, arrays=arrays, maps=maps)
 
 
 @torch.no_grad()

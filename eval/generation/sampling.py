@@ -18,6 +18,7 @@ from faceclip.data.arrays import FaceArrays
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.provenance import save_image
+from makeup_plugin.references import fitted_shading, prepare_references, shading_pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,24 @@ def generate_arm(
         if progress is not None:
             progress(len(part))
     return np.stack([_read_picture(path) for path in paths])
+
+
+@torch.no_grad()
+def fitted_maps(
+    pipeline: FaceMakeUpPipeline, rows: Sequence[int], arrays: FaceArrays
+) -> dict[int, NDArray[np.uint8]]:
+    """Row → the shading map (S, S, 3) that the shading channel sees with this portrait as the reference; empty for a
+    pipeline without channel or fitter."""
+    if pipeline.shading_channel is None or pipeline.face_fitter is None or not rows:
+        return {}
+    references = prepare_references(
+        [np.asarray(arrays.images[row]) for row in rows],
+        landmarks=[np.asarray(arrays.landmarks_5[row]) for row in rows],
+    )
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    maps = fitted_shading(pipeline.face_fitter, references, None, height=side, width=side)
+    pictures = shading_pictures(maps, None, len(rows))
+    return {row: np.asarray(picture) for row, picture in zip(rows, pictures, strict=True)}
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8] | None:

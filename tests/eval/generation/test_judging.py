@@ -50,6 +50,10 @@ def test_comparisons_are_paired():
     difference = compare(JOINT, TEXT)
     assert difference["similarity, recognizer"].value == pytest.approx(0.4)
     assert difference["prompt accuracy, all"].value == pytest.approx(-0.025)
+    # each attribute has a difference of its own, and one that no prompt names none
+    assert difference["prompt accuracy, beard"].value == pytest.approx(-0.025)
+    assert np.isnan(difference["prompt accuracy, expression"].value)
+    assert difference["prompt accuracy, expression"].count == 0
     assert compare(SHADING, JOINT)["pose error − half the other's (°)"].value == pytest.approx(5 - 10)
 
 

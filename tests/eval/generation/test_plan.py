@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.generation.plan import ARMS, plan_jobs, select_arms
+from eval.generation.plan import ARMS, Job, first_people, plan_jobs, select_arms
 from eval.labels import labels_of
 from eval.prompt import JUDGED
 from eval.retrieval.protocol import Description, Labels
@@ -26,6 +26,13 @@ def test_jobs_are_even_over_people_and_repeatable(labels):
 
 def test_more_jobs_begin_with_the_same_ones(labels):
     assert plan_jobs(labels, 30)[:10] == plan_jobs(labels, 10)
+
+
+def test_examples_show_each_person_once():
+    jobs = [Job(reference=row, prompt="", names={}, seed=0) for row in (3, 2, 0, 1, 4)]
+    identity = np.array([7, 7, 5, 5, 9])
+    assert first_people(jobs, identity) == [0, 2, 4]  # people 5, 7 and 9
+    assert first_people(jobs, identity, 2) == [0, 2]
 
 
 def test_prompts_agree_with_the_reference_expression(labels):

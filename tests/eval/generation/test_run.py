@@ -9,7 +9,7 @@ from PIL import Image
 
 from eval.generation.__main__ import main
 from eval.generation.run import require_gallery
-from eval.generation.sampling import claim_folder, model_hash
+from eval.generation.sampling import claim_folder, fitted_maps, load_pipeline, model_hash
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError
 from makeup_plugin.provenance import read_provenance
@@ -40,7 +40,12 @@ def test_every_arm_is_made_and_scored(finished, tiny_dataset):
     pictures = sorted((finished / "images" / "all").glob("*.png"))
     assert len(pictures) == 5 and Image.open(pictures[0]).size == (32, 32)
     assert read_provenance(pictures[0])["has_reference_face"] is True
-    assert "data:image/png" in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert "data:image/png" in page
+    assert "Prompt accuracy minus that of text only" in page and "prompts that name it" in page
+    assert "shading map fitted to it" in page and "true landmarks" in page and "few prompts name" in page
+    hair = content["difference from text only"]["all"]["prompt accuracy, hair_color"]
+    assert hair["count"] == content["arms"]["text"]["prompt accuracy, hair_color"]["count"]
     people = min(5, len(np.unique(load_arrays(tiny_dataset, "test").identity)))
     tile = 128 + 6  # px, with the gap
     assert Image.open(finished / "examples.png").size == (134 + 6 + 7 * tile, 60 + people * tile + 6)
@@ -58,6 +63,18 @@ def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
     again = np.array(Image.open(finished / "images" / "all" / "00003.png")).astype(int)
     assert np.abs(again - first["all"]).max() <= 1  # alone in its batch now: sums may round differently
     assert np.abs(np.array(Image.open(cut)).astype(int) - first["text"]).max() <= 1
+
+
+def test_the_sheet_shows_the_map_that_the_arms_see(pipeline_export, tiny_dataset):
+    pipeline, arrays = load_pipeline(pipeline_export), load_arrays(tiny_dataset, "test")
+    maps = fitted_maps(pipeline, [2, 5], arrays)
+    for row, found in maps.items():
+        reference = {"image": np.array(arrays.images[row]), "landmarks": np.array(arrays.landmarks_5[row])}
+        output = pipeline("a person", **reference, num_inference_steps=1)
+        np.testing.assert_array_equal(found, np.asarray(output.shading_maps[0]))
+    assert maps.keys() == {2, 5} and (maps[2] != maps[5]).any()
+    pipeline.shading_channel = None
+    assert fitted_maps(pipeline, [2], arrays) == {}
 
 
 def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):
