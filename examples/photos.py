@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from faceclip.errors import FaceClipError
 from faceclip.faces import prepare_faces
+from faceclip.files import replace_picture
 from makeup_plugin import FaceMakeUpPipeline
 
 PHOTOS = {
@@ -22,12 +24,8 @@ PHOTOS = {
 PROMPT = "A smiling person with red hair and round glasses."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="runs/demo/generator/export", help="folder of a trained pipeline")
-    parser.add_argument("--out", type=Path, default=Path("runs/photos.png"))
-    parser.add_argument("--steps", type=int, default=8)
-    arguments = parser.parse_args()
+def draw(arguments: argparse.Namespace) -> None:
+    """Writes the sheet of all faces."""
     pipeline = FaceMakeUpPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     rows = []
@@ -51,9 +49,22 @@ def main() -> None:
         for row, picture in enumerate(pictures):
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (column * side, row * side))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(arguments.out)
+    replace_picture(arguments.out, sheet)
     print(f"{len(rows)} faces → {arguments.out}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="runs/demo/generator/export", help="folder of a trained pipeline")
+    parser.add_argument("--out", type=Path, default=Path("runs/photos.png"))
+    parser.add_argument("--steps", type=int, default=8)
+    arguments = parser.parse_args()
+    if not Path(arguments.model).is_dir():
+        parser.error(f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_generator`")
+    try:
+        draw(arguments)
+    except FaceClipError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

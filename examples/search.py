@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import FaceError
+from faceclip.errors import EmptyDatasetError, FaceClipError, FaceError, NoFaceError
 from faceclip.image_tower import ImageTower
 from faceclip.published_faces import published_faces
 
@@ -28,7 +28,10 @@ def read(path: Path, size: int) -> Tensor:
 
 @torch.no_grad()
 def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path]) -> tuple[list[Path], Tensor]:
-    """Embeddings (N, D), unit length, of the pictures that show a face, and these pictures."""
+    """Embeddings (N, D), unit length, of the pictures that show a face, and these pictures.
+
+    Raises NoFaceError when there is none.
+    """
     kept, vectors = [], []
     for path in paths:
         try:
@@ -39,7 +42,27 @@ def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path]) -> tu
         image = tower(read(path, tower.config.image_size)[None]).embedding
         kept.append(path)
         vectors.append(encoder.embed_gallery(face.identity, image))
+    if not kept:
+        raise NoFaceError("no picture of the gallery shows a face that was found: give larger or other pictures")
     return kept, torch.cat(vectors)
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Prints the pictures of the gallery that fit best, with their scores."""
+    encoder = FaceCLIP.from_pretrained(arguments.model).eval()
+    tower = ImageTower.from_pretrained(f"{arguments.model}/image_tower").eval()
+    paths = sorted(path for path in arguments.gallery.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise EmptyDatasetError(f"{arguments.gallery} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    kept, gallery = embed_gallery(encoder, tower, paths)
+    with torch.no_grad():
+        faces = published_faces([arguments.face]) if arguments.face else None
+        query = encoder.embed([arguments.text or ""], faces).joint
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery.numpy())
+    scores, rows = index.search(query.numpy(), min(arguments.count, len(kept)))
+    for score, row in zip(scores[0], rows[0], strict=True):
+        print(f"{score:.3f}  {kept[row]}")
 
 
 def main() -> None:
@@ -52,18 +75,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.face is None and arguments.text is None:
         parser.error("give --face, --text, or both")
-    encoder = FaceCLIP.from_pretrained(arguments.model).eval()
-    tower = ImageTower.from_pretrained(f"{arguments.model}/image_tower").eval()
-    paths = sorted(path for path in arguments.gallery.iterdir() if path.suffix.lower() in SUFFIXES)
-    kept, gallery = embed_gallery(encoder, tower, paths)
-    with torch.no_grad():
-        faces = published_faces([arguments.face]) if arguments.face else None
-        query = encoder.embed([arguments.text or ""], faces).joint
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(gallery.numpy())
-    scores, rows = index.search(query.numpy(), min(arguments.count, len(kept)))
-    for score, row in zip(scores[0], rows[0], strict=True):
-        print(f"{score:.3f}  {kept[row]}")
+    if not Path(arguments.model).is_dir():
+        parser.error(f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_encoder`")
+    if not arguments.gallery.is_dir():
+        parser.error(f"gallery: no folder {arguments.gallery}; name one that holds pictures of people")
+    try:
+        search(arguments)
+    except FaceClipError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from faceclip.data.synthetic.generate import generate
 from faceclip.data.synthetic.plan import Request, default_splits
-from faceclip.errors import FaceClipError
+from faceclip.errors import ConfigError, FaceClipError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
     try:
+        if options.workers < 1:
+            raise ConfigError(f"--workers must be at least 1, got {options.workers}")
         request = Request(
             identities=options.identities,
             images_per_identity=options.images_per_identity,

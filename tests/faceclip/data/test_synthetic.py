@@ -14,6 +14,7 @@ import pytest
 
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import REGIONS, VOCABULARIES
+from faceclip.data.synthetic.__main__ import main
 from faceclip.data.synthetic.generate import generate
 from faceclip.data.synthetic.parameters import VOCABULARY
 from faceclip.data.synthetic.plan import Request, default_splits, plan_shards
@@ -126,6 +127,13 @@ def test_bad_requests_are_named():
         Request(identities=4, images_per_identity=2, size=48, seed=3, splits=(2, 1, 2))
     with pytest.raises(ConfigError, match="--size must be at least 32"):
         Request(identities=4, images_per_identity=2, size=8, seed=3, splits=(2, 1, 1))
+
+
+def test_no_workers_are_refused(tmp_path, capsys):
+    for count in ("0", "-2"):
+        assert main(["--out", str(tmp_path / "data"), "--identities", "1", "--workers", count]) == 2
+        assert capsys.readouterr().err == f"error: --workers must be at least 1, got {count}\n"
+    assert not (tmp_path / "data").exists()
 
 
 def test_default_splits_cover_everybody():
