@@ -15,13 +15,14 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
 from faceclip.data.digests import content_hash
 from faceclip.data.image_store import ARCHIVE_ERRORS, is_hidden
 from faceclip.data.mapping import DataConfig
-from faceclip.errors import DataError
+from faceclip.errors import DataError, EmptyDatasetError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, DatasetGenerationError, UnicodeDecodeError)
@@ -75,7 +76,8 @@ def find_layout(config: DataConfig) -> str:
 def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
     """The rows of one split.
 
-    `memo`: JSON file that remembers digests of local files. Raises DataError when there is no such data or split.
+    `memo`: JSON file that remembers digests of local files. Raises DataError when there is no such data or split or its
+    files do not go together, EmptyDatasetError for a parquet file without rows or columns.
     """
     layout = find_layout(config)
     path = Path(config.path)
@@ -130,6 +132,7 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
         for file in chosen:
             if file.endswith(".tar"):
                 _check_whole(Path(file))
+        _check_tables([file for file in chosen if file.endswith(".parquet")])
         digest = content_hash([Path(file) for file in chosen], path if path.is_dir() else path.parent, memo)
     else:
         # Addresses of hub files hold the commit; what changes there changes its address.
@@ -140,6 +143,24 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     count = None if stream else len(found)
     folder = path if path.is_dir() else path.parent if path.is_file() else None
     return _stream(found, config.path, layout, digest, count, folder)
+
+
+def _check_tables(files: list[str]) -> None:
+    """Raises EmptyDatasetError for a parquet file without rows or columns, at which `datasets` stops as at a damaged
+    one, and DataError where the first file, whose columns `datasets` takes for all, lacks one of another."""
+    columns: dict[str, str] = {}  # name → the first file that has it
+    for file in files:
+        metadata = _guard(file, lambda file=file: pq.read_metadata(file))
+        if not metadata.num_rows or not metadata.num_columns:
+            what = "rows" if metadata.num_columns else "columns"
+            raise EmptyDatasetError(f"{file} has no {what}: write it again, or take it out of the folder")
+        for name in metadata.schema.to_arrow_schema().names:
+            columns.setdefault(name, file)
+    lacking = {name: file for name, file in columns.items() if file != files[0]}
+    if lacking:
+        names, other = ", ".join(map(repr, lacking)), next(iter(lacking.values()))
+        raise DataError(f"{files[0]} lacks column {names}, which {other} has: write it again, or take it out of the "
+                        "folder")  # fmt: skip
 
 
 def _check_whole(tar: Path) -> None:

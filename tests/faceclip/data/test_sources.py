@@ -110,6 +110,26 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
         list(open_rows(path, tmp_path).rows(0))
 
 
+def test_parquet_files_without_rows_or_with_other_columns_are_named(tmp_path):
+    rows = pa.table({"caption": ["a", "b"], "identity": [1, 2]})
+    cases = {
+        "empty": ([rows.slice(0, 0)], EmptyDatasetError, r"train-00000-of-00001\.parquet has no rows: write it again"),
+        "nothing": ([pa.table({})], EmptyDatasetError, r"train-00000-of-00001\.parquet has no columns"),
+        "one empty": ([rows, rows.slice(0, 0)], EmptyDatasetError, r"train-00001-of-00002\.parquet has no rows"),
+        "lacking": ([rows.select(["caption"]), rows], DataError,
+                    r"train-00000-of-00002\.parquet lacks column 'identity', which .*train-00001-of-00002\.parquet"),
+    }  # fmt: skip
+    for name, (tables, error, message) in cases.items():
+        folder = tmp_path / name / "data"
+        folder.mkdir(parents=True)
+        for number, part in enumerate(tables):
+            pq.write_table(part, folder / f"train-{number:05d}-of-{len(tables):05d}.parquet")
+        with pytest.raises(error, match=message):
+            open_rows(folder.parent, tmp_path)
+    with pytest.raises(EmptyDatasetError, match="has no rows"):
+        open_rows(tmp_path / "empty" / "data" / "train-00000-of-00001.parquet", tmp_path)
+
+
 def test_damaged_archives_are_named(tmp_path):
     lines = gzip.compress(b'{"image": "a.png", "caption": "b"}\n' * 5000)
     zeros = lines[: len(lines) // 2] + bytes(len(lines) // 2)
