@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from faceclip.cpu_inference import cpu_inference
 from faceclip.data.cache import module_hash
 from faceclip.data.digests import write_json
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, text_hash
@@ -36,7 +37,8 @@ KINDS = ("records", "faces", "images", "captions")
 
 @contextmanager
 def towers_on(device: str, towers: Towers) -> Iterator[None]:
-    """Context in which the towers whose features are kept lie on `data.device`. Raises ConfigError if there is none."""
+    """Context in which the towers whose features are kept lie on `data.device`, without gradient and with the fastest
+    products there. Raises ConfigError if there is no such device."""
     try:
         usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
     except RuntimeError as error:
@@ -47,7 +49,8 @@ def towers_on(device: str, towers: Towers) -> Iterator[None]:
     try:
         for tower in parts:
             tower.to(device)
-        yield
+        with torch.no_grad(), cpu_inference(torch.device(device)):
+            yield
     finally:
         for tower in parts:
             tower.to("cpu")
@@ -227,7 +230,6 @@ class FeatureBuilder:
                 advance(number + 1, len(records))
         captions.finish()
 
-    @torch.no_grad()
     def _faces(self, crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
         config = self.towers.recognizer.config
         patches = self.towers.recognizer.grid**2
@@ -239,13 +241,11 @@ class FeatureBuilder:
             tokens.append(found.tokens.to(torch.float16).cpu().numpy())
         return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
 
-    @torch.no_grad()
     def _images(self, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
         found = [np.empty((0, self.towers.image.config.embed_dim), np.float32)]
         found += [self.towers.image(batch).embedding.float().cpu().numpy() for batch in self._batches(pictures)]
         return {"image": np.concatenate(found)}
 
-    @torch.no_grad()
     def _captions(self, texts: Sequence[str]) -> tuple[dict[str, NDArray], int]:
         """Embeddings, and how many captions are longer than the tower reads."""
         found, size = [np.empty((0, self.towers.text_g.config.embed_dim), np.float32)], self.config.batch_size
