@@ -216,6 +216,7 @@ def test_bf16_stays_near_fp32(arguments, one_batch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # compiling: minutes on busy cores
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_compiled_steps_give_the_same_curve(arguments, one_batch, tmp_path, accumulate):
     torch._dynamo.reset()
