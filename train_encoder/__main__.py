@@ -9,6 +9,7 @@ Towers stay frozen; fusion, identity projections and retrieval heads are trained
 """
 
 import hashlib
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -73,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     except FaceClipError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     processes = PartialState()
     if processes.is_main_process:
         for name, value in result.metrics.items():

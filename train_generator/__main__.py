@@ -7,6 +7,7 @@ Base, joint encoder, VAE and recognizer stay frozen; LoRA, identity channel and 
 `OUT/export`, loadable by `FaceMakeUpPipeline.from_pretrained`.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     except FaceClipError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     for name, value in result.metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"exported to {result.export}")

@@ -56,8 +56,8 @@ def run_command(command: list[str], log: Path, on_tick: Callable[[float], None])
         output = log.open("ab")
     began = time.monotonic()
     with output:
-        # In a session of its own: a terminal sends Ctrl-C to all of its foreground processes, and trainers save on
-        # SIGTERM only.
+        # In a session of its own: a terminal sends Ctrl-C to all of its foreground processes, and a second one would
+        # cut short what a trainer saves.
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
         )

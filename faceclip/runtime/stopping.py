@@ -1,40 +1,59 @@
-"""SIGTERM as a wish to stop after the current step, on which all processes agree."""
+"""SIGTERM and Ctrl-C as wishes to stop after the current step, on which all processes agree."""
 
+import math
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
+SAME = 1.0  # seconds within which a launcher passes on the Ctrl-C that the terminal sent to its processes, too
+
 
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """Whether, and by which signal, this process was asked to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: signal.Signals | None = None
+        self._interrupted = math.inf  # when
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Context in which SIGTERM is such a request; outside the main thread signals are left alone."""
+        """Context in which SIGTERM and the first Ctrl-C (SIGINT) are such requests; a second one, later than `SAME`,
+        raises KeyboardInterrupt.
 
-        def ask(*_: Any) -> None:
-            self.asked = True
-
-        try:
-            previous = signal.signal(signal.SIGTERM, ask)
-        except ValueError:  # not the main thread
+        Outside the main thread signals are left alone, and so are those that are ignored, as by nohup.
+        """
+        with ExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                previous = signal.getsignal(number)
+                if previous != signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+                    signal.signal(number, self._ask)
+                    stack.callback(signal.signal, number, previous)
             yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
 
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked; all must call it."""
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = signal.Signals(number)
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if now - self._interrupted > SAME:
+                raise KeyboardInterrupt
+            if self._interrupted == math.inf:
+                self._interrupted = now
+                # Not print: the signal may have come while something was printed.
+                os.write(2, b"stopping after this step; Ctrl-C again stops at once, without saving\n")
+
+    def agreed(self, accelerator: Accelerator) -> int:
+        """128 and the number of the signal by which any process was asked, as a shell counts them; 0 without one.
+
+        All processes must call it. Of several signals the highest number counts: SIGTERM before SIGINT.
+        """
         if accelerator.num_processes == 1:
-            return self.asked
-        flag = torch.tensor(float(self.asked), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum").item())
+            return 128 + self.asked if self.asked else 0
+        mine = torch.tensor([float(128 + self.asked if self.asked else 0)], device=accelerator.device)
+        return int(accelerator.gather(mine).max().item())

@@ -6,7 +6,6 @@ torch's generator, which is seeded anew for every step. With the optimizer's sta
 """
 
 import math
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -52,8 +51,7 @@ BEST = "best"
 class Trainer:
     """Runs `task` over `source` for `config.steps` optimizer steps below `output_dir`.
 
-    output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (if asked
-    for).
+    output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (on demand).
 
     facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
     `task.facts()`, where a task has it, is added. settings: the command's configuration, of which the same is true
@@ -98,7 +96,7 @@ class Trainer:
         self._stop = StopRequest()
 
     def fit(self) -> Result:
-        """Train or resume to the last step, validate, export; SIGTERM saves a checkpoint and exits with 143.
+        """Train or resume to the last step, validate, export; SIGTERM (Ctrl-C) saves and exits with 143 (130).
 
         A step that is both saved and validated is saved first; a run that went no further validates when it goes on.
 
@@ -142,7 +140,9 @@ class Trainer:
                         self._save()
                     if stop and not last:
                         self.accelerator.wait_for_everyone()  # a launcher kills the others once one has left
-                        raise SystemExit(128 + signal.SIGTERM)
+                        if display:
+                            print(f"{self.directory}: saved at step {self.step}; the same command goes on", flush=True)
+                        raise SystemExit(stop)
                 with engine.full_parameters(), self._averaged():
                     if self.accelerator.is_main_process:
                         write_atomically(self.directory / EXPORT, self.task.export)
@@ -151,25 +151,18 @@ class Trainer:
                 display.close()
                 log.close()
         self.accelerator.wait_for_everyone()
-        checkpoint = newest_checkpoint(self.directory / CHECKPOINTS)
+        seconds, checkpoint = time.perf_counter() - started, newest_checkpoint(self.directory / CHECKPOINTS)
         return Result(
-            step=self.step,
-            seconds=time.perf_counter() - started,
-            metrics=metrics,
-            export=self.directory / EXPORT,
-            checkpoint=checkpoint,
+            step=self.step, seconds=seconds, metrics=metrics, export=self.directory / EXPORT, checkpoint=checkpoint
         )
 
     def _train_step(self, engine: Engine, window: Window) -> None:
         config = self.config
         rank = self.accelerator.process_index
         factor = rate_factor(
-            self.step,
-            steps=config.steps,
-            warmup=config.warmup_steps,
-            schedule=config.schedule,
+            self.step, steps=config.steps, warmup=config.warmup_steps, schedule=config.schedule,
             min_ratio=config.min_lr_ratio,
-        )
+        )  # fmt: skip
         for group, rate in zip(engine.groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         # One stream of random numbers per (seed, step, rank): a resumed run draws what an unbroken one would.

@@ -1,4 +1,4 @@
-"""The loop on a real (tiny) regression: exact resume after SIGKILL, SIGTERM, finite check, frozen parts."""
+"""The loop on a real (tiny) regression: exact resume after SIGKILL, SIGTERM and Ctrl-C, finite check, frozen parts."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.runtime import StepContext, Trainer, TrainerConfig
+from faceclip.runtime.stopping import SAME
 
 
 class Numbers:
@@ -107,20 +109,50 @@ def test_validation_does_not_change_training(tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits(tmp_path: Path, capfd: pytest.CaptureFixture, number: int, status: int) -> None:
     task = Line()
     inner = task.loss
 
     def loss(batch: dict, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         if context.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # as a launcher passes on what the terminal sends to all
         return inner(batch, context)
 
     task.loss = loss
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as raised:
         Trainer(config(save_every=0), task, Numbers(), tmp_path).fit()
-    assert raised.value.code == 143
+    assert raised.value.code == status
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000007"]
+    assert capfd.readouterr().out.splitlines()[-1] == f"{tmp_path}: saved at step 7; the same command goes on"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert Trainer(config(save_every=0), Line(), Numbers(), tmp_path).fit().step == 20
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    script = f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_trainer import Line, Numbers, Trainer, config
+        task = Line()
+        task.loss = lambda batch, context: (print("here", flush=True), time.sleep(100))
+        Trainer(config(), task, Numbers(), Path({str(tmp_path)!r})).fit()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "stopping after this step; Ctrl-C again stops at once, without saving\n"
+    time.sleep(SAME + 0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_nan_stops_before_the_weights_are_touched(tmp_path: Path) -> None:
