@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
+from faceclip.runtime.checkpoints import step_of
 from faceclip.text_tower import TextTower
 
 # Sizes of stage 1 that suit `save_towers`.
@@ -78,14 +79,27 @@ def run(module: str, *arguments: str) -> tuple[int, str]:
 
 def kill_after_checkpoint(process: subprocess.Popen, directory: Path, signal: int) -> int:
     """Sends `signal` as soon as a complete checkpoint lies below `directory`; returns the exit status."""
-    deadline = time.monotonic() + 240
-    while not list(directory.glob("checkpoints/*/manifest.json")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.02)
-    process.send_signal(signal)
+    _send_when_there(process, directory, "checkpoints/*/manifest.json", signal)
     process.communicate(timeout=60)
     return process.returncode
+
+
+def stop_before_checkpoints(process: subprocess.Popen, directory: Path, signal: int) -> tuple[int, str, int]:
+    """Sends `signal` when the first steps are logged; returns status, output and the step of the one checkpoint."""
+    _send_when_there(process, directory, "log.jsonl", signal)
+    output, _ = process.communicate(timeout=60)
+    (saved,) = directory.glob("checkpoints/step-*")
+    assert (saved / "manifest.json").is_file()
+    return process.returncode, output, step_of(saved)
+
+
+def _send_when_there(process: subprocess.Popen, directory: Path, pattern: str, signal: int) -> None:
+    deadline = time.monotonic() + 240
+    while not any(path.stat().st_size for path in directory.glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"no {pattern} appeared"
+        time.sleep(0.02)
+    process.send_signal(signal)
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -104,7 +104,9 @@ class EncoderTask:
         }
         total = sum(getattr(self.config, name) * value for name, value in losses.items())
         parts = {f"loss_{name}": value.detach() for name, value in losses.items()}
-        parts["logit_scale_joint"] = self.modules["scales"]["joint_log_scale"].detach().exp()
+        scales = {name: value.detach() for name, value in self.modules["scales"].items()}
+        parts |= {f"logit_scale_{term}": scales[f"{term}_log_scale"].exp() for term in TERMS}
+        parts |= {f"logit_bias_{term}": scales[f"{term}_bias"].clone() for term in TERMS}
         return total, parts
 
     def _term(

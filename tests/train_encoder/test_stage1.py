@@ -1,6 +1,7 @@
 """Stage 1 end to end on random towers: it learns, resumes exactly, and refuses bad input."""
 
 import json
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,20 @@ from faceclip.encoder import FaceCLIP
 from faceclip.errors import DataError
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
-from tests.stages import SMALL_ENCODER, kill_after_checkpoint, run, same_weights, save_towers, start
+from tests.stages import (
+    SMALL_ENCODER,
+    kill_after_checkpoint,
+    run,
+    same_weights,
+    save_towers,
+    start,
+    stop_before_checkpoints,
+)
 from train_encoder.__main__ import main
-from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.config import PRESETS, EncoderConfig, LossConfig
 from train_encoder.features import features_of
 from train_encoder.source import QuerySource
-from train_encoder.task import FIGURES, SINGLE_FIGURES, EncoderTask, _rank1
+from train_encoder.task import FIGURES, SINGLE_FIGURES, TERMS, EncoderTask, _rank1
 from train_encoder.towers_io import load_towers
 
 
@@ -78,11 +87,20 @@ def test_loss_falls(arguments, tmp_path):
     assert losses[-1] < 0.85 * losses[0]
     assert {"loss_face", "loss_text", "loss_image", "loss_joint", "loss_tokens", "samples_per_second",
             "data_percent", "grad_norm"} <= lines[0].keys()  # fmt: skip
+    for term in TERMS:
+        scales, biases = ([line[f"logit_{what}_{term}"] for line in lines if line["kind"] == "train"]
+                          for what in ("scale", "bias"))  # fmt: skip
+        assert scales[0] == pytest.approx(math.exp(LossConfig().log_scale), rel=0.1) and len(set(scales)) == 4
+        assert biases[0] == pytest.approx(LossConfig().bias, rel=0.1) and len(set(biases)) == 4
 
 
-def test_sigterm_saves_and_exits(arguments, tmp_path):
-    process = start("train_encoder", *arguments, f"out={tmp_path}", "trainer.steps=100000", "trainer.save_every=3")
-    assert kill_after_checkpoint(process, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits(arguments, tmp_path, number):
+    endless = ["trainer.steps=100000", "trainer.save_every=0", "trainer.log_every=1"]
+    process = start("train_encoder", *arguments, f"out={tmp_path}", *endless)
+    status, output, step = stop_before_checkpoints(process, tmp_path, number)
+    assert status == 128 + number
+    assert step > 0 and f"saved at step {step}; the same command goes on" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(

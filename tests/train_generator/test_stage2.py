@@ -25,7 +25,15 @@ from faceclip.text_tower import TextTower, tokenize
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
-from tests.stages import kill_after_checkpoint, run, same_weights, save_base, save_towers, start
+from tests.stages import (
+    kill_after_checkpoint,
+    run,
+    same_weights,
+    save_base,
+    save_towers,
+    start,
+    stop_before_checkpoints,
+)
 from train_generator.__main__ import main
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
@@ -94,6 +102,13 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     image = pipeline("a person", face, landmarks=points, num_inference_steps=2, height=64, width=64, output_type="np",
                      shading_scale=0.0, generator=torch.Generator().manual_seed(0)).images  # fmt: skip
     assert image.shape == (1, 64, 64, 3)
+
+
+def test_sigterm_saves_and_exits(arguments, tmp_path):
+    endless = ["trainer.steps=100000", "trainer.save_every=0", "trainer.log_every=1"]
+    process = start("train_generator", *arguments, f"out={tmp_path}", *endless)
+    status, output, step = stop_before_checkpoints(process, tmp_path, signal.SIGTERM)
+    assert status == 143 and step > 0 and f"saved at step {step}; the same command goes on" in output
 
 
 def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
