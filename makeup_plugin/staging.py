@@ -41,10 +41,12 @@ def staged(directory: Path, *, last: str, optional: str) -> Iterator[Path]:
                     os.fsync(file.fileno())
             for name in (last, optional):
                 (directory / name).unlink(missing_ok=True)
-            for name in sorted(names, key=lambda name: name == Path(last)):
-                (directory / name.parent).mkdir(parents=True, exist_ok=True)
-                (temporary / name).replace(directory / name)
+            for name in names:
+                if name != Path(last):
+                    (directory / name.parent).mkdir(parents=True, exist_ok=True)
+                    (temporary / name).replace(directory / name)
             _remove_older_weights(directory, set(names))
+            (temporary / last).replace(directory / last)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -54,8 +56,7 @@ def _remove_older_weights(directory: Path, written: set[Path]) -> None:
     weights = {(name.parent, _whole(name.name)) for name in written}
     for folder in {name.parent for name in written}:
         for path in (directory / folder).iterdir():
-            in_pieces = _whole(path.name) != path.name or (folder, path.name) in weights
-            if in_pieces and folder / path.name not in written and (folder, _whole(path.name)) in weights:
+            if folder / path.name not in written and (folder, _whole(path.name)) in weights:
                 path.unlink()
 
 

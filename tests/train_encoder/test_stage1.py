@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import train_encoder.__main__
+import train_generator.__main__
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import DataError
@@ -101,6 +103,16 @@ def test_a_signal_saves_and_exits(arguments, tmp_path, number):
     status, output, step = stop_before_checkpoints(process, tmp_path, number)
     assert status == 128 + number
     assert step > 0 and f"saved at step {step}; the same command goes on" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("command", [train_encoder.__main__, train_generator.__main__])
+def test_an_interrupt_that_does_not_wait_for_the_step_is_one_line(monkeypatch, capsys, command):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train", interrupted)
+    assert command.main([]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
 
 
 @pytest.mark.parametrize(
