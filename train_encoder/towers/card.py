@@ -52,8 +52,35 @@ def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> No
     (directory / "README.md").write_text(_markdown(card, metrics))
 
 
+def read_card(directory: Path, *, title: str, summary: str, notes: str = "") -> Card:
+    """The card of an export as its `metrics.json` has it; the prose, which is not in that file, is the caller's.
+
+    Raises DataError when the file is missing or no card.
+    """
+    path = Path(directory) / "metrics.json"
+    try:
+        facts = json.loads(path.read_text())
+        kept = {name: facts[name] for name in ("command", "seed", "steps", "samples", "data", "split")}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot read the card ({error!r}); give the export of a tower command") from error
+    return Card(title=title, summary=summary, notes=notes, **kept)
+
+
+def data_command(facts: Mapping[str, object]) -> str:
+    """The command that makes a data set again, from its `dataset_facts`; options that they lack are left out."""
+    options = {"identities": "identities", "images_per_identity": "images-per-identity", "size": "size", "seed": "seed"}
+    words = [f"--{option} {facts[name]}" for name, option in options.items() if name in facts]
+    if "splits" in facts:
+        words.append("--splits " + " ".join(str(count) for count in facts["splits"]))
+    return " ".join(["python -m faceclip.data.synthetic --out DIR", *words])
+
+
+def data_line(facts: Mapping[str, object]) -> str:
+    """The card's line about the data: version of the generator, and the command."""
+    return f"| data | version {facts.get('version', 'unknown')}: `{data_command(facts)}` |"
+
+
 def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
-    data = ", ".join(f"{key} {value}" for key, value in card.data.items() if isinstance(value, str | int))
     lines = [
         "---",
         "license: apache-2.0",
@@ -68,7 +95,7 @@ def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
         f"| command | `{card.command}` |",
         f"| seed | {card.seed} |",
         f"| steps | {card.steps} ({card.samples} samples seen) |",
-        f"| data | {data} |",
+        data_line(card.data),
         f"| license | {card.license} |",
         "",
         f"## Measured on the {card.split} split",

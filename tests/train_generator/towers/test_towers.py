@@ -141,6 +141,27 @@ def test_base_export_is_an_sdxl_unet_with_its_scheduler(base_export):
     assert 0 <= metrics["named attributes judged present, all"]["value"] <= 1
 
 
+def test_a_finished_base_is_measured_anew(base_words, base_export, tmp_path, capsys):
+    """The card gets the new figures and keeps what it says of the training; nothing else changes."""
+    export = tmp_path / "export"
+    shutil.copytree(base_export, export)
+    before = json.loads((export / "metrics.json").read_text())
+    weights = (export / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert base.main(["--measure", str(export), *base_words, "measured_images=7"]) == 0
+    after = json.loads((export / "metrics.json").read_text())
+    counts = {facts["metrics"]["named attributes judged present, all"]["count"] for facts in (before, after)}
+    assert counts == {6, 7}
+    assert {**after, "metrics": None} == {**before, "metrics": None}
+    assert (export / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert f"`{before['command']}`" in (export / "README.md").read_text()
+    (export / "metrics.json").write_text(json.dumps({**before, "data": {**before["data"], "seed": 8}}))
+    assert base.main(["--measure", str(export), *base_words]) == 2
+    assert "speaks of python -m faceclip.data.synthetic --out DIR" in capsys.readouterr().err
+    (export / "metrics.json").unlink()
+    assert base.main(["--measure", str(export), *base_words]) == 2
+    assert "cannot read the card" in capsys.readouterr().err
+
+
 def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsys):
     base.main([*base_words, f"out={tmp_path / 'still'}", f"init={base_export}", "trainer.learning_rate=1e-12",
                "trainer.weight_decay=0"])  # fmt: skip
