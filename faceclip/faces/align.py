@@ -37,28 +37,40 @@ ARCFACE_TEMPLATE_112 = np.array(
 )
 
 
-def template(size: int, *, reference_size: int = CROP_SIZE) -> NDArray[np.float32]:
-    """The template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop."""
-    if size < 1 or reference_size < 1:
-        raise ValueError(f"crop sizes must be positive, got size={size} and reference_size={reference_size}")
+def template(size: int, *, reference_size: int = CROP_SIZE, view: float = 1.0) -> NDArray[np.float32]:
+    """The template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop.
+
+    `view` is the side of what is seen in sides of the ArcFace crop, which cuts chin and forehead; same middle.
+    """
+    if size < 1 or reference_size < 1 or view <= 0:
+        sizes = f"got size={size}, reference_size={reference_size} and view={view}"
+        raise ValueError(f"crop sizes must be positive, {sizes}")
     points = ARCFACE_TEMPLATE_112.astype(np.float64) * (reference_size / 112)
-    return ((points + 0.5) * (size / reference_size) - 0.5).astype(np.float32)
+    fractions = ((points + 0.5) / reference_size - 0.5) / view + 0.5
+    return (fractions * size - 0.5).astype(np.float32)
 
 
-def similarity_transform(landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE) -> Tensor:
-    """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3).
+def similarity_transform(
+    landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE, view: float = 1.0
+) -> Tensor:
+    """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3)."""
+    if landmarks.shape[-2:] != (5, 2):
+        raise ValueError(f"landmarks must have shape (…, 5, 2), got {tuple(landmarks.shape)}")
+    target = torch.as_tensor(
+        template(size, reference_size=reference_size, view=view), dtype=landmarks.dtype, device=landmarks.device
+    )
+    return similarity_between(landmarks, target)
+
+
+def similarity_between(source: Tensor, target: Tensor) -> Tensor:
+    """Least-squares rotation, uniform scale and shift (…, 2, 3) from points (…, N, 2) to others.
 
     Umeyama's problem (1991) without reflection has a closed form in the plane: with points as complex numbers
     and means removed, minimize Σ|a·z − w|², hence a = Σ conj(z)·w / Σ|z|²: no SVD, and always a finite
     gradient.
     """
-    if landmarks.shape[-2:] != (5, 2):
-        raise ValueError(f"landmarks must have shape (…, 5, 2), got {tuple(landmarks.shape)}")
-    target = torch.as_tensor(
-        template(size, reference_size=reference_size), dtype=landmarks.dtype, device=landmarks.device
-    )
-    source_mean, target_mean = landmarks.mean(dim=-2), target.mean(dim=-2)
-    z, w = landmarks - source_mean.unsqueeze(-2), target - target_mean
+    source_mean, target_mean = source.mean(dim=-2), target.mean(dim=-2)
+    z, w = source - source_mean.unsqueeze(-2), target - target_mean.unsqueeze(-2)
     energy = z.square().sum(dim=(-2, -1)).clamp_min(1e-12)
     cosine = (z * w).sum(dim=(-2, -1)) / energy
     sine = (z[..., 0] * w[..., 1] - z[..., 1] * w[..., 0]).sum(dim=-1) / energy
@@ -117,12 +129,13 @@ def align_face(
     size: int = CROP_SIZE,
     *,
     reference_size: int = CROP_SIZE,
+    view: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Warp one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image."""
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     points = torch.tensor(np.array(landmarks, dtype=np.float64))
-    matrix = similarity_transform(points, size, reference_size=reference_size).numpy()
+    matrix = similarity_transform(points, size, reference_size=reference_size, view=view).numpy()
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
 
 

@@ -23,9 +23,9 @@ def test_the_real_fitter_draws_the_map_where_the_face_is(pipeline):
         camera=torch.as_tensor(scene.camera.to_array())[None].float(),
         light=torch.as_tensor(scene.light)[None].float(),
     )
-    matrix = similarity_transform(torch.as_tensor(portrait.landmarks_5)[None].float())
-    in_crop = move_fit(truth, matrix, before=64, after=448)
     fitter = FaceFitter(image_size=32, widths=(8, 8), hidden=8).eval()
+    landmarks = torch.as_tensor(portrait.landmarks_5)[None].float()
+    in_crop = move_fit(truth, similarity_transform(landmarks, 32, view=fitter.config.view), before=64, after=32)
     with torch.no_grad():
         fitter.head.weight.zero_()
         fitter.head.bias.zero_()

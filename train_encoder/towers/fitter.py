@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eval.faces import detected_faces
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.face3d.fitter import FaceFitter
@@ -23,15 +24,18 @@ from faceclip.runtime import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.sources import JitterConfig, jitter_image
 
-SURFACE_POINTS = 256  # vertices of the face on which position and shading are compared
+SURFACE_POINTS = 256  # evenly chosen vertices of the face on which position and shading are compared
 
 
 @dataclass(kw_only=True)
 class FitterSizes:
     """Sizes of `FaceFitter`."""
 
-    image_size: int = 64
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
+    image_size: int = 112
+    view: float = 1.45
+    widths: list[int] = field(default_factory=lambda: [24, 48, 96, 160])
+    depths: list[int] | None = None
+    reduced: int = 32
     hidden: int = 384
 
 
@@ -75,10 +79,10 @@ def rows_of(fit: FaceFit, rows: slice | list[int]) -> FaceFit:
 class FittedSource:
     """Aligned crops (3, S, S) uint8 with the true parameter vector in the frame of the (jittered) crop."""
 
-    def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig) -> None:
+    def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig, view: float = 1.0) -> None:
         self.arrays = load_arrays(directory, split)
         self.small = load_arrays(directory, split, size=64) if jitter.half_resolution else None
-        self.size, self.jitter = size, jitter
+        self.size, self.view, self.jitter = size, view, jitter
         self.truth = true_fit(self.arrays)
 
     def __len__(self) -> int:
@@ -92,8 +96,9 @@ class FittedSource:
         points = np.array(arrays.landmarks_5[index], dtype=np.float64)
         span = np.linalg.norm(points - points.mean(axis=0), axis=1).mean()
         points += rng.standard_normal((5, 2)) * (self.jitter.landmarks * 4 * span)
-        crop = jitter_image(align_face(np.asarray(arrays.images[index]), points, self.size), rng, self.jitter)
-        matrix = similarity_transform(torch.from_numpy(points), self.size).numpy()
+        crop = align_face(np.asarray(arrays.images[index]), points, self.size, view=self.view)
+        crop = jitter_image(crop, rng, self.jitter)
+        matrix = similarity_transform(torch.from_numpy(points), self.size, view=self.view).numpy()
         return {"crop": crop.transpose(2, 0, 1), "matrix": matrix, "row": index, "portrait": arrays.size}
 
     def collate(self, samples: list[dict]) -> dict[str, Tensor]:
@@ -115,35 +120,58 @@ class FittedSource:
         """
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
         points = torch.from_numpy(np.array(self.arrays.landmarks_5)[rows])
-        matrix = similarity_transform(points, self.size)
+        matrix = similarity_transform(points, self.size, view=self.view)
         moved = move_fit(rows_of(self.truth, rows), matrix, before=self.arrays.size, after=self.size)
         values = FaceFitter.pack(moved)
         return values.mean(dim=0), values.std(dim=0).clamp_min(1e-3)
 
 
 class Surface(nn.Module):
-    """Landmarks and evenly chosen face vertices of the head model, for losses on positions and shading."""
+    """Points of the head model where a fit is compared: landmarks, the face's border, and evenly chosen vertices."""
 
     def __init__(self, head: HeadModel, count: int = SURFACE_POINTS) -> None:
         super().__init__()
         face = np.flatnonzero(head.face_mask)
-        picked = np.concatenate([head.landmarks_68, face[np.linspace(0, len(face) - 1, count).astype(int)]])
-        normals = vertex_normals(head.template, head.faces)[picked]
-        self.register_buffer("template", torch.from_numpy(head.template[picked]), persistent=False)
-        bases = np.concatenate([head.shape_basis, head.expression_basis])[:, picked]
-        self.register_buffer("basis", torch.from_numpy(bases).flatten(1), persistent=False)
-        self.register_buffer("normals", torch.from_numpy(normals.astype(np.float32)), persistent=False)
+        inside = face[np.linspace(0, len(face) - 1, count).astype(int)]
+        picked = np.concatenate([head.landmarks_68, border_vertices(head), inside])
+        bases = np.concatenate([head.shape_basis, head.expression_basis])
+        normals = vertex_normals(head.template, head.faces)
+        # Normals too are linear in the coefficients, near the mean head: their change for half a unit of each.
+        turned = np.stack([vertex_normals(head.template + 0.5 * basis, head.faces) for basis in bases])
+        for name, mean, basis in (
+            ("points", head.template, bases),
+            ("normals", normals, (turned - normals) / 0.5),
+        ):
+            self.register_buffer(name, torch.from_numpy(mean[picked].astype(np.float32)), persistent=False)
+            flat = torch.from_numpy(basis[:, picked].astype(np.float32)).flatten(1)
+            self.register_buffer(f"{name}_basis", flat, persistent=False)
 
     def positions(self, fit: FaceFit) -> Tensor:
         """Points (B, N, 2) as fractions of the picture."""
-        coefficients = torch.cat([fit.shape, fit.expression], dim=1)
-        points = self.template + (coefficients @ self.basis).unflatten(1, (-1, 3))
-        return project_points(points, rotation_matrices(fit.pose), fit.camera)
+        return project_points(self._of(fit, "points"), rotation_matrices(fit.pose), fit.camera)
 
     def shading(self, fit: FaceFit) -> Tensor:
-        """Shading (B, N, 3) with the mean head's normals, which stand for the person's."""
-        normals = (rotation_matrices(fit.pose)[:, None] * self.normals[:, None, :]).sum(dim=-1)
-        return (sh_values(normals)[..., None] * fit.light[:, None]).sum(dim=2)
+        """Shading (B, N, 3) of the points, 1 is full albedo."""
+        return (sh_values(self._posed_normals(fit))[..., None] * fit.light[:, None]).sum(dim=2)
+
+    def visibility(self, fit: FaceFit) -> Tensor:
+        """Weights (B, N) of mean 1: full for points that face the viewer, a tenth for those turned away."""
+        weights = (self._posed_normals(fit)[..., 2] * 2.5 + 0.75).clamp(0.1, 1)
+        return weights / weights.mean(dim=1, keepdim=True)
+
+    def _posed_normals(self, fit: FaceFit) -> Tensor:
+        normals = F.normalize(self._of(fit, "normals"), dim=-1)
+        return (rotation_matrices(fit.pose)[:, None] * normals[:, :, None, :]).sum(dim=-1)
+
+    def _of(self, fit: FaceFit, name: str) -> Tensor:
+        coefficients = torch.cat([fit.shape, fit.expression], dim=1)
+        return getattr(self, name) + (coefficients @ getattr(self, f"{name}_basis")).unflatten(1, (-1, 3))
+
+
+def border_vertices(head: HeadModel) -> np.ndarray:
+    """Indices of the face's vertices that share a triangle with one outside the face."""
+    border = head.faces[head.face_mask[head.faces].any(axis=1) & ~head.face_mask[head.faces].all(axis=1)]
+    return np.unique(border[head.face_mask[border]])
 
 
 def sh_values(normals: Tensor) -> Tensor:
@@ -169,11 +197,14 @@ class FitterTask:
             target = batch["target"]
             truth = model.unpack(target)
             error = (model.pack(fit) - target) / model.deviation
+            seen = surface.visibility(truth)[..., None]
+            moved = surface.positions(fit) - surface.positions(truth)
+            relit = surface.shading(fit) - surface.shading(truth)
             parts = {
                 "parameters": F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5),
                 "pose": F.l1_loss(fit.pose, truth.pose) / 10,
-                "points": F.l1_loss(surface.positions(fit), surface.positions(truth)) * 100,
-                "shading": F.l1_loss(surface.shading(fit), surface.shading(truth)) * 10,
+                "points": (moved.abs() * seen).mean() * 100,
+                "shading": (relit.abs() * seen).mean() * 10,
             }
         total = sum(getattr(self.weights, name) * part for name, part in parts.items())
         return total, {name: part.detach() for name, part in parts.items()}
@@ -188,14 +219,19 @@ class FitterTask:
         self.modules["fitter"].save_pretrained(directory)
 
 
-@torch.inference_mode()
 def measure(
-    model: FaceFitter, directory: Path, split: str, *, people: int | None = None, per_person: int = 4, batch: int = 64
+    model: FaceFitter,
+    directory: Path,
+    split: str,
+    *,
+    people: int | None = None,
+    per_person: int = 4,
+    detected: bool = False,
 ) -> dict[str, Estimate]:
-    """Pose and shading errors in the portraits' frame, from true landmarks.
+    """Pose and shading errors in the portraits' frame, over the first `per_person` portraits of each identity.
 
-    Shading: root mean square error of the fitted map within the true face region, grey levels in [0, 1], over
-    the first `per_person` portraits of each identity (rendering takes .03 s each); pose over the same.
+    Landmarks are the true ones; `detected` adds the same figures, called …_detected, with those that the detector
+    finds, over the faces that it finds, and how many those are.
     """
     arrays = load_arrays(directory, split)
     model.eval()
@@ -203,11 +239,29 @@ def measure(
     rows = np.flatnonzero(np.asarray(arrays.index) < per_person)
     if people is not None:
         rows = rows[np.isin(identity[rows], np.unique(identity)[:people])]
-    points = np.array(arrays.landmarks_5)[rows]
+    figures = _figures(model, arrays, rows, np.array(arrays.landmarks_5)[rows])
+    if detected:
+        faces = detected_faces([np.asarray(arrays.images[row]) for row in rows], label="finding faces")
+        figures["faces_found"] = identity_bootstrap(faces.found.astype(np.float64), identity[rows])
+        if faces.found.any():
+            found = _figures(model, arrays, rows[faces.found], faces.landmarks[faces.found])
+            figures |= {f"{name}_detected": figure for name, figure in found.items()}
+    return figures
+
+
+@torch.inference_mode()
+def _figures(
+    model: FaceFitter, arrays: FaceArrays, rows: np.ndarray, landmarks: np.ndarray, *, batch: int = 64
+) -> dict[str, Estimate]:
+    """Errors of portraits cut by `landmarks` (N, 5, 2).
+
+    Shading: root mean square error of the fitted map within the true face, grey levels in [0, 1] (rendering takes
+    .03 s each); `inside`: where the fitted face covers it too.
+    """
     pose, shading, inside = [], [], []
     for start in range(0, len(rows), batch):
         chunk = rows[start : start + batch]
-        fit = model.fit([np.asarray(arrays.images[row]) for row in chunk], points[start : start + batch])
+        fit = model.fit([np.asarray(arrays.images[row]) for row in chunk], landmarks[start : start + batch])
         pose.append(np.abs(fit.pose.numpy() - np.asarray(arrays.pose)[chunk]))
         maps = model.shading(fit, arrays.size).permute(0, 2, 3, 1).numpy()
         for drawn, row in zip(maps, chunk, strict=True):
@@ -217,7 +271,7 @@ def measure(
             shading.append(np.sqrt(error[face].mean()))
             both = face & (drawn.max(axis=-1) > 0)
             inside.append(np.sqrt(error[both].mean()) if both.any() else 1.0)
-    pose, owner = np.concatenate(pose), identity[rows]
+    pose, owner = np.concatenate(pose), np.asarray(arrays.identity)[rows]
     figures = {
         "pose_error_degrees": identity_bootstrap(pose.mean(axis=1), owner),
         "shading_rmse": identity_bootstrap(np.array(shading), owner),
@@ -230,13 +284,14 @@ def measure(
 
 def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
     """Model, task and source of a configuration."""
-    source = FittedSource(Path(config.data), "train", size=config.model.image_size, jitter=config.jitter)
+    sizes = config.model
+    source = FittedSource(
+        Path(config.data), "train", size=sizes.image_size, view=sizes.view, jitter=config.jitter
+    )
     model = FaceFitter(
         shape_size=source.arrays.shape.shape[1],
         expression_size=source.arrays.expression.shape[1],
-        image_size=config.model.image_size,
-        widths=tuple(config.model.widths),
-        hidden=config.model.hidden,
+        **vars(sizes),
     )
     mean, deviation = source.statistics()
     model.mean.copy_(mean)
@@ -251,17 +306,19 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         name="fitter",
         build=build,
-        measure=lambda path, config: measure(FaceFitter.from_pretrained(path), Path(config.data), "test"),
-        title="Face fitter (3D channel, 64 px crops)",
+        measure=lambda path, config: measure(
+            FaceFitter.from_pretrained(path), Path(config.data), "test", detected=True
+        ),
+        title="Face fitter (3D channel)",
         summary=(
             "A small residual network that reads head shape, expression, pose, camera and spherical-harmonics light "
             "from one aligned crop, so that the shading map of any reference image can be drawn."
         ),
         notes=(
             "`shading_rmse` is taken over all pixels of the true face, `shading_rmse_inside` over those that the "
-            "fitted face covers too; the difference is a silhouette that lies a pixel off. "
-            "The shipped weights were trained in two goes: 7,500 steps on a schedule that ended there, then resumed "
-            "with trainer.steps=24000."
+            "fitted face covers too; the difference is a silhouette that lies a pixel off. Crops are cut by the "
+            "portraits' true landmarks; figures called …_detected by those that MTCNN finds, without the faces that "
+            "it misses."
         ),
     )
 

@@ -11,11 +11,11 @@ import torch
 from faceclip.data.arrays import load_arrays
 from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.camera import Camera, pose_vertices, project, rotation_matrix
-from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.fitter import TRUST, FaceFitter, _crop, _towards
 from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices, turn_light
 from faceclip.face3d.light import shade
 from faceclip.face3d.model import default_head
-from faceclip.faces.align import align_face, apply_affine, invert_affine, similarity_transform
+from faceclip.faces.align import align_face, apply_affine, invert_affine, similarity_transform, template
 
 SMALL = {"widths": (8, 8), "hidden": 16}
 
@@ -99,6 +99,7 @@ def test_true_parameters_draw_the_stored_map_and_its_aligned_view(tiny_dataset: 
     )
     # The jaw too, which follows the head only in part.
     np.testing.assert_allclose(FaceFitter.landmarks_68(truth, arrays.size), arrays.landmarks_68[rows], atol=1e-3)
+    np.testing.assert_allclose(FaceFitter.landmarks_5(truth, arrays.size), arrays.landmarks_5[rows], atol=1e-3)
     stored = np.array(arrays.shading)[rows]
     drawn = FaceFitter.shading(truth, arrays.size).permute(0, 2, 3, 1).numpy() * 255
     assert np.abs(drawn - stored).max() <= 1
@@ -120,6 +121,7 @@ def test_pack_is_the_inverse_of_unpack(fit: FaceFit) -> None:
         torch.testing.assert_close(value, getattr(fit, name))
 
 
+@torch.no_grad()
 def test_fit_answers_in_the_portrait_frame(tmp_path: Path, fit: FaceFit) -> None:
     torch.manual_seed(0)
     model = FaceFitter(**SMALL).eval()
@@ -128,19 +130,66 @@ def test_fit_answers_in_the_portrait_frame(tmp_path: Path, fit: FaceFit) -> None
     rng = np.random.default_rng(0)
     square, wide = rng.integers(0, 255, (100, 100, 3), np.uint8), rng.integers(0, 255, (80, 160, 3), np.uint8)
     landmarks = np.array([[40, 40], [60, 44], [49, 54], [40, 64], [57, 66]], dtype=np.float32)
-    found = model.fit([square, wide], np.stack([landmarks, landmarks]))
+    found = model.fit([square, wide], np.stack([landmarks, landmarks]), passes=1)
     # The eyes lean by 11°: what the crop cannot see comes back from the alignment.
-    angle = torch.rad2deg(torch.atan2(*similarity_transform(torch.from_numpy(landmarks))[[1, 0], 0]))
-    crop = model(torch.from_numpy(align_face(square, landmarks.astype(np.float64)))[None].permute(0, 3, 1, 2) / 255)
-    torch.testing.assert_close(found.pose[0, 2], crop.pose[0, 2] - angle, atol=1e-3, rtol=0)
+    size, view = model.config.image_size, model.config.view
+    matrix = similarity_transform(torch.from_numpy(landmarks), size, view=view)[None]
+    seen = align_face(square, landmarks.astype(np.float64), size, view=view)
+    crop = model(torch.from_numpy(seen)[None].permute(0, 3, 1, 2) / 255)
+    moved = _towards(move_fit(crop, invert_affine(matrix), before=size, after=100), torch.from_numpy(landmarks), 100)
+    torch.testing.assert_close(found.pose[0], moved.pose[0], atol=1e-3, rtol=0)
     assert found.camera[1, :3].tolist() == [1.0, 0.0, 0.0]  # of a photo of another shape only the face counts
     maps = model.shading(found, 32)
     assert maps.shape == (2, 3, 32, 32) and maps.min() >= 0 and maps.max() <= 1
     model.save_pretrained(tmp_path)
-    again = FaceFitter.from_pretrained(tmp_path).fit([square], landmarks[None])
+    again = FaceFitter.from_pretrained(tmp_path).fit([square], landmarks[None], passes=1)
     assert torch.equal(again.pose, found.pose[:1])
 
 
+@torch.no_grad()
+def test_the_second_pass_looks_where_the_first_found_the_face(fit: FaceFit) -> None:
+    torch.manual_seed(0)
+    model = FaceFitter(**SMALL).eval()
+    model.mean.copy_(model.pack(fit).mean(dim=0))
+    model.head.weight.data.mul_(0.01)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (100, 100, 3), np.uint8), rng.integers(0, 255, (80, 160, 3), np.uint8)]
+    landmarks = torch.tensor([[[40, 40], [60, 44], [49, 54], [40, 64], [57, 66]]] * 2).float()
+    first = model.fit(images[:1], landmarks[:1].numpy(), passes=1)
+    points = model.landmarks_5(first, 100)
+    assert (points - landmarks[:1]).norm(dim=-1).max() > 0.5
+    second = model._fit_once(images[:1], points, [100])[0]
+    expected = _towards(second, landmarks[0], 100)
+    found = model.fit(images, landmarks.numpy())
+    torch.testing.assert_close(found.pose[:1], expected.pose, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.camera[:1], expected.camera, atol=1e-3, rtol=0)
+
+
+def test_a_fit_far_from_the_landmarks_is_moved_towards_them(fit: FaceFit) -> None:
+    one = FaceFit(**{name: value[:1] for name, value in vars(fit).items()})
+    points = FaceFitter.landmarks_5(one, 128)[0]
+    span = (points - points.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+    near, far = points + 0.5 * TRUST * span, points + torch.tensor([0.3, 0.4]) * span
+    assert _towards(one, near, 128) is one
+    moved = FaceFitter.landmarks_5(_towards(one, far, 128), 128)[0]
+    # It was half a span away, and is one TRUST away now, on the straight line; move_fit errs by a part of a pixel.
+    torch.testing.assert_close(moved, far - torch.tensor([0.6, 0.8]) * TRUST * span, atol=0.2, rtol=0)
+
+
+def test_of_a_large_photo_every_pixel_counts() -> None:
+    """Lines of one pixel, black and white: the crop of a photo with four pixels for one of the crop is grey."""
+    photo = np.zeros((512, 512, 3), np.uint8)
+    photo[:, ::2] = 255
+    landmarks = torch.from_numpy(template(448) + 32)  # the crop's 448 px, upright
+    crop = _crop(photo, landmarks, 112, view=1.0)
+    assert crop.shape == (112, 112, 3)
+    assert np.abs(crop[4:-4, 4:-4].astype(int) - 127).max() <= 2
+
+
 def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match="depths must be one fewer than widths"):
+        FaceFitter(widths=(8, 8), depths=(1, 1))
+    with pytest.raises(ValueError, match="image_size must be a multiple of 16, got 100"):
+        FaceFitter(image_size=100)
     with pytest.raises(ValueError, match=r"\(3, 64, 64\)"):
         FaceFitter(**SMALL)(torch.rand(3, 64, 64))

@@ -28,6 +28,14 @@ def test_template_of_smaller_crop_is_where_the_resized_crop_has_it():
     np.testing.assert_allclose(template(112, reference_size=112), ARCFACE_TEMPLATE_112, atol=1e-4)
 
 
+def test_a_wider_view_has_the_same_middle():
+    # Twice as wide: 56 px hold what 28 px did, in the middle.
+    points = template(112, view=2.0) + 0.5
+    np.testing.assert_allclose(points - 56, (template(112) + 0.5 - 56) / 2, atol=1e-4)
+    with pytest.raises(ValueError, match="view=0"):
+        template(112, view=0)
+
+
 def test_known_rotation_scale_and_shift_are_recovered():
     angle, scale, shift = np.deg2rad(30), 0.5, np.array([7.0, -3.0])
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -116,3 +124,10 @@ def test_wrong_shapes_are_refused():
         similarity_transform(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="uint8"):
         align_face(np.zeros((4, 4, 3), np.float32), LANDMARKS)
+
+
+def test_a_wider_view_holds_the_crop_in_its_middle(photo):
+    landmarks = template(112, view=1.6) + np.array([3.0, -2.0])
+    wide, crop = align_face(photo, landmarks, 128, view=2.0).astype(int), align_face(photo, landmarks, 64)
+    assert np.abs(wide[32:96, 32:96] - crop).mean() < 1  # OpenCV rounds places to 1/32 px
+    assert np.abs(wide[32:96, 33:97] - crop).mean() > 4  # a shift by one pixel would be seen

@@ -106,5 +106,5 @@ def test_name_appears_in_messages():
 
 
 def test_other_types_are_refused():
-    with pytest.raises(UnreadableImageError, match="got list"):
+    with pytest.raises(UnreadableImageError, match="image of type list: expected a path"):
         load_image([[1, 2]])

@@ -26,7 +26,7 @@ CASES = {
     "recognizer": (recognizer, FaceViT, ["model.image_size=36", "model.width=48", "model.heads=2", "model.depth=1"]),
     "second_recognizer": (second_recognizer, SecondRecognizer, ["model.widths=[8,16]", "model.image_size=32"]),
     "judge": (judge, Judge, ["model.widths=[8,16]", "model.hidden=32"]),
-    "fitter": (fitter, FaceFitter, ["model.widths=[8,16]", "model.hidden=32"]),
+    "fitter": (fitter, FaceFitter, ["model.widths=[8,16]", "model.depths=null", "model.hidden=32"]),
 }
 
 
