@@ -19,6 +19,7 @@ from tests.faceclip.test_published_unet import TINY
 # In a process of its own: the hub's client reads its address once, when it is imported.
 LOAD = """
 import json, sys
+from pathlib import Path
 from safetensors.torch import save_file
 from faceclip.published import load_faceclip, load_unet
 
