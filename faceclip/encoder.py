@@ -7,7 +7,7 @@ gives the retrieval embedding of (face, prompt) pairs and of gallery pictures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -120,9 +120,14 @@ class JointEncoder(ModelMixin, ConfigMixin):
         """As in diffusers, but strict. Raises CheckpointError where files are missing, damaged or of another model."""
         return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
 
+    @property
+    def face_encoders(self) -> tuple[FaceViT | OnnxFaceEncoder, ...]:
+        """One that serves all branches, or one for each."""
+        return (self.face_encoder,)
+
     def towers(self) -> tuple[nn.Module, ...]:
-        """The pretrained parts, which stay frozen in training: face encoder and text towers."""
-        return self.face_encoder, *(branch.text for branch in self.branches)
+        """The pretrained parts, which stay frozen in training: face encoders and text towers."""
+        return *self.face_encoders, *(branch.text for branch in self.branches)
 
     def freeze_towers(self) -> list[nn.Parameter]:
         """Freezes the towers (no gradient, evaluation mode) and returns what is left to train."""
@@ -184,34 +189,48 @@ class JointEncoder(ModelMixin, ConfigMixin):
         if faces is not None and features is not None:
             raise ConfigError("give faces or face_features, not both")
         has_face = faces is not None or features is not None
-        position = self.face_encoder.pos_embed
-        device = position.device
+        device = self.face_encoder.pos_embed.device
         if isinstance(prompts, Tensor):
             tokens = check_tokens(prompts, ID_INDEX + 1, self.branches[0].text.config.context).to(device)
         else:
             tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
-        if features is not None:
-            config = self.face_encoder.config
-            given = check_features(features, self.face_encoder.grid**2, config.width, config.embedding_dim)
-            features = FaceFeatures(tokens=given.tokens.to(position), identity=given.identity.to(position))
-        elif faces is not None:
-            features = self._face(check_faces(faces))
-        else:
-            features = self._face(torch.zeros(1, 3, 8, 8))  # one row serves the batch
-        if features.tokens.shape[0] == 1 and len(tokens) > 1:
-            features = FaceFeatures(
-                tokens=features.tokens.expand(len(tokens), -1, -1), identity=features.identity.expand(len(tokens), -1)
-            )
-        if features.tokens.shape[0] != len(tokens):
-            raise ConfigError(f"{len(tokens)} prompts need as many faces, got {features.tokens.shape[0]}")
+        if features is None:
+            features = self._face(torch.zeros(1, 3, 8, 8) if faces is None else check_faces(faces))
+        each = self._features_of_branches(features, len(tokens))
         with cpu_inference(device):
-            branches = tuple(branch(tokens, features, position, has_face) for branch in self.branches)
-        return branches, features, has_face
+            branches = tuple(
+                branch(tokens, seen, encoder.pos_embed, has_face)
+                for branch, (encoder, seen) in zip(self.branches, each, strict=True)
+            )
+        return branches, each[0][1], has_face
 
     def _face(self, faces: Tensor) -> FaceFeatures:
         parameter = self.face_encoder.pos_embed
+        faces = faces.to(parameter.device, parameter.dtype)
         with cpu_inference(parameter.device):
-            return self.face_encoder(faces.to(parameter.device, parameter.dtype))
+            first, *second = [encoder(faces) for encoder in self.face_encoders]
+        return replace(first, second=second[0]) if second else first
+
+    def _features_of_branches(
+        self, features: FaceFeatures, count: int
+    ) -> list[tuple[FaceViT | OnnxFaceEncoder, FaceFeatures]]:
+        """For every branch its face encoder and the features by it, on its device and in its precision, of `count`
+        faces; one face serves all prompts."""
+        encoders = self.face_encoders
+        parts = [features, features.second] if getattr(features, "second", None) is not None else [features]
+        if len(parts) != len(encoders):
+            raise ConfigError(f"face_features hold those of {len(parts)} face encoder(s), this model has "
+                              f"{len(encoders)}: make them by its own face_features")  # fmt: skip
+        found = []
+        for encoder, part in zip(encoders, parts, strict=True):
+            config, like = encoder.config, encoder.pos_embed
+            part = check_features(part, encoder.grid**2, config.width, config.embedding_dim)
+            tokens, identity = part.tokens.to(like), part.identity.to(like)
+            if len(tokens) not in (1, count):
+                raise ConfigError(f"{count} prompts need as many faces, got {len(tokens)}")
+            rows = (count, *[-1] * (tokens.ndim - 1))
+            found.append((encoder, FaceFeatures(tokens=tokens.expand(rows), identity=identity.expand(count, -1))))
+        return found if len(found) == len(self.branches) else found * len(self.branches)
 
 
 class FaceCLIPEncoder(JointEncoder):
@@ -253,6 +272,8 @@ class FaceCLIP(JointEncoder):
         face: configuration of `FaceViT` or `OnnxFaceEncoder`. text_l, text_g: configurations of the two `TextTower`s.
         fusion: arguments of `FeatureFusion`, the same for both branches.
         joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
+        shared_face: whether one face encoder serves both branches; otherwise G has one of its own, of the same
+            configuration (a published file may hold two that differ). Training wants a shared one.
     """
 
     @register_to_config
@@ -263,9 +284,11 @@ class FaceCLIP(JointEncoder):
         text_g: dict[str, Any],
         fusion: dict[str, Any] | None = None,
         joint: dict[str, Any] | None = None,
+        shared_face: bool = True,
     ) -> None:
         super().__init__()
         self.face_encoder = _face_encoder(face)
+        self.face_encoder_g = None if shared_face else _face_encoder(face)
         width, identity = self.face_encoder.config.width, self.face_encoder.config.embedding_dim
         self.l = FaceCLIPBranch(TextTower(**text_l), width, identity, fusion or {})
         self.g = FaceCLIPBranch(TextTower(**text_g), width, identity, fusion or {})
@@ -279,12 +302,17 @@ class FaceCLIP(JointEncoder):
         """L, then G."""
         return self.l, self.g
 
+    @property
+    def face_encoders(self) -> tuple[FaceViT | OnnxFaceEncoder, ...]:
+        """The shared one, or L's and G's."""
+        return (self.face_encoder,) if self.face_encoder_g is None else (self.face_encoder, self.face_encoder_g)
+
     def single(self, branch: Literal["l", "g"]) -> FaceCLIPEncoder:
         """One branch alone, with the same weights (shared, not copied)."""
         kept: FaceCLIPBranch = getattr(self, branch)
         with init_empty_weights():
             alone = FaceCLIPEncoder(_settings(self.face_encoder), _settings(kept.text), self.config.fusion)
-        alone.face_encoder, alone.branch = self.face_encoder, kept
+        alone.face_encoder, alone.branch = self.face_encoders[-1 if branch == "g" else 0], kept
         return alone.train(self.training)
 
     @classmethod

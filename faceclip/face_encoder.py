@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class FaceFeatures:
-    """What the face encoder knows of B faces: patch tokens (B, P, width), identity (B, E) unnormalized."""
+    """What the face encoder knows of B faces: patch tokens (B, P, width), identity (B, E) unnormalized; second: what
+    the second branch's own face encoder knows of them, where there is one."""
 
     tokens: Tensor
     identity: Tensor
+    second: "FaceFeatures | None" = None
 
 
 def sine_positions(grid: int, width: int) -> Tensor:

@@ -99,13 +99,15 @@ _UNUSED_OUTPUT = ("enc_output.bias", "enc_output_norm.weight", "enc_output_norm.
 _FUSER = re.compile(r"fuser\.encoder\.(layers|text_layers|fusion_layers)\.(\d+)\.(.+)")
 
 
-def published_names(ours: str) -> tuple[list[str], bool]:
+def published_names(ours: str, *, shared_face: bool = True) -> tuple[list[str], bool]:
     """Published names of one tensor of ours, and whether it is a third of a stacked `in_proj`.
 
-    The face encoder has two names (each published branch stores its own copy).
+    A shared face encoder has two names (each published branch stores its own copy).
     """
     if ours.startswith("face_encoder."):
-        return [f"{branch}.{ours}" for branch in BRANCHES.values()], False
+        return [f"{branch}.{ours}" for branch in BRANCHES.values()][: 1 + shared_face], False
+    if ours.startswith("face_encoder_g."):
+        return [f"{BRANCHES['g']}.{ours.replace('_g.', '.', 1)}"], False
     branch, rest = ours.split(".", 1)
     root = BRANCHES[branch]
     if rest.startswith("text.tower."):
@@ -128,8 +130,9 @@ def to_published(state: Mapping[str, Tensor], unused: Mapping[str, Tensor]) -> d
     """The published tensors of our state and of the unused ones, bit for bit."""
     out: dict[str, Tensor] = dict(unused)
     stacks: dict[str, dict[str, Tensor]] = {}
+    shared = not any(name.startswith("face_encoder_g.") for name in state)
     for name, tensor in state.items():
-        theirs, stacked = published_names(name)
+        theirs, stacked = published_names(name, shared_face=shared)
         if stacked:
             stacks.setdefault(theirs[0], {})[name.split(".")[5]] = tensor
         else:
@@ -149,16 +152,16 @@ def from_published(
 
     Raises:
         CheckpointError: listing missing, unexpected, misshapen and mistyped keys (all their names are attributes of the
-            error), or face encoders that differ. Of the tensors that are never computed each branch must have all, or
-            none.
+            error), or face encoders that differ where `model` shares one. Of the tensors that are never computed each
+            branch must have all, or none.
     """
-    given = {name.replace("model.", ""): tensor for name, tensor in published.items()}
+    given = _plain_names(published)
     if len(given) != len(published):
         raise CheckpointError(f"{where} holds tensors twice, with and without `model.` in the name")
     layers = len(model.l.fusion.layers)
     expected, sources, counters = {}, {}, set()
     for name, tensor in model.state_dict().items():
-        theirs, stacked = published_names(name)
+        theirs, stacked = published_names(name, shared_face=model.config.shared_face)
         for key in theirs:
             shape = tuple(tensor.shape)
             expected[key] = (3 * shape[0], *shape[1:]) if stacked else shape
@@ -179,11 +182,25 @@ def from_published(
             tensor = tensor[part * len(tensor) // 3 : (part + 1) * len(tensor) // 3]
         elif len(theirs) == 2 and not _same_bits(tensor, given[theirs[1]]):
             raise CheckpointError(
-                f"{where}: {theirs[0]} and {theirs[1]} differ, but one face encoder must serve both branches: copy the "
-                "`face_encoder.` tensors of one branch over those of the other and save the file again"
+                f"{where}: {theirs[0]} and {theirs[1]} differ, and the given model has one face encoder for both "
+                "branches: give one of shared_face=False"
             )
         state[name] = tensor
     return state, {name: given[name] for name in sorted(dead)}
+
+
+def _plain_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("model.", ""): tensor for name, tensor in published.items()}
+
+
+def _empty_model_for(published: Mapping[str, Tensor], config: dict[str, Any] | None) -> FaceCLIP:
+    """A model without storage, with one face encoder where both branches' copies are equal; whether the tensors fit it
+    is not looked at."""
+    given = _plain_names(published)
+    pairs = [(tensor, given.get(name.replace(BRANCHES["l"], BRANCHES["g"], 1))) for name, tensor in given.items()
+             if name.startswith(f"{BRANCHES['l']}.face_encoder.")]  # fmt: skip
+    equal = all(_same_bits(left, right) for left, right in pairs if right is not None and left.shape == right.shape)
+    return empty_model(FaceCLIP, {"shared_face": equal, **(config or CONFIG)})
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
@@ -236,8 +253,9 @@ def load_faceclip(
         if metadata.get("license") == LICENSE:
             mention_license(str(path))
     else:
-        model = empty_model(FaceCLIP, config or CONFIG)
-        state, _ = from_published(read_checkpoint(path), model, str(path))
+        tensors = read_checkpoint(path)
+        model = _empty_model_for(tensors, config)
+        state, _ = from_published(tensors, model, str(path))
         model.load_state_dict(state, strict=True, assign=True)
         mention_license(str(path))
     return model.to(dtype).eval() if dtype is not None else model.eval()
@@ -276,15 +294,18 @@ def _read_directory(
 
 
 def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None, shard_size: str = "1GB") -> None:
-    """Writes our directory (sharded safetensors, dtypes kept, one face encoder) from a published file.
+    """Writes our directory (sharded safetensors, dtypes kept; the face encoder once, if both copies are equal) from a
+    published file.
 
     Raises:
         CheckpointError: as `check_archive`, `read_checkpoint` and `from_published` do, or a target that is not an empty
             directory or cannot be written.
     """
-    model = empty_model(FaceCLIP, config or CONFIG)
+    empty_model(FaceCLIP, config or CONFIG)  # a wrong configuration is told before gigabytes are read
     check_archive(source)
-    state, unused = from_published(read_checkpoint(source), model, str(source))
+    tensors = read_checkpoint(source)
+    model = _empty_model_for(tensors, config)
+    state, unused = from_published(tensors, model, str(source))
     _make_empty(target)
     plan = split_torch_state_dict_into_shards(
         state, max_shard_size=shard_size, filename_pattern=WEIGHTS.replace(".safetensors", "{suffix}.safetensors")

@@ -44,6 +44,9 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         unet = UNet2DConditionModel.from_pretrained(base / "unet")
         vae = AutoencoderKL.from_pretrained(base / "vae")
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
+    if len(encoder.face_encoders) > 1:
+        raise ConfigError(f"encoder={config.encoder}: each of its branches has a face encoder of its own, and stage 2 "
+                          "caches the features of one: give an encoder of shared_face=true")  # fmt: skip
     weighed = [name for name in ("identity", "sampled_identity") if getattr(config.loss, name)]
     if weighed and isinstance(encoder.face_encoder, OnnxFaceEncoder):
         raise ConfigError(

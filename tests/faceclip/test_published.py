@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from faceclip import published
 from faceclip.encoder import FaceCLIP
+from faceclip.errors import ConfigError
 from faceclip.published import CONFIG, convert, export, from_published, load_faceclip, to_published
 from faceclip.published_files import mention_license
 from faceclip.text_tower import tokenize
@@ -109,6 +110,42 @@ def test_convert_and_export_bit_for_bit(file, tmp_path, prefix):
     assert sum(name.startswith("face_encoder.") for name in stored) * 2 == sum(
         ".face_encoder." in name for name in original
     )
+
+
+@torch.no_grad()
+def test_a_file_with_two_face_encoders_keeps_both(state, model, tmp_path):
+    """Each branch sees the face through its own encoder, as its half of a model that shares that encoder does."""
+    own = {name: tensor for name, tensor in state.items() if name.startswith("face_clip_g.face_encoder.")}
+    own = {name: tensor * 1.1 if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+    torch.save(state | own, tmp_path / "two.pt")
+    pair = load_faceclip(tmp_path / "two.pt", config=SMALL)
+    by_g = FaceCLIP(**SMALL).eval()
+    shared = state | own | {name.replace("_g.", "_l.", 1): tensor for name, tensor in own.items()}
+    by_g.load_state_dict(from_published(shared, by_g, "state")[0])
+    found, left, right = (m.encode(PROMPTS, faces()) for m in (pair, model, by_g))
+    assert (left.tokens - right.tokens).abs().max() > 0.01
+    torch.testing.assert_close(found.tokens[..., :32], left.tokens[..., :32], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.tokens[..., 32:], right.tokens[..., 32:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.pooled, right.pooled, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.identity, left.identity, atol=1e-6, rtol=0)
+    empty = pair.encode(PROMPTS).tokens
+    torch.testing.assert_close(empty[..., 32:], by_g.encode(PROMPTS).tokens[..., 32:], atol=1e-6, rtol=0)
+    again = pair.encode(PROMPTS, face_features=pair.face_features(faces()))
+    torch.testing.assert_close(again.tokens, found.tokens, atol=0, rtol=0)
+    alone = pair.single("g").encode(PROMPTS, faces())
+    torch.testing.assert_close(alone.tokens, right.tokens[..., 32:], atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match=r"hold those of 1 face encoder.*, this model has 2: make them by its own"):
+        pair.encode(PROMPTS, face_features=model.face_features(faces()))
+    with pytest.raises(ConfigError, match=r"hold those of 2 face encoder.*, this model has 1"):
+        model.encode(PROMPTS, face_features=pair.face_features(faces()))
+
+    convert(tmp_path / "two.pt", tmp_path / "ours", config=SMALL)
+    export(tmp_path / "ours", tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(tensor, (state | own)[name]) for name, tensor in back.items())
+    for loaded in (load_faceclip(tmp_path / "ours"), FaceCLIP.from_pretrained(tmp_path / "ours").eval()):
+        assert torch.equal(loaded.encode(PROMPTS, faces()).tokens, found.tokens)
 
 
 def test_license_is_mentioned_and_printed(file, tmp_path, monkeypatch, caplog, capsys):

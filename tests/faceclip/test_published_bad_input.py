@@ -18,7 +18,7 @@ from faceclip.encoder import FaceCLIP
 from faceclip.encoder_inputs import check_features
 from faceclip.errors import CheckpointError, ConfigError, FaceClipError
 from faceclip.face_encoder import FaceFeatures
-from faceclip.published import convert, export, load_faceclip, load_unet
+from faceclip.published import convert, export, from_published, load_faceclip, load_unet
 from tests.faceclip.published_case import CONFIG as SMALL
 
 
@@ -144,15 +144,12 @@ def test_tensors_twice(state, tmp_path):
     assert "twice" in refused(changed(state, tmp_path, **{f"model.{name}": state[name]}))
 
 
-def test_face_encoders_that_differ(state, tmp_path):
+def test_face_encoders_that_differ_do_not_fit_a_shared_one(state):
     name = "face_clip_g.face_encoder.norm.bias"
     for other in (state[name] + 1, state[name].double()):  # equal numbers of another type are not the same file
-        message = refused(changed(state, tmp_path, **{name: other}))
-        assert f"face_clip_l.face_encoder.norm.bias and {name} differ" in message
-        assert "copy the `face_encoder.` tensors of one branch over those of the other" in message
-    copied = {n: t for n, t in state.items() if not n.startswith("face_clip_g.face_encoder.")}
-    copied |= {n.replace("_l.", "_g.", 1): t for n, t in state.items() if n.startswith("face_clip_l.face_encoder.")}
-    assert load_faceclip(changed(copied, tmp_path), config=SMALL)  # the remedy that the message gives
+        with pytest.raises(CheckpointError, match=rf"face_clip_l.face_encoder.norm.bias and {name} differ") as caught:
+            from_published(state | {name: other}, FaceCLIP(**SMALL), "state")
+        assert "give one of shared_face=False" in str(caught.value)
 
 
 @pytest.mark.parametrize(("part", "name", "value"), [

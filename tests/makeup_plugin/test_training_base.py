@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from faceclip.errors import CheckpointError
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import CheckpointError, ConfigError
 from train_generator.config import GeneratorConfig
 from train_generator.loading import base_directory, build_pipeline
 
@@ -27,6 +28,14 @@ def test_adapter_names_the_base_it_was_trained_on(config, tmp_path):
 def test_missing_parts_name_the_argument(config, tmp_path, part):
     (tmp_path / part).rename(tmp_path / "away")
     with pytest.raises(CheckpointError, match=rf"{part.split('/')[0]}=.* (cannot be loaded|no image_tower)"):
+        build_pipeline(config)
+
+
+def test_an_encoder_with_two_face_encoders_is_refused(config, pipeline):
+    shared = pipeline.joint_encoder
+    own = FaceCLIP(**{name: value for name, value in shared.config.items() if name[0] != "_"} | {"shared_face": False})
+    own.save_pretrained(config.encoder)
+    with pytest.raises(ConfigError, match=r"encoder=.*each of its branches has a face encoder of its own"):
         build_pipeline(config)
 
 
