@@ -19,6 +19,7 @@ from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import StepContext, TrainerConfig
+from faceclip.strict_loading import load_strictly
 from faceclip.text_tower import END, TextTower, tokenize, used_tokens
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.measure import recall_among
@@ -283,7 +284,7 @@ def build(config: ClipConfig) -> tuple[ClipTask, CaptionedSource]:
 def load_towers(path: Path) -> dict[str, nn.Module]:
     """The three exported towers."""
     kinds = {"image_tower": ImageTower, "text_tower_l": TextTower, "text_tower_g": TextTower}
-    return {name: kind.from_pretrained(path / name) for name, kind in kinds.items()}
+    return {name: load_strictly(kind.from_pretrained, kind, path / name) for name, kind in kinds.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from faceclip.errors import CheckpointError, ConfigError, FaceClipError
+from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipError
 from faceclip.runtime import MapSource, Task, Trainer, TrainerConfig, parse_config
 from faceclip.runtime.checkpoints import MANIFEST, write_atomically
-from train_encoder.towers.card import Card, Metric, dataset_facts, write_card
+from train_encoder.towers.card import Card, Metric, data_command, dataset_facts, read_card, write_card
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -23,6 +23,9 @@ PRESETS = Path(__file__).parent / "presets"
 @dataclass(kw_only=True)
 class TowerConfig:
     """Common fields: `data` is a data set directory, `out` receives the run, `export` the finished tower.
+
+    `--measure EXPORT` in front of the fields trains nothing: it measures a finished export on the data of its card and
+    renews the card's figures.
 
     `half`: store the exported weights in 16 bits; the figures of the card are measured on what is stored.
     """
@@ -56,17 +59,60 @@ class Tower:
 
 
 def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
-    """`train_tower` of `Tower(**options)` as a command: prints the figures, or the error of a user; returns the exit
-    status."""
+    """`train_tower`, or after `--measure` `measure_again`, of `Tower(**options)` as a command.
+
+    Prints the figures, or the error of a user; returns the exit status.
+    """
+    words, tower = sys.argv[1:] if argv is None else list(argv), Tower(**options)
     try:
-        export, metrics = train_tower(config_class, sys.argv[1:] if argv is None else argv, Tower(**options))
+        if words[:1] == ["--measure"]:
+            export, metrics = measure_again(config_class, words[1:], tower)
+            done = f"figures renewed in {export}"
+        else:
+            export, metrics = train_tower(config_class, words, tower)
+            done = f"exported to {export}"
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for key, metric in metrics.items():
         print(f"{key}: {metric}")
-    print(f"exported to {export}")
+    print(done)
     return 0
+
+
+def measure_again(config_class: type[TowerConfig], words: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
+    """Measure a finished export, `words[0]`, and write the figures into its cards, which keep what they say of the
+    training; the other words configure as in training.
+
+    Raises CheckpointError and ConfigError for what the user gave, DataError where the export has no card or `data` is
+    not the data set that the card names.
+    """
+    if not words or "=" in words[0] or words[0].startswith("-"):
+        raise ConfigError("--measure: name an export of this command, as in --measure EXPORT data=DIR")
+    export, config = Path(words[0]), _configured(config_class, words[1:], tower)
+    facts = dataset_facts(Path(config.data))
+    cards = {folder: read_card(folder, title=tower.title, summary=tower.summary, notes=tower.notes)
+             for folder in _card_folders(export, tower)}  # fmt: skip
+    for folder, card in cards.items():
+        if facts != card.data:
+            raise DataError(f"data={config.data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
+                            f"{folder} speaks of {data_command(card.data)}")  # fmt: skip
+    metrics = tower.measure(export, config)
+    for folder, card in cards.items():
+        write_card(folder, card, metrics)
+    return export, metrics
+
+
+def _configured(config_class: type[TowerConfig], words: list[str], tower: Tower) -> TowerConfig:
+    """The configuration of a command line, which must name the data."""
+    config = parse_config(config_class, words, presets=tower.presets / tower.name)
+    if not config.data:
+        raise ConfigError("data: name the data set directory, as in data=DIR")
+    return config
+
+
+def _card_folders(export: Path, tower: Tower) -> list[Path]:
+    return [export / part for part in tower.parts] or [export]
 
 
 def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
@@ -78,9 +124,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ConfigError(f"a tower is trained by one process, and the launcher started {processes}: run "
                           f"python -m {tower.package}.towers.{tower.name} without it")  # fmt: skip
-    config = parse_config(config_class, argv, presets=tower.presets / tower.name)
-    if not config.data:
-        raise ConfigError("data: name the data set directory, as in data=DIR")
+    config = _configured(config_class, argv, tower)
     data = dataset_facts(Path(config.data))
     torch.manual_seed(config.trainer.seed)
     task, source = tower.build(config)
@@ -112,7 +156,7 @@ def _finish(export: Path, config: TowerConfig, tower: Tower, card: Card) -> Mapp
         if config.half:
             halve(copy)
         metrics = tower.measure(copy, config)
-        for folder in [copy / part for part in tower.parts] or [copy]:
+        for folder in _card_folders(copy, tower):
             write_card(folder, card, metrics)
         write_atomically(export, lambda folder: shutil.copytree(copy, folder, dirs_exist_ok=True))
     return metrics

@@ -16,6 +16,7 @@ from eval.judge import POSE_SCALE, Judge
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.runtime import StepContext, TrainerConfig
+from faceclip.strict_loading import load_strictly
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.sources import JitterConfig, jitter_image
 
@@ -160,7 +161,9 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         name="judge",
         build=build,
-        measure=lambda path, config: measure(Judge.from_pretrained(path), Path(config.data), "test"),
+        measure=lambda path, config: measure(
+            load_strictly(Judge.from_pretrained, Judge, path), Path(config.data), "test"
+        ),
         title="Attribute and pose judge, 64 px (evaluation only)",
         summary=(
             "A small residual network that reads attributes, head pose and five landmarks from a rendered "

@@ -10,6 +10,7 @@ from pathlib import Path
 from eval.metrics import Estimate
 from faceclip.face_encoder import FaceViT
 from faceclip.runtime import TrainerConfig
+from faceclip.strict_loading import load_strictly
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
 from train_encoder.towers.sources import CropSource, JitterConfig
@@ -48,7 +49,7 @@ def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
 
 def measure(path: Path, config: RecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 on the test identities of the exported recognizer."""
-    model = FaceViT.from_pretrained(path)
+    model = load_strictly(FaceViT.from_pretrained, FaceViT, path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 

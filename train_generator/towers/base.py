@@ -20,16 +20,15 @@ from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import module_hash
-from faceclip.errors import ConfigError, DataError, FaceClipError
-from faceclip.runtime import StepContext, parse_config
+from faceclip.errors import ConfigError
+from faceclip.runtime import StepContext
 from faceclip.text_tower import tokenize
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, prediction_target
-from train_encoder.towers.card import data_command, dataset_facts, read_card, write_card
 from train_generator.loading import load_frozen
 from train_generator.towers.attributes import LatentClassifier, attribute_classes, named_attributes
-from train_generator.towers.command import PRESETS, TowerConfig, run_tower
+from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.latents import VAE_REMEDY, cached_latents, weights_hash
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 from train_generator.towers.sampling import sample_portraits
@@ -59,8 +58,7 @@ class BaseConfig(TowerConfig):
     classifier learns. An attribute_weight of 0 is none of it.
 
     `measured_images`: how many pictures the card's figures stand on; 1,600 name each judged attribute for more than
-    200 of 300 people. `--measure EXPORT` (with `data=` and, if they are not the shipped ones, the frozen parts) trains
-    nothing: it measures a finished export and renews the figures of its card.
+    200 of 300 people.
 
     Raises ConfigError for negative weights and for a feature_weight without the classifier.
     """
@@ -303,12 +301,13 @@ def measure(path: Path, config: BaseConfig, split: str = "test") -> dict[str, Es
     """How often the judge finds what prompts of a split name, in pictures of fixed seeds."""
     vae_path, towers = parts_of(config)
     judge = judge_of(config)
+    unet = load_frozen(UNet2DConditionModel, path / "unet", "base", "give an export of this command")
     arrays = load_arrays(config.data, split, size=config.size)
     prompts, wanted, people = judged_prompts(arrays, config.measured_images)
     # In the training's precision: bf16 products make 1,600 pictures in about half the time.
     with torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16"):
         images = sample_portraits(
-            UNet2DConditionModel.from_pretrained(path / "unet").eval(),
+            unet,
             load_frozen(AutoencoderKL, vae_path, "vae", VAE_REMEDY),
             DDIMScheduler.from_pretrained(path / "scheduler"),
             towers,
@@ -345,63 +344,30 @@ def judged_prompts(arrays: FaceArrays, count: int) -> tuple[list[str], list[dict
     return prompts[:count], wanted[:count], np.array(people[:count])
 
 
-def renew_card(directory: Path, config: BaseConfig) -> Mapping[str, Estimate]:
-    """Measure a finished export and write the figures into its card, which keeps what it says of the training.
-
-    directory: holds `unet` and `scheduler`, and the card beside them or in `unet`. Raises CheckpointError where there
-    is no base or no card, DataError where `data` is not the data set that the card names.
-    """
-    remedy = "give an export of this command, or the folder that ships with the package"
-    load_frozen(UNet2DConditionModel, directory / "unet", "--measure", remedy)
-    folder = directory if (directory / "metrics.json").is_file() else directory / "unet"
-    card = read_card(folder, **ABOUT)
-    facts = dataset_facts(Path(config.data))
-    if facts != card.data:
-        raise DataError(f"data={config.data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
-                        f"{folder} speaks of {data_command(card.data)}")  # fmt: skip
-    metrics = measure(directory, config)
-    write_card(folder, card, metrics)
-    return metrics
-
-
-def _measure_command(directory: str, words: list[str]) -> int:
-    try:
-        config = parse_config(BaseConfig, words, presets=PRESETS / "base")
-        if not config.data:
-            raise ConfigError("data: name the data set directory, as in data=DIR")
-        metrics = renew_card(Path(directory), config)
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for key, metric in metrics.items():
-        print(f"{key}: {metric}")
-    return 0
-
-
-ABOUT = {
-    "title": "Tiny SDXL base (UNet2DConditionModel, 64 px)",
-    "summary": (
-        "A small text-to-image model of SDXL's class on the tiny autoencoder's latents, with both text towers "
-        "and text_time conditioning. Trained on renders of synthetic identities; it draws nothing else."
-    ),
-    "notes": (
-        "The shipped weights were trained in four goes, each from the one before (init=): 9,000 steps on the 2,000 "
-        "people of seed 2026, 12,000 with region_weights on the 6,000 people of seed 2027, 7,500 more of the same "
-        "(the first of 12,000 at a rate of 6e-4), and the 9,000 of this card with the losses of the classifier, "
-        "whose weights (attribute, feature) were 0.2, 1.5 up to step 1,858, 0.2, 3 up to 4,424 and 0.5, 3 after "
-        "it. The classifier learned on the same data beside it; the judge that gives the figures took no part. "
-        "Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m train_generator.towers.base --measure "
-        "makeup_plugin/weights/tiny data=DIR`."
-    ),
-}
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m train_generator.towers.base`; returns the exit status."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["--measure"] and len(words) > 1:
-        return _measure_command(words[1], words[2:])
-    return run_tower(BaseConfig, words, name="base", build=build, measure=measure, **ABOUT)
+    return run_tower(
+        BaseConfig,
+        argv,
+        name="base",
+        build=build,
+        measure=measure,
+        parts=("unet",),
+        title="Tiny SDXL base (UNet2DConditionModel, 64 px)",
+        summary=(
+            "A small text-to-image model of SDXL's class on the tiny autoencoder's latents, with both text towers "
+            "and text_time conditioning. Trained on renders of synthetic identities; it draws nothing else."
+        ),
+        notes=(
+            "The shipped weights were trained in four goes, each from the one before (init=): 9,000 steps on the 2,000 "
+            "people of seed 2026, 12,000 with region_weights on the 6,000 people of seed 2027, 7,500 more of the same "
+            "(the first of 12,000 at a rate of 6e-4), and the 9,000 of this card with the losses of the classifier, "
+            "whose weights (attribute, feature) were 0.2, 1.5 up to step 1,858, 0.2, 3 up to 4,424 and 0.5, 3 after "
+            "it. The classifier learned on the same data beside it; the judge that gives the figures took no part. "
+            "Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m train_generator.towers.base "
+            "--measure makeup_plugin/weights/tiny data=DIR`."
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.runtime import StepContext
+from faceclip.strict_loading import load_strictly
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
 from train_encoder.towers.measure import rank1_hits
@@ -221,7 +222,7 @@ def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
     cosine to the recognizer's mean of the person, and how often the attributes are read rightly."""
     source = load_source(config, "test")
     arrays = source.arrays
-    model = LatentRecognizer.from_pretrained(path).eval()
+    model = load_strictly(LatentRecognizer.from_pretrained, LatentRecognizer, path).eval()
     latents, identity = torch.from_numpy(np.array(source.latents)), np.asarray(arrays.identity)
     index, frontal = np.asarray(arrays.index), np.asarray(arrays.index) == 0
     clean = read_noisy(model, latents, 0, torch.Generator().manual_seed(0)).identity.numpy()

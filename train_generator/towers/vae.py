@@ -17,6 +17,7 @@ from torch import Tensor
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.runtime import StepContext
+from faceclip.strict_loading import load_strictly
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
@@ -177,7 +178,7 @@ def build(config: VaeConfig) -> tuple[VaeTask, PortraitSource]:
 
 def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:
     """Mean PSNR on the test identities."""
-    model = AutoencoderKL.from_pretrained(path).eval()
+    model = load_strictly(AutoencoderKL.from_pretrained, AutoencoderKL, path).eval()
     test = load_arrays(config.data, "test", size=config.size)
     return {"PSNR (dB)": identity_bootstrap(psnr(model, test.images), np.asarray(test.identity))}
 

@@ -26,7 +26,7 @@ CASES = {
     "recognizer": (recognizer, FaceViT, ["model.image_size=36", "model.width=48", "model.heads=2", "model.depth=1"]),
     "second_recognizer": (second_recognizer, SecondRecognizer, ["model.widths=[8,16]", "model.image_size=32"]),
     "judge": (judge, Judge, ["model.widths=[8,16]", "model.hidden=32"]),
-    "fitter": (fitter, FaceFitter, ["model.widths=[8,16]", "model.depths=null", "model.hidden=32"]),
+    "fitter": (fitter, FaceFitter, ["model.widths=[8,16]", "model.depths=null", "model.hidden=32", "model.looks=1"]),
 }
 
 
@@ -70,6 +70,41 @@ def test_clip_command_exports_three_towers(tiny_dataset: Path, tmp_path: Path) -
     left, right = (TextTower.from_pretrained(export / f"text_tower_{letter}") for letter in "lg")
     assert left.config.vocabulary == right.config.vocabulary and len(left.config.vocabulary) < 1000
     assert (export / "text_tower_g" / "metrics.json").exists()
+
+
+def test_a_finished_tower_is_measured_anew(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its card gets figures of the weights as they are and keeps what it says of the training."""
+    small = ["model.widths=[8,16]", "model.hidden=32", f"data={tiny_dataset}"]
+    assert judge.main([*small, f"out={tmp_path}", "trainer.steps=2", *QUICK]) == 0
+    export = tmp_path / "export"
+    before = json.loads((export / "metrics.json").read_text())
+    file = export / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    weights = file.read_bytes()
+    assert judge.main(["--measure", str(export), *small]) == 0
+    after = json.loads((export / "metrics.json").read_text())
+    assert after["metrics"] != before["metrics"]
+    assert {**after, "metrics": None} == {**before, "metrics": None}
+    assert file.read_bytes() == weights
+    assert f"`{before['command']}`" in (export / "README.md").read_text()
+    capsys.readouterr()
+
+    def refused(*words: str) -> str:
+        assert judge.main(["--measure", *words]) == 2
+        return capsys.readouterr().err
+
+    assert "error: --measure: name an export" in refused(*small)
+    assert "error: --measure: name an export" in refused()
+    assert "data: name the data set directory" in refused(str(export))
+    (export / "metrics.json").write_text(json.dumps({**before, "data": {**before["data"], "seed": 8}}))
+    assert "speaks of python -m faceclip.data.synthetic --out DIR" in refused(str(export), *small)
+    (export / "metrics.json").write_text(json.dumps(before))
+    file.write_bytes(weights[:1000])
+    assert "cannot be loaded as Judge" in refused(str(export), *small)
+    (export / "metrics.json").unlink()
+    assert "cannot read the card" in refused(str(export), *small)
 
 
 @pytest.mark.parametrize(
