@@ -8,12 +8,12 @@ from faceclip.data.arrays import FaceArrays
 
 
 def labels_of(arrays: FaceArrays) -> Labels:
-    """Identity, attributes as words, and captions with the values they name.
+    """Identity, attributes as words ("" where they cannot be seen), and captions with the values they name.
 
     Of photos nobody says which picture of a person is the frontal one: it is the one whose fitted yaw and pitch are
     least.
     """
-    values = {name: arrays.attribute_values(name) for name in arrays.vocabularies}
+    values = arrays.seen_values
     descriptions = [
         [
             Description(

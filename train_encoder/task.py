@@ -228,7 +228,7 @@ def fitting(features: SplitFeatures, row: int, number: int) -> np.ndarray:
             start, stop = features.caption_start[other : other + 2]
             fits[other] = asked in features.words[start:stop]
     for name in caption.named:
-        fits &= arrays.attributes[name] == arrays.attributes[name][row]
+        fits &= arrays.seen_values[name] == arrays.seen_values[name][row]
     return fits
 
 

@@ -88,6 +88,9 @@ def evaluate(
             arm.shading_scale and pipeline.shading_channel is None
         ):
             raise ConfigError(f"{model} lacks a channel that arm {arm.name} needs: leave it out of --arms")
+        if arm.shading_scale and pipeline.face_fitter is None:
+            raise ConfigError(f"{model} has no face_fitter, whose shading maps arm {arm.name} needs: train with a "
+                              "fitter, or leave the arm out of --arms")  # fmt: skip
     trained_steps = pipeline.scheduler.config.num_train_timesteps
     if sampling.steps > trained_steps:
         raise ConfigError(f"--steps must be at most {trained_steps}, which {model} was trained with")
@@ -141,7 +144,7 @@ def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, refe
     out, and so is a row without any.
     """
     generator = np.random.default_rng(0)
-    values = {name: arrays.attribute_values(name) for name in arrays.vocabularies}
+    values = arrays.seen_values
     result = {}
     for label, same in (("real: another portrait of the person", True), ("real: a stranger", False)):
         shown, truth = [], []
@@ -152,7 +155,7 @@ def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, refe
             if not allowed.any():
                 continue
             row = int(generator.choice(np.flatnonzero(allowed)))
-            names = {name: str(values[name][row]) for name in job.names}
+            names = {name: str(values[name][row]) for name in job.names if values[name][row]}
             shown.append(row)
             truth.append(Job(reference=job.reference, prompt="", names=names, seed=0))
         if not shown:

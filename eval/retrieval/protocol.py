@@ -1,7 +1,8 @@
 """Which queries are asked, and which answers are right: pure functions of the labels.
 
-The gallery is every test portrait. A portrait answers a description when it has every attribute value that
-the description names, whichever portrait the words were written for; two portraits of one person that a short
+The gallery is every test portrait. A portrait answers a description when it shows every attribute value that
+the description names, whichever portrait the words were written for (what cannot be seen, such as the hair color of a
+bald head, is no answer); two portraits of one person that a short
 description does not tell apart are equally right. Of photos no attributes are known: there a portrait answers the words
 that were written for it, and no others.
 """

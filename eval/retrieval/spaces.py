@@ -73,17 +73,14 @@ class Portraits:
 def encode_portraits(
     model: RetrievalModel, images: NDArray[np.uint8], faces: FacePoints, *, batch: int = 64
 ) -> Portraits:
-    """Face and image embeddings of portraits (N, S, S, 3)."""
-    size = model.encoder.face_encoder.config.image_size
-    tokens = identity = None
+    """Face and image embeddings of portraits (N, S, S, 3); zeros for the face where none was found."""
+    encoder = model.encoder.face_encoder
+    size, config = encoder.config.image_size, encoder.config
+    tokens = torch.zeros(len(images), encoder.grid**2, config.width, dtype=torch.float16)
+    identity = torch.zeros(len(images), config.embedding_dim)
     for rows, crops in crop_batches(images, faces, size, batch=batch):
         features = model.encoder.face_features(crops.to(model.device))
-        if tokens is None:
-            tokens = torch.zeros(len(images), *features.tokens.shape[1:], dtype=torch.float16)
-            identity = torch.zeros(len(images), features.identity.shape[1])
         tokens[rows], identity[rows] = features.tokens.half().cpu(), features.identity.float().cpu()
-    if tokens is None:
-        raise CheckpointError("no face was found in any portrait: check the data, or give --no-detector")
     image = [
         model.image_tower(to_unit(np.asarray(images[start : start + batch])).to(model.device)).embedding.float().cpu()
         for start in range(0, len(images), batch)

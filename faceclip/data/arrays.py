@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceclip.data.captions import seen_values
 from faceclip.data.folder_lock import locked
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import DataError, EmptyDatasetError
@@ -73,12 +74,27 @@ class FaceArrays:
     @cached_property
     def captions(self) -> list[list[Caption]]:
         """The captions of each portrait; parsed on first use."""
-        rows = json.loads(self.captions_path.read_text(encoding="utf-8"))
-        return [[caption_from_dict(stored) for stored in row] for row in rows]
+        try:
+            rows = json.loads(self.captions_path.read_bytes())
+            return [[caption_from_dict(stored) for stored in row] for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.captions_path.parent, error) from error
 
     def attribute_values(self, name: str) -> NDArray[np.str_]:
         """The attribute as words (N,) instead of classes."""
         return np.array(self.vocabularies[name])[self.attributes[name]]
+
+    @cached_property
+    def seen_values(self) -> dict[str, NDArray[np.str_]]:
+        """What the pictures show of their attributes, as words (N,): "" where a value cannot be seen."""
+        values = {name: self.attribute_values(name) for name in self.vocabularies}
+        if self.regions is None or not values:
+            return values
+        seen = seen_values(values, self.regions)
+        for row, captions in enumerate(self.captions):  # at another size a region may seem to be just too small
+            for name in {name for caption in captions for name in caption.named}:
+                seen[name][row] = values[name][row]
+        return seen
 
 
 def load_arrays(
@@ -92,6 +108,8 @@ def load_arrays(
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if size is not None and size < 1:
+        raise DataError(f"size must be at least 1 px, got {size}")
     root = Path(directory)
     shards = shard_paths(root, split)
     content = _content_hash(root, split, shards)
@@ -280,6 +298,8 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
         if column not in row:
             continue
         picture = _decode_png(row[column], "L" if column == "regions" else "RGB", f"{where}, {column}")
+        if stored not in (0, picture.shape[0]):
+            raise DataError(f"{where}: {column} is {picture.shape[0]} px wide, image {stored}: they must be as large")
         stored = picture.shape[0]
         if size is not None and size != stored:
             shrinks = cv2.INTER_AREA if size < stored else cv2.INTER_CUBIC
@@ -324,6 +344,10 @@ def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]
     return picture
 
 
+def _damaged(cache: Path, error: Exception) -> DataError:
+    return DataError(f"the cache {cache} is damaged ({error!r}): delete this folder, it is built again")
+
+
 def _open(cache: Path, content: str, *, labelled: bool) -> FaceArrays:
     names = [item.name for item in fields(FaceArrays) if item.name not in (*_NOT_ARRAYS, *LABELS)]
     vocabularies = dict(VOCABULARIES) if labelled else {}
@@ -332,7 +356,7 @@ def _open(cache: Path, content: str, *, labelled: bool) -> FaceArrays:
         regions = np.load(cache / "regions.npy", mmap_mode="r") if labelled else None
         attributes = {name: np.load(cache / f"attribute_{name}.npy") for name in vocabularies}
     except (OSError, ValueError) as error:
-        raise DataError(f"the cache {cache} is damaged ({error}): delete this folder, it is built again") from error
+        raise _damaged(cache, error) from error
     return FaceArrays(
         **plain,
         regions=regions,

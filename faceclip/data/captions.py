@@ -49,6 +49,17 @@ _HAIR_COLORS = {
     "red": ("red", "ginger"),
     "gray": ("gray", "grey"),
 }
+_SHOWN_BY = {
+    "hair_color": "hair",
+    "hair_texture": "hair",
+    "glasses": "glasses",
+    "hat": "hat",
+    "hat_color": "hat",
+    "beard": "beard",
+    "makeup": "lips",
+    "clothes": "clothes",
+    "clothes_color": "clothes",
+}
 _BACKGROUNDS = {"dark": ("a dark background",)}
 
 # Before the subject ("a smiling person"), as a clause ("who is smiling"), and as a sentence of its own.
@@ -129,6 +140,21 @@ def _check(attributes: Mapping[str, str]) -> None:
     for name, values in VOCABULARIES.items():
         if attributes.get(name) not in values:
             raise DataError(f"attribute {name}={attributes.get(name)!r}: expected one of {', '.join(values)}")
+
+
+def seen_values(
+    values: Mapping[str, NDArray[np.str_]], regions: NDArray[np.uint8]
+) -> dict[str, NDArray[np.str_]]:
+    """What N pictures show of their attributes: `values` (N,) by name, and "" where a value cannot be seen and no
+    caption would state it (the hair color of a bald head, the length of hair under a hat). regions: (N, S, S)."""
+    shares = np.stack([np.bincount(labels.ravel(), minlength=len(REGIONS)) for labels in regions]) / regions[0].size
+    visible = dict(zip(REGIONS, (shares >= VISIBLE_SHARE).T, strict=True))
+    seen = {name: words.copy() for name, words in values.items()}
+    for name, region in _SHOWN_BY.items():
+        seen[name][(values[name] != "none") & ~visible[region]] = ""
+    bald = values["hair_length"] == "bald"
+    seen["hair_length"][(values["hat"] != "none") | (~bald & ~visible["hair"])] = ""
+    return seen
 
 
 def _visible_regions(regions: NDArray[np.uint8]) -> frozenset[str]:

@@ -10,6 +10,7 @@ from PIL import Image
 from eval.generation.__main__ import main
 from eval.generation.run import require_gallery
 from eval.generation.sampling import claim_folder, fitted_maps, load_pipeline, model_hash
+from eval.labels import labels_of
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError
 from makeup_plugin.provenance import read_provenance
@@ -75,6 +76,26 @@ def test_the_sheet_shows_the_map_that_the_arms_see(pipeline_export, tiny_dataset
     assert maps.keys() == {2, 5} and (maps[2] != maps[5]).any()
     pipeline.shading_channel = None
     assert fitted_maps(pipeline, [2], arrays) == {}
+
+
+def test_an_arm_without_what_draws_its_maps_is_refused_at_once(pipeline_export, arguments, tmp_path, capsys):
+    pipeline = load_pipeline(pipeline_export)
+    pipeline.register_modules(face_fitter=None)
+    pipeline.save_pretrained(tmp_path / "export")
+    assert main([*arguments, "--model", str(tmp_path / "export"), "--out", str(tmp_path / "out")]) == 2
+    assert "has no face_fitter, whose shading maps arm shading needs" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_a_portraits_hidden_hair_is_no_part_of_what_it_shows(tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train")
+    bald = arrays.attribute_values("hair_length") == "bald"
+    assert bald.any() and (arrays.attribute_values("hair_color")[bald] != "").all()
+    labels = labels_of(arrays)
+    assert (labels.attributes["hair_color"][bald] == "").all() and (labels.attributes["hair_color"] != "").any()
+    for row, descriptions in enumerate(labels.descriptions):
+        for description in descriptions:
+            assert all(labels.attributes[name][row] == value for name, value in description.names.items())
 
 
 def test_another_run_in_the_same_folder_is_refused(finished, arguments, capsys):

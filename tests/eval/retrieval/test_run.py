@@ -69,6 +69,13 @@ def test_undetected_portraits_are_misses_in_every_face_space(model, arrays):
     assert (result.outcomes["image alone"].precision[lost] > 0).any()  # needs no face
 
 
+def test_a_split_without_any_detected_face_is_all_misses(model, arrays):
+    points = FacePoints(landmarks=np.asarray(arrays.landmarks_5), found=np.zeros(len(arrays), dtype=bool))
+    result = evaluate_kind(model, encode_portraits(model, arrays.images, points), labels_of(arrays), "face")
+    assert (result.outcomes["joint"].precision == 0).all()
+    assert (result.outcomes["image alone"].precision > 0).any()
+
+
 def test_command_writes_json_and_report(joint_export, tiny_dataset, tmp_path, capsys):
     arguments = ["--model", str(joint_export), "--data", str(tiny_dataset), "--out", str(tmp_path)]
     assert main([*arguments, "--queries", "8"]) == 0
@@ -96,7 +103,8 @@ def test_photos_are_asked_for_by_their_own_words(joint_export, tiny_dataset, tmp
         (folder / split).mkdir(parents=True)
         for i in range(8):
             Image.fromarray(np.asarray(arrays.images[i])).save(folder / split / f"{i}.png")
-            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text, "identity": i // 4,
+            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text,
+                          "identity": int(arrays.identity[i]),
                           "points": np.asarray(arrays.landmarks_5[i]).tolist()})  # fmt: skip
         (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     status = import_photos([f"data.path={folder}", f"out={tmp_path / 'set'}", "size=64", "min_side=32", "test=test",

@@ -114,6 +114,17 @@ def test_missing_data_say_what_to_run(tmp_path):
         load_arrays(tmp_path, "test")
     with pytest.raises(DataError, match="unknown split 'tset'"):
         load_arrays(tmp_path, "tset")
+    with pytest.raises(DataError, match="size must be at least 1 px, got 0"):
+        load_arrays(tmp_path, "test", size=0)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b'[[{"text"')])
+def test_captions_lost_from_the_cache_are_named(tmp_path, damage):
+    write(tmp_path, [make_row(1, 0)])
+    arrays = load_arrays(tmp_path, "test")
+    damage(arrays.captions_path)
+    with pytest.raises(DataError, match=r"the cache .* is damaged .*delete this folder"):
+        _ = arrays.captions
 
 
 def test_incomplete_shards_are_counted(tmp_path):
@@ -135,6 +146,7 @@ def test_truncated_shard_is_named(tmp_path):
     [
         ({"image": {"bytes": b"no picture", "path": None}}, "identity 1, index 0, image is not a readable PNG"),
         ({"image": png(np.zeros((8, 16, 3), np.uint8))}, "16×8, expected a square"),
+        ({"shading": png(np.zeros((8, 8, 3), np.uint8))}, f"shading is 8 px wide, image {SIZE}: they must be as large"),
         ({"landmarks_5": [[1.0, 2.0]] * 4}, r"landmarks_5 has shape \(4, 2\)"),
         ({"attributes": {**make_row(0, 0)["attributes"], "hat": "crown"}}, "hat='crown'"),
         ({"regions": png(np.full((SIZE, SIZE), len(REGIONS), np.uint8))}, "label 13, the last known is 12"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from faceclip.data.captions import describe
+from faceclip.data.captions import describe, seen_values
 from faceclip.data.records import REGIONS, VOCABULARIES, caption_from_dict, caption_to_dict
 from faceclip.errors import DataError
 
@@ -87,6 +87,31 @@ def test_a_hat_hides_how_long_the_hair_is_and_whether_there_is_any():
             assert "hair_length" not in caption.named
         for caption in captions_of(seed, hat="cap", hair_length="bald"):
             assert "bald" not in caption.text
+
+
+def test_values_that_cannot_be_seen_are_left_empty():
+    """Plain; bald; with a hat; glasses and hair out of sight. What captions name, and only that, is there."""
+    people = [{}, {"hair_length": "bald"}, {"hat": "cap"}, {}]
+    regions = np.stack([ALL_VISIBLE] * 4)
+    regions[1][regions[1] == REGIONS.index("hair")] = 0
+    regions[3][np.isin(regions[3], [REGIONS.index("hair"), REGIONS.index("glasses")])] = 0
+    values = {name: np.array([{**PERSON, **person}[name] for person in people]) for name in PERSON}
+    seen = seen_values(values, regions)
+    assert seen["hair_color"].tolist() == ["red", "", "red", ""]
+    assert seen["hair_length"].tolist() == ["long", "bald", "", ""]
+    assert seen["glasses"].tolist() == ["round", "round", "round", ""]
+    assert seen["hat"].tolist() == ["none", "none", "cap", "none"]
+    assert seen["beard"].tolist() == ["none"] * 4 and seen["expression"].tolist() == ["smile"] * 4
+    assert values["hair_color"].tolist() == ["red"] * 4
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        person = random_person(generator)
+        labels = np.where(generator.random((13, 13)) < 0.5, ALL_VISIBLE, 0)
+        if person["hair_length"] == "bald":
+            labels[labels == REGIONS.index("hair")] = 0
+        shown = seen_values({name: np.array([value]) for name, value in person.items()}, labels[None])
+        for caption in describe(person, labels, generator):
+            assert all(shown[name][0] == person[name] for name in caption.named)
 
 
 def test_same_generator_same_captions():
