@@ -271,13 +271,20 @@ class PhotoImport:
             shutil.rmtree(final)  # of an import that was killed here
         final.mkdir()
         written = {file["path"]: file for block in state["blocks"] for file in block["files"]}
-        files, parts = [], {}
+        files, parts, homes = [], {}, {}
         for split in SPLITS if self.config.test else SPLITS[:2]:
             people: set[int] = set()
             images = 0
             for path in self._kept(split, final):
-                identity = pq.read_table(path, columns=["identity"])["identity"].to_pylist()
+                table = pq.read_table(path, columns=["identity", "person"]).to_pydict()
+                identity = table["identity"]
                 people.update(identity)
+                for number, person in zip(identity, table["person"], strict=True):
+                    if (home := homes.setdefault(number, split)) != split:
+                        raise DataError(
+                            f"{person!r} is in {home} and in {split}: a model would be measured on people that it was "
+                            "trained on; give each person to one split, or other people other names, with another out="
+                        )
                 images += len(identity)
                 whole = written[path.name]["rows"] == len(identity)
                 digest = written[path.name]["sha256"] if whole else file_hash(path)

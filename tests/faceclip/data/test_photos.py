@@ -183,11 +183,16 @@ def test_a_test_split(folder, table, tmp_path, capsys):
     kept = load_arrays(tmp_path / "set", "test", labelled=False)
     np.testing.assert_array_equal(kept.identity, [8] * 4 + [9] * 4)
     rows = [json.loads(line) for line in Path(table[0].removeprefix("data.path=")).read_text().splitlines()]
-    rows += [row | {"fold": "held"} for row in rows if row["fold"] == "validation"]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    again = [row | {"fold": "held"} for row in rows if row["fold"] == "validation"]
+    (tmp_path / "both.jsonl").write_text("\n".join(map(json.dumps, rows + again)))
+    both = [*table, f"data.path={tmp_path / 'both.jsonl'}"]
+    assert main(words(folder, tmp_path / "both", *both, "test=held")) == 2
+    assert "'person 8' is in validation and in test: a model would be measured on people" in capsys.readouterr().err
+    held = [row | {"fold": "held"} if row["identity"] == "person 9" else row for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, held)))
     by_value = [*table, f"data.path={tmp_path / 'rows.jsonl'}"]
     assert main(words(folder, tmp_path / "folds", *by_value, "test=held")) == 0, capsys.readouterr()
-    assert load_arrays(tmp_path / "folds", "test", labelled=False).identity.tolist() == [8] * 4 + [9] * 4
+    assert load_arrays(tmp_path / "folds", "test", labelled=False).identity.tolist() == [9] * 4
     assert main(words(folder, tmp_path / "twice", *by_value, "test=validation")) == 2
     assert "name the same split: validation, train, validation" in capsys.readouterr().err
     assert main(words(other, tmp_path / "typo", "data.validation_share=0.4", "test=hold")) == 2
