@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from faceclip.files import replace_picture
+from makeup_plugin.provenance import Provenance, save_image
 
 GAP, TOP = 6, 60  # px between tiles; of the line of headers
 LETTERS = 21  # per line of text above or beside a tile of 128 px
@@ -20,9 +20,10 @@ def save_sheet(
     *,
     row_labels: Sequence[str] | None = None,
     pixels: int = 128,
+    provenance: Provenance | None = None,
 ) -> None:
     """Pictures (H, W, 3) in rows below a line of headers, each `pixels` high and wide; None leaves a gap. Labels of the
-    rows stand in a column before them.
+    rows stand in a column before them. `provenance` of generated pictures is written into the file.
 
     Raises DataError when the disk is full or not writable; an earlier sheet then stays.
     """
@@ -40,7 +41,7 @@ def save_sheet(
             if picture is not None:
                 tile = Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left + column * (pixels + GAP), top))
-    replace_picture(path, sheet)
+    save_image(sheet, path, provenance)
 
 
 def wrap(text: str, width: int = LETTERS) -> str:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from faceclip.errors import FaceClipError
 from faceclip.faces import prepare_faces
-from faceclip.files import replace_picture
 from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.provenance import save_image, sheet_record
 
 PHOTOS = {
     "group": Path(str(files("insightface"))) / "data/images/t1.jpg",
@@ -49,7 +49,7 @@ def draw(arguments: argparse.Namespace) -> None:
         for row, picture in enumerate(pictures):
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (column * side, row * side))
-    replace_picture(arguments.out, sheet)
+    save_image(sheet, arguments.out, sheet_record(model=arguments.model, prompts=[PROMPT]))
     print(f"{len(rows)} faces → {arguments.out}")
 
 

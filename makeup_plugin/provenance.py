@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,6 +95,19 @@ def make_records(
         )
         for index, (text, face, seed) in enumerate(zip(prompts, has_face, seeds, strict=True))
     ]
+
+
+def sheet_record(*, model: str, prompts: Sequence[str] = ()) -> Provenance:
+    """The record of one picture that shows several generated ones, none of them watermarked."""
+    return make_records(
+        model=model,
+        prompts=["\n".join(prompts)],
+        has_face=[True],
+        seeds=[None],
+        watermark=None,
+        settings={"sheet": True},
+        record_prompt=False,
+    )[0]
 
 
 def save_image(image: Image.Image, path: str | Path, provenance: Provenance | None) -> Path:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from faceclip.data.cache import module_hash
 from faceclip.face_encoder import FaceFeatures
-from faceclip.files import replace_picture
 from faceclip.runtime import StepContext
 from faceclip.runtime.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
@@ -34,6 +33,7 @@ from makeup_plugin.losses import (
     prediction_target,
     semantic_alignment_loss,
 )
+from makeup_plugin.provenance import save_image, sheet_record
 from makeup_plugin.sampling import denoise
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig
@@ -311,7 +311,7 @@ class GeneratorTask:
             columns.append(self._sample_columns(part, noise[rows]))
         grid = torch.cat(columns, dim=2)
         pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        replace_picture(path, Image.fromarray(pixels))
+        save_image(Image.fromarray(pixels), path, sheet_record(model=self.config.base))
 
     def _sample_columns(self, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
         """Columns (3, 3 S, B S) of the grid, in [0, 1]."""

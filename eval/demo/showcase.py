@@ -18,6 +18,7 @@ from eval.report import Report
 from eval.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, FaceClipError
+from makeup_plugin.provenance import sheet_record
 
 PROMPTS = (
     "A smiling person with red hair.",
@@ -93,7 +94,8 @@ def build_report(root: Path) -> Path:
         "reference is a person's first portrait turned by 10 to 40° without sunglasses or hat, where there is one."
     )
     report.image_grid(grid, row_labels=labels, column_labels=headers, pixels=128)
-    save_sheet(root / "portraits.png", grid, headers)
+    record = sheet_record(model=str(root / "generator" / "export"), prompts=PROMPTS)
+    save_sheet(root / "portraits.png", grid, headers, provenance=record)
 
     report.append_parts(root / "generation" / "report.json")
     report.text(

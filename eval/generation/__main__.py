@@ -19,6 +19,7 @@ from eval.report import Report, write_json
 from eval.sheet import save_sheet
 from faceclip.errors import FaceClipError
 from faceclip.runtime.checkpoints import make_folder
+from makeup_plugin.provenance import sheet_record
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -94,7 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.out / "results.json", content)
         path = report.write(options.out / "report.html")
         report.save_parts(options.out / "report.json")
-        save_sheet(options.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts)
+        record = sheet_record(model=str(options.model), prompts=shown.prompts)
+        save_sheet(
+            options.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts, provenance=record
+        )
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ from PIL import Image
 
 from eval.sheet import GAP, TOP, save_sheet, wrap
 from faceclip.errors import DataError
+from makeup_plugin.provenance import hash_prompt, read_provenance, sheet_record
 from tests.full_disk import largest_file
 
 
@@ -19,6 +20,16 @@ def test_tiles_stand_where_their_column_and_row_are(tmp_path):
     assert sheet.getpixel(middle) == (255, 0, 0)
     assert sheet.getpixel((middle[0] + step, middle[1] + step)) == (0, 0, 255)
     assert sheet.getpixel((middle[0] + step, middle[1])) == sheet.getpixel((middle[0], middle[1] + step)) == (255,) * 3
+
+
+def test_a_sheet_of_generated_pictures_says_so(tmp_path):
+    tile = np.zeros((4, 4, 3), np.uint8)
+    save_sheet(tmp_path / "sheet.png", [[tile]], ["a"], provenance=sheet_record(model="runs/mine", prompts=["a man"]))
+    record = read_provenance(tmp_path / "sheet.png")
+    assert record["ai_generated"] and record["model"] == "runs/mine" and record["watermark"] is None
+    assert record["prompt_sha256"] == hash_prompt("a man") and record["prompt"] is None
+    save_sheet(tmp_path / "plain.png", [[tile]], ["a"])
+    assert read_provenance(tmp_path / "plain.png") is None
 
 
 def test_a_sheet_that_does_not_fit_on_the_disk_leaves_the_earlier_one(tmp_path):
