@@ -57,12 +57,14 @@ def training_facts(towers: Towers, features: SplitFeatures) -> dict[str, str]:
 
 
 def _data_hash(features: SplitFeatures) -> str:
-    """The content hash of data in this project's layout; of others, who is shown and in which words, row by row."""
+    """The content hash of data in this project's layout; of others, who is shown, in which picture and in which words,
+    row by row."""
     known = getattr(features.arrays, "content_hash", None)
     if known is not None:
         return known
     digest = hashlib.sha256()
-    for values in (features.arrays.identity, features.words, features.caption_start):
+    arrays = features.arrays
+    for values in (arrays.identity, arrays.pictures, features.words, features.caption_start):
         digest.update(np.ascontiguousarray(values))
     return digest.hexdigest()
 

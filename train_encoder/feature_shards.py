@@ -9,6 +9,7 @@ that was killed go on with the same bytes.
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,25 +36,38 @@ from train_encoder.towers_io import Towers
 KINDS = ("records", "faces", "images", "captions")
 
 
+def feature_device(device: str) -> torch.device:
+    """The device that `data.device` names; "cuda" is this process' own GPU under a launcher.
+
+    Raises ConfigError if there is no such device.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    try:
+        found = torch.device(f"cuda:{rank}" if device == "cuda" and rank else device)
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
+    return found
+
+
 @contextmanager
 def towers_on(device: str, towers: Towers) -> Iterator[None]:
     """Context in which the towers whose features are kept lie on `data.device`, without gradient and with the fastest
     products there. Raises ConfigError if there is no such device."""
-    try:
-        usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
-    except RuntimeError as error:
-        raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
-    if not usable:
-        raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
+    place = feature_device(device)
     parts = (towers.recognizer, towers.image, towers.text_g)
     try:
         for tower in parts:
-            tower.to(device)
-        with torch.no_grad(), cpu_inference(torch.device(device)):
+            tower.to(place)
+        with torch.no_grad(), cpu_inference(place):
             yield
     finally:
         for tower in parts:
             tower.to("cpu")
+        if place.type == "cuda":
+            torch.cuda.empty_cache()  # training wants the memory that lay under the towers
 
 
 class FeatureBuilder:
@@ -255,14 +269,15 @@ class FeatureBuilder:
             tokens = tokenize(batch)
             cut += sum(len(tokenizer().encode(texts[start + row])) + 2 > tokens.shape[1]
                        for row in torch.nonzero(tokens[:, -1]).flatten().tolist())  # fmt: skip
-            found.append(self.towers.text_g(used_tokens(tokens).to(self.config.device)).embedding.float().cpu().numpy())
+            ids = used_tokens(tokens).to(feature_device(self.config.device))
+            found.append(self.towers.text_g(ids).embedding.float().cpu().numpy())
         return {"caption": np.concatenate(found)}, cut
 
     def _batches(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
         """(B, 3, S, S) in [0, 1] on the device, `batch_size` at a time."""
         for start in range(0, len(images), self.config.batch_size):
             stacked = torch.from_numpy(np.stack(images[start : start + self.config.batch_size]))
-            yield stacked.to(self.config.device).permute(0, 3, 1, 2).float() / 255
+            yield stacked.to(feature_device(self.config.device)).permute(0, 3, 1, 2).float() / 255
 
 
 def records_of(records: ShardFolder, number: int) -> dict[str, str]:

@@ -7,7 +7,9 @@ takes the words of `python -m train_encoder` and builds the cache that training 
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
+from functools import cache as once
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from faceclip.runtime import parse_config
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, used_tokens
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.feature_shards import FeatureBuilder, towers_on
+from train_encoder.feature_shards import FeatureBuilder, feature_device, towers_on
 from train_encoder.towers_io import Towers, load_towers
 
 Rows = NDArray | ShardedArray
@@ -40,6 +42,7 @@ class PortraitLabels:
     identity: NDArray[np.int64]
     captions: Sequence[Sequence[Caption]]
     names: Sequence[str] = field(default=())
+    pictures: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (N,) digests of what was cut
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -152,6 +155,7 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
         identity=person[rows],
         captions=CaptionTexts(shards, rows),
         names=PersonNames(shards, rows),
+        pictures=records["digest"][:][rows],
     )
     return SplitFeatures(
         arrays=labels,
@@ -232,25 +236,35 @@ def split_features(
         step = stop - start if device == "cpu" else batch_size
         return (range(first, min(first + step, stop)) for first in range(start, stop, step))
 
+    stack = ExitStack()
+
+    @once
+    def place() -> torch.device:
+        """Puts the towers on their device for the first chunk that is missing: a complete cache needs none."""
+        stack.enter_context(towers_on(device, towers))
+        return feature_device(device)
+
     def faces(start: int, stop: int) -> dict[str, NDArray]:
-        identity, tokens = [], []
+        where, identity, tokens = place(), [], []
         for rows in batches(start, stop):
             crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
                      for i in rows]  # fmt: skip
-            found = towers.recognizer(_unit(np.stack(crops), device))
+            found = towers.recognizer(_unit(np.stack(crops), where))
             identity.append(found.identity.cpu().numpy())
             tokens.append(found.tokens.to(torch.float16).cpu().numpy())
         return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
 
     def images(start: int, stop: int) -> dict[str, NDArray]:
-        found = (towers.image(_unit(np.array(arrays.images[rows.start : rows.stop]), device))
+        where = place()
+        found = (towers.image(_unit(np.array(arrays.images[rows.start : rows.stop]), where))
                  for rows in batches(start, stop))  # fmt: skip
         return {"image": np.concatenate([part.embedding.cpu().numpy() for part in found])}
 
     texts = [caption.text for captions in arrays.captions for caption in captions]
 
     def captions(start: int, stop: int) -> dict[str, NDArray]:
-        found = (towers.text_g(used_tokens(tokenize(texts[rows.start : rows.stop])).to(device))
+        where = place()
+        found = (towers.text_g(used_tokens(tokenize(texts[rows.start : rows.stop])).to(where))
                  for rows in batches(start, stop))  # fmt: skip
         return {"caption": np.concatenate([part.embedding.cpu().numpy() for part in found])}
 
@@ -261,7 +275,7 @@ def split_features(
                 preprocessing=preprocessing, count=count, build=build, progress=advance,
             )  # fmt: skip
 
-    with towers_on(device, towers):
+    with stack:
         face = cached("faces", towers.recognizer, f"landmarks, {size} px", len(arrays), faces)
         picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
         text = cached("captions", towers.text_g, "plain", len(texts), captions)
@@ -275,7 +289,7 @@ def split_features(
     )  # fmt: skip
 
 
-def _unit(images: NDArray[np.uint8], device: str) -> torch.Tensor:
+def _unit(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """(B, H, W, 3) uint8 → (B, 3, H, W) in [0, 1] on the device."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 

@@ -2,11 +2,10 @@
 
 An entry is keyed by what decides its content: the data's hash, the model's hash and the preprocessing. It is built in
 chunks of rows, so an interrupted build goes on where it stopped; every chunk is hashed when written and verified when
-the entry is opened. Files: one memory-mapped `.npy` per field and `manifest.json`.
+the entry is opened. Files: one memory-mapped `.safetensors` per field and `manifest.json`.
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.folder_lock import locked
+from faceclip.data.shards import DTYPES, map_safetensors
 from faceclip.errors import ConfigError, DataError
 
 CHUNK = 256
+_FORMAT = "safetensors"
+_NAMES = {np.dtype(code).str: name for name, code in DTYPES.items()}  # of types, in the file's header
 Builder = Callable[[int, int], Mapping[str, NDArray]]
 
 
@@ -73,7 +75,8 @@ def cached_features(
         DataError: a file that was changed or truncated since it was written (the message says what to delete), a
             disk that is full, or a builder that changes its mind about shapes.
     """
-    key = hashlib.sha256(f"{data_hash}|{model_hash}|{preprocessing}|{count}|{CHUNK}".encode()).hexdigest()[:20]
+    facts = f"{data_hash}|{model_hash}|{preprocessing}|{count}|{CHUNK}|{_FORMAT}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:20]
     folder = Path(root) / f"{name}-{key}"
     manifest = _read_manifest(folder)
     done = len(manifest["chunks"])
@@ -96,7 +99,7 @@ def cached_features(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for field, values in rows.items():
-                _write_rows(folder / f"{field}.npy", values, start, count)
+                _write_rows(folder / f"{field}.safetensors", field, values, start, count)
             manifest["chunks"].append({field: hashlib.sha256(values).hexdigest() for field, values in rows.items()})
             _write_manifest(folder, manifest)
         except OSError as error:
@@ -109,26 +112,21 @@ def cached_features(
     return _open(folder, manifest)
 
 
-def _write_rows(path: Path, values: NDArray, start: int, count: int) -> None:
-    """Rows from number `start` of an array file of `count` rows, which is made when missing.
+def _write_rows(path: Path, field: str, values: NDArray, start: int, count: int) -> None:
+    """Rows from number `start` of a safetensors file of `count` rows, which is made when missing.
 
     Plain writes, not a memory map: on a full disk a map ends the process by SIGBUS.
     """
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header,
-        {
-            "descr": np.lib.format.dtype_to_descr(values.dtype),
-            "fortran_order": False,
-            "shape": (count, *values.shape[1:]),
-        },
-    )
     row = values.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
+    entry = {"dtype": _NAMES[values.dtype.str], "shape": [count, *values.shape[1:]], "data_offsets": [0, count * row]}
+    words = json.dumps({field: entry}).encode()
+    words += b" " * (-len(words) % 8)  # the numbers begin at a multiple of 8
+    header = len(words).to_bytes(8, "little") + words
     with path.open("r+b" if start else "wb") as file:
         if start == 0:
-            file.write(header.getvalue())
-            file.truncate(header.tell() + count * row)
-        file.seek(header.tell() + start * row)
+            file.write(header)
+            file.truncate(len(header) + count * row)
+        file.seek(len(header) + start * row)
         file.write(values.tobytes())
         file.flush()
         os.fsync(file.fileno())
@@ -139,15 +137,15 @@ def _verify(folder: Path, arrays: Mapping[str, NDArray], expected: dict[str, str
     for field, values in arrays.items():
         if hashlib.sha256(np.ascontiguousarray(values[start:stop])).hexdigest() != expected.get(field):
             raise DataError(
-                f"{folder / field}.npy is corrupt: rows {start} to {stop} differ from what was written; delete the "
-                f"folder {folder}, it is built again"
+                f"{folder / field}.safetensors is corrupt: rows {start} to {stop} differ from what was written; delete "
+                f"the folder {folder}, it is built again"
             )
 
 
 def _open(folder: Path, manifest: dict) -> dict[str, NDArray]:
     try:
-        return {k: np.load(folder / f"{k}.npy", mmap_mode="r") for k in manifest["fields"]}
-    except (OSError, ValueError) as error:
+        return {k: map_safetensors(folder / f"{k}.safetensors")[k] for k in manifest["fields"]}
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cached features {folder} cannot be read ({error}): delete {folder}") from error
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from faceclip.data.digests import write_json
 from faceclip.errors import DataError
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 
 
 def short_key(*parts: object) -> str:
@@ -134,7 +134,7 @@ def map_safetensors(path: Path) -> dict[str, NDArray]:
     for name, entry in header.items():
         if name != "__metadata__":
             start, stop = (8 + length + offset for offset in entry["data_offsets"])
-            arrays[name] = data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            arrays[name] = data[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return arrays
 
 

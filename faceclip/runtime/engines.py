@@ -224,8 +224,9 @@ class ZeroEngine:
                 raise CheckpointError(f"optimizer state {number}: {whole} values expected, the checkpoint has {found}")
             here = slice(dist.get_rank() * len(flat), (dist.get_rank() + 1) * len(flat))
             flat.copy_(mine.pop("master")[here])
+            # The count of steps too: CUDA's fused kernels want it where the weights are.
             self._base.state[flat] = {
-                key: value[here].to(flat.device).clone() if value.ndim else value.clone() for key, value in mine.items()
+                key: (value[here] if value.ndim else value).to(flat.device, copy=True) for key, value in mine.items()
             }
 
     def _pieces(self) -> Sequence[Tensor]:

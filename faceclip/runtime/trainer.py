@@ -199,22 +199,24 @@ class Trainer:
     def _one_large_batch(self, engine: Engine, generator: torch.Generator, window: Window) -> Tensor:
         """The step of a contrastive task: features of all chunks, one loss, and every chunk once more."""
         count = self.config.accumulate
-        chunks = [(self._fetch(micro, window), self._context(micro, generator)) for micro in range(count)]
+        contexts = [self._context(micro, generator) for micro in range(count)]
+        batches: list[dict[str, Any]] = []
         parameters = list(self.trainable.values())
 
-        def encode(chunk: tuple[dict[str, Any], StepContext]) -> dict[str, Tensor]:
-            return self.module(_to_device(chunk[0], self.device), chunk[1], only_features=True)
+        def encode(context: StepContext) -> dict[str, Tensor]:
+            batches.append(self._fetch(context.micro_step, window))  # the next chunk is read meanwhile
+            return self.module(_to_device(batches[-1], self.device), context, only_features=True)
 
         def loss(features: dict[str, Tensor]) -> Tensor:
-            value, parts = self.module.loss_of(features, chunks[0][1])
+            value, parts = self.module.loss_of(features, contexts[0])
             window.add(parts)
             return value
 
-        first = first_pass(encode, chunks, loss, parameters=parameters, generators=(generator,))
+        first = first_pass(encode, contexts, loss, parameters=parameters, generators=(generator,))
         # What the loss itself sends to its parameters is spread over the chunks, so that every parameter takes part
         # in every backward pass: DistributedDataParallel and ZeRO wait for all of them.
         own = [(p, g / count) for p, g in zip(parameters, first.own, strict=True) if g is not None]
-        for number, (batch, context) in enumerate(chunks):
+        for number, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
             with engine.accumulating(number + 1 == count), first.replayed(number):
                 pull = (first.cotangents[number], own)
                 engine.backward(engine.model(_to_device(batch, self.device), context, pull=pull))

@@ -5,6 +5,7 @@ import resource
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from faceclip.data.cache import CHUNK, cached_features, module_hash
 from faceclip.errors import DataError
@@ -62,19 +63,25 @@ def test_every_part_of_the_key_counts(tmp_path, key):
     assert len(other.calls) == 3
 
 
+def test_files_are_safetensors(tmp_path):
+    values = read(tmp_path, Counting())
+    (path,) = tmp_path.glob("test-*/square.safetensors")
+    np.testing.assert_array_equal(load_file(path)["square"], values["square"])
+
+
 def test_a_changed_file_is_found(tmp_path):
     read(tmp_path, Counting())
-    (path,) = tmp_path.glob("test-*/square.npy")
+    (path,) = tmp_path.glob("test-*/square.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match=rf"square\.npy is corrupt: rows {2 * CHUNK} to {COUNT}.*delete"):
+    with pytest.raises(DataError, match=rf"square\.safetensors is corrupt: rows {2 * CHUNK} to {COUNT}.*delete"):
         read(tmp_path, Counting())
 
 
 def test_a_truncated_file_is_found(tmp_path):
     read(tmp_path, Counting())
-    (path,) = tmp_path.glob("test-*/square.npy")
+    (path,) = tmp_path.glob("test-*/square.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="delete"):
         read(tmp_path, Counting())
