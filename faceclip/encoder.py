@@ -20,7 +20,14 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from faceclip.cpu_inference import cpu_inference
-from faceclip.encoder_inputs import check_faces, check_features, check_prompts, check_tokens, check_vectors
+from faceclip.encoder_inputs import (
+    check_faces,
+    check_features,
+    check_prompts,
+    check_tokens,
+    check_vectors,
+    tell_cut,
+)
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
 from faceclip.fusion import FeatureFusion
@@ -193,7 +200,10 @@ class JointEncoder(ModelMixin, ConfigMixin):
         if isinstance(prompts, Tensor):
             tokens = check_tokens(prompts, ID_INDEX + 1, self.branches[0].text.config.context).to(device)
         else:
-            tokens = tokenize([TEMPLATE + p if has_face else p for p in check_prompts(prompts)]).to(device)
+            texts = [TEMPLATE + p if has_face else p for p in check_prompts(prompts)]
+            tokens = tokenize(texts)
+            tell_cut(texts, tokens)
+            tokens = tokens.to(device)
         if features is None:
             features = self._face(torch.zeros(1, 3, 8, 8) if faces is None else check_faces(faces))
         each = self._features_of_branches(features, len(tokens))

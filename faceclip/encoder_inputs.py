@@ -1,5 +1,6 @@
 """Checks of what users hand to the joint encoder: typed errors that name the argument and the remedy."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from faceclip.errors import ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
-from faceclip.text_tower import VOCABULARY_SIZE
+from faceclip.text_tower import VOCABULARY_SIZE, tokenizer
+
+logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3  # how far resampling or 16-bit arithmetic may leave [0, 1]
 
@@ -68,12 +71,22 @@ def check_faces(faces: Any) -> Tensor:
     return faces
 
 
+def tell_cut(prompts: Sequence[str], tokens: Tensor) -> None:
+    """Logs which words of `prompts`, tokenized to `tokens` (B, L), did not fit into the L tokens."""
+    length = tokens.shape[1]
+    for row in torch.nonzero(tokens[:, -1]).flatten().tolist():
+        ids = tokenizer().encode(prompts[row])
+        if len(ids) + 2 > length:
+            logger.warning("prompt %d has more than %d tokens; not read: %r", row, length,
+                           tokenizer().decode(ids[length - 2 :]).strip())  # fmt: skip
+
+
 def check_features(features: Any, count: int, width: int, identity_dim: int) -> FaceFeatures:
     """Features of a face encoder with `count` tokens, as given.
 
     Raises:
-        ConfigError: another type, other sizes, as of another face encoder, NaN or infinity. Reading the values waits
-            for the device, so a training step on a GPU leaves it to the trainer, which looks at the loss.
+        ConfigError: another type, other sizes, as of another face encoder, and on the CPU NaN or infinity. Reading the
+            values elsewhere would wait for the device in every step; a trainer looks at the loss.
     """
     if not isinstance(features, FaceFeatures):
         raise ConfigError(f"face_features must be FaceFeatures, got {type(features).__name__}")
@@ -84,8 +97,7 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
             f"{identity}: were they made by another face encoder?"
         )
     for name, values in (("tokens", features.tokens), ("identity", features.identity)):
-        trained = torch.is_grad_enabled() and values.device.type != "cpu"
-        if not trained and not _is_finite(values):
+        if values.device.type == "cpu" and not _is_finite(values):
             raise ConfigError(f"face_features.{name} holds NaN or infinite numbers: encode these faces again")
     return features
 

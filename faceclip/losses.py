@@ -45,11 +45,12 @@ def sigmoid_contrastive_loss(
         query_groups (N,), target_groups (M,): equal groups with unequal labels are left out of the sum.
 
     Raises:
-        ConfigError: sizes that do not fit together, no targets, labels that are missing or no integers.
+        ConfigError: sizes that do not fit together, no targets, labels that are missing or no integers, or scalars that
+            are none.
     """
-    _check(queries, targets, query_labels, target_labels, query_groups, target_groups)
     labels = (query_labels, target_labels, query_groups, target_groups)
-    return _RowBlockLoss.apply(queries, targets, log_scale, bias, labels, _sigmoid_block)
+    _check(queries, targets, *labels, log_scale=log_scale, bias=bias)
+    return _RowBlockLoss.apply(queries, targets, log_scale.reshape(()), bias.reshape(()), labels, _sigmoid_block)
 
 
 def infonce_loss(
@@ -66,21 +67,28 @@ def infonce_loss(
     Arguments as in `sigmoid_contrastive_loss`; one direction (add the transposed call for the symmetric form). Rows
     without a positive contribute nothing but count in the mean.
     """
-    _check(queries, targets, query_labels, target_labels, query_groups, target_groups)
     labels = (query_labels, target_labels, query_groups, target_groups)
+    _check(queries, targets, *labels, log_scale=log_scale)
+    log_scale = log_scale.reshape(())
     return _RowBlockLoss.apply(queries, targets, log_scale, torch.zeros_like(log_scale), labels, _softmax_block)
 
 
-def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None) -> None:
+def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None, **scalars: Tensor) -> None:
     if queries.ndim != 2 or targets.ndim != 2 or queries.shape[1] != targets.shape[1]:
         shapes = tuple(queries.shape), tuple(targets.shape)
         raise ConfigError(f"queries (N, D) and targets (M, D) expected, got {shapes[0]} and {shapes[1]}")
     if len(targets) == 0:
         raise ConfigError(f"targets is empty, shape {tuple(targets.shape)}: a contrastive loss needs at least one")
+    for name, value in scalars.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"{name} must be a tensor with one number, got {found}")
     names = ("query_labels", "target_labels", "query_groups", "target_groups")
     for name, value, rows in zip(names, labels, (len(queries), len(targets)) * 2, strict=True):
         if value is None and name.endswith("labels"):
             raise ConfigError(f"{name} is missing: give the ({rows},) identities that decide which pairs are positive")
+        if value is not None and not isinstance(value, Tensor):
+            raise ConfigError(f"{name} must be a tensor of integers, got {type(value).__name__}")
         if value is not None and value.shape != (rows,):
             raise ConfigError(f"{name} must have shape ({rows},), got {tuple(value.shape)}")
         if value is not None and (value.is_floating_point() or value.is_complex()):

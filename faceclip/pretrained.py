@@ -33,7 +33,8 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
 
     Raises:
         CheckpointError: nothing of that name, another class, damaged files, or weights that do not fit the class.
-        ConfigError: an open_clip id that does not exist, or a source that has no tower of this kind.
+        ConfigError: an open_clip id that does not exist, weights for another activation than the model's, or a source
+            that has no tower of this kind.
     """
     source, _, rest = name.partition(":")
     if source == "open_clip" and rest:
@@ -62,9 +63,19 @@ def _from_open_clip(spec: str, kind: Kind) -> nn.Module:
     if tag and tag not in open_clip.list_pretrained_tags_by_model(model_name):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model_name))
         raise ConfigError(f"open_clip:{spec}: {model_name} has no weights {tag!r}; there are: {known}")
-    model = open_clip.create_model(model_name, pretrained=tag or None)
     settings = open_clip.get_model_config(model_name)
     quick = bool(settings.get("quick_gelu", False))
+    if tag and bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu", False)) != quick:
+        other = model_name.removesuffix("-quickgelu") if quick else f"{model_name}-quickgelu"
+        raise ConfigError(f"open_clip:{spec}: the weights {tag!r} were trained with another activation than that of "
+                          f"{model_name}; take {other}")  # fmt: skip
+    if kind == "text" and not {"width", "layers", "heads"} <= settings["text_cfg"].keys():
+        raise ConfigError(f"open_clip:{spec}: its text side is no transformer of open_clip's own")
+    try:
+        model = open_clip.create_model(model_name, pretrained=tag or None)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"open_clip:{spec}: the weights could not be fetched or read ({error}): check the "
+                              "network, or give a directory") from error  # fmt: skip
     return (text_tower_from_open_clip if kind == "text" else image_tower_from_open_clip)(model, settings, quick)
 
 

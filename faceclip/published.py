@@ -206,8 +206,8 @@ def _empty_model_for(published: Mapping[str, Tensor], config: dict[str, Any] | N
 def _same_bits(first: Tensor, second: Tensor) -> bool:
     if first.dtype != second.dtype:
         return False
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
-    return torch.equal(first.view(bits), second.view(bits))  # as numbers NaN would differ from itself
+    first, second = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (first, second))
+    return torch.equal(first, second)  # as numbers NaN would differ from itself
 
 
 def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tuple]:

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Container, Iterator, Mapping
@@ -27,7 +28,8 @@ from faceclip.errors import CheckpointError, ConfigError
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LISTED = 8  # names of each kind of problem that a message holds
-# What constructors of models, ours and others', make of settings of a wrong type, zeros, or sizes that do not divide.
+# What constructors of models, ours and others', make of settings of a wrong type, zeros, or sizes that do not divide;
+# and torch.load of damaged files.
 BAD_SETTINGS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
@@ -121,7 +123,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(path) and not _is_old_pickle(path):
             raise CheckpointError(f"{path} is truncated or no PyTorch file ({error}): download it again") from error
         raise CheckpointError(f"{path} holds more than tensors and is refused (weights_only): {error}") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
+    except (EOFError, OSError, zipfile.BadZipFile, struct.error, *BAD_SETTINGS) as error:
         raise CheckpointError(f"{path} cannot be read, it may be truncated ({error}): download it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors")

@@ -13,7 +13,8 @@ from torch import nn
 from faceclip.errors import CheckpointError
 
 _LISTED = 3
-_DAMAGE = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError)  # what a damaged file or configuration gives
+# What a damaged file or configuration gives.
+_DAMAGE = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
 def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str | Path, **options: Any) -> Any:

@@ -326,6 +326,7 @@ class FaceMakeUpPipeline(
                 landmarks=landmarks,
                 policy=policy,
                 detector=self.detector if landmarks is None else self._detector,
+                what="shading_image",
             )
         elif not bool(references.has_face.any()):
             return None
@@ -393,6 +394,7 @@ class FaceMakeUpPipeline(
         check_generator(generator, count)
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        if tuple(latents.shape) != shape:
-            raise ConfigError(f"latents must be {shape}, got {tuple(latents.shape)}")
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
+            found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ConfigError(f"latents must be a tensor {shape}, got {found}")
         return latents.to(device=device, dtype=self.unet.dtype)

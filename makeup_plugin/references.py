@@ -42,19 +42,21 @@ def prepare_references(
     landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
     policy: str = "largest",
     detector: FaceDetector | None = None,
+    what: str = "image",
 ) -> References:
     """Find and align the face of each image.
 
     A single image (path, PIL image, array H,W,3) or a list, None for an entry without a person. `count`
     images are needed: one image serves all. `landmarks` (5,2) px per image, in the order of `faceclip.faces`,
-    skip detection. Raises the errors of `faceclip.errors` naming the image by its position.
+    skip detection. `what`: the argument that `images` is to the caller. Raises the errors of `faceclip.errors` naming
+    the argument and the image's position.
     """
-    sources = as_list(images)
+    sources = as_list(images, what)
     if count is not None and len(sources) not in (1, count):
-        raise ConfigError(f"{len(sources)} images do not go with {count} prompts: give 1 or {count}")
+        raise ConfigError(f"{what}: {len(sources)} images do not go with {count} prompts, give 1 or {count}")
     points = _landmark_list(landmarks, len(sources))
     faces = [
-        None if source is None else _prepare(source, given, index, policy, detector)
+        None if source is None else _prepare(source, given, f"{what} {index}", policy, detector)
         for index, (source, given) in enumerate(zip(sources, points, strict=True))
     ]
     if count is not None and len(faces) == 1:
@@ -70,13 +72,12 @@ def prepare_references(
     return References(faces=faces, crops=crops, has_face=has_face)
 
 
-def as_list(images: Images) -> list[ImageSource | None]:
-    """One image or many as a list; an array with four dimensions is many."""
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, list | tuple):
-        if not images:
-            raise ConfigError("image is an empty list: give at least one image, or None for text alone")
+def as_list(images: Images, what: str = "image") -> list[ImageSource | None]:
+    """One image or many as a list; an array with four dimensions is many. Raises ConfigError, naming the argument
+    `what`, where there is none."""
+    if isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4):
+        if not len(images):
+            raise ConfigError(f"{what} is an empty list: give at least one image, or None for text alone")
         return list(images)
     return [images]
 
@@ -110,15 +111,14 @@ def fitted_shading(
 
 def given_shading(images: Images, count: int, *, height: int, width: int) -> Tensor:
     """Shading maps that the caller brings, (count,3,height,width) in [0,1]; None entries are black."""
-    sources = as_list(images)
+    sources = as_list(images, "shading_map")
     if len(sources) not in (1, count):
         raise ConfigError(f"{len(sources)} shading maps do not go with {count} images: give 1 or {count}")
-    maps = [
-        torch.zeros(3, height, width)
-        if source is None
-        else _resized(torch.from_numpy(load_image(source)).permute(2, 0, 1) / 255, height, width)
-        for source in sources
-    ]
+    maps = [torch.zeros(3, height, width)] * len(sources)
+    for index, source in enumerate(sources):
+        if source is not None:
+            pixels = load_image(source, name=f"shading_map {index} ({describe_source(source)})")
+            maps[index] = _resized(torch.from_numpy(pixels).permute(2, 0, 1) / 255, height, width)
     return torch.stack(maps * count if len(maps) == 1 else maps)
 
 
@@ -132,9 +132,9 @@ def shading_pictures(maps: Tensor | None, keep: Tensor | None, count: int) -> li
 
 
 def _prepare(
-    source: ImageSource, landmarks: ArrayLike | None, index: int, policy: str, detector: FaceDetector | None
+    source: ImageSource, landmarks: ArrayLike | None, place: str, policy: str, detector: FaceDetector | None
 ) -> PreparedFace:
-    name = f"image {index} ({describe_source(source)})"
+    name = f"{place} ({describe_source(source)})"
     if landmarks is None:
         return prepare_face(source, policy=policy, detector=detector, name=name)
     points = _as_numbers(landmarks)

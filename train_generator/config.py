@@ -52,7 +52,7 @@ class LossConfig:
     `train_generator.sampled`: sampled_rows of a batch, with a sampler of sampled_steps steps that is left at a random
     one of its timesteps up to sampled_below.
 
-    Raises ConfigError for a negative weight, and for less than one sampled row or step.
+    Raises ConfigError for a negative weight, and for less than one row, step or factor.
     """
 
     min_snr_gamma: float = 0.0
@@ -74,7 +74,7 @@ class LossConfig:
         for name in (*weights, "sampled_identity"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loss.{name}: must not be negative, got {getattr(self, name)}")
-        for name in ("sampled_rows", "sampled_steps"):
+        for name in ("alignment_factor", "identity_rows", "sampled_rows", "sampled_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loss.{name}: must be at least 1, got {getattr(self, name)}")
 
@@ -131,6 +131,9 @@ class GeneratorConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        for name in ("size", "validation_rows", "sample_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.same_picture <= 1:
             raise ConfigError(f"same_picture: must be in [0, 1], got {self.same_picture}")
         if self.loss.sampled_identity and not self.adapter.shading:

@@ -18,6 +18,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[
 MAX_PIXELS = 64_000_000
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+# Pillow's decoders report damaged files by any of these.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError, AssertionError)
 
 
 def describe_source(source: ImageSource) -> str:
@@ -78,8 +80,7 @@ def _read_file(path: Path | io.BytesIO, max_pixels: int, name: str) -> NDArray[n
         raise ImageTooLargeError(f"{name} is refused before decoding ({error}): shrink the picture") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{name} is not a picture in one of {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError) as error:
-        # Pillow's decoders report damaged files by any of these.
+    except _DAMAGE as error:
         if isinstance(error, UnreadableImageError | ImageTooLargeError):
             raise
         raise UnreadableImageError(f"{name} cannot be read ({error}): the file may be damaged or private") from error
@@ -88,7 +89,7 @@ def _read_file(path: Path | io.BytesIO, max_pixels: int, name: str) -> NDArray[n
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             # Pillow's own conversion clips at 255 instead of scaling.
             grey = np.asarray(image).astype(np.float64)
@@ -100,8 +101,17 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
         return np.array(image.convert("RGB"))
-    except OSError as error:
-        raise UnreadableImageError(f"{name} is damaged or truncated ({error})") from error
+    except _DAMAGE as error:
+        if isinstance(error, UnreadableImageError):
+            raise
+        raise UnreadableImageError(f"{name} is damaged, closed, or of a mode without RGB ({error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGE:  # of the EXIF block alone: the pixels are there, and nothing says how they should be turned
+        return image
 
 
 def _from_array(array: NDArray[np.generic], max_pixels: int, name: str) -> NDArray[np.uint8]:

@@ -89,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration file ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(content or {}, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(content).__name__}")

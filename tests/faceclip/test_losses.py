@@ -201,16 +201,31 @@ def test_dtypes_come_back_and_autocast_changes_nothing():
         ({"query_labels": torch.full((70,), torch.nan)}, "query_labels must be integers"),
         ({"query_groups": torch.zeros(70, dtype=torch.int64)}, "together"),
         ({"targets": torch.zeros(90, 25)}, r"got \(70, 24\) and \(90, 25\)"),
+        ({"query_labels": list(range(70))}, "query_labels must be a tensor of integers, got list"),
+        ({"log_scale": 2.6}, "log_scale must be a tensor with one number, got float"),
+        ({"log_scale": torch.zeros(2)}, r"log_scale must be a tensor with one number, got shape \(2,\)"),
     ],
 )
 def test_bad_input(change, message):
     (q, t), labels, _ = case()
     one = torch.tensor(1.0)
-    arguments = {"queries": q, "targets": t, "query_labels": labels[0], "target_labels": labels[1]} | change
-    both = {"log_scale": one, "bias": one}
-    for loss, scalars in ((sigmoid_contrastive_loss, both), (infonce_loss, {"log_scale": one})):
+    arguments = {"queries": q, "targets": t, "query_labels": labels[0], "target_labels": labels[1], "log_scale": one}
+    for loss, scalars in ((sigmoid_contrastive_loss, {"bias": one}), (infonce_loss, {})):
         with pytest.raises(ConfigError, match=message):
-            loss(**arguments, **scalars)
+            loss(**arguments | scalars | change)
+
+
+def test_scalars_of_one_row():
+    """Hugging Face's SigLIP keeps scale and bias so."""
+    (q, t), labels, _ = case()
+    found = []
+    for shape in ((), (1,)):
+        scale, bias = (torch.full(shape, value, requires_grad=True) for value in (2.0, -3.0))
+        loss = sigmoid_contrastive_loss(q, t, scale, bias, *labels)
+        assert loss.shape == ()
+        found.append([loss, *(gradient.reshape(()) for gradient in torch.autograd.grad(loss, (scale, bias)))])
+        assert bias.shape == scale.shape == shape
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 # Loss, reference, and where the trained scalars start: log scale, then bias.

@@ -80,6 +80,9 @@ def test_a_normalization_that_cannot_be_is_refused(wrong):
         ("open_clip:ViT-Nowhere/openai", "text", ConfigError, "no model 'ViT-Nowhere'"),
         ("open_clip:ViT-B-32/nobody", "text", ConfigError, "no weights 'nobody'"),
         ("open_clip:ViT-B-32/openai", "face", ConfigError, "no face encoder"),
+        ("open_clip:ViT-L-14/openai", "text", ConfigError, "another activation than that of ViT-L-14; take"),
+        ("open_clip:ViT-L-14-quickgelu/laion2b_s32b_b82k", "text", ConfigError, "no weights"),
+        ("open_clip:roberta-ViT-B-32", "text", ConfigError, "its text side is no transformer of open_clip's own"),
         ("arcface:/nowhere.pth", "face", CheckpointError, "is not a file"),
         ("arcface:/nowhere.pth", "text", ConfigError, "not a text tower"),
         ("tiny/nobody", "face", CheckpointError, "ships no weights"),
@@ -88,6 +91,12 @@ def test_a_normalization_that_cannot_be_is_refused(wrong):
 def test_names_that_lead_nowhere(name, kind, error, message):
     with pytest.raises(error, match=message):
         load_tower(name, kind)
+
+
+def test_weights_that_cannot_be_fetched_are_named(monkeypatch):
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no network")))
+    with pytest.raises(CheckpointError, match=r"open_clip:ViT-B-32-quickgelu/openai: .*fetched or read \(no network\)"):
+        load_tower("open_clip:ViT-B-32-quickgelu/openai", "text")
 
 
 def test_arcface_weights_of_another_size_are_refused(tmp_path):

@@ -52,6 +52,16 @@ def changed(state: dict, tmp_path: Path, without: str = "", **more) -> Path:
     return tmp_path / "bad.pt"
 
 
+def test_an_impossible_configuration_of_a_directory(converted, tmp_path):
+    """torch's attention says that by an AssertionError."""
+    shutil.copytree(converted, tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    config["text_l"]["heads"] = 5
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be loaded as FaceCLIP"):
+        FaceCLIP.from_pretrained(tmp_path / "ours")
+
+
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_problems_are_listed(state, tmp_path, prefix):
     bad = dict(state)
@@ -78,6 +88,16 @@ def test_all_names_are_carried_by_the_error(state, tmp_path):
     again = pickle.loads(pickle.dumps(error))  # as workers hand errors on
     assert str(again) == str(error) and again.missing == error.missing
     assert CheckpointError("x").missing == ()
+
+
+def test_old_files_cut_anywhere(state, tmp_path):
+    """The unpickler fails in another way at every place."""
+    torch.save({"face_clip_l.proj1.bias": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pt").read_bytes()
+    for length in range(0, len(whole), 7):
+        (tmp_path / "cut.pt").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"cut\.pt"):
+            load_faceclip(tmp_path / "cut.pt", config=SMALL)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])

@@ -308,6 +308,9 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"landmarks must be \(5, 2\) px per image"),
         ({"prompt": ["a", "b", "c"], "image": [None, None]}, "2 images do not go with 3 prompts"),
         ({"image": []}, "image is an empty list"),
+        ({"image": np.zeros((0, 8, 8, 3))}, "image is an empty list"),
+        ({"shading_image": []}, "shading_image is an empty list"),
+        ({"shading_image": [None, None]}, "shading_image: 2 images do not go with 1 prompts"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
         ({"num_inference_steps": 2.5}, r"num_inference_steps must be a whole number, got 2\.5"),
@@ -325,7 +328,8 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"guidance_scale": "2"}, "guidance_scale must be a finite number, got '2'"),
         ({"guidance_scale": None}, "guidance_scale must be a finite number, got None"),
         ({"callback_on_step_end": "x"}, r"callback_on_step_end must be callable .* got 'x'"),
-        ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be \(1, 4, 8, 8\)"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be a tensor \(1, 4, 8, 8\), got \(1, 4, 4, 4\)"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, r"latents must be a tensor \(1, 4, 8, 8\), got ndarray"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 1 images"),
         ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 4 images"),
         (
@@ -342,6 +346,23 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
 def test_impossible_arguments_are_named(pipeline, arguments, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**{"prompt": "a man", **PLAIN, **arguments})
+
+
+def test_errors_say_which_argument_a_picture_came_by(pipeline, tmp_path):
+    grey = Image.new("RGB", (64, 64), "gray")
+    with pytest.raises(NoFaceError, match=r"shading_image 0 \(PIL image"):
+        pipeline("a man", group_photo(), shading_image=grey, **PLAIN)
+    with pytest.raises(NoFaceError, match=r"in image 0 \(PIL image"):
+        pipeline("a man", grey, **PLAIN)
+    with pytest.raises(UnreadableImageError, match=r"shading_map 1 \(image file '.*gone\.png'\) does not exist"):
+        pipeline(["a", "b"], shading_map=[None, tmp_path / "gone.png"], **PLAIN)
+
+
+def test_words_that_are_not_read_are_told(pipeline, caplog):
+    pipeline("a man with a hat " * 20 + "and round glasses", **PLAIN)
+    (record,) = [record for record in caplog.records if record.name == "faceclip.encoder_inputs"]
+    assert "prompt 0 has more than 77 tokens; not read: " in record.getMessage()
+    assert record.getMessage().endswith("and round glasses'")
 
 
 def test_what_is_no_image_is_told_by_its_position(pipeline):

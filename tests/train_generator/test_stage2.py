@@ -17,6 +17,7 @@ from faceclip.data.arrays import load_arrays
 from faceclip.data.photos import main as import_photos
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import TEMPLATE, FaceCLIP
+from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
@@ -25,6 +26,7 @@ from faceclip.text_tower import TextTower, tokenize
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
+from makeup_plugin.provenance import read_provenance
 from tests.stages import (
     kill_after_checkpoint,
     run,
@@ -207,7 +209,7 @@ def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
     assert "has a single picture" in capsys.readouterr().err
     assert main([*words, "same_picture=1"]) == 0, capsys.readouterr()
     assert (tmp_path / "run" / "export" / "adapter.json").is_file()
-    assert (tmp_path / "run" / "samples" / "000002.png").is_file()
+    assert read_provenance(tmp_path / "run" / "samples" / "000002.png")["ai_generated"]
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,12 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
     assert status == 2
     assert message in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", ["size", "validation_rows", "sample_steps", "loss.identity_rows"])
+def test_numbers_below_one_are_named_before_anything_runs(name):
+    with pytest.raises(ConfigError, match=f"{name}: must be at least 1, got 0"):
+        parse_config(GeneratorConfig, [f"{name}=0"], presets=PRESETS)
 
 
 def test_an_empty_fitter_folder_is_named(arguments, tmp_path, capsys):

@@ -54,6 +54,29 @@ def test_other_modes_become_rgb(mode):
     assert load_image(Image.new(mode, (5, 3))).shape == (3, 5, 3)
 
 
+def test_pictures_without_rgb_and_closed_ones_are_named(tmp_path, picture):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    with Image.open(path) as closed:
+        pass
+    with pytest.raises(UnreadableImageError, match=r"PIL image .* is damaged, closed, or of a mode without RGB"):
+        load_image(closed)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    chunks = path.read_bytes()
+    assert chunks.count(b"IDAT") > 1
+    second = chunks.index(b"IDAT", chunks.index(b"IDAT") + 4)
+    path.write_bytes(chunks[:second] + b"I\0\0T" + chunks[second + 4 :])
+    with Image.open(path) as lazy, pytest.raises(UnreadableImageError):
+        load_image(lazy)
+
+
+def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path, picture):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path, exif=b"Exif\0\0garbage, no TIFF header")
+    np.testing.assert_array_equal(load_image(path), picture)
+
+
 def test_pixel_cap_is_checked_on_the_header_alone(tmp_path):
     path = tmp_path / "large.png"
     Image.new("L", (300, 200)).save(path)

@@ -117,6 +117,9 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         parse_config(Outer, ["--config", str(tmp_path / "bad.yaml")])
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ConfigError, match=r"picture\.png: not valid YAML"):
+        parse_config(Outer, ["--config", str(tmp_path / "picture.png")])
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture, presets: Path) -> None:
