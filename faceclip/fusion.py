@@ -35,7 +35,8 @@ class BiAttention(nn.Module):
         last layer)."""
         face, text = self.face_norm(face), self.text_norm(text)
         query, key = self._split(self.face_query(face)), self._split(self.text_key(text))
-        logits = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5  # (B, heads, P, L)
+        # Scaled before the product, which in float16 could exceed 65,504.
+        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)  # (B, heads, P, L)
         from_face = logits.transpose(2, 3).softmax(-1) @ self._split(self.face_value(face))
         new_text = text + self.text_scale * self.text_out(from_face.transpose(1, 2).flatten(2))
         if self.update_face:
