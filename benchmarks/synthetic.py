@@ -23,6 +23,7 @@ from faceclip.data.synthetic.plan import Request
 from faceclip.data.synthetic.render import PortraitRenderer
 from faceclip.data.synthetic.rows import make_row
 from faceclip.data.synthetic.sample import sample_identity, sample_scene
+from faceclip.data.worker_pool import usable_cores
 
 TARGET = 20.0
 """Images per second asked of two cores at 128 px."""
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         "kilobytes_per_image": size / images / 1000,
         "stages_cpu_ms_per_image": stages,
         "load_before": load,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
     }
     where = f"{options.workers} workers on {figures['cores']} cores"
     print(f"{images} images at {options.size} px with all labels, {where}")

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import EmptyDatasetError, FaceClipError, FaceError, NoFaceError
+from faceclip.faces import load_image
 from faceclip.image_tower import ImageTower
 from faceclip.published_faces import published_faces
 
@@ -22,8 +23,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 def read(path: Path, size: int) -> Tensor:
     """A picture (3, size, size) in [0, 1]."""
-    with Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB").resize((size, size))).float() / 255
+    return pil_to_tensor(Image.fromarray(load_image(path)).resize((size, size))).float() / 255
 
 
 @torch.no_grad()

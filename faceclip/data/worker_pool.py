@@ -1,9 +1,15 @@
 """Worker processes whose death is an error and never a hang."""
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; where the system does not say (macOS, Windows), all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool(ProcessPoolExecutor):

@@ -4,12 +4,12 @@ python -m faceclip.data.synthetic --out DIR --identities 1000 --images-per-ident
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from faceclip.data.synthetic.generate import generate
 from faceclip.data.synthetic.plan import Request, default_splits
+from faceclip.data.worker_pool import usable_cores
 from faceclip.errors import ConfigError, FaceClipError
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar=("TRAIN", "VALIDATION", "TEST"),
         help="identities per split, adding up to --identities; default 84, 4 and 12 %%",
     )
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0))))
+    parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
     try:
