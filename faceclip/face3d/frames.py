@@ -24,6 +24,14 @@ class FaceFit:
     camera: Tensor  # (B, 4) scale, shift_x, shift_y, distance, as `Camera.to_array`
     light: Tensor  # (B, 9, 3)
 
+    def rows(self, rows: slice | list[int]) -> "FaceFit":
+        """Some of the faces."""
+        return FaceFit(**{name: value[rows] for name, value in vars(self).items()})
+
+    def detach(self) -> "FaceFit":
+        """The same values without gradient."""
+        return FaceFit(**{name: value.detach() for name, value in vars(self).items()})
+
 
 def move_fit(fit: FaceFit, matrix: Tensor, *, before: int, after: int) -> FaceFit:
     """The fit as seen after similarities (B, 2, 3) from px of a `before` px picture to px of an `after` px one.
@@ -81,7 +89,7 @@ def project_points(points: Tensor, rotation: Tensor, camera: Tensor) -> Tensor:
     """
     pivot = torch.as_tensor(PIVOT, dtype=points.dtype, device=points.device)
     center = torch.as_tensor(CENTER, dtype=points.dtype, device=points.device)
-    local = ((points - pivot)[:, :, None, :] * rotation[:, None]).sum(dim=-1) + pivot - center
+    local = (points - pivot) @ rotation.transpose(1, 2) + pivot - center
     scale, shift, distance = camera[:, None, 0], camera[:, None, 1:3], camera[:, None, 3]
     factor = (scale / SPAN) * distance / (distance - local[..., 2])
     flipped = torch.stack([local[..., 0], -local[..., 1]], dim=-1)

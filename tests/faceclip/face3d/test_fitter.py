@@ -11,10 +11,11 @@ import torch
 from faceclip.data.arrays import load_arrays
 from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.camera import Camera, pose_vertices, project, rotation_matrix
-from faceclip.face3d.fitter import TRUST, FaceFitter, _crop, _towards
+from faceclip.face3d.fitter import ONE_VIEW, TRUST, FaceFitter, _crop, _seen, _towards
 from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices, turn_light
 from faceclip.face3d.light import shade
 from faceclip.face3d.model import default_head
+from faceclip.face3d.points import HeadPoints, outline_points
 from faceclip.faces.align import align_face, apply_affine, invert_affine, similarity_transform, template
 
 SMALL = {"widths": (8, 8), "hidden": 16}
@@ -130,19 +131,20 @@ def test_fit_answers_in_the_portrait_frame(tmp_path: Path, fit: FaceFit) -> None
     rng = np.random.default_rng(0)
     square, wide = rng.integers(0, 255, (100, 100, 3), np.uint8), rng.integers(0, 255, (80, 160, 3), np.uint8)
     landmarks = np.array([[40, 40], [60, 44], [49, 54], [40, 64], [57, 66]], dtype=np.float32)
-    found = model.fit([square, wide], np.stack([landmarks, landmarks]), passes=1)
+    found = model.fit([square, wide], np.stack([landmarks, landmarks]), passes=1, views=ONE_VIEW)
     # The eyes lean by 11°: what the crop cannot see comes back from the alignment.
     size, view = model.config.image_size, model.config.view
     matrix = similarity_transform(torch.from_numpy(landmarks), size, view=view)[None]
     seen = align_face(square, landmarks.astype(np.float64), size, view=view)
     crop = model(torch.from_numpy(seen)[None].permute(0, 3, 1, 2) / 255)
-    moved = _towards(move_fit(crop, invert_affine(matrix), before=size, after=100), torch.from_numpy(landmarks), 100)
+    back = move_fit(crop, invert_affine(matrix), before=size, after=100)
+    moved, _ = _towards(back, torch.from_numpy(landmarks), 100)
     torch.testing.assert_close(found.pose[0], moved.pose[0], atol=1e-3, rtol=0)
     assert found.camera[1, :3].tolist() == [1.0, 0.0, 0.0]  # of a photo of another shape only the face counts
     maps = model.shading(found, 32)
     assert maps.shape == (2, 3, 32, 32) and maps.min() >= 0 and maps.max() <= 1
     model.save_pretrained(tmp_path)
-    again = FaceFitter.from_pretrained(tmp_path).fit([square], landmarks[None], passes=1)
+    again = FaceFitter.from_pretrained(tmp_path).fit([square], landmarks[None], passes=1, views=ONE_VIEW)
     assert torch.equal(again.pose, found.pose[:1])
 
 
@@ -155,14 +157,34 @@ def test_the_second_pass_looks_where_the_first_found_the_face(fit: FaceFit) -> N
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (100, 100, 3), np.uint8), rng.integers(0, 255, (80, 160, 3), np.uint8)]
     landmarks = torch.tensor([[[40, 40], [60, 44], [49, 54], [40, 64], [57, 66]]] * 2).float()
-    first = model.fit(images[:1], landmarks[:1].numpy(), passes=1)
+    first = model.fit(images[:1], landmarks[:1].numpy(), passes=1, views=ONE_VIEW)
     points = model.landmarks_5(first, 100)
     assert (points - landmarks[:1]).norm(dim=-1).max() > 0.5
-    second = model._fit_once(images[:1], points, [100])[0]
-    expected = _towards(second, landmarks[0], 100)
-    found = model.fit(images, landmarks.numpy())
+    second = model._fit_once(images[:1], points, [100])
+    expected, _ = _towards(second, landmarks[0], 100)
+    found = model.fit(images, landmarks.numpy(), views=ONE_VIEW)
     torch.testing.assert_close(found.pose[:1], expected.pose, atol=1e-3, rtol=0)
     torch.testing.assert_close(found.camera[:1], expected.camera, atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_views_are_turned_back_and_averaged(fit: FaceFit) -> None:
+    """A model that sees nothing finds the same head in every crop, which turned back leans as the crop did: views
+    turned both ways give the plain fit on average, one alone does not."""
+    model = FaceFitter(**SMALL).eval()
+    model.mean.copy_(model.pack(fit)[0])
+    model.head.weight.zero_()
+    model.head.bias.zero_()
+    image = [np.zeros((100, 100, 3), np.uint8)]
+    points = model.landmarks_5(model._fit_once(image, torch.from_numpy(template(100))[None].float(), [100]), 100)
+    plain, both, one = (model.fit(image, points.numpy(), passes=1, views=views)
+                        for views in (ONE_VIEW, ((1.0, 20.0), (1.0, -20.0)), ((1.25, 20.0),)))  # fmt: skip
+    torch.testing.assert_close(both.pose, plain.pose, atol=1e-3, rtol=0)
+    first = model._fit_once(image, _seen(points, 1.25, 20.0), [100])
+    exact = model._fit_once(image, points, [100])
+    torch.testing.assert_close(first.pose[0, 2] - exact.pose[0, 2], torch.tensor(20.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(first.camera[:, 0], exact.camera[:, 0] * 1.25, atol=1e-4, rtol=0)
+    assert (one.pose - plain.pose).abs().max() > 1
 
 
 def test_a_fit_far_from_the_landmarks_is_moved_towards_them(fit: FaceFit) -> None:
@@ -170,8 +192,11 @@ def test_a_fit_far_from_the_landmarks_is_moved_towards_them(fit: FaceFit) -> Non
     points = FaceFitter.landmarks_5(one, 128)[0]
     span = (points - points.mean(dim=0)).square().sum(dim=1).mean().sqrt()
     near, far = points + 0.5 * TRUST * span, points + torch.tensor([0.3, 0.4]) * span
-    assert _towards(one, near, 128) is one
-    moved = FaceFitter.landmarks_5(_towards(one, far, 128), 128)[0]
+    kept, seen = _towards(one, near, 128)
+    assert kept is one and torch.equal(seen, points)
+    fit, seen = _towards(one, far, 128)
+    moved = FaceFitter.landmarks_5(fit, 128)[0]
+    assert torch.equal(seen, moved)
     # It was half a span away, and is one TRUST away now, on the straight line; move_fit errs by a part of a pixel.
     torch.testing.assert_close(moved, far - torch.tensor([0.6, 0.8]) * TRUST * span, atol=0.2, rtol=0)
 
@@ -193,3 +218,46 @@ def test_wrong_input_is_named() -> None:
         FaceFitter(image_size=100)
     with pytest.raises(ValueError, match=r"\(3, 64, 64\)"):
         FaceFitter(**SMALL)(torch.rand(3, 64, 64))
+    with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
+        FaceFitter(**SMALL).fit([np.zeros((64, 64, 3), np.uint8)], np.zeros((1, 5, 2)), passes=0)
+    with pytest.raises(ValueError, match="points must be at least 68, got 67"):
+        FaceFitter(**SMALL, looks=1, look_points=67)
+
+
+def test_an_untrained_look_corrects_nothing_and_a_taught_one_reads_where_the_fit_lies(fit: FaceFit) -> None:
+    """One look learns, from crops that show a dot at the fitted nose tip or beside it, how far the face is off."""
+    torch.manual_seed(0)
+    model = FaceFitter(**SMALL, image_size=64, looks=1, look_channels=4, look_hidden=32).eval()
+    model.mean.copy_(model.pack(fit).mean(dim=0))
+    model.head.weight.data.zero_()
+    model.head.bias.data.zero_()
+    with torch.no_grad():
+        first, last = model.successive_fits(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(getattr(first, name), value) for name, value in vars(last).items())
+    nose = model.corrector.points.positions(first.rows(slice(0, 1)))[0, 30] * 64 - 0.5
+    place = torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="xy"), dim=-1)
+    off = torch.linspace(-6, 6, 13)
+    crops = torch.stack([(-(place - nose - torch.tensor([x, 0.0])).square().sum(dim=-1) / 8).exp() for x in off])
+    crops = crops[:, None].expand(-1, 3, -1, -1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        error = (model.successive_fits(crops)[-1].camera[:, 1] - first.camera[0, 1] - off / 64) * 64
+        optimizer.zero_grad()
+        error.square().mean().backward()
+        optimizer.step()
+    assert error.abs().mean() < 1.0 < off.abs().mean() / 3
+    assert model.head.weight.grad is None  # a look answers for its own fit alone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_points_keep_their_places_in_half_precision(fit: FaceFit, dtype: torch.dtype) -> None:
+    head = default_head()
+    picked = outline_points(head, 96)
+    assert len(set(picked)) == 96 and head.face_mask[picked[68:]].all()
+    exact = HeadPoints(head, picked).positions(fit)
+    torch.testing.assert_close(exact[:, :68], project_points(head_points(fit), rotation_matrices(fit.pose), fit.camera))
+    model = FaceFitter(**SMALL, image_size=64, looks=1).eval().to(dtype)
+    assert torch.equal(model.corrector.points.positions(fit), exact)
+    found = model(torch.rand(2, 3, 64, 64).to(dtype))
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in vars(found).values())

@@ -72,6 +72,23 @@ def test_clip_command_exports_three_towers(tiny_dataset: Path, tmp_path: Path) -
     assert (export / "text_tower_g" / "metrics.json").exists()
 
 
+def test_a_fitter_starts_from_another(tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data={tiny_dataset}", "trainer.steps=1", *QUICK, *CASES["fitter"][2]]
+    assert fitter.main([*words, f"out={tmp_path / 'first'}"]) == 0
+    first = tmp_path / "first" / "export"
+    still = ["trainer.learning_rate=1e-12", "trainer.weight_decay=0", "trainer.seed=5", f"init={first}"]
+    assert fitter.main([*words, *still, f"out={tmp_path / 'second'}"]) == 0
+    found, expected = (load_file(run / "diffusion_pytorch_model.safetensors")
+                       for run in (tmp_path / "second" / "export", first))  # fmt: skip
+    assert found.keys() == expected.keys()
+    learned = [name for name in found if "running" not in name and "num_batches" not in name]
+    assert len(learned) > 20 and all(torch.equal(found[name], expected[name]) for name in learned)
+    assert "init=DIR" in (tmp_path / "second" / "export" / "README.md").read_text()
+    capsys.readouterr()
+    assert fitter.main([*words, f"init={first}", "model.hidden=16", f"out={tmp_path / 'third'}"]) == 2
+    assert "a fitter of other sizes, hidden=32 where the configuration has 16" in capsys.readouterr().err
+
+
 def test_a_finished_tower_is_measured_anew(
     tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

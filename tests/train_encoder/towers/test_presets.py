@@ -73,7 +73,7 @@ def test_sizes_make_models(name):
         for sizes in (clip.text_l, clip.text_g):
             assert TextTower(**vars(sizes), embed_dim=clip.embed_dim).config.width == sizes.width
         fitter = read(FitterConfig, ENCODER_TOWERS / "fitter", name).model
-        FaceFitter(image_size=fitter.image_size, widths=tuple(fitter.widths), hidden=fitter.hidden)
+        assert FaceFitter(**vars(fitter)).corrector.update.in_features == fitter.look_hidden
         vae = read(VaeConfig, GENERATOR_TOWERS / "vae", name)
         pictures = torch.rand(1, 3, vae.size, vae.size)
         latents = make_vae(vae.model, vae.size).encode(pictures).latent_dist.mean

@@ -131,6 +131,7 @@ ASKS = [
     ("faceclip", "recognizer", "rank1", 0.90),
     ("faceclip", "recognizer", "rank1_large_yaw", 0.75),
     ("faceclip", "fitter", "pose_error_degrees", -5.0),
+    ("faceclip", "fitter", "shading_rmse", -0.08),
     ("makeup_plugin", "vae", "PSNR (dB)", 27.0),
     *(("makeup_plugin", "unet", f"named attributes judged present, {name}", 0.80)
       for name in ("hair_color", "glasses", "hat", "beard", "smile")),
