@@ -9,7 +9,7 @@ from faceclip.face3d.model import HeadModel
 
 
 class HeadPoints:
-    """Vertices `picked` (N indices) of a head model, all of which follow the head fully.
+    """Vertices `picked` (N indices) of a head model, turned as if all followed the head fully (the jaw's do not quite).
 
     Its tensors follow the fits to their device and stay in 32 bits whatever a module that uses them is cast to: in 16
     bits a point would be off by pixels.

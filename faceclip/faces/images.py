@@ -1,6 +1,7 @@
 """Reading pictures from untrusted sources: header first, then a pixel cap, and only then the decoder."""
 
 import io
+import logging
 import os
 import struct
 import warnings
@@ -14,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from faceclip.errors import ImageTooLargeError, UnreadableImageError
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 64_000_000
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
@@ -89,7 +92,7 @@ def _read_file(path: Path | io.BytesIO, max_pixels: int, name: str) -> NDArray[n
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
         image.load()
-        image = _upright(image)
+        image = _upright(image, name)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             # Pillow's own conversion clips at 255 instead of scaling.
             grey = np.asarray(image).astype(np.float64)
@@ -107,10 +110,11 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"{name} is damaged, closed, or of a mode without RGB ({error})") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, name: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGE:  # of the EXIF block alone: the pixels are there, and nothing says how they should be turned
+    except _DAMAGE as error:  # of the EXIF block alone: the pixels are there
+        logger.warning("%s has a damaged EXIF block (%s): it is taken as it lies, not turned upright", name, error)
         return image
 
 

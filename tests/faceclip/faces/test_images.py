@@ -71,10 +71,12 @@ def test_pictures_without_rgb_and_closed_ones_are_named(tmp_path, picture):
         load_image(lazy)
 
 
-def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path, picture):
+def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path, picture, caplog):
     path = tmp_path / "a.png"
     Image.fromarray(picture).save(path, exif=b"Exif\0\0garbage, no TIFF header")
     np.testing.assert_array_equal(load_image(path), picture)
+    (record,) = caplog.records
+    assert "a.png' has a damaged EXIF block" in record.getMessage()
 
 
 def test_pixel_cap_is_checked_on_the_header_alone(tmp_path):
