@@ -23,8 +23,8 @@ import torch
 from timing import describe, speed, timed
 from torch import Tensor
 
-from faceclip.cpu_attention import explicit_cpu_attention
 from faceclip.cpu_inference import cpu_inference
+from faceclip.cpu_training import cpu_training
 from faceclip.data.arrays import FaceArrays
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import align_face
@@ -183,7 +183,7 @@ class TrainingStep:
 def steps(step: TrainingStep, way: Way) -> Iterator:
     """A function that makes the next step, the batch after it being read meanwhile."""
     numbers = itertools.count()
-    with explicit_cpu_attention(), Prefetcher(way.read) as ahead:
+    with cpu_training(), Prefetcher(way.read) as ahead:
 
         def next_step() -> None:
             number = next(numbers)

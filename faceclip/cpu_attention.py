@@ -4,9 +4,6 @@ PyTorch's fused CPU kernel (2.15) computes bf16 attention slower than fp32 and s
 matrix products: forward and backward of (64, 6, 64, 32) take 47 ms fused and 7 ms explicit on one Zen 5 core.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,26 +31,3 @@ def explicit_attention(
     with torch.autocast(scores.device.type, enabled=False):
         weights = scores.softmax(dim=-1)
     return F.dropout(weights, dropout_p) @ value if dropout_p else weights @ value
-
-
-@contextmanager
-def explicit_cpu_attention() -> Iterator[None]:
-    """Context in which `F.scaled_dot_product_attention` of 16-bit CPU tensors runs `explicit_attention`.
-
-    Other dtypes, devices and grouped queries keep the fused kernel. The module attribute is replaced, since
-    `torch.nn.MultiheadAttention` (open_clip's towers) and diffusers both look the function up there.
-    """
-    fused = F.scaled_dot_product_attention
-
-    def attention(query: Tensor, *args, enable_gqa: bool = False, **kwargs) -> Tensor:
-        # The fused operator is on autocast's bf16 list, so an fp32 query under autocast counts as 16 bits.
-        half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if query.device.type == "cpu" and half and not enable_gqa:
-            return explicit_attention(query, *args, **kwargs)
-        return fused(query, *args, enable_gqa=enable_gqa, **kwargs)
-
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = fused

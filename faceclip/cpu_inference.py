@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from faceclip.cpu_attention import explicit_attention
-from faceclip.cpu_matmul import has_onednn, times_transpose, uses_onednn
+from faceclip.cpu_matmul import has_onednn, is_plain_product, times_transpose
+from faceclip.cpu_training import onednn_linear
 
 
 class _CpuKernels(TorchFunctionMode):
@@ -30,7 +31,7 @@ class _CpuKernels(TorchFunctionMode):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return times_transpose(x, weight, bias) if uses_onednn(x, weight) else F.linear(x, weight, bias)
+    return times_transpose(x, weight, bias) if is_plain_product(x, weight, bias) else F.linear(x, weight, bias)
 
 
 def _attention(query: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:
@@ -63,7 +64,8 @@ def cpu_inference(device: torch.device) -> AbstractContextManager:
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
-        or F.linear is not torch._C._nn.linear  # replaced, as DeepSpeed ZeRO-3 does to gather weights: leave it alone
+        # Replaced by others, as DeepSpeed ZeRO-3 does to gather weights: leave it alone.
+        or F.linear not in (torch._C._nn.linear, onednn_linear)
         or not has_onednn()
     ):
         return nullcontext()

@@ -2,7 +2,8 @@
 
 What happens in a step depends on (seed, step) alone: the data order, every sample's random generator, and
 torch's generator, which is seeded anew for every step. With the optimizer's state in the checkpoint, N steps
-+ kill + N steps give the same weights as 2N steps, bit for bit on a CPU.
++ kill + N steps give the same weights as 2N steps, bit for bit on a CPU with one or two ranks (docs/scaling.md says what
+more may do).
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from faceclip.accumulation import first_pass
-from faceclip.cpu_attention import explicit_cpu_attention
+from faceclip.cpu_training import cpu_training
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.runtime.best import BestExport
 from faceclip.runtime.checkpoints import (
@@ -121,7 +122,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         window = Window()
         try:
-            with self._stop.heard(), explicit_cpu_attention(), Prefetcher(self._read) as self._batches:
+            with self._stop.heard(), cpu_training(), Prefetcher(self._read) as self._batches:
                 while True:
                     if self._unvalidated:
                         metrics = self._validate(log, display)

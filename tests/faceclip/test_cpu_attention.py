@@ -1,10 +1,10 @@
-"""The explicit attention equals PyTorch's operator; the context swaps it in only for 16-bit CPU tensors."""
+"""The explicit attention equals PyTorch's operator."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from faceclip.cpu_attention import explicit_attention, explicit_cpu_attention
+from faceclip.cpu_attention import explicit_attention
 
 
 @pytest.mark.parametrize("mask", [None, "bool", "float"])
@@ -18,22 +18,3 @@ def test_equals_the_operator(mask: str | None, options: dict) -> None:
         options = options | {"attn_mask": allowed if mask == "bool" else torch.randn(7, 7)}
     expected = F.scaled_dot_product_attention(query, key, value, **options)
     torch.testing.assert_close(explicit_attention(query, key, value, **options), expected)
-
-
-def test_context_swaps_only_sixteen_bit_calls_and_restores() -> None:
-    fused = F.scaled_dot_product_attention
-    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
-    x = torch.randn(2, 5, 16)
-
-    def operators(autocast: bool) -> set[str]:
-        with (
-            explicit_cpu_attention(),
-            torch.profiler.profile() as profile,
-            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
-        ):
-            attention(x, x, x, need_weights=False)
-        return {event.key for event in profile.key_averages()}
-
-    assert not any("scaled_dot_product" in name for name in operators(autocast=True))
-    assert any("scaled_dot_product" in name for name in operators(autocast=False))
-    assert F.scaled_dot_product_attention is fused
