@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import init_empty_weights
 from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel
+from diffusers.utils.torch_utils import unwrap_module
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -133,6 +136,7 @@ def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     Raises ConfigError while a LoRA is fused.
     """
     check_unfused(unet)
+    unet = unwrap_module(unet)  # of torch.compile
     state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
     with init_empty_weights():
         clean = UNet2DConditionModel.from_config(unet.config)
@@ -158,29 +162,30 @@ def save_adapter(
     """
     check_unfused(unet)
     directory = Path(directory)
+    channels = {"identity_channel": identity_channel, "shading_channel": shading_channel}
     with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
-        write_adapter(folder, unet, identity_channel, shading_channel, licence=licence, base_model=base_model)
+        for name, channel in channels.items():
+            if channel is not None:
+                channel.save_pretrained(folder / name)
+                hide_local_path(folder / name / "config.json")
+        write_lora(folder, unet, channels, licence=licence, base_model=base_model)
     return directory
 
 
-def write_adapter(
+def write_lora(
     directory: Path,
     unet: UNet2DConditionModel,
-    identity_channel: IdentityChannel | None,
-    shading_channel: ControlNetModel | None,
+    channels: Mapping[str, ModelMixin | None],
     *,
     licence: str,
     base_model: str,
 ) -> None:
-    """The files of an adapter in an empty folder; see `save_adapter`."""
+    """LoRA and adapter.json, in a folder where the channels lie that are not None; see `save_adapter`."""
+    unet = unwrap_module(unet)
     lora = getattr(unet, "peft_config", {}).get(ADAPTER_NAME)
     if lora is not None:
         weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
         save_file({key: value.contiguous() for key, value in weights.items()}, directory / LORA_FILE)
-    for name, channel in (("identity_channel", identity_channel), ("shading_channel", shading_channel)):
-        if channel is not None:
-            channel.save_pretrained(directory / name)
-            hide_local_path(directory / name / "config.json")
     config = {
         "format": FORMAT,
         "base_model": public_name(base_model),
@@ -188,8 +193,7 @@ def write_adapter(
         "lora": None
         if lora is None
         else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": lora.target_modules},
-        "identity_channel": identity_channel is not None,
-        "shading_channel": shading_channel is not None,
+        **{name: channel is not None for name, channel in channels.items()},
         "licence": licence or UNKNOWN_LICENCE,
     }
     _write_json(directory / CONFIG_FILE, config)
@@ -235,16 +239,20 @@ def _check_fields(values: dict[str, Any], kinds: dict[str, Any], where: str) -> 
             raise CheckpointError(f"{where}: {name} is {found}; save or fetch the adapter again")
 
 
-def load_adapter(
-    pipeline: AdaptedPipeline, directory: str | Path, *, dtype: torch.dtype | None = None
-) -> dict[str, Any]:
+def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
     """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
 
-    Everything is read and compared before the pipeline is changed. Raises CheckpointError naming file and
-    field, ConfigError when there is an identity channel but no image encoder to feed it, or while a LoRA is
-    fused (PEFT would leave the new one out).
+    It takes the UNet's dtype and device; LoRAs that are active stay active. `variant`: that of the channels' files,
+    where they were saved with one. Everything is read and compared before the pipeline is changed. Raises
+    CheckpointError naming file and field, ConfigError when there is an identity channel but no image encoder to feed
+    it, while a LoRA is fused (PEFT would leave the new one out), and while the pipeline is offloaded.
     """
     check_unfused(pipeline.unet)
+    if any(hasattr(module, hook) for module in pipeline.unet.modules() for hook in ("_hf_hook", "_diffusers_hook")):
+        raise ConfigError(
+            f"the pipeline is offloaded, and what {directory} adds would not move with the rest: load first and then"
+            " enable offloading (remove_all_hooks() undoes that of a whole model or of its layers)"
+        )
     directory = Path(directory)
     config = read_adapter_config(directory)
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
@@ -255,16 +263,18 @@ def load_adapter(
             f"{directory} has an identity channel, which needs image_encoder: give the pipeline the image tower that"
             " the channel was trained with, e.g. from_base(..., image_encoder=tower)"
         )
-    dtype = dtype or pipeline.unet.dtype
-    device = pipeline.unet.device
+    dtype, device = pipeline.unet.dtype, pipeline.unet.device
     lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None
     loaded = {
-        name: _load_channel(kind, directory / name, dtype).to(device)
+        name: _load_channel(kind, directory / name, dtype, variant).to(device)
         for name, kind in (("identity_channel", IdentityChannel), ("shading_channel", ControlNetModel))
         if config[name]
     }
+    if "identity_channel" in loaded:
+        loaded["identity_channel"].check_layers(pipeline.unet)
     if lora is not None:
-        insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)
+        with keep_active(pipeline.unet):
+            insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)
     if "identity_channel" in loaded:
         loaded["identity_channel"].attach(pipeline.unet)
     pipeline.register_modules(**loaded)
@@ -278,9 +288,21 @@ def licence_of(config: dict[str, Any]) -> str:
     return "" if licence == UNKNOWN_LICENCE else licence
 
 
-def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype) -> ModelMixin:
+@contextmanager
+def keep_active(unet: UNet2DConditionModel) -> Iterator[None]:
+    """LoRAs that are active before stay active, with their scales, beside one that is added within (PEFT activates
+    the last one alone)."""
+    before = unet.active_adapters() if getattr(unet, "peft_config", {}) else []
+    present = set(getattr(unet, "peft_config", {}))
+    yield
+    added = [name for name in getattr(unet, "peft_config", {}) if name not in present]
+    if before and added:
+        unet.set_adapter([*before, *added])
+
+
+def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, variant: str | None) -> ModelMixin:
     try:
-        return kind.from_pretrained(directory, torch_dtype=dtype)
+        return kind.from_pretrained(directory, torch_dtype=dtype, variant=variant)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be read ({error}); save or fetch the adapter again") from error
 
@@ -296,6 +318,7 @@ def unload_adapter(pipeline: AdaptedPipeline) -> None:
 
 def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
     """Add a LoRA and fill it; every key and shape must fit."""
+    unet = unwrap_module(unet)
     unet.add_adapter(
         LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"]),
         adapter_name=ADAPTER_NAME,

@@ -17,7 +17,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin.identity import IdentityChannel, is_attached
+from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.shading import shading_residuals
 
 
@@ -187,10 +187,10 @@ def predict(
     context: Tensor | tuple[Tensor, list[Tensor]] = conditions.tokens
     identity_tokens = None
     if identity_channel is not None and conditions.identity is not None:
-        if not is_attached(unet):
+        if not identity_channel.is_attached(unet):
             raise ConfigError(
-                "the identity channel is not in the UNet, or whatever replaces attention processors (slicing, xformers,"
-                " set_attn_processor) has dropped it: call identity_channel.attach(unet)"
+                "the identity channel is not in the UNet: another one is, or whatever replaces attention processors"
+                " (slicing, xformers, set_attn_processor) has dropped it; call identity_channel.attach(unet)"
             )
         identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
         context = (conditions.tokens, [identity_tokens])

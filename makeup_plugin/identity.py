@@ -19,6 +19,7 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterFaceIDPlusImageProjection
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
@@ -28,9 +29,9 @@ _CROSS_ATTENTION = re.compile(r".*\battn2\.processor$")
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, int]:
     """Names of the UNet's cross-attention layers (as in `unet.attn_processors`) and their widths, in module
-    order.
+    order; those of the original where the UNet was compiled.
     """
-    modules = dict(unet.named_modules())
+    modules = dict(unwrap_module(unet).named_modules())
     return {
         name: modules[name.removesuffix(".processor")].inner_dim
         for name in unet.attn_processors
@@ -154,7 +155,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
             dim_head=dim_head,
             shortcut=shortcut,
         )
-        modules = dict(unet.named_modules())
+        modules = dict(unwrap_module(unet).named_modules())
         with torch.no_grad():
             for name, weights in zip(layers, channel.attention, strict=True):
                 attn = modules[name.removesuffix(".processor")]
@@ -193,9 +194,15 @@ class IdentityChannel(ModelMixin, ConfigMixin):
             self.projection.clip_embeds = None
 
     def attach(self, unet: UNet2DConditionModel) -> None:
-        """Let the UNet's cross-attention read identity tokens. Raises CheckpointError when the layers do not
-        match.
-        """
+        """Let the UNet's cross-attention read identity tokens. Raises what `check_layers` raises."""
+        self.check_layers(unet)
+        processors = dict(unet.attn_processors)
+        for name, weights in zip(self.config.layer_names, self.attention, strict=True):
+            processors[name] = DecoupledAttention(weights)
+        unet.set_attn_processor(processors)
+
+    def check_layers(self, unet: UNet2DConditionModel) -> None:
+        """Raises CheckpointError when the UNet's cross-attention is not that of the channel."""
         layers = cross_attention_layers(unet)
         wanted = dict(zip(self.config.layer_names, self.config.layer_widths, strict=True))
         if unet.config.cross_attention_dim != self.config.cross_attention_dim:
@@ -209,10 +216,15 @@ class IdentityChannel(ModelMixin, ConfigMixin):
                 f"identity channel: layer {name} is {wanted.get(name, 'absent')} wide in the channel and"
                 f" {layers.get(name, 'absent')} in the UNet; use the base model it was trained for"
             )
-        processors = dict(unet.attn_processors)
-        for name, weights in zip(self.config.layer_names, self.attention, strict=True):
-            processors[name] = DecoupledAttention(weights)
-        unet.set_attn_processor(processors)
+
+    def is_attached(self, unet: UNet2DConditionModel) -> bool:
+        """Whether this channel, and no other, sits in the UNet, also below a processor that captures attention."""
+        found = (unet.attn_processors.get(name) for name in self.config.layer_names)
+        inner = (getattr(processor, "inner", processor) for processor in found)
+        return all(
+            isinstance(processor, DecoupledAttention) and processor.weights is weights
+            for processor, weights in zip(inner, self.attention, strict=True)
+        )
 
 
 def detach_identity(unet: UNet2DConditionModel) -> None:
@@ -222,12 +234,6 @@ def detach_identity(unet: UNet2DConditionModel) -> None:
         for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(processors)
-
-
-def is_attached(unet: UNet2DConditionModel) -> bool:
-    """True when an identity channel sits in the UNet, also below a processor that captures attention."""
-    processors = (getattr(processor, "inner", processor) for processor in unet.attn_processors.values())
-    return any(isinstance(processor, DecoupledAttention) for processor in processors)
 
 
 def _base(linear: nn.Module) -> nn.Module:

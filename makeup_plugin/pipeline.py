@@ -70,7 +70,7 @@ class FaceMakeUpPipeline(
         add_watermark: mark generated pixels (see `makeup_plugin.watermark`) unless a call says otherwise.
     """
 
-    model_cpu_offload_seq = "joint_encoder->image_encoder->face_fitter->unet->vae"
+    model_cpu_offload_seq = "face_fitter->joint_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar = ["image_encoder", "identity_channel", "shading_channel", "face_fitter"]
     # Its weights are used inside the UNet's forward, so it must be there when the UNet is.
     _exclude_from_cpu_offload: ClassVar = ["identity_channel"]
@@ -199,7 +199,7 @@ class FaceMakeUpPipeline(
             guide_shading: leave the map out of the unconditional half, so that guidance strengthens it too.
             num_images_per_prompt: images per prompt, next to each other in the output.
             generator: torch generator, or one per image.
-            latents: initial noise (N,4,h,w) of unit variance instead of drawing it.
+            latents: initial noise (N,C,h,w) in the UNet's channels, of unit variance instead of drawing it.
             callback_on_step_end: called as (pipeline, step, timestep, tensors); may return changed tensors.
             callback_on_step_end_tensor_inputs: among "latents", "prompt_embeds", "add_text_embeds" and
                 "add_time_ids".
@@ -250,6 +250,7 @@ class FaceMakeUpPipeline(
         latents = self._initial_latents(latents, count, height, width, device, generator)
         if self.identity_channel is not None:
             self.identity_channel.scale = identity_scale
+        self.evict_models()
         latents = denoise(
             self,
             latents,
@@ -262,6 +263,7 @@ class FaceMakeUpPipeline(
         )
         marked = (self.config.add_watermark if watermark is None else watermark) and output_type != "latent"
         images = latents
+        self.evict_models()
         if output_type != "latent":
             images = decode(self.vae, self.image_processor, latents, output_type=output_type, marked=marked)
         self.maybe_free_model_hooks()
@@ -292,6 +294,8 @@ class FaceMakeUpPipeline(
         return FaceMakeUpOutput(images=images, faces=faces, shading_maps=each(shading_maps), provenance=records)
 
     def _references(self, prompts: list[str], image: Images, landmarks: Any, policy: str) -> References:
+        if image is None and landmarks is not None:
+            raise ConfigError("landmarks are those of image: give it too, or leave them out")
         several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
         count = None if several and len(prompts) == 1 else len(prompts)
         detector = self.detector if image is not None and landmarks is None else self._detector
@@ -310,6 +314,8 @@ class FaceMakeUpPipeline(
     ) -> Tensor | None:
         if shading_image is not None and shading_map is not None:
             raise ConfigError("shading_image and shading_map exclude each other: give one")
+        if shading_image is None and landmarks is not None:
+            raise ConfigError("shading_landmarks are those of shading_image: give it too, or leave them out")
         if self.shading_channel is None:
             if shading_image is not None or shading_map is not None:
                 raise ConfigError("this pipeline has no shading_channel: load one, or give no shading_image/_map")

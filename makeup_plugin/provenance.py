@@ -133,16 +133,18 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         with Image.open(path) as image:
             text = image.info.get(JSON_KEY)
             if text is None:
-                comment = image.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT, b"")
-                comment = comment if isinstance(comment, bytes) else comment.encode("latin-1")
-                text = comment.removeprefix(b"ASCII\0\0\0").decode("ascii", "strict") or None
-    except (OSError, UnicodeDecodeError) as error:
+                text = image.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT, b"")
+    except OSError as error:
         raise UnreadableImageError(f"{path} cannot be read as an image with metadata ({error})") from error
+    if isinstance(text, bytes):
+        text = text.removeprefix(b"ASCII\0\0\0")
+    # Other programs write comments too: text in any encoding, or JSON of their own.
     try:
-        return None if text is None else json.loads(text)
-    except json.JSONDecodeError:
-        # A comment that some other program wrote.
+        record = json.loads(text)
+    except ValueError:
         return None
+    ours = isinstance(record, dict) and record.get("software") == SOFTWARE and "digital_source_type" in record
+    return record if ours else None
 
 
 def xmp_packet(provenance: Provenance) -> str:

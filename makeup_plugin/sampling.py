@@ -97,9 +97,11 @@ def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *,
     if upcast:
         vae.to(dtype=torch.float32)
     shift = getattr(vae.config, "shift_factor", None) or 0.0
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
-    if upcast:
-        vae.to(dtype=torch.float16)
+    try:
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
+    finally:
+        if upcast:
+            vae.to(dtype=torch.float16)
     pixels = processor.postprocess(pixels.float(), output_type="pt")
     if marked:
         arrays = np.stack([watermark.embed(array) for array in pixels.cpu().permute(0, 2, 3, 1).numpy()])

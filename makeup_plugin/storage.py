@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils import logging
 from huggingface_hub import create_repo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -30,6 +31,7 @@ from makeup_plugin.adapters import (
     check_unfused,
     hide_local_path,
     insert_lora,
+    keep_active,
     licence_of,
     load_adapter,
     load_lora_file,
@@ -37,7 +39,7 @@ from makeup_plugin.adapters import (
     remove_lora,
     save_adapter,
     unload_adapter,
-    write_adapter,
+    write_lora,
 )
 from makeup_plugin.staging import staged
 
@@ -79,7 +81,7 @@ class PipelineStorageMixin:
         """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
 
         The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored. Raises
-        ConfigError while one is fused.
+        ConfigError while one is fused, and while layers are offloaded.
         `licence` goes into adapter.json; None names that of the pipeline and that of the adapter as they were
         loaded, joined by AND where they differ, or "unknown".
         `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
@@ -92,6 +94,9 @@ class PipelineStorageMixin:
         Raises CheckpointError when the disk is full or not writable.
         """
         check_unfused(self.unet)
+        for name, module in self.components.items():
+            if isinstance(module, torch.nn.Module) and any(value.is_meta for value in module.state_dict().values()):
+                raise ConfigError(f"{name} is offloaded, layer by layer: call remove_all_hooks() before saving")
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
@@ -110,8 +115,8 @@ class PipelineStorageMixin:
             for pattern in ("model_index.json", "*/config.json", "*/scheduler_config.json"):
                 for path in folder.glob(pattern):
                     hide_local_path(path)
-            channels = self.identity_channel, self.shading_channel
-            write_adapter(folder, adapted, *channels, licence=licence, base_model=self.base_model)
+            channels = {name: getattr(self, name) for name in ("identity_channel", "shading_channel")}
+            write_lora(folder, adapted, channels, licence=licence, base_model=self.base_model)
         if push_to_hub:
             private, repo_id = hub.pop("private", None), hub.pop("repo_id", directory.name)
             repo = create_repo(repo_id, exist_ok=True, private=private, token=hub.get("token"))
@@ -132,15 +137,15 @@ class PipelineStorageMixin:
         """The pipeline on a base in SDXL's layout (`stabilityai/stable-diffusion-xl-base-1.0`, or a
         directory).
 
-        Takes unet, vae and scheduler from the base where they are not given; `joint_encoder` and the other
-        components are given by name. The base's own text encoders are not loaded: the joint encoder stands in for
-        them. `adapter` is put on top.
+        Takes unet, vae and scheduler (of the class that the base names) where they are not given; `joint_encoder`
+        and the other components are given by name. The base's own text encoders are not loaded: the joint encoder
+        stands in for them. `adapter` is put on top.
         """
         if "joint_encoder" not in components:
             raise ConfigError("from_base needs joint_encoder=: the base has plain text encoders only")
         try:
             if scheduler is None:
-                scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler")
+                scheduler = _scheduler(base)
             if unet is None:
                 unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
             if vae is None:
@@ -151,14 +156,14 @@ class PipelineStorageMixin:
         pipeline.register_to_config(_name_or_path=str(base))
         pipeline.base_model = str(base)
         if adapter is not None:
-            pipeline.load_adapter(adapter, dtype=dtype)
+            pipeline.load_adapter(adapter)
         return pipeline
 
-    def load_adapter(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """Put a saved adapter (or the added part of a saved pipeline) on this base; returns its
-        configuration.
+    def load_adapter(self, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
+        """Put a saved adapter (or the added part of a saved pipeline) on this base, in the UNet's dtype; returns its
+        configuration. See `makeup_plugin.adapters.load_adapter`.
         """
-        return load_adapter(self, directory, dtype=dtype)
+        return load_adapter(self, directory, variant=variant)
 
     def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
         """Write only what was added to the base: LoRA, identity channel, shading channel.
@@ -183,27 +188,36 @@ class PipelineStorageMixin:
     ) -> None:
         """Add a LoRA of other origin (a style, say) to the UNet, as in diffusers.
 
-        Parts for text encoders are left out with a warning: the joint encoder is not SDXL's. Activate it
-        beside ours with `set_adapters([ADAPTER_NAME, adapter_name])`; `save_pretrained` does not store it.
+        It counts at once, beside ours and others that are active; `set_adapters` chooses and weighs them. Parts for
+        text encoders are left out with a warning: the joint encoder is not SDXL's. `save_pretrained` does not store
+        it. Raises ConfigError where there is no LoRA for a UNet.
         """
         source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, dict):
+            source = source.copy()  # converting other names takes them out of the dictionary
+        placing = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage",) if name in kwargs}
         state, alphas, metadata = self.lora_state_dict(
             source, unet_config=self.unet.config, return_lora_metadata=True, **kwargs
         )
+        where = "the dictionary" if isinstance(source, dict) else source
+        if strange := [key for key in state if "lora" not in key]:
+            raise ConfigError(f"{where} is not a LoRA alone: {strange[0]} belongs to no LoRA")
         foreign = [key for key in state if not key.startswith(f"{self.unet_name}.")]
         if len(foreign) == len(state):
-            raise ConfigError(f"{source} has no LoRA for a UNet; its names start like {foreign[:1]}")
+            raise ConfigError(f"{where} has no LoRA for a UNet; its names start like {foreign[:1]}")
         if foreign:
             logger.warning("%d tensors for text encoders are left out, e.g. %s", len(foreign), foreign[0])
-        self.load_lora_into_unet(
-            state,
-            network_alphas=alphas,
-            unet=self.unet,
-            adapter_name=adapter_name,
-            metadata=metadata,
-            _pipeline=self,
-            hotswap=hotswap,
-        )
+        with keep_active(self.unet):
+            self.load_lora_into_unet(
+                state,
+                network_alphas=alphas,
+                unet=self.unet,
+                adapter_name=adapter_name,
+                metadata=metadata,
+                _pipeline=self,
+                hotswap=hotswap,
+                **placing,
+            )
 
     def fuse_lora(
         self,
@@ -237,6 +251,16 @@ class PipelineStorageMixin:
     def unload_adapter(self) -> None:
         """Back to the base model."""
         unload_adapter(self)
+
+
+def _scheduler(base: str | Path) -> SchedulerMixin:
+    """The base's scheduler, of the class that its configuration names."""
+    config = DDIMScheduler.load_config(base, subfolder="scheduler")
+    name = config.get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise CheckpointError(f"{base}: diffusers has no scheduler {name!r}; give scheduler= of another class")
+    return kind.from_config(config)
 
 
 def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:

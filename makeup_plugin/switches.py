@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from faceclip.errors import ConfigError
@@ -34,6 +37,26 @@ class PipelineSwitchesMixin:
             super().enable_sequential_cpu_offload(gpu_id=gpu_id, device=device)
         finally:
             del self._exclude_from_cpu_offload  # for `enable_model_cpu_offload` the class's list holds
+
+    def enable_group_offload(
+        self, onload_device: torch.device, *args: Any, exclude_modules: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        """As in diffusers; identity channel, encoders and fitter go to the device as a whole and stay there.
+
+        The channel's layers run inside the UNet's processors, which diffusers' hooks do not see.
+        """
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else [*(exclude_modules or ())]
+        excluded += [name for name in ("identity_channel", *_PLACED_BY_WEIGHTS) if name not in excluded]
+        super().enable_group_offload(onload_device, *args, exclude_modules=excluded, **kwargs)
+
+    def evict_models(self) -> None:
+        """After `enable_model_cpu_offload`: whatever is on the device goes back to the CPU.
+
+        accelerate moves a component away when the one after it in `model_cpu_offload_seq` runs. The joint encoder runs
+        twice, and encoders and the shading channel would stay until the end of the call.
+        """
+        for hook in getattr(self, "_all_hooks", ()):
+            hook.offload()
 
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """As in diffusers for the autoencoder. Raises ConfigError for the UNet."""

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.conditioning import Conditions, concatenate, predict
-from makeup_plugin.identity import IdentityChannel, cross_attention_layers, detach_identity, is_attached
+from makeup_plugin.identity import IdentityChannel, cross_attention_layers, detach_identity
 from makeup_plugin.shading import shading_channel_from_unet
 
 
@@ -36,12 +36,12 @@ def base(unet, conditions, noisy):
 @torch.no_grad()
 def test_attached_but_unused_channel_is_the_base_model(unet, channel, conditions, noisy, base):
     channel.attach(unet)
-    assert is_attached(unet)
+    assert channel.is_attached(unet)
     assert torch.equal(predict(unet, *noisy, conditions), base)
     channel.scale = 0
     assert torch.equal(predict(unet, *noisy, conditions, identity_channel=channel), base)
     detach_identity(unet)
-    assert not is_attached(unet)
+    assert not channel.is_attached(unet)
 
 
 @torch.no_grad()
@@ -212,6 +212,16 @@ def test_shading_needs_the_right_size_and_identity(unet, channel, control, condi
 def test_channel_must_be_attached(unet, channel, conditions, noisy):
     with pytest.raises(ConfigError, match="attach"):
         predict(unet, *noisy, conditions, identity_channel=channel)
+
+
+def test_a_channel_that_took_the_place_of_another_must_be_attached(unet, channel, channel_factory, conditions, noisy):
+    """Its projection would feed the keys and values of the old one, and its scale would do nothing."""
+    channel.attach(unet)
+    other = channel_factory(unet)
+    with pytest.raises(ConfigError, match=r"another one is.*call identity_channel\.attach\(unet\)"):
+        predict(unet, *noisy, conditions, identity_channel=other)
+    other.attach(unet)
+    assert other.is_attached(unet) and not channel.is_attached(unet)
 
 
 @torch.no_grad()

@@ -306,6 +306,8 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"negative_prompt": [None]}, "negative_prompt must be a text"),
         ({"image": np.zeros((8, 8, 3)), "landmarks": []}, "landmarks is an empty list"),
         ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"landmarks must be \(5, 2\) px per image"),
+        ({"landmarks": np.zeros((5, 2))}, "landmarks are those of image: give it too"),
+        ({"shading_landmarks": np.zeros((5, 2))}, "shading_landmarks are those of shading_image: give it too"),
         ({"prompt": ["a", "b", "c"], "image": [None, None]}, "2 images do not go with 3 prompts"),
         ({"image": []}, "image is an empty list"),
         ({"image": np.zeros((0, 8, 8, 3))}, "image is an empty list"),
@@ -392,7 +394,7 @@ def test_attention_slicing_leaves_the_identity_channel_in_place(pipeline, photo,
     pipeline.disable_attention_slicing()
     assert np.array_equal(run(), wanted)
     pipeline.unet.set_attention_slice(None)
-    with pytest.raises(ConfigError, match=r"slicing.* has dropped it: call identity_channel\.attach"):
+    with pytest.raises(ConfigError, match=r"slicing.* has dropped it; call identity_channel\.attach"):
         run()
 
 

@@ -75,6 +75,17 @@ def test_metadata_can_be_left_out_and_foreign_files_have_none(tmp_path):
     assert read_provenance(save_image(picture(), tmp_path / "plain.jpg", None)) is None
 
 
+@pytest.mark.parametrize(
+    "comment",
+    [b"UNICODE\0" + "café".encode("utf-16-le"), "café".encode(), b"ASCII\0\0\0" + b'{"software": "other"}', b"5", b""],
+)
+def test_comments_of_other_programs_are_no_records(tmp_path, comment):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    picture().save(tmp_path / "theirs.jpg", exif=exif.tobytes())
+    assert read_provenance(tmp_path / "theirs.jpg") is None
+
+
 def test_version_is_that_of_the_installed_distribution():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     try:

@@ -1,4 +1,4 @@
-"""Saving, loading, adapters on another base, offloading, and what a broken directory says."""
+"""Saving, loading, adapters on another base, LoRAs of others, and what a broken directory says."""
 
 import json
 import os
@@ -10,23 +10,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-import accelerate
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
+from peft import LoraConfig
 
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.adapters import remove_lora
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from tests.full_disk import largest_file
-
-PLAIN = {"num_inference_steps": 2, "output_type": "np"}
-
-
-def run(pipeline, photo, points, **arguments) -> np.ndarray:
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return pipeline("a man", photo, landmarks=points, generator=generator, **PLAIN, **arguments).images
+from tests.makeup_plugin.calls import run
 
 
 @pytest.fixture
@@ -130,7 +124,7 @@ def test_loading_in_another_dtype(saved, photo, points):
 def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, points, tmp_path):
     from diffusers import StableDiffusionXLPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     style = unet_factory()
     style.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
@@ -138,8 +132,11 @@ def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, 
     StableDiffusionXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
     wanted = run(pipeline, photo, points)
     pipeline.load_lora_weights(pretrained_model_name_or_path_or_dict=tmp_path, adapter_name="style")
+    assert pipeline.get_active_adapters() == ["makeup", "style"]  # what the channels were trained with stays on
+    both = run(pipeline, photo, points)
+    assert not np.array_equal(both, wanted)
     pipeline.set_adapters(["makeup", "style"])
-    assert not np.array_equal(run(pipeline, photo, points), wanted)
+    assert np.array_equal(run(pipeline, photo, points), both)
     pipeline.delete_adapters("style")
     np.testing.assert_allclose(run(pipeline, photo, points), wanted, atol=1e-6)
     # diffusers' idiom, with the style alone active in between: what was trained with the channels comes back.
@@ -149,6 +146,29 @@ def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, 
     pipeline.unload_lora_weights()
     assert list(pipeline.unet.peft_config) == ["makeup"]
     np.testing.assert_allclose(run(pipeline, photo, points), wanted, atol=1e-6)
+
+
+def test_an_adapter_leaves_a_style_on(pipeline, tmp_path):
+    adapter = pipeline.save_adapter(tmp_path)
+    pipeline.unload_adapter()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    pipeline.load_adapter(adapter)
+    assert pipeline.get_active_adapters() == ["style", "makeup"]
+
+
+def test_lora_weights_as_a_dictionary(pipeline):
+    """Names of kohya's trainer are converted, and not in the caller's dictionary."""
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    state = {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2),
+             f"{name}.alpha": torch.tensor(2.0)}  # fmt: skip
+    for number in range(2):
+        pipeline.load_lora_weights(state, adapter_name=f"style{number}", low_cpu_mem_usage=False)
+    assert len(state) == 3
+    assert pipeline.get_active_adapters() == ["makeup", "style0", "style1"]
+    with pytest.raises(ConfigError, match=r"the dictionary is not a LoRA alone: unet\.conv_in\.weight belongs"):
+        pipeline.load_lora_weights({"unet.conv_in.weight": torch.ones(1)})
+    with pytest.raises(ConfigError, match="the dictionary has no LoRA for a UNet"):
+        pipeline.load_lora_weights({"text_encoder.q.lora_A.weight": torch.ones(1)})
 
 
 def test_a_fused_lora_is_neither_saved_into_the_base_nor_left_there(pipeline, base_parts, photo, points, tmp_path):
@@ -178,8 +198,6 @@ def test_a_fused_lora_is_neither_saved_into_the_base_nor_left_there(pipeline, ba
 
 
 def test_a_fused_style_is_not_saved_either(pipeline, tmp_path):
-    from peft import LoraConfig
-
     config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False)
     pipeline.unet.add_adapter(config, adapter_name="style")
     pipeline.fuse_lora(adapter_names=["style"])
@@ -187,34 +205,6 @@ def test_a_fused_style_is_not_saved_either(pipeline, tmp_path):
         pipeline.save_pretrained(tmp_path / "pipeline")
     with pytest.raises(ConfigError, match="'style' is fused"):
         pipeline.unload_lora_weights()
-
-
-def test_offloading_moves_every_part(pipeline, photo, points):
-    """Hooks on the CPU itself: every component is registered and called in a way that its hook sees."""
-    wanted = run(pipeline, photo, points)
-    names = set(pipeline.model_cpu_offload_seq.split("->")) | set(pipeline._exclude_from_cpu_offload)
-    modules = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    assert names <= modules and modules - names == {"shading_channel"}
-    pipeline.enable_model_cpu_offload(device="cpu")
-    hooked = {name for name in modules if hasattr(getattr(pipeline, name), "_hf_hook")}
-    assert hooked == modules - {"identity_channel"}
-    assert np.array_equal(run(pipeline, photo, points), wanted)
-
-
-def test_sequential_offloading(pipeline, photo, points, monkeypatch):
-    """accelerate's hooks on the CPU itself: weights of UNet, ControlNet and autoencoder are there only when used."""
-    offload = accelerate.cpu_offload
-    # diffusers says "cpu:0", which PyTorch holds for another device than "cpu".
-    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, device, **options: offload(model, "cpu", **options))
-    wanted = run(pipeline, photo, points)
-    pipeline.enable_sequential_cpu_offload(device="cpu")
-    for part in (pipeline.unet, pipeline.shading_channel, pipeline.vae):
-        assert {weight.device.type for weight in part.parameters()} == {"meta"}
-    for _ in range(2):
-        assert np.array_equal(run(pipeline, photo, points), wanted)
-    pipeline.enable_model_cpu_offload(device="cpu")
-    assert hasattr(pipeline.joint_encoder, "_hf_hook")
-    assert np.array_equal(run(pipeline, photo, points), wanted)
 
 
 def test_no_weight_lives_in_two_parts(pipeline):
@@ -285,7 +275,9 @@ def test_saving_over_another_save_leaves_nothing_of_it_that_would_be_loaded(pipe
     pipeline.save_pretrained(saved, max_shard_size="20KB")
     pieces = contents(saved)
     assert len([name for name in pieces if name.startswith("unet/diffusion_pytorch_model-00")]) > 1
-    assert "unet/diffusion_pytorch_model.safetensors" not in pieces
+    assert len([name for name in pieces if name.startswith("identity_channel/diffusion_pytorch_model-00")]) > 1
+    assert not {f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "identity_channel")} & pieces.keys()
+    assert np.array_equal(run(FaceMakeUpPipeline.from_pretrained(saved), photo, points), run(pipeline, photo, points))
     (saved / f".save.{os.getpid()}.tmp" / "unet").mkdir(parents=True)  # of a killed process
     pipeline.save_pretrained(saved)
     own = {"README.md": b"my card", "unet/diffusion_pytorch_model.fp16.safetensors": b"another variant"}
@@ -316,6 +308,40 @@ def test_files_of_others_beside_an_adapter_stay_as_they_are(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     assert foreign["shared"].read_bytes() == before["shared"]  # a folder that is no part of the pipeline
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_save_with_a_variant_loads_with_it(pipeline, base_parts, photo, points, tmp_path):
+    pipeline.save_pretrained(tmp_path, variant="mine")
+    assert not (tmp_path / "identity_channel" / "diffusion_pytorch_model.safetensors").exists()
+    wanted = run(pipeline, photo, points)
+    loaded = FaceMakeUpPipeline.from_pretrained(tmp_path, variant="mine")
+    assert np.array_equal(run(loaded, photo, points), wanted)
+    parts = {name: getattr(pipeline, name) for name in ("joint_encoder", "image_encoder", "face_fitter")}
+    other = FaceMakeUpPipeline(**base_parts() | parts)
+    with pytest.raises(CheckpointError, match="identity_channel cannot be read"):
+        other.load_adapter(tmp_path)
+    other.load_adapter(tmp_path, variant="mine")
+    assert np.array_equal(run(other, photo, points), wanted)
+
+
+def test_the_base_names_its_scheduler(pipeline, saved):
+    EulerDiscreteScheduler(timestep_spacing="trailing").save_pretrained(saved / "scheduler")
+    loaded = FaceMakeUpPipeline.from_base(saved, joint_encoder=pipeline.joint_encoder)
+    assert isinstance(loaded.scheduler, EulerDiscreteScheduler)
+    assert loaded.scheduler.config.timestep_spacing == "trailing"
+    path = saved / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("EulerDiscreteScheduler", "NobodysScheduler"))
+    with pytest.raises(CheckpointError, match="no scheduler 'NobodysScheduler'; give scheduler="):
+        FaceMakeUpPipeline.from_base(saved, joint_encoder=pipeline.joint_encoder)
+
+
+def test_an_adapter_takes_the_precision_of_the_base(pipeline, saved, base_parts, photo, points):
+    parts = {name: getattr(pipeline, name) for name in ("joint_encoder", "image_encoder", "face_fitter")}
+    parts |= {"unet": base_parts()["unet"]}
+    loaded = FaceMakeUpPipeline.from_base(saved, adapter=saved, dtype=torch.bfloat16, **parts)
+    for part in (loaded.unet, loaded.identity_channel, loaded.shading_channel):
+        assert {weight.dtype for weight in part.parameters()} == {torch.float32}
+    assert np.isfinite(run(loaded, photo, points)).all()
 
 
 def test_the_whole_directory_goes_to_the_hub(pipeline, tmp_path, monkeypatch):
