@@ -1,5 +1,6 @@
 """Configuration of stage 1. Sizes of the towers are theirs; what is trained here is fusion, projections and heads."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,12 @@ class LossConfig:
     tokens: float = 10.0
     log_scale: float = 2.6592  # ln(1/0.07), as in the published checkpoint
     bias: float = -10.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            signed = name in ("log_scale", "bias")
+            if not math.isfinite(value) or (value < 0 and not signed):
+                raise ConfigError(f"loss.{name}: must be finite{'' if signed else ' and not negative'}, got {value}")
 
 
 @dataclass(kw_only=True)

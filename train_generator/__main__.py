@@ -15,6 +15,7 @@ import torch
 
 from faceclip.errors import ConfigError, FaceClipError
 from faceclip.runtime import Result, Trainer, parse_config
+from faceclip.runtime.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import reference_features
@@ -57,6 +58,9 @@ def train(config: GeneratorConfig) -> Result:
     source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture, attributes=task.attributes)
     facts = {"data": features[0].arrays.content_hash[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
+    if layout(trainer.accelerator) == "zero-3":
+        raise ConfigError("ZeRO-3 gathers weights on all ranks at once, but in stage 2 the ranks run different modules"
+                          " (losses on pictures depend on noise levels): launch with ZeRO-2 or DDP")  # fmt: skip
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
     return trainer.fit()

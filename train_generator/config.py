@@ -1,5 +1,6 @@
 """Configuration of stage 2."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,11 @@ class IdentityChannelConfig:
     depth: int = 2
     heads: int = 4
     dim_head: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_tokens", 1), ("depth", 0), ("heads", 1), ("dim_head", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"adapter.identity.{name}: must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)
@@ -71,9 +77,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
-        for name in (*weights, "sampled_identity"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name}: must not be negative, got {getattr(self, name)}")
+        for name in (*weights, "sampled_identity", "min_snr_gamma"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"loss.{name}: must be finite and not negative, got {getattr(self, name)}")
         for name in ("alignment_factor", "identity_rows", "sampled_rows", "sampled_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loss.{name}: must be at least 1, got {getattr(self, name)}")

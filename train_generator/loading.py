@@ -43,7 +43,8 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
         unet = UNet2DConditionModel.from_pretrained(base / "unet")
         vae = AutoencoderKL.from_pretrained(base / "vae")
-        scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
+        # A base of another sampler may not say so, and DDIM would cut latents to ±1.
+        scheduler = DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False)
     if len(encoder.face_encoders) > 1:
         raise ConfigError(f"encoder={config.encoder}: each of its branches has a face encoder of its own, and stage 2 "
                           "caches the features of one: give an encoder of shared_face=true")  # fmt: skip

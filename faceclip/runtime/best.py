@@ -1,5 +1,6 @@
 """The export of the best validated weights, by one figure."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class BestExport:
             return
         self._check(metrics)
         new = metrics[self.name]
+        if math.isnan(new):
+            return  # nothing would be better than that
         if self.value is None or (new > self.value if self.larger else new < self.value):
             self.value = new
             write_atomically(self.folder, self.task.export)

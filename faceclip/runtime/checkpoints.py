@@ -77,6 +77,8 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
             hashes = {str(path.relative_to(temporary)): _seal(path) for path in files}
             (temporary / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
             _seal(temporary / MANIFEST)
+            for folder in [path for path in temporary.rglob("*") if path.is_dir()]:
+                _sync_folder(folder)
             _sync_folder(temporary)
             if target.exists():
                 # A folder cannot be renamed over a full one: the old one steps aside first and is removed last.
@@ -176,14 +178,18 @@ def newest_checkpoint(directory: Path) -> Path | None:
 def verify(folder: Path) -> str | None:
     """What is wrong with a sealed folder, or None when its files are as they were written."""
     try:
-        hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
-    except (OSError, ValueError, KeyError):
+        hashes = dict(json.loads((folder / MANIFEST).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
     for name, expected in hashes.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if _digest(path) != expected:
+        try:
+            found = _digest(path)
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
+        if found != expected:
             return f"{name} is corrupt (its SHA-256 differs from the manifest)"
     return None
 

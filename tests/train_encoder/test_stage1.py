@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import train_encoder.__main__
 import train_generator.__main__
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import DataError
+from faceclip.errors import ConfigError, DataError
 from faceclip.image_tower import ImageTower
 from faceclip.runtime import parse_config
 from tests.stages import (
@@ -133,6 +134,16 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("loss.text=-1", "loss.text: must be finite and not negative, got -1"),
+     ("loss.log_scale=.nan", "loss.log_scale: must be finite, got nan")],
+)  # fmt: skip
+def test_impossible_losses_are_named(word, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config(EncoderConfig, [word], presets=PRESETS)
 
 
 def test_figures_are_those_of_validation(arguments):

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
+import train_generator.__main__
 from faceclip.data.arrays import load_arrays
 from faceclip.data.photos import main as import_photos
 from faceclip.data.records import VOCABULARIES
@@ -111,6 +112,13 @@ def test_sigterm_saves_and_exits(arguments, tmp_path):
     process = start("train_generator", *arguments, f"out={tmp_path}", *endless)
     status, output, step = stop_before_checkpoints(process, tmp_path, signal.SIGTERM)
     assert status == 143 and step > 0 and f"saved at step {step}; the same command goes on" in output
+
+
+def test_a_layout_in_which_ranks_would_wait_for_each_other_is_refused(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_generator.__main__, "layout", lambda accelerator: "zero-3")
+    assert main([*arguments, f"out={tmp_path / 'run'}", "trainer.device=cpu"]) == 2
+    assert "in stage 2 the ranks run different modules" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
@@ -275,7 +283,19 @@ def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path,
     assert main(words) == 2
     assert "reads hat as one of ['none', 'crown'], the data set knows" in capsys.readouterr().err
     assert main([*words, "loss.latent_features=-1"]) == 2
-    assert "loss.latent_features: must not be negative" in capsys.readouterr().err
+    assert "loss.latent_features: must be finite and not negative, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("loss.min_snr_gamma=-1", "loss.min_snr_gamma: must be finite and not negative, got -1"),
+     ("loss.identity=.nan", "loss.identity: must be finite and not negative, got nan"),
+     ("adapter.identity.heads=0", "adapter.identity.heads: must be at least 1, got 0"),
+     ("adapter.identity.num_tokens=0", "adapter.identity.num_tokens: must be at least 1, got 0")],
+)  # fmt: skip
+def test_impossible_settings_are_named(word, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config(GeneratorConfig, [word], presets=PRESETS)
 
 
 def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path):

@@ -84,6 +84,13 @@ def test_a_folder_without_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
         assert newest_checkpoint(tmp_path) is None
 
 
+@pytest.mark.parametrize("content", ["[]", '{"sha256": 3}', '{"sha256": [1]}', "not JSON"])
+def test_a_manifest_of_something_else_is_told(tmp_path: Path, content: str) -> None:
+    (save(tmp_path, 5) / "manifest.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"manifest\.json is missing or unreadable"):
+        assert newest_checkpoint(tmp_path) is None
+
+
 def test_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
     write_atomically(tmp_path / "export", lambda folder: (folder / "a").write_text("old"))
 

@@ -76,6 +76,16 @@ def test_the_best_figure_is_known_after_resuming_where_it_was_measured(tmp_path:
     assert not torch.equal(weights(tmp_path)["0.weight"], best["0.weight"])
 
 
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    task = scoring(Line())
+    score = task.validate
+    task.validate = lambda step: score(step) if step > 5 else {"score": float("nan")}
+    Trainer(config(validate_every=5, best_metric="score"), task, Numbers(), tmp_path / "nan").fit()
+    Trainer(config(validate_every=5, best_metric="score"), scoring(Line()), Numbers(), tmp_path / "plain").fit()
+    found, wanted = (load_file(tmp_path / run / "best" / "net.safetensors") for run in ("nan", "plain"))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_an_unknown_metric_is_refused_at_the_start_or_corrected_afterwards(tmp_path: Path) -> None:
     telling = scoring(Line())
     telling.figures = lambda: ("score",)
