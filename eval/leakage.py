@@ -29,6 +29,7 @@ CHANGEABLE = ("background", "hair", "glasses", "beard", "hat", "clothes")
 
 GRID = 16
 GREY = 127
+ROWS = 512  # portraits compared with all others at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,15 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def nearest_person(features: NDArray[np.float32], identity: NDArray[np.integer]) -> tuple[Estimate, float]:
     """Rank-1 of finding another portrait of the person by cosine, and what chance gives."""
-    scores = features @ features.T
-    same = identity[:, None] == identity[None]
-    own = np.eye(len(identity), dtype=bool)
-    hits = recall_at(first_right_rank(scores, same & ~own, own), 1)
-    chance = float(((same & ~own).sum(axis=1) / (len(identity) - 1)).mean())
-    return identity_bootstrap(hits, identity), chance
+    ranks, others = [], []
+    for start in range(0, len(identity), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(identity)))
+        own = rows[:, None] == np.arange(len(identity))
+        same = (identity[rows][:, None] == identity) & ~own
+        ranks.append(first_right_rank(features[rows] @ features.T, same, own))
+        others.append(same.sum(axis=1))
+    chance = float(np.concatenate(others).mean() / (len(identity) - 1))
+    return identity_bootstrap(recall_at(np.concatenate(ranks), 1), identity), chance
 
 
 def measure(arrays: FaceArrays) -> tuple[Mapping[str, Agreement], Mapping[str, tuple[Estimate, float]]]:
@@ -111,19 +115,13 @@ def measure(arrays: FaceArrays) -> tuple[Mapping[str, Agreement], Mapping[str, t
     return agreements, searches
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.leakage", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", default="test")
-    options = parser.parse_args(arguments)
-    try:
-        make_folder(options.out, "--out ")
-        arrays = load_arrays(options.data, options.split, size=64)
-        agreements, searches = measure(arrays)
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def write_report(
+    out: Path,
+    arrays: FaceArrays,
+    agreements: Mapping[str, Agreement],
+    searches: Mapping[str, tuple[Estimate, float]],
+) -> Path:
+    """results.json and report.html, of which the path is returned. Raises DataError when the disk is full."""
     report = Report("Leakage of identity", f"{len(np.unique(arrays.identity))} identities, {len(arrays):,} portraits.")
     report.section("Attributes")
     report.text(
@@ -151,10 +149,27 @@ def main(arguments: list[str] | None = None) -> int:
             name: {"rank-1": value.to_dict(), "chance": chance} for name, (value, chance) in searches.items()
         },
     }
-    write_json(options.out / "results.json", content)
+    write_json(out / "results.json", content)
+    return report.write(out / "report.html")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.leakage", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    options = parser.parse_args(arguments)
+    try:
+        make_folder(options.out, "--out ")
+        arrays = load_arrays(options.data, options.split, size=64)
+        agreements, searches = measure(arrays)
+        path = write_report(options.out, arrays, agreements, searches)
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for name, (value, chance) in searches.items():
         print(f"{name:<32} rank-1 {value}  chance {chance:.3f}")
-    print(f"report: {report.write(options.out / 'report.html')}")
+    print(f"report: {path}")
     return 0
 
 

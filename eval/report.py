@@ -19,6 +19,7 @@ from eval.metrics import Estimate
 from faceclip.files import disk_errors, replacing
 
 PALETTE = ("#22577a", "#d1495b", "#38a3a5", "#edae49", "#6b705c", "#8d5a97")
+STROKES = ("-", "--", ":")
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d232b; --muted: #5c6773; --line: #dfe3e8; --accent: #22577a; }
@@ -263,11 +264,12 @@ def line_plot(
     logarithmic_y: bool = False,
     size: tuple[float, float] = (8.0, 3.4),
 ) -> Figure:
-    """Lines (name, x, y) in one plot."""
+    """Lines (name, x, y) in one plot; colors begin anew with another stroke."""
     figure = Figure(figsize=size)
     axes = figure.subplots()
     for number, (name, x, y) in enumerate(series):
-        axes.plot(x, y, color=PALETTE[number % len(PALETTE)], lw=1.8, label=name)
+        stroke = STROKES[number // len(PALETTE) % len(STROKES)]
+        axes.plot(x, y, stroke, color=PALETTE[number % len(PALETTE)], lw=1.8, label=name)
     if logarithmic_x:
         axes.set_xscale("log")
     if logarithmic_y:

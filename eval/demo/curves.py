@@ -7,7 +7,6 @@ from pathlib import Path
 from eval.report import Report, line_plot
 
 RUNS = {"encoder": "Stage 1, joint encoder", "generator": "Stage 2, generator plugin"}
-_SPEED = ("samples_per_second", "data_percent", "learning_rate", "grad_norm")
 
 
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -34,7 +33,7 @@ def add_curves(report: Report, root: Path) -> None:
     """Losses of each stage over its steps, with its mean speed."""
     for folder, title in RUNS.items():
         series = read_log(root / folder / "log.jsonl")
-        losses = [(name, *values) for name, values in series.items() if name not in _SPEED and "scale" not in name]
+        losses = [(name, *values) for name, values in series.items() if name.startswith("loss")]
         if not losses:
             continue
         report.subsection(title)

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import eval as evaluation
 import faceclip
 import makeup_plugin
 from eval.demo.stages import Stage
+from eval.hashes import code_hash, model_hash
 from eval.report import write_json
 from faceclip.errors import FaceClipError
 
@@ -21,19 +21,11 @@ class ForeignFolderError(FaceClipError):
 
 
 def shipped() -> str:
-    """The package's version and a hash of the weights that ship with it: results of others are not this version's."""
-    digest = hashlib.sha256()
-    for package in (faceclip, makeup_plugin, evaluation):
-        root = Path(package.__file__).parent / "weights"
-        for file in sorted([*root.rglob("*.safetensors"), *root.rglob("*config.json")]):
-            digest.update(f"{package.__name__}/{file.relative_to(root).as_posix()}\0".encode())
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    try:
-        release = version("faceclip-makeup")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        release = "source"
-    return f"{release} {digest.hexdigest()[:16]}"
+    """A hash of the project's code and of the weights that ship with it: results of others are not this version's."""
+    packages = faceclip, makeup_plugin, evaluation
+    weights = "".join(model_hash(Path(package.__file__).parent / "weights") for package in packages)
+    code = code_hash("faceclip", "makeup_plugin", "eval", "train_encoder", "train_generator")
+    return f"code {code[:16]} weights {hashlib.sha256(weights.encode()).hexdigest()[:16]}"
 
 
 def read_times(root: Path) -> dict[str, dict]:
@@ -52,7 +44,8 @@ def read_times(root: Path) -> dict[str, dict]:
 
 
 class Records:
-    """`root/times.json`: stage → command, made_by (`shipped()`), shown, seconds (null: begun, not finished).
+    """`root/times.json`: stage → command, made_by (`shipped()`), shown, seconds (null: begun, not finished), resumed
+    (whether the seconds are those of its last part alone).
 
     finished: stage → seconds, of the leading stages that ran to their end by the same command and weights. A stage is
     noted before its command starts, so that an interrupted one is told from one that another command began.
@@ -106,18 +99,19 @@ class Records:
 
     def begin(self, stage: Stage) -> None:
         """Note that a stage's command starts or goes on."""
-        self._set(stage, None)
+        self._set(stage, None, resumed=stage.name in self.entries)
 
     def finish(self, stage: Stage, seconds: float) -> None:
         """Note that a stage's command ended well."""
-        self._set(stage, seconds)
+        self._set(stage, seconds, resumed=self.entries[stage.name]["resumed"])
 
-    def _set(self, stage: Stage, seconds: float | None) -> None:
+    def _set(self, stage: Stage, seconds: float | None, *, resumed: bool) -> None:
         self.entries[stage.name] = {
             "command": stage.command,
             "made_by": self.made_by,
             "shown": stage.shown(self.root),
             "seconds": seconds,
+            "resumed": resumed,
         }
         self._write()
 

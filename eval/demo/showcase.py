@@ -108,7 +108,12 @@ def build_report(root: Path) -> Path:
     add_curves(report, root)
     report.section("What ran")
     report.table(
-        ["stage", "seconds"], [[name, round(entry["seconds"])] for name, entry in times.items()] or [["report", None]]
+        ["stage", "seconds"],
+        [
+            [f"{name} (interrupted: its last part)" if entry["resumed"] else name, round(entry["seconds"])]
+            for name, entry in times.items()
+        ]
+        or [["report", None]],
     )
     report.code("\n".join(entry["shown"] for entry in times.values()))
     return report.write(root / "report.html")

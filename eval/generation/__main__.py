@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         criteria = add_sections(report, result.scores, result.context, result.jobs, shown)
         content = to_json(result)
         content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed,
-                               "split": options.split}  # fmt: skip
+                               "split": options.split, **result.made_by}  # fmt: skip
         content["rules"] = RULES
         content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
         write_json(options.out / "results.json", content)

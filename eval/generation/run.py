@@ -1,5 +1,6 @@
 """The generation evaluation: pictures of every arm, their scores, and what real portraits get."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from eval.generation.sampling import (
     fitted_maps,
     generate_arm,
     load_pipeline,
-    model_hash,
 )
+from eval.hashes import code_hash, model_hash
 from eval.judge import Judge, SecondRecognizer
 from eval.labels import labels_of
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.cache import module_hash
 from faceclip.errors import CheckpointError, ConfigError, DataError
 from makeup_plugin import FaceMakeUpPipeline
 
@@ -40,6 +42,7 @@ class GenerationResult:
     context: Mapping[str, Scores]
     arrays: FaceArrays
     maps: Mapping[int, NDArray[np.uint8]]
+    made_by: Mapping[str, str]  # hashes of model, data, plan, code and judges
 
 
 def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path | None) -> Judges:
@@ -103,6 +106,9 @@ def evaluate(
     settings = {
         "model": model_hash(model),
         "data": arrays.content_hash,
+        # The same command may mean other prompts, or other pictures, after a change of the code or of numpy.
+        "plan": hashlib.sha256(repr(jobs).encode()).hexdigest(),
+        "code": code_hash("faceclip", "makeup_plugin"),
         "seed": seed,
         "count": count,
         "steps": sampling.steps,
@@ -132,7 +138,11 @@ def evaluate(
     context = real_portraits(judges, jobs, arrays, references)
     shown = [jobs[number].reference for number in first_people(jobs, arrays.identity)]
     maps = fitted_maps(pipeline, shown, source)
-    return GenerationResult(jobs=jobs, pictures=pictures, scores=scores, context=context, arrays=arrays, maps=maps)
+    made_by = {name: settings[name] for name in ("model", "data", "plan", "code")}
+    made_by |= {"judge": module_hash(judges.judge), "second recognizer": module_hash(judges.second)}
+    return GenerationResult(
+        jobs=jobs, pictures=pictures, scores=scores, context=context, arrays=arrays, maps=maps, made_by=made_by
+    )
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Makes the pictures of an arm with the pipeline; finished pictures are kept and not made again."""
 
-import hashlib
 import importlib
 import json
 from collections.abc import Callable, Sequence
@@ -140,17 +139,3 @@ def claim_folder(out: Path, settings: dict) -> None:
     different = [key for key in settings if stored.get(key) != settings[key]]
     if different:
         raise ConfigError(f"{out} holds pictures of another run ({', '.join(different)} differ): choose another --out")
-
-
-def model_hash(directory: Path) -> str:
-    """SHA-256 over all files below a folder that pictures depend on: weights and settings, in order of their names.
-
-    Cards (metrics.json, README.md) do not count.
-    """
-    digest = hashlib.sha256()
-    files = [*directory.rglob("*.safetensors"), *directory.rglob("*.json")]
-    for file in sorted(file for file in files if file.name != "metrics.json"):
-        digest.update(str(file.relative_to(directory)).encode())
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()

@@ -12,17 +12,19 @@ from rich.progress import Progress
 
 from eval.arguments import check_least, check_seed, use_device
 from eval.faces import detected_faces, labelled_faces
+from eval.hashes import model_hash
 from eval.labels import labels_of
 from eval.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
-from eval.retrieval.protocol import QUERY_KINDS
+from eval.retrieval.protocol import QUERY_KINDS, build_queries
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import FaceClipError
+from faceclip.errors import ConfigError, EmptyDatasetError, FaceClipError
 from faceclip.runtime.checkpoints import make_folder
 
-DETECTED_KINDS = ("face_frontal", "face+text")
+COMPOSED = "face+text"
+DETECTED_KINDS = ("face_frontal", COMPOSED)
 
 
 def evaluate(
@@ -35,12 +37,24 @@ def evaluate(
     seed: int = 0,
     detector: bool = True,
 ) -> tuple[dict[str, KindResult], dict[str, KindResult], dict]:
-    """Results with labelled faces, results with detected faces, and facts about both."""
-    labels = labels_of(test)
+    """Results with labelled faces, results with detected faces, and facts about both.
+
+    Raises EmptyDatasetError, before anything is computed, for queries that a split does not allow.
+    """
+    labels, others = labels_of(test), labels_of(validation)
+    composed = COMPOSED in kinds
+    for split, known, wanted in (("test", labels, kinds), ("validation", others, (COMPOSED,) if composed else ())):
+        for kind in wanted:
+            try:
+                build_queries(known, kind, seed=seed, limit=1)
+            except EmptyDatasetError as error:
+                raise EmptyDatasetError(f"{split} split: {error} (--kinds chooses what is asked)") from error
     portraits = encode_portraits(model, test.images, labelled_faces(test.landmarks_5))
-    tuning = encode_portraits(model, validation.images, labelled_faces(validation.landmarks_5))
-    weight = tune_weight(model, tuning, labels_of(validation), seed=seed, limit=1000)
-    facts = {"concatenation weight of the face": weight, "test portraits": len(test)}
+    facts, weight = {"test portraits": len(test)}, None
+    if composed:
+        tuning = encode_portraits(model, validation.images, labelled_faces(validation.landmarks_5))
+        weight = tune_weight(model, tuning, others, seed=seed, limit=1000)
+        facts["concatenation weight of the face"] = weight
     results, found_results = {}, {}
     with Progress(transient=True) as bar:
         task = bar.add_task("queries", total=None)
@@ -85,8 +99,9 @@ def add_detected(report: Report, found: dict[str, KindResult], facts: dict) -> N
     report.section("Faces found by the detector")
     report.text(
         f"The figures above cut faces where the labels say. Here MTCNN has to find them: it finds "
-        f"{facts['faces found by the detector']:.1%} of the test portraits' faces; every other query is a miss and "
-        "every other portrait cannot be found."
+        f"{facts['faces found by the detector']:.1%} of the test portraits' faces. In spaces that use the face, every "
+        "other query is a miss and every other portrait cannot be found; text, image and random need no face and lose "
+        "nothing."
     )
     for kind, result in found.items():
         rows = [
@@ -102,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--out", type=Path, required=True, help="receives results.json and report.html")
     parser.add_argument("--queries", type=int, default=2000, help="at most this many of each kind, spread evenly")
+    parser.add_argument("--kinds", default=",".join(QUERY_KINDS), help="comma-separated, of %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-detector", action="store_true", help="leave out the pass with detected faces")
     parser.add_argument("--device", default="cpu", help="of the model, as cuda; faces are found on the CPU")
@@ -109,15 +125,30 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_least("--queries", options.queries)
         check_seed(options.seed)
+        kinds = tuple(options.kinds.split(","))
+        if unknown := [kind for kind in kinds if kind not in QUERY_KINDS]:
+            raise ConfigError(f"--kinds: {unknown[0]!r} is none of {', '.join(QUERY_KINDS)}")
         device = use_device(options.device)
         make_folder(options.out, "--out ")
         model = RetrievalModel.from_pretrained(options.model, device)
         test = load_arrays(options.data, "test", labelled=False)
         validation = load_arrays(options.data, "validation", labelled=False)
         results, found, facts = evaluate(
-            model, test, validation, limit=options.queries, seed=options.seed, detector=not options.no_detector
+            model,
+            test,
+            validation,
+            kinds=kinds,
+            limit=options.queries,
+            seed=options.seed,
+            detector=not options.no_detector,
         )
-        settings = {"queries": options.queries, "seed": options.seed, "data": test.content_hash}
+        settings = {
+            "queries": options.queries,
+            "seed": options.seed,
+            "model": model_hash(options.model),
+            "data": test.content_hash,
+            "validation data": validation.content_hash,
+        }
         write_results(options.out, results, found, facts, settings)
         people = len(np.unique(test.identity))
         report = Report("Retrieval", f"{people} test identities, {len(test):,} portraits.")

@@ -7,8 +7,10 @@ description does not tell apart are equally right. Of photos no attributes are k
 that were written for it, and no others.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -50,6 +52,15 @@ class Labels:
     index: NDArray[np.int64]
     attributes: Mapping[str, NDArray[np.str_]]
     descriptions: Sequence[Sequence[Description]]
+
+    @cached_property
+    def with_words(self) -> Mapping[str, Sequence[int]]:
+        """Text → the portraits that it was written for."""
+        rows = defaultdict(list)
+        for row, descriptions in enumerate(self.descriptions):
+            for text in {item.text for item in descriptions}:
+                rows[text].append(row)
+        return rows
 
     def __post_init__(self) -> None:
         count = len(self.identity)
@@ -98,61 +109,84 @@ def fitting(labels: Labels, description: Description) -> NDArray[np.bool_]:
     """Portraits (N,) that a description fits: they have what it names or, if that is unknown, are described by the same
     words."""
     if description.kind == "free":
-        return np.array([any(item.text == description.text for item in row) for row in labels.descriptions])
+        fits = np.zeros(len(labels), dtype=bool)
+        fits[labels.with_words[description.text]] = True
+        return fits
     return matches(labels, description.names)
 
 
 def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int | None = None) -> Queries:
     """The queries of one kind, a function of labels and seed alone. `limit` keeps that many, evenly spread.
 
-    Raises `EmptyDatasetError` when the labels allow no query of this kind.
+    Raises `EmptyDatasetError` when the labels allow no query of this kind, or nobody could be mistaken for another.
     """
     if kind not in QUERY_KINDS:
         raise ValueError(f"unknown query kind {kind!r}: choose from {', '.join(QUERY_KINDS)}")
+    if len(np.unique(labels.identity)) < 2:
+        raise EmptyDatasetError("all portraits show one person, so that every answer is right: it needs two people")
     generator = np.random.default_rng([seed, QUERY_KINDS.index(kind)])
-    face, text, relevant, excluded, people = [], [], [], [], []
-    own = np.eye(len(labels), dtype=bool)
-    frontal = labels.index == 0
-    for row in range(len(labels)):
-        same = labels.identity == labels.identity[row]
-        source, words, out = row, "", own[row]
-        if kind in ("face", "image"):
-            right = same & ~own[row]
-        elif kind == "face_frontal":
-            if frontal[row]:
-                continue
-            right, out = same & frontal, ~frontal
-        else:
-            described = _pick_description(labels.descriptions[row], generator)
-            others = np.flatnonzero(same & ~own[row])
-            if described is None or (kind == "face+text" and not len(others)):
-                continue
-            words, right = described.text, fitting(labels, described)
-            if kind == "text":
-                source, out = -1, np.zeros(len(labels), dtype=bool)
-            else:
-                source = int(generator.choice(others))
-                right, out = right & same & ~own[source], own[source]
-        if not right.any():
-            continue
-        face.append(source)
-        text.append(words)
-        relevant.append(right)
-        excluded.append(out)
-        people.append(labels.identity[row])
-    if not face:
-        raise EmptyDatasetError(f"the labels allow no {kind} query: the split needs several portraits per person")
-    kept = np.arange(len(face))
-    if limit is not None and len(face) > limit:
-        kept = np.unique(np.linspace(0, len(face) - 1, limit).round().astype(int))
+    # All that can be asked, without their masks over the gallery, of which those of the kept ones are enough.
+    asked = [query for row in range(len(labels)) if (query := _ask(labels, kind, row, generator)) is not None]
+    if not asked:
+        raise EmptyDatasetError(f"no {kind} query can be asked: {_NEEDS[kind]}")
+    if limit is not None and len(asked) > limit:
+        asked = [asked[i] for i in np.unique(np.linspace(0, len(asked) - 1, limit).round().astype(int))]
+    masks = [_answers(labels, kind, query) for query in asked]
     return Queries(
         kind=kind,
-        face=np.array(face)[kept],
-        text=[text[i] for i in kept],
-        relevant=np.stack(relevant)[kept],
-        excluded=np.stack(excluded)[kept],
-        identity=np.array(people)[kept],
+        face=np.array([query.face for query in asked]),
+        text=["" if query.description is None else query.description.text for query in asked],
+        relevant=np.stack([right for right, _ in masks]),
+        excluded=np.stack([out for _, out in masks]),
+        identity=labels.identity[[query.row for query in asked]],
     )
+
+
+_NEEDS: dict[QueryKind, str] = {
+    "face": "it needs a person with two portraits",
+    "face_frontal": "it needs a person with a frontal portrait (index 0) and another one",
+    "text": "it needs captions that name attributes, or free ones",
+    "face+text": "it needs a person with two portraits, and captions that name attributes, or free ones",
+    "image": "it needs a person with two portraits",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Query:
+    row: int  # the portrait that is asked about
+    face: int  # the one that gives the face, −1 for none
+    description: Description | None
+
+
+def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generator) -> _Query | None:
+    """The query about a portrait, if there is one with an answer."""
+    face, description = row, None
+    if kind == "face_frontal" and labels.index[row] == 0:
+        return None
+    if kind in ("text", "face+text"):
+        description = _pick_description(labels.descriptions[row], generator)
+        others = np.flatnonzero(labels.identity == labels.identity[row])
+        others = others[others != row]
+        if description is None or (kind == "face+text" and not len(others)):
+            return None
+        face = -1 if kind == "text" else int(generator.choice(others))
+    query = _Query(row=row, face=face, description=description)
+    return query if _answers(labels, kind, query)[0].any() else None
+
+
+def _answers(labels: Labels, kind: QueryKind, query: _Query) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Right answers (N,), and portraits (N,) that are out of the gallery."""
+    same = labels.identity == labels.identity[query.row]
+    if kind == "face_frontal":
+        frontal = labels.index == 0
+        return same & frontal, ~frontal
+    out = np.zeros(len(labels), dtype=bool)
+    if query.face >= 0:
+        out[query.face] = True
+    if query.description is None:
+        return same & ~out, out
+    fits = fitting(labels, query.description)
+    return (fits if kind == "text" else fits & same & ~out), out
 
 
 def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> Description | None:

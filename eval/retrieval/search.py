@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eval.metrics import Estimate, average_precision, first_right_rank, identity_bootstrap, recall_at
 from eval.retrieval.protocol import Queries
+from faceclip.errors import CheckpointError
 
 RANKS = (1, 5, 10)
 
@@ -43,9 +44,19 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def search(gallery: Embeddings, queries: Embeddings, *, block: int = 1024) -> NDArray[np.float32]:
-    """Cosine of every query with every gallery item (Q, G) by FAISS; −inf where either has no face."""
+    """Cosine of every query with every gallery item (Q, G) by FAISS; −inf where either has no face.
+
+    Raises CheckpointError for embeddings that are not finite: FAISS would give them some place without a word.
+    """
     if gallery.vectors.shape[1] != queries.vectors.shape[1]:
         raise ValueError(f"gallery has dimension {gallery.vectors.shape[1]}, queries {queries.vectors.shape[1]}")
+    for name, side in (("gallery", gallery), ("queries", queries)):
+        odd = side.present & ~np.isfinite(side.vectors).all(axis=1)
+        if odd.any():
+            raise CheckpointError(
+                f"the model's embeddings of the {name} are not finite in {odd.sum()} of {len(odd)} rows: it is damaged "
+                "or its training diverged; train or fetch it again"
+            )
     known = np.flatnonzero(gallery.present)
     scores = np.full((len(queries.vectors), len(gallery.vectors)), -np.inf, dtype=np.float32)
     if not len(known):

@@ -9,6 +9,7 @@ from eval.leakage import attribute_agreement, cut, main, measure, nearest_person
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError
+from tests.full_disk import largest_file
 
 
 def test_agreement_by_hand():
@@ -50,6 +51,14 @@ def test_nearest_person_by_hand():
     assert found.value == 0
 
 
+def test_blocks_of_rows_give_what_all_rows_give(monkeypatch):
+    rng = np.random.default_rng(0)
+    features, identity = rng.normal(size=(20, 6)).astype(np.float32), rng.integers(0, 5, 20)
+    whole = nearest_person(features, identity)
+    monkeypatch.setattr("eval.leakage.ROWS", 7)
+    assert nearest_person(features, identity) == whole and 0 < whole[0].value < 1
+
+
 def test_one_person_or_one_portrait_each_tells_nothing(tiny_dataset):
     arrays = load_arrays(tiny_dataset, "test")
     for identity in (np.zeros(len(arrays), dtype=int), np.arange(len(arrays))):
@@ -61,3 +70,6 @@ def test_command(tiny_dataset, tmp_path, capsys):
     assert main(["--data", str(tiny_dataset), "--out", str(tmp_path), "--split", "train"]) == 0
     assert "only what a person can change" in capsys.readouterr().out
     assert (tmp_path / "results.json").is_file() and (tmp_path / "report.html").is_file()
+    with largest_file(100):
+        assert main(["--data", str(tiny_dataset), "--out", str(tmp_path)]) == 2
+    assert "free space" in capsys.readouterr().err

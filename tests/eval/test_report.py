@@ -37,6 +37,12 @@ def test_every_series_is_in_the_legend_once():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["x", "y"]
 
 
+def test_no_two_lines_look_alike():
+    figure = line_plot([(str(n), [0, 1], [n, n]) for n in range(9)], x_label="x", y_label="y")
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
+    assert len(looks) == 9
+
+
 def test_another_report_takes_over_sections(tmp_path):
     first = Report("first")
     first.section("Figures")

@@ -105,13 +105,26 @@ def test_what_a_change_of_the_sizes_clears(tmp_path, change, anew):
 
 def test_an_older_release_or_other_weights_leave_nothing_finished(tmp_path):
     item = stage("a", "")
-    Records(tmp_path, [item], "0.0.1 abc").finish(item, 1.0)
+    records = Records(tmp_path, [item], "0.0.1 abc")
+    records.begin(item)
+    records.finish(item, 1.0)
     assert Records(tmp_path, [item], "0.0.1 abc").finished == {"a": 1.0}
     assert Records(tmp_path, [item], shipped()).finished == {}
     stored = json.loads((tmp_path / TIMES).read_text())
     del stored["a"]["made_by"]  # as written before it was noted
     (tmp_path / TIMES).write_text(json.dumps(stored))
     assert Records(tmp_path, [item], "0.0.1 abc").finished == {}
+
+
+def test_seconds_of_an_interrupted_stage_are_marked(tmp_path):
+    item = stage("a", "")
+    Records(tmp_path, [item], "x").begin(item)  # and killed
+    again = Records(tmp_path, [item], "x")
+    again.begin(item)
+    again.finish(item, 2.0)
+    assert json.loads((tmp_path / TIMES).read_text())["a"]["resumed"] is True
+    again.begin(other := stage("b", ""))
+    assert again.entries[other.name]["resumed"] is False
 
 
 def test_a_folder_of_somebody_else_is_not_cleared(tmp_path):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from eval.generation.__main__ import main
 from eval.generation.run import require_gallery
-from eval.generation.sampling import claim_folder, fitted_maps, load_pipeline, model_hash
+from eval.generation.sampling import claim_folder, fitted_maps, load_pipeline
+from eval.hashes import model_hash
 from eval.labels import labels_of
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError
@@ -142,3 +143,5 @@ def test_pictures_of_unknown_origin_are_not_taken_over(tmp_path):
         claim_folder(tmp_path, {"seed": 1})
     (tmp_path / "run.json").write_text('{"seed": 1}')
     claim_folder(tmp_path, {"seed": 1})
+    with pytest.raises(ConfigError, match=r"another run \(plan, code differ\)"):
+        claim_folder(tmp_path, {"seed": 1, "plan": "a", "code": "b"})

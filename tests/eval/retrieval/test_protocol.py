@@ -1,5 +1,7 @@
 """Queries and right answers of a hand-made gallery: two people, three portraits each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,8 +110,13 @@ def test_single_portraits_allow_no_face_query():
         attributes={},
         descriptions=[describe(0), describe(1)],
     )
-    with pytest.raises(EmptyDatasetError, match="several portraits per person"):
+    with pytest.raises(EmptyDatasetError, match="no face query can be asked: it needs a person with two portraits"):
         build_queries(alone, "face")
+
+
+def test_one_person_is_nobody_to_be_told_from(labels):
+    with pytest.raises(EmptyDatasetError, match="all portraits show one person"):
+        build_queries(replace(labels, identity=np.zeros(len(labels), int)), "face")
 
 
 def test_unequal_columns_are_refused():

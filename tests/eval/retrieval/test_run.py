@@ -1,6 +1,7 @@
 """The whole evaluation on a small data set and an untrained encoder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from eval.faces import FacePoints, labelled_faces
+from eval.hashes import model_hash
 from eval.labels import labels_of
-from eval.retrieval.__main__ import main
+from eval.retrieval.__main__ import evaluate, main
 from eval.retrieval.protocol import build_queries
 from eval.retrieval.run import evaluate_kind
 from eval.retrieval.spaces import RetrievalModel, encode_portraits, joint_gallery, joint_queries
 from faceclip.data.arrays import load_arrays
 from faceclip.data.photos import main as import_photos
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, EmptyDatasetError
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,26 @@ def test_command_writes_json_and_report(joint_export, tiny_dataset, tmp_path, ca
     assert sum(content["labelled faces"]["face+text"]["first answer"]["joint"].values()) == pytest.approx(1)
     assert "data:image/png" in (tmp_path / "report.html").read_text()
     assert "report:" in capsys.readouterr().out
+    assert content["settings"]["model"] == model_hash(joint_export)
+    assert content["settings"]["data"] != content["settings"]["validation data"]
+
+
+def test_kinds_are_chosen_and_checked_before_anything_is_computed(joint_export, tiny_dataset, tmp_path, capsys):
+    arguments = ["--model", str(joint_export), "--data", str(tiny_dataset), "--out", str(tmp_path)]
+    assert main([*arguments, "--queries", "8", "--kinds", "text,image", "--no-detector"]) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert list(content["labelled faces"]) == ["text", "image"] and not content["detected faces"]
+    assert "concatenation weight of the face" not in content["facts"]
+    assert main([*arguments, "--kinds", "text,faces"]) == 2
+    assert "--kinds: 'faces' is none of face, face_frontal" in capsys.readouterr().err
+
+
+def test_what_a_split_does_not_allow_is_told_first(model, arrays):
+    alone = replace(arrays, identity=np.arange(len(arrays)))
+    with pytest.raises(EmptyDatasetError, match=r"validation split: no face\+text query .*two portraits.*--kinds"):
+        evaluate(None, arrays, alone)  # without a model: nothing was encoded
+    with pytest.raises(EmptyDatasetError, match="test split: no face query can be asked"):
+        evaluate(None, alone, arrays)
 
 
 def test_missing_exports_are_named(tmp_path, tiny_dataset, capsys):

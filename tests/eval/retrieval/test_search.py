@@ -6,6 +6,7 @@ import pytest
 from eval.metrics import NEVER
 from eval.retrieval.protocol import Queries
 from eval.retrieval.search import Embeddings, all_present, concatenate, score_queries, search
+from faceclip.errors import CheckpointError
 
 RNG = np.random.default_rng(0)
 
@@ -25,6 +26,18 @@ def test_missing_faces_have_no_score():
     assert np.isfinite(scores).tolist() == (present[:, None] & present[None]).tolist()
     nobody = Embeddings(vectors=vectors, present=np.zeros(3, dtype=bool))
     assert (search(nobody, embeddings) == -np.inf).all()
+
+
+@pytest.mark.parametrize("side", ["gallery", "queries"])
+def test_embeddings_that_are_no_numbers_are_told(side):
+    """FAISS gives no score for them, and places that are other items'."""
+    broken, whole = (RNG.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
+    broken[1] = np.nan
+    pair = (broken, whole) if side == "gallery" else (whole, broken)
+    with pytest.raises(CheckpointError, match=rf"embeddings of the {side} are not finite in 1 of 3 rows"):
+        search(*map(all_present, pair))
+    marked = Embeddings(vectors=broken, present=np.array([True, False, True]))  # of undetected faces nobody asks
+    assert np.isfinite(search(marked, all_present(whole))).sum() == 6
 
 
 def test_concatenation_adds_weighted_cosines():

@@ -1,0 +1,30 @@
+"""What results were made by: hashes of models and of this project's code."""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def model_hash(directory: Path) -> str:
+    """SHA-256 over all files below a folder that a model's results depend on: weights and settings, in order of their
+    names.
+
+    Cards (metrics.json, README.md) do not count.
+    """
+    files = [*directory.rglob("*.safetensors"), *directory.rglob("*.json")]
+    return _hash([(directory, file) for file in files if file.name != "metrics.json"])
+
+
+def code_hash(*packages: str) -> str:
+    """SHA-256 over the sources and presets of packages, which are found and not imported."""
+    roots = [Path(find_spec(package).origin).parent for package in packages]
+    return _hash([(root.parent, file) for root in roots for kind in ("*.py", "*.yaml") for file in root.rglob(kind)])
+
+
+def _hash(files: list[tuple[Path, Path]]) -> str:
+    digest = hashlib.sha256()
+    for root, file in sorted(files):
+        digest.update(file.relative_to(root).as_posix().encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
