@@ -1,6 +1,6 @@
 """FaceMakeUpPipeline: a diffusers pipeline on SDXL that keeps a person's face and follows the text.
 
-pipeline = FaceMakeUpPipeline.from_pretrained("runs/generator")
+pipeline = FaceMakeUpPipeline.from_pretrained("runs/generator/export")
 output = pipeline("a smiling person with red hair", image="photo.jpg", generator=torch.manual_seed(0))
 output.save("out")
 """

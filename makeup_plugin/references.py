@@ -144,9 +144,6 @@ def _prepare(
     pixels = load_image(source, name=name)
     height, width = pixels.shape[:2]
     check_landmarks(points, height, width, name)
-    center = points.mean(axis=0)
-    if not ((center >= 0) & (center < [width, height])).all():
-        raise BadLandmarksError(f"{name}: landmarks lie around {center.round(1).tolist()}, outside of {width}×{height}")
     if (side := crop_side(points)) < MIN_CROP_SIDE:
         raise BadLandmarksError(
             f"{name}: the face between these landmarks is {side:.1f} px wide, less than {MIN_CROP_SIDE:g}; they are"

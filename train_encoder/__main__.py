@@ -23,7 +23,7 @@ from faceclip.encoder import FaceCLIP
 from faceclip.errors import FaceClipError
 from faceclip.runtime import Result, Trainer, parse_config
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.features import SplitFeatures, data_config, features_of
+from train_encoder.features import SplitFeatures, check_apart, data_config, features_of
 from train_encoder.source import QuerySource
 from train_encoder.task import EncoderTask, describe
 from train_encoder.towers_io import Towers, load_towers
@@ -39,6 +39,7 @@ def train(config: EncoderConfig) -> Result:
     config.check_widths(towers.text_l.config.width, towers.text_g.config.width)
     train_features = features_of(config, "train", towers)
     validation = features_of(config, "validation", towers)
+    check_apart(train_features, validation)
     model = FaceCLIP.from_components(
         towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion), joint=asdict(config.heads)
     )

@@ -169,6 +169,16 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     )
 
 
+def check_apart(train: SplitFeatures, validation: SplitFeatures) -> None:
+    """Raises DataError for a person of both splits: figures would be of people that were trained on."""
+    both = np.flatnonzero(np.isin(validation.arrays.identity, train.arrays.identity))
+    if len(both) and not validation.single:
+        names = getattr(validation.arrays, "names", validation.arrays.identity)
+        count = len(np.unique(np.asarray(validation.arrays.identity)[both]))
+        raise DataError(f"{count:,} persons are in the training and in the validation split (as {names[both[0]]}): "
+                        "divide the data by persons, or set data.validation_share=0.05 instead")  # fmt: skip
+
+
 def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more") -> None:
     """Raises DataError unless a person of the validation split has two pictures."""
     if len(np.unique(identity)) == len(identity):

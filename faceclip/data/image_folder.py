@@ -12,11 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.image_store import is_file, is_hidden
+from faceclip.data.image_store import files_below, is_file
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError, EmptyDatasetError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+UNREAD = frozenset({".heic", ".heif", ".avif"})  # pictures that nothing here decodes: counted, not passed over
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -44,18 +45,27 @@ def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[l
 
 def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     rows, files = [], []
-    for picture in sorted(file for file in base.rglob("*") if file.suffix.lower() in SUFFIXES):
+    for picture in sorted(file for file in files_below(base) if file.suffix.lower() in SUFFIXES | UNREAD):
         relative = picture.relative_to(base)
-        if is_hidden(relative) or (base != other and picture.is_relative_to(other)):
+        if base != other and picture.is_relative_to(other):
             continue
         text = picture.with_suffix(".txt")
-        captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []
+        captions = _lines(text) if text.is_file() else []
         # Nested folders are one person each, by their whole path.
         person = relative.parent.as_posix() if len(relative.parts) > 1 else ""
         row = {"file_name": relative.as_posix(), "image": str(picture.absolute()), "caption": captions}
         rows.append(row | {"identity": person})
         files += [picture, text] if text.is_file() else [picture]
     return rows, files
+
+
+def _lines(text: Path) -> list[str] | bytes:
+    """The lines of a file, or its bytes when they are not UTF-8: the row is counted as such when it is read."""
+    content = text.read_bytes()
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        return content
 
 
 def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -78,7 +88,7 @@ def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
 
 def _read(table: Path) -> list[Any]:
     try:
-        text = table.read_text(encoding="utf-8")
+        text = table.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
         if table.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text), strict=True))
         else:  # not splitlines(), which splits at characters that JSON may hold inside of a text

@@ -12,7 +12,9 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -36,6 +38,19 @@ def url_key(url: str) -> bytes:
 def is_hidden(relative: Path) -> bool:
     """Caches and the like: some part of the name starts with a dot. `datasets` does not look there either."""
     return any(part.startswith(".") for part in relative.parts)
+
+
+def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """The files below a folder but for hidden ones, folder by folder in the order of names. Links to folders are
+    entered, but for those that lead back to where they are."""
+    above |= {os.path.realpath(folder)}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+            yield from files_below(Path(entry.path), above)
 
 
 def is_file(path: Path) -> bool:
@@ -73,7 +88,7 @@ class ImageStore:
 
     def _files(self, pattern: str) -> list[Path]:
         """The files below the folder, in order of their names, but for hidden ones and the cache's."""
-        found = sorted(file for file in self.root.rglob(pattern) if not is_hidden(file.relative_to(self.root)))
+        found = sorted(file for file in files_below(self.root) if fnmatchcase(file.name, pattern))
         inside = self.cache is not None and self.cache.is_relative_to(self.root.resolve())
         return [file for file in found if file.is_file() and not (inside and file.resolve().is_relative_to(self.cache))]
 

@@ -262,7 +262,10 @@ def _texts(cell: Any, where: str) -> list[str]:
     if isinstance(cell, str):
         return [cell.strip()] if cell.strip() else []
     if isinstance(cell, bytes):  # webdataset members of unknown type
-        return _texts(cell.decode("utf-8", errors="replace"), where)
+        try:
+            return _texts(cell.decode("utf-8-sig"), where)
+        except UnicodeDecodeError as error:
+            raise RejectedRecord("not_utf8", f"{where} is no text in UTF-8 ({error}): save it as such") from error
     if isinstance(cell, Mapping) and "text" in cell:
         return _texts(cell["text"], where)
     if isinstance(cell, list | tuple):

@@ -26,9 +26,9 @@ from faceclip.errors import (
 from faceclip.faces.align import (
     CROP_SIZE,
     MIN_CROP_SIDE,
-    align_face,
     check_landmarks,
     crop_side,
+    encoder_crop,
     similarity_transform,
 )
 from faceclip.faces.detect import (
@@ -102,7 +102,7 @@ class PortraitReader:
     @property
     def cutting(self) -> tuple[str, str]:
         """What decides the pixels of the crop and of the picture beyond `finding`."""
-        return f"crop 1: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
+        return f"crop 2: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
 
     def prepare(
         self, raw: RawRecord, source: bytes | str, scale: float, landmarks: NDArray[np.floating] | None = None
@@ -126,7 +126,7 @@ class PortraitReader:
             raise RejectedRecord("face_too_small", f"{raw.key}: the aligned face is {side:.1f} pixels wide")
         square = square_around(image, points, self.config.portrait)
         return Portrait(
-            crop=align_face(image, points, self.crop_size),
+            crop=encoder_crop(image, points, self.crop_size),
             picture=cut_square(image, square, self.picture_size),
             square=square,
             landmarks=points.astype(np.float32),

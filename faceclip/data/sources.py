@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,19 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
 from faceclip.data.digests import content_hash
-from faceclip.data.image_store import ARCHIVE_ERRORS, is_hidden
+from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import DataError, EmptyDatasetError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, DatasetGenerationError, UnicodeDecodeError)
+# `datasets` says by TypeError that a file's column has another type than that of the first.
+_READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, TypeError, DatasetGenerationError)
+_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".csv": "csv"}
 Position = dict[str, Any]
 Rows = Callable[..., Iterator[Mapping[str, Any]]]
 
@@ -59,7 +63,7 @@ def find_layout(config: DataConfig) -> str:
             return "portraits"
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return "arrow"
-        seen = itertools.islice((p for p in path.rglob("*") if not is_hidden(p.relative_to(path))), 5000)
+        seen = itertools.islice(files_below(path), 5000)
         holds = {file.suffix.lower() for file in seen if file.name != "metadata.parquet"}
         # Tables of rows outweigh pictures beside them, which the rows may name.
         if holds & {".parquet", ".arrow", ".tar"}:
@@ -119,14 +123,17 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     path = Path(config.path)
     arguments: dict[str, Any] = {"path": config.path}
     if path.is_file():
-        kind = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tar": "webdataset"}.get(path.suffix, "json")
-        arguments = {"path": kind, "data_files": {"train": str(path)}}
+        arguments = {"path": _TABLES.get(path.suffix, "json"), "data_files": {"train": str(path)}}
+    elif path.is_dir():
+        arguments |= _tables_beside_pictures(path)
     arguments |= {key: getattr(config, key) for key in ("name", "revision") if getattr(config, key)}
     name = f"data.path={config.path}"
     builder = _guard(name, lambda: datasets.load_dataset_builder(**arguments))
     files = builder.config.data_files
     if files is not None and split not in files:
         raise _no_split(config.path, split, list(map(str, files)))
+    if files is not None and path.is_dir():
+        _check_left_out(path, {Path(str(file)) for part in files.values() for file in part})
     chosen = [str(file) for file in files[split]] if files is not None else []
     if path.exists():
         for file in chosen:
@@ -145,22 +152,68 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     return _stream(found, config.path, layout, digest, count, folder)
 
 
+def _tables_beside_pictures(path: Path) -> dict[str, Any]:
+    """Arguments by which `datasets` reads the tables of a folder that holds more pictures, which it would read alone.
+
+    It takes the most frequent ending for the folder's kind. Splits are told by the names of files, as it does.
+    """
+    names = [file for file in files_below(path) if file.suffix.lower() in {*_TABLES, *image_folder.SUFFIXES}]
+    kinds = Counter(file.suffix for file in names)
+    table = next((suffix for suffix in _TABLES if kinds[suffix]), None)
+    if table is None or len(kinds) == 1 or kinds.most_common(1)[0][0] in _TABLES:
+        return {}
+    patterns = get_data_patterns(str(path))
+    found = DataFilesDict.from_patterns(patterns, base_path=str(path), allowed_extensions=[table])
+    return {"path": _TABLES[table], "data_files": {str(split): list(files) for split, files in found.items()}}
+
+
+def _check_left_out(path: Path, read: set[Path]) -> None:
+    """Raises DataError for tables beside those of the splits that belong to none: `datasets` goes by the words in their
+    names, and as soon as one has such a word it passes over those without."""
+    card = path / "README.md"
+    if card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
+        return  # the folder says itself which files are read
+    kinds = {file.suffix for file in read} & _TABLES.keys()
+    real = {file.resolve() for file in read}
+    left = [file for file in files_below(path) if file.suffix in kinds and file.resolve() not in real]
+    if left:
+        raise DataError(
+            f"{left[0]} and {len(left) - 1} more would not be read: the names of others say which split they are of "
+            f"(as {min(read).name}), and theirs do not; rename them, as in train-{left[0].name}, or take them away"
+        )
+
+
 def _check_tables(files: list[str]) -> None:
     """Raises EmptyDatasetError for a parquet file without rows or columns, at which `datasets` stops as at a damaged
-    one, and DataError where the first file, whose columns `datasets` takes for all, lacks one of another."""
+    one, and DataError where the first file, whose columns `datasets` takes for all, lacks one of another or has texts,
+    lists, structures or numbers where another has something else."""
     columns: dict[str, str] = {}  # name → the first file that has it
+    kinds: dict[str, tuple[str, str]] = {}  # name → what the first file holds, which is that file
     for file in files:
         metadata = _guard(file, lambda file=file: pq.read_metadata(file))
         if not metadata.num_rows or not metadata.num_columns:
             what = "rows" if metadata.num_columns else "columns"
             raise EmptyDatasetError(f"{file} has no {what}: write it again, or take it out of the folder")
-        for name in metadata.schema.to_arrow_schema().names:
-            columns.setdefault(name, file)
+        for field in metadata.schema.to_arrow_schema():
+            columns.setdefault(field.name, file)
+            kind, first = kinds.setdefault(field.name, (_kind(field.type), file))
+            if _kind(field.type) not in (kind, "nothing"):
+                raise DataError(f"{file}: column {field.name!r} holds {_kind(field.type)}, in {first} {kind}: write "
+                                "one of them again, or take it out of the folder")  # fmt: skip
     lacking = {name: file for name, file in columns.items() if file != files[0]}
     if lacking:
         names, other = ", ".join(map(repr, lacking)), next(iter(lacking.values()))
         raise DataError(f"{files[0]} lacks column {names}, which {other} has: write it again, or take it out of the "
                         "folder")  # fmt: skip
+
+
+def _kind(column: pa.DataType) -> str:
+    """What a column holds, as far as `datasets` does not convert it."""
+    if pa.types.is_null(column):
+        return "nothing"
+    if pa.types.is_struct(column):
+        return "structures"
+    return "lists" if pa.types.is_nested(column) else "single values"
 
 
 def _check_whole(tar: Path) -> None:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -20,8 +22,26 @@ class WorkerPool(ProcessPoolExecutor):
     Started together, because CPython (3.11 to 3.14) starts spawned workers one by one as jobs arrive: one that starts
     while the death of another is being cleaned up is missed by the clean-up, which then waits for it for ever. What
     is set here is how it treats forked workers, which it starts before it begins to watch them.
+
+    They end with this process, however it ends: a killed one cannot tell them, and they would wait for work for ever.
     """
 
     def __init__(self, workers: int, initializer: Callable[..., object], initargs: tuple[Any, ...] = ()) -> None:
-        super().__init__(workers, multiprocessing.get_context("spawn"), initializer=initializer, initargs=initargs)
+        super().__init__(
+            workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(os.getpid(), initializer, initargs),
+        )
         self._safe_to_dynamically_spawn_children = False
+
+
+def _start(parent: int, initializer: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    initializer(*arguments)
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -204,7 +203,7 @@ class FaceFitter(ModelMixin, ConfigMixin):
     def _fit_once(self, images: Sequence[NDArray[np.uint8]], points: Tensor, sides: Sequence[int]) -> FaceFit:
         """Fits by crops around `points`, each in the frame of the square of its side at the image's upper left."""
         size, view = self.config.image_size, self.config.view
-        crops = [_crop(image, p, size, view) for image, p in zip(images, points, strict=True)]
+        crops = [align_face(image, p.numpy(), size, view=view) for image, p in zip(images, points, strict=True)]
         batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 255
         found = FaceFit(**{name: value.float().cpu() for name, value in vars(self(batch)).items()})
         back = invert_affine(similarity_transform(points, size, view=view))
@@ -275,11 +274,3 @@ def _towards(fit: FaceFit, landmarks: Tensor, side: int) -> tuple[FaceFit, Tenso
     wanted = torch.lerp(points, landmarks, float(1 - TRUST / distance))
     fit = move_fit(fit, similarity_between(points, wanted)[None], before=side, after=side)
     return fit, FaceFitter.landmarks_5(fit, side)[0]
-
-
-def _crop(image: NDArray[np.uint8], landmarks: Tensor, size: int, view: float) -> NDArray[np.uint8]:
-    """The crop that the fitter reads; where the photo has several pixels for one of the crop, their mean."""
-    step = float(similarity_transform(landmarks, size, view=view)[:, 0].norm())  # px of the crop for one of the image
-    finer = min(max(math.floor(1 / max(step, 1e-6)), 1), 8)
-    crop = align_face(image, landmarks.double().numpy(), size * finer, view=view)
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA) if finer > 1 else crop

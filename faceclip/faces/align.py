@@ -22,6 +22,7 @@ from faceclip.errors import BadLandmarksError
 CROP_SIZE = 448
 # Heads turned by 60° reach .10; left and right exchanged, or x and y, give .18 and more (both measured on renders).
 MAX_MISFIT = 0.15
+MAX_FINER = 8  # a crop is made at this many times its size at most, and reduced
 MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 
 # insightface's `arcface_dst`, for a crop of 112 px.
@@ -95,14 +96,16 @@ def template_misfit(landmarks: NDArray[np.floating]) -> float:
 
 def check_landmarks(landmarks: NDArray[np.floating], height: int, width: int, name: str) -> None:
     """Raises BadLandmarksError, which says `name`, for points (5, 2) px that cannot be those of a face in a picture of
-    this size: far outside, or not in the places that a face's have, in any pose."""
+    this size: around a place outside of it, or not in the places that a face's have, turned by up to 75° or so."""
     where = f"{name}: landmarks {landmarks.round(1).tolist()}"
-    if not ((landmarks > [-width, -height]) & (landmarks < [2 * width, 2 * height])).all():
-        raise BadLandmarksError(f"{where} lie far outside of {width}×{height}: give pixels of this picture")
+    center = landmarks.mean(axis=0)
+    inside = ((center >= 0) & (center < [width, height])).all()
+    if not inside or not ((landmarks > [-width, -height]) & (landmarks < [2 * width, 2 * height])).all():
+        raise BadLandmarksError(f"{where} lie outside of {width}×{height}: give pixels of this picture")
     if (misfit := template_misfit(landmarks)) > MAX_MISFIT:
         raise BadLandmarksError(
             f"{where} are no face's eyes, nose tip and mouth corners, each from image left to right "
-            f"(misfit {misfit:.2f}); another order, or y before x?"
+            f"(misfit {misfit:.2f}); another order, or y before x, or a head turned by more than 75°?"
         )
 
 
@@ -131,12 +134,30 @@ def align_face(
     reference_size: int = CROP_SIZE,
     view: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Warp one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image."""
+    """Warp one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image.
+
+    Bilinear; where the image has several pixels for one of the crop, their mean.
+    """
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     points = torch.tensor(np.array(landmarks, dtype=np.float64))
-    matrix = similarity_transform(points, size, reference_size=reference_size, view=view).numpy()
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    matrix = similarity_transform(points, size, reference_size=reference_size, view=view)
+    finer = min(max(int(1 / max(float(matrix[:, 0].norm()), 1e-6)), 1), MAX_FINER)
+    if finer > 1:
+        matrix = similarity_transform(points, size * finer, reference_size=reference_size, view=view)
+    crop = cv2.warpAffine(image, matrix.numpy(), (size * finer, size * finer), flags=cv2.INTER_LINEAR, borderValue=0)
+    return crop if finer == 1 else cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def encoder_crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> NDArray[np.uint8]:
+    """What a face encoder of `size` px makes of the canonical crop, rounded to 8 bits: (size, size, 3).
+
+    Of a face larger than the canonical crop that is another picture than `align_face` at this size, which has means of
+    more pixels; it is the one that the pipeline's encoder sees.
+    """
+    crop = torch.from_numpy(align_face(image, landmarks)).permute(2, 0, 1)[None].float()
+    small = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False)
+    return small[0].round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def align_tensor(

@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from faceclip.errors import ImageTooLargeError, UnreadableImageError
 
@@ -22,7 +23,11 @@ MAX_PIXELS = 64_000_000
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Pillow's decoders report damaged files by any of these.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError, AssertionError)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError, AssertionError,
+           TypeError, AttributeError, KeyError, ZeroDivisionError, RuntimeError)  # fmt: skip
+_ORIENTATION = 0x0112
+_TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+          6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}  # fmt: skip
 
 
 def describe_source(source: ImageSource) -> str:
@@ -111,11 +116,14 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
+    # Not by `ImageOps.exif_transpose`, which writes the EXIF block anew and fails at tags that have nothing to do with
+    # the orientation.
     try:
-        return ImageOps.exif_transpose(image)
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     except _DAMAGE as error:  # of the EXIF block alone: the pixels are there
         logger.warning("%s has a damaged EXIF block (%s): it is taken as it lies, not turned upright", name, error)
         return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _from_array(array: NDArray[np.generic], max_pixels: int, name: str) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ from tests.stages import (
 )
 from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig, LossConfig
-from train_encoder.features import features_of
+from train_encoder.features import check_apart, features_of
 from train_encoder.source import QuerySource
 from train_encoder.task import FIGURES, SINGLE_FIGURES, TERMS, EncoderTask, _rank1
 from train_encoder.towers_io import load_towers
@@ -144,6 +144,14 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
 def test_impossible_losses_are_named(word, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_config(EncoderConfig, [word], presets=PRESETS)
+
+
+def test_people_of_both_splits_are_told(arguments):
+    config = parse_config(EncoderConfig, arguments, presets=PRESETS)
+    features = features_of(config, "validation", load_towers(config.towers))
+    count = len(np.unique(features.arrays.identity))
+    with pytest.raises(DataError, match=rf"{count} persons are in the training and in the validation split \(as \d+\)"):
+        check_apart(features, features)
 
 
 def test_figures_are_those_of_validation(arguments):

@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             "lips, brows, freckles); it does not recognize people in photos."
         ),
         notes=(
-            "The data: `python -m faceclip.data.synthetic --identities 6400 --images-per-identity 8 --size 128 "
-            "--seed 2027 --splits 6000 100 300`. The shipped weights were trained in two goes: 13,000 steps on a "
+            "The shipped weights were trained in two goes: 13,000 steps on a "
             "schedule that ended there, then resumed with trainer.steps=34000. At the end the training people are "
             "fitted (accuracy 1.00) and validation no longer rises: more people, not more steps, come next. What is "
             "made from this tower (the joint encoder, the generator's identity channel) must be trained again after it."

@@ -193,7 +193,7 @@ def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
     """The frozen autoencoder's folder and the recognizer."""
     vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
     recognizer = Path(config.recognizer) if config.recognizer else weights.path("tiny/recognizer")
-    remedy = "train it by `python -m train_encoder.towers.identity`"
+    remedy = "train it by `python -m train_encoder.towers.recognizer`"
     return vae, load_frozen(FaceViT, recognizer, "recognizer", remedy)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -153,15 +152,6 @@ def _prepare_worker() -> None:
     # The processes are the parallelism.
     torch.set_num_threads(1)
     os.environ["NUMBA_NUM_THREADS"] = "1"
-    parent = os.getppid()
-
-    def leave_with_parent() -> None:
-        # A killed parent cannot tell its workers; without this they would wait for work forever.
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _is_complete(directory: Path, shard: Shard, request: Request, expected_hash: str | None) -> bool:

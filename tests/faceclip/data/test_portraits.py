@@ -23,7 +23,7 @@ from faceclip.data.portraits import (
     square_around,
 )
 from faceclip.errors import ConfigError, DataError
-from faceclip.faces.align import MAX_MISFIT, align_face, crop_side, template, template_misfit
+from faceclip.faces.align import MAX_MISFIT, crop_side, encoder_crop, template, template_misfit
 from faceclip.faces.detect import MTCNNDetector, detect_with_retries
 
 
@@ -60,7 +60,7 @@ def frontal(tiny_dataset) -> tuple[np.ndarray, np.ndarray]:
 def test_given_landmarks_are_used_as_they_are(frontal):
     pixels, points = frontal[0][0], frontal[1][0]
     found = portrait(reader(), record(encode(pixels), landmarks=points))
-    np.testing.assert_array_equal(found.crop, align_face(pixels, points.astype(np.float32), 36))
+    np.testing.assert_array_equal(found.crop, encoder_crop(pixels, points.astype(np.float32), 36))
     again = portrait(reader(), record(encode(pixels)), landmarks=found.landmarks)
     np.testing.assert_array_equal(again.crop, found.crop)
     assert again.digest == found.digest
@@ -142,7 +142,10 @@ def test_boxes_of_cut_pictures_are_an_error(frontal, tmp_path):
 
 def test_landmarks_that_cannot_be_are_refused(frontal):
     image = encode(frontal[0][0])
-    for points, reason in ((frontal[1][0] * 100, "bad_landmarks"), (frontal[1][0] * 0.05 + 30, "face_too_small")):
+    wrong = {"far": frontal[1][0] * 100, "of a larger copy": frontal[1][0] + 64, "small": frontal[1][0] * 0.05 + 30}
+    reasons = {"far": "bad_landmarks", "of a larger copy": "bad_landmarks", "small": "face_too_small"}
+    for name, reason in reasons.items():
+        points = wrong[name]
         with pytest.raises(RejectedRecord) as caught:
             portrait(reader(), record(image, landmarks=points))
         assert caught.value.reason == reason

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from faceclip.data.digests import content_hash
-from faceclip.data.mapping import DataConfig, RejectedRecord
+from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import find_layout, open_source
 from faceclip.errors import DataError, EmptyDatasetError, TooManyBadRecordsError
@@ -118,6 +118,8 @@ def test_parquet_files_without_rows_or_with_other_columns_are_named(tmp_path):
         "one empty": ([rows, rows.slice(0, 0)], EmptyDatasetError, r"train-00001-of-00002\.parquet has no rows"),
         "lacking": ([rows.select(["caption"]), rows], DataError,
                     r"train-00000-of-00002\.parquet lacks column 'identity', which .*train-00001-of-00002\.parquet"),
+        "other kind": ([rows, rows.set_column(0, "caption", pa.array([["a"], ["b"]]))], DataError,
+                       r"train-00001-of-00002\.parquet: column 'caption' holds lists, in .*00000.* single values"),
     }  # fmt: skip
     for name, (tables, error, message) in cases.items():
         folder = tmp_path / name / "data"
@@ -171,6 +173,51 @@ def test_an_image_folder(tmp_path):
     before = source.content_hash
     (root / "bob" / "1.txt").write_text("new words")
     assert open_rows(root, tmp_path).content_hash != before
+
+
+def test_links_to_folders_are_entered_and_circles_are_not(tmp_path):
+    root, elsewhere = folder(tmp_path / "f"), folder(tmp_path / "store")
+    (root / "cat").symlink_to(elsewhere / "ann", target_is_directory=True)
+    (elsewhere / "ann" / "up").symlink_to(root, target_is_directory=True)
+    names = [row["file_name"] for row in open_rows(root, tmp_path).rows(0)]
+    assert names == ["ann/0.png", "ann/1.png", "bob/0.png", "bob/1.png", "cat/0.png", "cat/1.png"]
+
+
+def test_pictures_that_nothing_decodes_and_captions_in_other_encodings_are_counted(tmp_path):
+    root = folder(tmp_path / "f")
+    (root / "ann" / "2.HEIC").write_bytes(b"phone")
+    (root / "ann" / "0.txt").write_bytes("café".encode("latin-1"))
+    (root / "ann" / "1.txt").write_bytes("\ufeffa man\n".encode())
+    (root / "bob" / "0.txt").write_bytes("a man".encode("utf-16"))
+    rows = list(open_rows(root, tmp_path).rows(0))
+    assert [row["file_name"] for row in rows if row["identity"] == "ann"] == ["ann/0.png", "ann/1.png", "ann/2.HEIC"]
+    read = RowMapping(DataConfig(path=str(root)), "image_folder", tuple(rows[0]), str(root))
+    for number in (0, 3):
+        with pytest.raises(RejectedRecord, match="UTF-8") as caught:
+            read.read(rows[number], number)
+        assert caught.value.reason == "not_utf8"
+    assert read.read(rows[1], 1).captions == ("a man",)
+    (root / "metadata.csv").write_bytes("\ufefffile_name,caption\nann/1.png,é\n".encode())
+    assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == ["é"]
+
+
+def test_tables_beside_the_pictures_that_they_name_are_read(tmp_path):
+    root = folder(tmp_path / "f")
+    rows = pa.table({"image": ["ann/0.png", "bob/1.png"], "caption": ["a", "b"], "identity": [1, 2]})
+    pq.write_table(rows, root / "rows.parquet")
+    source = open_rows(root, tmp_path)
+    assert set(source.columns) == {"image", "caption", "identity"}
+    assert [row["image"] for row in source.rows(0)] == ["ann/0.png", "bob/1.png"]
+
+
+def test_tables_of_no_split_are_not_passed_over(tmp_path):
+    rows = pa.table({"caption": ["a", "b"], "identity": [1, 2]})
+    for name in ("train.parquet", "more.parquet"):
+        pq.write_table(rows, tmp_path / name)
+    with pytest.raises(DataError, match=r"more\.parquet and 0 more would not be read.*as train\.parquet.*train-more"):
+        open_rows(tmp_path, tmp_path)
+    (tmp_path / "more.parquet").rename(tmp_path / "train-more.parquet")
+    assert len(list(open_rows(tmp_path, tmp_path).rows(0))) == 4
 
 
 def test_layouts_are_told_apart(tmp_path):

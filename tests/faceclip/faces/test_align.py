@@ -12,6 +12,7 @@ from faceclip.faces.align import (
     align_face,
     align_tensor,
     apply_affine,
+    encoder_crop,
     invert_affine,
     similarity_transform,
     template,
@@ -124,6 +125,26 @@ def test_wrong_shapes_are_refused():
         similarity_transform(torch.zeros(4, 2))
     with pytest.raises(ValueError, match="uint8"):
         align_face(np.zeros((4, 4, 3), np.float32), LANDMARKS)
+
+
+def test_a_large_face_is_reduced_by_means():
+    """Noise of ten grey values in the photo must not stay in a crop of a sixteenth of its size."""
+    rng = np.random.default_rng(0)
+    noise = np.clip(128 + 10 * rng.standard_normal((1800, 1800, 3)), 0, 255).astype(np.uint8)
+    large = template(112) * 14 + 100
+    assert align_face(noise, large, 112).std() < 1.2
+    # A face of the crop's own size is only moved.
+    assert align_face(noise, template(112) + 700, 112).std() > 9
+
+
+@pytest.mark.parametrize("side", [60, 300, 1500])
+def test_the_crop_of_an_encoder_is_what_it_makes_of_the_canonical_one(side):
+    rng = np.random.default_rng(0)
+    photo = cv2.resize(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), (side + 100, side + 100))
+    points = template(112) * (side / 112) + 40
+    canonical = torch.from_numpy(align_face(photo, points)).permute(2, 0, 1)[None] / 255
+    seen = F.interpolate(canonical, (72, 72), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+    assert np.abs(encoder_crop(photo, points, 72) - seen * 255).max() <= 0.51
 
 
 def test_a_wider_view_holds_the_crop_in_its_middle(photo):

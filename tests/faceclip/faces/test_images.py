@@ -1,8 +1,10 @@
 """Reading pictures: orientation, modes, and every refusal."""
 
+import struct
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from faceclip.errors import ImageTooLargeError, UnreadableImageError
 from faceclip.faces.images import load_image
@@ -77,6 +79,19 @@ def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path, picture, caplog
     np.testing.assert_array_equal(load_image(path), picture)
     (record,) = caplog.records
     assert "a.png' has a damaged EXIF block" in record.getMessage()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_tags_do_not_keep_a_picture_from_being_turned(tmp_path, picture, orientation):
+    """Pillow's own turning writes all tags anew, and stops at one of another type than it should be."""
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 2, b"7\0\0\0")  # a rational number by its nature, here a text
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    for name, tags in (("plain", [turned]), ("odd", [turned, resolution])):
+        block = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(tags) + bytes(4)
+        Image.fromarray(picture).save(tmp_path / f"{name}.png", exif=b"Exif\0\0" + block)
+    plain = ImageOps.exif_transpose(Image.open(tmp_path / "plain.png"))
+    assert Image.open(tmp_path / "odd.png").getexif()[0x011A] == "7"
+    np.testing.assert_array_equal(load_image(tmp_path / "odd.png"), np.asarray(plain))
 
 
 def test_pixel_cap_is_checked_on_the_header_alone(tmp_path):
