@@ -152,9 +152,11 @@ def align_face(
 def encoder_crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> NDArray[np.uint8]:
     """What a face encoder of `size` px makes of the canonical crop, rounded to 8 bits: (size, size, 3).
 
-    Of a face larger than the canonical crop that is another picture than `align_face` at this size, which has means of
-    more pixels; it is the one that the pipeline's encoder sees.
+    Of a face that is more than twice as large, `align_face` at this size is another picture, of means, while encoders
+    sample the canonical crop, as the pipeline gives it to them. Of smaller ones it is the same and made directly.
     """
+    if crop_side(np.asarray(landmarks, np.float64)) < 2 * size:
+        return align_face(image, landmarks, size)
     crop = torch.from_numpy(align_face(image, landmarks)).permute(2, 0, 1)[None].float()
     small = F.interpolate(crop, (size, size), mode="bilinear", align_corners=False)
     return small[0].round().to(torch.uint8).permute(1, 2, 0).numpy()
