@@ -266,7 +266,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
         (photo, np.full((5, 2), np.nan), "five finite points"),
         (photo, [[1, 2], [3, 4], [5, 6], [7, 8], [9]], "lists of unequal length"),
         (photo, points[:4], r"got shape \(4, 2\)"),
-        (photo, points + 200, "far outside of 80×80: give pixels"),
+        (photo, points + 200, "outside of 80×80: give pixels"),
         (photo, points + np.array([70, 0]), "outside of 80×80"),
         (tall, points - np.array([0, 60]), "outside of 80×160"),
         (photo, points / 80, r"px wide, less than 12; .* not as shares"),
