@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from faceclip.faces.align import align_face
+from faceclip.faces.align import encoder_crop
 from faceclip.faces.detect import FaceDetector, MTCNNDetector, detect_with_retries
 
 
@@ -44,11 +44,11 @@ def detected_faces(
 def crop_batches(
     images: Sequence[NDArray[np.uint8]], faces: FacePoints, size: int, *, batch: int = 64
 ) -> Iterable[tuple[NDArray[np.int64], Tensor]]:
-    """Rows with a face and their crops (B, 3, size, size) in [0, 1], batch by batch."""
+    """Rows with a face and the crops (B, 3, size, size) in [0, 1] that an encoder sees, batch by batch."""
     rows = np.flatnonzero(faces.found)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        crops = [align_face(np.asarray(images[row]), faces.landmarks[row], size) for row in part]
+        crops = [encoder_crop(np.asarray(images[row]), faces.landmarks[row], size) for row in part]
         yield part, to_unit(np.stack(crops))
 
 

@@ -40,10 +40,10 @@ def cpu_training() -> Iterator[None]:
         F.scaled_dot_product_attention, F.linear = fused, plain
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, by oneDNN where it is the faster one."""
     # What is being compiled must not be asked more than this.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not is_plain_product(x, weight, bias):
-        return _LINEAR(x, weight, bias)
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not is_plain_product(input, weight, bias):
+        return _LINEAR(input, weight, bias)
     # Rows outside of the function: what it returned could not be changed in place if it were a view.
-    return OnednnLinear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    return OnednnLinear.apply(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])

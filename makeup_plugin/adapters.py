@@ -130,6 +130,13 @@ def check_unfused(unet: UNet2DConditionModel) -> None:
         )
 
 
+def check_there(modules: Mapping[str, Any]) -> None:
+    """Raises ConfigError for weights that hooks keep elsewhere, layer by layer."""
+    for name, module in modules.items():
+        if isinstance(module, torch.nn.Module) and any(value.is_meta for value in module.state_dict().values()):
+            raise ConfigError(f"{name} is offloaded, layer by layer: call remove_all_hooks() before saving")
+
+
 def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The UNet without adapter and channel, sharing its weights: what may be saved as the base model.
 
@@ -157,12 +164,13 @@ def save_adapter(
     replaced when all of the new ones are written, those of others stay. licence: what adapter.json says of it, "" for
     unknown.
 
-    Raises ConfigError, with nothing written, while a LoRA is fused; CheckpointError when the disk is full or not
-    writable, with an earlier adapter as it was.
+    Raises ConfigError, with nothing written, while a LoRA is fused or layers are offloaded; CheckpointError when the
+    disk is full or not writable, with an earlier adapter as it was.
     """
     check_unfused(unet)
     directory = Path(directory)
     channels = {"identity_channel": identity_channel, "shading_channel": shading_channel}
+    check_there({"unet": unet, **channels})
     with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
         for name, channel in channels.items():
             if channel is not None:
@@ -245,13 +253,13 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
     It takes the UNet's dtype and device; LoRAs that are active stay active. `variant`: that of the channels' files,
     where they were saved with one. Everything is read and compared before the pipeline is changed. Raises
     CheckpointError naming file and field, ConfigError when there is an identity channel but no image encoder to feed
-    it, while a LoRA is fused (PEFT would leave the new one out), and while the pipeline is offloaded.
+    it, while a LoRA is fused (PEFT would leave the new one out), and while hooks move the UNet.
     """
     check_unfused(pipeline.unet)
     if any(hasattr(module, hook) for module in pipeline.unet.modules() for hook in ("_hf_hook", "_diffusers_hook")):
         raise ConfigError(
-            f"the pipeline is offloaded, and what {directory} adds would not move with the rest: load first and then"
-            " enable offloading (remove_all_hooks() undoes that of a whole model or of its layers)"
+            f"the UNet has hooks (offloading, a device map, casting), and what {directory} adds would not be moved with"
+            " the rest: load first, then enable them (remove_all_hooks() takes those of offloading away)"
         )
     directory = Path(directory)
     config = read_adapter_config(directory)
@@ -297,7 +305,10 @@ def keep_active(unet: UNet2DConditionModel) -> Iterator[None]:
     yield
     added = [name for name in getattr(unet, "peft_config", {}) if name not in present]
     if before and added:
+        trained = {name: value.requires_grad for name, value in unet.named_parameters()}
         unet.set_adapter([*before, *added])
+        for name, value in unet.named_parameters():
+            value.requires_grad_(trained[name])  # PEFT makes all active ones trainable
 
 
 def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, variant: str | None) -> ModelMixin:

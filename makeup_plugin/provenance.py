@@ -141,7 +141,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     # Other programs write comments too: text in any encoding, or JSON of their own.
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
     ours = isinstance(record, dict) and record.get("software") == SOFTWARE and "digital_source_type" in record
     return record if ours else None

@@ -28,6 +28,7 @@ from makeup_plugin.adapters import (
     LORA_FILE,
     base_unet,
     check_fingerprint,
+    check_there,
     check_unfused,
     hide_local_path,
     insert_lora,
@@ -94,9 +95,7 @@ class PipelineStorageMixin:
         Raises CheckpointError when the disk is full or not writable.
         """
         check_unfused(self.unet)
-        for name, module in self.components.items():
-            if isinstance(module, torch.nn.Module) and any(value.is_meta for value in module.state_dict().values()):
-                raise ConfigError(f"{name} is offloaded, layer by layer: call remove_all_hooks() before saving")
+        check_there(self.components)
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}

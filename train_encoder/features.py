@@ -23,7 +23,7 @@ from faceclip.data.records import Caption
 from faceclip.data.shards import ShardedArray
 from faceclip.data.sources import find_layout
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
-from faceclip.faces.align import align_face
+from faceclip.faces.align import encoder_crop
 from faceclip.runtime import parse_config
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, used_tokens
@@ -257,7 +257,7 @@ def split_features(
     def faces(start: int, stop: int) -> dict[str, NDArray]:
         where, identity, tokens = place(), [], []
         for rows in batches(start, stop):
-            crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
+            crops = [encoder_crop(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
                      for i in rows]  # fmt: skip
             found = towers.recognizer(_unit(np.stack(crops), where))
             identity.append(found.identity.cpu().numpy())
@@ -286,7 +286,7 @@ def split_features(
             )  # fmt: skip
 
     with stack:
-        face = cached("faces", towers.recognizer, f"landmarks, {size} px", len(arrays), faces)
+        face = cached("faces", towers.recognizer, f"landmarks 2, {size} px", len(arrays), faces)
         picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
         text = cached("captions", towers.text_g, "plain", len(texts), captions)
     starts = np.cumsum([0] + [len(c) for c in arrays.captions])

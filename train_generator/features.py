@@ -12,7 +12,7 @@ from torch import Tensor
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.encoder import FaceCLIP
-from faceclip.faces.align import align_face
+from faceclip.faces.align import CROP_SIZE, align_face
 from faceclip.image_tower import ImageTower
 from faceclip.runtime.progress import bar
 from train_generator.towers.latents import accelerator, cached_latents
@@ -32,9 +32,11 @@ class ReferenceFeatures:
     image_tokens: NDArray[np.float16]
 
 
-def crop_size(encoder: FaceCLIP, image_tower: ImageTower) -> int:
-    """Side in px of the reference crops: as much as the recognizer and the image tower can read."""
-    return max(CROP, encoder.face_encoder.config.image_size, image_tower.config.image_size)
+def crop_size(encoder: FaceCLIP, image_tower: ImageTower, portrait: int) -> int:
+    """Side in px of the reference crops of portraits of this side: as much as the recognizer and the image tower can
+    read, or the pipeline's own crop where faces may be so large that a smaller one would be another picture."""
+    side = max(CROP, encoder.face_encoder.config.image_size, image_tower.config.image_size)
+    return side if portrait <= 2 * side else CROP_SIZE
 
 
 def aligned_faces(arrays: FaceArrays, rows: Iterable[int], size: int) -> Tensor:
@@ -51,7 +53,7 @@ def reference_features(
     afterwards. Faces are cut from the stored portraits by their true landmarks."""
     large = load_arrays(directory, split, labelled=False)
     arrays = large if large.size == size else load_arrays(directory, split, size=size, labelled=False)
-    side = crop_size(encoder, image_tower)
+    side = crop_size(encoder, image_tower, large.size)
     towers = (encoder.face_encoder, image_tower)
 
     def build(start: int, stop: int) -> dict[str, NDArray]:

@@ -110,7 +110,7 @@ def build_report(root: Path) -> Path:
     report.table(
         ["stage", "seconds"],
         [
-            [f"{name} (interrupted: its last part)" if entry["resumed"] else name, round(entry["seconds"])]
+            [f"{name} (interrupted: its last part)" if entry.get("resumed") else name, round(entry["seconds"])]
             for name, entry in times.items()
         ]
         or [["report", None]],

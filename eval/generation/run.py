@@ -108,7 +108,7 @@ def evaluate(
         "data": arrays.content_hash,
         # The same command may mean other prompts, or other pictures, after a change of the code or of numpy.
         "plan": hashlib.sha256(repr(jobs).encode()).hexdigest(),
-        "code": code_hash("faceclip", "makeup_plugin"),
+        "code": code_hash("faceclip", "makeup_plugin", "eval"),
         "seed": seed,
         "count": count,
         "steps": sampling.steps,

@@ -64,7 +64,7 @@ def evaluate(
                 model, portraits, labels, kind, seed=seed, limit=limit, weight=weight,
                 progress=lambda count: bar.advance(task, count),
             )  # fmt: skip
-    if detector:
+    if detector and set(kinds) & set(DETECTED_KINDS):
         faces = detected_faces(test.images, label="finding faces")
         facts["faces found by the detector"] = float(faces.found.mean())
         turned = np.abs(test.pose[:, 0]) > 40

@@ -45,7 +45,11 @@ def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[l
 
 def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     rows, files = [], []
-    for picture in sorted(file for file in files_below(base) if file.suffix.lower() in SUFFIXES | UNREAD):
+    found = sorted(file for file in files_below(base) if file.suffix.lower() in SUFFIXES | UNREAD)
+    readable = {file.with_suffix("") for file in found if file.suffix.lower() in SUFFIXES}
+    for picture in found:
+        if picture.suffix.lower() in UNREAD and picture.with_suffix("") in readable:
+            continue  # a copy that can be read lies beside it
         relative = picture.relative_to(base)
         if base != other and picture.is_relative_to(other):
             continue

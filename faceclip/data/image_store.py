@@ -7,6 +7,7 @@ with `url` and `key` beside tar files (or folders) of `KEY.jpg`; boxes are scale
 
 import errno
 import hashlib
+import logging
 import math
 import os
 import tarfile
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError
 
+logger = logging.getLogger(__name__)
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)  # what damaged archives raise
 SIZES = ("width", "height", "original_width", "original_height")  # of img2dataset
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -35,22 +37,42 @@ def url_key(url: str) -> bytes:
     return hashlib.sha256(url.encode()).digest()[:8]
 
 
-def is_hidden(relative: Path) -> bool:
-    """Caches and the like: some part of the name starts with a dot. `datasets` does not look there either."""
-    return any(part.startswith(".") for part in relative.parts)
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files below a folder in the order of names, those of a folder before those of its folders.
+
+    What begins with a dot is left out (caches and the like; `datasets` does not look there either). Links to folders
+    are entered, but for those that lead back to where they are; folders that may not be read are left out with a
+    warning.
+    """
+    real = Path(os.path.realpath(folder))
+    return _files_below(folder, frozenset(map(str, (real, *real.parents))))
 
 
-def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below a folder but for hidden ones, folder by folder in the order of names. Links to folders are
-    entered, but for those that lead back to where they are."""
-    above |= {os.path.realpath(folder)}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        logger.warning("%s cannot be looked into (%s): what lies there is left out", folder, error.strerror)
+        return
+    folders = []
+    for entry in entries:
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if _is_folder(entry):
+            folders.append(entry)
+        else:
             yield Path(entry.path)
-        elif not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-            yield from files_below(Path(entry.path), above)
+    for entry in folders:
+        real = os.path.realpath(entry.path)
+        if not entry.is_symlink() or real not in above:
+            yield from _files_below(Path(entry.path), above | {real})
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def is_file(path: Path) -> bool:

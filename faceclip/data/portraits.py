@@ -96,7 +96,7 @@ class PortraitReader:
         """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
-        return (f"finding 1: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
+        return (f"finding 2: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
                 f"cap {c.max_pixels}, pictures {store}")  # fmt: skip
 
     @property

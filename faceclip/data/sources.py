@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
@@ -30,6 +29,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.
 _READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, TypeError, DatasetGenerationError)
 _TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".csv": "csv"}
+_SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"},
+           "test": {"test", "testing", "eval", "evaluation"}}  # fmt: skip
 Position = dict[str, Any]
 Rows = Callable[..., Iterator[Mapping[str, Any]]]
 
@@ -133,7 +134,7 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     if files is not None and split not in files:
         raise _no_split(config.path, split, list(map(str, files)))
     if files is not None and path.is_dir():
-        _check_left_out(path, {Path(str(file)) for part in files.values() for file in part})
+        _check_left_out(config, {Path(str(file)) for part in files.values() for file in part})
     chosen = [str(file) for file in files[split]] if files is not None else []
     if path.exists():
         for file in chosen:
@@ -155,38 +156,63 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
 def _tables_beside_pictures(path: Path) -> dict[str, Any]:
     """Arguments by which `datasets` reads the tables of a folder that holds more pictures, which it would read alone.
 
-    It takes the most frequent ending for the folder's kind. Splits are told by the names of files, as it does.
+    It takes the most frequent ending for the folder's kind. Splits are told by words in the tables' names.
     """
+    if _says_what_is_read(path):
+        return {}
     names = [file for file in files_below(path) if file.suffix.lower() in {*_TABLES, *image_folder.SUFFIXES}]
     kinds = Counter(file.suffix for file in names)
     table = next((suffix for suffix in _TABLES if kinds[suffix]), None)
     if table is None or len(kinds) == 1 or kinds.most_common(1)[0][0] in _TABLES:
         return {}
-    patterns = get_data_patterns(str(path))
-    found = DataFilesDict.from_patterns(patterns, base_path=str(path), allowed_extensions=[table])
-    return {"path": _TABLES[table], "data_files": {str(split): list(files) for split, files in found.items()}}
+    splits = defaultdict(list)
+    for file in names:
+        if file.suffix == table:
+            splits[_split_of(file.relative_to(path))].append(str(file))
+    unnamed = splits.pop("", [])  # where others have a name, `_check_left_out` tells of these
+    return {"path": _TABLES[table], "data_files": dict(splits) or {"train": unnamed}}
 
 
-def _check_left_out(path: Path, read: set[Path]) -> None:
-    """Raises DataError for tables beside those of the splits that belong to none: `datasets` goes by the words in their
-    names, and as soon as one has such a word it passes over those without."""
+def _split_of(relative: Path) -> str:
+    """The split that a word in a file's name or folders says; "" for none."""
+    words = re.findall(r"[a-z]+", relative.with_suffix("").as_posix().lower())
+    return next((split for split, names in _SPLITS.items() if names & set(words)), "")
+
+
+def _says_what_is_read(path: Path) -> bool:
+    """Whether a folder's card names the files of its splits."""
     card = path / "README.md"
-    if card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
-        return  # the folder says itself which files are read
+    return card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _check_left_out(config: DataConfig, read: set[Path]) -> None:
+    """Raises DataError for tables beside those of the splits that belong to none: `datasets` goes by the names of
+    files, and as soon as some name a split it passes over those that do not."""
+    path = Path(config.path)
+    if _says_what_is_read(path):
+        return
     kinds = {file.suffix for file in read} & _TABLES.keys()
     real = {file.resolve() for file in read}
-    left = [file for file in files_below(path) if file.suffix in kinds and file.resolve() not in real]
+    pictures = Path(config.images).resolve() if config.images else None
+    left = [
+        file
+        for file in files_below(path)
+        if file.suffix in kinds
+        and file.resolve() not in real
+        and not (pictures and file.resolve().is_relative_to(pictures))
+    ]
     if left:
         raise DataError(
-            f"{left[0]} and {len(left) - 1} more would not be read: the names of others say which split they are of "
-            f"(as {min(read).name}), and theirs do not; rename them, as in train-{left[0].name}, or take them away"
+            f"{left[0]} and {len(left) - 1} more would not be read: splits are told by the names of other files "
+            f"(as {min(read).name}); name them alike, take them out of {path}, or let its README.md say what is read "
+            "(`configs:`, as on the hub)"
         )
 
 
 def _check_tables(files: list[str]) -> None:
     """Raises EmptyDatasetError for a parquet file without rows or columns, at which `datasets` stops as at a damaged
-    one, and DataError where the first file, whose columns `datasets` takes for all, lacks one of another or has texts,
-    lists, structures or numbers where another has something else."""
+    one, and DataError where the first file, whose columns `datasets` takes for all, lacks one of another or has single
+    values, lists or structures where another has something else."""
     columns: dict[str, str] = {}  # name → the first file that has it
     kinds: dict[str, tuple[str, str]] = {}  # name → what the first file holds, which is that file
     for file in files:

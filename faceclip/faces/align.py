@@ -4,10 +4,11 @@ Coordinates are pixels (x, y) with pixel centers at integers (OpenCV's and insig
 Landmarks are ordered image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
 
 The canonical crop of this project is 448 px square with the template × 4, which equals insightface's
-``norm_crop(image, landmarks, image_size=448)``. A crop of any other size is what bilinear resizing
-(``align_corners=False``) of the canonical crop gives, so that a model trained on small crops and a pipeline
-that hands out 448 px crops see the same face at the same place. ``reference_size=size`` gives insightface's
-``norm_crop`` at that size instead (about .4 px away at 112).
+``norm_crop(image, landmarks, image_size=448)``. A crop of any other size shows the face where bilinear resizing
+(``align_corners=False``) of the canonical crop shows it, so that a model trained on small crops and a pipeline
+that hands out 448 px crops see it at the same place; `encoder_crop` is what an encoder sees of the canonical crop, to
+the grey value. ``reference_size=size`` gives insightface's ``norm_crop`` at that size instead (about .4 px away at
+112). Where several pixels of the picture fall on one of the crop, crops have their mean, norm_crop one of them.
 """
 
 import cv2

@@ -77,7 +77,14 @@ def test_metadata_can_be_left_out_and_foreign_files_have_none(tmp_path):
 
 @pytest.mark.parametrize(
     "comment",
-    [b"UNICODE\0" + "café".encode("utf-16-le"), "café".encode(), b"ASCII\0\0\0" + b'{"software": "other"}', b"5", b""],
+    [
+        b"UNICODE\0" + "café".encode("utf-16-le"),
+        "café".encode(),
+        b"ASCII\0\0\0" + b'{"software": "other"}',
+        b"5",
+        b"",
+        5,
+    ],
 )
 def test_comments_of_other_programs_are_no_records(tmp_path, comment):
     exif = Image.Exif()

@@ -17,7 +17,7 @@ from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
 
 from faceclip.errors import CheckpointError, ConfigError
-from makeup_plugin.adapters import remove_lora
+from makeup_plugin.adapters import lora_parameters, remove_lora
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from tests.full_disk import largest_file
 from tests.makeup_plugin.calls import run
@@ -154,6 +154,7 @@ def test_an_adapter_leaves_a_style_on(pipeline, tmp_path):
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
     pipeline.load_adapter(adapter)
     assert pipeline.get_active_adapters() == ["style", "makeup"]
+    assert not any(value.requires_grad for value in lora_parameters(pipeline.unet))
 
 
 def test_lora_weights_as_a_dictionary(pipeline):

@@ -18,7 +18,7 @@ from faceclip.faces.align import align_face
 from faceclip.image_tower import ImageTower
 from faceclip.text_tower import TextTower
 from tests.stages import save_base
-from train_generator.features import reference_features
+from train_generator.features import crop_size, reference_features
 
 
 def encoder(image_size: int) -> FaceCLIP:
@@ -39,6 +39,11 @@ def test_crops_are_as_large_as_the_largest_reader(face, image, side, tiny_datase
     with torch.no_grad():
         expected = tower(torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255).tokens[0]
     np.testing.assert_allclose(found.image_tokens[0], expected.numpy(), atol=4e-3, rtol=0)
+
+
+def test_large_portraits_are_cut_as_the_pipeline_cuts_photos():
+    tower = ImageTower(image_size=64, patch_size=16, width=32, layers=2, heads=2, embed_dim=16)
+    assert [crop_size(encoder(36), tower, portrait) for portrait in (64, 224, 225, 1024)] == [112, 112, 448, 448]
 
 
 def test_several_processes_build_each_cache_once(tiny_dataset: Path, tmp_path: Path):

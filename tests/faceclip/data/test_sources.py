@@ -179,6 +179,8 @@ def test_links_to_folders_are_entered_and_circles_are_not(tmp_path):
     root, elsewhere = folder(tmp_path / "f"), folder(tmp_path / "store")
     (root / "cat").symlink_to(elsewhere / "ann", target_is_directory=True)
     (elsewhere / "ann" / "up").symlink_to(root, target_is_directory=True)
+    (root / "above").symlink_to(tmp_path, target_is_directory=True)
+    (root / "itself").symlink_to(root / "itself")
     names = [row["file_name"] for row in open_rows(root, tmp_path).rows(0)]
     assert names == ["ann/0.png", "ann/1.png", "bob/0.png", "bob/1.png", "cat/0.png", "cat/1.png"]
 
@@ -186,6 +188,7 @@ def test_links_to_folders_are_entered_and_circles_are_not(tmp_path):
 def test_pictures_that_nothing_decodes_and_captions_in_other_encodings_are_counted(tmp_path):
     root = folder(tmp_path / "f")
     (root / "ann" / "2.HEIC").write_bytes(b"phone")
+    (root / "ann" / "1.heic").write_bytes(b"the original of 1.png")
     (root / "ann" / "0.txt").write_bytes("café".encode("latin-1"))
     (root / "ann" / "1.txt").write_bytes("\ufeffa man\n".encode())
     (root / "bob" / "0.txt").write_bytes("a man".encode("utf-16"))
@@ -208,15 +211,28 @@ def test_tables_beside_the_pictures_that_they_name_are_read(tmp_path):
     source = open_rows(root, tmp_path)
     assert set(source.columns) == {"image", "caption", "identity"}
     assert [row["image"] for row in source.rows(0)] == ["ann/0.png", "bob/1.png"]
+    # However many pictures there are, and whatever the names of their folders say.
+    (root / "ann").rename(root / "train")
+    for number in range(5100):
+        (root / "train" / f"{number}.jpg").touch()
+    (root / "rows.parquet").rename(root / "train.parquet")
+    pq.write_table(rows.slice(1), root / "validation.parquet")
+    assert [len(list(open_rows(root, tmp_path, split).rows(0))) for split in ("train", "validation")] == [2, 1]
+    (root / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: train.parquet\n---\n")
+    assert len(list(open_rows(root, tmp_path).rows(0))) == 2
 
 
 def test_tables_of_no_split_are_not_passed_over(tmp_path):
     rows = pa.table({"caption": ["a", "b"], "identity": [1, 2]})
     for name in ("train.parquet", "more.parquet"):
         pq.write_table(rows, tmp_path / name)
-    with pytest.raises(DataError, match=r"more\.parquet and 0 more would not be read.*as train\.parquet.*train-more"):
+    with pytest.raises(DataError, match=r"more\.parquet and 0 more would not be read.*\(as train\.parquet\).*README"):
         open_rows(tmp_path, tmp_path)
-    (tmp_path / "more.parquet").rename(tmp_path / "train-more.parquet")
+    assert len(list(open_rows(tmp_path / "train.parquet", tmp_path).rows(0))) == 2
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "more.parquet").rename(tmp_path / "shards" / "0.parquet")
+    assert len(list(open_rows(tmp_path, tmp_path, images=str(tmp_path / "shards")).rows(0))) == 2
+    (tmp_path / "shards" / "0.parquet").rename(tmp_path / "train-more.parquet")
     assert len(list(open_rows(tmp_path, tmp_path).rows(0))) == 4
 
 

@@ -30,6 +30,7 @@ def test_all_workers_start_with_the_first_job():
     assert set(multiprocessing.active_children()) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc to see processes in")
 def test_workers_leave_with_a_killed_parent():
     code = ("import os, signal; from faceclip.data.worker_pool import WorkerPool\n"
             "if __name__ == '__main__':\n"
