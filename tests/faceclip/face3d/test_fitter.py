@@ -11,7 +11,7 @@ import torch
 from faceclip.data.arrays import load_arrays
 from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.camera import Camera, pose_vertices, project, rotation_matrix
-from faceclip.face3d.fitter import ONE_VIEW, TRUST, FaceFitter, _crop, _seen, _towards
+from faceclip.face3d.fitter import ONE_VIEW, TRUST, FaceFitter, _seen, _towards
 from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices, turn_light
 from faceclip.face3d.light import shade
 from faceclip.face3d.model import default_head
@@ -206,7 +206,7 @@ def test_of_a_large_photo_every_pixel_counts() -> None:
     photo = np.zeros((512, 512, 3), np.uint8)
     photo[:, ::2] = 255
     landmarks = torch.from_numpy(template(448) + 32)  # the crop's 448 px, upright
-    crop = _crop(photo, landmarks, 112, view=1.0)
+    crop = align_face(photo, landmarks.numpy(), 112)
     assert crop.shape == (112, 112, 3)
     assert np.abs(crop[4:-4, 4:-4].astype(int) - 127).max() <= 2
 
