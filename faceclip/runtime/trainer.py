@@ -1,9 +1,8 @@
 """The training loop of every command: exact resume, atomic checkpoints, finite check, logs, distribution.
 
-What happens in a step depends on (seed, step) alone: the data order, every sample's random generator, and
-torch's generator, which is seeded anew for every step. With the optimizer's state in the checkpoint, N steps
-+ kill + N steps give the same weights as 2N steps, bit for bit on a CPU with one or two ranks (docs/scaling.md
-says what more may do).
+What happens in a step depends on (seed, step) alone: the data order, every sample's random generator, and torch's
+generator, which is seeded anew for every step. With the optimizer's state in the checkpoint, N steps + kill + N steps
+give the weights of 2N steps, bit for bit on a CPU with one or two ranks (docs/scaling.md says what more may do).
 """
 
 import math
