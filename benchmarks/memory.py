@@ -58,7 +58,7 @@ def fusion(width: int, faces: int, *, layers: int, attention_width: int, attenti
 
 def pools(tokens: int, heads: int) -> int:
     """Elements per query of the three attention pools over tokens of width `tokens`, which share their input."""
-    return 3 * (tokens * (4 * TEXTS + 6) + 2 * TEXTS + 2 + heads) - 2 * TEXTS * tokens
+    return 3 * (tokens * (2 * TEXTS + heads + 6) + (2 + heads) * TEXTS + 2) - 2 * TEXTS * tokens
 
 
 def activations(model: FaceCLIP, settings: EncoderConfig) -> int:

@@ -23,7 +23,11 @@ class JointEmbedding:
 
 
 class AttentionPool(nn.Module):
-    """Pools tokens (B, L, width) into (B, out) by attention from one learned query."""
+    """Pools tokens (B, L, width) into (B, out) by attention from one learned query.
+
+    One query for all tokens lets both projections be taken out of the sum over the tokens, which is the same number
+    for 1/L of the products: q·(K x) is (Kᵀ q)·x, and Σ a (V x) is V Σ a x.
+    """
 
     def __init__(self, width: int, out: int, heads: int = 4) -> None:
         super().__init__()
@@ -34,9 +38,15 @@ class AttentionPool(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, out))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        key, value = self.key_value(self.norm(tokens)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query = self.query.view(1, self.heads, 1, -1).expand(len(tokens), -1, -1, -1).to(key.dtype)
-        return self.mlp(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(1))
+        tokens = self.norm(tokens)
+        key, value = self.key_value.weight.unflatten(0, (2, self.heads, -1))  # (heads, width / heads, width) each
+        query = self.query.view(self.heads, 1, -1) * key.shape[1] ** -0.5
+        # The key's bias adds the same number to all tokens' logits, which the softmax takes away again.
+        attention = F.linear(tokens, (query @ key).squeeze(1)).softmax(dim=1)  # (B, L, heads)
+        seen = attention.to(tokens.dtype).transpose(1, 2) @ tokens  # (B, heads, width)
+        bias = self.key_value.bias.unflatten(0, (2, self.heads, 1, -1))[1]
+        pooled = seen.transpose(0, 1) @ value.transpose(1, 2) + bias  # (heads, B, width / heads)
+        return self.mlp(pooled.transpose(0, 1).flatten(1))
 
 
 class JointHeads(nn.Module):

@@ -44,7 +44,9 @@ class EncoderTask:
         model.freeze_towers()
         scales = {f"{term}_log_scale": nn.Parameter(torch.tensor(config.log_scale)) for term in TERMS}
         biases = {f"{term}_bias": nn.Parameter(torch.tensor(config.bias)) for term in TERMS}
-        self.modules = nn.ModuleDict({"model": model, "scales": nn.ParameterDict(scales | biases)})
+        self.modules = nn.ModuleDict(
+            {"model": model, "scales": nn.ParameterDict(scales | biases), "blank": BlankFace(model)}
+        )
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its parts of one batch of `QuerySource`."""
@@ -55,7 +57,7 @@ class EncoderTask:
         power (Q,) of these, labels and modes."""
         flat = {name: value.flatten(0, 1) for name, value in batch.items()}  # persons × images → queries
         has_face, has_text = flat["mode"] != TEXT_ONLY, flat["mode"] != FACE_ONLY
-        conditioning, query = embed_cached(self.model, flat, has_face, has_text)
+        conditioning, query = embed_cached(self.model, self.modules["blank"], flat, has_face, has_text)
         plain = conditioning.text.float()
         fixed = {name: F.normalize(flat[name].float(), dim=-1) for name in ("answer_identity", "answer_image", "text")}
         return fixed | {
@@ -133,11 +135,22 @@ class EncoderTask:
         self.image_tower.save_pretrained(directory / "image_tower")
 
 
+class BlankFace(nn.Module):
+    """Features of the all-zero face, one row, by a frozen face encoder: tokens (1, P, W), identity (1, E)."""
+
+    def __init__(self, model: FaceCLIP) -> None:
+        super().__init__()
+        like = model.face_encoder.pos_embed
+        with torch.no_grad():
+            features = model.face_encoder(torch.zeros(1, 3, 8, 8, device=like.device, dtype=like.dtype))
+        self.register_buffer("tokens", features.tokens, persistent=False)
+        self.register_buffer("identity", features.identity, persistent=False)
+
+
 def embed_cached(
-    model: FaceCLIP, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor
+    model: FaceCLIP, blank: BlankFace, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor
 ) -> tuple[JointConditioning, JointEmbedding]:
     """`FaceCLIP.encode` and `embed` on cached face features and caption embeddings; without a face, the zero face."""
-    blank = zero_face(model)
     keep = has_face[:, None]
     features = FaceFeatures(
         tokens=torch.where(keep[..., None], flat["face_tokens"].float(), blank.tokens),
@@ -148,13 +161,6 @@ def embed_cached(
         conditioning.tokens, identity=features.identity, text=flat["text"], has_text=has_text, has_face=has_face
     )
     return conditioning, embedding
-
-
-@torch.no_grad()
-def zero_face(model: FaceCLIP) -> FaceFeatures:
-    """Features of the all-zero face, one row."""
-    parameter = model.face_encoder.pos_embed
-    return model.face_encoder(torch.zeros(1, 3, 8, 8, device=parameter.device, dtype=parameter.dtype))
 
 
 def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:

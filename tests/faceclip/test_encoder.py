@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from faceclip.encoder import TEMPLATE, FaceCLIP, FaceCLIPEncoder
 from faceclip.errors import CheckpointError, ConfigError, UnreadableImageError
 from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
-from faceclip.heads import JointHeads
+from faceclip.heads import AttentionPool, JointHeads
 from faceclip.text_tower import tokenize
 
 SIZES = {
@@ -34,6 +35,25 @@ def faces() -> torch.Tensor:
 
 
 PROMPTS = ["a red hat", "", "blond hair and round glasses"]
+
+
+def test_a_pool_is_attention_from_one_query_with_all_keys_and_values_formed():
+    torch.manual_seed(0)
+    pool = AttentionPool(24, 5, heads=3).double()
+    with torch.no_grad():
+        pool.query.mul_(20)  # so that the shares of the tokens differ
+        pool.norm.bias.normal_()
+    tokens = torch.randn(4, 7, 24, dtype=torch.float64, requires_grad=True)
+    key, value = pool.key_value(pool.norm(tokens)).unflatten(2, (2, 3, 8)).permute(2, 0, 3, 1, 4)
+    query = pool.query.view(1, 3, 1, 8).expand(4, -1, -1, -1)
+    plain = pool.mlp(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(1))
+    # The bias of the keys is not among them: the output does not depend on it.
+    wanted = [tokens, pool.query, pool.norm.weight, pool.key_value.weight]
+    expected = torch.autograd.grad(plain.square().sum(), wanted)
+    pooled = pool(tokens)
+    torch.testing.assert_close(pooled, plain)
+    for found, right in zip(torch.autograd.grad(pooled.square().sum(), wanted), expected, strict=True):
+        torch.testing.assert_close(found, right)
 
 
 @torch.no_grad()
