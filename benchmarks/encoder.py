@@ -2,6 +2,7 @@
 
     python benchmarks/encoder.py forward [--size quarter|published] [--batch 16] [--threads 1]
     python benchmarks/encoder.py step [--size published] [--data DIR] [--persons 8] [--images 4] [--precision bf16]
+                                       [--frozen-identity]
     python benchmarks/encoder.py loss [--rows 1024 4096 16384 65536] [--plain-products]
 
 forward: `FaceCLIP.encode` against the straightforward form of the published computation: a face encoder pass per
@@ -25,7 +26,8 @@ from encoder_step import step
 from timing import Timing, describe, ratio, speed, timed, use_plain_products
 from torch import Tensor
 
-from faceclip.encoder import ID_INDEX, TEMPLATE, FaceCLIP, FaceCLIPBranch
+from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
+from faceclip.encoder import FaceCLIP
 from faceclip.fusion import FusionLayer
 from faceclip.losses import infonce_loss, sigmoid_contrastive_loss
 from faceclip.published import CONFIG as PUBLISHED
@@ -217,6 +219,8 @@ def main() -> None:
     parser.add_argument("--persons", type=int, default=8, help="step")
     parser.add_argument("--images", type=int, default=4, help="step: of each person")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="step: bf16 is autocast")
+    parser.add_argument("--frozen-identity", action="store_true", help="step: the identity's projections not trained, "
+                        "the states of the text towers cached, too")  # fmt: skip
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="loss")
     arguments = parser.parse_args()
     wrong = {"forward": "shipped", "step": "quarter"}

@@ -5,6 +5,10 @@ with `EncoderTask` as `python -m train_encoder` does: all loss terms, queries wi
 backward, clipping, AdamW. Cached: the features come from the files that the trainer reads, 16-bit tokens included.
 Computed: the thread cuts the crops and tokenizes the captions of these queries, each once, and the step sends them
 through the frozen towers, which take the kernels of inference there.
+
+With `--frozen-identity` the projections of the identity are not trained (as in `train_encoder` with
+`train_identity=false cached_text=true`), so that the text towers belong to the frozen work: computed, they run in the
+step, forward only; cached, their states are read.
 """
 
 import argparse
@@ -41,6 +45,7 @@ from train_encoder.config import PRESETS, EncoderConfig
 from train_encoder.features import SplitFeatures, features_of
 from train_encoder.source import TEXT_ONLY, QuerySource
 from train_encoder.task import EncoderTask
+from train_encoder.text_states import TextStates, text_states_of
 from train_encoder.towers_io import Towers, load_towers
 
 # The image tower of preset `bigg14`, open_clip's ViT-bigG-14.
@@ -49,10 +54,13 @@ BIGG_IMAGE = {"image_size": 224, "patch_size": 14, "width": 1664, "layers": 48, 
 PRESET = {"shipped": "tiny", "published": "bigg14"}
 
 
-def configuration(size: str, data: Path, *, persons: int, images: int, precision: str, device: str) -> EncoderConfig:
+def configuration(
+    size: str, data: Path, *, persons: int, images: int, precision: str, device: str, frozen_identity: bool
+) -> EncoderConfig:
     """The configuration of the preset of this size, in float32 unless asked otherwise."""
     words = [f"data.path={data}", f"data.device={device}", f"sampling.images={images}",
              f"trainer.batch_size={persons}", f"trainer.precision={precision}"]  # fmt: skip
+    words += ["train_identity=false", "cached_text=true"] if frozen_identity else []
     return parse_config(EncoderConfig, ["--preset", PRESET[size], *words], presets=PRESETS)
 
 
@@ -84,8 +92,8 @@ class Way(Protocol):
 class Cached:
     """Features from the files of the cache."""
 
-    def __init__(self, features: SplitFeatures, config: EncoderConfig) -> None:
-        self.source, self.batch = QuerySource(features, config.sampling), config.trainer.batch_size
+    def __init__(self, features: SplitFeatures, config: EncoderConfig, states: TextStates | None) -> None:
+        self.source, self.batch = QuerySource(features, config.sampling, states), config.trainer.batch_size
         self.sampler = OrderedSampler(len(self.source), 0)
 
     def read(self, position: int) -> dict[str, Tensor]:
@@ -98,10 +106,11 @@ class Cached:
 class Computed(Cached):
     """The same batches, their features computed from pictures and texts by the towers."""
 
-    def __init__(self, features: SplitFeatures, config: EncoderConfig, towers: Towers, device: torch.device) -> None:
+    def __init__(self, features: SplitFeatures, config: EncoderConfig, towers: Towers, states: TextStates | None,
+                 device: torch.device) -> None:  # fmt: skip
         rows, captions = np.arange(len(features.identity)), np.arange(len(features.caption))
         # Row numbers in place of features: the draws are the same, and say which features are needed.
-        super().__init__(replace(features, identity=rows, tokens=rows, image=rows, caption=captions), config)
+        super().__init__(replace(features, identity=rows, tokens=rows, image=rows, caption=captions), config, states)
         self.arrays, self.towers = features.arrays, towers
         self.device, self.half = device, config.trainer.precision == "bf16"
         self.texts = [caption.text for captions in features.arrays.captions for caption in captions]
@@ -112,6 +121,7 @@ class Computed(Cached):
     def read(self, position: int) -> dict[str, Tensor]:
         """Row numbers, and the distinct crops, pictures and captions that they stand for."""
         batch = super().read(position)
+        batch.pop("text_states", None)  # the text towers run in the step
         shown = batch["face_identity"][batch["mode"] != TEXT_ONLY]  # of the others no feature is looked at
         people = torch.cat([shown, batch["answer_identity"].flatten()]).unique()
         answers, captions = batch["answer_image"].unique(), batch["text"].unique()
@@ -211,24 +221,28 @@ def step(arguments: argparse.Namespace) -> None:
     device, size, repeat = torch.device(arguments.device), arguments.size or "shipped", arguments.repeat
     with data_set(arguments.data, arguments.persons, arguments.images) as data:
         config = configuration(size, data, persons=arguments.persons, images=arguments.images,
-                               precision=arguments.precision, device=arguments.device)  # fmt: skip
+                               precision=arguments.precision, device=arguments.device,
+                               frozen_identity=arguments.frozen_identity)  # fmt: skip
         model, towers = parts(size, config)
         features = features_of(config, "train", towers)
         if not isinstance(features.arrays, FaceArrays):
             raise SystemExit(f"--data {data}: only data in this project's own layout give their pictures back")
-        task = EncoderTask(model, towers.image, config.loss, features, config.validation_queries)
+        task = EncoderTask(model, towers.image, config.loss, features, config.validation_queries,
+                           train_identity=config.train_identity)  # fmt: skip
+        states = text_states_of(config, model, features) if config.cached_text else None
         train = TrainingStep(task, config, cpu=device.type == "cpu")
-        computed = Computed(features, config, towers, device)
+        computed = Computed(features, config, towers, states, device)
         with steps(train, computed) as next_step:
             without = timed(next_step, repeat, device)
         numbers = itertools.count()
         frozen = timed(lambda: computed.features(train.to_device(computed.read(next(numbers)))), repeat, device)
-        cached = Cached(features, config)
+        cached = Cached(features, config, states)
         with steps(train, cached) as next_step:
             withal = timed(next_step, repeat, device)
         read = timed(lambda: cached.read(next(numbers)), repeat, device)
     queries = arguments.persons * arguments.images
-    print(f"step, {size} towers, {queries} queries, {arguments.precision}, {describe(device)}\n")
+    frozen_too = ", identity projections frozen" if arguments.frozen_identity else ""
+    print(f"step, {size} towers, {queries} queries, {arguments.precision}{frozen_too}, {describe(device)}\n")
     print("| step of stage 1 | CPU s | wall s | speed |\n| --- | --- | --- | --- |")
     for title, timing in (("features computed", without), ("features cached", withal)):
         print(f"| {title} | {timing.cpu:.3f} | {timing.wall:.3f} | {speed(without, timing, device)} |")

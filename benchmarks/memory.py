@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py plan [--preset bigg14] [--processes 8] [--layout replicated|zero-2|zero-3]
     python benchmarks/memory.py measure [--width 128]                # a small model on the CPU, seconds
-    python benchmarks/memory.py measure --size published [--queries 2]     # preset bigg14 on the meta device, seconds
+    python benchmarks/memory.py measure --size published [--preset bigg14] [--queries 2]   # on the meta device, seconds
 
 The formulae count what autograd keeps for backward, operator by operator, in elements; bytes are those of float32.
 With bf16 autocast most of these tensors take half of that, but copies of the weights in bf16 are added: the plan keeps
@@ -27,16 +27,14 @@ from faceclip.accumulation import first_pass, pull_back
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.image_tower import ImageTower
 from faceclip.losses import BLOCK_ENTRIES
+from faceclip.published import CONFIG as PUBLISHED
 from faceclip.runtime import StepContext, parse_config
 from faceclip.text_tower import tokenize
-from train_encoder.config import PRESETS, EncoderConfig, LossConfig
+from train_encoder.config import PRESETS, EncoderConfig, FusionConfig, LossConfig
 from train_encoder.task import EncoderTask
 
 TEXTS = 77  # tokens of a text
-FULL_TEXT_G = {
-    "bigg14": {"width": 1280, "layers": 32, "heads": 20, "quick_gelu": False, "embed_dim": 1280},
-    "l14": {"quick_gelu": False},
-}
+FULL_TEXT_G = {"bigg14": PUBLISHED["text_g"], "faceclip": PUBLISHED["text_g"], "l14": {"quick_gelu": False}}
 
 
 def text_tower(width: int, layers: int, heads: int, quick_gelu: bool) -> int:
@@ -66,7 +64,9 @@ def activations(model: FaceCLIP, settings: EncoderConfig) -> int:
     face, left, right = model.face_encoder.config, model.l.text.config, model.g.text.config
     faces = (face.image_size // face.patch_size) ** 2
     shape = {k: v for k, v in asdict(settings.fusion).items() if k != "layer_scale"}
-    towers = sum(text_tower(t.width, t.layers, t.heads, t.quick_gelu) for t in (left, right))
+    towers = 0  # read from disk, or run without a graph
+    if settings.train_identity:
+        towers = sum(text_tower(t.width, t.layers, t.heads, t.quick_gelu) for t in (left, right))
     branches = sum(fusion(t.width, faces, **shape) for t in (left, right))
     tokens = left.width + right.width
     return towers + branches + faces * face.width + pools(tokens, settings.heads.heads) + TEXTS * tokens
@@ -168,12 +168,14 @@ def small(width: int, settings: EncoderConfig | None = None) -> tuple[FaceCLIP, 
     return model, settings
 
 
-def random_chunk(model: FaceCLIP, persons: int, pictures: int) -> dict[str, Tensor]:
+def random_chunk(model: FaceCLIP, persons: int, pictures: int, *, cached_text: bool = False) -> dict[str, Tensor]:
     """A chunk with the fields of `QuerySource`, random."""
     face, c = model.face_encoder.config, model.g.text.config.embed_dim
     shape, rows = (persons, pictures), persons * pictures
     tokens = (face.image_size // face.patch_size) ** 2
-    return {
+    width = model.l.text.config.width + model.g.text.config.width
+    states = {"text_states": torch.randn(*shape, TEXTS, width, dtype=torch.float16)} if cached_text else {}
+    return states | {
         "face_tokens": torch.randn(*shape, tokens, face.width, dtype=torch.float16),
         "face_identity": torch.randn(*shape, face.embedding_dim),
         "tokens": tokenize([TEMPLATE + "a person"] * rows).view(*shape, -1),
@@ -233,10 +235,15 @@ def measure(width: int, persons: int, chunks: int) -> None:
 def full_size(preset: str) -> tuple[FaceCLIP, EncoderConfig]:
     """The model of a full-size preset on the meta device, and the preset."""
     settings = parse_config(EncoderConfig, ["--preset", preset, "data=none"], presets=PRESETS)
+    if settings.init:  # the published encoder, which brings its fusion
+        settings.fusion = FusionConfig(**{"attention_width": 1024, "text_hidden": 1024, "face_hidden": 2048}
+                                       | PUBLISHED["fusion"])  # fmt: skip
     with torch.device("meta"):  # shapes without memory
         model = FaceCLIP(face={}, text_l={}, text_g=FULL_TEXT_G[preset], fusion=asdict(settings.fusion),
                          joint=asdict(settings.heads))  # fmt: skip
     model.freeze_towers()
+    for branch in model.branches:
+        branch.identity_projection.requires_grad_(settings.train_identity)
     return model, settings
 
 
@@ -265,8 +272,9 @@ def count_full_size(preset: str, queries: int) -> tuple[dict[str, float], dict[s
     with meta:
         c = model.g.text.config.embed_dim
         tower = ImageTower(image_size=16, patch_size=8, width=32, layers=1, heads=2, embed_dim=c)  # takes no part
-        task = EncoderTask(model, tower, LossConfig(), None, 0)
-    batch = {name: value.to(meta) for name, value in random_chunk(model, 1, queries).items()}
+        task = EncoderTask(model, tower, LossConfig(), None, 0, train_identity=settings.train_identity)
+    chunk = random_chunk(model, 1, queries, cached_text=settings.cached_text)
+    batch = {name: value.to(meta) for name, value in chunk.items()}
     context = StepContext(step=0, steps=1, micro_step=0, device=meta, generator=torch.Generator())
     own = [*task.modules.parameters(), *task.modules.buffers()]
     trained = [p for p in task.modules.parameters() if p.requires_grad]

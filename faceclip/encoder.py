@@ -12,41 +12,29 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from faceclip.branch import ID_INDEX, TEMPLATE, BranchOutput, FaceCLIPBranch
 from faceclip.cpu_inference import cpu_inference
 from faceclip.encoder_inputs import (
     check_faces,
     check_features,
     check_prompts,
+    check_states,
     check_tokens,
     check_vectors,
     tell_cut,
 )
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceFeatures, FaceViT
-from faceclip.fusion import FeatureFusion
 from faceclip.heads import JointEmbedding, JointHeads
 from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.strict_loading import load_strictly
-from faceclip.text_tower import TextFeatures, TextTower, tokenize
-
-TEMPLATE = "Photo of a id person. "
-TEMPLATE_START = (1125, 539, 320, 1014)  # tokens 1 to 4 of the template: "photo of a id"
-ID_INDEX = 4  # of the token "id", which the identity replaces
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchOutput:
-    """fused (B, 77, width): text tokens that have seen the face; text: the features of the tower itself."""
-
-    fused: Tensor
-    text: TextFeatures
+from faceclip.text_tower import TextTower, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,57 +47,6 @@ class JointConditioning:
     pooled: Tensor
     identity: Tensor | None
     text: Tensor
-
-
-class FaceCLIPBranch(nn.Module):
-    """Text tower, identity token and fusion of one branch."""
-
-    def __init__(self, text: TextTower, face_width: int, identity_dim: int, fusion: dict[str, Any]) -> None:
-        super().__init__()
-        width = text.config.width
-        self.text = text
-        self.identity_projection = nn.Linear(identity_dim, width)
-        self.face_projection = nn.Linear(face_width, width)
-        self.face_position_projection = nn.Linear(face_width, width)
-        self.text_projection = nn.Linear(width, width)
-        self.text_position_projection = nn.Linear(width, width)
-        self.fusion = FeatureFusion(width, **fusion)
-
-    def forward(self, tokens: Tensor, face: FaceFeatures, face_position: Tensor, has_face: bool = True) -> BranchOutput:
-        """tokens (B, 77) ids; face features of B faces; face_position (1, P, face width) of the face encoder.
-
-        The identity takes the place of "id" in rows that begin with the template, if there is a face at all.
-        """
-        plain = self.text.tower.token_embedding(self.text.rows(tokens[:, ID_INDEX]))
-        identity = self.identity_projection(F.normalize(face.identity, dim=-1))
-        start = tokens.new_tensor(TEMPLATE_START)
-        replaced = (tokens[:, 1 : 1 + len(start)] == start).all(dim=1) & has_face
-        word = torch.where(replaced[:, None], identity.to(plain.dtype), plain)
-        text = self.text(tokens, replace_index=ID_INDEX, replace_with=word)
-        fused = self.fusion(
-            self.face_projection(face.tokens),
-            self.face_position_projection(face_position),
-            self.text_projection(text.hidden),
-            self.text_position_projection(self.text.tower.positional_embedding[None, : tokens.shape[1]]),
-        )
-        return BranchOutput(fused=fused, text=text)
-
-    @torch.no_grad()
-    def start_near_text(self) -> None:
-        """Makes the untrained fusion nearly pass the text through, up to the layer norms that it consists of.
-
-        What reads the tokens was trained on the towers' states; from here on training moves them as far as it pays.
-        """
-        nn.init.eye_(self.text_projection.weight)
-        nn.init.zeros_(self.text_projection.bias)
-        for layer in self.fusion.layers:
-            for linear in (layer.text.out, layer.text.down):
-                nn.init.zeros_(linear.weight)
-                nn.init.zeros_(linear.bias)
-        # The last norm takes the scale of the tower's own last norm.
-        last = self.fusion.layers[-1].text.output_norm
-        last.weight.copy_(self.text.tower.ln_final.weight)
-        last.bias.copy_(self.text.tower.ln_final.bias)
 
 
 class JointEncoder(ModelMixin, ConfigMixin):
@@ -158,9 +95,36 @@ class JointEncoder(ModelMixin, ConfigMixin):
         return self._face(check_faces(faces))
 
     @apply_forward_hook
+    def text_states(self, prompts: Sequence[str] | Tensor, identity: Tensor | None = None) -> Tensor:
+        """(B, 77, sum of the branches' widths) states of the text towers, before fusion: `JointConditioning.text`.
+
+        They depend on the towers and on the projections of the identity only; where these do not change they can be
+        cached and given to `encode`.
+
+        Args:
+            prompts: as for `encode`. identity: (B, E) of the recognizer, unnormalized; None: no face, no template.
+
+        Raises what `encode` raises, and ConfigError for an identity where each branch has a face encoder of its own.
+        """
+        if identity is not None and len(self.face_encoders) > 1:
+            raise ConfigError("text_states: each branch of this model reads the identity of its own face encoder; take "
+                              "encode(...).text")  # fmt: skip
+        device = self.face_encoder.pos_embed.device
+        tokens = self._tokens(prompts, identity is not None)
+        size = self.face_encoder.config.embedding_dim
+        if identity is not None and len(check_vectors("identity", identity, size)) != len(tokens):
+            raise ConfigError(f"{len(tokens)} prompts need as many identities, got {len(identity)}")
+        given = torch.ones(len(tokens), size) if identity is None else identity  # without a face it is not looked at
+        given = given.to(self.face_encoder.pos_embed)
+        with cpu_inference(device):
+            texts = [branch.read(tokens, given, identity is not None) for branch in self.branches]
+        return torch.cat([text.hidden for text in texts], dim=-1)
+
+    @apply_forward_hook
     def encode(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
-    ) -> JointConditioning:
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *,
+        face_features: FaceFeatures | None = None, text_states: Tensor | None = None,
+    ) -> JointConditioning:  # fmt: skip
         """Conditioning of B prompts and faces.
 
         Args:
@@ -169,13 +133,14 @@ class JointEncoder(ModelMixin, ConfigMixin):
             faces: (B, 3, H, W) aligned RGB crops in [0, 1]. None and no features: the unconditional path of the
                 release, which is an all-zero face and no template.
             face_features: instead of `faces`, what `face_features` gave; stored in 16 bits or on another device, too.
+            text_states: what `text_states` gave for these prompts and faces, so that the text towers do not run.
 
         Raises:
             ConfigError: prompts that are not text, token ids or features of another shape, numbers of prompts and
                 faces that differ, or both faces and features.
             UnreadableImageError: faces of another shape, type or range.
         """
-        branches, features, has_face = self._run(prompts, faces, face_features)
+        branches, features, has_face = self._run(prompts, faces, face_features, text_states)
         fused = torch.cat([b.fused for b in branches], dim=-1)
         return JointConditioning(
             tokens=fused,
@@ -184,33 +149,45 @@ class JointEncoder(ModelMixin, ConfigMixin):
             text=torch.cat([b.text.hidden for b in branches], dim=-1),
         )
 
-    def forward(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *, face_features: FaceFeatures | None = None
-    ) -> JointConditioning:
+    def forward(self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, **given: Any) -> JointConditioning:
         """`encode`."""
-        return self.encode(prompts, faces, face_features=face_features)
+        return self.encode(prompts, faces, **given)
+
+    def _tokens(self, prompts: Sequence[str] | Tensor, has_face: bool) -> Tensor:
+        """Token ids on the model's device; texts are put behind the template where there is a face."""
+        device = self.face_encoder.pos_embed.device
+        if isinstance(prompts, Tensor):
+            return check_tokens(prompts, ID_INDEX + 1, self.branches[0].text.config.context).to(device)
+        texts = [TEMPLATE + p if has_face else p for p in check_prompts(prompts)]
+        tokens = tokenize(texts)
+        tell_cut(texts, tokens)
+        return tokens.to(device)
 
     def _run(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None
-    ) -> tuple[tuple[BranchOutput, ...], FaceFeatures, bool]:
+        self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None,
+        states: Tensor | None = None,
+    ) -> tuple[tuple[BranchOutput, ...], FaceFeatures, bool]:  # fmt: skip
         if faces is not None and features is not None:
             raise ConfigError("give faces or face_features, not both")
         has_face = faces is not None or features is not None
         device = self.face_encoder.pos_embed.device
-        if isinstance(prompts, Tensor):
-            tokens = check_tokens(prompts, ID_INDEX + 1, self.branches[0].text.config.context).to(device)
-        else:
-            texts = [TEMPLATE + p if has_face else p for p in check_prompts(prompts)]
-            tokens = tokenize(texts)
-            tell_cut(texts, tokens)
-            tokens = tokens.to(device)
+        tokens = self._tokens(prompts, has_face)
         if features is None:
             features = self._face(torch.zeros(1, 3, 8, 8) if faces is None else check_faces(faces))
         each = self._features_of_branches(features, len(tokens))
         with cpu_inference(device):
+            if states is None:
+                texts = [branch.read(tokens, seen.identity, has_face)
+                         for branch, (_, seen) in zip(self.branches, each, strict=True)]  # fmt: skip
+            else:
+                towers = [branch.text for branch in self.branches]
+                parts = check_states(states, tokens, [tower.config.width for tower in towers]).to(device)
+                parts = parts.split([tower.config.width for tower in towers], dim=-1)
+                texts = [tower.features(part.to(tower.dtype), tokens)
+                         for tower, part in zip(towers, parts, strict=True)]  # fmt: skip
             branches = tuple(
-                branch(tokens, seen, encoder.pos_embed, has_face)
-                for branch, (encoder, seen) in zip(self.branches, each, strict=True)
+                branch(text, seen, encoder.pos_embed)
+                for branch, text, (encoder, seen) in zip(self.branches, texts, each, strict=True)
             )
         return branches, each[0][1], has_face
 
@@ -248,11 +225,14 @@ class FaceCLIPEncoder(JointEncoder):
 
     Args:
         face: configuration of `FaceViT` or `OnnxFaceEncoder`. text: configuration of the `TextTower`.
-        fusion: arguments of `FeatureFusion`.
+        fusion: arguments of `FeatureFusion`. licence: of the weights, as a note.
     """
 
     @register_to_config
-    def __init__(self, face: dict[str, Any], text: dict[str, Any], fusion: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, face: dict[str, Any], text: dict[str, Any], fusion: dict[str, Any] | None = None,
+        licence: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.face_encoder = _face_encoder(face)
         config = self.face_encoder.config
@@ -284,6 +264,7 @@ class FaceCLIP(JointEncoder):
         joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
         shared_face: whether one face encoder serves both branches; otherwise G has one of its own, of the same
             configuration (a published file may hold two that differ). Training wants a shared one.
+        licence: of the weights, as a note in `config.json` that training and pipelines pass on.
     """
 
     @register_to_config
@@ -295,6 +276,7 @@ class FaceCLIP(JointEncoder):
         fusion: dict[str, Any] | None = None,
         joint: dict[str, Any] | None = None,
         shared_face: bool = True,
+        licence: str | None = None,
     ) -> None:
         super().__init__()
         self.face_encoder = _face_encoder(face)
@@ -304,8 +286,13 @@ class FaceCLIP(JointEncoder):
         self.g = FaceCLIPBranch(TextTower(**text_g), width, identity, fusion or {})
         self.heads: JointHeads | None = None
         if joint is not None:
-            tokens = self.l.text.config.width + self.g.text.config.width
-            self.heads = JointHeads(tokens, identity, self.g.text.config.embed_dim, **joint)
+            self.add_heads(**joint)
+
+    def add_heads(self, **joint: Any) -> None:
+        """Puts new, untrained retrieval heads on the model; `joint`: as for the class."""
+        tokens = self.l.text.config.width + self.g.text.config.width
+        self.heads = JointHeads(tokens, self.face_encoder.config.embedding_dim, self.g.text.config.embed_dim, **joint)
+        self.register_to_config(joint=joint)
 
     @property
     def branches(self) -> tuple[FaceCLIPBranch, ...]:
@@ -321,7 +308,8 @@ class FaceCLIP(JointEncoder):
         """One branch alone, with the same weights (shared, not copied)."""
         kept: FaceCLIPBranch = getattr(self, branch)
         with init_empty_weights():
-            alone = FaceCLIPEncoder(_settings(self.face_encoder), _settings(kept.text), self.config.fusion)
+            settings = (_settings(self.face_encoder), _settings(kept.text), self.config.fusion)
+            alone = FaceCLIPEncoder(*settings, licence=self.config.licence)
         alone.face_encoder, alone.branch = self.face_encoders[-1 if branch == "g" else 0], kept
         return alone.train(self.training)
 

@@ -102,6 +102,22 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
     return features
 
 
+def check_states(states: Any, tokens: Tensor, widths: Sequence[int]) -> Tensor:
+    """States of text towers of these widths for token ids (B, L), as given.
+
+    Raises:
+        ConfigError: another type or shape, and on the CPU NaN or infinity.
+    """
+    wanted = (*tokens.shape, sum(widths))
+    if not isinstance(states, Tensor) or tuple(states.shape) != wanted:
+        found = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
+        raise ConfigError(f"text_states must have shape {wanted}, got {found}: were they made of other prompts, or by "
+                          "another model?")  # fmt: skip
+    if states.device.type == "cpu" and not _is_finite(states):
+        raise ConfigError("text_states holds NaN or infinite numbers: make them again")
+    return states
+
+
 def check_vectors(name: str, vectors: Any, width: int) -> Tensor:
     """Vectors (B, width), as given. Raises ConfigError naming `name` for another shape or type, NaN or infinity."""
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.shape[1] != width:

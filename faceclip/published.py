@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, FaceClipError
@@ -200,7 +200,7 @@ def _empty_model_for(published: Mapping[str, Tensor], config: dict[str, Any] | N
     pairs = [(tensor, given.get(name.replace(BRANCHES["l"], BRANCHES["g"], 1))) for name, tensor in given.items()
              if name.startswith(f"{BRANCHES['l']}.face_encoder.")]  # fmt: skip
     equal = all(_same_bits(left, right) for left, right in pairs if right is not None and left.shape == right.shape)
-    return empty_model(FaceCLIP, {"shared_face": equal, **(config or CONFIG)})
+    return empty_model(FaceCLIP, {"shared_face": equal, "licence": LICENSE, **(config or CONFIG)})
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
@@ -250,7 +250,9 @@ def load_faceclip(
     if path.is_dir():
         model, state, metadata = _read_directory(path, config)
         model.load_state_dict(state, strict=True, assign=True)
-        if metadata.get("license") == LICENSE:
+        if metadata.get("license") == LICENSE:  # a directory that was converted before its configuration said so
+            model.register_to_config(licence=LICENSE)
+        if model.config.licence == LICENSE:
             mention_license(str(path))
     else:
         tensors = read_checkpoint(path)
@@ -258,7 +260,8 @@ def load_faceclip(
         state, _ = from_published(tensors, model, str(path))
         model.load_state_dict(state, strict=True, assign=True)
         mention_license(str(path))
-    return model.to(dtype).eval() if dtype is not None else model.eval()
+    # Not by ModelMixin.to: diffusers 0.42 then warns of float32 modules even of models that have none.
+    return nn.Module.to(model, dtype).eval()
 
 
 def _read_directory(

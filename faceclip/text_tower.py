@@ -118,7 +118,10 @@ class TextTower(ModelMixin, ConfigMixin):
         length = tokens.shape[1]
         x = x + self.tower.positional_embedding[:length]
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-        hidden = self.tower.ln_final(self.tower.transformer(x, attn_mask=mask))
+        return self.features(self.tower.ln_final(self.tower.transformer(x, attn_mask=mask)), tokens)
+
+    def features(self, hidden: Tensor, tokens: Tensor) -> TextFeatures:
+        """Everything that follows from the states (B, L, width) of token ids (B, L)."""
         # The end token has the largest id, hence argmax finds it; pads come after it.
         eot_state = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
         return TextFeatures(hidden=hidden, eot_state=eot_state, embedding=eot_state @ self.tower.text_projection)

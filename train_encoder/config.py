@@ -112,9 +112,20 @@ class SamplingConfig:
 @dataclass(kw_only=True)
 class EncoderConfig:
     """Stage 1. `data`: data set directory, or where any other data lie and what their columns mean (docs/data.md);
-    `out`: run directory; `cache`: frozen features (default: below `data`)."""
+    `out`: run directory; `cache`: frozen features (default: below `data`).
+
+    init: a joint encoder to train further with a new optimizer, by what `faceclip.published.load_faceclip` takes (the
+    published file, its hub id, a converted directory) or an export of this command; it brings its towers and fusion,
+    and heads if it has them. Where no image tower lies beside it, `towers.image` names that of its text tower G.
+    train_identity: whether the projections are trained that put the identity into the prompt; without (`init` only)
+    the text towers run forward alone, and their states can be cached. cached_text: read these from disk; every caption
+    then has one reference picture, drawn once, not anew in every epoch.
+    """
 
     data: str | DataConfig = ""
+    init: str = ""
+    train_identity: bool = True
+    cached_text: bool = False
     out: str = "runs/encoder"
     cache: str = ""
     towers: TowersConfig = field(default_factory=TowersConfig)
@@ -128,6 +139,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.validation_queries < 1:
             raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")
+        if self.cached_text and self.train_identity:
+            raise ConfigError("cached_text: while projections of the identity are trained, the text towers' states "
+                              "change in every step; set train_identity=false, or leave it out")  # fmt: skip
 
     def check_widths(self, text_l: int, text_g: int) -> None:
         """Raises ConfigError for attention heads that do not divide the widths of the text towers."""
@@ -135,3 +149,24 @@ class EncoderConfig:
         check_heads("fusion.attention_heads", self.fusion.attention_heads, widths)
         check_heads("fusion.face_heads", self.fusion.face_heads, widths)
         check_heads("heads.heads", self.heads.heads, {"the width of both text towers together": text_l + text_g})
+
+
+def data_config(config: EncoderConfig) -> DataConfig:
+    """`config.data`, a folder or a whole configuration. Raises ConfigError when there is none."""
+    data = DataConfig(path=config.data) if isinstance(config.data, str) else config.data
+    if not data.path:
+        raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
+    if isinstance(config.data, str) and not Path(data.path).exists():
+        raise ConfigError(f"data={data.path}: no such folder; make it by `python -m faceclip.data.synthetic --out "
+                          f"{data.path}`, or name a hub data set by data.path=OWNER/NAME")  # fmt: skip
+    return data
+
+
+def cache_folder(config: EncoderConfig) -> Path:
+    """`config.cache`, or `.features` beside local data, or a folder of the working directory for hub data."""
+    path = Path(data_config(config).path)
+    if config.cache:
+        return Path(config.cache)
+    if path.exists():
+        return (path if path.is_dir() else path.parent) / ".features"
+    return Path("data-cache") / str(path).replace("/", "--")

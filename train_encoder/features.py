@@ -5,6 +5,7 @@
 takes the words of `python -m train_encoder` and builds the cache that training reads; it can be killed and run again.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -27,9 +28,11 @@ from faceclip.faces.align import encoder_crop
 from faceclip.runtime import parse_config
 from faceclip.runtime.progress import bar
 from faceclip.text_tower import tokenize, used_tokens
-from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.config import PRESETS, EncoderConfig, cache_folder, data_config
 from train_encoder.feature_shards import FeatureBuilder, feature_device, towers_on
-from train_encoder.towers_io import Towers, load_towers
+from train_encoder.start import load_start
+from train_encoder.text_states import text_states_of
+from train_encoder.towers_io import Towers
 
 Rows = NDArray | ShardedArray
 IN_MEMORY = 1 << 30  # bytes of a field up to which it is read at once
@@ -64,6 +67,17 @@ class SplitFeatures:
     words: NDArray[np.int64]  # (M,) equal for equal captions
     single: bool = False
 
+    @property
+    def content_hash(self) -> str:
+        """Hash of data in this project's layout; of others, of who is shown, in which picture and in which words."""
+        known = getattr(self.arrays, "content_hash", None)
+        if known is not None:
+            return known
+        digest = hashlib.sha256()
+        for values in (self.arrays.identity, self.arrays.pictures, self.words, self.caption_start):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()
+
 
 def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatures:
     """Features of "train" or "validation" of the configured data, built or completed first where they are missing.
@@ -75,6 +89,7 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
     if find_layout(data) == "portraits":
         usual = DataConfig()
         used = {"path", "layout", "device"} | ({"batch_size"} if data.device != "cpu" else set())
+        used |= {"batch_size", "verify"} if config.cached_text else set()
         unused = [f"data.{f.name}" for f in fields(data) if f.name not in used
                   and getattr(data, f.name) != getattr(usual, f.name)]  # fmt: skip
         if unused:
@@ -94,27 +109,6 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
             "picture; set trainer.best_metric=self_joint or trainer.best_metric=null"
         )
     return load_features(data, split, towers, cache, pictures=config.sampling.images)
-
-
-def data_config(config: EncoderConfig) -> DataConfig:
-    """`config.data`, a folder or a whole configuration. Raises ConfigError when there is none."""
-    data = DataConfig(path=config.data) if isinstance(config.data, str) else config.data
-    if not data.path:
-        raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
-    if isinstance(config.data, str) and not Path(data.path).exists():
-        raise ConfigError(f"data={data.path}: no such folder; make it by `python -m faceclip.data.synthetic --out "
-                          f"{data.path}`, or name a hub data set by data.path=OWNER/NAME")  # fmt: skip
-    return data
-
-
-def cache_folder(config: EncoderConfig) -> Path:
-    """`config.cache`, or `.features` beside local data, or a folder of the working directory for hub data."""
-    path = Path(data_config(config).path)
-    if config.cache:
-        return Path(config.cache)
-    if path.exists():
-        return (path if path.is_dir() else path.parent) / ".features"
-    return Path("data-cache") / str(path).replace("/", "--")
 
 
 def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, pictures: int = 2) -> SplitFeatures:
@@ -305,13 +299,16 @@ def _unit(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
 
 
 def build_all(config: EncoderConfig) -> Iterator[str]:
-    """Builds both splits; yields a line about each."""
-    towers = load_towers(config.towers)
+    """Builds both splits, and the states of the text towers where they are to be read; yields a line about each."""
+    start = load_start(config)
     for split in ("train", "validation"):
-        found = features_of(config, split, towers)
+        found = features_of(config, split, start.towers)
         people = len(np.unique(found.arrays.identity))
         yield (f"{split}: {len(found.arrays):,} pictures of {people:,} persons, {len(found.caption):,} captions, "
                f"tokens {found.tokens.shape}")  # fmt: skip
+        if split == "train" and config.cached_text:
+            states = text_states_of(config, start.model(config), found)
+            yield f"{split}: states of the text towers {states.states.shape}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,8 +9,7 @@ from faceclip.errors import DataError
 from faceclip.text_tower import tokenize
 from train_encoder.config import SamplingConfig
 from train_encoder.features import PortraitLabels, SplitFeatures
-
-BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2
+from train_encoder.text_states import BOTH, FACE_ONLY, TEXT_ONLY, TextStates
 
 
 class QuerySource:
@@ -22,11 +21,12 @@ class QuerySource:
     So a batch holds, for every query, the same person under other descriptions and other persons, which are the hard
     negatives of a composed query. Fields of a sample, M = images: face_tokens (M, P, W), face_identity (M, E) of the
     reference; tokens (M, 77); text (M, C) embedding of the plain caption; answer_identity (M, E), answer_image (M, C);
-    mode (M,); row (M,) of the answer; person (M,); words (M,) equal for equal captions.
+    mode (M,); row (M,) of the answer; person (M,); words (M,) equal for equal captions. With `states`, which fix the
+    reference of every caption, also text_states (M, 77, W).
     """
 
-    def __init__(self, features: SplitFeatures, sampling: SamplingConfig) -> None:
-        self.features, self.sampling = features, sampling
+    def __init__(self, features: SplitFeatures, sampling: SamplingConfig, states: TextStates | None = None) -> None:
+        self.features, self.sampling, self.states = features, sampling, states
         # One picture per person leaves one query about it: the picture is asked for by its own face and caption.
         self.images = 1 if features.single else sampling.images
         self.people = People(np.asarray(features.arrays.identity))
@@ -50,18 +50,25 @@ class QuerySource:
         rows = rng.choice(self.people[index], self.images, replace=False)
         odds = (1 - sampling.face_only - sampling.text_only, sampling.face_only, sampling.text_only)
         mode = rng.choice(3, self.images, p=odds)
-        references, captions, prompts = [], [], []
+        references, captions, prompts, known = [], [], [], []
         for row, kind in zip(rows, mode, strict=True):
             others = self.people[index][self.people[index] != row]
             own = rng.random() < sampling.same_picture or len(others) == 0
-            references.append(row if own else rng.choice(others))
+            reference = row if own else rng.choice(others)
             choice = features.arrays.captions[row]
             number = int(rng.integers(len(choice)))
-            captions.append(features.caption_start[row] + number)
+            caption = features.caption_start[row] + number
+            if self.states is not None:
+                if kind == BOTH:
+                    reference = self.states.rows.reference[caption]
+                known.append(self.states.rows.number(kind, caption, reference))
+            references.append(reference)
+            captions.append(caption)
             text = "" if kind == FACE_ONLY else choice[number].text
             prompts.append(text if kind == TEXT_ONLY else TEMPLATE + text)
         references, captions = np.asarray(references), np.asarray(captions)
-        return {
+        stored = {} if self.states is None else {"text_states": self.states.states[np.asarray(known)]}
+        return stored | {
             "face_tokens": np.asarray(features.tokens[references]),
             "face_identity": np.asarray(features.identity[references]),
             "tokens": tokenize(prompts),

@@ -37,11 +37,14 @@ class EncoderTask:
     """
 
     def __init__(
-        self, model: FaceCLIP, image_tower: ImageTower, config: LossConfig, validation: SplitFeatures, queries: int
-    ) -> None:
+        self, model: FaceCLIP, image_tower: ImageTower, config: LossConfig, validation: SplitFeatures, queries: int,
+        *, train_identity: bool = True,
+    ) -> None:  # fmt: skip
         self.model, self.image_tower, self.config = model, image_tower, config
         self.validation, self.queries = validation, queries
         model.freeze_towers()
+        for branch in model.branches:
+            branch.identity_projection.requires_grad_(train_identity)
         scales = {f"{term}_log_scale": nn.Parameter(torch.tensor(config.log_scale)) for term in TERMS}
         biases = {f"{term}_bias": nn.Parameter(torch.tensor(config.bias)) for term in TERMS}
         self.modules = nn.ModuleDict(
@@ -156,7 +159,7 @@ def embed_cached(
         tokens=torch.where(keep[..., None], flat["face_tokens"].float(), blank.tokens),
         identity=torch.where(keep, flat["face_identity"].float(), blank.identity),
     )
-    conditioning = model.encode(flat["tokens"], face_features=features)
+    conditioning = model.encode(flat["tokens"], face_features=features, text_states=flat.get("text_states"))
     embedding = model.heads(
         conditioning.tokens, identity=features.identity, text=flat["text"], has_text=has_text, has_face=has_face
     )

@@ -29,9 +29,14 @@ def load_towers(config: TowersConfig) -> Towers:
         text_g=load_tower(config.text_g, "text"),
         image=load_tower(config.image, "image"),
     )
-    text, image = loaded.text_g.config.embed_dim, loaded.image.config.embed_dim
-    if text != image:
-        raise CheckpointError(
-            f"towers.text_g embeds in {text} dimensions and towers.image in {image}: they must be one CLIP model's"
-        )
+    check_space(loaded.text_g, loaded.image, f"towers.text_g={config.text_g}", f"towers.image={config.image}")
     return loaded
+
+
+def check_space(text: TextTower, image: ImageTower, text_name: str, image_name: str) -> None:
+    """Raises CheckpointError unless a text and an image tower embed in as many dimensions."""
+    if text.config.embed_dim != image.config.embed_dim:
+        raise CheckpointError(
+            f"{text_name} embeds in {text.config.embed_dim} dimensions and {image_name} in {image.config.embed_dim}: "
+            "they must be one CLIP model's; name its other tower"
+        )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
@@ -15,6 +16,8 @@ from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.image_tower import ImageTower
 from faceclip.onnx_face_encoder import OnnxFaceEncoder
+from faceclip.pretrained import load_tower
+from faceclip.published import load_faceclip
 from faceclip.strict_loading import load_strictly
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
@@ -27,19 +30,10 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     """The base with the frozen joint encoder, before anything of stage 2 is added.
 
     Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's; ConfigError for
-    losses that the encoder's recognizer cannot serve.
+    losses that the encoder's recognizer cannot serve, and for an encoder whose licence is not part of `licence`.
     """
-    base, directory = base_directory(config.base), Path(config.encoder)
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"encoder={config.encoder}: no stage-1 export there; run `python -m train_encoder` first")
-    if not (directory / "image_tower" / "config.json").is_file():
-        raise CheckpointError(
-            f"encoder={config.encoder}: no image_tower beside the encoder, which reads references: give an "
-            "export of `python -m train_encoder`; a converted FaceCLIP alone has none"
-        )
-    with damage_named(f"encoder={config.encoder}", "run `python -m train_encoder` again"):
-        encoder = FaceCLIP.from_pretrained(directory)
-        image_tower = load_strictly(ImageTower.from_pretrained, ImageTower, directory / "image_tower")
+    base = base_directory(config.base)
+    encoder, image_tower = _joint_encoder(config)
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
         unet = UNet2DConditionModel.from_pretrained(base / "unet")
         vae = AutoencoderKL.from_pretrained(base / "vae")
@@ -70,6 +64,25 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     )
     pipeline.base_model = config.base
     return pipeline
+
+
+def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
+    """The joint encoder, and the image tower that reads references for the identity channel."""
+    named, beside = f"encoder={config.encoder}", Path(config.encoder) / "image_tower"
+    remedy = "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"
+    with damage_named(named, remedy):
+        encoder = load_faceclip(config.encoder, dtype=torch.float32)
+    if not config.image_tower and not (beside / "config.json").is_file():
+        raise CheckpointError(f"{named}: no image_tower beside the encoder, which reads references: give an export of "
+                              "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
+                              "open_clip:ViT-H-14/laion2b_s32b_b79k")  # fmt: skip
+    with damage_named(f"image_tower={config.image_tower or beside}", "give an image tower"):
+        image_tower = load_tower(config.image_tower or str(beside), "image")
+    licence = encoder.config.licence
+    if licence and licence not in config.licence:
+        raise ConfigError(f"{named}: its licence is {licence}, the export's would be {config.licence}: set licence= to "
+                          "one that holds both")  # fmt: skip
+    return encoder, image_tower
 
 
 def base_directory(name: str) -> Path:

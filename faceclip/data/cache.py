@@ -29,9 +29,11 @@ Builder = Callable[[int, int], Mapping[str, NDArray]]
 def module_hash(module: torch.nn.Module) -> str:
     """SHA-256 over a module's class, its configuration, and names, shapes, types and values of its state.
 
-    The configuration decides what the weights compute: activation, number of heads, normalization of pixels.
+    The configuration decides what the weights compute: activation, number of heads, normalization of pixels. A note of
+    the weights' licence does not.
     """
-    config = {name: value for name, value in getattr(module, "config", {}).items() if not name.startswith("_")}
+    config = {name: value for name, value in getattr(module, "config", {}).items()
+              if not name.startswith("_") and name != "licence"}  # fmt: skip
     digest = hashlib.sha256(json.dumps([type(module).__name__, config], sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()

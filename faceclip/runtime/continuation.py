@@ -13,7 +13,7 @@ from faceclip.runtime.interfaces import TrainerConfig
 # compared by the trainer itself.
 FREE = frozenset({
     "out", "cache", "export", "half", "data", "towers", "encoder", "base", "vae", "text_l", "text_g", "recognizer",
-    "latent_recognizer", "judge", "fitter", "licence",
+    "latent_recognizer", "image_tower", "judge", "fitter", "licence",
     "validation_queries", "validation_rows", "sample_steps", "measured_images", "guidance", "sampling_steps",
     "data.path", "data.images", "data.streaming", "data.workers", "data.worker_kind", "data.device", "data.batch_size",
     "data.shard_rows", "data.max_bad_share", "data.accept_non_commercial", "data.verify",

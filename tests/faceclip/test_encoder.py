@@ -75,6 +75,37 @@ def test_cached_features_and_token_ids_give_the_same(model, faces):
 
 
 @torch.no_grad()
+def test_states_of_the_text_towers_can_be_given(model, faces):
+    for prompts, given in ((PROMPTS, faces), (PROMPTS, None)):
+        direct = model.encode(prompts, given)
+        states = model.text_states(prompts, direct.identity)
+        torch.testing.assert_close(states, direct.text, atol=0, rtol=0)
+        read = model.encode(prompts, given, text_states=states)
+        for name in ("tokens", "pooled", "text"):
+            torch.testing.assert_close(getattr(read, name), getattr(direct, name), atol=0, rtol=0)
+    # They are what is read: of other states other tokens come.
+    assert not torch.equal(model.encode(PROMPTS, faces, text_states=states).tokens, model.encode(PROMPTS, faces).tokens)
+    single = model.single("g")
+    direct = single.encode(PROMPTS, faces)
+    assert torch.equal(single.encode(PROMPTS, faces, text_states=direct.text).pooled, direct.pooled)
+
+
+@torch.no_grad()
+def test_impossible_states_are_named(model, faces):
+    states = model.text_states(PROMPTS)
+    with pytest.raises(ConfigError, match=r"text_states must have shape \(3, 77, 80\), got \(2, 77, 80\)"):
+        model.encode(PROMPTS, faces, text_states=states[:2])
+    with pytest.raises(ConfigError, match="text_states holds NaN"):
+        model.encode(PROMPTS, faces, text_states=states * torch.nan)
+    with pytest.raises(ConfigError, match="3 prompts need as many identities, got 1"):
+        model.text_states(PROMPTS, torch.ones(1, 16))
+    with pytest.raises(ConfigError, match=r"identity must have shape \(B, 16\), got \(3, 5\)"):
+        model.text_states(PROMPTS, torch.ones(3, 5))
+    with pytest.raises(ConfigError, match="each branch of this model reads the identity of its own face encoder"):
+        FaceCLIP(**SIZES, shared_face=False).text_states(PROMPTS, torch.ones(3, 16))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_features_are_taken_in_any_precision(model, faces, dtype, stored):

@@ -24,7 +24,8 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def parts(benchmark, tiny_dataset, tmp_path_factory):
-    config = benchmark.configuration("shipped", tiny_dataset, persons=4, images=2, precision="fp32", device="cpu")
+    config = benchmark.configuration("shipped", tiny_dataset, persons=4, images=2, precision="fp32", device="cpu",
+                                     frozen_identity=False)  # fmt: skip
     config.cache = str(tmp_path_factory.mktemp("cache"))
     model, towers = benchmark.parts("shipped", config)
     features = benchmark.features_of(config, "train", towers)
@@ -34,8 +35,8 @@ def parts(benchmark, tiny_dataset, tmp_path_factory):
 def test_computed_batches_equal_cached_ones(benchmark, parts):
     config, _, towers, features = parts
     config.sampling.text_only = 0.5
-    cached = benchmark.Cached(features, config)
-    computed = benchmark.Computed(features, config, towers, torch.device("cpu"))
+    cached = benchmark.Cached(features, config, None)
+    computed = benchmark.Computed(features, config, towers, None, torch.device("cpu"))
     seen = 0
     for position in range(3):
         expected, read = cached.read(position), computed.read(position)
@@ -50,14 +51,17 @@ def test_computed_batches_equal_cached_ones(benchmark, parts):
     assert seen  # some queries had no face
 
 
-def test_both_ways_make_the_same_steps(benchmark, parts):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_both_ways_make_the_same_steps(benchmark, parts, frozen):
     config, model, towers, features = parts
     weight = model.heads.face_pool.key_value.weight
-    ways = benchmark.Computed(features, config, towers, torch.device("cpu")), benchmark.Cached(features, config)
+    states = benchmark.text_states_of(config, model.eval(), features) if frozen else None
+    ways = (benchmark.Computed(features, config, towers, states, torch.device("cpu")),
+            benchmark.Cached(features, config, states))  # fmt: skip
     start, ends = {name: value.clone() for name, value in model.state_dict().items()}, []
     for way in ways:
         model.load_state_dict(start)
-        task = benchmark.EncoderTask(model, towers.image, config.loss, features, 1)
+        task = benchmark.EncoderTask(model, towers.image, config.loss, features, 1, train_identity=not frozen)
         train = benchmark.TrainingStep(task, config, cpu=True)
         with benchmark.steps(train, way) as next_step:
             next_step()

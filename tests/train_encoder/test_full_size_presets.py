@@ -1,6 +1,7 @@
 """Presets `l14` and `bigg14` without their weights: names that open_clip knows, and shapes on the meta device."""
 
 import functools
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -68,6 +69,20 @@ def test_they_parse(name, processes, queries):
     assert (config.fusion.layers, config.fusion.attention_width) == (6, 1024)  # as published
     assert config.trainer.precision == "bf16"
     assert config.trainer.batch_size * config.trainer.accumulate * config.sampling.images * processes == queries
+
+
+def test_the_published_encoder_has_what_its_preset_leaves_out():
+    config = config_of("faceclip")
+    assert config.init == "ByteDance/FaceCLIP" and config.cached_text and not config.train_identity
+    assert config.trainer.batch_size * config.trainer.accumulate * config.sampling.images == 1024
+    # All else that describes an encoder comes with it.
+    usual = EncoderConfig()
+    assert config.fusion == usual.fusion and replace(config.towers, image=usual.towers.image) == usual.towers
+    source, _, rest = config.towers.image.partition(":")
+    model, _, tag = rest.partition("/")
+    assert source == "open_clip" and tag in open_clip.list_pretrained_tags_by_model(model)
+    assert open_clip.get_model_config(model)["embed_dim"] == CONFIG["text_g"]["embed_dim"]  # one space
+    assert (CONFIG["text_l"]["width"] + CONFIG["text_g"]["width"]) % config.heads.heads == 0
 
 
 @pytest.mark.parametrize("preset", ["l14", "bigg14"])

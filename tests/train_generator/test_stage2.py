@@ -21,6 +21,7 @@ from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.errors import ConfigError
 from faceclip.face_encoder import FaceViT
 from faceclip.image_tower import ImageTower
+from faceclip.published import LICENSE, convert, load_faceclip
 from faceclip.runtime import parse_config
 from faceclip.runtime.sampler import fetch
 from faceclip.text_tower import TextTower, tokenize
@@ -28,6 +29,7 @@ from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
 from makeup_plugin.provenance import read_provenance
+from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import (
     kill_after_checkpoint,
     run,
@@ -223,7 +225,7 @@ def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("encoder=/nowhere", "no stage-1 export"),
+        ("encoder=/nowhere", "encoder=/nowhere cannot be loaded; give a stage-1 export"),
         ("dropout.text=1.5", "dropout.text"),
         ("same_picture=1.5", "same_picture: must be in"),
         ("base=/nowhere", "/nowhere"),
@@ -248,6 +250,24 @@ def test_an_empty_fitter_folder_is_named(arguments, tmp_path, capsys):
     (tmp_path / "fitter").mkdir()
     assert main([*arguments, f"out={tmp_path / 'run'}", f"fitter={tmp_path / 'fitter'}"]) == 2
     assert f"CheckpointError: fitter={tmp_path / 'fitter'} cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_published_encoder_with_a_named_image_tower(arguments, tmp_path, capsys):
+    torch.save(published_state(), tmp_path / "face_clip_encoder.pt")
+    convert(tmp_path / "face_clip_encoder.pt", tmp_path / "published", config=CONFIG)
+    save_base(tmp_path / "base", context=80, pooled=48)
+    image_tower = Path(word_of(arguments, "encoder")) / "image_tower"
+    words = [*arguments, f"encoder={tmp_path / 'published'}", f"base={tmp_path / 'base'}", f"out={tmp_path / 'run'}",
+             f"image_tower={image_tower}", "trainer.steps=1"]  # fmt: skip
+    words += [f"loss.{name}=0" for name in ("latent_identity", "latent_attributes", "latent_features")]
+    assert main(words) == 2
+    assert f"its licence is {LICENSE}, the export's would be Apache-2.0" in capsys.readouterr().err
+    assert main([*words, f"licence=Apache-2.0 AND {LICENSE}"]) == 0
+    pipeline = FaceMakeUpPipeline.from_pretrained(tmp_path / "run" / "export")
+    assert pipeline.licence == f"Apache-2.0 AND {LICENSE}" and pipeline.joint_encoder.config.licence == LICENSE
+    expected = load_faceclip(tmp_path / "published").state_dict()
+    found = pipeline.joint_encoder.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name].float()) for name in found)
 
 
 def test_an_encoder_without_its_image_tower_is_refused(arguments, tmp_path, capsys):

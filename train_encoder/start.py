@@ -1,0 +1,74 @@
+"""What stage 1 begins with: towers by name and a new fusion over them, or a joint encoder that is trained further."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from faceclip.encoder import FaceCLIP
+from faceclip.errors import ConfigError
+from faceclip.pretrained import load_tower
+from faceclip.published import load_faceclip
+from train_encoder.config import EncoderConfig, FusionConfig, HeadsConfig, TowersConfig, check_heads
+from train_encoder.towers_io import Towers, check_space, load_towers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """towers: the frozen spaces; of a loaded encoder they are its own modules. loaded: what `init` named, or None."""
+
+    towers: Towers
+    loaded: FaceCLIP | None = None
+
+    def model(self, config: EncoderConfig) -> FaceCLIP:
+        """The joint encoder to be trained."""
+        if self.loaded is not None:
+            return self.loaded
+        towers = self.towers
+        return FaceCLIP.from_components(towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion),
+                                        joint=asdict(config.heads))  # fmt: skip
+
+
+def load_start(config: EncoderConfig) -> Start:
+    """Loads what the configuration names.
+
+    Raises:
+        CheckpointError: what `init` or a tower names is missing, damaged or does not fit.
+        ConfigError: sizes that do not fit the towers, settings that `init` brings itself, and an `init` whose branches
+            have a face encoder each.
+    """
+    if config.init:
+        return _further(config)
+    if not config.train_identity:
+        raise ConfigError("train_identity=false: a new projection of the identity would stay random; name an encoder "
+                          "that has a trained one by init=")  # fmt: skip
+    towers = load_towers(config.towers)
+    config.check_widths(towers.text_l.config.width, towers.text_g.config.width)
+    return Start(towers=towers)
+
+
+def _further(config: EncoderConfig) -> Start:
+    model = load_faceclip(config.init, dtype=torch.float32)
+    if len(model.face_encoders) > 1:
+        raise ConfigError(f"init={config.init}: each of its branches has a face encoder of its own, and training caches"
+                          " the features of one: give an encoder of shared_face=true")  # fmt: skip
+    usual = TowersConfig()
+    brought = [f"towers.{name}" for name in ("recognizer", "text_l", "text_g")
+               if getattr(config.towers, name) != getattr(usual, name)]  # fmt: skip
+    brought += ["fusion"] if config.fusion != FusionConfig() else []
+    if model.heads is not None and config.heads != HeadsConfig() and asdict(config.heads) != dict(model.config.joint):
+        brought.append("heads")
+    if brought:
+        raise ConfigError(f"init={config.init} brings its own {', '.join(brought)}: leave out what is set there (of a "
+                          "preset for new encoders, too)")  # fmt: skip
+    text_l, text_g = model.l.text, model.g.text
+    if model.heads is None:
+        check_heads("heads.heads", config.heads.heads,
+                    {"the width of both text towers together": text_l.config.width + text_g.config.width})  # fmt: skip
+        model.add_heads(**asdict(config.heads))
+    model.freeze_towers()
+    own = Path(config.init) / "image_tower"
+    named = str(own) if own.is_dir() and config.towers.image == usual.image else config.towers.image
+    image = load_tower(named, "image")
+    check_space(text_g, image, f"the text tower G of init={config.init}", f"towers.image={named}")
+    return Start(towers=Towers(recognizer=model.face_encoder, text_l=text_l, text_g=text_g, image=image), loaded=model)

@@ -1,0 +1,156 @@
+"""The text towers' states of all queries that training can ask, on disk: the rest of the frozen work.
+
+With the projections of the identity frozen (`train_identity=false`) the towers' states of a prompt and a face do not
+change. To keep the queries few, every caption has one reference picture, drawn once. Rows: first one for every caption
+with its reference's face, then one for every picture's face without a caption, then one for every different caption
+without a face; the last two only if such queries are sampled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from faceclip.data.cache import locked_cache, module_hash
+from faceclip.data.shards import ShardedArray, ShardFolder, short_key
+from faceclip.encoder import TEMPLATE, FaceCLIP
+from faceclip.errors import DataError
+from faceclip.runtime.progress import bar
+from faceclip.text_tower import tokenize
+from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, data_config
+from train_encoder.feature_shards import feature_device
+
+if TYPE_CHECKING:  # the module that reads all frozen features builds these, too
+    from train_encoder.features import SplitFeatures
+
+BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2  # what a query holds
+SHARD = 1024  # rows: 308 MiB at the published size
+
+
+class QueryRows:
+    """Which queries there are, in N pictures with M captions.
+
+    reference (M,): the row of the picture whose face stands for the person of each caption's picture: another one of
+    the person, or, for the share `same_picture` and for who has one picture only, the picture itself.
+    """
+
+    def __init__(self, features: "SplitFeatures", sampling: SamplingConfig, seed: int) -> None:
+        self.features = features
+        self.picture = np.repeat(np.arange(len(features.identity)), np.diff(features.caption_start))  # (M,)
+        self.reference = _references(features, self.picture, sampling.same_picture, seed)
+        _, self.first, self.words = np.unique(features.words, return_index=True, return_inverse=True)
+        self.faces = len(features.identity) if sampling.face_only else 0
+        self.texts = len(self.first) if sampling.text_only else 0
+
+    def __len__(self) -> int:
+        return len(self.picture) + self.faces + self.texts
+
+    def number(self, kind: int, caption: int, reference: int) -> int:
+        """Row of a query of this kind, with this caption or about the face of this picture."""
+        if kind == FACE_ONLY:
+            return len(self.picture) + reference
+        return caption if kind == BOTH else len(self.picture) + self.faces + int(self.words[caption])
+
+    def prompts(self, rows: Sequence[int]) -> tuple[list[str], list[int]]:
+        """Prompt, and the picture whose face it is about (-1: none), of each row."""
+        captions = len(self.picture)
+        texts, pictures = [], []
+        for row in rows:
+            if row < captions:
+                texts.append(TEMPLATE + self._caption(row))
+                pictures.append(int(self.reference[row]))
+            elif row < captions + self.faces:
+                texts.append(TEMPLATE)
+                pictures.append(row - captions)
+            else:
+                texts.append(self._caption(int(self.first[row - captions - self.faces])))
+                pictures.append(-1)
+        return texts, pictures
+
+    def _caption(self, number: int) -> str:
+        picture = int(self.picture[number])
+        return self.features.arrays.captions[picture][number - int(self.features.caption_start[picture])].text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStates:
+    """states (R, 77, W) float16, W the widths of both text towers; `rows` says which query each row is."""
+
+    states: ShardedArray
+    rows: QueryRows
+
+
+def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatures") -> TextStates:
+    """States of the training split, built or completed first where they are missing.
+
+    model: with the frozen projections of the identity, on the CPU; it is on `data.device` only while states are built.
+
+    Raises DataError for a damaged shard and for missing ones where nothing can be written.
+    """
+    data, cache = data_config(config), cache_folder(config)
+    rows = QueryRows(features, config.sampling, config.trainer.seed)
+    blank = model.face_features(torch.zeros(1, 3, 8, 8)).identity
+    parts = [module for branch in model.branches for module in (branch.text, branch.identity_projection)]
+    about = {
+        "data": features.content_hash,
+        "model": [module_hash(module) for module in (model.face_encoder, *parts)],
+        "sampling": [config.sampling.same_picture, rows.faces, rows.texts, config.trainer.seed],
+    }
+    with locked_cache(cache) as writable:
+        folder = ShardFolder(cache / f"train-states-{short_key(*about.values(), len(rows), SHARD)}", about)
+        if not folder.complete and not writable:
+            raise DataError(f"cache={cache}: the states of the text towers are not complete there and it cannot be "
+                            "written: name another folder by cache=DIR")  # fmt: skip
+        if not folder.complete:
+            _build(folder, model, parts, rows, blank, data.device, data.batch_size)
+        return TextStates(states=folder.open(hashes=data.verify == "hashes")["states"], rows=rows)
+
+
+@torch.no_grad()
+def _build(folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, blank: Tensor,
+           device: str, batch: int) -> None:  # fmt: skip
+    place = feature_device(device)
+    try:
+        for part in (model.face_encoder, *parts):  # the face encoder says where the model lies
+            part.to(place)
+        with bar("train text states", len(rows)) as advance:
+            for start in range(len(folder) * SHARD, len(rows), SHARD):
+                stop = min(start + SHARD, len(rows))
+                found = [_states(model, rows, range(first, min(first + batch, stop)), blank)
+                         for first in range(start, stop, batch)]  # fmt: skip
+                folder.append({"states": np.concatenate(found)})
+                advance(stop, len(rows))
+        folder.finish()
+    finally:
+        for part in (model.face_encoder, *parts):
+            part.to("cpu")
+        if place.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _states(model: FaceCLIP, rows: QueryRows, numbers: range, blank: Tensor) -> NDArray[np.float16]:
+    prompts, pictures = rows.prompts(numbers)
+    identity = torch.from_numpy(np.asarray(rows.features.identity[np.maximum(pictures, 0)], np.float32))
+    identity = torch.where(torch.tensor(pictures)[:, None] < 0, blank, identity)
+    return model.text_states(tokenize(prompts), identity).to(torch.float16).cpu().numpy()
+
+
+def _references(features: "SplitFeatures", picture: NDArray[np.int64], same: float, seed: int) -> NDArray[np.int64]:
+    """A picture of the same person for each of these (M,) pictures."""
+    identity = np.asarray(features.arrays.identity)
+    rng = np.random.default_rng([seed, 23])
+    own, turn = rng.random(len(picture)) < same, rng.random(len(picture))
+    if features.single:
+        return picture
+    order = np.argsort(identity, kind="stable")  # people one after another
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    _, person, count = np.unique(identity, return_inverse=True, return_counts=True)
+    start, size = (np.cumsum(count) - count)[person[picture]], count[person[picture]]
+    steps = 1 + (turn * (size - 1)).astype(np.int64)  # 1 … size − 1: round to any other picture of the person
+    steps[own | (size == 1)] = 0
+    return order[start + (place[picture] - start + steps) % size]
