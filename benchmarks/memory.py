@@ -15,6 +15,7 @@ matrix of weights; CPUs and GPUs take fused kernels, so both are counted.
 """
 
 import argparse
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from faceclip.accumulation import first_pass, pull_back
 from faceclip.encoder import TEMPLATE, FaceCLIP
+from faceclip.fusion import FeatureFusion
 from faceclip.image_tower import ImageTower
 from faceclip.losses import BLOCK_ENTRIES
 from faceclip.published import CONFIG as PUBLISHED
@@ -236,8 +238,9 @@ def full_size(preset: str) -> tuple[FaceCLIP, EncoderConfig]:
     """The model of a full-size preset on the meta device, and the preset."""
     settings = parse_config(EncoderConfig, ["--preset", preset, "data=none"], presets=PRESETS)
     if settings.init:  # the published encoder, which brings its fusion
-        settings.fusion = FusionConfig(**{"attention_width": 1024, "text_hidden": 1024, "face_hidden": 2048}
-                                       | PUBLISHED["fusion"])  # fmt: skip
+        parameters = inspect.signature(FeatureFusion).parameters.values()
+        usual = {p.name: p.default for p in parameters if p.default is not p.empty}
+        settings.fusion = FusionConfig(**usual | PUBLISHED["fusion"])
     with torch.device("meta"):  # shapes without memory
         model = FaceCLIP(face={}, text_l={}, text_g=FULL_TEXT_G[preset], fusion=asdict(settings.fusion),
                          joint=asdict(settings.heads))  # fmt: skip

@@ -136,8 +136,8 @@ class JointEncoder(ModelMixin, ConfigMixin):
             text_states: what `text_states` gave for these prompts and faces, so that the text towers do not run.
 
         Raises:
-            ConfigError: prompts that are not text, token ids or features of another shape, numbers of prompts and
-                faces that differ, or both faces and features.
+            ConfigError: prompts that are not text, token ids, features or states of another shape, features or states
+                that are not finite, numbers of prompts and faces that differ, or both faces and features.
             UnreadableImageError: faces of another shape, type or range.
         """
         branches, features, has_face = self._run(prompts, faces, face_features, text_states)

@@ -233,11 +233,13 @@ def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tupl
 def load_faceclip(
     path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
 ) -> FaceCLIP:
-    """FaceCLIP with the published weights, in evaluation mode; licence CC-BY-NC-4.0, logged once.
+    """FaceCLIP with the published weights, in evaluation mode, or with those of an export of stage 1.
+
+    The published licence, CC-BY-NC-4.0, is logged once and stands in `config.licence`.
 
     Args:
-        path_or_hub_id: `face_clip_encoder.pt`, a directory made by `convert` (or with a copy of the repository), or a
-            hub id (`ByteDance/FaceCLIP`).
+        path_or_hub_id: `face_clip_encoder.pt`, a directory made by `convert` or by `FaceCLIP.save_pretrained` (or
+            with a copy of the repository), or a hub id (`ByteDance/FaceCLIP`).
         dtype: of the weights (None: as stored, 16 bits).
         config: of a file of another size than the release; of a directory, what its configuration must be.
 
@@ -270,7 +272,7 @@ def _read_directory(
     """(empty model of the directory's configuration, its whole state, metadata)."""
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
-                              "file, or a directory made by `convert`")  # fmt: skip
+                              "file, a directory made by `convert`, or an export")  # fmt: skip
     try:
         found = json.loads((path / "config.json").read_text())
     except ValueError as error:

@@ -41,6 +41,12 @@ def mention_license(what: str) -> None:
     logger.warning("%s: the published FaceCLIP weights are licensed %s, no commercial use", what, LICENSE)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is nothing on this disk may be asked of the hub: OWNER/NAME, where no folder is called like
+    the owner and `runs` is none. A misspelt path should not be looked up there."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(("runs/", ".")) and not Path(name).parent.is_dir()
+
+
 def resolve(path_or_hub_id: str | Path, file: str) -> Path:
     """The local path that a user means: a file, a directory of ours, or `file` of a repository.
 
@@ -58,7 +64,7 @@ def resolve(path_or_hub_id: str | Path, file: str) -> Path:
         return copy or path
     if path.is_file():
         return path
-    if path.is_absolute() or not _HUB_ID.fullmatch(str(path_or_hub_id)) or path.suffix in (".pt", ".safetensors"):
+    if not is_hub_id(str(path_or_hub_id)) or path.suffix in (".pt", ".safetensors"):
         raise CheckpointError(f"{path} is neither a file, nor a directory, nor a hub id such as ByteDance/FaceCLIP")
     try:
         return Path(hf_hub_download(str(path_or_hub_id), file))

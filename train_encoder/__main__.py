@@ -23,7 +23,7 @@ from train_encoder.config import PRESETS, EncoderConfig, data_config
 from train_encoder.features import SplitFeatures, check_apart, features_of
 from train_encoder.source import QuerySource
 from train_encoder.start import Start, load_start
-from train_encoder.task import EncoderTask, describe
+from train_encoder.task import EncoderTask
 from train_encoder.text_states import text_states_of
 
 
@@ -45,7 +45,9 @@ def train(config: EncoderConfig) -> Result:
     source = QuerySource(train_features, config.sampling, states)
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if trainer.accelerator.is_main_process:
-        print(describe(config, sum(p.numel() for p in trainer.trainable.values())))
+        trained = sum(p.numel() for p in trainer.trainable.values()) / 1e6
+        begun = f"init={config.init}" if config.init else f"towers {vars(config.towers)}"
+        print(f"stage 1: {trained:.2f} M trainable parameters, {begun}")
     return trainer.fit()
 
 
@@ -53,8 +55,7 @@ def training_facts(start: Start, features: SplitFeatures) -> dict[str, str]:
     """Hashes of the towers, of the encoder that `init` named and of the training data: a run of which one of them
     changed is another run."""
     hashes = {name: module_hash(tower)[:16] for name, tower in vars(start.towers).items()}
-    begun = {"init": module_hash(start.loaded)[:16]} if start.loaded is not None else {}
-    return hashes | begun | {"data": features.content_hash[:16]}
+    return hashes | {"init": start.hash[:16], "data": features.content_hash[:16]}
 
 
 def main(argv: list[str] | None = None) -> int:

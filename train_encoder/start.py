@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from faceclip.data.cache import module_hash
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import ConfigError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.pretrained import load_tower
 from faceclip.published import load_faceclip
 from train_encoder.config import EncoderConfig, FusionConfig, HeadsConfig, TowersConfig, check_heads
@@ -15,10 +16,12 @@ from train_encoder.towers_io import Towers, check_space, load_towers
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """towers: the frozen spaces; of a loaded encoder they are its own modules. loaded: what `init` named, or None."""
+    """towers: the frozen spaces; of a loaded encoder they are its own modules. loaded: what `init` named, or None;
+    hash: of its weights as they were loaded, before it got new heads, or "none"."""
 
     towers: Towers
     loaded: FaceCLIP | None = None
+    hash: str = "none"
 
     def model(self, config: EncoderConfig) -> FaceCLIP:
         """The joint encoder to be trained."""
@@ -48,7 +51,12 @@ def load_start(config: EncoderConfig) -> Start:
 
 
 def _further(config: EncoderConfig) -> Start:
-    model = load_faceclip(config.init, dtype=torch.float32)
+    try:
+        model = load_faceclip(config.init, dtype=torch.float32)
+    except CheckpointError as error:
+        raise CheckpointError(f"init={config.init} cannot be loaded; give a published FaceCLIP or RUN/export of this "
+                              f"command ({error})") from error  # fmt: skip
+    begun = module_hash(model)
     if len(model.face_encoders) > 1:
         raise ConfigError(f"init={config.init}: each of its branches has a face encoder of its own, and training caches"
                           " the features of one: give an encoder of shared_face=true")  # fmt: skip
@@ -56,7 +64,7 @@ def _further(config: EncoderConfig) -> Start:
     brought = [f"towers.{name}" for name in ("recognizer", "text_l", "text_g")
                if getattr(config.towers, name) != getattr(usual, name)]  # fmt: skip
     brought += ["fusion"] if config.fusion != FusionConfig() else []
-    if model.heads is not None and config.heads != HeadsConfig() and asdict(config.heads) != dict(model.config.joint):
+    if model.heads is not None and config.heads not in (HeadsConfig(), HeadsConfig(**model.config.joint)):
         brought.append("heads")
     if brought:
         raise ConfigError(f"init={config.init} brings its own {', '.join(brought)}: leave out what is set there (of a "
@@ -71,4 +79,5 @@ def _further(config: EncoderConfig) -> Start:
     named = str(own) if own.is_dir() and config.towers.image == usual.image else config.towers.image
     image = load_tower(named, "image")
     check_space(text_g, image, f"the text tower G of init={config.init}", f"towers.image={named}")
-    return Start(towers=Towers(recognizer=model.face_encoder, text_l=text_l, text_g=text_g, image=image), loaded=model)
+    towers = Towers(recognizer=model.face_encoder, text_l=text_l, text_g=text_g, image=image)
+    return Start(towers=towers, loaded=model, hash=begun)

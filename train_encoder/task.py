@@ -1,7 +1,6 @@
 """The objective of stage 1: alignment of the fused tokens with face, text and image spaces, and composed retrieval."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -247,8 +246,3 @@ def _rank1(scores: np.ndarray, relevant: np.ndarray, excluded: np.ndarray | None
     if excluded is not None:
         right[at, excluded] = wrong[at, excluded] = -np.inf
     return float((right.max(1) > wrong.max(1)).mean())
-
-
-def describe(config: Any, trainable: int) -> str:
-    """One line on what is trained."""
-    return f"stage 1: {trainable / 1e6:.2f} M trainable parameters, towers {vars(config.towers)}"

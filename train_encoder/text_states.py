@@ -6,6 +6,7 @@ with its reference's face, then one for every picture's face without a caption, 
 without a face; the last two only if such queries are sampled.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, da
 from train_encoder.feature_shards import feature_device
 
 if TYPE_CHECKING:  # the module that reads all frozen features builds these, too
-    from train_encoder.features import SplitFeatures
+    from train_encoder.features import Rows, SplitFeatures
 
 BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2  # what a query holds
 SHARD = 1024  # rows: 308 MiB at the published size
@@ -38,10 +39,10 @@ class QueryRows:
     the person, or, for the share `same_picture` and for who has one picture only, the picture itself.
     """
 
-    def __init__(self, features: "SplitFeatures", sampling: SamplingConfig, seed: int) -> None:
+    def __init__(self, features: "SplitFeatures", sampling: SamplingConfig) -> None:
         self.features = features
         self.picture = np.repeat(np.arange(len(features.identity)), np.diff(features.caption_start))  # (M,)
-        self.reference = _references(features, self.picture, sampling.same_picture, seed)
+        self.reference = _references(features, self.picture, sampling.same_picture)
         _, self.first, self.words = np.unique(features.words, return_index=True, return_inverse=True)
         self.faces = len(features.identity) if sampling.face_only else 0
         self.texts = len(self.first) if sampling.text_only else 0
@@ -92,13 +93,13 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
     Raises DataError for a damaged shard and for missing ones where nothing can be written.
     """
     data, cache = data_config(config), cache_folder(config)
-    rows = QueryRows(features, config.sampling, config.trainer.seed)
+    rows = QueryRows(features, config.sampling)
     blank = model.face_features(torch.zeros(1, 3, 8, 8)).identity
     parts = [module for branch in model.branches for module in (branch.text, branch.identity_projection)]
     about = {
-        "data": features.content_hash,
+        "data": [features.content_hash, _hash_of(features.identity)],
         "model": [module_hash(module) for module in (model.face_encoder, *parts)],
-        "sampling": [config.sampling.same_picture, rows.faces, rows.texts, config.trainer.seed],
+        "sampling": [config.sampling.same_picture, rows.faces, rows.texts],
     }
     with locked_cache(cache) as writable:
         folder = ShardFolder(cache / f"train-states-{short_key(*about.values(), len(rows), SHARD)}", about)
@@ -107,7 +108,16 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
                             "written: name another folder by cache=DIR")  # fmt: skip
         if not folder.complete:
             _build(folder, model, parts, rows, blank, data.device, data.batch_size)
-        return TextStates(states=folder.open(hashes=data.verify == "hashes")["states"], rows=rows)
+    # Outside of the lock: the processes of a run read terabytes side by side, not one after another.
+    return TextStates(states=folder.open(hashes=data.verify == "hashes")["states"], rows=rows)
+
+
+def _hash_of(values: "Rows") -> str:
+    """Of numbers on disk, part by part: identities are cut from pictures in ways that the pictures do not tell."""
+    digest = hashlib.sha256()
+    for start in range(0, len(values), 1 << 16):
+        digest.update(np.ascontiguousarray(values[start : start + (1 << 16)]))
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -139,10 +149,10 @@ def _states(model: FaceCLIP, rows: QueryRows, numbers: range, blank: Tensor) -> 
     return model.text_states(tokenize(prompts), identity).to(torch.float16).cpu().numpy()
 
 
-def _references(features: "SplitFeatures", picture: NDArray[np.int64], same: float, seed: int) -> NDArray[np.int64]:
+def _references(features: "SplitFeatures", picture: NDArray[np.int64], same: float) -> NDArray[np.int64]:
     """A picture of the same person for each of these (M,) pictures."""
     identity = np.asarray(features.arrays.identity)
-    rng = np.random.default_rng([seed, 23])
+    rng = np.random.default_rng(23)  # not the training's seed: runs that differ in it share the states
     own, turn = rng.random(len(picture)) < same, rng.random(len(picture))
     if features.single:
         return picture

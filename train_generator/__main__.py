@@ -42,8 +42,9 @@ def train(config: GeneratorConfig) -> Result:
         for split in ("train", "validation")
     ]  # fmt: skip
     if config.init:
-        continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
+        begun = continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
     else:
+        begun = "none"
         add_adapter(pipeline, config.adapter)
     reader = None
     if config.loss.reads_latents:
@@ -56,7 +57,7 @@ def train(config: GeneratorConfig) -> Result:
         )
     task = GeneratorTask(pipeline, config, features[1], reader)
     source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture, attributes=task.attributes)
-    facts = {"data": features[0].arrays.content_hash[:16]}
+    facts = {"data": features[0].arrays.content_hash[:16], "init": begun[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if layout(trainer.accelerator) == "zero-3":
         raise ConfigError("ZeRO-3 gathers weights on all ranks at once, but in stage 2 the ranks run different modules"

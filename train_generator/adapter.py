@@ -1,5 +1,6 @@
 """What stage 2 trains: fresh channels and LoRA on a base pipeline, or those of an earlier training."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
 
 def continue_adapter(
     pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str
-) -> None:
+) -> str:
     """Puts a saved adapter (an export of stage 2, or what `save_adapter` wrote) on a base pipeline to train it further;
-    everything else is frozen.
+    everything else is frozen. Returns a hash of its weights.
 
     Raises CheckpointError for a directory that is no adapter, damaged or of a base of another form, and ConfigError,
     naming the fields, for one of other sizes than `config` describes and for one whose licence is not part of
@@ -74,6 +75,12 @@ def continue_adapter(
             channel.requires_grad_(True)
     for parameter in lora_parameters(pipeline.unet):
         parameter.requires_grad_(True)
+    digest = hashlib.sha256()
+    for component in (pipeline.unet, pipeline.identity_channel, pipeline.shading_channel):
+        for name, parameter in component.named_parameters() if component is not None else ():
+            if parameter.requires_grad:
+                digest.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _freeze(pipeline: FaceMakeUpPipeline) -> None:

@@ -18,6 +18,7 @@ from faceclip.image_tower import ImageTower
 from faceclip.onnx_face_encoder import OnnxFaceEncoder
 from faceclip.pretrained import load_tower
 from faceclip.published import load_faceclip
+from faceclip.published_files import is_hub_id
 from faceclip.strict_loading import load_strictly
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
@@ -69,17 +70,20 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
 def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
     """The joint encoder, and the image tower that reads references for the identity channel."""
     named, beside = f"encoder={config.encoder}", Path(config.encoder) / "image_tower"
-    remedy = "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"
-    with damage_named(named, remedy):
-        encoder = load_faceclip(config.encoder, dtype=torch.float32)
-    if not config.image_tower and not (beside / "config.json").is_file():
+    there = Path(config.encoder).exists() or is_hub_id(config.encoder)
+    if there and not config.image_tower and not (beside / "config.json").is_file():  # told before gigabytes are read
         raise CheckpointError(f"{named}: no image_tower beside the encoder, which reads references: give an export of "
                               "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
                               "open_clip:ViT-H-14/laion2b_s32b_b79k")  # fmt: skip
-    with damage_named(f"image_tower={config.image_tower or beside}", "give an image tower"):
+    with damage_named(named, "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"):
+        encoder = load_faceclip(config.encoder, dtype=torch.float32)
+    tower, remedy = named, "run `python -m train_encoder` again"
+    if config.image_tower:
+        tower, remedy = f"image_tower={config.image_tower}", "give an image tower"
+    with damage_named(tower, remedy):
         image_tower = load_tower(config.image_tower or str(beside), "image")
     licence = encoder.config.licence
-    if licence and licence not in config.licence:
+    if licence and str(licence) not in config.licence:
         raise ConfigError(f"{named}: its licence is {licence}, the export's would be {config.licence}: set licence= to "
                           "one that holds both")  # fmt: skip
     return encoder, image_tower
@@ -94,8 +98,7 @@ def base_directory(name: str) -> Path:
     if path.is_dir():
         return path
     if "/" in name:
-        # A hub id has one slash, and nothing on this disk is called like its owner.
-        if name.count("/") > 1 or name.startswith(("/", ".", "~", "runs/")) or path.parent.is_dir():
+        if not is_hub_id(name):
             raise CheckpointError(f"base={name}: no such directory; give one with unet, vae and scheduler")
         wanted = [f"{part}/{kind}" for part in ("unet", "vae", "scheduler") for kind in ("*.json", "*.safetensors")]
         with damage_named(f"base={name}", "it is no directory here: check the hub id and the network"):

@@ -12,8 +12,8 @@ from faceclip.runtime.interfaces import TrainerConfig
 # Places (what lies there is compared by its hash), figures, logs, and how the work is done. Seed and batch size are
 # compared by the trainer itself.
 FREE = frozenset({
-    "out", "cache", "export", "half", "data", "towers", "encoder", "base", "vae", "text_l", "text_g", "recognizer",
-    "latent_recognizer", "image_tower", "judge", "fitter", "licence",
+    "out", "cache", "export", "half", "data", "init", "towers", "encoder", "base", "vae", "text_l", "text_g",
+    "recognizer", "latent_recognizer", "image_tower", "judge", "fitter", "licence",
     "validation_queries", "validation_rows", "sample_steps", "measured_images", "guidance", "sampling_steps",
     "data.path", "data.images", "data.streaming", "data.workers", "data.worker_kind", "data.device", "data.batch_size",
     "data.shard_rows", "data.max_bad_share", "data.accept_non_commercial", "data.verify",

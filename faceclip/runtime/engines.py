@@ -47,6 +47,10 @@ class Engine(Protocol):
         """Context in which every process holds all weights. All processes must enter it."""
         ...
 
+    def forward_outside_of_steps(self) -> AbstractContextManager[None]:
+        """Context for forward passes that do not go through `model`, such as those of validation."""
+        ...
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """The whole optimizer state on the main process (elsewhere what is returned is of no use). All processes
         must call it."""
@@ -124,6 +128,9 @@ class ReplicatedEngine:
         self._optimizer.zero_grad(set_to_none=True)
 
     def full_parameters(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forward_outside_of_steps(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -204,6 +211,19 @@ class ZeroEngine:
         # Leaving splits the small parameters too, which DeepSpeed otherwise keeps whole and does not ask for again.
         if small := self.model.optimizer.persistent_parameters:
             small[0].all_gather(small)
+
+    @contextmanager
+    def forward_outside_of_steps(self) -> Iterator[None]:
+        # A weight that a module borrows from another one (the output projection in nn.MultiheadAttention) is gathered
+        # when it is asked for, but only while DeepSpeed's own forward runs; after that, of modules that ran in it.
+        tables = [module._parameters for module in self.model.module.modules()] if self._stage == 3 else []
+        for table in tables:
+            table._in_forward = True
+        try:
+            yield
+        finally:
+            for table in tables:
+                table._in_forward = False
 
     def optimizer_state(self) -> dict[str, Tensor]:
         joined: dict[str, Tensor] = {}

@@ -292,7 +292,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
             torch.manual_seed(self.config.seed)
             main = self.accelerator.is_main_process
-            metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
+            with self.engine.forward_outside_of_steps():
+                metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
             with self.engine.full_parameters():
                 metrics = metrics if main else {}
                 if metrics:

@@ -185,6 +185,26 @@ def test_zero_3_gives_the_curve_and_resumes_exactly(arguments, one_batch, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_zero_3_on_cached_states_of_the_text_towers(arguments, tmp_path, accumulate):
+    """Hardly a weight is kept whole: as at full size, validation needs those of towers that never ran."""
+    run_here(tmp_path / "begin", arguments, f"trainer.batch_size={PERSONS}")
+    given = [word for word in arguments if not word.startswith(("towers.", "fusion.", "heads."))]
+    words = [*given, f"init={tmp_path / 'begin' / 'export'}", "train_identity=false", "cached_text=true",
+             "trainer.ema_decay=null", "trainer.validate_every=2"]  # fmt: skip
+    one_rank = run_here(tmp_path / "one", words, f"trainer.batch_size={PERSONS}")
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 100}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero, "zero_allow_untested_optimizer": True}))
+    whole = two_ranks(tmp_path, [*words, f"trainer.batch_size={PERSONS // 2 // accumulate}",
+                                 f"trainer.accumulate={accumulate}"], one_rank, "zero-3",
+                      ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "zero.json"), **ZERO)  # fmt: skip
+    figures = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation" in line]
+               for run in (whole, tmp_path / "one")]  # fmt: skip
+    assert len(figures[0]) == len(figures[1]) and figures[0][-1].keys() == figures[1][-1].keys()
+
+
+@pytest.mark.slow
 def test_two_ranks_in_chunks(arguments, one_batch, tmp_path):
     words = [*arguments, f"trainer.batch_size={PERSONS // 4}", "trainer.accumulate=2"]
     two_ranks(tmp_path, words, one_batch, "replicated")

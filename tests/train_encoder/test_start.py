@@ -2,6 +2,7 @@
 read from disk."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_the_published_layout_is_trained_further(further, published, tmp_path, c
     assert model.config.licence == before.config.licence == LICENSE
 
 
-def test_an_export_is_trained_further(export, basic, tmp_path):
+def test_an_export_is_trained_further(export, basic, tmp_path, capsys):
     words = [*basic, f"init={export}", f"out={tmp_path / 'run'}"]
     result = train(config_of(words))
     model, before = FaceCLIP.from_pretrained(result.export), FaceCLIP.from_pretrained(export)
@@ -100,8 +101,14 @@ def test_an_export_is_trained_further(export, basic, tmp_path):
     assert same_weights(export / "image_tower", result.export / "image_tower")
     # Heads as it has them may be named: a preset does.
     load_start(config_of([*words, "heads.heads=4"]))
-    # Another encoder is another run.
-    assert main([*basic, f"init={result.export}", f"out={tmp_path / 'run'}", "trainer.steps=3"]) == 2
+
+    # The same encoder at another place is the same run, another one at the same place is not.
+    shutil.copytree(export, tmp_path / "copy")
+    further = [*basic, f"init={tmp_path / 'copy'}", f"out={tmp_path / 'run'}", "trainer.steps=3"]
+    train(config_of(further))
+    model.save_pretrained(tmp_path / "copy")
+    assert main([*further, "trainer.steps=4"]) == 2
+    assert "cannot resume exactly (init was " in capsys.readouterr().err
 
 
 def test_a_run_on_cached_states_resumes_exactly(further, tmp_path):
@@ -148,7 +155,7 @@ def test_every_caption_has_a_reference_of_the_same_person(prepared):
     identity = np.asarray(found.arrays.identity)
 
     def references(share: float, **changes: object) -> tuple[np.ndarray, np.ndarray]:
-        rows = QueryRows(replace(found, **changes), SamplingConfig(same_picture=share), seed=3)
+        rows = QueryRows(replace(found, **changes), SamplingConfig(same_picture=share))
         return rows.picture, rows.reference
 
     picture, other = references(0.0)
@@ -158,6 +165,12 @@ def test_every_caption_has_a_reference_of_the_same_person(prepared):
     assert 0.1 < (picture == mixed).mean() < 0.5 and (identity[picture] == identity[mixed]).all()
     picture, own = references(0.0, single=True)
     assert (picture == own).all()
+
+
+def test_other_identities_of_the_same_pictures_have_other_states(prepared):
+    config, model, found, states = prepared
+    other = text_states_of(config, model, replace(found, identity=np.asarray(found.identity)[::-1].copy()))
+    assert np.abs(other.states[:9].astype(np.float32) - states.states[:9]).max() > 0.05
 
 
 def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
@@ -201,7 +214,8 @@ def test_the_features_command_builds_the_states(further, tmp_path, capsys):
         (["init={published}", "towers.text_l=x", "fusion.layers=9"], "brings its own towers.text_l, fusion: leave"),
         (["init={published}", "heads.heads=7"], "heads.heads: must divide the width of both text towers together"),
         (["init={export}", "heads.heads=2"], "brings its own heads: leave"),
-        (["init=/no/where"], "/no/where is neither a file, nor a directory, nor a hub id"),
+        (["init=/no/where"], "init=/no/where cannot be loaded; give a published FaceCLIP or RUN/export"),
+        (["init=runs/encodr"], "runs/encodr is neither a file, nor a directory, nor a hub id"),  # the hub is not asked
     ],
 )
 def test_what_cannot_begin_is_named(basic, published, export, words, message):
