@@ -133,7 +133,8 @@ class JointEncoder(ModelMixin, ConfigMixin):
             faces: (B, 3, H, W) aligned RGB crops in [0, 1]. None and no features: the unconditional path of the
                 release, which is an all-zero face and no template.
             face_features: instead of `faces`, what `face_features` gave; stored in 16 bits or on another device, too.
-            text_states: what `text_states` gave for these prompts and faces, so that the text towers do not run.
+            text_states: what `text_states` gave for these prompts and faces, so that the text towers do not run. No
+                gradient reaches the projections of the identity then.
 
         Raises:
             ConfigError: prompts that are not text, token ids, features or states of another shape, features or states

@@ -43,8 +43,10 @@ def mention_license(what: str) -> None:
 
 def is_hub_id(name: str) -> bool:
     """Whether a name that is nothing on this disk may be asked of the hub: OWNER/NAME, where no folder is called like
-    the owner and `runs` is none. A misspelt path should not be looked up there."""
-    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(("runs/", ".")) and not Path(name).parent.is_dir()
+    the owner, `runs` is none, and the name is not that of a file of weights. A misspelt path is not looked up there."""
+    path = Path(name)
+    known = path.parts[:1] == ("runs",) or path.suffix in (".pt", ".safetensors") or path.parent.is_dir()
+    return bool(_HUB_ID.fullmatch(name)) and not known
 
 
 def resolve(path_or_hub_id: str | Path, file: str) -> Path:
@@ -64,8 +66,11 @@ def resolve(path_or_hub_id: str | Path, file: str) -> Path:
         return copy or path
     if path.is_file():
         return path
-    if not is_hub_id(str(path_or_hub_id)) or path.suffix in (".pt", ".safetensors"):
-        raise CheckpointError(f"{path} is neither a file, nor a directory, nor a hub id such as ByteDance/FaceCLIP")
+    if not is_hub_id(str(path_or_hub_id)):
+        here = f"; as there is a folder {path.parent} here, it is read as a path" if path.parent.is_dir() else ""
+        raise CheckpointError(
+            f"{path} is neither a file, nor a directory, nor a hub id such as ByteDance/FaceCLIP{here}"
+        )
     try:
         return Path(hf_hub_download(str(path_or_hub_id), file))
     except (OSError, EntryNotFoundError, HFValidationError) as error:

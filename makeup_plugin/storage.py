@@ -26,6 +26,7 @@ from makeup_plugin.adapters import (
     ADAPTER_NAME,
     CONFIG_FILE,
     LORA_FILE,
+    UNKNOWN_LICENCE,
     base_unet,
     check_fingerprint,
     check_there,
@@ -83,7 +84,7 @@ class PipelineStorageMixin:
 
         The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored. Raises
         ConfigError while one is fused, and while layers are offloaded.
-        `licence` goes into adapter.json; None names that of the pipeline and that of the adapter as they were
+        `licence` goes into adapter.json; None names those of pipeline, adapter and joint encoder as they were
         loaded, joined by AND where they differ, or "unknown".
         `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
         part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
@@ -103,7 +104,7 @@ class PipelineStorageMixin:
         for path in (directory, *(directory / name for name in self.components)):
             if path.is_file():
                 raise CheckpointError(f"{path} is a file where a folder must go: remove it or save elsewhere")
-        licence = licence or " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence))))
+        licence = licence or self._licence_of_parts()
         with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
             adapted = self.unet
             try:
@@ -157,6 +158,12 @@ class PipelineStorageMixin:
         if adapter is not None:
             pipeline.load_adapter(adapter)
         return pipeline
+
+    def _licence_of_parts(self) -> str:
+        """What is known of pipeline, adapter and joint encoder, as loaded."""
+        known = " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence))))
+        encoder = str(self.joint_encoder.config.get("licence") or "")
+        return f"{known or UNKNOWN_LICENCE} AND {encoder}" if encoder not in known else known
 
     def load_adapter(self, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
         """Put a saved adapter (or the added part of a saved pipeline) on this base, in the UNet's dtype; returns its

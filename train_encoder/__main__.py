@@ -2,11 +2,12 @@
 
     python -m train_encoder data=DIR [--preset tiny] [--config FILE.yaml] [trainer.steps=2000 …]
     python -m train_encoder data.path=OWNER/NAME data.columns.identity=person … (docs/data.md)
-    python -m train_encoder data=DIR init=ByteDance/FaceCLIP --preset faceclip      # the published weights, further
+    python -m train_encoder data=DIR --preset faceclip              # the published weights, further (docs/encoder.md)
     accelerate launch -m train_encoder data=DIR --preset bigg14     # several GPUs, DeepSpeed: docs/scaling.md
 
-Towers stay frozen; fusion, identity projections and retrieval heads are trained on cached features. Leaves
-`OUT/export` (and `OUT/best`): FaceCLIP and its image tower, loadable by `FaceCLIP.from_pretrained`.
+Towers stay frozen; fusion, projections (those of the identity unless train_identity=false) and retrieval heads are
+trained on cached features. Leaves `OUT/export` (and `OUT/best`): FaceCLIP and its image tower, loadable by
+`FaceCLIP.from_pretrained`.
 """
 
 import signal

@@ -141,7 +141,7 @@ class EncoderConfig:
             raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")
         if self.cached_text and self.train_identity:
             raise ConfigError("cached_text: while projections of the identity are trained, the text towers' states "
-                              "change in every step; set train_identity=false, or leave it out")  # fmt: skip
+                              "change in every step; set train_identity=false or cached_text=false")  # fmt: skip
 
     def check_widths(self, text_l: int, text_g: int) -> None:
         """Raises ConfigError for attention heads that do not divide the widths of the text towers."""

@@ -55,7 +55,8 @@ class PortraitLabels:
 class SplitFeatures:
     """Features of N portraits and of their captions (row `caption_start[i] + c` is caption c of portrait i).
 
-    single: every portrait is a person of its own, so that no other picture of a person can be asked for.
+    single: every portrait is a person of its own, so that no other picture of a person can be asked for. faces: key of
+    how identities and tokens were made of the pictures.
     """
 
     arrays: FaceArrays | PortraitLabels
@@ -66,6 +67,7 @@ class SplitFeatures:
     caption_start: NDArray[np.int64]  # (N + 1,)
     words: NDArray[np.int64]  # (M,) equal for equal captions
     single: bool = False
+    faces: str = ""
 
     @property
     def content_hash(self) -> str:
@@ -89,7 +91,7 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
     if find_layout(data) == "portraits":
         usual = DataConfig()
         used = {"path", "layout", "device"} | ({"batch_size"} if data.device != "cpu" else set())
-        used |= {"batch_size", "verify"} if config.cached_text else set()
+        used |= {"batch_size", "verify", "shard_rows"} if config.cached_text else set()
         unused = [f"data.{f.name}" for f in fields(data) if f.name not in used
                   and getattr(data, f.name) != getattr(usual, f.name)]  # fmt: skip
         if unused:
@@ -160,6 +162,7 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
         caption_start=starts,
         words=words,
         single=data.identity == "none",
+        faces=folders["faces"].folder.name,
     )
 
 
@@ -235,6 +238,7 @@ def split_features(
     """
     arrays = load_arrays(directory, split)
     size, side = towers.recognizer.config.image_size, towers.image.config.image_size
+    cut = f"landmarks 2, {size} px"
 
     def batches(start: int, stop: int) -> Iterator[range]:
         step = stop - start if device == "cpu" else batch_size
@@ -280,7 +284,7 @@ def split_features(
             )  # fmt: skip
 
     with stack:
-        face = cached("faces", towers.recognizer, f"landmarks 2, {size} px", len(arrays), faces)
+        face = cached("faces", towers.recognizer, cut, len(arrays), faces)
         picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
         text = cached("captions", towers.text_g, "plain", len(texts), captions)
     starts = np.cumsum([0] + [len(c) for c in arrays.captions])
@@ -289,7 +293,7 @@ def split_features(
     words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
     return SplitFeatures(
         arrays=arrays, identity=face["identity"], tokens=face["tokens"], image=picture["image"],
-        caption=text["caption"], caption_start=starts, words=words,
+        caption=text["caption"], caption_start=starts, words=words, faces=f"{module_hash(towers.recognizer)} {cut}",
     )  # fmt: skip
 
 

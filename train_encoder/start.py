@@ -37,8 +37,8 @@ def load_start(config: EncoderConfig) -> Start:
 
     Raises:
         CheckpointError: what `init` or a tower names is missing, damaged or does not fit.
-        ConfigError: sizes that do not fit the towers, settings that `init` brings itself, and an `init` whose branches
-            have a face encoder each.
+        ConfigError: sizes that do not fit the towers, settings that `init` brings itself, an `init` whose branches
+            have a face encoder each, and `train_identity` false without an `init`.
     """
     if config.init:
         return _further(config)
@@ -60,10 +60,11 @@ def _further(config: EncoderConfig) -> Start:
     if len(model.face_encoders) > 1:
         raise ConfigError(f"init={config.init}: each of its branches has a face encoder of its own, and training caches"
                           " the features of one: give an encoder of shared_face=true")  # fmt: skip
-    usual = TowersConfig()
-    brought = [f"towers.{name}" for name in ("recognizer", "text_l", "text_g")
+    usual, own = TowersConfig(), Path(config.init) / "image_tower"
+    brought = [f"towers.{name}" for name in ("recognizer", "text_l", "text_g", *(["image"] if own.is_dir() else []))
                if getattr(config.towers, name) != getattr(usual, name)]  # fmt: skip
-    brought += ["fusion"] if config.fusion != FusionConfig() else []
+    if config.fusion != FusionConfig() and asdict(config.fusion) != dict(model.config.fusion or {}):
+        brought.append("fusion")
     if model.heads is not None and config.heads not in (HeadsConfig(), HeadsConfig(**model.config.joint)):
         brought.append("heads")
     if brought:
@@ -75,8 +76,7 @@ def _further(config: EncoderConfig) -> Start:
                     {"the width of both text towers together": text_l.config.width + text_g.config.width})  # fmt: skip
         model.add_heads(**asdict(config.heads))
     model.freeze_towers()
-    own = Path(config.init) / "image_tower"
-    named = str(own) if own.is_dir() and config.towers.image == usual.image else config.towers.image
+    named = str(own) if own.is_dir() else config.towers.image
     image = load_tower(named, "image")
     check_space(text_g, image, f"the text tower G of init={config.init}", f"towers.image={named}")
     towers = Towers(recognizer=model.face_encoder, text_l=text_l, text_g=text_g, image=image)

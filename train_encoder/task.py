@@ -33,6 +33,8 @@ class EncoderTask:
     gallery embedding; with a description only the answer is positive and the same person under other descriptions is a
     negative; without one, every picture of the person is positive);
     tokens (fused tokens near the text towers' states, relative to their size).
+
+    train_identity: whether the branches' projections of the identity are trained (not where batches hold text_states).
     """
 
     def __init__(
@@ -152,7 +154,8 @@ class BlankFace(nn.Module):
 def embed_cached(
     model: FaceCLIP, blank: BlankFace, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor
 ) -> tuple[JointConditioning, JointEmbedding]:
-    """`FaceCLIP.encode` and `embed` on cached face features and caption embeddings; without a face, the zero face."""
+    """`FaceCLIP.encode` and `embed` on cached face features, caption embeddings and, if the batch has them, states of
+    the text towers; without a face, the zero face."""
     keep = has_face[:, None]
     features = FaceFeatures(
         tokens=torch.where(keep[..., None], flat["face_tokens"].float(), blank.tokens),

@@ -6,7 +6,6 @@ with its reference's face, then one for every picture's face without a caption, 
 without a face; the last two only if such queries are sampled.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from faceclip.data.cache import locked_cache, module_hash
+from faceclip.data.mapping import DataConfig
 from faceclip.data.shards import ShardedArray, ShardFolder, short_key
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.errors import DataError
@@ -26,10 +26,9 @@ from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, da
 from train_encoder.feature_shards import feature_device
 
 if TYPE_CHECKING:  # the module that reads all frozen features builds these, too
-    from train_encoder.features import Rows, SplitFeatures
+    from train_encoder.features import SplitFeatures
 
 BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2  # what a query holds
-SHARD = 1024  # rows: 308 MiB at the published size
 
 
 class QueryRows:
@@ -90,46 +89,39 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
 
     model: with the frozen projections of the identity, on the CPU; it is on `data.device` only while states are built.
 
-    Raises DataError for a damaged shard and for missing ones where nothing can be written.
+    Raises DataError for a damaged shard, for missing ones where nothing can be written, and for a full disk;
+    ConfigError when there is no such device, or the cache's folder cannot be made.
     """
     data, cache = data_config(config), cache_folder(config)
     rows = QueryRows(features, config.sampling)
     blank = model.face_features(torch.zeros(1, 3, 8, 8)).identity
     parts = [module for branch in model.branches for module in (branch.text, branch.identity_projection)]
     about = {
-        "data": [features.content_hash, _hash_of(features.identity)],
+        "data": [features.content_hash, features.faces],
         "model": [module_hash(module) for module in (model.face_encoder, *parts)],
         "sampling": [config.sampling.same_picture, rows.faces, rows.texts],
     }
     with locked_cache(cache) as writable:
-        folder = ShardFolder(cache / f"train-states-{short_key(*about.values(), len(rows), SHARD)}", about)
+        folder = ShardFolder(cache / f"train-states-{short_key(*about.values(), len(rows), data.shard_rows)}", about)
         if not folder.complete and not writable:
             raise DataError(f"cache={cache}: the states of the text towers are not complete there and it cannot be "
                             "written: name another folder by cache=DIR")  # fmt: skip
         if not folder.complete:
-            _build(folder, model, parts, rows, blank, data.device, data.batch_size)
+            _build(folder, model, parts, rows, blank, data)
     # Outside of the lock: the processes of a run read terabytes side by side, not one after another.
     return TextStates(states=folder.open(hashes=data.verify == "hashes")["states"], rows=rows)
 
 
-def _hash_of(values: "Rows") -> str:
-    """Of numbers on disk, part by part: identities are cut from pictures in ways that the pictures do not tell."""
-    digest = hashlib.sha256()
-    for start in range(0, len(values), 1 << 16):
-        digest.update(np.ascontiguousarray(values[start : start + (1 << 16)]))
-    return digest.hexdigest()
-
-
 @torch.no_grad()
 def _build(folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, blank: Tensor,
-           device: str, batch: int) -> None:  # fmt: skip
-    place = feature_device(device)
+           data: DataConfig) -> None:  # fmt: skip
+    place, size, batch = feature_device(data.device), data.shard_rows, data.batch_size
     try:
         for part in (model.face_encoder, *parts):  # the face encoder says where the model lies
             part.to(place)
         with bar("train text states", len(rows)) as advance:
-            for start in range(len(folder) * SHARD, len(rows), SHARD):
-                stop = min(start + SHARD, len(rows))
+            for start in range(len(folder) * size, len(rows), size):
+                stop = min(start + size, len(rows))
                 found = [_states(model, rows, range(first, min(first + batch, stop)), blank)
                          for first in range(start, stop, batch)]  # fmt: skip
                 folder.append({"states": np.concatenate(found)})

@@ -12,6 +12,7 @@ from makeup_plugin.adapters import LoraSettings, add_lora, load_adapter, lora_pa
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.shading import shading_channel_from_unet
 from train_generator.config import AdapterConfig
+from train_generator.loading import check_licence
 
 
 def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
@@ -67,9 +68,7 @@ def continue_adapter(
     if different := [name for name, value in wanted.items() if found[name] != value]:
         fields = ", ".join(f"adapter.{name}={found[name]} (configured: {wanted[name]})" for name in different)
         raise ConfigError(f"init={directory}: the adapter there has {fields}: set these fields as it has them")
-    if pipeline.adapter_licence not in licence:
-        raise ConfigError(f"init={directory}: its licence is {pipeline.adapter_licence}, the export's would be "
-                          f"{licence}: set licence= to one that holds both")  # fmt: skip
+    check_licence(f"init={directory}", pipeline.adapter_licence, licence)
     for channel in (pipeline.identity_channel, pipeline.shading_channel):
         if channel is not None:
             channel.requires_grad_(True)

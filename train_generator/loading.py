@@ -33,8 +33,8 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's; ConfigError for
     losses that the encoder's recognizer cannot serve, and for an encoder whose licence is not part of `licence`.
     """
-    base = base_directory(config.base)
     encoder, image_tower = _joint_encoder(config)
+    base = base_directory(config.base)
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
         unet = UNet2DConditionModel.from_pretrained(base / "unet")
         vae = AutoencoderKL.from_pretrained(base / "vae")
@@ -77,16 +77,20 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
                               "open_clip:ViT-H-14/laion2b_s32b_b79k")  # fmt: skip
     with damage_named(named, "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"):
         encoder = load_faceclip(config.encoder, dtype=torch.float32)
+    check_licence(named, encoder.config.licence, config.licence)
     tower, remedy = named, "run `python -m train_encoder` again"
     if config.image_tower:
         tower, remedy = f"image_tower={config.image_tower}", "give an image tower"
     with damage_named(tower, remedy):
         image_tower = load_tower(config.image_tower or str(beside), "image")
-    licence = encoder.config.licence
-    if licence and str(licence) not in config.licence:
-        raise ConfigError(f"{named}: its licence is {licence}, the export's would be {config.licence}: set licence= to "
-                          "one that holds both")  # fmt: skip
     return encoder, image_tower
+
+
+def check_licence(part: str, licence: str | None, whole: str) -> None:
+    """Raises ConfigError unless the licence of a part, if it has one, is named by `whole`, that of the export."""
+    if licence and str(licence) not in whole:
+        raise ConfigError(f"{part}: its licence is {licence}, the export's would be {whole}: set licence= to one that "
+                          "holds both")  # fmt: skip
 
 
 def base_directory(name: str) -> Path:

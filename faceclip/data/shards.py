@@ -5,9 +5,11 @@ its place, synced and renamed before the manifest lists it, so what the manifest
 listed yet is written again, with the same bytes.
 """
 
+import errno
 import hashlib
 import json
 import os
+import resource
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,9 +127,14 @@ class ShardFolder:
 def map_safetensors(path: Path) -> dict[str, NDArray]:
     """The tensors of a safetensors file as read-only views of one memory map (a process may hold some 65,000 maps).
 
-    The format: 8 bytes with the length of a JSON header, the header, the data.
+    The format: 8 bytes with the length of a JSON header, the header, the data. Raises DataError when the file cannot be
+    mapped.
     """
-    data = np.memmap(path, np.uint8, "r")
+    try:
+        data = _map(path)
+    except OSError as error:
+        remedy = "raise the limit of open files (`ulimit -n`)" if error.errno == errno.EMFILE else "is it readable?"
+        raise DataError(f"{path} cannot be mapped into memory ({error.strerror}): {remedy}") from error
     length = int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8 : 8 + length].tobytes())
     arrays = {}
@@ -136,6 +143,18 @@ def map_safetensors(path: Path) -> dict[str, NDArray]:
             start, stop = (8 + length + offset for offset in entry["data_offsets"])
             arrays[name] = data[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return arrays
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.memmap(path, np.uint8, "r")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    # Each map keeps a file open, and the usual limit, a thousand, may be raised by the process itself.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return np.memmap(path, np.uint8, "r")
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ class ZeroEngine:
     @contextmanager
     def forward_outside_of_steps(self) -> Iterator[None]:
         # A weight that a module borrows from another one (the output projection in nn.MultiheadAttention) is gathered
-        # when it is asked for, but only while DeepSpeed's own forward runs; after that, of modules that ran in it.
+        # when it is asked for while DeepSpeed's own forward runs; outside of it, only for modules that have run in it.
         tables = [module._parameters for module in self.model.module.modules()] if self._stage == 3 else []
         for table in tables:
             table._in_forward = True

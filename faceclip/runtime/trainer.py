@@ -366,7 +366,9 @@ class Trainer:
         if folder is None:
             return None
         tensors, facts = load_checkpoint(folder)
-        check_same_run(folder, self._identity(), {"layout": "replicated"} | facts["run"])
+        # Of checkpoints that were written before these were noted.
+        unnoted = {"layout": "replicated"} | ({} if facts.get("settings", {}).get("init") else {"init": "none"})
+        check_same_run(folder, self._identity(), unnoted | facts["run"])
         average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")

@@ -113,6 +113,18 @@ def test_a_licence_is_carried_on(pipeline, base_parts, saved, tmp_path):
     assert written(loaded.save_adapter(tmp_path / "b")) == "CC-BY-NC-4.0"
 
 
+def test_the_licence_of_the_joint_encoder_is_not_lost(base_parts, tmp_path):
+    parts = base_parts()
+    parts["joint_encoder"].register_to_config(licence="CC-BY-NC-4.0")
+    pipeline = FaceMakeUpPipeline(**parts)
+    pipeline.save_pretrained(tmp_path / "one")  # of the other parts nothing is known
+    assert json.loads((tmp_path / "one" / "adapter.json").read_text())["licence"] == "unknown AND CC-BY-NC-4.0"
+    again = FaceMakeUpPipeline.from_pretrained(tmp_path / "one")
+    assert again.joint_encoder.config.licence == "CC-BY-NC-4.0"
+    again.save_pretrained(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "adapter.json").read_text())["licence"] == "unknown AND CC-BY-NC-4.0"
+
+
 def test_loading_in_another_dtype(saved, photo, points):
     loaded = FaceMakeUpPipeline.from_pretrained(saved, dtype=torch.bfloat16)
     for name, module in loaded.components.items():

@@ -201,7 +201,10 @@ def test_zero_3_on_cached_states_of_the_text_towers(arguments, tmp_path, accumul
                       ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "zero.json"), **ZERO)  # fmt: skip
     figures = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation" in line]
                for run in (whole, tmp_path / "one")]  # fmt: skip
-    assert len(figures[0]) == len(figures[1]) and figures[0][-1].keys() == figures[1][-1].keys()
+    assert len(figures[0]) == len(figures[1]) == 3
+    for found, expected in zip(*figures, strict=True):  # shares of 8 queries
+        names = [name for name in expected if name.startswith(("composed", "face"))]
+        assert len(names) == 6 and [found[name] for name in names] == pytest.approx([expected[name] for name in names])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from faceclip.data.mapping import DataConfig
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, DataError
 from faceclip.face_encoder import FaceFeatures
@@ -167,16 +168,16 @@ def test_every_caption_has_a_reference_of_the_same_person(prepared):
     assert (picture == own).all()
 
 
-def test_other_identities_of_the_same_pictures_have_other_states(prepared):
+def test_identities_of_other_crops_have_other_states(prepared):
     config, model, found, states = prepared
-    other = text_states_of(config, model, replace(found, identity=np.asarray(found.identity)[::-1].copy()))
+    turned = replace(found, identity=np.asarray(found.identity)[::-1].copy(), faces="other crops")
+    other = text_states_of(config, model, turned)
     assert np.abs(other.states[:9].astype(np.float32) - states.states[:9]).max() > 0.05
 
 
 def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
     config, model, found, whole = prepared
-    config = replace(config, cache=str(tmp_path))
-    monkeypatch.setattr(text_states, "SHARD", 8)
+    config = replace(config, cache=str(tmp_path), data=DataConfig(path=config.data, shard_rows=8))
     states, calls = text_states._states, []
 
     def stopping(model: FaceCLIP, rows: QueryRows, numbers: range, blank: Tensor):
@@ -214,6 +215,7 @@ def test_the_features_command_builds_the_states(further, tmp_path, capsys):
         (["init={published}", "towers.text_l=x", "fusion.layers=9"], "brings its own towers.text_l, fusion: leave"),
         (["init={published}", "heads.heads=7"], "heads.heads: must divide the width of both text towers together"),
         (["init={export}", "heads.heads=2"], "brings its own heads: leave"),
+        (["init={export}", "towers.image=x"], "brings its own towers.image: leave"),
         (["init=/no/where"], "init=/no/where cannot be loaded; give a published FaceCLIP or RUN/export"),
         (["init=runs/encodr"], "runs/encodr is neither a file, nor a directory, nor a hub id"),  # the hub is not asked
     ],

@@ -1,5 +1,8 @@
 """Shards: written in order, resumed, verified on reading, joined without copying."""
 
+import os
+import resource
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -103,3 +106,14 @@ def test_joined_array_indexes_like_numpy():
 def test_keys_depend_on_every_part():
     assert short_key("a", "b") == short_key("a", "b")
     assert len({short_key("a", "b"), short_key("ab", ""), short_key("a", "b", ""), short_key("b", "a")}) == 4
+
+
+def test_more_shards_than_the_usual_limit_of_open_files(tmp_path):
+    shards = fill(tmp_path / "s", count=40, rows=1)
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, most))
+        np.testing.assert_array_equal(shards.open()["b"][:], np.arange(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
