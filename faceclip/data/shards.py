@@ -153,7 +153,8 @@ def _map(path: Path) -> NDArray[np.uint8]:
             raise
     # Each map keeps a file open, and the usual limit, a thousand, may be raised by the process itself.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError):  # a system that has another limit behind this one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return np.memmap(path, np.uint8, "r")
 
 
