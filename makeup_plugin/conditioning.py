@@ -167,6 +167,23 @@ def encode_conditions(
     )
 
 
+def unconditional_half(
+    joint_encoder: JointEncoder, texts: Sequence[str], positive: Conditions, *, height: int, width: int,
+    keep_shading: bool,
+) -> Conditions:  # fmt: skip
+    """What guidance moves away from: the negative texts without a face, zero identity, the map of `positive` or none.
+
+    texts: as many as divide the B rows of `positive`, whose device and dtype the result has. height, width: px.
+    """
+    count = len(positive)
+    text = encode_conditions(joint_encoder, texts, None, height=height, width=width)
+    text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
+    everything = torch.ones(count, dtype=torch.bool)
+    negative = replace(positive, tokens=text.tokens, pooled=text.pooled, time_ids=text.time_ids)
+    negative = negative.drop_identity(everything)
+    return negative if keep_shading else negative.drop_shading(everything)
+
+
 def predict(
     unet: UNet2DConditionModel,
     latents: Tensor,

@@ -6,7 +6,6 @@ output.save("out")
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,7 +33,7 @@ from makeup_plugin.arguments import (
     number,
     texts_of,
 )
-from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions
+from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.provenance import make_records
@@ -243,7 +242,10 @@ class FaceMakeUpPipeline(
         shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(prompts))
         conditions = conditions.repeat(num_images_per_prompt)
         if self.do_classifier_free_guidance:
-            negative = self._encode_negative(negative_prompts, conditions, height, width, guide_shading)
+            negative = unconditional_half(
+                self.joint_encoder, negative_prompts, conditions,
+                height=height, width=width, keep_shading=not guide_shading,
+            )  # fmt: skip
             conditions = concatenate([negative, conditions])
 
         count = len(prompts) * num_images_per_prompt
@@ -366,25 +368,6 @@ class FaceMakeUpPipeline(
             shading=None if maps is None else maps.to(device),
         )
         return conditions.to(device, self.unet.dtype)
-
-    def _encode_negative(
-        self,
-        texts: list[str],
-        positive: Conditions,
-        height: int,
-        width: int,
-        guide_shading: bool,
-    ) -> Conditions:
-        """The unconditional half: the negative text without a face, zero identity, and the same map or
-        none.
-        """
-        count = len(positive)
-        text = encode_conditions(self.joint_encoder, texts, None, height=height, width=width)
-        text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
-        everything = torch.ones(count, dtype=torch.bool)
-        negative = replace(positive, tokens=text.tokens, pooled=text.pooled, time_ids=text.time_ids)
-        negative = negative.drop_identity(everything)
-        return negative.drop_shading(everything) if guide_shading else negative
 
     def _initial_latents(
         self,

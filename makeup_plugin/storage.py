@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.published_files import is_hub_id
 from makeup_plugin.adapters import (
     ADAPTER_NAME,
     CONFIG_FILE,
@@ -277,7 +278,7 @@ def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
     if directory.is_dir():
         return directory
     text = str(path_or_id)
-    if directory.is_absolute() or text.startswith(".") or text.count("/") != 1:
+    if not is_hub_id(text):
         raise CheckpointError(f"{text} is neither a directory nor a hub id of the form owner/name")
     names = ("revision", "token", "cache_dir", "local_files_only")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}

@@ -54,6 +54,14 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, A
                               "set it as it was")  # fmt: skip
 
 
+def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its run, with what went without saying when older ones were written."""
+    unsaid = {"layout": "replicated"}
+    if not facts.get("settings", {}).get("init"):
+        unsaid["init"] = "none"
+    return unsaid | facts["run"]
+
+
 def check_steps(folder: Path, done: int, wanted: int) -> None:
     """Raises CheckpointError if a run is to end before the step at which its checkpoint stands."""
     if wanted < done:

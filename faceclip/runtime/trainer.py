@@ -32,7 +32,7 @@ from faceclip.runtime.checkpoints import (
     write_atomically,
 )
 from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
-from faceclip.runtime.continuation import check_same_run, check_steps, settings_of
+from faceclip.runtime.continuation import check_same_run, check_steps, noted_run, settings_of
 from faceclip.runtime.ema import ParameterAverage
 from faceclip.runtime.engines import Engine, layout, prepare, start
 from faceclip.runtime.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
@@ -295,10 +295,9 @@ class Trainer:
             with self.engine.forward_outside_of_steps():
                 metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
             with self.engine.full_parameters():
-                metrics = metrics if main else {}
-                if metrics:
+                if main and metrics:
                     self.best.offer(metrics)
-        return metrics
+        return metrics if main else {}
 
     def _validated(self) -> dict[str, Any]:
         """What validation adds to the facts of a checkpoint."""
@@ -366,9 +365,7 @@ class Trainer:
         if folder is None:
             return None
         tensors, facts = load_checkpoint(folder)
-        # Of checkpoints that were written before these were noted.
-        unnoted = {"layout": "replicated"} | ({} if facts.get("settings", {}).get("init") else {"init": "none"})
-        check_same_run(folder, self._identity(), unnoted | facts["run"])
+        check_same_run(folder, self._identity(), noted_run(facts))
         average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")

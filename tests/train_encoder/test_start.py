@@ -83,14 +83,14 @@ TRAINED = {"face_projection", "face_position_projection", "text_projection", "te
 
 
 @pytest.mark.parametrize("extra", [["train_identity=true"], ["train_identity=false"], FROZEN])
-def test_the_published_layout_is_trained_further(further, published, tmp_path, caplog, extra):
+def test_the_published_layout_is_trained_further(further, published, tmp_path, extra):
     result = train(config_of([*further, *extra, f"out={tmp_path / 'run'}"]))
     assert set(result.metrics) >= {"composed_joint", "face_joint"}
     model, before = FaceCLIP.from_pretrained(result.export), FaceCLIP.from_pretrained(published)
     assert before.heads is None and model.heads is not None and model.config.joint["hidden"] == 32
     trained = TRAINED | ({"identity_projection"} if "train_identity=true" in extra else set())
     assert changed(before, model) == {f"{branch}.{part}" for branch in "lg" for part in trained}
-    # Its licence goes along; a model that we trained from new has none to name.
+    # Its licence goes along.
     assert model.config.licence == before.config.licence == LICENSE
 
 
