@@ -53,8 +53,15 @@ class Straightforward:
 
     @staticmethod
     def _last(branch: FaceCLIPBranch, fusion: dict[str, Any]) -> FusionLayer:
-        sizes = {"attention_width": 1024, "attention_heads": 4, "text_hidden": 1024, "face_heads": 8, "points": 4,
-                 "face_hidden": 2048, "layer_scale": 1e-4}  # fmt: skip
+        sizes = {
+            "attention_width": 1024,
+            "attention_heads": 4,
+            "text_hidden": 1024,
+            "face_heads": 8,
+            "points": 4,
+            "face_hidden": 2048,
+            "layer_scale": 1e-4,
+        }
         sizes |= {name: value for name, value in fusion.items() if name != "layers"}
         weight = branch.text_projection.weight
         layer = FusionLayer(len(weight), last=False, **sizes).to(weight.device)  # with the face half
@@ -125,8 +132,10 @@ def forward(arguments: argparse.Namespace) -> None:
         fusion.bfloat16()
     measure("`encode`, all bfloat16", encode, mixed)
 
-    print("\nSpeed: against the straightforward form above it. Error of the tokens: root mean square, relative to the "
-          "first line's.")  # fmt: skip
+    print(
+        "\nSpeed: against the straightforward form above it. Error of the tokens: root mean square, relative to the "
+        "first line's."
+    )
 
 
 def dense_sigmoid(q: Tensor, t: Tensor, scale: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -212,15 +221,21 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--plain-products", action="store_true", help="no oneDNN products on the CPU")
-    parser.add_argument("--size", choices=("quarter", "shipped", "published"), help="forward: quarter (default) or "
-                        "published; step: shipped (default) or published")  # fmt: skip
+    parser.add_argument(
+        "--size",
+        choices=("quarter", "shipped", "published"),
+        help="forward: quarter (default) or published; step: shipped (default) or published",
+    )
     parser.add_argument("--batch", type=int, default=16, help="forward")
     parser.add_argument("--data", type=Path, help="step: a synthetic data set (made anew if not given)")
     parser.add_argument("--persons", type=int, default=8, help="step")
     parser.add_argument("--images", type=int, default=4, help="step: of each person")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="step: bf16 is autocast")
-    parser.add_argument("--frozen-identity", action="store_true", help="step: the identity's projections not trained, "
-                        "the states of the text towers cached, too")  # fmt: skip
+    parser.add_argument(
+        "--frozen-identity",
+        action="store_true",
+        help="step: the identity's projections not trained, the states of the text towers cached, too",
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="loss")
     arguments = parser.parse_args()
     wrong = {"forward": "shipped", "step": "quarter"}

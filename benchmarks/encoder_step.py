@@ -49,8 +49,15 @@ from train_encoder.text_states import TextStates, text_states_of
 from train_encoder.towers_io import Towers, load_towers
 
 # The image tower of preset `bigg14`, open_clip's ViT-bigG-14.
-BIGG_IMAGE = {"image_size": 224, "patch_size": 14, "width": 1664, "layers": 48, "heads": 16, "embed_dim": 1280,
-              "mlp_ratio": 4.9231}  # fmt: skip
+BIGG_IMAGE = {
+    "image_size": 224,
+    "patch_size": 14,
+    "width": 1664,
+    "layers": 48,
+    "heads": 16,
+    "embed_dim": 1280,
+    "mlp_ratio": 4.9231,
+}
 PRESET = {"shipped": "tiny", "published": "bigg14"}
 
 
@@ -58,8 +65,13 @@ def configuration(
     size: str, data: Path, *, persons: int, images: int, precision: str, device: str, frozen_identity: bool
 ) -> EncoderConfig:
     """The configuration of the preset of this size, in float32 unless asked otherwise."""
-    words = [f"data.path={data}", f"data.device={device}", f"sampling.images={images}",
-             f"trainer.batch_size={persons}", f"trainer.precision={precision}"]  # fmt: skip
+    words = [
+        f"data.path={data}",
+        f"data.device={device}",
+        f"sampling.images={images}",
+        f"trainer.batch_size={persons}",
+        f"trainer.precision={precision}",
+    ]
     words += ["train_identity=false", "cached_text=true"] if frozen_identity else []
     return parse_config(EncoderConfig, ["--preset", PRESET[size], *words], presets=PRESETS)
 
@@ -106,8 +118,14 @@ class Cached:
 class Computed(Cached):
     """The same batches, their features computed from pictures and texts by the towers."""
 
-    def __init__(self, features: SplitFeatures, config: EncoderConfig, towers: Towers, states: TextStates | None,
-                 device: torch.device) -> None:  # fmt: skip
+    def __init__(
+        self,
+        features: SplitFeatures,
+        config: EncoderConfig,
+        towers: Towers,
+        states: TextStates | None,
+        device: torch.device,
+    ) -> None:
         rows, captions = np.arange(len(features.identity)), np.arange(len(features.caption))
         # Row numbers in place of features: the draws are the same, and say which features are needed.
         super().__init__(replace(features, identity=rows, tokens=rows, image=rows, caption=captions), config, states)
@@ -166,11 +184,17 @@ class TrainingStep:
         self.device = accelerator.device
         task.modules.to(self.device)
         trained = [(n, p) for n, p in task.modules.named_parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(decay_groups(trained, settings.weight_decay), lr=settings.learning_rate,
-                                      betas=settings.betas, weight_decay=settings.weight_decay, fused=True)  # fmt: skip
+        optimizer = torch.optim.AdamW(
+            decay_groups(trained, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         module = StepModule(task, self.device, half=settings.precision == "bf16", compiled=False).train()
-        self.engine = prepare(accelerator, module, optimizer, batch_size=settings.batch_size,
-                              max_norm=settings.max_grad_norm)  # fmt: skip
+        self.engine = prepare(
+            accelerator, module, optimizer, batch_size=settings.batch_size, max_norm=settings.max_grad_norm
+        )
         self.context = StepContext(
             step=0, steps=1, micro_step=0, device=self.device, generator=torch.Generator(self.device)
         )
@@ -209,9 +233,25 @@ def data_set(folder: Path | None, persons: int, images: int) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "faceclip.data.synthetic", "--out", temporary, "--identities",
-                   str(persons + 4), "--images-per-identity", str(images + 2), "--size", "64", "--workers", "1",
-                   "--splits", str(persons), "2", "2"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "faceclip.data.synthetic",
+            "--out",
+            temporary,
+            "--identities",
+            str(persons + 4),
+            "--images-per-identity",
+            str(images + 2),
+            "--size",
+            "64",
+            "--workers",
+            "1",
+            "--splits",
+            str(persons),
+            "2",
+            "2",
+        ]
         subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
         yield Path(temporary)
 
@@ -220,15 +260,22 @@ def step(arguments: argparse.Namespace) -> None:
     """Table of a training step with and without cached features."""
     device, size, repeat = torch.device(arguments.device), arguments.size or "shipped", arguments.repeat
     with data_set(arguments.data, arguments.persons, arguments.images) as data:
-        config = configuration(size, data, persons=arguments.persons, images=arguments.images,
-                               precision=arguments.precision, device=arguments.device,
-                               frozen_identity=arguments.frozen_identity)  # fmt: skip
+        config = configuration(
+            size,
+            data,
+            persons=arguments.persons,
+            images=arguments.images,
+            precision=arguments.precision,
+            device=arguments.device,
+            frozen_identity=arguments.frozen_identity,
+        )
         model, towers = parts(size, config)
         features = features_of(config, "train", towers)
         if not isinstance(features.arrays, FaceArrays):
             raise SystemExit(f"--data {data}: only data in this project's own layout give their pictures back")
-        task = EncoderTask(model, towers.image, config.loss, features, config.validation_queries,
-                           train_identity=config.train_identity)  # fmt: skip
+        task = EncoderTask(
+            model, towers.image, config.loss, features, config.validation_queries, train_identity=config.train_identity
+        )
         states = text_states_of(config, model, features) if config.cached_text else None
         train = TrainingStep(task, config, cpu=device.type == "cpu")
         computed = Computed(features, config, towers, states, device)

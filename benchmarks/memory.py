@@ -45,8 +45,18 @@ def text_tower(width: int, layers: int, heads: int, quick_gelu: bool) -> int:
     return TEXTS * (layers * block + width + 2)
 
 
-def fusion(width: int, faces: int, *, layers: int, attention_width: int, attention_heads: int, text_hidden: int,
-           face_heads: int, points: int, face_hidden: int) -> int:  # fmt: skip
+def fusion(
+    width: int,
+    faces: int,
+    *,
+    layers: int,
+    attention_width: int,
+    attention_heads: int,
+    text_hidden: int,
+    face_heads: int,
+    points: int,
+    face_hidden: int,
+) -> int:
     """Elements per query of one branch's fusion over `faces` face tokens, with the projection of the text."""
     a, h, both = attention_width, attention_heads, faces + TEXTS
     cross = 3 * (a + width) * both + 2 * h * faces * TEXTS + 2 * both
@@ -83,8 +93,9 @@ class Step:
     everyone: int
 
 
-def plan(model: FaceCLIP, settings: EncoderConfig, step: Step, *, layout: str, processes: int, half: bool,
-         block: int) -> dict[str, float]:  # fmt: skip
+def plan(
+    model: FaceCLIP, settings: EncoderConfig, step: Step, *, layout: str, processes: int, half: bool, block: int
+) -> dict[str, float]:
     """Bytes by name on one process at the fullest moment: backward of a chunk that is not the first."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -224,8 +235,11 @@ def measure(width: int, persons: int, chunks: int) -> None:
     print(f"chunk of {sizes.chunk} queries, {chunks} chunks, trained weights {sum(p.numel() for p in trained)}")
     line("activations of a chunk", found["activations of a chunk"], held)
     with torch.autocast("cpu", torch.bfloat16):
-        line("the same under bf16 autocast", found["activations of a chunk"],
-             saved_bytes(lambda: encode(batches[0]), own))  # fmt: skip
+        line(
+            "the same under bf16 autocast",
+            found["activations of a chunk"],
+            saved_bytes(lambda: encode(batches[0]), own),
+        )
     step()
     state = sum(v.numel() * 4 for s in optimizer.state.values() for v in s.values() if v.ndim)
     line("Adam's moments", found["Adam's moments"], state)
@@ -242,8 +256,9 @@ def full_size(preset: str) -> tuple[FaceCLIP, EncoderConfig]:
         usual = {p.name: p.default for p in parameters if p.default is not p.empty}
         settings.fusion = FusionConfig(**usual | PUBLISHED["fusion"])
     with torch.device("meta"):  # shapes without memory
-        model = FaceCLIP(face={}, text_l={}, text_g=FULL_TEXT_G[preset], fusion=asdict(settings.fusion),
-                         joint=asdict(settings.heads))  # fmt: skip
+        model = FaceCLIP(
+            face={}, text_l={}, text_g=FULL_TEXT_G[preset], fusion=asdict(settings.fusion), joint=asdict(settings.heads)
+        )
     model.freeze_towers()
     for branch in model.branches:
         branch.identity_projection.requires_grad_(settings.train_identity)
@@ -255,8 +270,15 @@ def fused_attention() -> Iterator[None]:
     """Context in which attention is the fused operator of the CPU, which the meta device knows but does not choose."""
     plain = F.scaled_dot_product_attention
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-                  is_causal: bool = False, scale: float | None = None) -> Tensor:  # fmt: skip
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> Tensor:
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
@@ -317,8 +339,10 @@ def measure_full_size(preset: str, queries: int) -> None:
 
 
 def line(name: str, predicted: float, measured: float) -> None:
-    print(f"  {name:32s} predicted {predicted / 2**20:9.2f} MiB, measured {measured / 2**20:9.2f} MiB "
-          f"({measured / predicted:.3f})")  # fmt: skip
+    print(
+        f"  {name:32s} predicted {predicted / 2**20:9.2f} MiB, measured {measured / 2**20:9.2f} MiB "
+        f"({measured / predicted:.3f})"
+    )
 
 
 def main() -> None:
@@ -344,10 +368,21 @@ def main() -> None:
     chunk = trainer.batch_size * settings.sampling.images
     queries = chunk * trainer.accumulate
     step = Step(chunk=chunk, queries=queries, everyone=queries * arguments.processes)
-    print(f"{arguments.preset}, {arguments.processes} × {arguments.layout}: {step}; "
-          f"{activations(model, settings) * 4 / 2**20:.0f} MiB of activations per query (float32)")  # fmt: skip
-    show(plan(model, settings, step, layout=arguments.layout, processes=arguments.processes,
-              half=trainer.precision == "bf16", block=BLOCK_ENTRIES["cuda"]))  # fmt: skip
+    print(
+        f"{arguments.preset}, {arguments.processes} × {arguments.layout}: {step}; "
+        f"{activations(model, settings) * 4 / 2**20:.0f} MiB of activations per query (float32)"
+    )
+    show(
+        plan(
+            model,
+            settings,
+            step,
+            layout=arguments.layout,
+            processes=arguments.processes,
+            half=trainer.precision == "bf16",
+            block=BLOCK_ENTRIES["cuda"],
+        )
+    )
 
 
 if __name__ == "__main__":

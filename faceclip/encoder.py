@@ -107,8 +107,10 @@ class JointEncoder(ModelMixin, ConfigMixin):
         Raises what `encode` raises, and ConfigError for an identity where each branch has a face encoder of its own.
         """
         if identity is not None and len(self.face_encoders) > 1:
-            raise ConfigError("text_states: each branch of this model reads the identity of its own face encoder; take "
-                              "encode(...).text")  # fmt: skip
+            raise ConfigError(
+                "text_states: each branch of this model reads the identity of its own face encoder; take "
+                "encode(...).text"
+            )
         device = self.face_encoder.pos_embed.device
         tokens = self._tokens(prompts, identity is not None)
         size = self.face_encoder.config.embedding_dim
@@ -122,9 +124,13 @@ class JointEncoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None = None, *,
-        face_features: FaceFeatures | None = None, text_states: Tensor | None = None,
-    ) -> JointConditioning:  # fmt: skip
+        self,
+        prompts: Sequence[str] | Tensor,
+        faces: Tensor | None = None,
+        *,
+        face_features: FaceFeatures | None = None,
+        text_states: Tensor | None = None,
+    ) -> JointConditioning:
         """Conditioning of B prompts and faces.
 
         Args:
@@ -165,9 +171,12 @@ class JointEncoder(ModelMixin, ConfigMixin):
         return tokens.to(device)
 
     def _run(
-        self, prompts: Sequence[str] | Tensor, faces: Tensor | None, features: FaceFeatures | None,
+        self,
+        prompts: Sequence[str] | Tensor,
+        faces: Tensor | None,
+        features: FaceFeatures | None,
         states: Tensor | None = None,
-    ) -> tuple[tuple[BranchOutput, ...], FaceFeatures, bool]:  # fmt: skip
+    ) -> tuple[tuple[BranchOutput, ...], FaceFeatures, bool]:
         if faces is not None and features is not None:
             raise ConfigError("give faces or face_features, not both")
         has_face = faces is not None or features is not None
@@ -178,14 +187,17 @@ class JointEncoder(ModelMixin, ConfigMixin):
         each = self._features_of_branches(features, len(tokens))
         with cpu_inference(device):
             if states is None:
-                texts = [branch.read(tokens, seen.identity, has_face)
-                         for branch, (_, seen) in zip(self.branches, each, strict=True)]  # fmt: skip
+                texts = [
+                    branch.read(tokens, seen.identity, has_face)
+                    for branch, (_, seen) in zip(self.branches, each, strict=True)
+                ]
             else:
                 towers = [branch.text for branch in self.branches]
                 parts = check_states(states, tokens, [tower.config.width for tower in towers]).to(device)
                 parts = parts.split([tower.config.width for tower in towers], dim=-1)
-                texts = [tower.features(part.to(tower.dtype), tokens)
-                         for tower, part in zip(towers, parts, strict=True)]  # fmt: skip
+                texts = [
+                    tower.features(part.to(tower.dtype), tokens) for tower, part in zip(towers, parts, strict=True)
+                ]
             branches = tuple(
                 branch(text, seen, encoder.pos_embed)
                 for branch, text, (encoder, seen) in zip(self.branches, texts, each, strict=True)
@@ -207,8 +219,10 @@ class JointEncoder(ModelMixin, ConfigMixin):
         encoders = self.face_encoders
         parts = [features, features.second] if getattr(features, "second", None) is not None else [features]
         if len(parts) != len(encoders):
-            raise ConfigError(f"face_features hold those of {len(parts)} face encoder(s), this model has "
-                              f"{len(encoders)}: make them by its own face_features")  # fmt: skip
+            raise ConfigError(
+                f"face_features hold those of {len(parts)} face encoder(s), this model has "
+                f"{len(encoders)}: make them by its own face_features"
+            )
         found = []
         for encoder, part in zip(encoders, parts, strict=True):
             config, like = encoder.config, encoder.pos_embed
@@ -231,9 +245,12 @@ class FaceCLIPEncoder(JointEncoder):
 
     @register_to_config
     def __init__(
-        self, face: dict[str, Any], text: dict[str, Any], fusion: dict[str, Any] | None = None,
+        self,
+        face: dict[str, Any],
+        text: dict[str, Any],
+        fusion: dict[str, Any] | None = None,
         licence: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.face_encoder = _face_encoder(face)
         config = self.face_encoder.config
@@ -316,9 +333,14 @@ class FaceCLIP(JointEncoder):
 
     @classmethod
     def from_components(
-        cls, face_encoder: FaceViT | OnnxFaceEncoder, text_l: TextTower, text_g: TextTower, *,
-        fusion: dict[str, Any] | None = None, joint: dict[str, Any] | None = None,
-    ) -> "FaceCLIP":  # fmt: skip
+        cls,
+        face_encoder: FaceViT | OnnxFaceEncoder,
+        text_l: TextTower,
+        text_g: TextTower,
+        *,
+        fusion: dict[str, Any] | None = None,
+        joint: dict[str, Any] | None = None,
+    ) -> "FaceCLIP":
         """A new joint encoder over trained towers (their weights are copied); fusion and heads are untrained, and the
         fused tokens start near the towers' own states (`FaceCLIPBranch.start_near_text`)."""
         settings = [_settings(m) for m in (face_encoder, text_l, text_g)]

@@ -77,8 +77,12 @@ def tell_cut(prompts: Sequence[str], tokens: Tensor) -> None:
     for row in torch.nonzero(tokens[:, -1]).flatten().tolist():
         ids = tokenizer().encode(prompts[row])
         if len(ids) + 2 > length:
-            logger.warning("prompt %d has more than %d tokens; not read: %r", row, length,
-                           tokenizer().decode(ids[length - 2 :]).strip())  # fmt: skip
+            logger.warning(
+                "prompt %d has more than %d tokens; not read: %r",
+                row,
+                length,
+                tokenizer().decode(ids[length - 2 :]).strip(),
+            )
 
 
 def check_features(features: Any, count: int, width: int, identity_dim: int) -> FaceFeatures:
@@ -111,8 +115,9 @@ def check_states(states: Any, tokens: Tensor, widths: Sequence[int]) -> Tensor:
     wanted = (*tokens.shape, sum(widths))
     if not isinstance(states, Tensor) or tuple(states.shape) != wanted:
         found = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-        raise ConfigError(f"text_states must have shape {wanted}, got {found}: were they made of other prompts, or by "
-                          "another model?")  # fmt: skip
+        raise ConfigError(
+            f"text_states must have shape {wanted}, got {found}: were they made of other prompts, or by another model?"
+        )
     if states.device.type == "cpu" and not _is_finite(states):
         raise ConfigError("text_states holds NaN or infinite numbers: make them again")
     return states

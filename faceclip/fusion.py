@@ -66,8 +66,10 @@ class TextLayer(nn.Module):
     def forward(self, text: Tensor, position: Tensor) -> Tensor:
         """text (B, L, width), position (1, L, width) → (B, L, width)."""
         placed = text + position
-        heads = [m(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-                 for m, x in ((self.query, placed), (self.key, placed), (self.value, text))]  # fmt: skip
+        heads = [
+            m(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for m, x in ((self.query, placed), (self.key, placed), (self.value, text))
+        ]
         mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         text = self.attention_norm(text + self.out(mixed))
         return self.output_norm(text + self.down(F.relu(self.up(text))))
@@ -124,9 +126,18 @@ class FusionLayer(nn.Module):
     """One layer of the feature enhancer; `last` leaves out what only the face would need."""
 
     def __init__(
-        self, width: int, *, attention_width: int, attention_heads: int, text_hidden: int, face_heads: int, points: int,
-        face_hidden: int, layer_scale: float, last: bool,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        *,
+        attention_width: int,
+        attention_heads: int,
+        text_hidden: int,
+        face_heads: int,
+        points: int,
+        face_hidden: int,
+        layer_scale: float,
+        last: bool,
+    ) -> None:
         super().__init__()
         self.cross = BiAttention(width, attention_width, attention_heads, layer_scale, update_face=not last)
         self.text = TextLayer(width, attention_heads, text_hidden)
@@ -150,21 +161,37 @@ class FeatureFusion(nn.Module):
     """
 
     def __init__(
-        self, width: int, *, layers: int = 6, attention_width: int = 1024, attention_heads: int = 4,
-        text_hidden: int = 1024, face_heads: int = 8, points: int = 4, face_hidden: int = 2048,
+        self,
+        width: int,
+        *,
+        layers: int = 6,
+        attention_width: int = 1024,
+        attention_heads: int = 4,
+        text_hidden: int = 1024,
+        face_heads: int = 8,
+        points: int = 4,
+        face_hidden: int = 2048,
         layer_scale: float = 1e-4,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         checks = (("attention_heads", attention_heads, attention_width), ("attention_heads", attention_heads, width))
         for name, heads, size in (*checks, ("face_heads", face_heads, width)):
             if size % heads:
                 raise ValueError(f"{name}={heads} does not divide {size}")
         self.layers = nn.ModuleList(
-            FusionLayer(width, attention_width=attention_width, attention_heads=attention_heads,
-                        text_hidden=text_hidden, face_heads=face_heads, points=points, face_hidden=face_hidden,
-                        layer_scale=layer_scale, last=number == layers - 1)
+            FusionLayer(
+                width,
+                attention_width=attention_width,
+                attention_heads=attention_heads,
+                text_hidden=text_hidden,
+                face_heads=face_heads,
+                points=points,
+                face_hidden=face_hidden,
+                layer_scale=layer_scale,
+                last=number == layers - 1,
+            )
             for number in range(layers)
-        )  # fmt: skip
+        )
 
     def forward(self, face: Tensor, face_position: Tensor, text: Tensor, text_position: Tensor) -> Tensor:
         """face (B, P, width) with P a square, text (B, L, width); positions with one row → fused text (B, L, width).

@@ -73,9 +73,14 @@ class JointHeads(nn.Module):
         self.face_dim = face_dim
 
     def forward(
-        self, tokens: Tensor, *, identity: Tensor | None, text: Tensor, has_text: Tensor,
+        self,
+        tokens: Tensor,
+        *,
+        identity: Tensor | None,
+        text: Tensor,
+        has_text: Tensor,
         has_face: Tensor | None = None,
-    ) -> JointEmbedding:  # fmt: skip
+    ) -> JointEmbedding:
         """Embeddings of fused tokens (B, 77, W) with the inputs' own embeddings.
 
         Args:

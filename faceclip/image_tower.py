@@ -1,5 +1,4 @@
-"""CLIP image tower: open_clip's `VisionTransformer`, with the penultimate tokens that identity channels read.
-"""
+"""CLIP image tower: open_clip's `VisionTransformer`, with the penultimate tokens that identity channels read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -67,15 +67,19 @@ def _from_open_clip(spec: str, kind: Kind) -> nn.Module:
     quick = bool(settings.get("quick_gelu", False))
     if tag and bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu", False)) != quick:
         other = model_name.removesuffix("-quickgelu") if quick else f"{model_name}-quickgelu"
-        raise ConfigError(f"open_clip:{spec}: the weights {tag!r} were trained with another activation than that of "
-                          f"{model_name}; take {other}")  # fmt: skip
+        raise ConfigError(
+            f"open_clip:{spec}: the weights {tag!r} were trained with another activation than that of "
+            f"{model_name}; take {other}"
+        )
     if kind == "text" and not {"width", "layers", "heads"} <= settings["text_cfg"].keys():
         raise ConfigError(f"open_clip:{spec}: its text side is no transformer of open_clip's own")
     try:
         model = open_clip.create_model(model_name, pretrained=tag or None)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"open_clip:{spec}: the weights could not be fetched or read ({error}): check the "
-                              "network, or give a directory") from error  # fmt: skip
+        raise CheckpointError(
+            f"open_clip:{spec}: the weights could not be fetched or read ({error}): check the "
+            "network, or give a directory"
+        ) from error
     return (text_tower_from_open_clip if kind == "text" else image_tower_from_open_clip)(model, settings, quick)
 
 
@@ -115,8 +119,11 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
         quick_gelu=quick_gelu,
         **normalization,
     )
-    _load(tower.tower, {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")},
-          "image tower")  # fmt: skip
+    _load(
+        tower.tower,
+        {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")},
+        "image tower",
+    )
     return tower
 
 

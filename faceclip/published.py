@@ -116,8 +116,11 @@ def published_names(ours: str, *, shared_face: bool = True) -> tuple[list[str], 
         if rest.startswith(mine + "."):
             return [f"{root}.{theirs}{rest[len(mine) :]}"], False
     _, _, layer, block, name = rest.split(".", 4)
-    table, folder = {"face": (_DEFORMABLE, "layers"), "text": (_TEXT, "text_layers"),
-                     "cross": (_CROSS, "fusion_layers")}[block]  # fmt: skip
+    table, folder = {
+        "face": (_DEFORMABLE, "layers"),
+        "text": (_TEXT, "text_layers"),
+        "cross": (_CROSS, "fusion_layers"),
+    }[block]
     prefix = f"{root}.fuser.encoder.{folder}.{layer}."
     stem, _, kind = name.partition(".")
     if block == "text" and stem in ("query", "key", "value"):
@@ -197,8 +200,11 @@ def _empty_model_for(published: Mapping[str, Tensor], config: dict[str, Any] | N
     """A model without storage, with one face encoder where both branches' copies are equal; whether the tensors fit it
     is not looked at."""
     given = _plain_names(published)
-    pairs = [(tensor, given.get(name.replace(BRANCHES["l"], BRANCHES["g"], 1))) for name, tensor in given.items()
-             if name.startswith(f"{BRANCHES['l']}.face_encoder.")]  # fmt: skip
+    pairs = [
+        (tensor, given.get(name.replace(BRANCHES["l"], BRANCHES["g"], 1)))
+        for name, tensor in given.items()
+        if name.startswith(f"{BRANCHES['l']}.face_encoder.")
+    ]
     equal = all(_same_bits(left, right) for left, right in pairs if right is not None and left.shape == right.shape)
     return empty_model(FaceCLIP, {"shared_face": equal, "licence": LICENSE, **(config or CONFIG)})
 
@@ -271,8 +277,10 @@ def _read_directory(
 ) -> tuple[FaceCLIP, dict[str, Tensor], dict[str, str]]:
     """(empty model of the directory's configuration, its whole state, metadata)."""
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
-                              "file, a directory made by `convert`, or an export")  # fmt: skip
+        raise CheckpointError(
+            f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
+            "file, a directory made by `convert`, or an export"
+        )
     try:
         found = json.loads((path / "config.json").read_text())
     except ValueError as error:
@@ -282,8 +290,11 @@ def _read_directory(
     settings = {name: value for name, value in found.items() if not name.startswith("_")}
     if found.get("_class_name", "FaceCLIP") != "FaceCLIP" or not settings.keys() >= {"face", "text_l", "text_g"}:
         raise CheckpointError(f"{path} holds a {found.get('_class_name', 'model')}, not a FaceCLIP")
-    differing = [f"{name} is {settings.get(name)}, expected {value}" for name, value in (config or {}).items()
-                 if settings.get(name) != value]  # fmt: skip
+    differing = [
+        f"{name} is {settings.get(name)}, expected {value}"
+        for name, value in (config or {}).items()
+        if settings.get(name) != value
+    ]
     if differing:
         raise CheckpointError(f"{path} has another configuration: {'; '.join(differing)}")
     state, metadata = read_directory(path, SHARDS)

@@ -58,8 +58,10 @@ def resolve(path_or_hub_id: str | Path, file: str) -> Path:
         CheckpointError: nothing of that name, or a download that failed. ConfigError: no path at all.
     """
     if not isinstance(path_or_hub_id, str | os.PathLike):
-        raise ConfigError(f"path_or_hub_id must be a path or a hub id, got {type(path_or_hub_id).__name__}: give the "
-                          f"place of {file}, or a hub id such as ByteDance/FaceCLIP")  # fmt: skip
+        raise ConfigError(
+            f"path_or_hub_id must be a path or a hub id, got {type(path_or_hub_id).__name__}: give the "
+            f"place of {file}, or a hub id such as ByteDance/FaceCLIP"
+        )
     path = Path(path_or_hub_id)
     if path.is_dir():
         copy = next((path / name for name in (file, Path(file).name) if (path / name).is_file()), None)
@@ -193,8 +195,10 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{target} cannot be written ({error}): free space, or name a place that exists and is "
-                              "writable; delete what is there of it and run the command again") from error  # fmt: skip
+        raise CheckpointError(
+            f"{target} cannot be written ({error}): free space, or name a place that exists and is "
+            "writable; delete what is there of it and run the command again"
+        ) from error
 
 
 def write_checkpoint(state: Mapping[str, Tensor], target: Path) -> None:
@@ -237,18 +241,34 @@ def check_keys(
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
     common = sorted(expected.keys() & given.keys())
-    misshapen = {name: f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name])}"
-                 for name in common if tuple(given[name].shape) != tuple(expected[name])}  # fmt: skip
-    mistyped = {name: f"{name} is {given[name].dtype}, expected floating point" for name in common
-                if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())}
-    problems = [f"{len(names)} {title}: {_listed(list(names))}" for title, names in
-                (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen.values()),
-                 ("mistyped", mistyped.values())) if names]  # fmt: skip
+    misshapen = {
+        name: f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name])}"
+        for name in common
+        if tuple(given[name].shape) != tuple(expected[name])
+    }
+    mistyped = {
+        name: f"{name} is {given[name].dtype}, expected floating point"
+        for name in common
+        if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())
+    }
+    problems = [
+        f"{len(names)} {title}: {_listed(list(names))}"
+        for title, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen.values()),
+            ("mistyped", mistyped.values()),
+        )
+        if names
+    ]
     if problems:
         raise CheckpointError(
             f"{where} is not a {what}; {'; '.join(problems)}{advice}",
-            missing=missing, unexpected=unexpected, misshapen=misshapen, mistyped=mistyped,
-        )  # fmt: skip
+            missing=missing,
+            unexpected=unexpected,
+            misshapen=misshapen,
+            mistyped=mistyped,
+        )
 
 
 def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:

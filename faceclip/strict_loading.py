@@ -32,8 +32,11 @@ def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str |
         model, info = load(source, **options | {"output_loading_info": True})
     except _DAMAGE as error:
         raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__} ({error}): {remedy}") from error
-    problems = [f"{len(info[name])} {name.replace('_', ' ')}: {_listed(info[name])}"
-                for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]]  # fmt: skip
+    problems = [
+        f"{len(info[name])} {name.replace('_', ' ')}: {_listed(info[name])}"
+        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[name]
+    ]
     if problems:
         raise CheckpointError(f"{folder} does not fit {kind.__name__}, {'; '.join(problems)}: {remedy}")
     return (model, info) if options.get("output_loading_info") else model

@@ -31,8 +31,7 @@ def tokenizer() -> SimpleTokenizer:
 
 
 def tokenize(texts: str | Sequence[str], context: int = 77) -> Tensor:
-    """Token ids (B, context) int64: start, text, end, pads of 0; longer texts are cut before the end token.
-    """
+    """Token ids (B, context) int64: start, text, end, pads of 0; longer texts are cut before the end token."""
     return tokenizer()([texts] if isinstance(texts, str) else list(texts), context_length=context)
 
 

@@ -168,9 +168,14 @@ def encode_conditions(
 
 
 def unconditional_half(
-    joint_encoder: JointEncoder, texts: Sequence[str], positive: Conditions, *, height: int, width: int,
+    joint_encoder: JointEncoder,
+    texts: Sequence[str],
+    positive: Conditions,
+    *,
+    height: int,
+    width: int,
     keep_shading: bool,
-) -> Conditions:  # fmt: skip
+) -> Conditions:
     """What guidance moves away from: the negative texts without a face, zero identity, the map of `positive` or none.
 
     texts: as many as divide the B rows of `positive`, whose device and dtype the result has. height, width: px.

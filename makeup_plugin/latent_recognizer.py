@@ -38,8 +38,15 @@ class LatentTrunk(nn.Module):
         self.levels = nn.ModuleList()
         before = widths[0]
         for width in widths:
-            blocks = [ResnetBlock2D(in_channels=before if number == 0 else width, out_channels=width,
-                                    temb_channels=4 * widths[0], groups=GROUPS) for number in range(depth)]  # fmt: skip
+            blocks = [
+                ResnetBlock2D(
+                    in_channels=before if number == 0 else width,
+                    out_channels=width,
+                    temb_channels=4 * widths[0],
+                    groups=GROUPS,
+                )
+                for number in range(depth)
+            ]
             self.levels.append(nn.ModuleList(blocks))
             before = width
         self.features = before * (side // 2 ** (len(widths) - 1)) ** 2

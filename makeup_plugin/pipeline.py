@@ -243,9 +243,13 @@ class FaceMakeUpPipeline(
         conditions = conditions.repeat(num_images_per_prompt)
         if self.do_classifier_free_guidance:
             negative = unconditional_half(
-                self.joint_encoder, negative_prompts, conditions,
-                height=height, width=width, keep_shading=not guide_shading,
-            )  # fmt: skip
+                self.joint_encoder,
+                negative_prompts,
+                conditions,
+                height=height,
+                width=width,
+                keep_shading=not guide_shading,
+            )
             conditions = concatenate([negative, conditions])
 
         count = len(prompts) * num_images_per_prompt

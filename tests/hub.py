@@ -25,8 +25,19 @@ class Hub(BaseHTTPRequestHandler):
         path, facts = unquote(address.path), f"/api/datasets/{REPOSITORY}"
         if path == facts or path.startswith(f"{facts}/revision/"):
             names = [{"rfilename": self._name(p)} for p in self._files()]
-            self._send({"id": REPOSITORY, "sha": COMMIT, "private": False, "gated": False, "disabled": False,
-                        "tags": [], "downloads": 0, "likes": 0, "siblings": names})  # fmt: skip
+            self._send(
+                {
+                    "id": REPOSITORY,
+                    "sha": COMMIT,
+                    "private": False,
+                    "gated": False,
+                    "disabled": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "siblings": names,
+                }
+            )
         elif path.startswith(f"{facts}/tree/"):
             folder = self.root / "/".join(path.removeprefix(f"{facts}/tree/").split("/")[1:])
             deep = parse_qs(address.query).get("recursive", ["False"])[0].lower() == "true"

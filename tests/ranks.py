@@ -38,9 +38,14 @@ def run_ranks(directory: Path, *command: str, ranks: int = 2, limit: float = LIM
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
             with open(directory / f"rank{rank}.txt", "w") as output:
                 processes.append(
-                    subprocess.Popen([sys.executable, *command], env=environment(**meeting, **own, **changes),
-                                     stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-                )  # fmt: skip
+                    subprocess.Popen(
+                        [sys.executable, *command],
+                        env=environment(**meeting, **own, **changes),
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
         wait(processes, limit)
     finally:
         end(processes)
@@ -52,8 +57,13 @@ def run_launcher(directory: Path, *command: str, limit: float = LIMIT, **changes
     """Runs one launcher command (`python -m accelerate…`), which starts the ranks itself, under the same limit."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "launcher.txt", "w") as output:
-        process = subprocess.Popen([sys.executable, *command], env=environment(**changes), stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=environment(**changes),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         wait([process], limit)
     finally:

@@ -15,8 +15,14 @@ from faceclip.runtime.checkpoints import step_of
 from faceclip.text_tower import TextTower
 
 # Sizes of stage 1 that suit `save_towers`.
-SMALL_ENCODER = ["fusion.layers=2", "fusion.attention_width=32", "fusion.text_hidden=32", "fusion.face_hidden=32",
-                 "fusion.face_heads=4", "heads.hidden=32"]  # fmt: skip
+SMALL_ENCODER = [
+    "fusion.layers=2",
+    "fusion.attention_width=32",
+    "fusion.text_hidden=32",
+    "fusion.face_hidden=32",
+    "fusion.face_heads=4",
+    "heads.hidden=32",
+]
 
 
 def save_towers(directory: Path) -> list[str]:
@@ -65,9 +71,12 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
     """`python -m module arguments` with one thread, output to a pipe."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], env=environment, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-m", module, *arguments],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
 
 
 def run(module: str, *arguments: str) -> tuple[int, str]:

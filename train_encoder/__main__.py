@@ -40,8 +40,14 @@ def train(config: EncoderConfig) -> Result:
     check_apart(train_features, validation)
     facts = training_facts(start, train_features)
     model = start.model(config)
-    task = EncoderTask(model, start.towers.image, config.loss, validation, config.validation_queries,
-                       train_identity=config.train_identity)  # fmt: skip
+    task = EncoderTask(
+        model,
+        start.towers.image,
+        config.loss,
+        validation,
+        config.validation_queries,
+        train_identity=config.train_identity,
+    )
     states = text_states_of(config, model, train_features) if config.cached_text else None
     source = QuerySource(train_features, config.sampling, states)
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)

@@ -51,8 +51,17 @@ class FusionConfig:
     layer_scale: float = 0.3
 
     def __post_init__(self) -> None:
-        _check_positive("fusion", self, "layers", "attention_width", "attention_heads", "text_hidden", "face_heads",
-                        "points", "face_hidden")  # fmt: skip
+        _check_positive(
+            "fusion",
+            self,
+            "layers",
+            "attention_width",
+            "attention_heads",
+            "text_hidden",
+            "face_heads",
+            "points",
+            "face_hidden",
+        )
         check_heads("fusion.attention_heads", self.attention_heads, {"fusion.attention_width": self.attention_width})
 
 
@@ -140,8 +149,10 @@ class EncoderConfig:
         if self.validation_queries < 1:
             raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")
         if self.cached_text and self.train_identity:
-            raise ConfigError("cached_text: while projections of the identity are trained, the text towers' states "
-                              "change in every step; set train_identity=false or cached_text=false")  # fmt: skip
+            raise ConfigError(
+                "cached_text: while projections of the identity are trained, the text towers' states "
+                "change in every step; set train_identity=false or cached_text=false"
+            )
 
     def check_widths(self, text_l: int, text_g: int) -> None:
         """Raises ConfigError for attention heads that do not divide the widths of the text towers."""
@@ -157,8 +168,10 @@ def data_config(config: EncoderConfig) -> DataConfig:
     if not data.path:
         raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
     if isinstance(config.data, str) and not Path(data.path).exists():
-        raise ConfigError(f"data={data.path}: no such folder; make it by `python -m faceclip.data.synthetic --out "
-                          f"{data.path}`, or name a hub data set by data.path=OWNER/NAME")  # fmt: skip
+        raise ConfigError(
+            f"data={data.path}: no such folder; make it by `python -m faceclip.data.synthetic --out "
+            f"{data.path}`, or name a hub data set by data.path=OWNER/NAME"
+        )
     return data
 
 

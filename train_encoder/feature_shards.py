@@ -106,14 +106,17 @@ class FeatureBuilder:
         Raises TooManyBadRecordsError, DataError for a damaged shard, a source that changed meanwhile or missing shards
         that cannot be written, EmptyDatasetError when no row is usable.
         """
-        folders = {kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind])
-                   for kind in KINDS}  # fmt: skip
+        folders = {
+            kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind]) for kind in KINDS
+        }
         self._drop_outdated(folders)
         cut_strangers(*folders.values())
         fresh = not all(folder.complete for folder in folders.values())
         if fresh and not writable:
-            raise DataError(f"cache={self.cache}: the features of {self.source.name}, split {self.split}, are not "
-                            "complete there and it cannot be written: name another folder by cache=DIR")  # fmt: skip
+            raise DataError(
+                f"cache={self.cache}: the features of {self.source.name}, split {self.split}, are not "
+                "complete there and it cannot be written: name another folder by cache=DIR"
+            )
         if fresh:
             with towers_on(self.config.device, self.towers):
                 self._build_pictures(folders)
@@ -138,8 +141,11 @@ class FeatureBuilder:
             records.verify(number, hashes=self.config.verify == "hashes")
             shard = records.read(number)
             if [self.reader.bytes_of(path) for path in unpack_texts("picture", shard)] != shard["bytes"].tolist():
-                print(f"{self.split}: pictures changed since the cache was built; it is built again from row "
-                      f"{number * self.config.shard_rows} on", flush=True)  # fmt: skip
+                print(
+                    f"{self.split}: pictures changed since the cache was built; it is built again from row "
+                    f"{number * self.config.shard_rows} on",
+                    flush=True,
+                )
                 records.cut(number)
                 for kind in KINDS[1:]:
                     folders[kind].cut(number)
@@ -194,9 +200,14 @@ class FeatureBuilder:
         resume.with_name(f".{resume.name}.tmp").unlink(missing_ok=True)  # of a build killed while writing it
 
     def _prepare(
-        self, block: Sequence[Mapping[str, Any]], start: int, known: Mapping[str, NDArray] | None,
-        pool: PortraitPool, records: ShardFolder, counts: RejectCounts,
-    ) -> list[Portrait]:  # fmt: skip
+        self,
+        block: Sequence[Mapping[str, Any]],
+        start: int,
+        known: Mapping[str, NDArray] | None,
+        pool: PortraitPool,
+        records: ShardFolder,
+        counts: RejectCounts,
+    ) -> list[Portrait]:
         """Portraits of the usable rows of a block; writes its records when they are not known yet."""
         landmarks = None if known is None else dict(zip(known["row"].tolist(), known["landmarks"], strict=True))
         outcomes = pool.prepare(block, start, landmarks)
@@ -267,8 +278,10 @@ class FeatureBuilder:
         for start in range(0, len(texts), size):
             batch = texts[start : start + size]
             tokens = tokenize(batch)
-            cut += sum(len(tokenizer().encode(texts[start + row])) + 2 > tokens.shape[1]
-                       for row in torch.nonzero(tokens[:, -1]).flatten().tolist())  # fmt: skip
+            cut += sum(
+                len(tokenizer().encode(texts[start + row])) + 2 > tokens.shape[1]
+                for row in torch.nonzero(tokens[:, -1]).flatten().tolist()
+            )
             ids = used_tokens(tokens).to(feature_device(self.config.device))
             found.append(self.towers.text_g(ids).embedding.float().cpu().numpy())
         return {"caption": np.concatenate(found)}, cut
@@ -316,5 +329,3 @@ def unpack_texts(name: str, shard: Mapping[str, NDArray]) -> list[str]:
     """The inverse of `pack_texts`."""
     data, ends = shard[f"{name}_text"].tobytes(), shard[f"{name}_end"].tolist()
     return [data[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
-
-

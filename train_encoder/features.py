@@ -92,8 +92,11 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
         usual = DataConfig()
         used = {"path", "layout", "device"} | ({"batch_size"} if data.device != "cpu" else set())
         used |= {"batch_size", "verify", "shard_rows"} if config.cached_text else set()
-        unused = [f"data.{f.name}" for f in fields(data) if f.name not in used
-                  and getattr(data, f.name) != getattr(usual, f.name)]  # fmt: skip
+        unused = [
+            f"data.{f.name}"
+            for f in fields(data)
+            if f.name not in used and getattr(data, f.name) != getattr(usual, f.name)
+        ]
         if unused:
             raise ConfigError(
                 f"data.path={data.path} is in this project's own layout, which is read as it is: leave out "
@@ -102,9 +105,7 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
         if split == "validation":
             check_pairs(data.path, load_arrays(Path(data.path), split).identity)
         with locked_cache(cache):
-            return split_features(
-                Path(data.path), split, towers, cache, device=data.device, batch_size=data.batch_size
-            )
+            return split_features(Path(data.path), split, towers, cache, device=data.device, batch_size=data.batch_size)
     if data.identity == "none" and (config.trainer.best_metric or "").startswith(("composed", "face")):
         raise ConfigError(
             f"trainer.best_metric={config.trainer.best_metric}: with data.identity=none no person has a second "
@@ -133,12 +134,17 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
         _, who, count = np.unique(person[rows], return_inverse=True, return_counts=True)
         enough = count[who] >= pictures
         if not enough.all():
-            print(f"{split}: {int((~enough).sum()):,} of {len(rows):,} pictures left out, their persons have fewer "
-                  f"than sampling.images={pictures}", flush=True)  # fmt: skip
+            print(
+                f"{split}: {int((~enough).sum()):,} of {len(rows):,} pictures left out, their persons have fewer "
+                f"than sampling.images={pictures}",
+                flush=True,
+            )
         rows = rows[enough]
     if not len(rows):
-        raise EmptyDatasetError(f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
-                                "data.validation_share and data.few_pictures")  # fmt: skip
+        raise EmptyDatasetError(
+            f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
+            "data.validation_share and data.few_pictures"
+        )
     if split == "validation" and data.identity == "column":
         check_pairs(data.path, person[rows], "give more, or set data.identity=none")
     counts = records["captions"][:]
@@ -172,15 +178,19 @@ def check_apart(train: SplitFeatures, validation: SplitFeatures) -> None:
     if len(both) and not validation.single:
         names = getattr(validation.arrays, "names", validation.arrays.identity)
         count = len(np.unique(np.asarray(validation.arrays.identity)[both]))
-        raise DataError(f"{count:,} persons are in the training and in the validation split (as {names[both[0]]}): "
-                        "divide the data by persons, or set data.validation_share=0.05 instead")  # fmt: skip
+        raise DataError(
+            f"{count:,} persons are in the training and in the validation split (as {names[both[0]]}): "
+            "divide the data by persons, or set data.validation_share=0.05 instead"
+        )
 
 
 def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more") -> None:
     """Raises DataError unless a person of the validation split has two pictures."""
     if len(np.unique(identity)) == len(identity):
-        raise DataError(f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
-                        f"asked for; {remedy}")  # fmt: skip
+        raise DataError(
+            f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
+            f"asked for; {remedy}"
+        )
 
 
 def _ready(values: ShardedArray) -> Rows:
@@ -255,8 +265,10 @@ def split_features(
     def faces(start: int, stop: int) -> dict[str, NDArray]:
         where, identity, tokens = place(), [], []
         for rows in batches(start, stop):
-            crops = [encoder_crop(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
-                     for i in rows]  # fmt: skip
+            crops = [
+                encoder_crop(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
+                for i in rows
+            ]
             found = towers.recognizer(_unit(np.stack(crops), where))
             identity.append(found.identity.cpu().numpy())
             tokens.append(found.tokens.to(torch.float16).cpu().numpy())
@@ -264,24 +276,33 @@ def split_features(
 
     def images(start: int, stop: int) -> dict[str, NDArray]:
         where = place()
-        found = (towers.image(_unit(np.array(arrays.images[rows.start : rows.stop]), where))
-                 for rows in batches(start, stop))  # fmt: skip
+        found = (
+            towers.image(_unit(np.array(arrays.images[rows.start : rows.stop]), where)) for rows in batches(start, stop)
+        )
         return {"image": np.concatenate([part.embedding.cpu().numpy() for part in found])}
 
     texts = [caption.text for captions in arrays.captions for caption in captions]
 
     def captions(start: int, stop: int) -> dict[str, NDArray]:
         where = place()
-        found = (towers.text_g(used_tokens(tokenize(texts[rows.start : rows.stop])).to(where))
-                 for rows in batches(start, stop))  # fmt: skip
+        found = (
+            towers.text_g(used_tokens(tokenize(texts[rows.start : rows.stop])).to(where))
+            for rows in batches(start, stop)
+        )
         return {"caption": np.concatenate([part.embedding.cpu().numpy() for part in found])}
 
     def cached(name: str, tower: torch.nn.Module, preprocessing: str, count: int, build) -> dict[str, NDArray]:
         with bar(f"{split} {name}", count) as advance:
             return cached_features(
-                cache, f"{split}-{name}", data_hash=arrays.content_hash, model_hash=module_hash(tower),
-                preprocessing=preprocessing, count=count, build=build, progress=advance,
-            )  # fmt: skip
+                cache,
+                f"{split}-{name}",
+                data_hash=arrays.content_hash,
+                model_hash=module_hash(tower),
+                preprocessing=preprocessing,
+                count=count,
+                build=build,
+                progress=advance,
+            )
 
     with stack:
         face = cached("faces", towers.recognizer, cut, len(arrays), faces)
@@ -292,9 +313,15 @@ def split_features(
     numbers: dict[str, int] = {}
     words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
     return SplitFeatures(
-        arrays=arrays, identity=face["identity"], tokens=face["tokens"], image=picture["image"],
-        caption=text["caption"], caption_start=starts, words=words, faces=f"{module_hash(towers.recognizer)} {cut}",
-    )  # fmt: skip
+        arrays=arrays,
+        identity=face["identity"],
+        tokens=face["tokens"],
+        image=picture["image"],
+        caption=text["caption"],
+        caption_start=starts,
+        words=words,
+        faces=f"{module_hash(towers.recognizer)} {cut}",
+    )
 
 
 def _unit(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
@@ -308,8 +335,10 @@ def build_all(config: EncoderConfig) -> Iterator[str]:
     for split in ("train", "validation"):
         found = features_of(config, split, start.towers)
         people = len(np.unique(found.arrays.identity))
-        yield (f"{split}: {len(found.arrays):,} pictures of {people:,} persons, {len(found.caption):,} captions, "
-               f"tokens {found.tokens.shape}")  # fmt: skip
+        yield (
+            f"{split}: {len(found.arrays):,} pictures of {people:,} persons, {len(found.caption):,} captions, "
+            f"tokens {found.tokens.shape}"
+        )
         if split == "train" and config.cached_text:
             states = text_states_of(config, start.model(config), found)
             yield f"{split}: states of the text towers {states.states.shape}"

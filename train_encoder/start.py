@@ -28,8 +28,9 @@ class Start:
         if self.loaded is not None:
             return self.loaded
         towers = self.towers
-        return FaceCLIP.from_components(towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion),
-                                        joint=asdict(config.heads))  # fmt: skip
+        return FaceCLIP.from_components(
+            towers.recognizer, towers.text_l, towers.text_g, fusion=asdict(config.fusion), joint=asdict(config.heads)
+        )
 
 
 def load_start(config: EncoderConfig) -> Start:
@@ -43,8 +44,10 @@ def load_start(config: EncoderConfig) -> Start:
     if config.init:
         return _further(config)
     if not config.train_identity:
-        raise ConfigError("train_identity=false: a new projection of the identity would stay random; name an encoder "
-                          "that has a trained one by init=")  # fmt: skip
+        raise ConfigError(
+            "train_identity=false: a new projection of the identity would stay random; name an encoder "
+            "that has a trained one by init="
+        )
     towers = load_towers(config.towers)
     config.check_widths(towers.text_l.config.width, towers.text_g.config.width)
     return Start(towers=towers)
@@ -54,26 +57,37 @@ def _further(config: EncoderConfig) -> Start:
     try:
         model = load_faceclip(config.init, dtype=torch.float32)
     except CheckpointError as error:
-        raise CheckpointError(f"init={config.init} cannot be loaded; give a published FaceCLIP or RUN/export of this "
-                              f"command ({error})") from error  # fmt: skip
+        raise CheckpointError(
+            f"init={config.init} cannot be loaded; give a published FaceCLIP or RUN/export of this command ({error})"
+        ) from error
     begun = module_hash(model)
     if len(model.face_encoders) > 1:
-        raise ConfigError(f"init={config.init}: each of its branches has a face encoder of its own, and training caches"
-                          " the features of one: give an encoder of shared_face=true")  # fmt: skip
+        raise ConfigError(
+            f"init={config.init}: each of its branches has a face encoder of its own, and training caches"
+            " the features of one: give an encoder of shared_face=true"
+        )
     usual, own = TowersConfig(), Path(config.init) / "image_tower"
-    brought = [f"towers.{name}" for name in ("recognizer", "text_l", "text_g", *(["image"] if own.is_dir() else []))
-               if getattr(config.towers, name) != getattr(usual, name)]  # fmt: skip
+    brought = [
+        f"towers.{name}"
+        for name in ("recognizer", "text_l", "text_g", *(["image"] if own.is_dir() else []))
+        if getattr(config.towers, name) != getattr(usual, name)
+    ]
     if config.fusion != FusionConfig() and asdict(config.fusion) != dict(model.config.fusion or {}):
         brought.append("fusion")
     if model.heads is not None and config.heads not in (HeadsConfig(), HeadsConfig(**model.config.joint)):
         brought.append("heads")
     if brought:
-        raise ConfigError(f"init={config.init} brings its own {', '.join(brought)}: leave out what is set there (of a "
-                          "preset for new encoders, too)")  # fmt: skip
+        raise ConfigError(
+            f"init={config.init} brings its own {', '.join(brought)}: leave out what is set there (of a "
+            "preset for new encoders, too)"
+        )
     text_l, text_g = model.l.text, model.g.text
     if model.heads is None:
-        check_heads("heads.heads", config.heads.heads,
-                    {"the width of both text towers together": text_l.config.width + text_g.config.width})  # fmt: skip
+        check_heads(
+            "heads.heads",
+            config.heads.heads,
+            {"the width of both text towers together": text_l.config.width + text_g.config.width},
+        )
         model.add_heads(**asdict(config.heads))
     model.freeze_towers()
     named = str(own) if own.is_dir() else config.towers.image

@@ -19,8 +19,14 @@ from train_encoder.features import SplitFeatures
 from train_encoder.source import FACE_ONLY, TEXT_ONLY
 
 TERMS = ("face", "text", "image", "joint")
-FIGURES = ("composed_joint", "composed_concatenation", "composed_face", "composed_text", "face_joint",
-           "face_recognizer")  # fmt: skip
+FIGURES = (
+    "composed_joint",
+    "composed_concatenation",
+    "composed_face",
+    "composed_text",
+    "face_joint",
+    "face_recognizer",
+)
 SINGLE_FIGURES = ("self_joint", "self_concatenation", "self_text")
 
 
@@ -38,9 +44,15 @@ class EncoderTask:
     """
 
     def __init__(
-        self, model: FaceCLIP, image_tower: ImageTower, config: LossConfig, validation: SplitFeatures, queries: int,
-        *, train_identity: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: FaceCLIP,
+        image_tower: ImageTower,
+        config: LossConfig,
+        validation: SplitFeatures,
+        queries: int,
+        *,
+        train_identity: bool = True,
+    ) -> None:
         self.model, self.image_tower, self.config = model, image_tower, config
         self.validation, self.queries = validation, queries
         model.freeze_towers()
@@ -207,8 +219,10 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
         )
         joint.append(model.embed(prompts[at], face_features=faces).joint)
         face.append(model.embed([""] * len(prompts[at]), face_features=faces).joint)
-    who, image, text = (F.normalize(torch.tensor(np.asarray(x), device=device), dim=-1)
-                        for x in (features.identity, features.image, features.caption))  # fmt: skip
+    who, image, text = (
+        F.normalize(torch.tensor(np.asarray(x), device=device), dim=-1)
+        for x in (features.identity, features.image, features.caption)
+    )
     r, c = torch.tensor(references), torch.tensor(captions)
     scores = {
         "composed_joint": torch.cat(joint) @ gallery.T,
@@ -219,10 +233,13 @@ def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed
         "face_recognizer": who[r] @ who.T,
     }
     if features.single:
-        return {name: _rank1(scores[name.replace("self", "composed")].cpu().numpy(), relevant)
-                for name in SINGLE_FIGURES}  # fmt: skip
-    return {name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
-            for name, score in scores.items()}  # fmt: skip
+        return {
+            name: _rank1(scores[name.replace("self", "composed")].cpu().numpy(), relevant) for name in SINGLE_FIGURES
+        }
+    return {
+        name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
+        for name, score in scores.items()
+    }
 
 
 def fitting(features: SplitFeatures, row: int, number: int) -> np.ndarray:

@@ -104,8 +104,10 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
     with locked_cache(cache) as writable:
         folder = ShardFolder(cache / f"train-states-{short_key(*about.values(), len(rows), data.shard_rows)}", about)
         if not folder.complete and not writable:
-            raise DataError(f"cache={cache}: the states of the text towers are not complete there and it cannot be "
-                            "written: name another folder by cache=DIR")  # fmt: skip
+            raise DataError(
+                f"cache={cache}: the states of the text towers are not complete there and it cannot be "
+                "written: name another folder by cache=DIR"
+            )
         if not folder.complete:
             _build(folder, model, parts, rows, blank, data)
     # Outside of the lock: the processes of a run read terabytes side by side, not one after another.
@@ -113,8 +115,9 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
 
 
 @torch.no_grad()
-def _build(folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, blank: Tensor,
-           data: DataConfig) -> None:  # fmt: skip
+def _build(
+    folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, blank: Tensor, data: DataConfig
+) -> None:
     place, size, batch = feature_device(data.device), data.shard_rows, data.batch_size
     try:
         for part in (model.face_encoder, *parts):  # the face encoder says where the model lies
@@ -122,8 +125,10 @@ def _build(folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], r
         with bar("train text states", len(rows)) as advance:
             for start in range(len(folder) * size, len(rows), size):
                 stop = min(start + size, len(rows))
-                found = [_states(model, rows, range(first, min(first + batch, stop)), blank)
-                         for first in range(start, stop, batch)]  # fmt: skip
+                found = [
+                    _states(model, rows, range(first, min(first + batch, stop)), blank)
+                    for first in range(start, stop, batch)
+                ]
                 folder.append({"states": np.concatenate(found)})
                 advance(stop, len(rows))
         folder.finish()

@@ -37,10 +37,17 @@ def train(config: GeneratorConfig) -> Result:
     cache = Path(config.cache) if config.cache else data / ".features"
     vae = base_directory(config.base) / "vae"
     features = [
-        reference_features(data, split, size=config.size, vae=vae,
-                           encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder, cache=cache)
+        reference_features(
+            data,
+            split,
+            size=config.size,
+            vae=vae,
+            encoder=pipeline.joint_encoder,
+            image_tower=pipeline.image_encoder,
+            cache=cache,
+        )
         for split in ("train", "validation")
-    ]  # fmt: skip
+    ]
     if config.init:
         begun = continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
     else:
@@ -60,8 +67,10 @@ def train(config: GeneratorConfig) -> Result:
     facts = {"data": features[0].arrays.content_hash[:16], "init": begun[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if layout(trainer.accelerator) == "zero-3":
-        raise ConfigError("ZeRO-3 gathers weights on all ranks at once, but in stage 2 the ranks run different modules"
-                          " (losses on pictures depend on noise levels): launch with ZeRO-2 or DDP")  # fmt: skip
+        raise ConfigError(
+            "ZeRO-3 gathers weights on all ranks at once, but in stage 2 the ranks run different modules"
+            " (losses on pictures depend on noise levels): launch with ZeRO-2 or DDP"
+        )
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
     return trainer.fit()

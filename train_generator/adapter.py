@@ -41,9 +41,7 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
     add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
 
 
-def continue_adapter(
-    pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str
-) -> str:
+def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str) -> str:
     """Puts a saved adapter (an export of stage 2, or what `save_adapter` wrote) on a base pipeline to train it further;
     everything else is frozen. Returns a hash of its weights.
 
@@ -59,8 +57,10 @@ def continue_adapter(
         "shading": saved["shading_channel"],
     }
     wanted: dict[str, Any] = {
-        "lora_rank": config.lora_rank, "identity.enabled": config.identity.enabled, "shading": config.shading
-    }  # fmt: skip
+        "lora_rank": config.lora_rank,
+        "identity.enabled": config.identity.enabled,
+        "shading": config.shading,
+    }
     if found["identity.enabled"] and config.identity.enabled:
         for name in ("num_tokens", "depth", "heads", "dim_head"):
             found[f"identity.{name}"] = pipeline.identity_channel.config[name]

@@ -62,14 +62,24 @@ def reference_features(
             tower.to(device)
         faces = aligned_faces(large, range(start, stop), side).to(device)
         face, image = encoder.face_features(faces), image_tower(faces)
-        return {"identity": face.identity.cpu().numpy(), "tokens": face.tokens.to(torch.float16).cpu().numpy(),
-                "image_tokens": image.tokens.to(torch.float16).cpu().numpy()}  # fmt: skip
+        return {
+            "identity": face.identity.cpu().numpy(),
+            "tokens": face.tokens.to(torch.float16).cpu().numpy(),
+            "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
+        }
 
     model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
     with locked_cache(cache), bar(f"{split} references", len(arrays)) as advance:
-        found = cached_features(cache, f"{split}-references", data_hash=large.content_hash, model_hash=model_hash,
-                                preprocessing=f"landmarks, {side} px", count=len(arrays), build=build,
-                                progress=advance)  # fmt: skip
+        found = cached_features(
+            cache,
+            f"{split}-references",
+            data_hash=large.content_hash,
+            model_hash=model_hash,
+            preprocessing=f"landmarks, {side} px",
+            count=len(arrays),
+            build=build,
+            progress=advance,
+        )
     for tower in towers:
         tower.to("cpu")
     return ReferenceFeatures(arrays=arrays, latents=cached_latents(vae, arrays), **found)

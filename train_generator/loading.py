@@ -41,8 +41,10 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         # A base of another sampler may not say so, and DDIM would cut latents to ±1.
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False)
     if len(encoder.face_encoders) > 1:
-        raise ConfigError(f"encoder={config.encoder}: each of its branches has a face encoder of its own, and stage 2 "
-                          "caches the features of one: give an encoder of shared_face=true")  # fmt: skip
+        raise ConfigError(
+            f"encoder={config.encoder}: each of its branches has a face encoder of its own, and stage 2 "
+            "caches the features of one: give an encoder of shared_face=true"
+        )
     weighed = [name for name in ("identity", "sampled_identity") if getattr(config.loss, name)]
     if weighed and isinstance(encoder.face_encoder, OnnxFaceEncoder):
         raise ConfigError(
@@ -72,9 +74,11 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
     named, beside = f"encoder={config.encoder}", Path(config.encoder) / "image_tower"
     there = Path(config.encoder).exists() or is_hub_id(config.encoder)
     if there and not config.image_tower and not (beside / "config.json").is_file():  # told before gigabytes are read
-        raise CheckpointError(f"{named}: no image_tower beside the encoder, which reads references: give an export of "
-                              "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
-                              "open_clip:ViT-H-14/laion2b_s32b_b79k")  # fmt: skip
+        raise CheckpointError(
+            f"{named}: no image_tower beside the encoder, which reads references: give an export of "
+            "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
+            "open_clip:ViT-H-14/laion2b_s32b_b79k"
+        )
     with damage_named(named, "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"):
         encoder = load_faceclip(config.encoder, dtype=torch.float32)
     check_licence(named, encoder.config.licence, config.licence)
@@ -89,8 +93,9 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
 def check_licence(part: str, licence: str | None, whole: str) -> None:
     """Raises ConfigError unless the licence of a part, if it has one, is named by `whole`, that of the export."""
     if licence and str(licence) not in whole:
-        raise ConfigError(f"{part}: its licence is {licence}, the export's would be {whole}: set licence= to one that "
-                          "holds both")  # fmt: skip
+        raise ConfigError(
+            f"{part}: its licence is {licence}, the export's would be {whole}: set licence= to one that holds both"
+        )
 
 
 def base_directory(name: str) -> Path:

@@ -56,8 +56,10 @@ class GeneratorTask:
         latent_recognizer: LatentRecognizer | None = None,
     ) -> None:
         self.pipeline, self.config, self.validation = pipeline, config, validation
-        parts = {name: getattr(pipeline, name) for name in
-                 ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")}  # fmt: skip
+        parts = {
+            name: getattr(pipeline, name)
+            for name in ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")
+        }
         parts["latent_recognizer"] = latent_recognizer
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         if config.gradient_checkpointing:
@@ -147,9 +149,15 @@ class GeneratorTask:
         return prediction, alignment
 
     def _total(
-        self, batch: dict[str, Tensor], prediction: Tensor, alignment: Tensor, noise: Tensor, noisy: Tensor,
-        steps: Tensor, generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        self,
+        batch: dict[str, Tensor],
+        prediction: Tensor,
+        alignment: Tensor,
+        noise: Tensor,
+        noisy: Tensor,
+        steps: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """All terms, of a whole batch and what was predicted for it."""
         config, alphas = self.config.loss, self.alphas.to(noisy.device)
         target = prediction_target(batch["latents"], noise, alphas, steps, prediction_type=self.prediction)
@@ -239,16 +247,27 @@ class GeneratorTask:
         return total
 
     def _latent_losses(
-        self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor,
+        self,
+        batch: dict[str, Tensor],
+        prediction: Tensor,
+        noisy: Tensor,
+        steps: Tensor,
+        alphas: Tensor,
         generator: torch.Generator,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """What the latent recognizer says of the estimated latents: 1 − cosine to the person, on samples that know the
         person; how badly it finds what the text names; and how far its features are from those of the true latents
         under the same noise."""
         seen, true = read_estimates(
-            self.modules["latent_recognizer"], prediction, noisy, batch["latents"], steps, alphas, generator,
+            self.modules["latent_recognizer"],
+            prediction,
+            noisy,
+            batch["latents"],
+            steps,
+            alphas,
+            generator,
             prediction_type=self.prediction,
-        )  # fmt: skip
+        )
         keep = self._knows_person(batch)
         distance = 1 - F.cosine_similarity(seen.identity, batch["target_identity"].float(), dim=-1)
         losses = {
@@ -322,8 +341,13 @@ class GeneratorTask:
         everything = torch.ones(len(given), dtype=torch.bool)
         nothing = pipeline.joint_encoder.encode([""] * len(given))
         without = replace(given, tokens=nothing.tokens.float(), pooled=nothing.pooled.float()).drop_identity(everything)
-        latents = denoise(pipeline, noise.to(given.tokens.device), concatenate([without, given]),
-                          steps=self.config.sample_steps, shading_scale=1.0)  # fmt: skip
+        latents = denoise(
+            pipeline,
+            noise.to(given.tokens.device),
+            concatenate([without, given]),
+            steps=self.config.sample_steps,
+            shading_scale=1.0,
+        )
         images = decode_latents(pipeline.vae, latents)
         targets = decode_latents(pipeline.vae, batch["latents"])
         rows = [targets, batch["shading"].float() / 255, images]

@@ -80,8 +80,10 @@ class Records:
         the disk is full.
         """
         stale = [stage for stage in self.stages if stage.name not in self.entries]
-        there = {stage.name: [path for path in (*stage.outputs, self.log(stage)) if path.exists() or path.is_symlink()]
-                 for stage in stale}  # fmt: skip
+        there = {
+            stage.name: [path for path in (*stage.outputs, self.log(stage)) if path.exists() or path.is_symlink()]
+            for stage in stale
+        }
         if not self.known and any(there.values()):
             path = next(path for paths in there.values() for path in paths)
             raise ForeignFolderError(

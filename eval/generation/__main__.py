@@ -42,17 +42,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="receives images, results, report.html, examples.png")
     parser.add_argument("--images-per-arm", type=int, default=500)
     parser.add_argument("--arms", default=",".join(ARMS), help=f"comma-separated, of {', '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=SamplingConfig.steps,
-                        help="sampler steps (default %(default)s; 8 for the tiny models)")  # fmt: skip
-    parser.add_argument("--guidance", type=float, default=SamplingConfig.guidance,
-                        help="guidance scale (default %(default)s; 2, with --guide-shading, for the tiny models, as "
-                             "chosen on validation people)")  # fmt: skip
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=SamplingConfig.steps,
+        help="sampler steps (default %(default)s; 8 for the tiny models)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=SamplingConfig.guidance,
+        help="guidance scale (default %(default)s; 2, with --guide-shading, for the tiny models, as "
+        "chosen on validation people)",
+    )
     parser.add_argument("--guide-shading", action="store_true", help="guidance strengthens the shading channel too")
     parser.add_argument("--batch", type=int, default=SamplingConfig.batch)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast: faster, pictures differ by rounding")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", default="test", choices=("test", "validation"),
-                        help="whose portraits: choose settings on validation, report test")  # fmt: skip
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("test", "validation"),
+        help="whose portraits: choose settings on validation, report test",
+    )
     parser.add_argument("--device", default="cpu", help="of pipeline and judges, as cuda; faces are found on the CPU")
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--judge", type=Path, help="folder of another judge than the shipped one")
@@ -88,17 +100,20 @@ def main(arguments: list[str] | None = None) -> int:
         shown = first_examples(result.jobs, result.pictures, result.arrays, result.maps)
         criteria = add_sections(report, result.scores, result.context, result.jobs, shown)
         content = to_json(result)
-        content["settings"] = {**asdict(sampling), "images per arm": options.images_per_arm, "seed": options.seed,
-                               "split": options.split, **result.made_by}  # fmt: skip
+        content["settings"] = {
+            **asdict(sampling),
+            "images per arm": options.images_per_arm,
+            "seed": options.seed,
+            "split": options.split,
+            **result.made_by,
+        }
         content["rules"] = RULES
         content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
         write_json(options.out / "results.json", content)
         path = report.write(options.out / "report.html")
         report.save_parts(options.out / "report.json")
         record = sheet_record(model=str(options.model), prompts=shown.prompts)
-        save_sheet(
-            options.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts, provenance=record
-        )
+        save_sheet(options.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts, provenance=record)
     except FaceClipError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

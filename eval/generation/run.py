@@ -92,8 +92,10 @@ def evaluate(
         ):
             raise ConfigError(f"{model} lacks a channel that arm {arm.name} needs: leave it out of --arms")
         if arm.shading_scale and pipeline.face_fitter is None:
-            raise ConfigError(f"{model} has no face_fitter, whose shading maps arm {arm.name} needs: train with a "
-                              "fitter, or leave the arm out of --arms")  # fmt: skip
+            raise ConfigError(
+                f"{model} has no face_fitter, whose shading maps arm {arm.name} needs: train with a "
+                "fitter, or leave the arm out of --arms"
+            )
     trained_steps = pipeline.scheduler.config.num_train_timesteps
     if sampling.steps > trained_steps:
         raise ConfigError(f"--steps must be at most {trained_steps}, which {model} was trained with")
@@ -130,9 +132,14 @@ def evaluate(
         for arm in arms:
             bar.update(task, description=f"arm {arm.name}")
             pictures[arm.name] = generate_arm(
-                pipeline, arm, jobs, source, out / "images" / arm.name, sampling,
+                pipeline,
+                arm,
+                jobs,
+                source,
+                out / "images" / arm.name,
+                sampling,
                 progress=lambda number: bar.advance(task, number),
-            )  # fmt: skip
+            )
     references = embed_references(judges, arrays)
     scores = {name: judge_pictures(judges, images, jobs, arrays, references) for name, images in pictures.items()}
     context = real_portraits(judges, jobs, arrays, references)

@@ -91,9 +91,7 @@ def generate_arm(
 
 
 @torch.no_grad()
-def fitted_maps(
-    pipeline: FaceMakeUpPipeline, rows: Sequence[int], arrays: FaceArrays
-) -> dict[int, NDArray[np.uint8]]:
+def fitted_maps(pipeline: FaceMakeUpPipeline, rows: Sequence[int], arrays: FaceArrays) -> dict[int, NDArray[np.uint8]]:
     """Row → the shading map (S, S, 3) that the shading channel sees with this portrait as the reference; empty for a
     pipeline without channel or fitter."""
     if pipeline.shading_channel is None or pipeline.face_fitter is None or not rows:

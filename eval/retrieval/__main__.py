@@ -61,9 +61,15 @@ def evaluate(
         for kind in kinds:
             bar.update(task, description=f"{kind} queries")
             results[kind] = evaluate_kind(
-                model, portraits, labels, kind, seed=seed, limit=limit, weight=weight,
+                model,
+                portraits,
+                labels,
+                kind,
+                seed=seed,
+                limit=limit,
+                weight=weight,
                 progress=lambda count: bar.advance(task, count),
-            )  # fmt: skip
+            )
     if detector and set(kinds) & set(DETECTED_KINDS):
         faces = detected_faces(test.images, label="finding faces")
         facts["faces found by the detector"] = float(faces.found.mean())

@@ -192,8 +192,9 @@ def _answers(labels: Labels, kind: QueryKind, query: _Query) -> tuple[NDArray[np
 def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> Description | None:
     """One description that names changeable attributes, or a free one; captions of the emotion alone leave too much
     open."""
-    usable = [item for item in descriptions
-              if item.kind == "free" or (item.kind in ("attributes", "both") and item.names)]  # fmt: skip
+    usable = [
+        item for item in descriptions if item.kind == "free" or (item.kind in ("attributes", "both") and item.names)
+    ]
     return usable[int(generator.integers(len(usable)))] if usable else None
 
 

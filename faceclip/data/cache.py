@@ -32,8 +32,11 @@ def module_hash(module: torch.nn.Module) -> str:
     The configuration decides what the weights compute: activation, number of heads, normalization of pixels. A note of
     the weights' licence does not.
     """
-    config = {name: value for name, value in getattr(module, "config", {}).items()
-              if not name.startswith("_") and name != "licence"}  # fmt: skip
+    config = {
+        name: value
+        for name, value in getattr(module, "config", {}).items()
+        if not name.startswith("_") and name != "licence"
+    }
     digest = hashlib.sha256(json.dumps([type(module).__name__, config], sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -62,9 +65,16 @@ def locked_cache(cache: Path) -> Iterator[bool]:
 
 
 def cached_features(
-    root: Path, name: str, *, data_hash: str, model_hash: str, preprocessing: str, count: int, build: Builder,
+    root: Path,
+    name: str,
+    *,
+    data_hash: str,
+    model_hash: str,
+    preprocessing: str,
+    count: int,
+    build: Builder,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, NDArray]:  # fmt: skip
+) -> dict[str, NDArray]:
     """Memory-mapped fields of `count` rows each, built on first use; where several processes may build, under
     `locked_cache(root)`.
 

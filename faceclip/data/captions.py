@@ -142,9 +142,7 @@ def _check(attributes: Mapping[str, str]) -> None:
             raise DataError(f"attribute {name}={attributes.get(name)!r}: expected one of {', '.join(values)}")
 
 
-def seen_values(
-    values: Mapping[str, NDArray[np.str_]], regions: NDArray[np.uint8]
-) -> dict[str, NDArray[np.str_]]:
+def seen_values(values: Mapping[str, NDArray[np.str_]], regions: NDArray[np.uint8]) -> dict[str, NDArray[np.str_]]:
     """What N pictures show of their attributes: `values` (N,) by name, and "" where a value cannot be seen and no
     caption would state it (the hair color of a bald head, the length of hair under a hat). regions: (N, S, S)."""
     shares = np.stack([np.bincount(labels.ravel(), minlength=len(REGIONS)) for labels in regions]) / regions[0].size

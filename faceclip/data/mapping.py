@@ -104,14 +104,20 @@ class DataConfig:
 
 
 READY: dict[str, ColumnsConfig] = {
-    "files": ColumnsConfig(image="image|jpg|jpeg|png|webp", captions=("captions|caption|text|txt",),
-                           identity="identity|person", key="key|id|__key__|file_name"),
-    "image_folder": ColumnsConfig(image="image", captions=("captions|caption|text",), identity="identity|person",
-                                  key="file_name"),
+    "files": ColumnsConfig(
+        image="image|jpg|jpeg|png|webp",
+        captions=("captions|caption|text|txt",),
+        identity="identity|person",
+        key="key|id|__key__|file_name",
+    ),
+    "image_folder": ColumnsConfig(
+        image="image", captions=("captions|caption|text",), identity="identity|person", key="file_name"
+    ),
     # Version 1 of the data set names its columns by its card (url, face box, laion_caption, face_caption); version 2
     # has _id, url, box (JSON text), caption and laion_caption (lists of one text).
-    "facecaption": ColumnsConfig(url="url", captions=("face_caption|caption",), box="face_box|box|face box",
-                                 key="_id|id"),
+    "facecaption": ColumnsConfig(
+        url="url", captions=("face_caption|caption",), box="face_box|box|face box", key="_id|id"
+    ),
 }
 
 
@@ -165,8 +171,10 @@ class RowMapping:
         self.image = self._find("image", chosen["image"], needed="image" in explicit or not chosen["url"])
         self.url = self._find("url", chosen["url"], needed=not self.image)
         self.identity = self._find("identity", chosen["identity"]) if config.identity == "column" else None
-        optional = {name: self._find(name, chosen[name], needed=name in explicit)
-                    for name in ("box", "landmarks", "split", "key")}  # fmt: skip
+        optional = {
+            name: self._find(name, chosen[name], needed=name in explicit)
+            for name in ("box", "landmarks", "split", "key")
+        }
         self.box, self.landmarks, self.split, self.key = optional.values()
         if self.url and not self.image and not config.images:
             raise DataError(
@@ -230,10 +238,15 @@ class RowMapping:
             if not encodes(text):
                 raise RejectedRecord("not_utf8", f"{key}: {text[:60]!r} cannot be written as UTF-8")
         return RawRecord(
-            key=key, image=image, url=url, captions=tuple(dict.fromkeys(captions)), person=person, split=split,
+            key=key,
+            image=image,
+            url=url,
+            captions=tuple(dict.fromkeys(captions)),
+            person=person,
+            split=split,
             box=parse_box(row.get(self.box), self.config.box_format, key) if self.box else None,
             landmarks=parse_landmarks(row.get(self.landmarks), key) if self.landmarks else None,
-        )  # fmt: skip
+        )
 
 
 def text_hash(text: str) -> int:

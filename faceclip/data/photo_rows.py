@@ -40,20 +40,24 @@ class PhotoRows:
         many = self.fitter.landmarks_68(fit, self.size)
         rows = []
         for row, (person, raw, portrait) in enumerate(portraits):
-            fitted = {name: getattr(fit, name)[row].flatten().tolist()
-                      for name in ("shape", "expression", "camera", "light")}  # fmt: skip
-            rows.append(fitted | {
-                "image": encode_png(portrait.picture),
-                "person": person,
-                "key": raw.key,
-                "identity": self.people.setdefault(person, len(self.people)),
-                "index": self.pictures[person],
-                "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),
-                "landmarks_5": points[row].tolist(),
-                "landmarks_68": many[row].tolist(),
-                "shading": encode_png(maps[row]),
-                "captions": [caption_to_dict(Caption(text=text, kind="free")) for text in raw.captions],
-            })  # fmt: skip
+            fitted = {
+                name: getattr(fit, name)[row].flatten().tolist() for name in ("shape", "expression", "camera", "light")
+            }
+            rows.append(
+                fitted
+                | {
+                    "image": encode_png(portrait.picture),
+                    "person": person,
+                    "key": raw.key,
+                    "identity": self.people.setdefault(person, len(self.people)),
+                    "index": self.pictures[person],
+                    "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),
+                    "landmarks_5": points[row].tolist(),
+                    "landmarks_68": many[row].tolist(),
+                    "shading": encode_png(maps[row]),
+                    "captions": [caption_to_dict(Caption(text=text, kind="free")) for text in raw.captions],
+                }
+            )
             self.pictures[person] += 1
         return rows
 

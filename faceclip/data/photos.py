@@ -69,10 +69,13 @@ class PhotosConfig:
             raise ConfigError(f"reach: more than 1 is expected, the face crop itself, got {self.reach}")
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
-        for name, why in (("portrait", "the portraits made here are framed by reach="),
-                          ("device", "the fitter runs on the CPU"), ("verify", "shards are always compared")):
+        for name, why in (
+            ("portrait", "the portraits made here are framed by reach="),
+            ("device", "the fitter runs on the CPU"),
+            ("verify", "shards are always compared"),
+        ):
             if getattr(self.data, name) != getattr(DataConfig(), name):
-                raise ConfigError(f"data.{name}: leave it out, {why}")  # fmt: skip
+                raise ConfigError(f"data.{name}: leave it out, {why}")
 
 
 class PhotoImport:
@@ -89,8 +92,10 @@ class PhotoImport:
         for name in ("path", "images"):
             given = getattr(self.data, name)
             if given and Path(given).is_dir() and whole.is_relative_to(Path(given).resolve()):
-                raise ConfigError(f"out={self.out} lies in data.{name}={given}: what is written there would be among "
-                                  "the photos the next time")  # fmt: skip
+                raise ConfigError(
+                    f"out={self.out} lies in data.{name}={given}: what is written there would be among "
+                    "the photos the next time"
+                )
         # Beside the folder and not in it: messages name photos by their paths, which nobody else is to read.
         self.report = whole.parent / f"{whole.name}-report.json"
         by_value, by_share = bool(self.data.columns.split), self.data.validation_share > 0
@@ -103,8 +108,10 @@ class PhotoImport:
             self.names.append(config.test)
             folder, held = (Path(self.data.path) / name for name in (self.names[0], config.test))
             if find_layout(self.data) == "image_folder" and held.is_dir() and not folder.is_dir():
-                raise ConfigError(f"test={config.test}: move the training photos to {folder}; without such a folder "
-                                  "the test photos would be among them")  # fmt: skip
+                raise ConfigError(
+                    f"test={config.test}: move the training photos to {folder}; without such a folder "
+                    "the test photos would be among them"
+                )
         # What each source gives: a split, or None where its rows are divided.
         self.gives = [None, SPLITS[2]] if by_value or by_share else list(SPLITS)
         path = Path(config.fitter) if Path(config.fitter).is_dir() else weights.path(config.fitter)
@@ -125,22 +132,26 @@ class PhotoImport:
 
     def _reader(self, source: RowSource) -> tuple[RowMapping, PortraitReader]:
         mapping = RowMapping(self.data, source.layout, source.columns, source.name)
-        reader = PortraitReader(self.data, folder=source.folder, crop_size=CROP, picture_size=self.config.size,
-                                cache=self.out)  # fmt: skip
+        reader = PortraitReader(
+            self.data, folder=source.folder, crop_size=CROP, picture_size=self.config.size, cache=self.out
+        )
         return mapping, reader
 
     def request(self) -> dict[str, Any]:
         """All that decides what the shards hold, before persons with one picture are left out."""
-        division = {name: getattr(self.data, name) for name in
-                    ("train", "validation", "validation_share", "undivided", "limit", "shard_rows")}
+        division = {
+            name: getattr(self.data, name)
+            for name in ("train", "validation", "validation_share", "undivided", "limit", "shard_rows")
+        }
         return {
             "version": VERSION,
-            "sources": [[s.content_hash, m.facts, r.finding] for s, (m, r) in zip(self.sources, self.readers,
-                                                                                  strict=True)],
+            "sources": [
+                [s.content_hash, m.facts, r.finding] for s, (m, r) in zip(self.sources, self.readers, strict=True)
+            ],
             "fitter": module_hash(self.fitter),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side")},
-        }  # fmt: skip
+        }
 
     def run(self) -> dict[str, Any]:
         """Writes what is missing and returns the content of dataset.json.
@@ -160,8 +171,10 @@ class PhotoImport:
                 self._open()
                 return self._run()
         except OSError as error:
-            raise DataError(f"{self.out} cannot be written ({error}): free space or make it writable, and run again; "
-                            "finished shards are kept") from error  # fmt: skip
+            raise DataError(
+                f"{self.out} cannot be written ({error}): free space or make it writable, and run again; "
+                "finished shards are kept"
+            ) from error
 
     def _run(self) -> dict[str, Any]:
         request = self.request()
@@ -234,8 +247,9 @@ class PhotoImport:
                 counts.merge(rejected.to_dict())
                 for earlier in state["blocks"]:
                     earlier["position"] = None
-                state["blocks"].append({"source": number, "files": files, "rejected": rejected.to_dict(),
-                                        "position": source.position()})  # fmt: skip
+                state["blocks"].append(
+                    {"source": number, "files": files, "rejected": rejected.to_dict(), "position": source.position()}
+                )
                 write_json(self.partial / "progress.json", state)
                 counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
 
@@ -298,8 +312,11 @@ class PhotoImport:
             parts[split] = {"identities": len(people), "images": images}
         summary = {
             "request": state["request"] | {"few_pictures": self.data.few_pictures},
-            "fitter": Path(self.config.fitter).name, "counts": parts, "files": files, "rejected": counts.counts,
-        }  # fmt: skip
+            "fitter": Path(self.config.fitter).name,
+            "counts": parts,
+            "files": files,
+            "rejected": counts.counts,
+        }
         replace_text(self.out / "README.md", _card(summary))
         write_json(self.out / "dataset.json", summary)
         final.rename(self.out / "data")
@@ -359,8 +376,9 @@ def _check_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
 def _card(summary: Mapping[str, Any]) -> str:
     """README.md with the YAML header that `datasets` and the hub read."""
     files = "\n".join(f"      - split: {split}\n        path: data/{split}-*.parquet" for split in summary["counts"])
-    lines = "\n".join(f"| {split} | {part['identities']:,} | {part['images']:,} |"
-                      for split, part in summary["counts"].items())  # fmt: skip
+    lines = "\n".join(
+        f"| {split} | {part['identities']:,} | {part['images']:,} |" for split, part in summary["counts"].items()
+    )
     return f"""---
 configs:
   - config_name: default
@@ -369,7 +387,7 @@ configs:
 ---
 # Portraits cut from photos
 
-Written by `python -m faceclip.data.photos` at {summary['request']['size']} px; licence and consent are those of the
+Written by `python -m faceclip.data.photos` at {summary["request"]["size"]} px; licence and consent are those of the
 photos.
 
 | split | persons | pictures |
@@ -378,7 +396,7 @@ photos.
 
 `image`, `landmarks_5` (px, given or detected), `identity`, `person`, `key` and `captions` come from the photos.
 `shape`, `expression`, `pose`, `camera`, `light`, `landmarks_68` and `shading` are estimates of the fitter
-`{summary['fitter']}`. There are no attributes and no region maps."""
+`{summary["fitter"]}`. There are no attributes and no region maps."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,8 +54,11 @@ class PortraitPool:
         Raises DataError when a worker process dies.
         """
         try:
-            jobs = [self._submit(number, row, landmarks) for number, row in enumerate(rows, start)
-                    if landmarks is None or number in landmarks]  # fmt: skip
+            jobs = [
+                self._submit(number, row, landmarks)
+                for number, row in enumerate(rows, start)
+                if landmarks is None or number in landmarks
+            ]
             return [self._result(*job) for job in jobs]
         except BrokenProcessPool as error:
             raise DataError(

@@ -96,8 +96,10 @@ class PortraitReader:
         """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
-        return (f"finding 2: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
-                f"cap {c.max_pixels}, pictures {store}")  # fmt: skip
+        return (
+            f"finding 2: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
+            f"cap {c.max_pixels}, pictures {store}"
+        )
 
     @property
     def cutting(self) -> tuple[str, str]:
@@ -235,9 +237,7 @@ def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     return shared / (sum(areas) - shared)
 
 
-def square_around(
-    image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float
-) -> tuple[int, int, int]:
+def square_around(image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float) -> tuple[int, int, int]:
     """Left, top and side of a square around the face, upright, moved inside the picture where it would leave it.
 
     Its side is `reach` × the side of the aligned face crop in the picture, at most the picture's shorter side;

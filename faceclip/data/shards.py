@@ -68,8 +68,10 @@ class ShardFolder:
         except OSError as error:
             with suppress(OSError):  # read-only storage refuses that as well
                 temporary.unlink(missing_ok=True)
-            raise DataError(f"cannot write {path} ({error}): free space or make the folder writable, then run the "
-                            "command again; it goes on here") from error  # fmt: skip
+            raise DataError(
+                f"cannot write {path} ({error}): free space or make the folder writable, then run the "
+                "command again; it goes on here"
+            ) from error
         self.entries.append({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts})
         self._save()
 

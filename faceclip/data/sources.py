@@ -29,8 +29,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.
 _READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, TypeError, DatasetGenerationError)
 _TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".csv": "csv"}
-_SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"},
-           "test": {"test", "testing", "eval", "evaluation"}}  # fmt: skip
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
 Position = dict[str, Any]
 Rows = Callable[..., Iterator[Mapping[str, Any]]]
 
@@ -96,8 +99,15 @@ def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
         def listed(start: int, position: Position | None = None) -> Iterator[Mapping[str, Any]]:
             return itertools.islice(rows, start, None)
 
-        return RowSource(name=str(path), layout=layout, columns=columns, content_hash=digest, count=len(rows),
-                         folder=path, rows=listed)  # fmt: skip
+        return RowSource(
+            name=str(path),
+            layout=layout,
+            columns=columns,
+            content_hash=digest,
+            count=len(rows),
+            folder=path,
+            rows=listed,
+        )
     if layout == "arrow":
         return _from_arrow(path, split, memo)
     return _from_datasets(config, layout, split, memo)
@@ -224,13 +234,16 @@ def _check_tables(files: list[str]) -> None:
             columns.setdefault(field.name, file)
             kind, first = kinds.setdefault(field.name, (_kind(field.type), file))
             if _kind(field.type) not in (kind, "nothing"):
-                raise DataError(f"{file}: column {field.name!r} holds {_kind(field.type)}, in {first} {kind}: write "
-                                "one of them again, or take it out of the folder")  # fmt: skip
+                raise DataError(
+                    f"{file}: column {field.name!r} holds {_kind(field.type)}, in {first} {kind}: write "
+                    "one of them again, or take it out of the folder"
+                )
     lacking = {name: file for name, file in columns.items() if file != files[0]}
     if lacking:
         names, other = ", ".join(map(repr, lacking)), next(iter(lacking.values()))
-        raise DataError(f"{files[0]} lacks column {names}, which {other} has: write it again, or take it out of the "
-                        "folder")  # fmt: skip
+        raise DataError(
+            f"{files[0]} lacks column {names}, which {other} has: write it again, or take it out of the folder"
+        )
 
 
 def _kind(column: pa.DataType) -> str:
@@ -262,9 +275,13 @@ def _check_whole(tar: Path) -> None:
 
 
 def _stream(
-    found: datasets.Dataset | datasets.IterableDataset, name: str, layout: str, digest: str, count: int | None,
+    found: datasets.Dataset | datasets.IterableDataset,
+    name: str,
+    layout: str,
+    digest: str,
+    count: int | None,
     folder: Path | None,
-) -> RowSource:  # fmt: skip
+) -> RowSource:
     if isinstance(found, datasets.IterableDataset):
         # A stream may not know its columns yet, so pictures are left encoded in all of them.
         found = found.decode(False)
@@ -290,8 +307,16 @@ def _stream(
     def position() -> Position | None:
         return found.state_dict() if known else None
 
-    return RowSource(name=name, layout=layout, columns=tuple(columns), content_hash=digest, count=count,
-                     folder=folder, rows=rows, position=position)  # fmt: skip
+    return RowSource(
+        name=name,
+        layout=layout,
+        columns=tuple(columns),
+        content_hash=digest,
+        count=count,
+        folder=folder,
+        rows=rows,
+        position=position,
+    )
 
 
 def _guard(name: str, action: Callable[[], Any]) -> Any:
@@ -299,8 +324,9 @@ def _guard(name: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except ConnectionError as error:
-        raise DataError(f"{name}: the hub cannot be reached ({error}): check the id and the connection, or give a "
-                        "local folder") from error  # fmt: skip
+        raise DataError(
+            f"{name}: the hub cannot be reached ({error}): check the id and the connection, or give a local folder"
+        ) from error
     except _READ_ERRORS as error:
         raise DataError(f"{name} cannot be read ({error}): a file may be damaged; replace it and run again") from error
 

@@ -105,8 +105,18 @@ class Targets:
     def pairs(self, folder: str) -> Iterable[tuple[str, str]]:
         """(decrease, increase) target names of a folder; left and right sides come as separate pairs."""
         names = {p.name.removesuffix(".target.gz") for p in (self.root / folder).glob("*.target.gz")}
-        opposites = {"decr": "incr", "down": "up", "in": "out", "backward": "forward", "concave": "convex",
-                     "compress": "uncompress", "1-l": "1-r", "2-l": "2-r", "3-l": "3-r", "4-l": "4-r"}  # fmt: skip
+        opposites = {
+            "decr": "incr",
+            "down": "up",
+            "in": "out",
+            "backward": "forward",
+            "concave": "convex",
+            "compress": "uncompress",
+            "1-l": "1-r",
+            "2-l": "2-r",
+            "3-l": "3-r",
+            "4-l": "4-r",
+        }
         for name in sorted(names):
             for low, high in opposites.items():
                 if name.endswith("-" + low) and (other := name.removesuffix(low) + high) in names:
@@ -115,10 +125,31 @@ class Targets:
 
 def local_controls(targets: Targets) -> list[tuple[str, list[str], list[str], float]]:
     """(name, decrease targets, increase targets, standard deviation): both sides of a face move together."""
-    spread = {"head": 0.42, "nose": 0.5, "mouth": 0.42, "eyes": 0.45, "chin": 0.6, "cheek": 0.55, "forehead": 0.55,
-              "eyebrows": 0.6, "ears": 0.45, "neck": 0.3, "asym": 0.3}  # fmt: skip
-    still = ("head-trans", "neck-trans", "head-angle", "head-age", "neck-height", "mouth-angles", "eye-push",
-             "nose-trans-in", "mouth-trans-in", "asymm-")  # fmt: skip
+    spread = {
+        "head": 0.42,
+        "nose": 0.5,
+        "mouth": 0.42,
+        "eyes": 0.45,
+        "chin": 0.6,
+        "cheek": 0.55,
+        "forehead": 0.55,
+        "eyebrows": 0.6,
+        "ears": 0.45,
+        "neck": 0.3,
+        "asym": 0.3,
+    }
+    still = (
+        "head-trans",
+        "neck-trans",
+        "head-angle",
+        "head-age",
+        "neck-height",
+        "mouth-angles",
+        "eye-push",
+        "nose-trans-in",
+        "mouth-trans-in",
+        "asymm-",
+    )
     controls = []
     for folder, sigma in spread.items():
         for low, high in targets.pairs(folder):
@@ -160,8 +191,11 @@ def sample_people(targets: Targets, people: int, vertices: np.ndarray, rng: np.r
     for column, name in enumerate(macro):
         factor = (male if "-male-" in name else 1 - male) * (old if "-old" in name else 1 - old)
         if name.startswith("universal"):
-            share = {"minweight": np.maximum(-weight, 0), "averageweight": 1 - np.abs(weight),
-                     "maxweight": np.maximum(weight, 0)}[name.rsplit("-", 1)[1]]  # fmt: skip
+            share = {
+                "minweight": np.maximum(-weight, 0),
+                "averageweight": 1 - np.abs(weight),
+                "maxweight": np.maximum(weight, 0),
+            }[name.rsplit("-", 1)[1]]
         else:
             share = ancestry[:, ("african", "asian", "caucasian").index(name.split("-")[0])]
         mixture[:, column] = factor * share
@@ -194,15 +228,37 @@ def landmark_vertices(template: np.ndarray, normals: np.ndarray, body: np.ndarra
     eye = [(0.44, 7.30), (0.34, 7.355), (0.24, 7.355), (0.155, 7.295), (0.24, 7.255), (0.34, 7.255)]
     nose = [(0, 7.30), (0, 7.17), (0, 7.04), (0, 6.91)]
     base = [(-0.13, 6.855), (-0.07, 6.835), (0, 6.83), (0.07, 6.835), (0.13, 6.855)]
-    outer = [(-0.23, 6.63), (-0.15, 6.69), (-0.06, 6.725), (0, 6.715), (0.06, 6.725), (0.15, 6.69), (0.23, 6.63),
-             (0.14, 6.555), (0.07, 6.515), (0, 6.505), (-0.07, 6.515), (-0.14, 6.555)]  # fmt: skip
-    inner = [(-0.19, 6.63), (-0.07, 6.65), (0, 6.65), (0.07, 6.65), (0.19, 6.63), (0.07, 6.61), (0, 6.61),
-             (-0.07, 6.61)]  # fmt: skip
+    outer = [
+        (-0.23, 6.63),
+        (-0.15, 6.69),
+        (-0.06, 6.725),
+        (0, 6.715),
+        (0.06, 6.725),
+        (0.15, 6.69),
+        (0.23, 6.63),
+        (0.14, 6.555),
+        (0.07, 6.515),
+        (0, 6.505),
+        (-0.07, 6.515),
+        (-0.14, 6.555),
+    ]
+    inner = [
+        (-0.19, 6.63),
+        (-0.07, 6.65),
+        (0, 6.65),
+        (0.07, 6.65),
+        (0.19, 6.63),
+        (0.07, 6.61),
+        (0, 6.61),
+        (-0.07, 6.61),
+    ]
     mirror = [(-x, y) for x, y in eye]
     points = jaw + [(-x, y) for x, y in brow] + brow[::-1] + nose + base
     points += [*mirror, eye[3], eye[2], eye[1], eye[0], eye[5], eye[4], *outer, *inner]
-    return {"landmarks_68": [nearest(x, y) for x, y in points], "nose_mouth": [
-        nearest(0, 6.91), nearest(-0.225, 6.63), nearest(0.225, 6.63)]}  # fmt: skip
+    return {
+        "landmarks_68": [nearest(x, y) for x, y in points],
+        "nose_mouth": [nearest(0, 6.91), nearest(-0.225, 6.63), nearest(0.225, 6.63)],
+    }
 
 
 def extract(data: Path, *, people: int = PEOPLE, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -240,8 +296,10 @@ def extract(data: Path, *, people: int = PEOPLE, seed: int = 0) -> tuple[dict[st
     all_faces = np.concatenate(faces)
     normals = vertex_normals(template, all_faces)
     landmarks = landmark_vertices(template, normals, part == 0)
-    lips = [np.linalg.norm(targets[f"mouth/mouth-{side}-volume-incr"][vertices], axis=1)
-            for side in ("upperlip", "lowerlip")]  # fmt: skip
+    lips = [
+        np.linalg.norm(targets[f"mouth/mouth-{side}-volume-incr"][vertices], axis=1)
+        for side in ("upperlip", "lowerlip")
+    ]
     explained = 1 - ((centred - scores @ basis.reshape(SHAPE_COEFFICIENTS, -1)) ** 2).sum() / (centred**2).sum()
     tensors = {
         "template": template.astype(np.float32),

@@ -15,8 +15,7 @@ from faceclip.face3d.camera import CENTER, PIVOT, SPAN
 
 @dataclass(frozen=True, kw_only=True)
 class FaceFit:
-    """Parameters of B faces in a picture; camera values are relative to its side, so they hold at any size.
-    """
+    """Parameters of B faces in a picture; camera values are relative to its side, so they hold at any size."""
 
     shape: Tensor  # (B, K) coefficients of the head model
     expression: Tensor  # (B, E)

@@ -16,10 +16,19 @@ def sh_basis(normals: np.ndarray) -> np.ndarray:
     """Basis values (…, 9) of unit normals (…, 3)."""
     x, y, z = normals[..., 0], normals[..., 1], normals[..., 2]
     return np.stack(
-        [np.full_like(x, _C0), _C1 * y, _C1 * z, _C1 * x, _C2 * x * y, _C2 * y * z, _C3 * (3 * z * z - 1), _C2 * x * z,
-         _C4 * (x * x - y * y)],
+        [
+            np.full_like(x, _C0),
+            _C1 * y,
+            _C1 * z,
+            _C1 * x,
+            _C2 * x * y,
+            _C2 * y * z,
+            _C3 * (3 * z * z - 1),
+            _C2 * x * z,
+            _C4 * (x * x - y * y),
+        ],
         -1,
-    )  # fmt: skip
+    )
 
 
 def shade(normals: np.ndarray, light: np.ndarray) -> np.ndarray:

@@ -41,8 +41,10 @@ class HeadModel:
         self.landmarks_68 = tensors["landmarks_68"]
         self.nose_mouth = tensors["nose_mouth"]
         self.expression_names: tuple[str, ...] = tuple(json.loads(metadata["expressions"]))
-        self.eye_front = [int(np.flatnonzero(self.part == eye)[self.template[self.part == eye][:, 2].argmax()])
-                          for eye in (RIGHT_EYE, LEFT_EYE)]  # fmt: skip
+        self.eye_front = [
+            int(np.flatnonzero(self.part == eye)[self.template[self.part == eye][:, 2].argmax()])
+            for eye in (RIGHT_EYE, LEFT_EYE)
+        ]
         t = self.template
         face = (self.part == BODY) & (t[:, 1] < _FACE_TOP - 0.35 * t[:, 0] ** 2) & (np.abs(t[:, 0]) < _FACE_SIDE)
         face &= (t[:, 2] > _FACE_BACK) & (t[:, 1] > 6.2 + 0.55 * np.maximum(0.95 - t[:, 2], 0))

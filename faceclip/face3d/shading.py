@@ -32,8 +32,14 @@ def shading_map(
         (size, size, 3) uint8 RGB, black outside the face.
     """
     model = model or default_head()
-    return shade_face(model, pose_vertices(model.vertices(shape, expression), model.head_weight, pose), camera, light,
-                      size, supersample)  # fmt: skip
+    return shade_face(
+        model,
+        pose_vertices(model.vertices(shape, expression), model.head_weight, pose),
+        camera,
+        light,
+        size,
+        supersample,
+    )
 
 
 def shade_face(

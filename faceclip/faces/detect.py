@@ -131,8 +131,9 @@ def attempts_for(height: int, width: int, *, long_side: int = 1280, short_side: 
     enlarge = max(1.0, short_side / min(height, width))
     base = enlarge if enlarge > 1 else shrink
     looks = ((base, 0.0), (base, 0.25), (base * 0.5, 0.5), (base * 2 if enlarge > 1 else 1.0, 0.1))
-    return [Attempt(scale=min(scale, _largest_scale(height, width, padding)), padding=padding)
-            for scale, padding in looks]  # fmt: skip
+    return [
+        Attempt(scale=min(scale, _largest_scale(height, width, padding)), padding=padding) for scale, padding in looks
+    ]
 
 
 def _largest_scale(height: int, width: int, padding: float) -> float:

@@ -23,11 +23,31 @@ MAX_PIXELS = 64_000_000
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Pillow's decoders report damaged files by any of these.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, OverflowError, AssertionError,
-           TypeError, AttributeError, KeyError, ZeroDivisionError, RuntimeError)  # fmt: skip
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    IndexError,
+    OverflowError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    ZeroDivisionError,
+    RuntimeError,
+)
 _ORIENTATION = 0x0112
-_TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
-          6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}  # fmt: skip
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 def describe_source(source: ImageSource) -> str:

@@ -11,16 +11,58 @@ from faceclip.runtime.interfaces import TrainerConfig
 
 # Places (what lies there is compared by its hash), figures, logs, and how the work is done. Seed and batch size are
 # compared by the trainer itself.
-FREE = frozenset({
-    "out", "cache", "export", "half", "data", "init", "towers", "encoder", "base", "vae", "text_l", "text_g",
-    "recognizer", "latent_recognizer", "image_tower", "judge", "fitter", "licence",
-    "validation_queries", "validation_rows", "sample_steps", "measured_images", "guidance", "sampling_steps",
-    "data.path", "data.images", "data.streaming", "data.workers", "data.worker_kind", "data.device", "data.batch_size",
-    "data.shard_rows", "data.max_bad_share", "data.accept_non_commercial", "data.verify",
-    "trainer.steps", "trainer.log_every", "trainer.validate_every", "trainer.save_every", "trainer.keep_checkpoints",
-    "trainer.best_metric", "trainer.best_mode", "trainer.resume", "trainer.num_threads", "trainer.device",
-    "trainer.seed", "trainer.batch_size", "trainer.accumulate",
-})  # fmt: skip
+FREE = frozenset(
+    {
+        "out",
+        "cache",
+        "export",
+        "half",
+        "data",
+        "init",
+        "towers",
+        "encoder",
+        "base",
+        "vae",
+        "text_l",
+        "text_g",
+        "recognizer",
+        "latent_recognizer",
+        "image_tower",
+        "judge",
+        "fitter",
+        "licence",
+        "validation_queries",
+        "validation_rows",
+        "sample_steps",
+        "measured_images",
+        "guidance",
+        "sampling_steps",
+        "data.path",
+        "data.images",
+        "data.streaming",
+        "data.workers",
+        "data.worker_kind",
+        "data.device",
+        "data.batch_size",
+        "data.shard_rows",
+        "data.max_bad_share",
+        "data.accept_non_commercial",
+        "data.verify",
+        "trainer.steps",
+        "trainer.log_every",
+        "trainer.validate_every",
+        "trainer.save_every",
+        "trainer.keep_checkpoints",
+        "trainer.best_metric",
+        "trainer.best_mode",
+        "trainer.resume",
+        "trainer.num_threads",
+        "trainer.device",
+        "trainer.seed",
+        "trainer.batch_size",
+        "trainer.accumulate",
+    }
+)
 
 
 def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
@@ -50,8 +92,9 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, A
     changed = [key for key, value in ours.items() if key in theirs and theirs[key] != value]
     if changed:
         pairs = ", ".join(f"{key} was {_text(theirs[key])}, now {_text(ours[key])}" for key in changed)
-        raise CheckpointError(f"{folder}: cannot resume exactly ({pairs}); use another output directory (out=DIR), or "
-                              "set it as it was")  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: cannot resume exactly ({pairs}); use another output directory (out=DIR), or set it as it was"
+        )
 
 
 def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +108,10 @@ def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
 def check_steps(folder: Path, done: int, wanted: int) -> None:
     """Raises CheckpointError if a run is to end before the step at which its checkpoint stands."""
     if wanted < done:
-        raise CheckpointError(f"{folder}: already at step {done}, beyond trainer.steps={wanted}: set trainer.steps="
-                              f"{done} or more, or use another output directory (out=DIR)")  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: already at step {done}, beyond trainer.steps={wanted}: set trainer.steps="
+            f"{done} or more, or use another output directory (out=DIR)"
+        )
 
 
 def _text(value: Any) -> str:

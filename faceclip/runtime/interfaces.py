@@ -124,8 +124,10 @@ class TrainerConfig:
         if not 0 <= self.seed < 2**32:  # the seeds of steps and ranks, made of it, must fit 64 bits
             raise ConfigError(f"trainer.seed: must be from 0 to 4294967295, got {self.seed}")
         if self.device not in ("auto", "cpu"):
-            raise ConfigError(f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "
-                              f"'cpu', got {self.device!r}; choose GPUs by CUDA_VISIBLE_DEVICES")  # fmt: skip
+            raise ConfigError(
+                f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "
+                f"'cpu', got {self.device!r}; choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

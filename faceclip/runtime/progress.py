@@ -12,8 +12,13 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int, int | None], N
 
     A total of None is one that nobody knows.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, transient=True)
     task = None
 

@@ -160,9 +160,12 @@ class Trainer:
         config = self.config
         rank = self.accelerator.process_index
         factor = rate_factor(
-            self.step, steps=config.steps, warmup=config.warmup_steps, schedule=config.schedule,
+            self.step,
+            steps=config.steps,
+            warmup=config.warmup_steps,
+            schedule=config.schedule,
             min_ratio=config.min_lr_ratio,
-        )  # fmt: skip
+        )
         for group, rate in zip(engine.groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         # One stream of random numbers per (seed, step, rank): a resumed run draws what an unbroken one would.
@@ -355,8 +358,10 @@ class Trainer:
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
         if not self.config.resume and (found := checkpoints(folder)):
-            raise CheckpointError(f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside "
-                                  "it: use another output directory, delete this one, or resume")  # fmt: skip
+            raise CheckpointError(
+                f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside "
+                "it: use another output directory, delete this one, or resume"
+            )
 
     def _resume(self) -> dict[str, Tensor] | None:
         """Takes over the newest checkpoint; returns the optimizer state in it."""
@@ -369,8 +374,9 @@ class Trainer:
         average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")
-            raise CheckpointError(f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another "
-                                  "output directory")  # fmt: skip
+            raise CheckpointError(
+                f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another output directory"
+            )
         check_same_run(folder, self.settings, facts.get("settings", {}))
         check_steps(folder, facts["step"], self.config.steps)
         model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}

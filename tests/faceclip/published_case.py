@@ -53,8 +53,10 @@ def _unused(model: FaceCLIP) -> dict[str, Tensor]:
                 out[moved] = tensor
         out |= {f"{root}.logit_scale": torch.zeros(()), f"{root}.logit_bias": torch.zeros(())}
         out |= {f"{root}.fuser.enc_output.weight": torch.zeros(width, width)}
-        out |= {f"{root}.fuser.{n}": torch.zeros(width)
-                for n in ("enc_output.bias", "enc_output_norm.weight", "enc_output_norm.bias")}  # fmt: skip
+        out |= {
+            f"{root}.fuser.{n}": torch.zeros(width)
+            for n in ("enc_output.bias", "enc_output_norm.weight", "enc_output_norm.bias")
+        }
     return out
 
 

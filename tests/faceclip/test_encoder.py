@@ -17,10 +17,16 @@ from faceclip.text_tower import tokenize
 SIZES = {
     "face": {"image_size": 36, "patch_size": 9, "width": 24, "depth": 1, "heads": 2, "embedding_dim": 16},
     "text_l": {"width": 32, "layers": 1, "heads": 2, "embed_dim": 20, "vocabulary": list(range(3000))},
-    "text_g": {"width": 48, "layers": 1, "heads": 2, "quick_gelu": False, "embed_dim": 20,
-               "vocabulary": list(range(3000))},
+    "text_g": {
+        "width": 48,
+        "layers": 1,
+        "heads": 2,
+        "quick_gelu": False,
+        "embed_dim": 20,
+        "vocabulary": list(range(3000)),
+    },
     "fusion": {"layers": 2, "attention_width": 32, "text_hidden": 32, "face_hidden": 32, "layer_scale": 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -327,8 +333,13 @@ def test_a_saturated_gate_has_finite_gradients(gate):
     heads = JointHeads(8, 4, 6, hidden=8, heads=2)
     torch.nn.init.constant_(heads.gate_pool.mlp[-1].bias, gate)
     has_text = torch.tensor([True, True, False])
-    output = heads(torch.randn(3, 5, 8), identity=torch.randn(3, 4), text=torch.randn(3, 6), has_text=has_text,
-                   has_face=torch.tensor([True, False, True]))  # fmt: skip
+    output = heads(
+        torch.randn(3, 5, 8),
+        identity=torch.randn(3, 4),
+        text=torch.randn(3, 6),
+        has_text=has_text,
+        has_face=torch.tensor([True, False, True]),
+    )
     share = torch.tensor([float(torch.tensor(gate).sigmoid()), 0.0, 1.0])  # of face, of text alone, of face alone
     torch.testing.assert_close(output.joint[:, :4].square().sum(1), share, atol=1e-6, rtol=0)
     torch.testing.assert_close(output.joint[:, 4:].square().sum(1), 1 - share, atol=1e-6, rtol=0)

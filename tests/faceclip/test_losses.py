@@ -110,8 +110,9 @@ def test_a_large_batch_equals_dense(product, loss, dense):
     scalars64 = [value.double().requires_grad_() for value in values]
     reference = dense(q64, t64, *scalars64, *labels)
     assert value.item() == pytest.approx(reference.item(), rel=1e-6)
-    assert_gradients(torch.autograd.grad(value, (q, t, *scalars)),
-                     torch.autograd.grad(reference, (q64, t64, *scalars64)))  # fmt: skip
+    assert_gradients(
+        torch.autograd.grad(value, (q, t, *scalars)), torch.autograd.grad(reference, (q64, t64, *scalars64))
+    )
 
 
 def test_by_hand():

@@ -25,8 +25,10 @@ GOLDEN = Path(__file__).parent / "data" / "published_outputs.safetensors"
 @pytest.fixture(scope="module")
 def file(state, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("published") / "face_clip_encoder.pt"
-    torch.save({name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-                for name, tensor in state.items()}, path)  # fmt: skip
+    torch.save(
+        {name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+        path,
+    )
     return path
 
 
@@ -187,8 +189,13 @@ def test_full_size_file(shapes, tmp_path, capsys):
         "    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))\n"
         "before = peak()\nconvert(Path(sys.argv[1]), Path(sys.argv[2]))\nprint(peak() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(source), str(tmp_path / "ours")], check=True,
-                          capture_output=True, text=True, timeout=900)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(source), str(tmp_path / "ours")],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     ratio = int(done.stdout.split()[-1]) / size
     with capsys.disabled():
         print(f"\nconverting {size / 1e9:.2f} GB: peak memory {ratio:.3f} × the file")

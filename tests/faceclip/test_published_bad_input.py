@@ -172,10 +172,19 @@ def test_face_encoders_that_differ_do_not_fit_a_shared_one(state):
         assert "give one of shared_face=False" in str(caught.value)
 
 
-@pytest.mark.parametrize(("part", "name", "value"), [
-    ("face", "heads", 3), ("text_l", "heads", 5), ("text_g", "heads", 7), ("face", "heads", 0),
-    ("face", "width", -4), ("face", "image_size", 4), ("fusion", "attention_width", 33), ("face", "depth", "x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("face", "heads", 3),
+        ("text_l", "heads", 5),
+        ("text_g", "heads", 7),
+        ("face", "heads", 0),
+        ("face", "width", -4),
+        ("face", "image_size", 4),
+        ("fusion", "attention_width", 33),
+        ("face", "depth", "x"),
+    ],
+)
 def test_settings_that_cannot_be(file, converted, tmp_path, part, name, value):
     config = SMALL | {part: SMALL[part] | {name: value}}
     with pytest.raises(ConfigError, match="config does not describe a FaceCLIP: "):

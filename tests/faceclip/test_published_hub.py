@@ -37,8 +37,13 @@ def environment(tmp_path) -> Iterator[dict[str, str]]:
     command = [sys.executable, hub.__file__, str(tmp_path / "hub")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         address = server.stdout.readline().strip()
-        yield os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
-                            "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}  # fmt: skip
+        yield os.environ | {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
         server.kill()
 
 
@@ -52,8 +57,9 @@ def test_models_are_downloaded_by_id(state, environment, tmp_path):
     for name, config in (("encoder", CONFIG), ("unet", TINY)):
         (tmp_path / f"{name}.json").write_text(json.dumps(config))
 
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], env=environment, capture_output=True, text=True,
-                          timeout=240)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     for expected, name in ((encoder, "encoder"), (unet, "unet")):
         found = load_file(tmp_path / name)

@@ -78,8 +78,10 @@ def test_directories_in_shards(unet, tmp_path):
 
 def test_bad_files(unet, tmp_path):
     state = unet.state_dict()
-    torch.save({name: tensor for name, tensor in state.items() if name != "conv_out.bias"} | {"x": torch.zeros(1)},
-               tmp_path / "bad.pt")  # fmt: skip
+    torch.save(
+        {name: tensor for name, tensor in state.items() if name != "conv_out.bias"} | {"x": torch.zeros(1)},
+        tmp_path / "bad.pt",
+    )
     with pytest.raises(CheckpointError, match=r"bad\.pt.*1 missing: conv_out\.bias; 1 unexpected: x"):
         load_unet(tmp_path / "bad.pt", config=TINY)
     torch.save(state, tmp_path / "small.pt")
@@ -128,7 +130,9 @@ def test_full_size(tmp_path):
     assert found.config.addition_embed_type == "text_time"
     with torch.device("meta"):
         sample = found.to("meta")(
-            torch.empty(1, 4, 144, 108), torch.empty(()), torch.empty(1, 77, 2048),
+            torch.empty(1, 4, 144, 108),
+            torch.empty(()),
+            torch.empty(1, 77, 2048),
             added_cond_kwargs={"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)},
-        ).sample  # fmt: skip
+        ).sample
     assert sample.shape == (1, 4, 144, 108)

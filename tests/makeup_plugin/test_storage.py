@@ -172,8 +172,11 @@ def test_an_adapter_leaves_a_style_on(pipeline, tmp_path):
 def test_lora_weights_as_a_dictionary(pipeline):
     """Names of kohya's trainer are converted, and not in the caller's dictionary."""
     name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
-    state = {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2),
-             f"{name}.alpha": torch.tensor(2.0)}  # fmt: skip
+    state = {
+        f"{name}.lora_down.weight": torch.ones(2, 16),
+        f"{name}.lora_up.weight": torch.ones(16, 2),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
     for number in range(2):
         pipeline.load_lora_weights(state, adapter_name=f"style{number}", low_cpu_mem_usage=False)
     assert len(state) == 3
@@ -265,8 +268,11 @@ def test_a_failed_save_leaves_the_pipeline_and_the_earlier_save_whole(pipeline, 
     before = contents(saved)
     remove_lora(pipeline.unet)
     largest = max(path.stat().st_size for path in saved.rglob("*.safetensors"))
-    for size, save in ((3000, pipeline.save_adapter), (3000, pipeline.save_pretrained),
-                       (largest - 1, pipeline.save_pretrained)):  # fmt: skip
+    for size, save in (
+        (3000, pipeline.save_adapter),
+        (3000, pipeline.save_pretrained),
+        (largest - 1, pipeline.save_pretrained),
+    ):
         with largest_file(size), pytest.raises(CheckpointError, match=r"cannot write .*/pipeline .*free space"):
             save(saved)
         assert contents(saved) == before

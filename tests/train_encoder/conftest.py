@@ -35,9 +35,16 @@ def png(pixels: np.ndarray) -> bytes:
 
 def rows_of(arrays: FaceArrays, fold: str) -> list[dict]:
     """The portraits under column names of somebody else."""
-    return [{"photo": png(arrays.images[i]), "words": [c.text for c in arrays.captions[i]],
-             "who": f"person {arrays.identity[i]}", "points": np.asarray(arrays.landmarks_5[i]).tolist(), "fold": fold}
-            for i in range(len(arrays))]  # fmt: skip
+    return [
+        {
+            "photo": png(arrays.images[i]),
+            "words": [c.text for c in arrays.captions[i]],
+            "who": f"person {arrays.identity[i]}",
+            "points": np.asarray(arrays.landmarks_5[i]).tolist(),
+            "fold": fold,
+        }
+        for i in range(len(arrays))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +69,15 @@ def facecaption(rows, tmp_path) -> tuple[Path, Path]:
         url = f"https://example.org/{number}.png"
         points = np.asarray(row["points"])
         low, high = points.min(0) - 12, points.max(0) + 12
-        table.append({"_id": str(number), "url": f"{url}, more", "box": json.dumps([*low.tolist(), *high.tolist()]),
-                      "caption": [row["words"][0]], "laion_caption": ["x"]})  # fmt: skip
+        table.append(
+            {
+                "_id": str(number),
+                "url": f"{url}, more",
+                "box": json.dumps([*low.tolist(), *high.tolist()]),
+                "caption": [row["words"][0]],
+                "laion_caption": ["x"],
+            }
+        )
         if number != 3:
             (images / f"{hashlib.sha256(url.encode()).hexdigest()}.png").write_bytes(row["photo"])
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "FaceCaption-v2.parquet")

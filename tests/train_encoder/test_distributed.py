@@ -37,9 +37,18 @@ ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
 def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("distributed")
     towers = save_towers(root / "towers")
-    trainer = [f"trainer.steps={STEPS}", f"trainer.save_every={HALF}", "trainer.log_every=1", "trainer.warmup_steps=2",
-               "trainer.precision=fp32", "trainer.num_threads=1", "trainer.validate_every=0",
-               "trainer.best_metric=null", "validation_queries=8", "trainer.ema_decay=0.9"]  # fmt: skip
+    trainer = [
+        f"trainer.steps={STEPS}",
+        f"trainer.save_every={HALF}",
+        "trainer.log_every=1",
+        "trainer.warmup_steps=2",
+        "trainer.precision=fp32",
+        "trainer.num_threads=1",
+        "trainer.validate_every=0",
+        "trainer.best_metric=null",
+        "validation_queries=8",
+        "trainer.ema_decay=0.9",
+    ]
     return [f"data={tiny_dataset}", f"cache={root / 'cache'}", *towers, *SMALL_ENCODER, *trainer]
 
 
@@ -66,8 +75,11 @@ def assert_same_curve(found: list[dict], expected: list[dict], *, rtol: float = 
     """Losses and gradient norm of every step; prints the largest relative difference."""
     assert [line["step"] for line in found] == [line["step"] for line in expected] == list(range(1, STEPS + 1))
     names = ["loss", "grad_norm", *(key for key in expected[0] if key.startswith("loss_"))]
-    differences = {(line["step"], name): abs(mine[name] / line[name] - 1)
-                   for mine, line in zip(found, expected, strict=True) for name in names}  # fmt: skip
+    differences = {
+        (line["step"], name): abs(mine[name] / line[name] - 1)
+        for mine, line in zip(found, expected, strict=True)
+        for name in names
+    }
     step, name = max(differences, key=differences.get)
     print(f"largest relative difference from one large batch: {differences[step, name]:.1e} ({name}, step {step})")
     assert differences[step, name] <= rtol, (step, name)
@@ -113,8 +125,9 @@ def test_gradients_of_chunks_equal_those_of_the_large_batch(arguments):
     assert len(unseen) == 6 and all(norm(expected[name]) > 1e-8 * total for name in seen)
     for size in (4, 3):
         chunks = [{name: value[start : start + size] for name, value in batch.items()} for start in range(0, 8, size)]
-        value = accumulate_exactly(lambda chunk: task.encode(chunk, context), chunks,
-                                   lambda features: task.loss_of(features, context)[0])  # fmt: skip
+        value = accumulate_exactly(
+            lambda chunk: task.encode(chunk, context), chunks, lambda features: task.loss_of(features, context)[0]
+        )
         assert value.item() == pytest.approx(loss.item(), rel=1e-6)
         found = gradients()
         differences = {name: (norm(found[name] - expected[name]) / norm(expected[name])).item() for name in seen}
@@ -135,9 +148,14 @@ def test_chunks_give_the_curve_of_the_large_batch_and_resume_exactly(arguments, 
 
 
 def two_ranks(
-    tmp_path: Path, arguments: list[str], one_batch: list[dict], layout: str, *, start: Callable = run_ranks,
+    tmp_path: Path,
+    arguments: list[str],
+    one_batch: list[dict],
+    layout: str,
+    *,
+    start: Callable = run_ranks,
     **environment: str,
-) -> Path:  # fmt: skip
+) -> Path:
     """Whole run and continued half on two ranks; checks the curve and that both end in the same bits."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     status, output = start(tmp_path / "first", "-m", "train_encoder", *arguments, f"out={whole}", **environment)
@@ -157,9 +175,18 @@ def launch(file: str, directory: Path, *command: str, **environment: str) -> tup
     """`accelerate launch` of a command on two processes with one of the shipped files."""
     shipped = str(PRESETS / "launch" / file)
     return run_launcher(
-        directory, "-m", "accelerate.commands.launch", "--config_file", shipped, "--num_processes", "2",
-        "--main_process_port", str(free_port()), *command, **environment,
-    )  # fmt: skip
+        directory,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        shipped,
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        str(free_port()),
+        *command,
+        **environment,
+    )
 
 
 def test_two_ranks_give_the_curve_of_one_and_resume_exactly(arguments, one_batch, tmp_path):
@@ -179,8 +206,13 @@ def test_zero_2_gives_the_curve_and_resumes_exactly(arguments, one_batch, tmp_pa
 @pytest.mark.timeout(1200)  # ZeRO-3 gathers every layer over gloo: half a minute on idle cores, many on busy ones
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_zero_3_gives_the_curve_and_resumes_exactly(arguments, one_batch, tmp_path, accumulate):
-    words = [*arguments, f"trainer.batch_size={PERSONS // 2 // accumulate}", f"trainer.accumulate={accumulate}",
-             "trainer.ema_decay=null", "trainer.validate_every=2"]  # fmt: skip
+    words = [
+        *arguments,
+        f"trainer.batch_size={PERSONS // 2 // accumulate}",
+        f"trainer.accumulate={accumulate}",
+        "trainer.ema_decay=null",
+        "trainer.validate_every=2",
+    ]
     two_ranks(tmp_path, words, one_batch, "zero-3", ACCELERATE_DEEPSPEED_ZERO_STAGE="3", **ZERO)
 
 
@@ -191,16 +223,29 @@ def test_zero_3_on_cached_states_of_the_text_towers(arguments, tmp_path, accumul
     """Hardly a weight is kept whole: as at full size, validation needs those of towers that never ran."""
     run_here(tmp_path / "begin", arguments, f"trainer.batch_size={PERSONS}")
     given = [word for word in arguments if not word.startswith(("towers.", "fusion.", "heads."))]
-    words = [*given, f"init={tmp_path / 'begin' / 'export'}", "train_identity=false", "cached_text=true",
-             "trainer.ema_decay=null", "trainer.validate_every=2"]  # fmt: skip
+    words = [
+        *given,
+        f"init={tmp_path / 'begin' / 'export'}",
+        "train_identity=false",
+        "cached_text=true",
+        "trainer.ema_decay=null",
+        "trainer.validate_every=2",
+    ]
     one_rank = run_here(tmp_path / "one", words, f"trainer.batch_size={PERSONS}")
     zero = {"stage": 3, "stage3_param_persistence_threshold": 100}
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero, "zero_allow_untested_optimizer": True}))
-    whole = two_ranks(tmp_path, [*words, f"trainer.batch_size={PERSONS // 2 // accumulate}",
-                                 f"trainer.accumulate={accumulate}"], one_rank, "zero-3",
-                      ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "zero.json"), **ZERO)  # fmt: skip
-    figures = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation" in line]
-               for run in (whole, tmp_path / "one")]  # fmt: skip
+    whole = two_ranks(
+        tmp_path,
+        [*words, f"trainer.batch_size={PERSONS // 2 // accumulate}", f"trainer.accumulate={accumulate}"],
+        one_rank,
+        "zero-3",
+        ACCELERATE_DEEPSPEED_CONFIG_FILE=str(tmp_path / "zero.json"),
+        **ZERO,
+    )
+    figures = [
+        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation" in line]
+        for run in (whole, tmp_path / "one")
+    ]
     assert len(figures[0]) == len(figures[1]) == 3
     for found, expected in zip(*figures, strict=True):  # shares of 8 queries
         names = [name for name in expected if name.startswith(("composed", "face"))]

@@ -24,8 +24,9 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def parts(benchmark, tiny_dataset, tmp_path_factory):
-    config = benchmark.configuration("shipped", tiny_dataset, persons=4, images=2, precision="fp32", device="cpu",
-                                     frozen_identity=False)  # fmt: skip
+    config = benchmark.configuration(
+        "shipped", tiny_dataset, persons=4, images=2, precision="fp32", device="cpu", frozen_identity=False
+    )
     config.cache = str(tmp_path_factory.mktemp("cache"))
     model, towers = benchmark.parts("shipped", config)
     features = benchmark.features_of(config, "train", towers)
@@ -56,8 +57,10 @@ def test_both_ways_make_the_same_steps(benchmark, parts, frozen):
     config, model, towers, features = parts
     weight = model.heads.face_pool.key_value.weight
     states = benchmark.text_states_of(config, model.eval(), features) if frozen else None
-    ways = (benchmark.Computed(features, config, towers, states, torch.device("cpu")),
-            benchmark.Cached(features, config, states))  # fmt: skip
+    ways = (
+        benchmark.Computed(features, config, towers, states, torch.device("cpu")),
+        benchmark.Cached(features, config, states),
+    )
     start, ends = {name: value.clone() for name, value in model.state_dict().items()}, []
     for way in ways:
         model.load_state_dict(start)

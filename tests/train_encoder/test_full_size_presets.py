@@ -139,8 +139,9 @@ def test_bigg14_is_the_published_model_with_heads():
     models = published_encoder(), joint_encoder("bigg14")
     shapes = [{name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} for model in models]
     assert shapes[0] == {name: shape for name, shape in shapes[1].items() if not name.startswith("heads.")}
-    activations = [[str(getattr(model, b).text.tower.transformer.resblocks[0].mlp.gelu) for b in "lg"]
-                   for model in models]  # fmt: skip
+    activations = [
+        [str(getattr(model, b).text.tower.transformer.resblocks[0].mlp.gelu) for b in "lg"] for model in models
+    ]
     assert activations[0] == activations[1] == ["QuickGELU()", "GELU(approximate='none')"]
 
 
@@ -148,8 +149,10 @@ def test_arcface_weights_of_the_published_size(tmp_path):
     """Every tensor a number of its own, repeated: the file is small, the tower a gigabyte."""
     with torch.device("meta"):
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in FaceViT().state_dict().items()}
-    state = {name: torch.tensor(1 + i / 1000).to(dtype).expand(shape) for i, (name, (shape, dtype)) in
-             enumerate(shapes.items())}  # fmt: skip
+    state = {
+        name: torch.tensor(1 + i / 1000).to(dtype).expand(shape)
+        for i, (name, (shape, dtype)) in enumerate(shapes.items())
+    }
     file = tmp_path / "vit_l_dp005_mask_005.pth"
     torch.save(state, file)
     assert file.stat().st_size < 2**20

@@ -44,8 +44,12 @@ def test_plan_of_the_full_size_preset_is_what_its_step_keeps(memory, preset, lea
     predicted, counted = memory.count_full_size(preset, 1)
     plain = counted.pop("activations, plain attention")
     assert counted.keys() == {
-        "weights", "gradients", "Adam's moments", "features, their gradients", "activations of a chunk"
-    }  # fmt: skip
+        "weights",
+        "gradients",
+        "Adam's moments",
+        "features, their gradients",
+        "activations of a chunk",
+    }
     for name, size in counted.items():
         assert size == pytest.approx(predicted[name], rel=0.01), name
     assert least < plain / predicted["activations of a chunk"] < most

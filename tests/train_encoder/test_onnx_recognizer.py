@@ -14,10 +14,21 @@ from train_generator.__main__ import main as train_generator
 def test_the_joint_encoder_is_trained_on_it(tiny_dataset, tmp_path, capsys):
     towers = [word for word in save_towers(tmp_path / "towers") if not word.startswith("towers.recognizer=")]
     file = write_recognizer(tmp_path / "recognizer.onnx")
-    words = [f"data={tiny_dataset}", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}", *towers, *SMALL_ENCODER,
-             f"towers.recognizer=onnx:{file}", "trainer.steps=2", "trainer.batch_size=4", "trainer.num_threads=1",
-             "trainer.validate_every=0", "trainer.best_metric=null", "validation_queries=8",
-             "trainer.device=cpu"]  # fmt: skip
+    words = [
+        f"data={tiny_dataset}",
+        f"cache={tmp_path / 'cache'}",
+        f"out={tmp_path / 'run'}",
+        *towers,
+        *SMALL_ENCODER,
+        f"towers.recognizer=onnx:{file}",
+        "trainer.steps=2",
+        "trainer.batch_size=4",
+        "trainer.num_threads=1",
+        "trainer.validate_every=0",
+        "trainer.best_metric=null",
+        "validation_queries=8",
+        "trainer.device=cpu",
+    ]
     assert train_encoder(words) == 0, capsys.readouterr()
     model = FaceCLIP.from_pretrained(tmp_path / "run" / "export")
     assert isinstance(model.face_encoder, OnnxFaceEncoder)

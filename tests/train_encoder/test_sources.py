@@ -15,17 +15,37 @@ from tests.stages import SMALL_ENCODER, run
 from train_encoder.config import EncoderConfig
 from train_encoder.features import features_of
 
-SMALL = [*SMALL_ENCODER, "trainer.batch_size=3", "trainer.num_threads=1", "trainer.steps=2", "trainer.log_every=1",
-         "trainer.validate_every=0", "validation_queries=8", "sampling.images=2"]  # fmt: skip
+SMALL = [
+    *SMALL_ENCODER,
+    "trainer.batch_size=3",
+    "trainer.num_threads=1",
+    "trainer.steps=2",
+    "trainer.log_every=1",
+    "trainer.validate_every=0",
+    "validation_queries=8",
+    "sampling.images=2",
+]
 
 
 def test_training_on_mapped_parquet(parquet, tower_arguments, tmp_path):
-    mapping = {"data": {"path": str(parquet), "columns": {"image": "photo", "captions": ["words"], "identity": "who",
-                                                          "landmarks": "points", "split": "fold"},
-                        "train": "a", "validation": "b"}}  # fmt: skip
+    mapping = {
+        "data": {
+            "path": str(parquet),
+            "columns": {
+                "image": "photo",
+                "captions": ["words"],
+                "identity": "who",
+                "landmarks": "points",
+                "split": "fold",
+            },
+            "train": "a",
+            "validation": "b",
+        }
+    }
     (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(mapping))
-    status, output = run("train_encoder", "--config", str(tmp_path / "mapping.yaml"), *tower_arguments, *SMALL,
-                         f"out={tmp_path / 'run'}")  # fmt: skip
+    status, output = run(
+        "train_encoder", "--config", str(tmp_path / "mapping.yaml"), *tower_arguments, *SMALL, f"out={tmp_path / 'run'}"
+    )
     assert status == 0, output
     assert "0 of 40 rows unusable" in output
     assert "composed_joint" in output
@@ -59,10 +79,22 @@ def test_training_on_an_image_folder(tiny_dataset, tower_arguments, tmp_path):
 
 def test_training_on_facecaption(facecaption, towers, tower_arguments, tmp_path):
     path, images = facecaption
-    arguments = [f"data.path={path}", "data.layout=facecaption", f"data.images={images}", *tower_arguments, *SMALL,
-                 f"out={tmp_path / 'run'}", "data.max_bad_share=0.4", "data.validation_share=0.3"]  # fmt: skip
-    preset = [f"data.path={path}", "data.layout=facecaption", "data.identity=none",
-              "trainer.best_metric=composed_joint"]  # fmt: skip
+    arguments = [
+        f"data.path={path}",
+        "data.layout=facecaption",
+        f"data.images={images}",
+        *tower_arguments,
+        *SMALL,
+        f"out={tmp_path / 'run'}",
+        "data.max_bad_share=0.4",
+        "data.validation_share=0.3",
+    ]
+    preset = [
+        f"data.path={path}",
+        "data.layout=facecaption",
+        "data.identity=none",
+        "trainer.best_metric=composed_joint",
+    ]
     with pytest.raises(ConfigError, match=r"set trainer\.best_metric=self_joint"):
         features_of(parse_config(EncoderConfig, preset), "train", towers)
     status, output = run("train_encoder", *arguments, "data.identity=none", "trainer.best_metric=self_joint")

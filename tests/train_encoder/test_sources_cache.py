@@ -32,14 +32,23 @@ def config_of(path: Path, **changes) -> DataConfig:
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in (".lock", "digests.json")}  # fmt: skip
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "digests.json")
+    }
 
 
 def test_features_equal_those_of_the_projects_own_layout(tiny_dataset, towers, tmp_path):
     ours = split_features(tiny_dataset, "train", towers, tmp_path / "ours")
-    config = DataConfig(path=str(tiny_dataset), layout="files", portrait=0, shard_rows=5, batch_size=3,
-                        columns=ColumnsConfig(landmarks="landmarks_5"))  # fmt: skip
+    config = DataConfig(
+        path=str(tiny_dataset),
+        layout="files",
+        portrait=0,
+        shard_rows=5,
+        batch_size=3,
+        columns=ColumnsConfig(landmarks="landmarks_5"),
+    )
     found = load_features(config, "train", towers, tmp_path / "found")
     np.testing.assert_allclose(found.identity, ours.identity, atol=1e-5)
     np.testing.assert_allclose(found.tokens[:].astype(np.float32), ours.tokens.astype(np.float32), atol=2e-3)
@@ -73,10 +82,19 @@ def test_the_projects_own_layout_is_computed_on_the_device_in_batches(tiny_datas
 
 
 def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tmp_path):
-    arguments = [f"data.path={parquet}", "data.columns.image=photo", "data.columns.captions=words",
-                 "data.columns.identity=who", "data.validation_share=0.2", "data.shard_rows=3", *tower_arguments,
-                 "sampling.images=2", "data.few_pictures=drop", "trainer.num_threads=1",
-                 "data.max_bad_share=0.5"]  # fmt: skip
+    arguments = [
+        f"data.path={parquet}",
+        "data.columns.image=photo",
+        "data.columns.captions=words",
+        "data.columns.identity=who",
+        "data.validation_share=0.2",
+        "data.shard_rows=3",
+        *tower_arguments,
+        "sampling.images=2",
+        "data.few_pictures=drop",
+        "trainer.num_threads=1",
+        "data.max_bad_share=0.5",
+    ]
     assert main([*arguments, f"cache={tmp_path / 'whole'}"]) == 0
     process = start("train_encoder.features", *arguments, f"cache={tmp_path / 'broken'}")
     deadline = time.monotonic() + 120
@@ -95,8 +113,17 @@ def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tm
 def test_worker_processes_write_what_threads_write(facecaption, towers, tmp_path):
     path, images = facecaption
     for kind in ("threads", "processes"):
-        config = DataConfig(path=str(path), layout="facecaption", images=str(images), identity="none", workers=2,
-                            worker_kind=kind, max_bad_share=0.5, validation_share=0.3, shard_rows=20)  # fmt: skip
+        config = DataConfig(
+            path=str(path),
+            layout="facecaption",
+            images=str(images),
+            identity="none",
+            workers=2,
+            worker_kind=kind,
+            max_bad_share=0.5,
+            validation_share=0.3,
+            shard_rows=20,
+        )
         load_features(config, "train", towers, tmp_path / kind)
     threads, processes = all_bytes(tmp_path / "threads"), all_bytes(tmp_path / "processes")
     assert threads == processes
@@ -113,9 +140,17 @@ def test_a_worker_that_dies_is_named(parquet, towers, tmp_path):
 
 
 def test_two_builders_at_once(parquet, tower_arguments, tmp_path):
-    arguments = [f"data.path={parquet}", "data.columns.image=photo", "data.columns.captions=words",
-                 "data.columns.identity=who", "data.columns.landmarks=points", "data.validation_share=0.3",
-                 "data.shard_rows=3", *tower_arguments, f"cache={tmp_path / 'c'}"]  # fmt: skip
+    arguments = [
+        f"data.path={parquet}",
+        "data.columns.image=photo",
+        "data.columns.captions=words",
+        "data.columns.identity=who",
+        "data.columns.landmarks=points",
+        "data.validation_share=0.3",
+        "data.shard_rows=3",
+        *tower_arguments,
+        f"cache={tmp_path / 'c'}",
+    ]
     processes = [start("train_encoder.features", *arguments) for _ in range(2)]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -168,8 +203,14 @@ def test_another_tower_does_not_detect_again(parquet, towers, tower_arguments, t
 
 def test_pictures_that_changed_are_noticed(facecaption, towers, tmp_path):
     path, images = facecaption
-    config = DataConfig(path=str(path), layout="facecaption", images=str(images), identity="none", max_bad_share=0.5,
-                        validation_share=0.3)  # fmt: skip
+    config = DataConfig(
+        path=str(path),
+        layout="facecaption",
+        images=str(images),
+        identity="none",
+        max_bad_share=0.5,
+        validation_share=0.3,
+    )
     load_features(config, "train", towers, tmp_path / "cache")
     (shard,) = (tmp_path / "cache").glob("train-records-*")
     for folder in (tmp_path / "cache").glob("train-faces-*"):
@@ -195,8 +236,9 @@ def test_pictures_named_by_path_are_looked_at_again(rows, towers, tower_argument
     (photos / "5.png").write_bytes(rows[5]["photo"])
     whole = load_features(config, "train", towers, tmp_path / "c")
     assert len(whole.arrays) == 8
-    first, second = ((tmp_path / "c" / next((tmp_path / "c").glob("train-faces-*")) / f"0000{n}.safetensors")
-                     for n in range(2))  # fmt: skip
+    first, second = (
+        (tmp_path / "c" / next((tmp_path / "c").glob("train-faces-*")) / f"0000{n}.safetensors") for n in range(2)
+    )
     written = first.stat().st_mtime_ns
     (photos / "6.png").write_bytes(rows[7]["photo"])
     again = load_features(config, "train", towers, tmp_path / "c")
@@ -221,8 +263,14 @@ def test_features_of_other_records_are_made_again(rows, towers, tmp_path):
 @pytest.mark.parametrize("name", [".features", "features"])
 def test_a_cache_among_the_pictures_is_found_again(facecaption, towers, tmp_path, name):
     path, images = facecaption
-    config = DataConfig(path=str(path), layout="facecaption", images=str(images), identity="none", max_bad_share=0.5,
-                        validation_share=0.3)  # fmt: skip
+    config = DataConfig(
+        path=str(path),
+        layout="facecaption",
+        images=str(images),
+        identity="none",
+        max_bad_share=0.5,
+        validation_share=0.3,
+    )
     load_features(config, "train", towers, images / name)
     before = all_bytes(images / name)
     load_features(config, "train", towers, images / name)
@@ -256,8 +304,12 @@ def test_records_that_are_cut_are_named_before_they_are_used(parquet, towers, tm
 def test_identities_missing_for_the_identity_mask(rows, towers, tower_arguments, tmp_path, capsys):
     table = pa.Table.from_pylist(rows).drop_columns(["who"])
     pq.write_table(table, tmp_path / "anonymous.parquet")
-    arguments = [f"data.path={tmp_path / 'anonymous.parquet'}", "data.columns.image=photo",
-                 "data.columns.captions=words", *tower_arguments]  # fmt: skip
+    arguments = [
+        f"data.path={tmp_path / 'anonymous.parquet'}",
+        "data.columns.image=photo",
+        "data.columns.captions=words",
+        *tower_arguments,
+    ]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "no column 'identity' or 'person' for the identity" in error
@@ -270,8 +322,9 @@ def test_identities_missing_for_the_identity_mask(rows, towers, tower_arguments,
 
 def test_rows_without_identities_are_asked_for_by_their_own_face(parquet, towers, tmp_path):
     columns = ColumnsConfig(image="photo", captions="words", landmarks="points")
-    found = load_features(config_of(parquet, columns=columns, identity="none", validation_share=0.3), "train", towers,
-                          tmp_path / "cache")  # fmt: skip
+    found = load_features(
+        config_of(parquet, columns=columns, identity="none", validation_share=0.3), "train", towers, tmp_path / "cache"
+    )
     assert found.single
     source = QuerySource(found, SamplingConfig(images=4))
     assert len(source) == len(found.arrays) < 40
@@ -286,8 +339,10 @@ def test_splits_divide_persons(parquet, towers, tmp_path):
     assert not set(train.arrays.identity) & set(validation.arrays.identity)
     assert len(train.arrays) + len(validation.arrays) == 40
     folds = config_of(parquet, columns=ColumnsConfig(**(vars(COLUMNS) | {"split": "fold"})), train="a", validation="b")
-    assert [len(load_features(folds, split, towers, tmp_path / "c").arrays) for split in ("train", "validation")] == \
-        [32, 8]  # fmt: skip
+    assert [len(load_features(folds, split, towers, tmp_path / "c").arrays) for split in ("train", "validation")] == [
+        32,
+        8,
+    ]
     assert load_features(folds, "validation", towers, tmp_path / "c").arrays.names[0] == "person 8"
     wrong = config_of(parquet, columns=folds.columns, train="z", validation="b")
     with pytest.raises(EmptyDatasetError, match=r"no usable row for train: check data\.columns\.split"):
@@ -332,9 +387,12 @@ def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers,
     assert len(load_features(config_of(parquet, limit=11), "train", towers, tmp_path / "c").arrays) == 11
     with pytest.raises(ConfigError, match=r"data\.device=toaster"):
         load_features(config_of(parquet, device="toaster"), "train", towers, tmp_path / "d")
-    for words, named in ((["data.identity=none"], r"data\.identity"), (["data.columns.image=photo"], r"data\.columns"),
-                         (["data.limit=4", "data.device=cuda"], r"data\.limit"),
-                         (["data.train=all"], r"data\.train")):  # fmt: skip
+    for words, named in (
+        (["data.identity=none"], r"data\.identity"),
+        (["data.columns.image=photo"], r"data\.columns"),
+        (["data.limit=4", "data.device=cuda"], r"data\.limit"),
+        (["data.train=all"], r"data\.train"),
+    ):
         config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", *words])
         with pytest.raises(ConfigError, match=rf"own layout.*leave out {named}, which.*data\.layout=files"):
             features_of(config, "train", towers)

@@ -42,15 +42,19 @@ def keys(cache: Path) -> list[str]:
 def test_parquet_streamed_and_downloaded(rows, environment, tower_arguments, tmp_path):
     (tmp_path / "hub" / "data").mkdir()
     for fold, split in (("a", "train"), ("b", "validation")):
-        chosen = [{"image": row["photo"], "caption": row["words"], "who": row["who"], "points": row["points"]}
-                  for row in rows if row["fold"] == fold]  # fmt: skip
+        chosen = [
+            {"image": row["photo"], "caption": row["words"], "who": row["who"], "points": row["points"]}
+            for row in rows
+            if row["fold"] == fold
+        ]
         half = len(chosen) // 2
         for number, part in enumerate((chosen[:half], chosen[half:])):
             path = tmp_path / "hub" / "data" / f"{split}-{number:05d}-of-00002.parquet"
             pq.write_table(pa.Table.from_pylist(part), path)
     for streaming in ("true", "false"):
-        status, output = build(environment, f"data.streaming={streaming}", f"cache={tmp_path / streaming}",
-                               *tower_arguments)  # fmt: skip
+        status, output = build(
+            environment, f"data.streaming={streaming}", f"cache={tmp_path / streaming}", *tower_arguments
+        )
         assert status == 0, output
         assert "train: 32 pictures of 8 persons" in output
         assert "validation: 8 pictures of 2 persons" in output
@@ -66,8 +70,14 @@ def test_streamed_picture_files(tiny_dataset, environment, tower_arguments, tmp_
         for i in range(len(arrays)):
             Image.fromarray(np.asarray(arrays.images[i])).save(folder / f"{i}.png")
             points = np.asarray(arrays.landmarks_5[i]).tolist()
-            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text, "points": points,
-                          "who": int(arrays.identity[i])})  # fmt: skip
+            lines.append(
+                {
+                    "file_name": f"{i}.png",
+                    "caption": arrays.captions[i][0].text,
+                    "points": points,
+                    "who": int(arrays.identity[i]),
+                }
+            )
         pq.write_table(pa.Table.from_pylist(lines), folder / "metadata.parquet")
     status, output = build(environment, "data.streaming=true", f"cache={tmp_path / 'c'}", *tower_arguments)
     assert status == 0, output

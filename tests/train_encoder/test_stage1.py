@@ -39,8 +39,15 @@ from train_encoder.towers_io import load_towers
 def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("stage1")
     towers = save_towers(root / "towers")
-    trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=5", "trainer.validate_every=0",
-               "trainer.best_metric=null", "validation_queries=8", "trainer.warmup_steps=2"]  # fmt: skip
+    trainer = [
+        "trainer.batch_size=4",
+        "trainer.num_threads=1",
+        "trainer.log_every=5",
+        "trainer.validate_every=0",
+        "trainer.best_metric=null",
+        "validation_queries=8",
+        "trainer.warmup_steps=2",
+    ]
     return [f"data={tiny_dataset}", f"cache={root / 'cache'}", *towers, *SMALL_ENCODER, *trainer]
 
 
@@ -88,11 +95,20 @@ def test_loss_falls(arguments, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < 0.85 * losses[0]
-    assert {"loss_face", "loss_text", "loss_image", "loss_joint", "loss_tokens", "samples_per_second",
-            "data_percent", "grad_norm"} <= lines[0].keys()  # fmt: skip
+    assert {
+        "loss_face",
+        "loss_text",
+        "loss_image",
+        "loss_joint",
+        "loss_tokens",
+        "samples_per_second",
+        "data_percent",
+        "grad_norm",
+    } <= lines[0].keys()
     for term in TERMS:
-        scales, biases = ([line[f"logit_{what}_{term}"] for line in lines if line["kind"] == "train"]
-                          for what in ("scale", "bias"))  # fmt: skip
+        scales, biases = (
+            [line[f"logit_{what}_{term}"] for line in lines if line["kind"] == "train"] for what in ("scale", "bias")
+        )
         assert scales[0] == pytest.approx(math.exp(LossConfig().log_scale), rel=0.1) and len(set(scales)) == 4
         assert biases[0] == pytest.approx(LossConfig().bias, rel=0.1) and len(set(biases)) == 4
 
@@ -138,9 +154,11 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("loss.text=-1", "loss.text: must be finite and not negative, got -1"),
-     ("loss.log_scale=.nan", "loss.log_scale: must be finite, got nan")],
-)  # fmt: skip
+    [
+        ("loss.text=-1", "loss.text: must be finite and not negative, got -1"),
+        ("loss.log_scale=.nan", "loss.log_scale: must be finite, got nan"),
+    ],
+)
 def test_impossible_losses_are_named(word, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_config(EncoderConfig, [word], presets=PRESETS)

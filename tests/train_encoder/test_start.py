@@ -38,10 +38,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def basic(tiny_dataset: Path, root: Path) -> list[str]:
-    return [f"data={tiny_dataset}", f"cache={root / 'cache'}", "heads.hidden=32", "validation_queries=8",
-            "trainer.batch_size=3", "trainer.num_threads=1", "trainer.validate_every=0", "trainer.best_metric=null",
-            "trainer.warmup_steps=0", "trainer.schedule=constant", "trainer.steps=2", "trainer.device=cpu",
-            "sampling.text_only=0.3", "sampling.face_only=0.3"]  # fmt: skip
+    return [
+        f"data={tiny_dataset}",
+        f"cache={root / 'cache'}",
+        "heads.hidden=32",
+        "validation_queries=8",
+        "trainer.batch_size=3",
+        "trainer.num_threads=1",
+        "trainer.validate_every=0",
+        "trainer.best_metric=null",
+        "trainer.warmup_steps=0",
+        "trainer.schedule=constant",
+        "trainer.steps=2",
+        "trainer.device=cpu",
+        "sampling.text_only=0.3",
+        "sampling.face_only=0.3",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +147,9 @@ def test_states_are_those_of_the_queries(prepared):
     blank = model.face_features(torch.zeros(1, 3, 8, 8))
     modes = set()
     for person in range(len(source)):
-        sample = {name: torch.as_tensor(value) for name, value in
-                  source.get(person, np.random.default_rng(person)).items()}  # fmt: skip
+        sample = {
+            name: torch.as_tensor(value) for name, value in source.get(person, np.random.default_rng(person)).items()
+        }
         modes |= set(sample["mode"].tolist())
         silent = (sample["mode"] == TEXT_ONLY)[:, None]
         face = FaceFeatures(

@@ -26,9 +26,18 @@ def train(out: Path, logs: Path, words: list[str], environment: dict[str, str]) 
 @pytest.mark.timeout(900)
 def test_two_ranks_train_the_same_in_both_layouts_and_resume_exactly(arguments, tmp_path):  # noqa: F811 - the fixture
     # Losses on pictures: each rank decodes and samples for its own rows, at their own noise levels.
-    words = [*arguments, "trainer.batch_size=2", f"trainer.steps={STEPS}", f"trainer.save_every={HALF}",
-             "trainer.log_every=1", "loss.identity=0.1", "loss.identity_below=900", "loss.sampled_identity=0.2",
-             "loss.sampled_rows=1", "loss.sampled_steps=2"]  # fmt: skip
+    words = [
+        *arguments,
+        "trainer.batch_size=2",
+        f"trainer.steps={STEPS}",
+        f"trainer.save_every={HALF}",
+        "trainer.log_every=1",
+        "loss.identity=0.1",
+        "loss.identity_below=900",
+        "loss.sampled_identity=0.2",
+        "loss.sampled_rows=1",
+        "loss.sampled_steps=2",
+    ]
     curves = {}
     for layout, environment in (("replicated", {}), ("zero-2", ZERO_2)):
         whole, broken = tmp_path / layout, tmp_path / f"{layout}-broken"
@@ -45,8 +54,11 @@ def test_two_ranks_train_the_same_in_both_layouts_and_resume_exactly(arguments, 
     names = [name for name in curves["replicated"][0] if name.startswith("loss") or name == "grad_norm"]
     assert any(line["loss_identity"] > 0 for line in curves["replicated"])
     assert any(line["loss_sampled_identity"] > 0 for line in curves["replicated"])
-    differences = {(ours["step"], name): abs(ours[name] - theirs[name]) / max(abs(ours[name]), 1e-3)
-                   for ours, theirs in zip(*curves.values(), strict=True) for name in names}  # fmt: skip
+    differences = {
+        (ours["step"], name): abs(ours[name] - theirs[name]) / max(abs(ours[name]), 1e-3)
+        for ours, theirs in zip(*curves.values(), strict=True)
+        for name in names
+    }
     worst = max(differences, key=differences.get)
     print(f"largest relative difference between the layouts: {differences[worst]:.1e} {worst}")
     assert differences[worst] <= 1e-5

@@ -32,8 +32,15 @@ def encoder(image_size: int) -> FaceCLIP:
 def test_crops_are_as_large_as_the_largest_reader(face, image, side, tiny_dataset: Path, tmp_path: Path):
     joint = encoder(face)
     tower = ImageTower(image_size=image, patch_size=16, width=32, layers=2, heads=2, embed_dim=16).eval()
-    found = reference_features(tiny_dataset, "test", size=32, vae=save_base(tmp_path) / "vae", encoder=joint,
-                               image_tower=tower, cache=tmp_path / "cache")  # fmt: skip
+    found = reference_features(
+        tiny_dataset,
+        "test",
+        size=32,
+        vae=save_base(tmp_path) / "vae",
+        encoder=joint,
+        image_tower=tower,
+        cache=tmp_path / "cache",
+    )
     arrays = load_arrays(tiny_dataset, "test")
     crop = align_face(np.asarray(arrays.images[0]), np.array(arrays.landmarks_5[0], np.float64), side)
     with torch.no_grad():

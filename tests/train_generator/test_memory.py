@@ -48,14 +48,32 @@ def parts(tiny_dataset: Path, tmp_path_factory) -> tuple[list[str], ReferenceFea
     )
     encoder.eval().save_pretrained(root / "encoder")
     ImageTower.from_pretrained(towers / "image").save_pretrained(root / "encoder" / "image_tower")
-    words = [f"data={tiny_dataset}", f"encoder={root / 'encoder'}", f"base={root / 'base'}", "fitter=''",
-             "adapter.lora_rank=2", "adapter.identity.depth=1", "adapter.identity.heads=2",
-             "adapter.identity.dim_head=8", "loss.alignment=0.5", "loss.identity_below=700", "loss.latent_identity=0.3",
-             "loss.latent_attributes=0.2", "loss.latent_features=0.5", "sample_steps=1"]  # fmt: skip
+    words = [
+        f"data={tiny_dataset}",
+        f"encoder={root / 'encoder'}",
+        f"base={root / 'base'}",
+        "fitter=''",
+        "adapter.lora_rank=2",
+        "adapter.identity.depth=1",
+        "adapter.identity.heads=2",
+        "adapter.identity.dim_head=8",
+        "loss.alignment=0.5",
+        "loss.identity_below=700",
+        "loss.latent_identity=0.3",
+        "loss.latent_attributes=0.2",
+        "loss.latent_features=0.5",
+        "sample_steps=1",
+    ]
     pipeline = build_pipeline(parse_config(GeneratorConfig, words, presets=PRESETS))
-    features = reference_features(tiny_dataset, "train", size=64, vae=root / "base" / "vae",
-                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
-                                  cache=root / "cache")  # fmt: skip
+    features = reference_features(
+        tiny_dataset,
+        "train",
+        size=64,
+        vae=root / "base" / "vae",
+        encoder=pipeline.joint_encoder,
+        image_tower=pipeline.image_encoder,
+        cache=root / "cache",
+    )
     return words, features
 
 

@@ -33,9 +33,15 @@ def task(arguments, tmp_path) -> GeneratorTask:  # noqa: F811
         for name, parameter in pipeline.unet.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
-                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
-                                  cache=Path(config.cache))  # fmt: skip
+    features = reference_features(
+        Path(config.data),
+        "train",
+        size=config.size,
+        vae=Path(config.base) / "vae",
+        encoder=pipeline.joint_encoder,
+        image_tower=pipeline.image_encoder,
+        cache=Path(config.cache),
+    )
     return GeneratorTask(pipeline, config, features)
 
 
@@ -65,9 +71,12 @@ def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
     """DDIM's last step, to no noise, is the estimate of the clean picture."""
     pipeline, given = task.pipeline, task.conditions(batch)
     pipeline.scheduler = DDIMScheduler.from_config(
-        pipeline.scheduler.config, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True,
+        pipeline.scheduler.config,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
         rescale_betas_zero_snr=True,
-    )  # fmt: skip
+    )
     pipeline.set_progress_bar_config(disable=True)
     pipeline._guidance_scale = 1.0
     noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(1))
@@ -85,8 +94,12 @@ def test_everything_that_is_trained_gets_a_gradient(task, batch, precision):
     assert 0 < loss < 2
     loss.backward()
     parts = ("unet", "identity_channel", "shading_channel")
-    trained = {f"{part}.{name}": parameter for part in parts
-               for name, parameter in getattr(task.pipeline, part).named_parameters() if parameter.requires_grad}
+    trained = {
+        f"{part}.{name}": parameter
+        for part in parts
+        for name, parameter in getattr(task.pipeline, part).named_parameters()
+        if parameter.requires_grad
+    }
     still = {name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()}
     # Zero convolutions let nothing through to the rest of a fresh shading channel.
     assert not {name for name in still if not name.startswith("shading_channel.")}, still

@@ -66,14 +66,37 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     ImageTower.from_pretrained(root / "towers" / "image").save_pretrained(root / "encoder" / "image_tower")
     torch.manual_seed(2)
     LatentRecognizer(4, 16, (16, 16), 1, 32, READ).save_pretrained(root / "reader")
-    reader = [f"latent_recognizer={root / 'reader'}", "loss.latent_identity=0.3", "loss.latent_attributes=0.2",
-              "loss.latent_features=0.5"]  # fmt: skip
-    channels = ["adapter.lora_rank=2", "adapter.identity.depth=1", "adapter.identity.heads=2",
-                "adapter.identity.dim_head=8"]  # fmt: skip
-    trainer = ["trainer.batch_size=4", "trainer.num_threads=1", "trainer.log_every=2", "trainer.validate_every=0",
-               "trainer.warmup_steps=2", "validation_rows=4", "sample_steps=2"]  # fmt: skip
-    return [f"data={tiny_dataset}", f"encoder={root / 'encoder'}", f"base={root / 'base'}", "fitter=''",
-            f"cache={root / 'cache'}", *reader, *channels, *trainer]  # fmt: skip
+    reader = [
+        f"latent_recognizer={root / 'reader'}",
+        "loss.latent_identity=0.3",
+        "loss.latent_attributes=0.2",
+        "loss.latent_features=0.5",
+    ]
+    channels = [
+        "adapter.lora_rank=2",
+        "adapter.identity.depth=1",
+        "adapter.identity.heads=2",
+        "adapter.identity.dim_head=8",
+    ]
+    trainer = [
+        "trainer.batch_size=4",
+        "trainer.num_threads=1",
+        "trainer.log_every=2",
+        "trainer.validate_every=0",
+        "trainer.warmup_steps=2",
+        "validation_rows=4",
+        "sample_steps=2",
+    ]
+    return [
+        f"data={tiny_dataset}",
+        f"encoder={root / 'encoder'}",
+        f"base={root / 'base'}",
+        "fitter=''",
+        f"cache={root / 'cache'}",
+        *reader,
+        *channels,
+        *trainer,
+    ]
 
 
 def word_of(arguments: list[str], name: str) -> str:
@@ -104,8 +127,17 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     face = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     points = np.array([[24, 28], [40, 28], [32, 38], [26, 46], [38, 46]], np.float32)
-    image = pipeline("a person", face, landmarks=points, num_inference_steps=2, height=64, width=64, output_type="np",
-                     shading_scale=0.0, generator=torch.Generator().manual_seed(0)).images  # fmt: skip
+    image = pipeline(
+        "a person",
+        face,
+        landmarks=points,
+        num_inference_steps=2,
+        height=64,
+        width=64,
+        output_type="np",
+        shading_scale=0.0,
+        generator=torch.Generator().manual_seed(0),
+    ).images
     assert image.shape == (1, 64, 64, 3)
 
 
@@ -180,8 +212,14 @@ def test_an_adapter_is_trained_further(arguments, tmp_path, capsys):
         assert ours and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert not any(p.requires_grad for p in further.joint_encoder.parameters())
 
-    second = [*arguments, f"out={tmp_path / 'second'}", f"init={export}", "trainer.steps=2", "trainer.device=cpu",
-              "licence=Apache-2.0 AND CC-BY-4.0"]  # fmt: skip
+    second = [
+        *arguments,
+        f"out={tmp_path / 'second'}",
+        f"init={export}",
+        "trainer.steps=2",
+        "trainer.device=cpu",
+        "licence=Apache-2.0 AND CC-BY-4.0",
+    ]
     assert main(second) == 0, capsys.readouterr()
     assert not same_weights(export, tmp_path / "second" / "export")
     for change, message in {
@@ -204,14 +242,33 @@ def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
         (folder / split).mkdir(parents=True)
         for i in range(4):
             Image.fromarray(np.asarray(arrays.images[i])).save(folder / split / f"{i}.png")
-            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text,
-                          "points": np.asarray(arrays.landmarks_5[i]).tolist()})  # fmt: skip
+            lines.append(
+                {
+                    "file_name": f"{i}.png",
+                    "caption": arrays.captions[i][0].text,
+                    "points": np.asarray(arrays.landmarks_5[i]).tolist(),
+                }
+            )
         (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    status = import_photos([f"data.path={folder}", f"out={tmp_path / 'set'}", "size=64", "min_side=32",
-                            "data.identity=none", "data.columns.landmarks=points"])  # fmt: skip
+    status = import_photos(
+        [
+            f"data.path={folder}",
+            f"out={tmp_path / 'set'}",
+            "size=64",
+            "min_side=32",
+            "data.identity=none",
+            "data.columns.landmarks=points",
+        ]
+    )
     assert status == 0, capsys.readouterr()
-    words = [*arguments, f"data={tmp_path / 'set'}", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}",
-             "trainer.steps=2", "trainer.device=cpu"]  # fmt: skip
+    words = [
+        *arguments,
+        f"data={tmp_path / 'set'}",
+        f"cache={tmp_path / 'cache'}",
+        f"out={tmp_path / 'run'}",
+        "trainer.steps=2",
+        "trainer.device=cpu",
+    ]
     assert main(words) == 2
     assert "loss.latent_attributes: photos have no attributes" in capsys.readouterr().err
     words += ["loss.latent_attributes=0"]
@@ -257,8 +314,14 @@ def test_a_published_encoder_with_a_named_image_tower(arguments, tmp_path, capsy
     convert(tmp_path / "face_clip_encoder.pt", tmp_path / "published", config=CONFIG)
     save_base(tmp_path / "base", context=80, pooled=48)
     image_tower = Path(word_of(arguments, "encoder")) / "image_tower"
-    words = [*arguments, f"encoder={tmp_path / 'published'}", f"base={tmp_path / 'base'}", f"out={tmp_path / 'run'}",
-             f"image_tower={image_tower}", "trainer.steps=1"]  # fmt: skip
+    words = [
+        *arguments,
+        f"encoder={tmp_path / 'published'}",
+        f"base={tmp_path / 'base'}",
+        f"out={tmp_path / 'run'}",
+        f"image_tower={image_tower}",
+        "trainer.steps=1",
+    ]
     words += [f"loss.{name}=0" for name in ("latent_identity", "latent_attributes", "latent_features")]
     assert main(words) == 2
     assert f"its licence is {LICENSE}, the export's would be Apache-2.0" in capsys.readouterr().err
@@ -308,11 +371,13 @@ def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path,
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("loss.min_snr_gamma=-1", "loss.min_snr_gamma: must be finite and not negative, got -1"),
-     ("loss.identity=.nan", "loss.identity: must be finite and not negative, got nan"),
-     ("adapter.identity.heads=0", "adapter.identity.heads: must be at least 1, got 0"),
-     ("adapter.identity.num_tokens=0", "adapter.identity.num_tokens: must be at least 1, got 0")],
-)  # fmt: skip
+    [
+        ("loss.min_snr_gamma=-1", "loss.min_snr_gamma: must be finite and not negative, got -1"),
+        ("loss.identity=.nan", "loss.identity: must be finite and not negative, got nan"),
+        ("adapter.identity.heads=0", "adapter.identity.heads: must be at least 1, got 0"),
+        ("adapter.identity.num_tokens=0", "adapter.identity.num_tokens: must be at least 1, got 0"),
+    ],
+)
 def test_impossible_settings_are_named(word, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_config(GeneratorConfig, [word], presets=PRESETS)
@@ -322,15 +387,26 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
     config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
     pipeline = build_pipeline(config)
     reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
-    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
-                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
-                                  cache=Path(config.cache))  # fmt: skip
+    features = reference_features(
+        Path(config.data),
+        "train",
+        size=config.size,
+        vae=Path(config.base) / "vae",
+        encoder=pipeline.joint_encoder,
+        image_tower=pipeline.image_encoder,
+        cache=Path(config.cache),
+    )
     task = GeneratorTask(pipeline, config, features, reader)
     steps, noise = torch.tensor([300, 600]), torch.randn(2, 4, 16, 16)
     alphas, draw = task.alphas, torch.Generator
-    batch = {"keep_face": torch.tensor([True, False]), "keep_identity": torch.tensor([False, False]),
-             "target_identity": torch.randn(2, 32), "latents": torch.randn(2, 4, 16, 16),
-             "classes": torch.tensor([[2, 1], [3, 0]]), "named": torch.tensor([[True, False], [False, False]])}
+    batch = {
+        "keep_face": torch.tensor([True, False]),
+        "keep_identity": torch.tensor([False, False]),
+        "target_identity": torch.randn(2, 32),
+        "latents": torch.randn(2, 4, 16, 16),
+        "classes": torch.tensor([[2, 1], [3, 0]]),
+        "named": torch.tensor([[True, False], [False, False]]),
+    }
     noisy = alphas[steps].sqrt().view(-1, 1, 1, 1) * noise
     prediction = torch.randn(2, 4, 16, 16, requires_grad=True)
     losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
@@ -354,15 +430,26 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
 
 @pytest.mark.parametrize("channel", [True, False])
 def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, tmp_path, channel):
-    words = [*arguments, f"out={tmp_path}", "adapter.shading=false", "loss.sampled_identity=0",
-             f"adapter.identity.enabled={channel}".lower()]  # fmt: skip
+    words = [
+        *arguments,
+        f"out={tmp_path}",
+        "adapter.shading=false",
+        "loss.sampled_identity=0",
+        f"adapter.identity.enabled={channel}".lower(),
+    ]
     config = parse_config(GeneratorConfig, words, presets=PRESETS)
     pipeline = build_pipeline(config)
     add_adapter(pipeline, config.adapter)
     reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
-    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
-                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
-                                  cache=Path(config.cache))  # fmt: skip
+    features = reference_features(
+        Path(config.data),
+        "train",
+        size=config.size,
+        vae=Path(config.base) / "vae",
+        encoder=pipeline.joint_encoder,
+        image_tower=pipeline.image_encoder,
+        cache=Path(config.cache),
+    )
     task = GeneratorTask(pipeline, config, features, reader)
     batch = fetch(task.validation_source, [(row, 0) for row in range(3)], 0)
     batch["keep_face"], batch["keep_identity"] = torch.tensor([True, False, False]), torch.tensor([False, True, False])
@@ -380,15 +467,23 @@ def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, t
 def test_samples_tell_what_their_text_names(arguments, tmp_path):
     config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
     pipeline = build_pipeline(config)
-    features = reference_features(Path(config.data), "train", size=config.size, vae=Path(config.base) / "vae",
-                                  encoder=pipeline.joint_encoder, image_tower=pipeline.image_encoder,
-                                  cache=Path(config.cache))  # fmt: skip
+    features = reference_features(
+        Path(config.data),
+        "train",
+        size=config.size,
+        vae=Path(config.base) / "vae",
+        encoder=pipeline.joint_encoder,
+        image_tower=pipeline.image_encoder,
+        cache=Path(config.cache),
+    )
     names = list(READ)
     source = GenerationSource(features, DropoutConfig(all=0, text=0), same_picture=0.0, attributes=names)
     for index in range(8):
         sample = source.get(index, np.random.default_rng(index))
-        captions = {tokenize(f"{TEMPLATE}{c.text}" if sample["keep_face"] else c.text)[0].numpy().tobytes(): c
-                    for c in features.arrays.captions[index]}  # fmt: skip
+        captions = {
+            tokenize(f"{TEMPLATE}{c.text}" if sample["keep_face"] else c.text)[0].numpy().tobytes(): c
+            for c in features.arrays.captions[index]
+        }
         caption = captions[sample["tokens"].numpy().tobytes()]
         assert sample["named"].tolist() == [name in caption.named for name in names]
         assert sample["classes"].tolist() == [features.arrays.attributes[name][index] for name in names]

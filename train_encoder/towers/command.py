@@ -91,12 +91,16 @@ def measure_again(config_class: type[TowerConfig], words: list[str], tower: Towe
         raise ConfigError("--measure: name an export of this command, as in --measure EXPORT data=DIR")
     export, config = Path(words[0]), _configured(config_class, words[1:], tower)
     facts = dataset_facts(Path(config.data))
-    cards = {folder: read_card(folder, title=tower.title, summary=tower.summary, notes=tower.notes)
-             for folder in _card_folders(export, tower)}  # fmt: skip
+    cards = {
+        folder: read_card(folder, title=tower.title, summary=tower.summary, notes=tower.notes)
+        for folder in _card_folders(export, tower)
+    }
     for folder, card in cards.items():
         if facts != card.data:
-            raise DataError(f"data={config.data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
-                            f"{folder} speaks of {data_command(card.data)}")  # fmt: skip
+            raise DataError(
+                f"data={config.data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
+                f"{folder} speaks of {data_command(card.data)}"
+            )
     metrics = tower.measure(export, config)
     for folder, card in cards.items():
         write_card(folder, card, metrics)
@@ -122,8 +126,10 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
     several processes: not every tower's loss is that of one large batch there, and only one may write the export.
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ConfigError(f"a tower is trained by one process, and the launcher started {processes}: run "
-                          f"python -m {tower.package}.towers.{tower.name} without it")  # fmt: skip
+        raise ConfigError(
+            f"a tower is trained by one process, and the launcher started {processes}: run "
+            f"python -m {tower.package}.towers.{tower.name} without it"
+        )
     config = _configured(config_class, argv, tower)
     data = dataset_facts(Path(config.data))
     torch.manual_seed(config.trainer.seed)
@@ -165,8 +171,9 @@ def _finish(export: Path, config: TowerConfig, tower: Tower, card: Card) -> Mapp
 def copy_export(export: Path, folder: Path) -> None:
     """Add an export without its manifest to a folder, which may hold other towers. Raises CheckpointError."""
     try:
-        shutil.copytree(export, folder, dirs_exist_ok=True, copy_function=_copy_whole,
-                        ignore=shutil.ignore_patterns(MANIFEST))  # fmt: skip
+        shutil.copytree(
+            export, folder, dirs_exist_ok=True, copy_function=_copy_whole, ignore=shutil.ignore_patterns(MANIFEST)
+        )
     except OSError as error:
         raise CheckpointError(f"export={folder}: cannot write ({error}); the tower is in {export}") from error
 
@@ -197,6 +204,7 @@ def halve(directory: Path) -> None:
 def _command(tower: Tower, argv: list[str]) -> str:
     """The command as a reader would type it: places on this machine are left out."""
     local = tuple(f"{name}=" for name in ("data", "out", "export", *tower.folders))
-    rest = ["init=DIR" if argument.startswith("init=") else argument for argument in argv
-            if not argument.startswith(local)]  # fmt: skip
+    rest = [
+        "init=DIR" if argument.startswith("init=") else argument for argument in argv if not argument.startswith(local)
+    ]
     return " ".join([f"python -m {tower.package}.towers.{tower.name}", "data=DIR", *rest])

@@ -123,8 +123,7 @@ class FittedSource:
         return {"crop": crops, "target": FaceFitter.pack(moved)}
 
     def statistics(self, count: int = 4096) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the parameter vectors in the crops' frames, over evenly spread rows.
-        """
+        """Mean and standard deviation of the parameter vectors in the crops' frames, over evenly spread rows."""
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
         points = torch.from_numpy(np.array(self.arrays.landmarks_5)[rows])
         matrix = similarity_transform(points, self.size, view=self.view)
@@ -277,9 +276,7 @@ def _figures(
 def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
     """Model, task and source of a configuration."""
     sizes = config.model
-    source = FittedSource(
-        Path(config.data), "train", size=sizes.image_size, view=sizes.view, jitter=config.jitter
-    )
+    source = FittedSource(Path(config.data), "train", size=sizes.image_size, view=sizes.view, jitter=config.jitter)
     model = FaceFitter(
         shape_size=source.arrays.shape.shape[1],
         expression_size=source.arrays.expression.shape[1],
@@ -296,8 +293,11 @@ def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
 def _start_from(model: FaceFitter, folder: Path) -> None:
     """Copy an export's weights and standardization. Raises CheckpointError without one, ConfigError for other sizes."""
     earlier = load_strictly(FaceFitter.from_pretrained, FaceFitter, folder).float()
-    sizes = {name: (value, model.config[name]) for name, value in earlier.config.items()
-             if name[0] != "_" and value != model.config[name]}  # fmt: skip
+    sizes = {
+        name: (value, model.config[name])
+        for name, value in earlier.config.items()
+        if name[0] != "_" and value != model.config[name]
+    }
     if sizes:
         told = ", ".join(f"{name}={there} where the configuration has {here}" for name, (there, here) in sizes.items())
         raise ConfigError(f"init={folder}: a fitter of other sizes, {told}")

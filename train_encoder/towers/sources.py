@@ -98,8 +98,7 @@ class CropSource:
 
 
 def aligned_crops(arrays: FaceArrays, size: int, *, count: int | None = None) -> NDArray[np.uint8]:
-    """The first `count` (or all) crops (N, size, size, 3) of a split by its true landmarks, without jitter.
-    """
+    """The first `count` (or all) crops (N, size, size, 3) of a split by its true landmarks, without jitter."""
     count = len(arrays.images) if count is None else count
     crops = np.empty((count, size, size, 3), dtype=np.uint8)
     for index in range(count):

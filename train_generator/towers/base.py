@@ -84,8 +84,10 @@ class BaseConfig(TowerConfig):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
         if self.feature_weight and not self.attribute_weight:
-            raise ConfigError("feature_weight: its features are those of the classifier, which is trained only with "
-                              "attribute_weight above 0")  # fmt: skip
+            raise ConfigError(
+                "feature_weight: its features are those of the classifier, which is trained only with "
+                "attribute_weight above 0"
+            )
 
 
 class LatentSource:
@@ -212,9 +214,15 @@ class BaseTask:
         """How badly the classifier finds what the text names in the estimated clean latents, and how far its features
         are from those of the true ones under the same noise."""
         found, true = read_estimates(
-            self.modules["classifier"].frozen, prediction, noisy, batch["latents"], timesteps,
-            self.scheduler.alphas_cumprod, context.generator, prediction_type="v_prediction",
-        )  # fmt: skip
+            self.modules["classifier"].frozen,
+            prediction,
+            noisy,
+            batch["latents"],
+            timesteps,
+            self.scheduler.alphas_cumprod,
+            context.generator,
+            prediction_type="v_prediction",
+        )
         classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
         return attribute_loss(found.logits, classes), feature_distance(found.features, true.features)
 

@@ -107,8 +107,9 @@ def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, na
 
     key = {"data_hash": arrays.content_hash, "model_hash": module_hash(recognizer)}
     with locked_cache(cache):
-        return cached_features(cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px",
-                               count=len(arrays), build=build)["identity"]  # fmt: skip
+        return cached_features(
+            cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px", count=len(arrays), build=build
+        )["identity"]
 
 
 def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> NDArray[np.float32]:

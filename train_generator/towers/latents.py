@@ -58,9 +58,16 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:
         return {"latents": (means * model().config.scaling_factor).astype(np.float32)}
 
     with locked_cache(directory), bar("latents", len(arrays)) as advance:
-        return cached_features(directory, "latents", data_hash=arrays.content_hash, model_hash=weights_hash(vae),
-                               preprocessing=f"posterior means, {arrays.size} px", count=len(arrays), build=build,
-                               progress=advance)["latents"]  # fmt: skip
+        return cached_features(
+            directory,
+            "latents",
+            data_hash=arrays.content_hash,
+            model_hash=weights_hash(vae),
+            preprocessing=f"posterior means, {arrays.size} px",
+            count=len(arrays),
+            build=build,
+            progress=advance,
+        )["latents"]
 
 
 def accelerator() -> torch.device:

@@ -118,9 +118,15 @@ class Skull:
 
 
 def hair(
-    model: HeadModel, vertices: np.ndarray, normals: np.ndarray, skull: Skull, length: str, texture: str,
-    under_hat: bool, rng: np.random.Generator,
-) -> list[Part]:  # fmt: skip
+    model: HeadModel,
+    vertices: np.ndarray,
+    normals: np.ndarray,
+    skull: Skull,
+    length: str,
+    texture: str,
+    under_hat: bool,
+    rng: np.random.Generator,
+) -> list[Part]:
     """Hair as a lifted scalp and, for medium and long hair, a curtain round the back and sides."""
     if length == "bald":
         return []
@@ -210,12 +216,16 @@ def glasses(model: HeadModel, vertices: np.ndarray, kind: str) -> tuple[list[Par
     if kind == "none":
         return [], []
     right, left = (vertices[i] for i in model.eye_front)
-    power, half_width, half_height = {"round": (2.0, 0.205, 0.205), "square": (5.0, 0.235, 0.165),
-                                      "sunglasses": (3.0, 0.245, 0.19)}[kind]  # fmt: skip
+    power, half_width, half_height = {
+        "round": (2.0, 0.205, 0.205),
+        "square": (5.0, 0.235, 0.165),
+        "sunglasses": (3.0, 0.245, 0.19),
+    }[kind]
     angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     c, s = np.cos(angle), np.sin(angle)
-    contour = np.stack([np.sign(c) * np.abs(c) ** (2 / power) * half_width,
-                        np.sign(s) * np.abs(s) ** (2 / power) * half_height], -1)  # fmt: skip
+    contour = np.stack(
+        [np.sign(c) * np.abs(c) ** (2 / power) * half_width, np.sign(s) * np.abs(s) ** (2 / power) * half_height], -1
+    )
     tube = 0.030
     frames, lenses = [], []
     for eye, side in ((right, -1), (left, 1)):
@@ -232,8 +242,9 @@ def glasses(model: HeadModel, vertices: np.ndarray, kind: str) -> tuple[list[Par
         ear = np.asarray([side * (np.abs(vertices[_ear(model, side), 0]) + 0.02), eye[1] + 0.03, 0.5])
         start = center + np.asarray([side * half_width, 0.05, -0.01])
         frames.append(_bar(start, ear, 0.028))
-    bridge = [np.asarray([e[0] - s * (half_width - 0.02), e[1] + 0.01, e[2] + 0.14])
-              for e, s in ((right, -1), (left, 1))]  # fmt: skip
+    bridge = [
+        np.asarray([e[0] - s * (half_width - 0.02), e[1] + 0.01, e[2] + 0.14]) for e, s in ((right, -1), (left, 1))
+    ]
     frames.append(_bar(*bridge, 0.025))
     return frames, lenses
 

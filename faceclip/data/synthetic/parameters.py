@@ -25,12 +25,18 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
 EXPRESSION_RECIPES: dict[str, dict[str, float]] = {
     "neutral": {},
     "smile": {"smile": 1.15, "cheek_squint": 0.7, "dimple": 0.4, "eyes_squint": 0.25},
-    "laugh": {"smile": 1.1, "jaw_open": 0.65, "upper_lip_up": 0.5, "lower_lip_down": 0.35, "cheek_squint": 0.9,
-              "eyes_squint": 0.55},
+    "laugh": {
+        "smile": 1.1,
+        "jaw_open": 0.65,
+        "upper_lip_up": 0.5,
+        "lower_lip_down": 0.35,
+        "cheek_squint": 0.9,
+        "eyes_squint": 0.55,
+    },
     "surprise": {"jaw_open": 0.9, "brow_inner_up": 1.1, "brow_outer_up": 1.1, "eyes_wide": 1.2, "funnel": 0.25},
     "sad": {"frown": 1.2, "brow_inner_up": 1.2, "eyes_squint": 0.3, "blink": 0.2, "pucker": 0.1},
     "angry": {"brow_down": 1.4, "sneer": 0.9, "press": 0.6, "frown": 0.7, "eyes_squint": 0.4, "eyes_wide": 0.2},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

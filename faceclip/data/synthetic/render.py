@@ -24,14 +24,33 @@ SUPERSAMPLE = 2
 BUST, EYE, TEETH, HAIR, BEARD, HAT, BRIM, FRAME, LENS = range(9)
 REGION = {name: number for number, name in enumerate(REGIONS)}
 
-HAIR_COLORS = {"black": (0.07, 0.06, 0.06), "brown": (0.33, 0.20, 0.11), "blond": (0.86, 0.69, 0.36),
-               "red": (0.68, 0.25, 0.09), "gray": (0.66, 0.66, 0.68)}  # fmt: skip
-CLOTH_COLORS = {"red": (0.80, 0.12, 0.12), "orange": (0.95, 0.50, 0.10), "yellow": (0.95, 0.85, 0.20),
-                "green": (0.13, 0.55, 0.22), "blue": (0.14, 0.28, 0.78), "purple": (0.50, 0.18, 0.62),
-                "white": (0.95, 0.95, 0.95), "black": (0.09, 0.09, 0.10), "gray": (0.50, 0.50, 0.52)}  # fmt: skip
-BACKGROUNDS = {"white": (0.93, 0.93, 0.93), "gray": (0.55, 0.56, 0.57), "blue": (0.42, 0.60, 0.82),
-               "green": (0.45, 0.66, 0.45), "beige": (0.84, 0.76, 0.62), "pink": (0.90, 0.68, 0.74),
-               "dark": (0.16, 0.17, 0.20)}  # fmt: skip
+HAIR_COLORS = {
+    "black": (0.07, 0.06, 0.06),
+    "brown": (0.33, 0.20, 0.11),
+    "blond": (0.86, 0.69, 0.36),
+    "red": (0.68, 0.25, 0.09),
+    "gray": (0.66, 0.66, 0.68),
+}
+CLOTH_COLORS = {
+    "red": (0.80, 0.12, 0.12),
+    "orange": (0.95, 0.50, 0.10),
+    "yellow": (0.95, 0.85, 0.20),
+    "green": (0.13, 0.55, 0.22),
+    "blue": (0.14, 0.28, 0.78),
+    "purple": (0.50, 0.18, 0.62),
+    "white": (0.95, 0.95, 0.95),
+    "black": (0.09, 0.09, 0.10),
+    "gray": (0.50, 0.50, 0.52),
+}
+BACKGROUNDS = {
+    "white": (0.93, 0.93, 0.93),
+    "gray": (0.55, 0.56, 0.57),
+    "blue": (0.42, 0.60, 0.82),
+    "green": (0.45, 0.66, 0.45),
+    "beige": (0.84, 0.76, 0.62),
+    "pink": (0.90, 0.68, 0.74),
+    "dark": (0.16, 0.17, 0.20),
+}
 LIPSTICKS = ((0.72, 0.06, 0.14), (0.80, 0.15, 0.35), (0.55, 0.05, 0.25))
 EYESHADOWS = ((0.35, 0.25, 0.55), (0.20, 0.40, 0.55), (0.45, 0.28, 0.20))
 
@@ -120,16 +139,30 @@ class PortraitRenderer:
         normals = geometry.body_normals(model, vertices)
         crown, brim = geometry.hat(model, vertices, normals, person.skull, words["hat"])
         frame, lenses = geometry.glasses(model, vertices, words["glasses"])
-        hair = geometry.hair(model, vertices, normals, person.skull, words["hair_length"], words["hair_texture"],
-                             words["hat"] != "none", rng)  # fmt: skip
+        hair = geometry.hair(
+            model,
+            vertices,
+            normals,
+            person.skull,
+            words["hair_length"],
+            words["hair_texture"],
+            words["hat"] != "none",
+            rng,
+        )
         beard = geometry.beard(model, vertices, normals, words["beard"], rng)
         groups = ((HAIR, hair), (BEARD, beard), (HAT, crown), (BRIM, brim), (FRAME, frame), (LENS, lenses))
         return [(kind, part) for kind, parts in groups for part in parts]
 
     def _color(
-        self, identity: Identity, person: _Person, scene: Scene, kind: np.ndarray, pixels: np.ndarray, size: int,
+        self,
+        identity: Identity,
+        person: _Person,
+        scene: Scene,
+        kind: np.ndarray,
+        pixels: np.ndarray,
+        size: int,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[np.ndarray, np.ndarray]:
         words = scene.attributes
         image = _background(words["background_color"], size, rng)
         regions = np.zeros((size, size), np.uint8)
@@ -166,9 +199,15 @@ class PortraitRenderer:
         return image, regions
 
     def _bust(
-        self, identity: Identity, person: _Person, scene: Scene, position: np.ndarray, normal: np.ndarray,
-        hair_color: np.ndarray, rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        self,
+        identity: Identity,
+        person: _Person,
+        scene: Scene,
+        position: np.ndarray,
+        normal: np.ndarray,
+        hair_color: np.ndarray,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
         words = scene.attributes
         p, lips = position[:, :3], position[:, 3]
         x, y, z = np.abs(p[:, 0]), p[:, 1], p[:, 2]

@@ -45,8 +45,14 @@ def test_a_changed_stage_and_all_after_it_start_in_empty_folders(monkeypatch, tm
     root, trace = tmp_path / "run", tmp_path / "trace"
 
     def make(**words: str) -> list[Stage]:
-        return [stage(name, f"import os; os.mkdir({str(root / name)!r}); {append(trace, words.get(name, name))}",
-                      outputs=(root / name,)) for name in "abc"]  # fmt: skip
+        return [
+            stage(
+                name,
+                f"import os; os.mkdir({str(root / name)!r}); {append(trace, words.get(name, name))}",
+                outputs=(root / name,),
+            )
+            for name in "abc"
+        ]
 
     run(monkeypatch, root, make())
     run(monkeypatch, root, make(b="B"))
@@ -60,8 +66,10 @@ def test_a_changed_stage_and_all_after_it_start_in_empty_folders(monkeypatch, tm
 def test_an_interrupted_stage_keeps_its_folder_unless_its_command_changed(monkeypatch, tmp_path):
     root, trace = tmp_path / "run", tmp_path / "trace"
     folder = root / "a"
-    code = (f"import os, sys; seen = os.path.exists({str(folder)!r}); os.makedirs({str(folder)!r}, exist_ok=True); "
-            f"open({str(trace)!r}, 'a').write('again ' if seen else 'new ')")  # fmt: skip
+    code = (
+        f"import os, sys; seen = os.path.exists({str(folder)!r}); os.makedirs({str(folder)!r}, exist_ok=True); "
+        f"open({str(trace)!r}, 'a').write('again ' if seen else 'new ')"
+    )
     for _ in range(2):
         with pytest.raises(demo.StageFailedError):
             run(monkeypatch, root, [stage("a", f"{code}; sys.exit(3)", outputs=(folder,))])

@@ -125,12 +125,25 @@ def test_photos_are_asked_for_by_their_own_words(joint_export, tiny_dataset, tmp
         (folder / split).mkdir(parents=True)
         for i in range(8):
             Image.fromarray(np.asarray(arrays.images[i])).save(folder / split / f"{i}.png")
-            lines.append({"file_name": f"{i}.png", "caption": arrays.captions[i][0].text,
-                          "identity": int(arrays.identity[i]),
-                          "points": np.asarray(arrays.landmarks_5[i]).tolist()})  # fmt: skip
+            lines.append(
+                {
+                    "file_name": f"{i}.png",
+                    "caption": arrays.captions[i][0].text,
+                    "identity": int(arrays.identity[i]),
+                    "points": np.asarray(arrays.landmarks_5[i]).tolist(),
+                }
+            )
         (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    status = import_photos([f"data.path={folder}", f"out={tmp_path / 'set'}", "size=64", "min_side=32", "test=test",
-                            "data.columns.landmarks=points"])  # fmt: skip
+    status = import_photos(
+        [
+            f"data.path={folder}",
+            f"out={tmp_path / 'set'}",
+            "size=64",
+            "min_side=32",
+            "test=test",
+            "data.columns.landmarks=points",
+        ]
+    )
     assert status == 0, capsys.readouterr()
     arguments = ["--model", str(joint_export), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--no-detector"]) == 0, capsys.readouterr()

@@ -17,13 +17,16 @@ from faceclip.errors import DataError
 URL = "https://example.org/a/portrait%20one.jpg?w=3"
 
 
-@pytest.mark.parametrize("name", [
-    hashlib.sha256(URL.encode()).hexdigest() + ".jpg",
-    hashlib.md5(URL.encode()).hexdigest() + ".webp",
-    f"{hashlib.sha256(URL.encode()).hexdigest()[:2]}/{hashlib.sha256(URL.encode()).hexdigest()}.png",
-    "portrait one.jpg",
-    "id7.jpeg",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        hashlib.sha256(URL.encode()).hexdigest() + ".jpg",
+        hashlib.md5(URL.encode()).hexdigest() + ".webp",
+        f"{hashlib.sha256(URL.encode()).hexdigest()[:2]}/{hashlib.sha256(URL.encode()).hexdigest()}.png",
+        "portrait one.jpg",
+        "id7.jpeg",
+    ],
+)
 def test_names_that_are_found(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -59,8 +62,11 @@ def img2dataset(root: Path) -> None:
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-    rows = [("http://a/0", "000000000", "success", 256, 1024), ("http://a/1", "000000001", "failed_to_download", 0, 0),
-            ("http://a/2", "000000002", "success", 256, 256)]  # fmt: skip
+    rows = [
+        ("http://a/0", "000000000", "success", 256, 1024),
+        ("http://a/1", "000000001", "failed_to_download", 0, 0),
+        ("http://a/2", "000000002", "success", 256, 256),
+    ]
     names = ("url", "key", "status", "width", "original_width")
     pq.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))), root / "00000.parquet")
     (root / "00001").mkdir()
@@ -78,13 +84,16 @@ def test_img2dataset_output(tmp_path):
         store.find("http://a/1", "k")
 
 
-@pytest.mark.parametrize(("sizes", "scale"), [
-    ((256, 171, 1000, 667), 0.256),  # keep_ratio, the height rounded
-    ((384, 256, 1500, 999), 0.256),  # the width rounded
-    ((3, 1, 1000, 400), 0.003),
-    ((256, 256, 1000, 667), math.nan),  # border, or center_crop
-    ((256, 256, 257, 300), math.nan),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sizes", "scale"),
+    [
+        ((256, 171, 1000, 667), 0.256),  # keep_ratio, the height rounded
+        ((384, 256, 1500, 999), 0.256),  # the width rounded
+        ((3, 1, 1000, 400), 0.003),
+        ((256, 256, 1000, 667), math.nan),  # border, or center_crop
+        ((256, 256, 257, 300), math.nan),
+    ],
+)
 def test_boxes_fit_pictures_of_the_same_shape_only(tmp_path, sizes, scale):
     names = ("url", "key", "width", "height", "original_width", "original_height")
     cells = ("http://a/0", "000000000", *sizes)

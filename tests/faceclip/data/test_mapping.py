@@ -27,11 +27,25 @@ def test_captions_of_every_form_and_of_several_columns():
     assert mapping(row, columns=columns).read(row, 0).captions == ("one", "two", "three")
 
 
-@pytest.mark.parametrize("layout_row", [
-    {"url": "http://a/b.jpg, more words", "face_box": [10, 20, 50, 80], "laion_caption": "x", "face_caption": "She."},
-    {"_id": "i7", "url": "http://a/b.jpg, more words", "box": "[10, 20, 50, 80]", "laion_caption": ["x"],
-     "caption": ["She."]},
-], ids=["version 1", "version 2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout_row",
+    [
+        {
+            "url": "http://a/b.jpg, more words",
+            "face_box": [10, 20, 50, 80],
+            "laion_caption": "x",
+            "face_caption": "She.",
+        },
+        {
+            "_id": "i7",
+            "url": "http://a/b.jpg, more words",
+            "box": "[10, 20, 50, 80]",
+            "laion_caption": ["x"],
+            "caption": ["She."],
+        },
+    ],
+    ids=["version 1", "version 2"],
+)
 def test_both_versions_of_facecaption(layout_row):
     found = mapping(layout_row, "facecaption", identity="none", images=FOLDER).read(layout_row, 5)
     assert found.captions == ("She.",)
@@ -98,8 +112,14 @@ def test_a_missing_column_is_named_with_its_remedy(columns, changes, message):
 )
 def test_unusable_cells_have_a_reason(cells, reason):
     points = [[1, 2], [8, 2], [4, 5], [2, 8], [7, 8]]
-    row = {"image": b"x", "caption": "c", "identity": "a", "box": [1, 2, 9, 9], "landmarks": points,
-           "fold": "a"} | cells  # fmt: skip
+    row = {
+        "image": b"x",
+        "caption": "c",
+        "identity": "a",
+        "box": [1, 2, 9, 9],
+        "landmarks": points,
+        "fold": "a",
+    } | cells
     with pytest.raises(RejectedRecord) as caught:
         mapping(row, columns=ColumnsConfig(box="box", landmarks="landmarks", split="fold")).read(row, 12)
     assert caught.value.reason == reason
@@ -115,10 +135,16 @@ def test_boxes_and_points():
     np.testing.assert_array_equal(parse_landmarks(points, "r"), points)
 
 
-@pytest.mark.parametrize("changes", [
-    {"max_bad_share": 1.5}, {"validation_share": -0.1}, {"shard_rows": 0}, {"limit": -1},
-    {"validation_share": 0.1, "columns": ColumnsConfig(split="fold")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_bad_share": 1.5},
+        {"validation_share": -0.1},
+        {"shard_rows": 0},
+        {"limit": -1},
+        {"validation_share": 0.1, "columns": ColumnsConfig(split="fold")},
+    ],
+)
 def test_impossible_configurations(changes):
     with pytest.raises(ConfigError, match=r"data\."):
         DataConfig(path="x", **changes)

@@ -29,15 +29,30 @@ def folder(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         for i in range(len(arrays)):
             name = f"{arrays.identity[i]}-{arrays.index[i]}.png"
             Image.fromarray(np.asarray(arrays.images[i])).save(root / split / name)
-            lines.append({"file_name": name, "caption": arrays.captions[i][0].text, "points":
-                          np.asarray(arrays.landmarks_5[i]).tolist(), "identity": f"person {arrays.identity[i]}"})
-        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))  # fmt: skip
+            lines.append(
+                {
+                    "file_name": name,
+                    "caption": arrays.captions[i][0].text,
+                    "points": np.asarray(arrays.landmarks_5[i]).tolist(),
+                    "identity": f"person {arrays.identity[i]}",
+                }
+            )
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return root
 
 
 def words(folder: Path, out: Path, *more: str) -> list[str]:
-    return [f"data.path={folder}", f"out={out}", "size=64", "min_side=32", "reach=1.6", "data.shard_rows=12",
-            "data.batch_size=8", "data.columns.landmarks=points", *more]  # fmt: skip
+    return [
+        f"data.path={folder}",
+        f"out={out}",
+        "size=64",
+        "min_side=32",
+        "reach=1.6",
+        "data.shard_rows=12",
+        "data.batch_size=8",
+        "data.columns.landmarks=points",
+        *more,
+    ]
 
 
 def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
@@ -60,8 +75,10 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
     nose = np.asarray(arrays.landmarks_68)[:, 30] - np.asarray(arrays.landmarks_5)[:, 2]
     assert np.abs(nose).mean() < 3  # px of 64
     # Where the shading map has a face there is one: most of the five points lie on it.
-    inside = [arrays.shading[i][tuple(np.round(arrays.landmarks_5[i][:, ::-1]).astype(int).clip(0, 63).T)].max(-1) > 0
-              for i in range(len(arrays))]  # fmt: skip
+    inside = [
+        arrays.shading[i][tuple(np.round(arrays.landmarks_5[i][:, ::-1]).astype(int).clip(0, 63).T)].max(-1) > 0
+        for i in range(len(arrays))
+    ]
     assert np.mean(inside) > 0.9
 
     loaded = datasets.load_dataset(str(out), split="validation", cache_dir=str(tmp_path / "hf"))
@@ -111,9 +128,11 @@ def test_points_in_the_square_by_hand():
 @pytest.fixture(scope="module")
 def table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The same as a stream: a table that names the pictures and says which split a row is in."""
-    rows = [json.loads(line) | {"fold": split, "file_name": f"{split}/{json.loads(line)['file_name']}"}
-            for split in ("train", "validation")
-            for line in (folder / split / "metadata.jsonl").read_text().splitlines()]  # fmt: skip
+    rows = [
+        json.loads(line) | {"fold": split, "file_name": f"{split}/{json.loads(line)['file_name']}"}
+        for split in ("train", "validation")
+        for line in (folder / split / "metadata.jsonl").read_text().splitlines()
+    ]
     path = tmp_path_factory.mktemp("table") / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return [f"data.path={path}", f"data.images={folder}", "data.columns.image=file_name", "data.columns.split=fold"]

@@ -52,8 +52,11 @@ def frontal(tiny_dataset) -> tuple[np.ndarray, np.ndarray]:
     """Two portraits (64, 64, 3) in which the detector finds the face, and their true landmarks."""
     arrays = load_arrays(tiny_dataset, "train")
     detector = MTCNNDetector(thresholds=(0.6, 0.7, 0.9))
-    rows = [row for row in np.flatnonzero(np.asarray(arrays.index) == 0)
-            if detect_with_retries(np.asarray(arrays.images[row]), detector)][:2]  # fmt: skip
+    rows = [
+        row
+        for row in np.flatnonzero(np.asarray(arrays.index) == 0)
+        if detect_with_retries(np.asarray(arrays.images[row]), detector)
+    ][:2]
     return np.array(arrays.images[rows]), np.array(arrays.landmarks_5[rows], np.float64)
 
 
@@ -86,11 +89,16 @@ def test_a_face_is_found_near_the_given_box(frontal):
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has no pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,8 +137,14 @@ def test_every_refusal_has_its_reason(tmp_path, image, reason):
 
 
 def test_boxes_of_cut_pictures_are_an_error(frontal, tmp_path):
-    table = {"url": ["http://a/0"], "key": ["0"], "width": [64], "height": [64], "original_width": [90],
-             "original_height": [64]}  # fmt: skip
+    table = {
+        "url": ["http://a/0"],
+        "key": ["0"],
+        "width": [64],
+        "height": [64],
+        "original_width": [90],
+        "original_height": [64],
+    }
     pq.write_table(pa.table(table), tmp_path / "0.parquet")
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "0.png").write_bytes(encode(frontal[0][0]))

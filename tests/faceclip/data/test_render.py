@@ -44,9 +44,14 @@ def test_shapes_and_types(renderer):
 
 @pytest.mark.parametrize(
     ("words", "region"),
-    [({"glasses": "sunglasses"}, "glasses"), ({"hat": "cap"}, "hat"), ({"beard": "full"}, "beard"),
-     ({"beard": "stubble"}, "beard"), ({"hair_length": "long"}, "hair")],
-)  # fmt: skip
+    [
+        ({"glasses": "sunglasses"}, "glasses"),
+        ({"hat": "cap"}, "hat"),
+        ({"beard": "full"}, "beard"),
+        ({"beard": "stubble"}, "beard"),
+        ({"hair_length": "long"}, "hair"),
+    ],
+)
 def test_what_is_worn_is_labelled(renderer, words, region):
     bare = {"glasses": "none", "hat": "none", "beard": "none", "hair_length": "bald"}
     identity = sample_identity(1, 0)

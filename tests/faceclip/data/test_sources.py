@@ -116,11 +116,17 @@ def test_parquet_files_without_rows_or_with_other_columns_are_named(tmp_path):
         "empty": ([rows.slice(0, 0)], EmptyDatasetError, r"train-00000-of-00001\.parquet has no rows: write it again"),
         "nothing": ([pa.table({})], EmptyDatasetError, r"train-00000-of-00001\.parquet has no columns"),
         "one empty": ([rows, rows.slice(0, 0)], EmptyDatasetError, r"train-00001-of-00002\.parquet has no rows"),
-        "lacking": ([rows.select(["caption"]), rows], DataError,
-                    r"train-00000-of-00002\.parquet lacks column 'identity', which .*train-00001-of-00002\.parquet"),
-        "other kind": ([rows, rows.set_column(0, "caption", pa.array([["a"], ["b"]]))], DataError,
-                       r"train-00001-of-00002\.parquet: column 'caption' holds lists, in .*00000.* single values"),
-    }  # fmt: skip
+        "lacking": (
+            [rows.select(["caption"]), rows],
+            DataError,
+            r"train-00000-of-00002\.parquet lacks column 'identity', which .*train-00001-of-00002\.parquet",
+        ),
+        "other kind": (
+            [rows, rows.set_column(0, "caption", pa.array([["a"], ["b"]]))],
+            DataError,
+            r"train-00001-of-00002\.parquet: column 'caption' holds lists, in .*00000.* single values",
+        ),
+    }
     for name, (tables, error, message) in cases.items():
         folder = tmp_path / name / "data"
         folder.mkdir(parents=True)
@@ -263,8 +269,10 @@ def test_splits_of_an_image_folder(tmp_path):
 def test_persons_for_validation_are_not_trained_on(tmp_path):
     root = folder(folder(tmp_path / "f"), ("held",))
     (root / "held" / "ann").rename(root / "held" / "cat")
-    seen = {split: {row["identity"] for row in open_rows(root, tmp_path, split, validation="held").rows(0)}
-            for split in ("train", "held")}  # fmt: skip
+    seen = {
+        split: {row["identity"] for row in open_rows(root, tmp_path, split, validation="held").rows(0)}
+        for split in ("train", "held")
+    }
     assert seen == {"train": {"ann", "bob"}, "held": {"bob", "cat"}}
 
 

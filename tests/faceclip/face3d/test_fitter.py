@@ -47,8 +47,11 @@ def test_tensor_geometry_equals_the_renderer(fit: FaceFit) -> None:
     for row in range(5):
         pose = tuple(fit.pose[row].tolist())
         torch.testing.assert_close(rotation_matrices(fit.pose)[row], torch.from_numpy(rotation_matrix(*pose)))
-        posed = pose_vertices(head.vertices(fit.shape[row].numpy(), fit.expression[row].numpy()), np.ones(
-            len(head.template), np.float32), pose)  # fmt: skip
+        posed = pose_vertices(
+            head.vertices(fit.shape[row].numpy(), fit.expression[row].numpy()),
+            np.ones(len(head.template), np.float32),
+            pose,
+        )
         expected = project(posed, Camera.from_array(fit.camera[row].numpy()), 128)[head.landmarks_68, :2]
         np.testing.assert_allclose(points[row].numpy(), expected, atol=2e-3)
 
@@ -177,8 +180,10 @@ def test_views_are_turned_back_and_averaged(fit: FaceFit) -> None:
     model.head.bias.zero_()
     image = [np.zeros((100, 100, 3), np.uint8)]
     points = model.landmarks_5(model._fit_once(image, torch.from_numpy(template(100))[None].float(), [100]), 100)
-    plain, both, one = (model.fit(image, points.numpy(), passes=1, views=views)
-                        for views in (ONE_VIEW, ((1.0, 20.0), (1.0, -20.0)), ((1.25, 20.0),)))  # fmt: skip
+    plain, both, one = (
+        model.fit(image, points.numpy(), passes=1, views=views)
+        for views in (ONE_VIEW, ((1.0, 20.0), (1.0, -20.0)), ((1.25, 20.0),))
+    )
     torch.testing.assert_close(both.pose, plain.pose, atol=1e-3, rtol=0)
     first = model._fit_once(image, _seen(points, 1.25, 20.0), [100])
     exact = model._fit_once(image, points, [100])

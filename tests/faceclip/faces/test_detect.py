@@ -211,8 +211,10 @@ class Analysis:
         self.image = image
         boxes = np.array([[0, 0, 9, 9], [20, 20, 80, 95]], np.float64)
         points = self.KEY_POINTS / 10, self.KEY_POINTS.astype(np.float64)
-        return [SimpleNamespace(bbox=box, kps=kps, det_score=np.float32(score))
-                for box, kps, score in zip(boxes, points, (0.5, 0.75), strict=True)]  # fmt: skip
+        return [
+            SimpleNamespace(bbox=box, kps=kps, det_score=np.float32(score))
+            for box, kps, score in zip(boxes, points, (0.5, 0.75), strict=True)
+        ]
 
 
 def test_insightface_gets_bgr_and_its_faces_come_best_first(monkeypatch):

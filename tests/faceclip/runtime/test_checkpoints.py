@@ -1,5 +1,4 @@
-"""Checkpoints are complete or absent: damage, full disks, kills between steps; the data order is a function.
-"""
+"""Checkpoints are complete or absent: damage, full disks, kills between steps; the data order is a function."""
 
 import errno
 import os
@@ -52,8 +51,12 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     done.wait()
     whole = save(tmp_path, 4)
     kept = [whole.name, f".step-00000009.{os.getppid()}.tmp", ".cache.tmp", "export"]
-    for name in (*kept[1:3], f".step-00000009.{done.pid}.tmp", f".step-00000004.{done.pid}.old",
-                 f".step-00000008.{os.getpid()}.tmp"):  # fmt: skip
+    for name in (
+        *kept[1:3],
+        f".step-00000009.{done.pid}.tmp",
+        f".step-00000004.{done.pid}.old",
+        f".step-00000008.{os.getpid()}.tmp",
+    ):
         (tmp_path / name).mkdir()
     # Killed between the two renames that replace a folder: the old one is all there is.
     (tmp_path / f".export.{done.pid}.old").mkdir()

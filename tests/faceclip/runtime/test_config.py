@@ -129,10 +129,15 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture, presets: Path) -> N
     assert raised.value.code == 0
     assert "small, tiny" in shown
     assert [line.strip() for line in shown.splitlines() if line.startswith("  ")] == [
-        "data: str (default '')", "count: int (default 3)", "limit: float | null (default None)",
-        "flag: bool (default False)", "names: list[str] (default [])", "inner.rate: float (default 0.1)",
-        "inner.sizes: tuple[int, ...] (default (1, 2))", "inner.mode: a | b (default 'a')",
-    ]  # fmt: skip
+        "data: str (default '')",
+        "count: int (default 3)",
+        "limit: float | null (default None)",
+        "flag: bool (default False)",
+        "names: list[str] (default [])",
+        "inner.rate: float (default 0.1)",
+        "inner.sizes: tuple[int, ...] (default (1, 2))",
+        "inner.mode: a | b (default 'a')",
+    ]
     assert "Inner(" not in shown
     with pytest.raises(SystemExit):
         parse_config(TrainerConfig, ["-h"])

@@ -49,11 +49,18 @@ def test_no_rank_leaves_before_the_checkpoint_is_written(tmp_path: Path) -> None
 
 
 def test_batch_sizes_of_a_deepspeed_file_are_replaced(tmp_path: Path) -> None:
-    settings = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 32, "gradient_accumulation_steps": 2,
-                "zero_optimization": {"stage": 2}}  # fmt: skip
+    settings = {
+        "train_batch_size": 64,
+        "train_micro_batch_size_per_gpu": 32,
+        "gradient_accumulation_steps": 2,
+        "zero_optimization": {"stage": 2},
+    }
     (tmp_path / "deepspeed.json").write_text(json.dumps(settings))
-    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu",
-                   "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "deepspeed.json")}  # fmt: skip
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "deepspeed.json"),
+    }
     status, output = run_ranks(tmp_path / "ranks", "-c", SCRIPT, str(tmp_path), "train", ranks=1, **environment)
     assert status == 0, output
     facts = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())

@@ -78,8 +78,9 @@ def test_a_fitter_starts_from_another(tiny_dataset: Path, tmp_path: Path, capsys
     first = tmp_path / "first" / "export"
     still = ["trainer.learning_rate=1e-12", "trainer.weight_decay=0", "trainer.seed=5", f"init={first}"]
     assert fitter.main([*words, *still, f"out={tmp_path / 'second'}"]) == 0
-    found, expected = (load_file(run / "diffusion_pytorch_model.safetensors")
-                       for run in (tmp_path / "second" / "export", first))  # fmt: skip
+    found, expected = (
+        load_file(run / "diffusion_pytorch_model.safetensors") for run in (tmp_path / "second" / "export", first)
+    )
     assert found.keys() == expected.keys()
     learned = [name for name in found if "running" not in name and "num_batches" not in name]
     assert len(learned) > 20 and all(torch.equal(found[name], expected[name]) for name in learned)
@@ -154,7 +155,10 @@ def test_an_export_joins_the_towers_beside_it(tmp_path: Path) -> None:
     (tmp_path / "new" / "manifest.json").touch()
     copy_export(tmp_path / "new", tmp_path / "towers")
     assert sorted(str(path.relative_to(tmp_path / "towers")) for path in (tmp_path / "towers").rglob("*")) == [
-        "other", "part", "part/file"]  # fmt: skip
+        "other",
+        "part",
+        "part/file",
+    ]
 
 
 def test_halving_keeps_all_but_fp32(tmp_path: Path) -> None:

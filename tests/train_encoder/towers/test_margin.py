@@ -29,9 +29,12 @@ def test_logit_falls_with_the_angle_beyond_the_turning_point() -> None:
 def test_loss_by_hand() -> None:
     # Embedding along x, centers at 0° and 90°: cosines 1 and 0, margin 60° → logits s·½ and 0.
     loss, accuracy = arcface_loss(
-        torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 5.0]]), torch.tensor([0]),
-        margin=math.pi / 3, scale=2.0,
-    )  # fmt: skip
+        torch.tensor([[3.0, 0.0]]),
+        torch.tensor([[2.0, 0.0], [0.0, 5.0]]),
+        torch.tensor([0]),
+        margin=math.pi / 3,
+        scale=2.0,
+    )
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1.0)), abs=2e-3)  # cosine clamped at 1 − 1e-6
     assert accuracy.item() == 1.0
 

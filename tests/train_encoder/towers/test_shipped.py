@@ -33,10 +33,13 @@ def metrics(directory: Path) -> dict[str, dict]:
     return json.loads((directory / "metrics.json").read_text())["metrics"]
 
 
-@pytest.mark.parametrize(("name", "kind", "package"), [
-    ("tiny/recognizer", FaceViT, "faceclip"),
-    ("tiny/second_recognizer", SecondRecognizer, "eval"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "package"),
+    [
+        ("tiny/recognizer", FaceViT, "faceclip"),
+        ("tiny/second_recognizer", SecondRecognizer, "eval"),
+    ],
+)
 def test_recognizers_tell_new_people_apart(name: str, kind: type, package: str, tiny_dataset: Path) -> None:
     directory = path(name, package=package)
     model = kind.from_pretrained(directory)
@@ -133,9 +136,11 @@ ASKS = [
     ("faceclip", "fitter", "pose_error_degrees", -5.0),
     ("faceclip", "fitter", "shading_rmse", -0.08),
     ("makeup_plugin", "vae", "PSNR (dB)", 27.0),
-    *(("makeup_plugin", "unet", f"named attributes judged present, {name}", 0.80)
-      for name in ("hair_color", "glasses", "hat", "beard", "smile")),
-]  # fmt: skip
+    *(
+        ("makeup_plugin", "unet", f"named attributes judged present, {name}", 0.80)
+        for name in ("hair_color", "glasses", "hat", "beard", "smile")
+    ),
+]
 
 
 @pytest.mark.parametrize(("package", "tower", "name", "ask"), ASKS, ids=str)
@@ -150,8 +155,11 @@ def test_readme_states_the_cards_recall_at_1() -> None:
     lines = (Path(__file__).parents[3] / "README.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| text and image towers"))
     figures = metrics(path("tiny/image_tower"))
-    stated = [f"{figures[f'{way}_{letter}_recall1_of_100']['value']:.3f}"[1:]
-              for way in ("text_to_image", "image_to_text") for letter in "lg"]  # fmt: skip
+    stated = [
+        f"{figures[f'{way}_{letter}_recall1_of_100']['value']:.3f}"[1:]
+        for way in ("text_to_image", "image_to_text")
+        for letter in "lg"
+    ]
     assert row.count("recall@1 among 100 distractors") == 1
     assert re.findall(r"\.\d{3}", row) == stated
 

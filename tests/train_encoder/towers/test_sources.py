@@ -106,8 +106,11 @@ def test_masked_pairs_are_neither_pulled_nor_pushed() -> None:
 
 def test_fullest_caption() -> None:
     def caption(*names: str) -> Caption:
-        return Caption(text=" ".join(names), kind="attributes", phrases=(Phrase(
-            text="", start=0, end=0, region="hair", attributes=names),))  # fmt: skip
+        return Caption(
+            text=" ".join(names),
+            kind="attributes",
+            phrases=(Phrase(text="", start=0, end=0, region="hair", attributes=names),),
+        )
 
     captions = [caption("hat"), caption("hat", "beard"), caption("hat", "glasses")]
     assert fullest_caption(captions) is captions[1]

@@ -16,11 +16,14 @@ def test_regions_that_are_not_named_weigh_one():
     assert table.sum() == 12 + len(REGIONS) - 2
 
 
-@pytest.mark.parametrize(("weights", "message"), [
-    ({"mouth": 2}, "region_weights.mouth: no such region; known: .*lips"),
-    ({"lips": 0}, "region_weights.lips: must be a positive number, got 0"),
-    ({"lips": float("inf")}, "must be a positive number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"mouth": 2}, "region_weights.mouth: no such region; known: .*lips"),
+        ({"lips": 0}, "region_weights.lips: must be a positive number, got 0"),
+        ({"lips": float("inf")}, "must be a positive number"),
+    ],
+)
 def test_weights_that_cannot_be(weights, message):
     with pytest.raises(ConfigError, match=message):
         weight_table(weights)

@@ -154,8 +154,15 @@ def test_a_finished_base_is_measured_anew(base_words, base_export, tmp_path):
 
 
 def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsys):
-    base.main([*base_words, f"out={tmp_path / 'still'}", f"init={base_export}", "trainer.learning_rate=1e-12",
-               "trainer.weight_decay=0"])  # fmt: skip
+    base.main(
+        [
+            *base_words,
+            f"out={tmp_path / 'still'}",
+            f"init={base_export}",
+            "trainer.learning_rate=1e-12",
+            "trainer.weight_decay=0",
+        ]
+    )
     found = UNet2DConditionModel.from_pretrained(tmp_path / "still" / "export" / "unet").state_dict()
     expected = UNet2DConditionModel.from_pretrained(base_export / "unet").state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
