@@ -1,0 +1,198 @@
+"""Do the tests notice small errors? Mutates the modules of `table.py` and runs their tests on every mutant.
+
+    nice python -m benchmarks.mutants                          # 80 mutants, about half an hour on one core
+    python -m benchmarks.mutants --only faceclip.losses --count 20 --seed 1
+    python -m benchmarks.mutants --list --only eval            # show the mutations, run nothing
+
+A mutant is killed when a test fails or when the tests run past their time limit. The working tree is not touched: all
+runs happen in a copy of it. Exit status 1 when fewer than 90 % are killed, 2 when nothing could be measured.
+"""
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.mutants.operators import Mutation, draw, mutations
+from benchmarks.mutants.table import EQUIVALENT, MODULES, source_file
+
+WANTED = 0.9  # share of mutants to be killed
+MARGIN = 4  # a mutant's tests may take so many times as long as those of the unchanged module …
+LEAST = 30  # … but at least so many seconds
+# Loaded once: every run is a fork that finds them imported, which saves most of its time.
+LIBRARIES = (
+    *(
+        "pytest",
+        "numpy",
+        "torch",
+        "torchvision",
+        "cv2",
+        "numba",
+        "PIL.Image",
+        "safetensors.torch",
+        "faiss",
+        "open_clip",
+    ),
+    *(
+        "diffusers.models.unets.unet_2d_condition",
+        "diffusers.loaders",
+        "transformers",
+        "peft",
+        "accelerate",
+        "datasets",
+    ),
+)
+
+
+class MeasurementError(RuntimeError):
+    """The mutants cannot be judged, because the unchanged code does not pass its tests."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=80, help="mutants to draw, spread evenly over the modules")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other mutants")
+    parser.add_argument("--only", action="append", default=[], metavar="MODULE", help="beginning of an import path")
+    parser.add_argument("--list", action="store_true", help="print the drawn mutations and stop")
+    arguments = parser.parse_args()
+    chosen = [name for name in MODULES if not arguments.only or name.startswith(tuple(arguments.only))]
+    if not chosen or arguments.count < 1:
+        parser.error("nothing to do: --only fits no module of the table, or --count is below 1")
+    root = Path.cwd()
+    drawn = sample(root, chosen, arguments.count, arguments.seed)
+    if arguments.list:
+        for module, mutation in drawn:
+            print(difference(module, mutation, source_file(module, root)))
+        return 0
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = copy_tree(root, Path(folder) / "tree")
+        return report(measure(tree, drawn))
+
+
+def sample(root: Path, modules: list[str], count: int, seed: int) -> list[tuple[str, Mutation]]:
+    """`count` mutations, the modules taking turns in an order drawn from the seed, sorted by module."""
+    queues = {}
+    for module in modules:
+        source = source_file(module, root).read_text()
+        found = [m for m in mutations(source) if (module, *m.lines(source)) not in EQUIVALENT]
+        queues[module] = draw(found, count, random.Random(f"{seed} {module}"))
+    order = random.Random(seed).sample(modules, len(modules))
+    turns = [(turn, module) for turn in range(count) for module in order if turn < len(queues[module])]
+    drawn = [(module, queues[module][turn]) for turn, module in turns[:count]]
+    return sorted(drawn, key=lambda pair: (modules.index(pair[0]), pair[1].line))
+
+
+def copy_tree(root: Path, target: Path) -> Path:
+    """The files that git knows or would add, with their times of change."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.check_output(command, cwd=root, text=True).split("\0"):
+        if name and (root / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+    return target
+
+
+def measure(tree: Path, drawn: list[tuple[str, Mutation]]) -> dict[str, Counter]:
+    """Runs every mutant; returns how many were killed and survived by module, and prints each as it is known."""
+    results: dict[str, Counter] = {}
+    limits: dict[str, float] = {}
+    for number, (module, mutation) in enumerate(drawn, 1):
+        tests, path = MODULES[module], source_file(module, tree)
+        if module not in limits:
+            began = time.monotonic()
+            outcome = run_tests(tree, tests, 600)
+            if outcome != "passed":
+                raise MeasurementError(f"{module}: {' '.join(tests)} {outcome} without any mutation")
+            limits[module] = max(LEAST, MARGIN * (time.monotonic() - began))
+        shown = difference(module, mutation, path)
+        original = path.with_suffix(".original")
+        shutil.copy2(path, original)
+        try:
+            path.write_text(mutation.apply(path.read_text()))
+            outcome = run_tests(tree, tests, limits[module])
+        finally:
+            original.replace(path)
+        verdict = "SURVIVED" if outcome == "passed" else "killed"
+        results.setdefault(module, Counter())[verdict] += 1
+        print(f"[{number}/{len(drawn)}] {verdict} ({outcome}) {shown}", flush=True)
+    return results
+
+
+def run_tests(tree: Path, tests: tuple[str, ...], limit: float) -> str:
+    """ "passed", "failed" or "ran past the limit" of these tests in the tree, in a process of their own."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            code = _in_child(tree, tests)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # never back into the loop of the parent
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "ran past the limit"
+
+
+def _in_child(tree: Path, tests: tuple[str, ...]) -> int:
+    import pytest
+
+    os.setpgid(0, 0)  # processes that tests start end with it
+    log = os.open(tree.parent / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(tree), *(path for path in sys.path if Path(path or ".").resolve() != Path(os.getcwd()))]
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+    options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={tree.parent / 'tests'}"]
+    return int(pytest.main([*options, *tests]))
+
+
+def difference(module: str, mutation: Mutation, path: Path) -> str:
+    """The place and the changed lines of a mutation."""
+    source = path.read_text()
+    before, after = source.splitlines(), mutation.apply(source).splitlines()
+    lines = list(difflib.unified_diff(before, after, lineterm="", n=0))[3:]
+    return "\n    ".join([f"{module}:{mutation.line} {mutation.kind}", *lines])
+
+
+def report(results: dict[str, Counter]) -> int:
+    """Prints the shares by module and in all; the exit status."""
+    total = sum(results.values(), Counter())
+    for module, counts in sorted(results.items()):
+        print(f"{counts['killed']:4d} of {counts.total():3d}  {module}")
+    rate = total["killed"] / total.total()
+    print(f"{total['killed']} of {total.total()} mutants killed: {rate:.3f} (wanted: {WANTED})")
+    return int(rate < WANTED)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (MeasurementError, FileNotFoundError) as error:
+        print(f"mutants: {error}", file=sys.stderr)
+        sys.exit(2)
