@@ -30,8 +30,8 @@ from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
 from faceclip.encoder import FaceCLIP
 from faceclip.fusion import FusionLayer
 from faceclip.losses import infonce_loss, sigmoid_contrastive_loss
-from faceclip.published import CONFIG as PUBLISHED
-from faceclip.text_tower import tokenize
+from faceclip.published.checkpoint import CONFIG as PUBLISHED
+from faceclip.towers.text import tokenize
 
 # A third to a half of the published widths and half the depth, so that batch 16 fits a laptop.
 QUARTER: dict[str, Any] = {

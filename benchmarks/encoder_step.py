@@ -27,23 +27,23 @@ import torch
 from timing import describe, speed, timed
 from torch import Tensor
 
-from faceclip.cpu_inference import cpu_inference
-from faceclip.cpu_training import cpu_training
+from faceclip.cpu.inference import cpu_inference
+from faceclip.cpu.training import cpu_training
 from faceclip.data.arrays import FaceArrays
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import align_face
-from faceclip.image_tower import ImageTower
-from faceclip.published import CONFIG as PUBLISHED
-from faceclip.runtime import StepContext, parse_config
-from faceclip.runtime.engines import prepare, start
-from faceclip.runtime.optimization import decay_groups
-from faceclip.runtime.prefetch import Prefetcher
-from faceclip.runtime.sampler import OrderedSampler, fetch
-from faceclip.runtime.step_module import StepModule
-from faceclip.text_tower import tokenize, used_tokens
+from faceclip.published.checkpoint import CONFIG as PUBLISHED
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import tokenize, used_tokens
+from faceclip.training import StepContext, parse_config
+from faceclip.training.engines import prepare, start
+from faceclip.training.optimization import decay_groups
+from faceclip.training.prefetch import Prefetcher
+from faceclip.training.sampler import OrderedSampler, fetch
+from faceclip.training.step_module import StepModule
 from train_encoder.config import PRESETS, EncoderConfig
 from train_encoder.features import SplitFeatures, features_of
-from train_encoder.source import TEXT_ONLY, QuerySource
+from train_encoder.queries import TEXT_ONLY, QuerySource
 from train_encoder.task import EncoderTask
 from train_encoder.text_states import TextStates, text_states_of
 from train_encoder.towers_io import Towers, load_towers
@@ -236,7 +236,7 @@ def data_set(folder: Path | None, persons: int, images: int) -> Iterator[Path]:
         command = [
             sys.executable,
             "-m",
-            "faceclip.data.synthetic",
+            "faceclip.people",
             "--out",
             temporary,
             "--identities",

@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceclip.accumulation import first_pass, pull_back
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.fusion import FeatureFusion
-from faceclip.image_tower import ImageTower
 from faceclip.losses import BLOCK_ENTRIES
-from faceclip.published import CONFIG as PUBLISHED
-from faceclip.runtime import StepContext, parse_config
-from faceclip.text_tower import tokenize
+from faceclip.published.checkpoint import CONFIG as PUBLISHED
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import tokenize
+from faceclip.training import StepContext, parse_config
+from faceclip.training.accumulation import first_pass, pull_back
 from train_encoder.config import PRESETS, EncoderConfig, FusionConfig, LossConfig
 from train_encoder.task import EncoderTask
 

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 
-from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.camera import pose_vertices, project
 from faceclip.face3d.model import default_head
 from faceclip.face3d.rasterizer import rasterize, rasterize_numpy
+from faceclip.people.sample import sample_identity, sample_scene
 
 
 def main() -> None:

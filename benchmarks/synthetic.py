@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceclip.data.records import features
-from faceclip.data.synthetic.generate import generate
-from faceclip.data.synthetic.plan import Request
-from faceclip.data.synthetic.render import PortraitRenderer
-from faceclip.data.synthetic.rows import make_row
-from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.data.worker_pool import usable_cores
+from faceclip.people.generate import generate
+from faceclip.people.plan import Request
+from faceclip.people.render import PortraitRenderer
+from faceclip.people.rows import make_row
+from faceclip.people.sample import sample_identity, sample_scene
 
 TARGET = 20.0
 """Images per second asked of two cores at 128 px."""

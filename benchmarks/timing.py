@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from faceclip import cpu_matmul
+from faceclip.cpu import matmul as cpu_matmul
 
 
 @dataclass(frozen=True, kw_only=True)

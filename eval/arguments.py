@@ -8,7 +8,7 @@ import torch
 from diffusers import ModelMixin
 
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.loading import load_strictly
 
 MAX_SEED = 2**32 - 1
 M = TypeVar("M", bound=ModelMixin)

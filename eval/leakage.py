@@ -22,7 +22,7 @@ from eval.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError, FaceClipError
-from faceclip.runtime.checkpoints import make_folder
+from faceclip.training.checkpoints import make_folder
 
 CHANGEABLE = ("background", "hair", "glasses", "beard", "hat", "clothes")
 """Regions that say nothing of who it is; everything else is cut out for the second question."""

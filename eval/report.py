@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.metrics import Estimate
-from faceclip.files import disk_errors, replacing
+from faceclip.storage.files import disk_errors, replacing
 
 PALETTE = ("#22577a", "#d1495b", "#38a3a5", "#edae49", "#6b705c", "#8d5a97")
 STROKES = ("-", "--", ":")

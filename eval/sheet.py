@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from makeup_plugin.provenance import Provenance, save_image
+from makeup_plugin.marking.provenance import Provenance, save_image
 
 GAP, TOP = 6, 60  # px between tiles; of the line of headers
 LETTERS = 21  # per line of text above or beside a tile of 128 px

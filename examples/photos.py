@@ -15,7 +15,7 @@ from PIL import Image
 from faceclip.errors import FaceClipError
 from faceclip.faces import prepare_faces
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.provenance import save_image, sheet_record
+from makeup_plugin.marking.provenance import save_image, sheet_record
 
 PHOTOS = {
     "group": Path(str(files("insightface"))) / "data/images/t1.jpg",

@@ -15,8 +15,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import EmptyDatasetError, FaceClipError, FaceError, NoFaceError
 from faceclip.faces import load_image
-from faceclip.image_tower import ImageTower
-from faceclip.published_faces import published_faces
+from faceclip.published.faces import published_faces
+from faceclip.towers.image import ImageTower
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
-from faceclip.text_tower import TextFeatures, TextTower
+from faceclip.towers.face import FaceFeatures
+from faceclip.towers.text import TextFeatures, TextTower
 
 TEMPLATE = "Photo of a id person. "
 TEMPLATE_START = (1125, 539, 320, 1014)  # tokens 1 to 4 of the template: "photo of a id"

@@ -19,8 +19,12 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from faceclip.branch import ID_INDEX, TEMPLATE, BranchOutput, FaceCLIPBranch
-from faceclip.cpu_inference import cpu_inference
-from faceclip.encoder_inputs import (
+from faceclip.cpu.inference import cpu_inference
+from faceclip.errors import ConfigError
+from faceclip.heads import JointEmbedding, JointHeads
+from faceclip.storage.loading import load_strictly
+from faceclip.towers.face import FaceFeatures, FaceViT
+from faceclip.towers.inputs import (
     check_faces,
     check_features,
     check_prompts,
@@ -29,12 +33,8 @@ from faceclip.encoder_inputs import (
     check_vectors,
     tell_cut,
 )
-from faceclip.errors import ConfigError
-from faceclip.face_encoder import FaceFeatures, FaceViT
-from faceclip.heads import JointEmbedding, JointHeads
-from faceclip.onnx_face_encoder import OnnxFaceEncoder
-from faceclip.strict_loading import load_strictly
-from faceclip.text_tower import TextTower, tokenize
+from faceclip.towers.onnx import OnnxFaceEncoder
+from faceclip.towers.text import TextTower, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from faceclip.cpu_matmul import times_transpose
+from faceclip.cpu.matmul import times_transpose
 from faceclip.errors import ConfigError
-from faceclip.runtime.collectives import gather_rows
+from faceclip.training.collectives import gather_rows
 
 # Entries of one block of logits. On a CPU a block stays in the cache; a GPU wants enough rows to fill it.
 BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}

@@ -11,10 +11,10 @@ _HOME = {
     "FaceMakeUpOutput": "makeup_plugin.output",
     "IdentityChannel": "makeup_plugin.identity",
     "Conditions": "makeup_plugin.conditioning",
-    "LoraSettings": "makeup_plugin.adapters",
-    "load_adapter": "makeup_plugin.adapters",
-    "save_adapter": "makeup_plugin.adapters",
-    "unload_adapter": "makeup_plugin.adapters",
+    "LoraSettings": "makeup_plugin.saving.adapters",
+    "load_adapter": "makeup_plugin.saving.adapters",
+    "save_adapter": "makeup_plugin.saving.adapters",
+    "unload_adapter": "makeup_plugin.saving.adapters",
 }
 __all__ = sorted(_HOME)
 

@@ -102,7 +102,7 @@ class JointEncoder(Protocol):
 
 
 class FaceTower(Protocol):
-    """What conditioning needs of `faceclip.image_tower.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W)."""
+    """What conditioning needs of `faceclip.towers.image.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W)."""
 
     dtype: torch.dtype
     config: Any

@@ -12,7 +12,7 @@ from PIL import Image
 
 from faceclip.errors import ConfigError
 from faceclip.faces import PreparedFace
-from makeup_plugin.provenance import Provenance, save_image
+from makeup_plugin.marking.provenance import Provenance, save_image
 
 logger = logging.get_logger(__name__)
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from faceclip.errors import ConfigError
 from faceclip.faces import FaceDetector, MTCNNDetector
-from makeup_plugin import watermark as watermarking
 from makeup_plugin.arguments import (
     channel_scale,
     check_call,
@@ -35,8 +34,9 @@ from makeup_plugin.arguments import (
 )
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.marking import watermark as watermarking
+from makeup_plugin.marking.provenance import make_records
 from makeup_plugin.output import FaceMakeUpOutput
-from makeup_plugin.provenance import make_records
 from makeup_plugin.references import (
     Images,
     References,
@@ -46,7 +46,7 @@ from makeup_plugin.references import (
     shading_pictures,
 )
 from makeup_plugin.sampling import decode, denoise, seeds_of
-from makeup_plugin.storage import PipelineStorageMixin
+from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
 
 
@@ -62,11 +62,11 @@ class FaceMakeUpPipeline(
     Args:
         vae, unet, scheduler: an SDXL base; the UNet has text_time conditioning.
         joint_encoder: `faceclip.encoder.FaceCLIP`; its tokens are the UNet's context.
-        image_encoder: `faceclip.image_tower.ImageTower` of the identity channel.
+        image_encoder: `faceclip.towers.image.ImageTower` of the identity channel.
         identity_channel: decoupled cross-attention to the person; attached to the UNet here.
         shading_channel: ControlNet on the rendered, lit geometry of the face.
         face_fitter: `faceclip.face3d.fitter.FaceFitter`; finds that geometry in a photo.
-        add_watermark: mark generated pixels (see `makeup_plugin.watermark`) unless a call says otherwise.
+        add_watermark: mark generated pixels (see `makeup_plugin.marking.watermark`) unless a call says otherwise.
     """
 
     model_cpu_offload_seq = "face_fitter->joint_encoder->image_encoder->unet->vae"

@@ -14,8 +14,8 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin import watermark
 from makeup_plugin.conditioning import Conditions, predict
+from makeup_plugin.marking import watermark
 
 Generators = torch.Generator | list[torch.Generator] | None
 # diffusers' names for what callbacks may see and change, and ours.

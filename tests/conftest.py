@@ -31,7 +31,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = root / "tiny_dataset"
     with FileLock(str(directory) + ".lock"):
         if not (directory / "dataset.json").exists():
-            command = [sys.executable, "-m", "faceclip.data.synthetic", "--out", str(directory)]
+            command = [sys.executable, "-m", "faceclip.people", "--out", str(directory)]
             command += ["--identities", "12", "--images-per-identity", "4", "--size", "64", "--seed", "7"]
             command += ["--workers", "1", "--splits", "8", "2", "2"]
             subprocess.run(command, check=True, timeout=300)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.runtime.checkpoints import step_of
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
+from faceclip.training.checkpoints import step_of
 
 # Sizes of stage 1 that suit `save_towers`.
 SMALL_ENCODER = [

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from faceclip.data.cache import module_hash
 from faceclip.errors import FaceClipError
-from faceclip.runtime import Result, Trainer, parse_config
+from faceclip.storage.cache import module_hash
+from faceclip.training import Result, Trainer, parse_config
 from train_encoder.config import PRESETS, EncoderConfig, data_config
 from train_encoder.features import SplitFeatures, check_apart, features_of
-from train_encoder.source import QuerySource
+from train_encoder.queries import QuerySource
 from train_encoder.start import Start, load_start
 from train_encoder.task import EncoderTask
 from train_encoder.text_states import text_states_of

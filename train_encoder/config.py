@@ -8,7 +8,7 @@ from typing import Any
 
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
-from faceclip.runtime import TrainerConfig
+from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -28,7 +28,7 @@ def check_heads(key: str, heads: int, widths: Mapping[str, int]) -> None:
 
 @dataclass(kw_only=True)
 class TowersConfig:
-    """The frozen towers, by what `faceclip.pretrained.load_tower` takes: a directory, a name of shipped weights
+    """The frozen towers, by what `faceclip.towers.pretrained.load_tower` takes: a directory, a name of shipped weights
     (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE` or `onnx:FILE` (a recognizer of an insightface pack)."""
 
     recognizer: str = "tiny/recognizer"
@@ -169,7 +169,7 @@ def data_config(config: EncoderConfig) -> DataConfig:
         raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
     if isinstance(config.data, str) and not Path(data.path).exists():
         raise ConfigError(
-            f"data={data.path}: no such folder; make it by `python -m faceclip.data.synthetic --out "
+            f"data={data.path}: no such folder; make it by `python -m faceclip.people --out "
             f"{data.path}`, or name a hub data set by data.path=OWNER/NAME"
         )
     return data

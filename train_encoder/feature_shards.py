@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceclip.cpu_inference import cpu_inference
-from faceclip.data.cache import module_hash
-from faceclip.data.digests import write_json
+from faceclip.cpu.inference import cpu_inference
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, text_hash
 from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
-from faceclip.data.shards import ShardFolder, short_key
 from faceclip.data.sources import open_source
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
-from faceclip.runtime.progress import bar
-from faceclip.text_tower import tokenize, tokenizer, used_tokens
+from faceclip.storage.cache import module_hash
+from faceclip.storage.digests import write_json
+from faceclip.storage.shards import ShardFolder, short_key
+from faceclip.towers.text import tokenize, tokenizer, used_tokens
+from faceclip.training.progress import bar
 from train_encoder.towers_io import Towers
 
 KINDS = ("records", "faces", "images", "captions")

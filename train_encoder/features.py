@@ -18,16 +18,16 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.data.mapping import DataConfig, kept_for_validation, text_hash
 from faceclip.data.records import Caption
-from faceclip.data.shards import ShardedArray
 from faceclip.data.sources import find_layout
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.faces.align import encoder_crop
-from faceclip.runtime import parse_config
-from faceclip.runtime.progress import bar
-from faceclip.text_tower import tokenize, used_tokens
+from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.storage.shards import ShardedArray
+from faceclip.towers.text import tokenize, used_tokens
+from faceclip.training import parse_config
+from faceclip.training.progress import bar
 from train_encoder.config import PRESETS, EncoderConfig, cache_folder, data_config
 from train_encoder.feature_shards import FeatureBuilder, feature_device, towers_on
 from train_encoder.start import load_start

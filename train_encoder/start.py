@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from faceclip.data.cache import module_hash
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.pretrained import load_tower
-from faceclip.published import load_faceclip
+from faceclip.published.checkpoint import load_faceclip
+from faceclip.storage.cache import module_hash
+from faceclip.towers.pretrained import load_tower
 from train_encoder.config import EncoderConfig, FusionConfig, HeadsConfig, TowersConfig, check_heads
 from train_encoder.towers_io import Towers, check_space, load_towers
 

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceclip.encoder import FaceCLIP, JointConditioning
-from faceclip.face_encoder import FaceFeatures
 from faceclip.heads import JointEmbedding
-from faceclip.image_tower import ImageTower
 from faceclip.losses import gather_targets, sigmoid_contrastive_loss
-from faceclip.runtime import StepContext
-from faceclip.runtime.collectives import gather_rows, sum_over_ranks, world_size
+from faceclip.towers.face import FaceFeatures
+from faceclip.towers.image import ImageTower
+from faceclip.training import StepContext
+from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
 from train_encoder.config import LossConfig
 from train_encoder.features import SplitFeatures
-from train_encoder.source import FACE_ONLY, TEXT_ONLY
+from train_encoder.queries import FACE_ONLY, TEXT_ONLY
 
 TERMS = ("face", "text", "image", "joint")
 FIGURES = (

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from faceclip.data.cache import locked_cache, module_hash
 from faceclip.data.mapping import DataConfig
-from faceclip.data.shards import ShardedArray, ShardFolder, short_key
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.errors import DataError
-from faceclip.runtime.progress import bar
-from faceclip.text_tower import tokenize
+from faceclip.storage.cache import locked_cache, module_hash
+from faceclip.storage.shards import ShardedArray, ShardFolder, short_key
+from faceclip.towers.text import tokenize
+from faceclip.training.progress import bar
 from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, data_config
 from train_encoder.feature_shards import feature_device
 

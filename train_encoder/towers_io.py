@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from faceclip.errors import CheckpointError
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.onnx_face_encoder import OnnxFaceEncoder
-from faceclip.pretrained import load_tower
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.onnx import OnnxFaceEncoder
+from faceclip.towers.pretrained import load_tower
+from faceclip.towers.text import TextTower
 from train_encoder.config import TowersConfig
 
 

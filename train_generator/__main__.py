@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from faceclip.errors import ConfigError, FaceClipError
-from faceclip.runtime import Result, Trainer, parse_config
-from faceclip.runtime.engines import layout
+from faceclip.training import Result, Trainer, parse_config
+from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.loading import base_directory, build_pipeline, load_latent_recognizer
-from train_generator.source import GenerationSource
+from train_generator.samples import GenerationSource
 from train_generator.task import GeneratorTask
 
 

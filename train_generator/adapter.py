@@ -8,8 +8,8 @@ from torch import nn
 
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.adapters import LoraSettings, add_lora, load_adapter, lora_parameters
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.saving.adapters import LoraSettings, add_lora, load_adapter, lora_parameters
 from makeup_plugin.shading import shading_channel_from_unet
 from train_generator.config import AdapterConfig
 from train_generator.loading import check_licence

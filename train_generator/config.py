@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faceclip.errors import ConfigError
-from faceclip.runtime import TrainerConfig
+from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -111,13 +111,14 @@ class DropoutConfig:
 class GeneratorConfig:
     """Stage 2. `data`: data set; `encoder`: stage-1 export, or any FaceCLIP that `faceclip.published.load_faceclip`
     takes (the published file, its hub id); `image_tower`: the CLIP image tower that reads references, by what
-    `faceclip.pretrained.load_tower` takes ("": the one of the export, which a published FaceCLIP has not); `base`:
-    directory with vae, unet, scheduler (a name such as `tiny` is what the package ships); `fitter`: 3D fitter saved
-    with the pipeline ("" leaves it out); `latent_recognizer`: export of `train_generator.towers.latent_recognizer` for
-    this autoencoder, this schedule and this recognizer, read if a `loss.latent_…` is not 0; `init`: an adapter to train
-    further with a new optimizer, such as an export of this command (an interrupted run goes on by itself);
-    `gradient_checkpointing`: less memory for the UNet and the shading channel, in more time; `licence`: of the export,
-    which holds base, encoder and fitter (and what `init` began with) too: name another where theirs ask for it."""
+    `faceclip.towers.pretrained.load_tower` takes ("": the one of the export, which a published FaceCLIP has not);
+    `base`: directory with vae, unet, scheduler (a name such as `tiny` is what the package ships); `fitter`: 3D
+    fitter saved with the pipeline ("" leaves it out); `latent_recognizer`: export of
+    `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and this recognizer, read if a
+    `loss.latent_…` is not 0; `init`: an adapter to train further with a new optimizer, such as an export of this
+    command (an interrupted run goes on by itself); `gradient_checkpointing`: less memory for the UNet and the
+    shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter (and what `init`
+    began with) too: name another where theirs ask for it."""
 
     data: str = ""
     encoder: str = ""

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import CROP_SIZE, align_face
-from faceclip.image_tower import ImageTower
-from faceclip.runtime.progress import bar
+from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.towers.image import ImageTower
+from faceclip.training.progress import bar
 from train_generator.towers.latents import accelerator, cached_latents
 
 CROP = 112  # px of the cached reference crops at least: the template's own size

@@ -14,12 +14,12 @@ from torch import nn
 from faceclip import weights
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.image_tower import ImageTower
-from faceclip.onnx_face_encoder import OnnxFaceEncoder
-from faceclip.pretrained import load_tower
-from faceclip.published import load_faceclip
-from faceclip.published_files import is_hub_id
-from faceclip.strict_loading import load_strictly
+from faceclip.published.checkpoint import load_faceclip
+from faceclip.published.files import is_hub_id
+from faceclip.storage.loading import load_strictly
+from faceclip.towers.image import ImageTower
+from faceclip.towers.onnx import OnnxFaceEncoder
+from faceclip.towers.pretrained import load_tower
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_generator.config import GeneratorConfig

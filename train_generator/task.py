@@ -12,10 +12,10 @@ from diffusers import ConfigMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from faceclip.data.cache import module_hash
-from faceclip.face_encoder import FaceFeatures
-from faceclip.runtime import StepContext
-from faceclip.runtime.sampler import fetch
+from faceclip.storage.cache import module_hash
+from faceclip.towers.face import FaceFeatures
+from faceclip.training import StepContext
+from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import AttentionCapture, layers_at
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
@@ -33,13 +33,13 @@ from makeup_plugin.losses import (
     prediction_target,
     semantic_alignment_loss,
 )
-from makeup_plugin.provenance import save_image, sheet_record
+from makeup_plugin.marking.provenance import save_image, sheet_record
 from makeup_plugin.sampling import denoise
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig
 from train_generator.features import ReferenceFeatures
 from train_generator.sampled import sampled_estimate, sampler_stops
-from train_generator.source import GenerationSource
+from train_generator.samples import GenerationSource
 
 GRID_GUIDANCE = 3.0  # of the sample grids
 

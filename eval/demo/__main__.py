@@ -20,7 +20,7 @@ from eval.demo.process import Stopped, run_command, stop_on_signals
 from eval.demo.records import Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
 from faceclip.errors import FaceClipError
-from faceclip.runtime.checkpoints import make_folder
+from faceclip.training.checkpoints import make_folder
 
 
 class StageFailedError(FaceClipError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from faceclip.files import disk_errors
+from faceclip.storage.files import disk_errors
 
 PATIENCE = 120.0  # seconds that a stopped command has for saving
 

@@ -18,7 +18,7 @@ from eval.report import Report
 from eval.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, FaceClipError
-from makeup_plugin.provenance import sheet_record
+from makeup_plugin.marking.provenance import sheet_record
 
 PROMPTS = (
     "A smiling person with red hair.",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from faceclip.data.synthetic.plan import Request, plan_shards
 from faceclip.errors import ConfigError
+from faceclip.people.plan import Request, plan_shards
 
 GUIDANCE = 2.0  # the tiny base was trained to follow its prompts; more makes colors and features coarse
 SAMPLER_STEPS = 8  # stage 2 looks at its own six-step samples; the person shows less with 20 steps
@@ -77,7 +77,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             title="render synthetic identities",
             command=[
                 *python,
-                "faceclip.data.synthetic",
+                "faceclip.people",
                 "--out",
                 str(data),
                 "--identities",

@@ -18,8 +18,8 @@ from eval.generation.sampling import SamplingConfig
 from eval.report import Report, write_json
 from eval.sheet import save_sheet
 from faceclip.errors import FaceClipError
-from faceclip.runtime.checkpoints import make_folder
-from makeup_plugin.provenance import sheet_record
+from faceclip.training.checkpoints import make_folder
+from makeup_plugin.marking.provenance import sheet_record
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from eval.metrics import (
 )
 from eval.prompt import JUDGED, prompt_scores
 from faceclip.data.arrays import FaceArrays
-from faceclip.face_encoder import FaceViT
+from faceclip.towers.face import FaceViT
 
 Embed = Callable[[Tensor], Tensor]
 

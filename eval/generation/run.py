@@ -26,8 +26,8 @@ from eval.labels import labels_of
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import module_hash
 from faceclip.errors import CheckpointError, ConfigError, DataError
+from faceclip.storage.cache import module_hash
 from makeup_plugin import FaceMakeUpPipeline
 
 

@@ -16,7 +16,7 @@ from eval.report import write_json
 from faceclip.data.arrays import FaceArrays
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.provenance import save_image
+from makeup_plugin.marking.provenance import save_image
 from makeup_plugin.references import fitted_shading, prepare_references, shading_pictures
 
 
@@ -38,7 +38,7 @@ class SamplingConfig:
 def load_pipeline(directory: Path) -> FaceMakeUpPipeline:
     """A trained pipeline without progress bars of its own. Raises CheckpointError naming what is missing."""
     # diffusers loads only components whose modules are imported already.
-    for module in ("faceclip.encoder", "faceclip.image_tower", "faceclip.face3d.fitter"):
+    for module in ("faceclip.encoder", "faceclip.towers.image", "faceclip.face3d.fitter"):
         importlib.import_module(module)
     pipeline = FaceMakeUpPipeline.from_pretrained(directory)
     pipeline.set_progress_bar_config(disable=True)

@@ -21,7 +21,7 @@ from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError, FaceClipError
-from faceclip.runtime.checkpoints import make_folder
+from faceclip.training.checkpoints import make_folder
 
 COMPOSED = "face+text"
 DETECTED_KINDS = ("face_frontal", COMPOSED)

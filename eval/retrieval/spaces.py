@@ -14,9 +14,9 @@ from eval.retrieval.protocol import Queries
 from eval.retrieval.search import Embeddings, all_present, concatenate
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
-from faceclip.face_encoder import FaceFeatures
-from faceclip.image_tower import ImageTower
-from faceclip.text_tower import tokenize, used_tokens
+from faceclip.towers.face import FaceFeatures
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import tokenize, used_tokens
 
 Progress = Callable[[int], None]
 

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.data.captions import seen_values
-from faceclip.data.folder_lock import locked
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.people.captions import seen_values
+from faceclip.storage.locks import locked
 
 _FORMAT = "1"
 _IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
@@ -143,7 +143,7 @@ def shard_paths(root: Path, split: str) -> list[Path]:
     if not shards:
         raise DataError(
             f"no data/{split}-*.parquet below {root}: check the path, or make the data with that split by "
-            f"`python -m faceclip.data.synthetic --out {root}`, of photos by `python -m faceclip.data.photos`"
+            f"`python -m faceclip.people --out {root}`, of photos by `python -m faceclip.data.photos`"
         )
     announced = shards[0].stem.rsplit("-of-", 1)
     if len(announced) == 2 and announced[1].isdigit() and int(announced[1]) != len(shards):

@@ -24,9 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceclip import weights
-from faceclip.data.cache import module_hash
-from faceclip.data.digests import file_hash, read_json, write_json
-from faceclip.data.folder_lock import locked
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping, kept_for_validation, text_hash
 from faceclip.data.photo_rows import PhotoRows
 from faceclip.data.portrait_pool import PortraitPool
@@ -37,9 +34,12 @@ from faceclip.data.sources import RowSource, find_layout, open_source
 from faceclip.data.writing import replace_text, write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.runtime import parse_config
-from faceclip.runtime.progress import bar
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.cache import module_hash
+from faceclip.storage.digests import file_hash, read_json, write_json
+from faceclip.storage.loading import load_strictly
+from faceclip.storage.locks import locked
+from faceclip.training import parse_config
+from faceclip.training.progress import bar
 
 VERSION = 1
 Named = tuple[str, RawRecord, Portrait]  # the name of the person first

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.digests import write_json
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import TooManyBadRecordsError
+from faceclip.storage.digests import write_json
 
 EXAMPLES = 5
 EARLY_ROWS = 500  # enough rows to judge a share before the end

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
-from faceclip.data.digests import content_hash
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.storage.digests import content_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.

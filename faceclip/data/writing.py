@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.files import replacing
+from faceclip.storage.files import replacing
 
 
 def encode_png(picture: NDArray[np.uint8]) -> dict[str, Any]:

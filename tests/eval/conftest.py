@@ -10,11 +10,11 @@ from eval.judge import Judge, SecondRecognizer
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
 from makeup_plugin import FaceMakeUpPipeline, IdentityChannel
-from makeup_plugin.adapters import LoraSettings, add_lora
+from makeup_plugin.saving.adapters import LoraSettings, add_lora
 from makeup_plugin.shading import shading_channel_from_unet
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faceclip.encoder import FaceCLIP
-from faceclip.published import to_published
+from faceclip.published.checkpoint import to_published
 
 CONFIG = {
     "face": {"image_size": 112, "patch_size": 9, "width": 32, "depth": 2, "heads": 2, "embedding_dim": 16},

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from faceclip.encoder import TEMPLATE, FaceCLIP, FaceCLIPEncoder
 from faceclip.errors import CheckpointError, ConfigError, UnreadableImageError
-from faceclip.face_encoder import FaceFeatures
 from faceclip.fusion import FeatureFusion
 from faceclip.heads import AttentionPool, JointHeads
-from faceclip.text_tower import tokenize
+from faceclip.towers.face import FaceFeatures
+from faceclip.towers.text import tokenize
 
 SIZES = {
     "face": {"image_size": 36, "patch_size": 9, "width": 24, "depth": 1, "heads": 2, "embedding_dim": 16},

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from faceclip import cpu_matmul, losses
+from faceclip import losses
+from faceclip.cpu import matmul as cpu_matmul
 from faceclip.errors import ConfigError
 from faceclip.losses import gather_targets, infonce_loss, sigmoid_contrastive_loss
-from faceclip.runtime.collectives import gather_rows
+from faceclip.training.collectives import gather_rows
 
 
 def case(n=70, m=90, d=24, seed=0, dtype=torch.float32, people=30):

@@ -12,11 +12,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
 from faceclip.encoder import FaceCLIP
-from faceclip.image_tower import ImageTower
-from makeup_plugin.adapters import LoraSettings, add_lora
+from faceclip.towers.image import ImageTower
 from makeup_plugin.conditioning import Conditions, time_ids
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.pipeline import FaceMakeUpPipeline
+from makeup_plugin.saving.adapters import LoraSettings, add_lora
 from makeup_plugin.shading import shading_channel_from_unet
 
 CONTEXT, POOLED, IDENTITY, IMAGE = 48, 24, 16, 20

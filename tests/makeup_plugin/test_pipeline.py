@@ -12,9 +12,9 @@ from diffusers.models.attention_processor import SlicedAttnProcessor
 from PIL import Image
 
 from faceclip.errors import BadLandmarksError, ConfigError, NoFaceError, SeveralFacesError, UnreadableImageError
-from makeup_plugin import watermark
+from makeup_plugin.marking import watermark
+from makeup_plugin.marking.provenance import read_provenance
 from makeup_plugin.pipeline import FaceMakeUpPipeline
-from makeup_plugin.provenance import read_provenance
 from makeup_plugin.references import prepare_references
 
 PLAIN = {"num_inference_steps": 2, "output_type": "np", "watermark": False}
@@ -362,7 +362,7 @@ def test_errors_say_which_argument_a_picture_came_by(pipeline, tmp_path):
 
 def test_words_that_are_not_read_are_told(pipeline, caplog):
     pipeline("a man with a hat " * 20 + "and round glasses", **PLAIN)
-    (record,) = [record for record in caplog.records if record.name == "faceclip.encoder_inputs"]
+    (record,) = [record for record in caplog.records if record.name == "faceclip.towers.inputs"]
     assert "prompt 0 has more than 77 tokens; not read: " in record.getMessage()
     assert record.getMessage().endswith("and round glasses'")
 

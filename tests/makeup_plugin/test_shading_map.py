@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from faceclip.data.synthetic.render import PortraitRenderer
-from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face3d.frames import FaceFit, move_fit
 from faceclip.faces.align import similarity_transform
+from faceclip.people.render import PortraitRenderer
+from faceclip.people.sample import sample_identity, sample_scene
 
 
 def test_the_real_fitter_draws_the_map_where_the_face_is(pipeline):

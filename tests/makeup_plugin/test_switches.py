@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from faceclip.errors import ConfigError
-from makeup_plugin.adapters import base_unet
 from makeup_plugin.pipeline import FaceMakeUpPipeline
+from makeup_plugin.saving.adapters import base_unet
 from tests.makeup_plugin.calls import run
 
 

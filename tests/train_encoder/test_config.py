@@ -3,7 +3,7 @@
 import pytest
 
 from faceclip.errors import ConfigError
-from faceclip.runtime import parse_config
+from faceclip.training import parse_config
 from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch.linalg import vector_norm as norm
 
-from faceclip.accumulation import accumulate_exactly
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
-from faceclip.runtime import StepContext, parse_config
-from faceclip.runtime.sampler import fetch
+from faceclip.training import StepContext, parse_config
+from faceclip.training.accumulation import accumulate_exactly
+from faceclip.training.sampler import fetch
 from tests.ranks import free_port, run_launcher, run_ranks
 from tests.stages import SMALL_ENCODER, same_weights, save_towers
 from train_encoder.__main__ import train
 from train_encoder.config import PRESETS, EncoderConfig
 from train_encoder.features import features_of
-from train_encoder.source import QuerySource
+from train_encoder.queries import QuerySource
 from train_encoder.task import EncoderTask
 from train_encoder.towers_io import load_towers
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from faceclip import cpu_matmul
-from train_encoder.source import TEXT_ONLY
+from faceclip.cpu import matmul as cpu_matmul
+from train_encoder.queries import TEXT_ONLY
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

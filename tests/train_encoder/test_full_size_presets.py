@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from faceclip.encoder import FaceCLIP, FaceCLIPEncoder
-from faceclip.face_encoder import FaceViT
-from faceclip.pretrained import image_tower_from_open_clip, load_tower, text_tower_from_open_clip
-from faceclip.published import CONFIG
-from faceclip.runtime import parse_config
+from faceclip.published.checkpoint import CONFIG
+from faceclip.towers.face import FaceViT
+from faceclip.towers.pretrained import image_tower_from_open_clip, load_tower, text_tower_from_open_clip
+from faceclip.training import parse_config
 from train_encoder.config import PRESETS, EncoderConfig
 from train_encoder.towers_io import Towers
 

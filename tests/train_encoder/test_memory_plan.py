@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from faceclip.image_tower import ImageTower
-from faceclip.runtime import StepContext
+from faceclip.towers.image import ImageTower
+from faceclip.training import StepContext
 from train_encoder.config import LossConfig
 from train_encoder.task import EncoderTask
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from faceclip.encoder import FaceCLIP
-from faceclip.onnx_face_encoder import OnnxFaceEncoder
+from faceclip.towers.onnx import OnnxFaceEncoder
 from tests.onnx_graph import SIZE, write_recognizer
 from tests.stages import SMALL_ENCODER, save_towers
 from train_encoder.__main__ import main as train_encoder

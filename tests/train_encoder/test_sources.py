@@ -10,7 +10,7 @@ from PIL import Image
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
-from faceclip.runtime import parse_config
+from faceclip.training import parse_config
 from tests.stages import SMALL_ENCODER, run
 from train_encoder.config import EncoderConfig
 from train_encoder.features import features_of

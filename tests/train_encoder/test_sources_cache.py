@@ -16,12 +16,12 @@ import torch
 
 from faceclip.data.mapping import ColumnsConfig, DataConfig
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
-from faceclip.runtime import parse_config
+from faceclip.training import parse_config
 from tests.killing import first_child_killed
 from tests.stages import start
 from train_encoder.config import EncoderConfig, SamplingConfig
 from train_encoder.features import features_of, load_features, main, split_features
-from train_encoder.source import People, QuerySource
+from train_encoder.queries import People, QuerySource
 from train_encoder.task import fitting
 
 COLUMNS = ColumnsConfig(image="photo", captions="words", identity="who", landmarks="points")

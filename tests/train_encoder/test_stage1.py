@@ -16,8 +16,8 @@ import train_generator.__main__
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import ConfigError, DataError
-from faceclip.image_tower import ImageTower
-from faceclip.runtime import parse_config
+from faceclip.towers.image import ImageTower
+from faceclip.training import parse_config
 from tests.stages import (
     SMALL_ENCODER,
     kill_after_checkpoint,
@@ -30,7 +30,7 @@ from tests.stages import (
 from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig, LossConfig
 from train_encoder.features import check_apart, features_of
-from train_encoder.source import QuerySource
+from train_encoder.queries import QuerySource
 from train_encoder.task import FIGURES, SINGLE_FIGURES, TERMS, EncoderTask, _rank1
 from train_encoder.towers_io import load_towers
 
@@ -137,7 +137,7 @@ def test_an_interrupt_that_does_not_wait_for_the_step_is_one_line(monkeypatch, c
     [
         ("sampling.imagse=3", "images"),
         ("towers.recognizer=/nowhere", "/nowhere"),
-        ("data=data/nowhere", "data=data/nowhere: no such folder; make it by `python -m faceclip.data.synthetic"),
+        ("data=data/nowhere", "data=data/nowhere: no such folder; make it by `python -m faceclip.people"),
         ("sampling.images=9", "fewer than sampling.images=9"),
         ("trainer.batch_size=many", "batch_size"),
         ("validation_queries=0", "validation_queries: must be at least 1, got 0"),
@@ -186,7 +186,7 @@ def test_figures_are_those_of_validation(arguments):
 
 def test_one_picture_per_person_is_named(towers, tmp_path):
     arguments = ["--out", str(tmp_path), "--identities", "4", "--images-per-identity", "1", "--size", "64"]
-    status, output = run("faceclip.data.synthetic", *arguments, "--workers", "1", "--splits", "2", "2", "0")
+    status, output = run("faceclip.people", *arguments, "--workers", "1", "--splits", "2", "2", "0")
     assert status == 0, output
     config = EncoderConfig(data=str(tmp_path))
     with pytest.raises(DataError, match=r"no person of the validation split has two pictures.*give more$"):

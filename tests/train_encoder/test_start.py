@@ -14,17 +14,17 @@ from torch import Tensor
 from faceclip.data.mapping import DataConfig
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, DataError
-from faceclip.face_encoder import FaceFeatures
-from faceclip.image_tower import ImageTower
-from faceclip.published import LICENSE, convert
-from faceclip.runtime import parse_config
+from faceclip.published.checkpoint import LICENSE, convert
+from faceclip.towers.face import FaceFeatures
+from faceclip.towers.image import ImageTower
+from faceclip.training import parse_config
 from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import SMALL_ENCODER, same_weights, save_towers
 from train_encoder import features, text_states
 from train_encoder.__main__ import main, train
 from train_encoder.config import PRESETS, EncoderConfig, SamplingConfig
 from train_encoder.features import SplitFeatures, features_of
-from train_encoder.source import QuerySource
+from train_encoder.queries import QuerySource
 from train_encoder.start import load_start
 from train_encoder.text_states import BOTH, FACE_ONLY, TEXT_ONLY, QueryRows, TextStates, text_states_of
 

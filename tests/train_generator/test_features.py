@@ -13,10 +13,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
-from faceclip.face_encoder import FaceViT
 from faceclip.faces.align import align_face
-from faceclip.image_tower import ImageTower
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
 from tests.stages import save_base
 from train_generator.features import crop_size, reference_features
 

@@ -14,11 +14,11 @@ from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import DataError
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.runtime import StepContext, parse_config
-from faceclip.runtime.sampler import fetch
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
+from faceclip.training import StepContext, parse_config
+from faceclip.training.sampler import fetch
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from tests.full_disk import largest_file
 from tests.stages import save_base, save_towers
@@ -148,7 +148,7 @@ def test_few_large_pictures_are_encoded_at_once(parts, encoded):
 
 
 def test_interrupted_latents_go_on(tiny_dataset, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr("faceclip.data.cache.CHUNK", 8)
+    monkeypatch.setattr("faceclip.storage.cache.CHUNK", 8)
     arrays = load_arrays(tiny_dataset, "train", size=32)
     folder = save_base(tmp_path) / "vae"
     other = AutoencoderKL.from_pretrained(folder)

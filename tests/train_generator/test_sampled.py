@@ -8,8 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from faceclip.errors import ConfigError
-from faceclip.runtime import parse_config
-from faceclip.runtime.sampler import fetch
+from faceclip.training import parse_config
+from faceclip.training.sampler import fetch
 from makeup_plugin.sampling import denoise
 from tests.train_generator.test_stage2 import arguments  # noqa: F401  (fixture)
 from train_generator.adapter import add_adapter

@@ -19,16 +19,16 @@ from faceclip.data.photos import main as import_photos
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.errors import ConfigError
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.published import LICENSE, convert, load_faceclip
-from faceclip.runtime import parse_config
-from faceclip.runtime.sampler import fetch
-from faceclip.text_tower import TextTower, tokenize
+from faceclip.published.checkpoint import LICENSE, convert, load_faceclip
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower, tokenize
+from faceclip.training import parse_config
+from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
-from makeup_plugin.provenance import read_provenance
+from makeup_plugin.marking.provenance import read_provenance
 from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import (
     kill_after_checkpoint,
@@ -44,7 +44,7 @@ from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
 from train_generator.features import reference_features
 from train_generator.loading import build_pipeline, load_latent_recognizer
-from train_generator.source import GenerationSource, _groups
+from train_generator.samples import GenerationSource, _groups
 from train_generator.task import GeneratorTask
 
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}

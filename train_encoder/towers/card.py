@@ -72,7 +72,7 @@ def data_command(facts: Mapping[str, object]) -> str:
     words = [f"--{option} {facts[name]}" for name, option in options.items() if name in facts]
     if "splits" in facts:
         words.append("--splits " + " ".join(str(count) for count in facts["splits"]))
-    return " ".join(["python -m faceclip.data.synthetic --out DIR", *words])
+    return " ".join(["python -m faceclip.people --out DIR", *words])
 
 
 def data_line(facts: Mapping[str, object]) -> str:

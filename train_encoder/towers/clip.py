@@ -17,10 +17,10 @@ from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
-from faceclip.image_tower import ImageTower
-from faceclip.runtime import StepContext, TrainerConfig
-from faceclip.strict_loading import load_strictly
-from faceclip.text_tower import END, TextTower, tokenize, used_tokens
+from faceclip.storage.loading import load_strictly
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import END, TextTower, tokenize, used_tokens
+from faceclip.training import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.measure import recall_among
 from train_encoder.towers.sources import JitterConfig, jitter_image

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipError
-from faceclip.runtime import MapSource, Task, Trainer, TrainerConfig, parse_config
-from faceclip.runtime.checkpoints import MANIFEST, write_atomically
+from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
+from faceclip.training.checkpoints import MANIFEST, write_atomically
 from train_encoder.towers.card import Card, Metric, data_command, dataset_facts, read_card, write_card
 
 PRESETS = Path(__file__).parent / "presets"

@@ -22,8 +22,8 @@ from faceclip.face3d.model import HeadModel, default_head
 from faceclip.face3d.points import HeadPoints, border_vertices
 from faceclip.face3d.rasterizer import vertex_normals
 from faceclip.faces.align import align_face, similarity_transform
-from faceclip.runtime import StepContext, TrainerConfig
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.loading import load_strictly
+from faceclip.training import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.sources import JitterConfig, jitter_image
 

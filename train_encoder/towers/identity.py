@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import load_arrays
-from faceclip.data.synthetic.sample import sample_identity
-from faceclip.face_encoder import FaceFeatures
-from faceclip.runtime import StepContext
+from faceclip.people.sample import sample_identity
+from faceclip.towers.face import FaceFeatures
+from faceclip.training import StepContext
 from train_encoder.towers.card import dataset_facts
 from train_encoder.towers.margin import arcface_loss, margin_at
 from train_encoder.towers.measure import rank1_hits

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from eval.judge import POSE_SCALE, Judge
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.runtime import StepContext, TrainerConfig
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.loading import load_strictly
+from faceclip.training import StepContext, TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.sources import JitterConfig, jitter_image
 

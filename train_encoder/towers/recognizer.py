@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.metrics import Estimate
-from faceclip.face_encoder import FaceViT
-from faceclip.runtime import TrainerConfig
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.loading import load_strictly
+from faceclip.towers.face import FaceViT
+from faceclip.training import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
 from train_encoder.towers.sources import CropSource, JitterConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from eval.judge import SecondRecognizer
 from eval.metrics import Estimate
-from faceclip.runtime import TrainerConfig
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.loading import load_strictly
+from faceclip.training import TrainerConfig
 from train_encoder.towers.command import TowerConfig, run_tower
 from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
 from train_encoder.towers.sources import CropSource, JitterConfig

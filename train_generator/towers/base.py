@@ -19,10 +19,10 @@ from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import module_hash
 from faceclip.errors import ConfigError
-from faceclip.runtime import StepContext
-from faceclip.text_tower import tokenize
+from faceclip.storage.cache import module_hash
+from faceclip.towers.text import tokenize
+from faceclip.training import StepContext
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, prediction_target

@@ -21,12 +21,12 @@ from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.data.cache import cached_features, locked_cache, module_hash
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
-from faceclip.face_encoder import FaceViT
-from faceclip.runtime import StepContext
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.storage.loading import load_strictly
+from faceclip.towers.face import FaceViT
+from faceclip.training import StepContext
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
 from train_encoder.towers.measure import rank1_hits

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
-from faceclip.data.cache import cached_features, locked_cache
 from faceclip.errors import CheckpointError
-from faceclip.runtime.progress import bar
+from faceclip.storage.cache import cached_features, locked_cache
+from faceclip.training.progress import bar
 from train_generator.loading import load_frozen
 from train_generator.towers.vae import encode_mean
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceclip.data.arrays import FaceArrays
-from faceclip.text_tower import TextTower, tokenize
+from faceclip.towers.text import TextTower, tokenize
 from train_generator.loading import load_frozen
 
 # How often each kind of caption is drawn: short, long, emotion, both.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.runtime import StepContext
-from faceclip.strict_loading import load_strictly
+from faceclip.storage.loading import load_strictly
+from faceclip.training import StepContext
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 

@@ -14,7 +14,7 @@ from eval.hashes import model_hash
 from eval.labels import labels_of
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError
-from makeup_plugin.provenance import read_provenance
+from makeup_plugin.marking.provenance import read_provenance
 
 
 @pytest.fixture(scope="module")

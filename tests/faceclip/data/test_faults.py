@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from faceclip.data.folder_lock import locked
-from faceclip.data.synthetic.generate import generate
-from faceclip.data.synthetic.plan import Request
 from faceclip.errors import ConfigError, DataError
+from faceclip.people.generate import generate
+from faceclip.people.plan import Request
+from faceclip.storage.locks import locked
 from tests.killing import first_child_killed
 
 REQUEST = Request(identities=3, images_per_identity=2, size=32, seed=5, splits=(1, 1, 1))
@@ -93,7 +93,7 @@ def test_unreadable_request_is_named(tmp_path, content):
 
 def test_command_says_what_is_wrong_without_a_traceback(tmp_path):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "faceclip.data.synthetic", "--out", str(tmp_path / "file"), "--identities", "3"]
+    command = [sys.executable, "-m", "faceclip.people", "--out", str(tmp_path / "file"), "--identities", "3"]
     done = subprocess.run([*command, "--workers", "1", "--quiet"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert str(tmp_path / "file") in done.stderr

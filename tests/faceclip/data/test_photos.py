@@ -16,7 +16,7 @@ from faceclip.data.photo_rows import points_in_square
 from faceclip.data.photos import PhotosConfig, main
 from faceclip.data.portraits import Portrait
 from faceclip.errors import ConfigError, DataError
-from faceclip.runtime import parse_config
+from faceclip.training import parse_config
 
 
 @pytest.fixture(scope="module")

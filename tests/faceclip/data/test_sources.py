@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from faceclip.data.digests import content_hash
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import find_layout, open_source
 from faceclip.errors import DataError, EmptyDatasetError, TooManyBadRecordsError
+from faceclip.storage.digests import content_hash
 
 
 def png(value: int) -> bytes:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from faceclip.data.arrays import load_arrays
-from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.camera import Camera, pose_vertices, project, rotation_matrix
 from faceclip.face3d.fitter import ONE_VIEW, TRUST, FaceFitter, _seen, _towards
 from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices, turn_light
@@ -17,6 +16,7 @@ from faceclip.face3d.light import shade
 from faceclip.face3d.model import default_head
 from faceclip.face3d.points import HeadPoints, outline_points
 from faceclip.faces.align import align_face, apply_affine, invert_affine, similarity_transform, template
+from faceclip.people.sample import sample_identity, sample_scene
 
 SMALL = {"widths": (8, 8), "hidden": 16}
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from eval.judge import Judge, SecondRecognizer
 from faceclip.errors import ConfigError
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.runtime.checkpoints import verify
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
+from faceclip.training.checkpoints import verify
 from train_encoder.towers import clip, fitter, judge, recognizer, second_recognizer
 from train_encoder.towers.command import copy_export, halve
 
@@ -117,7 +117,7 @@ def test_a_finished_tower_is_measured_anew(
     assert "error: --measure: name an export" in refused()
     assert "data: name the data set directory" in refused(str(export))
     (export / "metrics.json").write_text(json.dumps({**before, "data": {**before["data"], "seed": 8}}))
-    assert "speaks of python -m faceclip.data.synthetic --out DIR" in refused(str(export), *small)
+    assert "speaks of python -m faceclip.people --out DIR" in refused(str(export), *small)
     (export / "metrics.json").write_text(json.dumps(before))
     file.write_bytes(weights[:1000])
     assert "cannot be loaded as Judge" in refused(str(export), *small)

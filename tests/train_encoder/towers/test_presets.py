@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.face_encoder import FaceViT
-from faceclip.image_tower import ImageTower
-from faceclip.runtime import parse_config
-from faceclip.text_tower import TextTower
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
+from faceclip.training import parse_config
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.config import PRESETS as ENCODER_PRESETS
 from train_encoder.config import EncoderConfig

@@ -16,7 +16,7 @@ from eval.judge import Judge, SecondRecognizer
 from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.face_encoder import FaceViT
+from faceclip.towers.face import FaceViT
 from faceclip.weights import path
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.towers import clip, fitter, judge
@@ -168,7 +168,7 @@ def test_cards_name_the_whole_data_command() -> None:
     roots = [Path(package.__path__[0]) / "weights" / "tiny" for package in (eval_package, faceclip, makeup_plugin)]
     for file in (file for root in roots for file in root.glob("*/metrics.json")):
         card, facts = (file.parent / "README.md").read_text(), json.loads(file.read_text())["data"]
-        if file.parent.name == "fitter" and "faceclip.data.synthetic --out" not in card:
+        if file.parent.name == "fitter" and "faceclip.people --out" not in card:
             continue  # written before cards had it; its next training writes it
         assert data_line(facts) in card.splitlines(), file
         assert f"--splits {' '.join(map(str, facts['splits']))}`" in data_line(facts)

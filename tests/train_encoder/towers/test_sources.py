@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from faceclip.data.records import Caption, Phrase
-from faceclip.runtime.sampler import sample_rng
-from faceclip.text_tower import END
+from faceclip.towers.text import END
+from faceclip.training.sampler import sample_rng
 from train_encoder.towers.clip import (
     CaptionedSource,
     caption_matches,

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from faceclip.data.synthetic.sample import sample_identity, sample_scene
 from faceclip.face3d.camera import rotation_matrix
 from faceclip.face3d.frames import FaceFit
 from faceclip.face3d.light import shade
 from faceclip.face3d.model import HeadModel, default_head
 from faceclip.face3d.points import border_vertices
 from faceclip.face3d.rasterizer import vertex_normals
+from faceclip.people.sample import sample_identity, sample_scene
 from train_encoder.towers.fitter import Surface
 
 EVENLY = 40

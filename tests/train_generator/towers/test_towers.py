@@ -17,10 +17,10 @@ from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import CheckpointError
-from faceclip.face_encoder import FaceViT
-from faceclip.runtime import StepContext, parse_config
-from faceclip.runtime.checkpoints import load_checkpoint, newest_checkpoint, verify
-from faceclip.text_tower import TextTower, tokenize
+from faceclip.towers.face import FaceViT
+from faceclip.towers.text import TextTower, tokenize
+from faceclip.training import StepContext, parse_config
+from faceclip.training.checkpoints import load_checkpoint, newest_checkpoint, verify
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import attribute_loss
 from train_generator.towers import base, latent_recognizer, vae

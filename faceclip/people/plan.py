@@ -1,0 +1,89 @@
+"""What a synthetic data set consists of: the request, its shards, and who is in which split."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from faceclip.data.records import SPLITS
+from faceclip.errors import ConfigError
+from faceclip.storage.digests import read_json
+
+VERSION = "1.0.0"
+"""Raised whenever the same seed gives other pictures or labels."""
+
+DEFAULT_SHARES = (0.84, 0.04, 0.12)
+IMAGES_PER_SHARD = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A data set to generate. `splits` counts the identities of train, validation and test."""
+
+    identities: int
+    images_per_identity: int
+    size: int
+    seed: int
+    splits: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        for name in ("identities", "images_per_identity", "size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.size < 32:
+            raise ConfigError(f"--size must be at least 32 pixels, got {self.size}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+        if min(self.splits) < 0 or sum(self.splits) != self.identities:
+            raise ConfigError(
+                f"--splits {' '.join(map(str, self.splits))} must be three counts that add up to "
+                f"--identities {self.identities}"
+            )
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "splits": list(self.splits), "version": VERSION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A parquet file: images of identities first … last − 1 of one split."""
+
+    split: str
+    path: str
+    first: int
+    last: int
+
+
+def default_splits(identities: int) -> tuple[int, int, int]:
+    """Identities per split by `DEFAULT_SHARES`; with three identities or more no split is empty."""
+    if identities < 3:
+        return (identities, 0, 0)
+    validation, test = (max(1, round(identities * share)) for share in DEFAULT_SHARES[1:])
+    return (identities - validation - test, validation, test)
+
+
+def plan_shards(request: Request) -> list[Shard]:
+    """All shards in order. Splits take consecutive identities, so that no person is in two of them."""
+    per_shard = max(1, IMAGES_PER_SHARD // request.images_per_identity)
+    shards, start = [], 0
+    for split, count in zip(SPLITS, request.splits, strict=True):
+        total = -(-count // per_shard)
+        for number in range(total):
+            first = start + number * per_shard
+            path = f"data/{split}-{number:05d}-of-{total:05d}.parquet"
+            shards.append(Shard(split=split, path=path, first=first, last=min(first + per_shard, start + count)))
+        start += count
+    return shards
+
+
+def check_same_request(directory: Path, request: Request) -> None:
+    """Refuse to mix two data sets in one folder. Raises `ConfigError` naming the difference, `DataError` when the
+    file that tells what the folder holds cannot be read."""
+    for name in ("request.json", "dataset.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        stored = read_json(path)
+        wanted = request.to_dict()
+        different = [key for key in wanted if stored.get(key) != wanted[key]]
+        if different:
+            changes = ", ".join(f"{key} {stored.get(key)} instead of {wanted[key]}" for key in different)
+            raise ConfigError(f"{directory} holds another data set ({changes}): choose another --out")

@@ -1,0 +1,41 @@
+"""One rendered portrait with all its labels as a row of the data set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from faceclip.data.records import caption_to_dict
+from faceclip.data.writing import encode_png
+from faceclip.people.captions import describe
+from faceclip.people.parameters import Identity, Scene
+from faceclip.people.render import Portrait
+
+# Keeps the wording's random stream apart from the ones that draw identities and scenes.
+_CAPTION_STREAM = 0xCA9
+
+
+def make_row(identity: Identity, scene: Scene, portrait: Portrait, *, seed: int, image_index: int) -> Mapping[str, Any]:
+    """The row for one image; a function of its arguments alone."""
+    generator = np.random.default_rng([_CAPTION_STREAM, seed, identity.index, image_index])
+    captions = describe(scene.attributes, portrait.regions, generator)
+    return {
+        "image": encode_png(portrait.image),
+        "identity": identity.index,
+        "index": image_index,
+        "attributes": dict(scene.attributes),
+        "expression": _floats(scene.expression),
+        "shape": _floats(identity.shape),
+        "pose": dict(zip(("yaw", "pitch", "roll"), scene.pose, strict=True)),
+        "camera": _floats(scene.camera.to_array()),
+        "light": _floats(scene.light),
+        "landmarks_5": np.asarray(portrait.landmarks_5, dtype=np.float32).tolist(),
+        "landmarks_68": np.asarray(portrait.landmarks_68, dtype=np.float32).tolist(),
+        "regions": encode_png(portrait.regions),
+        "shading": encode_png(portrait.shading),
+        "captions": [caption_to_dict(caption) for caption in captions],
+    }
+
+
+def _floats(values: Any) -> list[float]:
+    return np.asarray(values, dtype=np.float32).ravel().tolist()

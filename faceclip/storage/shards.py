@@ -1,0 +1,211 @@
+"""Shards of arrays on disk: written in order, resumable after a kill, verified on reading, memory-mapped.
+
+A folder holds `00000.safetensors`, … and `manifest.json` with the SHA-256 and size of each. A shard is written beside
+its place, synced and renamed before the manifest lists it, so what the manifest lists is whole; a shard that was not
+listed yet is written again, with the same bytes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from faceclip.errors import DataError
+from faceclip.storage.digests import write_json
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+
+
+def short_key(*parts: object) -> str:
+    """20 hexadecimal digits that depend on every part."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:20]
+
+
+class ShardFolder:
+    """One kind of shards, `about` being the facts that made its key (for people, in the manifest).
+
+    Raises DataError for a damaged manifest.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder, self.about = folder, dict(about)
+        self.entries: list[dict[str, Any]] = []
+        self.complete = False
+        self._maps: dict[int, dict[str, NDArray]] = {}
+        path = folder / "manifest.json"
+        if path.is_file():
+            try:
+                stored = json.loads(path.read_bytes())
+                self.entries, self.complete = stored["shards"], stored["complete"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path} is corrupt ({error}): delete {folder}, it is built again") from error
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def append(self, fields: Mapping[str, NDArray], **facts: Any) -> None:
+        """Writes the next shard; `facts` are kept in the manifest. Raises DataError when the disk is full."""
+        path = self.folder / f"{len(self):05d}.safetensors"
+        data = save({name: np.ascontiguousarray(values) for name, values in fields.items()})
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):  # read-only storage refuses that as well
+                temporary.unlink(missing_ok=True)
+            raise DataError(
+                f"cannot write {path} ({error}): free space or make the folder writable, then run the "
+                "command again; it goes on here"
+            ) from error
+        self.entries.append({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts})
+        self._save()
+
+    def finish(self) -> None:
+        """Notes that there will be no further shard."""
+        if not self.complete:
+            self.complete = True
+            self._save()
+
+    def cut(self, count: int) -> None:
+        """Keeps the first `count` shards only; the others are then written again."""
+        if count < len(self):
+            self.entries, self.complete = self.entries[:count], False
+            self._maps = {number: arrays for number, arrays in self._maps.items() if number < count}
+            self._save()
+
+    def _save(self) -> None:
+        write_json(
+            self.folder / "manifest.json", {"about": self.about, "complete": self.complete, "shards": self.entries}
+        )
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.safetensors"
+
+    def verify(self, number: int, *, hashes: bool = True) -> None:
+        """Raises DataError when a shard is missing, cut, or (with `hashes`) changed in any bit."""
+        path, entry = self.path(number), self.entries[number]
+        remedy = f"delete the folder {self.folder} and run again, it is built anew"
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise DataError(f"{path} is corrupt: {size:,} bytes, {entry['bytes']:,} were written; {remedy}")
+            if hashes:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest != entry["sha256"]:
+                    raise DataError(f"{path} is corrupt: its SHA-256 differs from the one noted when written; {remedy}")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+
+    def read(self, number: int) -> dict[str, NDArray]:
+        """The fields of a verified shard, memory-mapped and read-only."""
+        if number not in self._maps:
+            self._maps[number] = map_safetensors(self.path(number))
+        return self._maps[number]
+
+    def open(self, *, hashes: bool = True) -> dict[str, "ShardedArray"]:
+        """All shards as one array per field, each shard verified. Raises DataError."""
+        for number in range(len(self)):
+            self.verify(number, hashes=hashes)
+        shards = [self.read(number) for number in range(len(self))]
+        return {name: ShardedArray([shard[name] for shard in shards]) for name in shards[0]} if shards else {}
+
+
+def map_safetensors(path: Path) -> dict[str, NDArray]:
+    """The tensors of a safetensors file as read-only views of one memory map (a process may hold some 65,000 maps).
+
+    The format: 8 bytes with the length of a JSON header, the header, the data. Raises DataError when the file cannot be
+    mapped.
+    """
+    try:
+        data = _map(path)
+    except OSError as error:
+        remedy = "raise the limit of open files (`ulimit -n`)" if error.errno == errno.EMFILE else "is it readable?"
+        raise DataError(f"{path} cannot be mapped into memory ({error.strerror}): {remedy}") from error
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8 : 8 + length].tobytes())
+    arrays = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            arrays[name] = data[start:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.memmap(path, np.uint8, "r")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    # Each map keeps a file open, and the usual limit, a thousand, may be raised by the process itself.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # a system that has another limit behind this one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return np.memmap(path, np.uint8, "r")
+
+
+@dataclass(frozen=True)
+class ShardedArray:
+    """Arrays joined along their first axis without copying; `values[rows]` reads those rows only.
+
+    rows: the rows shown, in order, when only some are; None: all.
+    """
+
+    parts: Sequence[NDArray]
+    rows: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        object.__setattr__(self, "_starts", starts)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self.rows is None else len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.parts[0].dtype
+
+    def take(self, rows: NDArray[np.int64]) -> "ShardedArray":
+        """The same data showing only `rows`."""
+        return ShardedArray(self.parts, rows if self.rows is None else self.rows[rows])
+
+    def __getitem__(self, index: Any) -> NDArray:
+        """An int, a slice, or integers of any shape; a copy with that shape before the rest."""
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        index = np.asarray(index)
+        if index.size and (index.min() < -len(self) or index.max() >= len(self)):
+            raise IndexError(f"row {index.max()} of {len(self)}")
+        flat = np.where(index < 0, index + len(self), index).reshape(-1).astype(np.int64)
+        if self.rows is not None:
+            flat = self.rows[flat]
+        result = np.empty((len(flat), *self.shape[1:]), self.dtype)
+        which = np.searchsorted(self._starts, flat, side="right") - 1
+        for part in np.unique(which):
+            here = which == part
+            result[here] = self.parts[part][flat[here] - self._starts[part]]
+        return result.reshape(*index.shape, *self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
+        values = self[:]
+        return values if dtype is None else values.astype(dtype)

@@ -1,0 +1,1 @@
+"""The towers: face, text and image encoders, and how they are loaded."""

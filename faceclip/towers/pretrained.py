@@ -1,0 +1,143 @@
+"""Towers of other projects as ours: CLIP towers by open_clip id, the face encoder from arcface_torch or insightface.
+
+    open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
+    arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` (non-commercial)
+    onnx:w600k_r50.onnx                              a recognizer of an insightface pack (non-commercial)
+
+Hub weights are downloaded by open_clip. Names are resolved by `load_tower`, which also takes directories of ours and
+names of shipped weights (`tiny/recognizer`).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import open_clip
+from torch import nn
+
+from faceclip import weights
+from faceclip.errors import CheckpointError, ConfigError
+from faceclip.published.files import read_checkpoint
+from faceclip.storage.loading import load_strictly
+from faceclip.towers.face import FaceViT
+from faceclip.towers.image import ImageTower
+from faceclip.towers.onnx import OnnxFaceEncoder
+from faceclip.towers.text import TextTower
+
+Kind = Literal["face", "text", "image"]
+CLASSES = {"face": FaceViT, "text": TextTower, "image": ImageTower}
+_TEXT_STATE = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+
+
+def load_tower(name: str, kind: Kind) -> nn.Module:
+    """The tower that `name` stands for, frozen and in evaluation mode.
+
+    Raises:
+        CheckpointError: nothing of that name, another class, damaged files, or weights that do not fit the class.
+        ConfigError: an open_clip id that does not exist, weights for another activation than the model's, or a source
+            that has no tower of this kind.
+    """
+    source, _, rest = name.partition(":")
+    if source == "open_clip" and rest:
+        tower = _from_open_clip(rest, kind)
+    elif source == "arcface" and rest:
+        if kind != "face":
+            raise ConfigError(f"{name}: arcface weights are a face encoder, not a {kind} tower")
+        tower = face_encoder_from_arcface(Path(rest))
+    elif source == "onnx" and rest:
+        if kind != "face":
+            raise ConfigError(f"{name}: an ONNX recognizer is a face encoder, not a {kind} tower")
+        tower = OnnxFaceEncoder.from_onnx(rest)
+    else:
+        directory = Path(name) if Path(name).is_dir() else weights.path(name)
+        tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory)
+    return tower.requires_grad_(False).eval()
+
+
+def _from_open_clip(spec: str, kind: Kind) -> nn.Module:
+    model_name, _, tag = spec.partition("/")
+    if kind == "face":
+        remedy = "give arcface:FILE, onnx:FILE or a directory"
+        raise ConfigError(f"open_clip:{spec}: open_clip has no face encoder; {remedy}")
+    if model_name not in open_clip.list_models():
+        raise ConfigError(f"open_clip:{spec}: no model {model_name!r} in open_clip {open_clip.__version__}")
+    if tag and tag not in open_clip.list_pretrained_tags_by_model(model_name):
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model_name))
+        raise ConfigError(f"open_clip:{spec}: {model_name} has no weights {tag!r}; there are: {known}")
+    settings = open_clip.get_model_config(model_name)
+    quick = bool(settings.get("quick_gelu", False))
+    if tag and bool(open_clip.get_pretrained_cfg(model_name, tag).get("quick_gelu", False)) != quick:
+        other = model_name.removesuffix("-quickgelu") if quick else f"{model_name}-quickgelu"
+        raise ConfigError(
+            f"open_clip:{spec}: the weights {tag!r} were trained with another activation than that of "
+            f"{model_name}; take {other}"
+        )
+    if kind == "text" and not {"width", "layers", "heads"} <= settings["text_cfg"].keys():
+        raise ConfigError(f"open_clip:{spec}: its text side is no transformer of open_clip's own")
+    try:
+        model = open_clip.create_model(model_name, pretrained=tag or None)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"open_clip:{spec}: the weights could not be fetched or read ({error}): check the "
+            "network, or give a directory"
+        ) from error
+    return (text_tower_from_open_clip if kind == "text" else image_tower_from_open_clip)(model, settings, quick)
+
+
+def text_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool) -> TextTower:
+    """The text side of an open_clip `CLIP` model."""
+    text = settings["text_cfg"]
+    tower = TextTower(
+        width=text["width"],
+        layers=text["layers"],
+        heads=text["heads"],
+        context=text.get("context_length", 77),
+        quick_gelu=quick_gelu,
+        embed_dim=settings["embed_dim"],
+        mlp_ratio=text.get("mlp_ratio", 4.0),
+    )
+    state = {k: v for k, v in model.state_dict().items() if k.startswith(_TEXT_STATE)}
+    _load(tower.tower, state, "text tower")
+    return tower
+
+
+def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool) -> ImageTower:
+    """The image side of an open_clip `CLIP` model with a plain vision transformer, and its pixels' mean and std."""
+    vision = settings["vision_cfg"]
+    if not isinstance(vision.get("layers"), int) or "patch_size" not in vision:
+        raise ConfigError("this open_clip model's image side is no vision transformer")
+    # What the weights were trained on: a tag may have its own (ViT-L-14/laion2b_s32b_b82k: all .5).
+    pixels = getattr(model.visual, "preprocess_cfg", {})
+    normalization = {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
+    tower = ImageTower(
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        width=vision["width"],
+        layers=vision["layers"],
+        heads=vision["width"] // vision.get("head_width", 64),
+        embed_dim=settings["embed_dim"],
+        mlp_ratio=vision.get("mlp_ratio", 4.0),
+        quick_gelu=quick_gelu,
+        **normalization,
+    )
+    _load(
+        tower.tower,
+        {k.removeprefix("visual."): v for k, v in model.state_dict().items() if k.startswith("visual.")},
+        "image tower",
+    )
+    return tower
+
+
+def face_encoder_from_arcface(path: Path) -> FaceViT:
+    """The face encoder of the published size from an arcface_torch file (our parameter names are the same)."""
+    if path.suffix == ".onnx":
+        raise ConfigError(f"arcface:{path} is an ONNX file: write onnx:{path}")
+    encoder = FaceViT()
+    _load(encoder, read_checkpoint(path), str(path))
+    return encoder
+
+
+def _load(module: nn.Module, state: dict, where: str) -> None:
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: the weights do not fit: {error}") from error

@@ -1,0 +1,20 @@
+"""Configuration, checkpoints, data order, logs and the training loop, shared by all training commands."""
+
+from faceclip.training.config import from_dict, load_config, parse_config, to_dict
+from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
+from faceclip.training.sampler import MapSource
+from faceclip.training.trainer import Trainer
+
+__all__ = [
+    "ContrastiveTask",
+    "MapSource",
+    "Result",
+    "StepContext",
+    "Task",
+    "Trainer",
+    "TrainerConfig",
+    "from_dict",
+    "load_config",
+    "parse_config",
+    "to_dict",
+]

@@ -1,0 +1,406 @@
+"""The training loop of every command: exact resume, atomic checkpoints, finite check, logs, distribution.
+
+What happens in a step depends on (seed, step) alone: the data order, every sample's random generator, and torch's
+generator, which is seeded anew for every step. With the optimizer's state in the checkpoint, N steps + kill + N steps
+give the weights of 2N steps, bit for bit on a CPU with one or two ranks (docs/scaling.md says what more may do).
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from faceclip.cpu.training import cpu_training
+from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
+from faceclip.training.accumulation import first_pass
+from faceclip.training.best import BestExport
+from faceclip.training.checkpoints import (
+    add_facts,
+    check_fit,
+    checkpoints,
+    load_checkpoint,
+    make_folder,
+    newest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    step_of,
+    write_atomically,
+)
+from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
+from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
+from faceclip.training.ema import ParameterAverage
+from faceclip.training.engines import Engine, layout, prepare, start
+from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
+from faceclip.training.logging import Display, RunLog, Window
+from faceclip.training.optimization import decay_groups, rate_factor
+from faceclip.training.prefetch import Prefetcher
+from faceclip.training.sampler import MapSource, OrderedSampler, fetch
+from faceclip.training.step_module import StepModule
+from faceclip.training.stopping import StopRequest
+
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+BEST = "best"
+
+
+class Trainer:
+    """Runs `task` over `source` for `config.steps` optimizer steps below `output_dir`.
+
+    output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (on demand).
+
+    facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
+    `task.facts()`, where a task has it, is added. settings: the command's configuration, of which the same is true
+    (`faceclip.training.continuation` says what may change).
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        task: Task,
+        source: MapSource,
+        output_dir: Path,
+        *,
+        facts: Mapping[str, str] | None = None,
+        settings: Any | None = None,
+    ) -> None:
+        self.config, self.task, self.source = config, task, source
+        self.facts = dict(getattr(task, "facts", dict)()) | dict(facts or {})
+        self.settings = settings_of(config, settings)
+        self.directory = Path(output_dir)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self.accelerator = start(cpu=config.device == "cpu")
+        self.device = self.accelerator.device
+        self.trainable = {n: p for n, p in task.modules.named_parameters() if p.requires_grad}
+        if not self.trainable:
+            raise ConfigError("nothing to train: no parameter of the task requires a gradient")
+        task.modules.to(self.device)
+        groups = getattr(task, "parameter_groups", None)
+        groups = groups() if groups is not None else decay_groups(self.trainable.items(), config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        if config.ema_decay and layout(self.accelerator) == "zero-3":
+            raise ConfigError("trainer.ema_decay: ZeRO 3 leaves no process with all weights to average; set it to null")
+        self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
+        self.sampler = OrderedSampler(len(source), config.seed)
+        self.step = self.saved = 0  # of the weights; of the newest checkpoint of this run
+        self.best = BestExport(config, task, self.directory / BEST)
+        self._unvalidated = False  # whether the weights of this step still have to be validated
+        self._stop = StopRequest()
+
+    def fit(self) -> Result:
+        """Train or resume to the last step, validate, export; SIGTERM (Ctrl-C) saves and exits with 143 (130).
+
+        A step that is both saved and validated is saved first; a run that went no further validates when it goes on.
+
+        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails or a
+        checkpoint in the folder is of another run.
+        """
+        started = time.perf_counter()
+        self._tidy_up()
+        optimizer_state = self._resume() if self.config.resume else None
+        config = self.config
+        self.module = StepModule(self.task, self.device, half=config.precision == "bf16", compiled=config.compile)
+        self.module.train()
+        engine = self.engine = prepare(
+            self.accelerator, self.module, self.optimizer, batch_size=config.batch_size, max_norm=config.max_grad_norm
+        )
+        if optimizer_state is not None:
+            engine.load_optimizer_state(optimizer_state)
+        log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
+        display = Display(self.config.steps, self.step, self.directory.name) if log else None
+        if display and self.step == config.steps and not self._unvalidated:
+            print(f"{self.directory}: already at step {self.step}, nothing left to train", flush=True)
+        metrics: dict[str, float] = {}
+        window = Window()
+        try:
+            with self._stop.heard(), cpu_training(), Prefetcher(self._read) as self._batches:
+                while True:
+                    if self._unvalidated:
+                        metrics = self._validate(log, display)
+                        engine.model.train()
+                    if self.step >= self.config.steps:
+                        break
+                    self._train_step(engine, window)
+                    if display:
+                        display.advance(self.step)
+                    if _due(self.step, self.config.log_every):
+                        window = self._log(log, display, window)
+                    last = self.step == self.config.steps
+                    self._unvalidated = last or _due(self.step, self.config.validate_every)
+                    stop = self._stop.agreed(self.accelerator)
+                    if last or stop or _due(self.step, self.config.save_every):
+                        self._save()
+                    if stop and not last:
+                        self.accelerator.wait_for_everyone()  # a launcher kills the others once one has left
+                        if display:
+                            print(f"{self.directory}: saved at step {self.step}; the same command goes on", flush=True)
+                        raise SystemExit(stop)
+                with engine.full_parameters(), self._averaged():
+                    if self.accelerator.is_main_process:
+                        write_atomically(self.directory / EXPORT, self.task.export)
+        finally:
+            if log:
+                display.close()
+                log.close()
+        self.accelerator.wait_for_everyone()
+        seconds, checkpoint = time.perf_counter() - started, newest_checkpoint(self.directory / CHECKPOINTS)
+        return Result(
+            step=self.step, seconds=seconds, metrics=metrics, export=self.directory / EXPORT, checkpoint=checkpoint
+        )
+
+    def _train_step(self, engine: Engine, window: Window) -> None:
+        config = self.config
+        rank = self.accelerator.process_index
+        factor = rate_factor(
+            self.step,
+            steps=config.steps,
+            warmup=config.warmup_steps,
+            schedule=config.schedule,
+            min_ratio=config.min_lr_ratio,
+        )
+        for group, rate in zip(engine.groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        # One stream of random numbers per (seed, step, rank): a resumed run draws what an unbroken one would.
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 4096 + rank)
+        generator = torch.Generator(self.device).manual_seed(
+            ((config.seed + 7919) * 1_000_003 + self.step) * 4096 + rank
+        )
+        exact = config.accumulate > 1 and isinstance(self.task, ContrastiveTask)
+        total = (self._one_large_batch if exact else self._mean_of_chunks)(engine, generator, window)
+        norm = engine.clip()
+        self._check_finite(total, norm, window)
+        late = engine.step()
+        if late is not None:
+            norm = late
+            self._check_finite(total, norm, window)
+        self.step += 1
+        window.steps += 1
+        window.add({"loss": total} if norm is None else {"loss": total, "grad_norm": norm})
+        if self.average:
+            self.average.update(self.step)
+
+    def _mean_of_chunks(self, engine: Engine, generator: torch.Generator, window: Window) -> Tensor:
+        count = self.config.accumulate
+        total = torch.zeros((), device=self.device)
+        for micro in range(count):
+            batch = _to_device(self._fetch(micro, window), self.device)
+            with engine.accumulating(micro + 1 == count):
+                loss, parts = engine.model(batch, self._context(micro, generator))
+                engine.backward(loss / count)
+            total = total + loss.detach().float() / count
+            window.add({name: part / count for name, part in parts.items()})
+        return total
+
+    def _one_large_batch(self, engine: Engine, generator: torch.Generator, window: Window) -> Tensor:
+        """The step of a contrastive task: features of all chunks, one loss, and every chunk once more."""
+        count = self.config.accumulate
+        contexts = [self._context(micro, generator) for micro in range(count)]
+        batches: list[dict[str, Any]] = []
+        parameters = list(self.trainable.values())
+
+        def encode(context: StepContext) -> dict[str, Tensor]:
+            batches.append(self._fetch(context.micro_step, window))  # the next chunk is read meanwhile
+            return self.module(_to_device(batches[-1], self.device), context, only_features=True)
+
+        def loss(features: dict[str, Tensor]) -> Tensor:
+            value, parts = self.module.loss_of(features, contexts[0])
+            window.add(parts)
+            return value
+
+        first = first_pass(encode, contexts, loss, parameters=parameters, generators=(generator,))
+        # What the loss itself sends to its parameters is spread over the chunks, so that every parameter takes part
+        # in every backward pass: DistributedDataParallel and ZeRO wait for all of them.
+        own = [(p, g / count) for p, g in zip(parameters, first.own, strict=True) if g is not None]
+        for number, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
+            with engine.accumulating(number + 1 == count), first.replayed(number):
+                pull = (first.cotangents[number], own)
+                engine.backward(engine.model(_to_device(batch, self.device), context, pull=pull))
+        return first.value.float()
+
+    def _fetch(self, micro: int, window: Window) -> dict[str, Any]:
+        began = time.perf_counter()
+        chunk = self.step * self.config.accumulate + micro
+        last = chunk + 1 == self.config.steps * self.config.accumulate
+        batch = self._batches.take(chunk, following=None if last else chunk + 1)
+        window.data_seconds += time.perf_counter() - began
+        return batch
+
+    def _read(self, chunk: int) -> dict[str, Any]:
+        """This process's part of a chunk, in a thread of its own."""
+        position = chunk * self.accelerator.num_processes + self.accelerator.process_index
+        size = self.config.batch_size
+        return fetch(self.source, self.sampler.slots(position * size, size), self.config.seed)
+
+    def _context(self, micro: int, generator: torch.Generator) -> StepContext:
+        return StepContext(
+            step=self.step, steps=self.config.steps, micro_step=micro, device=self.device, generator=generator
+        )
+
+    def _check_finite(self, total: Tensor, norm: Tensor | None, window: Window) -> None:
+        """Stop all processes before a NaN reaches the weights (the price: one synchronization per step)."""
+        healthy = total if norm is None else total + norm
+        bad = (~torch.isfinite(healthy)).float()
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, reduction="sum")
+        if bad.item():
+            values = {name: value.item() / (window.steps + 1) for name, value in window.sums.items()}
+            raise NonFiniteLossError(
+                f"step {self.step}: loss {total.item()} or its gradient (norm {norm}) is not finite; mean parts "
+                f"of steps {self.step - window.steps} to {self.step}: {values}. Weights and checkpoints are "
+                "untouched: lower trainer.learning_rate or check the data of these steps, then resume"
+            )
+
+    def _log(self, log: RunLog | None, display: Display | None, window: Window) -> Window:
+        seconds = time.perf_counter() - window.started
+        # Means over the ranks, which for the loss is the loss of all ranks' rows together.
+        sums = sum_over_ranks(torch.stack([value.to(self.device) for value in window.sums.values()])) / world_size()
+        if log is None:
+            return Window()
+        values = dict(zip(window.sums, (sums / window.steps).tolist(), strict=True))
+        samples = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes * window.steps
+        values["samples_per_second"] = samples / seconds
+        values["data_percent"] = 100 * window.data_seconds / seconds
+        values["learning_rate"] = self.engine.groups[0]["lr"]
+        log.write(self.step, values, kind="train")
+        display.note(self.step, values, (self.config.steps - self.step) * seconds / window.steps)
+        return Window()
+
+    def _validate(self, log: RunLog | None, display: Display | None) -> dict[str, float]:
+        try:
+            metrics = self._measure()
+        except Exception:
+            # What was trained since the last checkpoint stays. ZeRO would need the other processes to save.
+            if self.saved < self.step and layout(self.accelerator) == "replicated":
+                self._save()
+            raise
+        self._unvalidated = False
+        if log and self.saved == self.step:
+            add_facts(self.directory / CHECKPOINTS, self.step, self._validated())
+        if log and metrics:
+            log.write(self.step, metrics, kind="validation")
+            display.note(self.step, metrics, math.nan if display.progress else 0)
+        return metrics
+
+    def _measure(self) -> dict[str, float]:
+        self.task.modules.eval()
+        # Own random state, so that validating more or less often changes nothing in training.
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), self._averaged():
+            torch.manual_seed(self.config.seed)
+            main = self.accelerator.is_main_process
+            with self.engine.forward_outside_of_steps():
+                metrics = self.task.validate(self.step) if main or self.engine.forward_together else {}
+            with self.engine.full_parameters():
+                if main and metrics:
+                    self.best.offer(metrics)
+        return metrics if main else {}
+
+    def _validated(self) -> dict[str, Any]:
+        """What validation adds to the facts of a checkpoint."""
+        return {"validated": not self._unvalidated} | self.best.facts()
+
+    def _averaged(self) -> Any:
+        return self.average.swapped_in() if self.average else nullcontext()
+
+    def _state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds; nothing on other processes than the main one."""
+        optimizer = self.engine.optimizer_state()
+        with self.engine.full_parameters():
+            if not self.accelerator.is_main_process:
+                return {}
+            tensors = {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+            if self.average:
+                tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
+            tensors |= {f"model.{name}": tensor for name, tensor in self._model_state().items()}
+            # Tied weights share storage, which safetensors refuses: every tensor is stored by itself.
+            return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """Trained parameters and buffers by name."""
+        kept = self.trainable.keys() | {name for name, _ in self.task.modules.named_buffers()}
+        return {name: tensor for name, tensor in self.task.modules.state_dict().items() if name in kept}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        config = self.config
+        return self.facts | {
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "accumulate": config.accumulate,
+            "processes": self.accelerator.num_processes,
+            "layout": layout(self.accelerator),
+            "samples": len(self.source),
+        }
+
+    def _save(self) -> None:
+        tensors = self._state()  # by all processes: each may hold a part
+        if self.accelerator.is_main_process:
+            folder = self.directory / CHECKPOINTS
+            facts = {"step": self.step, "run": self._identity(), "settings": self.settings} | self._validated()
+            keep = self.config.keep_checkpoints
+            save_checkpoint(folder, self.step, tensors, facts, keep=keep, previous=self.saved)
+        self.saved = self.step
+
+    def _tidy_up(self) -> None:
+        """Makes the folder, removes what killed runs left half-written, and refuses to start anew over the checkpoints
+        of another run."""
+        folder = self.directory / CHECKPOINTS
+        if self.accelerator.is_main_process:
+            make_folder(self.directory)
+            remove_leftovers(self.directory)
+            remove_leftovers(folder)
+        self.accelerator.wait_for_everyone()
+        if not self.config.resume and (found := checkpoints(folder)):
+            raise CheckpointError(
+                f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside "
+                "it: use another output directory, delete this one, or resume"
+            )
+
+    def _resume(self) -> dict[str, Tensor] | None:
+        """Takes over the newest checkpoint; returns the optimizer state in it."""
+        folder = newest_checkpoint(self.directory / CHECKPOINTS)
+        self._agree_on_start(folder)
+        if folder is None:
+            return None
+        tensors, facts = load_checkpoint(folder)
+        check_same_run(folder, self._identity(), noted_run(facts))
+        average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
+        if bool(average) != bool(self.average):
+            was, now = ("set", "null") if average else ("null", "set")
+            raise CheckpointError(
+                f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another output directory"
+            )
+        check_same_run(folder, self.settings, facts.get("settings", {}))
+        check_steps(folder, facts["step"], self.config.steps)
+        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        check_fit(folder, model, self._model_state())
+        self.task.modules.load_state_dict(model, strict=False)  # frozen weights are not stored
+        if self.average:
+            self.average.load(average)
+        self.best.take_over(facts)
+        self.step = self.saved = facts["step"]
+        self._unvalidated = not facts.get("validated", True)
+        return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+
+    def _agree_on_start(self, folder: Path | None) -> None:
+        """All ranks must see the same checkpoints, or they would train different weights."""
+        step = torch.tensor([-1 if folder is None else step_of(folder)], device=self.device)
+        if gather_rows(step).unique().numel() > 1:
+            raise CheckpointError(
+                f"{self.directory}: the processes see different newest checkpoints; all need the same shared folder"
+            )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

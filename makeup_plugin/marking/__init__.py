@@ -1,0 +1,1 @@
+"""Provenance metadata and the invisible watermark of generated pictures."""

@@ -1,0 +1,185 @@
+"""What a generated file says about itself: software, model, seed, and that it is generated (IPTC digital
+source type).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from PIL import Image, PngImagePlugin
+
+from faceclip.errors import ConfigError, UnreadableImageError
+from faceclip.storage.files import replace_picture
+
+SOFTWARE = "FaceMakeUp"
+# IPTC NewsCodes: made by a model trained on sampled content.
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+STATEMENT = "AI-generated image. It does not show a real event; the person may resemble a real one."
+JSON_KEY = "FaceMakeUpProvenance"
+_XMP_KEY = "XML:com.adobe.xmp"
+_EXIF_DESCRIPTION, _EXIF_SOFTWARE, _EXIF_IFD, _EXIF_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Record of one generated image. The prompt is given as its SHA-256 unless the caller asks for the
+    text.
+    """
+
+    model: str
+    seed: int | None
+    prompt_sha256: str
+    prompt: str | None = None
+    has_reference_face: bool
+    watermark: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    software: str = SOFTWARE
+    software_version: str = ""
+    ai_generated: bool = True
+    digital_source_type: str = DIGITAL_SOURCE_TYPE
+    statement: str = STATEMENT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def software_version() -> str:
+    """Version of the installed distribution; "source" when it runs from a checkout."""
+    try:
+        return version("faceclip-makeup")
+    except PackageNotFoundError:
+        return "source"
+
+
+def hash_prompt(prompt: str) -> str:
+    """SHA-256 of the prompt's UTF-8 bytes."""
+    return hashlib.sha256(prompt.encode("utf-8")).hexdigest()
+
+
+def public_name(model: str) -> str:
+    """A hub id as it is; of a local path only the last part, since the rest tells where a file was made."""
+    return Path(model).name if Path(model).exists() or Path(model).is_absolute() else model
+
+
+def make_records(
+    *,
+    model: str,
+    prompts: list[str],
+    has_face: list[bool],
+    seeds: list[int | None],
+    watermark: str | None,
+    settings: dict[str, Any],
+    record_prompt: bool,
+) -> list[Provenance]:
+    """One record per image of a batch."""
+    name = public_name(model)
+    return [
+        Provenance(
+            model=name,
+            seed=seed,
+            prompt_sha256=hash_prompt(text),
+            prompt=text if record_prompt else None,
+            has_reference_face=face,
+            watermark=watermark,
+            settings={**settings, "index_in_batch": index},
+            software_version=software_version(),
+        )
+        for index, (text, face, seed) in enumerate(zip(prompts, has_face, seeds, strict=True))
+    ]
+
+
+def sheet_record(*, model: str, prompts: Sequence[str] = ()) -> Provenance:
+    """The record of one picture that shows several generated ones, none of them watermarked."""
+    return make_records(
+        model=model,
+        prompts=["\n".join(prompts)],
+        has_face=[True],
+        seeds=[None],
+        watermark=None,
+        settings={"sheet": True},
+        record_prompt=False,
+    )[0]
+
+
+def save_image(image: Image.Image, path: str | Path, provenance: Provenance | None) -> Path:
+    """Write a PNG, JPEG or WebP with its provenance in XMP, and in PNG text or EXIF; whole or not at all.
+
+    `provenance=None` writes no metadata. Raises ConfigError on another file type, DataError when the disk is full
+    or not writable.
+    """
+    path = Path(path)
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{path.name}: images are saved as {', '.join(_FORMATS)}; choose one of these endings")
+    options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
+    if provenance is not None:
+        options |= _png_metadata(provenance) if kind == "PNG" else _exif_metadata(provenance)
+    replace_picture(path, image, kind, **options)
+    return path
+
+
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """The record in a file that `save_image` wrote, or None when it has none. Raises UnreadableImageError."""
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(JSON_KEY)
+            if text is None:
+                text = image.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT, b"")
+    except OSError as error:
+        raise UnreadableImageError(f"{path} cannot be read as an image with metadata ({error})") from error
+    if isinstance(text, bytes):
+        text = text.removeprefix(b"ASCII\0\0\0")
+    # Other programs write comments too: text in any encoding, or JSON of their own.
+    try:
+        record = json.loads(text)
+    except (ValueError, TypeError):
+        return None
+    ours = isinstance(record, dict) and record.get("software") == SOFTWARE and "digital_source_type" in record
+    return record if ours else None
+
+
+def xmp_packet(provenance: Provenance) -> str:
+    """The XMP packet: creator tool, description and IPTC digital source type, where image tools look for
+    them.
+    """
+    created_by = escape(f"{provenance.software} {provenance.software_version}")
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"'
+        ' xmlns:dc="http://purl.org/dc/elements/1.1/"'
+        ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+        f"<xmp:CreatorTool>{created_by}</xmp:CreatorTool>"
+        '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">'
+        f"{escape(provenance.statement)}</rdf:li></rdf:Alt></dc:description>"
+        f"<Iptc4xmpExt:DigitalSourceType>{provenance.digital_source_type}</Iptc4xmpExt:DigitalSourceType>"
+        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+    )
+
+
+def _png_metadata(provenance: Provenance) -> dict[str, Any]:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", f"{provenance.software} {provenance.software_version}")
+    info.add_text("Comment", provenance.statement)
+    info.add_itxt(JSON_KEY, json.dumps(provenance.to_dict(), sort_keys=True))
+    info.add_itxt(_XMP_KEY, xmp_packet(provenance))
+    return {"pnginfo": info}
+
+
+def _exif_metadata(provenance: Provenance) -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[_EXIF_DESCRIPTION] = provenance.statement
+    exif[_EXIF_SOFTWARE] = f"{provenance.software} {provenance.software_version}"
+    # json.dumps escapes everything beyond ASCII, which is the character code named here.
+    exif.get_ifd(_EXIF_IFD)[_EXIF_COMMENT] = b"ASCII\0\0\0" + json.dumps(provenance.to_dict()).encode("ascii")
+    return {"exif": exif.tobytes(), "xmp": xmp_packet(provenance).encode("utf-8")}

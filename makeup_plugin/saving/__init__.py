@@ -1,0 +1,1 @@
+"""Pipelines, adapters and published checkpoints on disk."""

@@ -1,0 +1,376 @@
+"""What training adds to a base model, apart from it: LoRA, identity channel, shading channel, in one
+directory.
+
+DIR/adapter.json            what it is, which base it fits, licence
+DIR/lora.safetensors        LoRA matrices, PEFT names
+DIR/identity_channel/       config.json, diffusion_pytorch_model.safetensors
+DIR/shading_channel/        the same
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel
+from diffusers.utils.torch_utils import unwrap_module
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.identity import IdentityChannel, detach_identity
+from makeup_plugin.marking.provenance import public_name
+from makeup_plugin.saving.staging import staged
+
+ADAPTER_NAME = "makeup"
+CONFIG_FILE = "adapter.json"
+LORA_FILE = "lora.safetensors"
+FORMAT = 1
+UNKNOWN_LICENCE = "unknown"
+# Fields of the UNet's configuration that must agree for the weights to mean the same.
+_FINGERPRINT = (
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "transformer_layers_per_block",
+    "cross_attention_dim",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+)
+# What adapter.json must hold, beside what only describes it.
+_FIELDS = {"base_fingerprint": dict, "lora": dict | None, "identity_channel": bool, "shading_channel": bool}
+_LORA_FIELDS = {"rank": int, "alpha": int | float, "target_modules": str | list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adaptation of the UNet's attention (Hu et al. 2021). `alpha=None` means alpha = rank: factor
+    one.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    attentions: tuple[str, ...] = ("attn1", "attn2")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank must be at least 1, got {self.rank}")
+        if not self.targets or not self.attentions:
+            raise ConfigError("lora.targets and lora.attentions must not be empty")
+
+    def build(self) -> LoraConfig:
+        """PEFT's configuration; matrices B start at zero, so that a new adapter changes nothing."""
+        alternatives = "|".join(name.replace(".", r"\.") for name in self.targets)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            target_modules=rf".*\.({'|'.join(self.attentions)})\.({alternatives})",
+            init_lora_weights=True,
+        )
+
+
+class AdaptedPipeline(Protocol):
+    """What an adapter needs of a pipeline; FaceMakeUpPipeline has it."""
+
+    adapter_licence: str
+    unet: UNet2DConditionModel
+    image_encoder: torch.nn.Module | None
+    identity_channel: IdentityChannel | None
+    shading_channel: ControlNetModel | None
+
+    def register_modules(self, **modules: Any) -> None: ...
+
+
+def add_lora(
+    unet: UNet2DConditionModel, settings: LoraSettings, *, name: str = ADAPTER_NAME
+) -> list[torch.nn.Parameter]:
+    """Put a fresh LoRA into the UNet and return its parameters; all others are frozen."""
+    if name in getattr(unet, "peft_config", {}):
+        raise ConfigError(f"the UNet already has an adapter {name!r}; remove_lora first")
+    unet.add_adapter(settings.build(), adapter_name=name)
+    return lora_parameters(unet, name=name)
+
+
+def lora_parameters(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> list[torch.nn.Parameter]:
+    """The adapter's matrices."""
+    return [value for key, value in unet.named_parameters() if ".lora_" in key and f".{name}." in key]
+
+
+def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None:
+    """Take the LoRA out again; the base layers were never changed, so the base model's output returns
+    exactly. Raises ConfigError when there is none, or while any is fused.
+    """
+    if name not in getattr(unet, "peft_config", {}):
+        raise ConfigError(f"the UNet has no adapter {name!r}")
+    check_unfused(unet)
+    unet.delete_adapters(name)
+    if not getattr(unet, "peft_config", {}):
+        unet.unload_lora()
+
+
+def check_unfused(unet: UNet2DConditionModel) -> None:
+    """Raises ConfigError while a LoRA is fused: what it was added to is then no longer the base's weights."""
+    names = {name for module in unet.modules() for name in getattr(module, "merged_adapters", ())}
+    if names:
+        raise ConfigError(
+            f"the LoRA {', '.join(map(repr, sorted(names)))} is fused into the UNet: call unfuse_lora() before adapters"
+            " are saved, loaded or removed"
+        )
+
+
+def check_there(modules: Mapping[str, Any]) -> None:
+    """Raises ConfigError for weights that hooks keep elsewhere, layer by layer."""
+    for name, module in modules.items():
+        if isinstance(module, torch.nn.Module) and any(value.is_meta for value in module.state_dict().values()):
+            raise ConfigError(f"{name} is offloaded, layer by layer: call remove_all_hooks() before saving")
+
+
+def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model.
+
+    Raises ConfigError while a LoRA is fused.
+    """
+    check_unfused(unet)
+    unet = unwrap_module(unet)  # of torch.compile
+    state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
+    with init_empty_weights():
+        clean = UNet2DConditionModel.from_config(unet.config)
+    clean.load_state_dict(state, strict=True, assign=True)
+    return clean
+
+
+def save_adapter(
+    directory: str | Path,
+    *,
+    unet: UNet2DConditionModel,
+    identity_channel: IdentityChannel | None = None,
+    shading_channel: ControlNetModel | None = None,
+    licence: str = "",
+    base_model: str = "",
+) -> Path:
+    """Write everything that was added to the base. The directory is made; existing files of an adapter are
+    replaced when all of the new ones are written, those of others stay. licence: what adapter.json says of it, "" for
+    unknown.
+
+    Raises ConfigError, with nothing written, while a LoRA is fused or layers are offloaded; CheckpointError when the
+    disk is full or not writable, with an earlier adapter as it was.
+    """
+    check_unfused(unet)
+    directory = Path(directory)
+    channels = {"identity_channel": identity_channel, "shading_channel": shading_channel}
+    check_there({"unet": unet, **channels})
+    with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
+        for name, channel in channels.items():
+            if channel is not None:
+                channel.save_pretrained(folder / name)
+                hide_local_path(folder / name / "config.json")
+        write_lora(folder, unet, channels, licence=licence, base_model=base_model)
+    return directory
+
+
+def write_lora(
+    directory: Path,
+    unet: UNet2DConditionModel,
+    channels: Mapping[str, ModelMixin | None],
+    *,
+    licence: str,
+    base_model: str,
+) -> None:
+    """LoRA and adapter.json, in a folder where the channels lie that are not None; see `save_adapter`."""
+    unet = unwrap_module(unet)
+    lora = getattr(unet, "peft_config", {}).get(ADAPTER_NAME)
+    if lora is not None:
+        weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
+        save_file({key: value.contiguous() for key, value in weights.items()}, directory / LORA_FILE)
+    config = {
+        "format": FORMAT,
+        "base_model": public_name(base_model),
+        "base_fingerprint": fingerprint(unet),
+        "lora": None
+        if lora is None
+        else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": lora.target_modules},
+        **{name: channel is not None for name, channel in channels.items()},
+        "licence": licence or UNKNOWN_LICENCE,
+    }
+    _write_json(directory / CONFIG_FILE, config)
+
+
+def hide_local_path(path: Path) -> None:
+    """Reduce the path that diffusers writes into a configuration file to its last part (see `public_name`)."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("_name_or_path"):
+        _write_json(path, config | {"_name_or_path": public_name(config["_name_or_path"])})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """The whole file or, when writing is interrupted, what was there before."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_adapter_config(directory: str | Path) -> dict[str, Any]:
+    """adapter.json of a directory. Raises CheckpointError when it is missing, damaged or of an unknown format."""
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: this is not an adapter directory, or saving it was interrupted")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not fields by name; save the adapter again")
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version")
+    _check_fields(config, _FIELDS, str(path))
+    if config["lora"] is not None:
+        _check_fields(config["lora"], _LORA_FIELDS, f"{path}: lora")
+    return config
+
+
+def _check_fields(values: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            found = repr(values[name]) if name in values else "missing"
+            raise CheckpointError(f"{where}: {name} is {found}; save or fetch the adapter again")
+
+
+def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
+    """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
+
+    It takes the UNet's dtype and device; LoRAs that are active stay active. `variant`: that of the channels' files,
+    where they were saved with one. Everything is read and compared before the pipeline is changed. Raises
+    CheckpointError naming file and field, ConfigError when there is an identity channel but no image encoder to feed
+    it, while a LoRA is fused (PEFT would leave the new one out), and while hooks move the UNet.
+    """
+    check_unfused(pipeline.unet)
+    if any(hasattr(module, hook) for module in pipeline.unet.modules() for hook in ("_hf_hook", "_diffusers_hook")):
+        raise ConfigError(
+            f"the UNet has hooks (offloading, a device map, casting), and what {directory} adds would not be moved with"
+            " the rest: load first, then enable them (remove_all_hooks() takes those of offloading away)"
+        )
+    directory = Path(directory)
+    config = read_adapter_config(directory)
+    check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
+    if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
+        raise CheckpointError(f"the pipeline already has an adapter; unload_adapter before loading {directory}")
+    if config["identity_channel"] and pipeline.image_encoder is None:
+        raise ConfigError(
+            f"{directory} has an identity channel, which needs image_encoder: give the pipeline the image tower that"
+            " the channel was trained with, e.g. from_base(..., image_encoder=tower)"
+        )
+    dtype, device = pipeline.unet.dtype, pipeline.unet.device
+    lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None
+    loaded = {
+        name: _load_channel(kind, directory / name, dtype, variant).to(device)
+        for name, kind in (("identity_channel", IdentityChannel), ("shading_channel", ControlNetModel))
+        if config[name]
+    }
+    if "identity_channel" in loaded:
+        loaded["identity_channel"].check_layers(pipeline.unet)
+    if lora is not None:
+        with keep_active(pipeline.unet):
+            insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)
+    if "identity_channel" in loaded:
+        loaded["identity_channel"].attach(pipeline.unet)
+    pipeline.register_modules(**loaded)
+    pipeline.adapter_licence = licence_of(config)
+    return config
+
+
+def licence_of(config: dict[str, Any]) -> str:
+    """The licence that an adapter.json names, "" where it names none."""
+    licence = str(config.get("licence") or "")
+    return "" if licence == UNKNOWN_LICENCE else licence
+
+
+@contextmanager
+def keep_active(unet: UNet2DConditionModel) -> Iterator[None]:
+    """LoRAs that are active before stay active, with their scales, beside one that is added within (PEFT activates
+    the last one alone)."""
+    before = unet.active_adapters() if getattr(unet, "peft_config", {}) else []
+    present = set(getattr(unet, "peft_config", {}))
+    yield
+    added = [name for name in getattr(unet, "peft_config", {}) if name not in present]
+    if before and added:
+        trained = {name: value.requires_grad for name, value in unet.named_parameters()}
+        unet.set_adapter([*before, *added])
+        for name, value in unet.named_parameters():
+            value.requires_grad_(trained[name])  # PEFT makes all active ones trainable
+
+
+def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, variant: str | None) -> ModelMixin:
+    try:
+        return kind.from_pretrained(directory, torch_dtype=dtype, variant=variant)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} cannot be read ({error}); save or fetch the adapter again") from error
+
+
+def unload_adapter(pipeline: AdaptedPipeline) -> None:
+    """Back to the base model: no LoRA, no channels."""
+    if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
+        remove_lora(pipeline.unet)
+    detach_identity(pipeline.unet)
+    pipeline.register_modules(identity_channel=None, shading_channel=None)
+    pipeline.adapter_licence = ""
+
+
+def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+    """Add a LoRA and fill it; every key and shape must fit."""
+    unet = unwrap_module(unet)
+    unet.add_adapter(
+        LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"]),
+        adapter_name=ADAPTER_NAME,
+    )
+    wanted = {
+        key: tuple(value.shape) for key, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME).items()
+    }
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if wanted != found:
+        remove_lora(unet)
+        key = next(k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k))
+        raise CheckpointError(
+            f"{path}: {key} is {found.get(key, 'missing')}"
+            f" but this UNet needs {wanted.get(key, 'no such tensor')};"
+            " load the adapter on the base model that it was trained for"
+        )
+    set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
+    for parameter in lora_parameters(unet):
+        parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype)
+        parameter.requires_grad_(False)
+
+
+def load_lora_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises CheckpointError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); save or fetch the adapter again") from error
+
+
+def fingerprint(unet: UNet2DConditionModel) -> dict[str, Any]:
+    """The part of the UNet's configuration that adapter weights depend on, as plain JSON values."""
+    return json.loads(json.dumps({name: copy.copy(unet.config.get(name)) for name in _FINGERPRINT}))
+
+
+def check_fingerprint(saved: dict[str, Any], unet: UNet2DConditionModel, path: Path) -> None:
+    """Raises CheckpointError naming the first field in which the bases differ."""
+    for name, value in fingerprint(unet).items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"{path}: the adapter was trained on a UNet with {name}={saved.get(name)!r}, this one has"
+                f" {value!r};"
+                " load it on its own base model"
+            )

@@ -1,0 +1,109 @@
+"""Portraits: deterministic, labelled consistently, and independent where they must be."""
+
+import numpy as np
+import pytest
+
+from faceclip.data.records import REGIONS
+from faceclip.people.parameters import VOCABULARY
+from faceclip.people.render import PortraitRenderer
+from faceclip.people.sample import sample_identity, sample_scene
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def renderer() -> PortraitRenderer:
+    return PortraitRenderer()
+
+
+def scene_with(seed: int = 3, **words: str):
+    """A frontal scene with chosen words."""
+    scene = sample_scene(seed, 0, 0)
+    scene.attributes.update({"hair_length": "short", "beard": "none", "makeup": "none"} | words)
+    return scene
+
+
+def share(portrait, region: str) -> float:
+    return float((portrait.regions == REGIONS.index(region)).mean())
+
+
+def test_same_seed_same_pixels(renderer):
+    first = renderer.render(sample_identity(1, 4), sample_scene(1, 4, 2), SIZE)
+    again = PortraitRenderer().render(sample_identity(1, 4), sample_scene(1, 4, 2), SIZE)
+    for name in ("image", "regions", "shading", "landmarks_5", "landmarks_68"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+def test_shapes_and_types(renderer):
+    portrait = renderer.render(sample_identity(1, 0), sample_scene(1, 0, 0), SIZE)
+    assert portrait.image.shape == portrait.shading.shape == (SIZE, SIZE, 3)
+    assert portrait.image.dtype == portrait.regions.dtype == np.uint8
+    assert portrait.regions.max() < len(REGIONS)
+    assert portrait.landmarks_68.shape == (68, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "region"),
+    [
+        ({"glasses": "sunglasses"}, "glasses"),
+        ({"hat": "cap"}, "hat"),
+        ({"beard": "full"}, "beard"),
+        ({"beard": "stubble"}, "beard"),
+        ({"hair_length": "long"}, "hair"),
+    ],
+)
+def test_what_is_worn_is_labelled(renderer, words, region):
+    bare = {"glasses": "none", "hat": "none", "beard": "none", "hair_length": "bald"}
+    identity = sample_identity(1, 0)
+    without = share(renderer.render(identity, scene_with(**bare), SIZE), region)
+    with_it = share(renderer.render(identity, scene_with(**(bare | words)), SIZE), region)
+    assert without == 0
+    assert with_it > 0.005
+
+
+def test_landmarks_lie_on_their_regions(renderer):
+    portrait = renderer.render(sample_identity(1, 0), scene_with(glasses="none", hat="none"), SIZE)
+    nose = np.round(portrait.landmarks_5[2]).astype(int)
+    assert REGIONS[portrait.regions[nose[1], nose[0]]] == "nose"
+    for eye in np.round(portrait.landmarks_5[:2]).astype(int):
+        around = portrait.regions[eye[1] - 2 : eye[1] + 3, eye[0] - 2 : eye[0] + 3]
+        assert (around == REGIONS.index("eyes")).any()
+
+
+def test_hair_color_changes_hair_and_not_skin(renderer):
+    identity = sample_identity(1, 0)
+    black, blond = (renderer.render(identity, scene_with(hair_color=c, hat="none"), SIZE) for c in ("black", "blond"))
+    np.testing.assert_array_equal(black.regions, blond.regions)
+    hair, skin = black.regions == REGIONS.index("hair"), black.regions == REGIONS.index("skin")
+    assert blond.image[hair].mean() > black.image[hair].mean() + 40
+    assert abs(blond.image[skin].mean() - black.image[skin].mean()) < 6
+
+
+def test_identity_and_scene_streams_are_apart():
+    # The scene of a person does not depend on who they are, and no two people share a face.
+    assert sample_scene(5, 1, 3).attributes == sample_scene(5, 1, 3).attributes
+    shapes = np.stack([sample_identity(5, i).shape for i in range(50)])
+    distances = np.linalg.norm(shapes[:, None] - shapes[None], axis=-1) + 99 * np.eye(50)
+    assert distances.min() > 3
+
+
+def test_attributes_are_independent_of_identity_and_balanced():
+    words = [sample_scene(5, i, k).attributes for i in range(150) for k in range(1, 5)]
+    for name, vocabulary in VOCABULARY.items():
+        shares = np.array([np.mean([w[name] == v for w in words]) for v in vocabulary])
+        assert shares.min() > 0.03, name
+        assert shares.sum() == pytest.approx(1)
+    hats = np.array([[sample_scene(5, i, k).attributes["hat"] == "none" for k in range(1, 9)] for i in range(60)])
+    # Between people the share of bare heads varies no more than chance makes it: binomial, n = 8.
+    assert hats.mean(1).std() < 1.5 * np.sqrt(0.58 * 0.42 / 8)
+
+
+def test_first_picture_is_a_gallery_picture():
+    for index in range(20):
+        scene = sample_scene(9, index, 0)
+        assert max(abs(a) for a in scene.pose) <= 3
+        assert scene.attributes["glasses"] == scene.attributes["hat"] == "none"
+        assert scene.attributes["expression"] == "neutral"
+    yaw = np.array([sample_scene(9, i, 1).pose[0] for i in range(300)])
+    assert np.abs(yaw).max() <= 60
+    assert (np.abs(yaw) > 40).mean() > 0.05

@@ -1,0 +1,48 @@
+"""Files written whole or not at all, on a disk that is full after some bytes."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faceclip.errors import CheckpointError, ConfigError, DataError
+from faceclip.storage.files import disk_errors, replace_picture, replacing
+from tests.full_disk import largest_file
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def test_a_picture_replaces_the_earlier_one_or_leaves_it(tmp_path):
+    path = tmp_path / "new" / "a.png"
+    replace_picture(path, Image.new("RGB", (4, 4)))
+    before = path.read_bytes()
+    with largest_file(4000), pytest.raises(DataError, match=r"cannot write .*a\.png .*free space.*run again"):
+        replace_picture(path, noise())
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    replace_picture(path, noise())
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(noise()))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_block_raises_leaves_the_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_outermost_file_is_named_and_other_errors_pass():
+    out, part = Path("out"), Path("out/part")
+    said = r"^cannot write out \(.*No space.*\): the disk is full: free space"
+    with pytest.raises(CheckpointError, match=said) as caught, disk_errors(out, CheckpointError), disk_errors(part):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "part" not in str(caught.value)
+    for error in (ConfigError("fit"), ValueError("fit")):
+        with pytest.raises(type(error), match=r"^fit$"), disk_errors(out):
+            raise error from OSError()

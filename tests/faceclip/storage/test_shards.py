@@ -1,0 +1,119 @@
+"""Shards: written in order, resumed, verified on reading, joined without copying."""
+
+import os
+import resource
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from faceclip.errors import DataError
+from faceclip.storage.shards import ShardedArray, ShardFolder, short_key
+
+
+def fill(folder, count=3, rows=4):
+    shards = ShardFolder(folder, {"why": "test"})
+    for number in range(len(shards), count):
+        values = np.arange(number * rows, (number + 1) * rows)
+        shards.append({"a": values.astype(np.float32)[:, None] * [1, 10], "b": values, "c": values.astype(np.uint8)})
+    shards.finish()
+    return shards
+
+
+def test_written_read_and_plain_safetensors(tmp_path):
+    fill(tmp_path / "s")
+    found = ShardFolder(tmp_path / "s", {})
+    assert found.complete
+    arrays = found.open()
+    assert arrays["a"].shape == (12, 2)
+    np.testing.assert_array_equal(arrays["b"][:], np.arange(12))
+    np.testing.assert_array_equal(load_file(found.path(1))["b"], [4, 5, 6, 7])
+
+
+def test_a_build_that_stopped_goes_on_with_the_same_bytes(tmp_path):
+    fill(tmp_path / "whole")
+    part = ShardFolder(tmp_path / "part", {"why": "test"})
+    part.append(ShardFolder(tmp_path / "whole", {}).read(0))
+    # A kill after the second shard was renamed and before the manifest listed it, and one while writing the third.
+    (tmp_path / "part" / "00001.safetensors").write_bytes(b"written but not listed")
+    (tmp_path / "part" / ".00002.safetensors.tmp").write_bytes(b"half")
+    (tmp_path / "part" / ".manifest.json.tmp").write_bytes(b"half")
+    fill(tmp_path / "part")
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "part").iterdir())
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+
+
+def test_shards_that_are_cut_off_are_written_again(tmp_path):
+    shards = fill(tmp_path / "s")
+    data = [shards.path(number).read_bytes() for number in range(3)]
+    shards.read(2)
+    shards.cut(3)
+    assert shards.complete
+    shards.cut(1)
+    again = ShardFolder(tmp_path / "s", {})
+    assert (len(shards), shards.complete, len(again), again.complete) == (1, False, 1, False)
+    fill(tmp_path / "s")
+    assert [again.path(number).read_bytes() for number in range(3)] == data
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
+def test_damage_is_found_and_named(tmp_path, damage):
+    path = fill(tmp_path / "s").path(1)
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-3])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path = tmp_path / "s" / "manifest.json"
+        path.write_text("{")
+    with pytest.raises(DataError, match=rf"{path.name}.*delete") as caught:
+        ShardFolder(tmp_path / "s", {}).open()
+    assert str(tmp_path / "s") in str(caught.value)
+
+
+def test_sizes_alone_are_checked_on_request(tmp_path):
+    path = fill(tmp_path / "s").path(1)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert ShardFolder(tmp_path / "s", {}).open(hashes=False)["b"].shape == (12,)
+    path.write_bytes(data[:-3])
+    with pytest.raises(DataError, match="bytes"):
+        ShardFolder(tmp_path / "s", {}).open(hashes=False)
+
+
+def test_joined_array_indexes_like_numpy():
+    whole = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    joined = ShardedArray([whole[:4], whole[4:4], whole[4:9], whole[9:]])
+    for index in (0, -1, 7, slice(2, 9, 3), np.array([9, 0, 4, 4]), np.array([[1, 9], [5, 3]]), np.array([], int)):
+        np.testing.assert_array_equal(joined[index], whole[index])
+    np.testing.assert_array_equal(np.asarray(joined), whole)
+    rows = np.array([8, 1, 3])
+    np.testing.assert_array_equal(joined.take(rows)[np.array([2, 0])], whole[[3, 8]])
+    np.testing.assert_array_equal(joined.take(rows).take(np.array([1]))[:], whole[[1]])
+    with pytest.raises(IndexError, match="of 10"):
+        joined[10]
+    with pytest.raises(IndexError):
+        joined[-11]
+
+
+def test_keys_depend_on_every_part():
+    assert short_key("a", "b") == short_key("a", "b")
+    assert len({short_key("a", "b"), short_key("ab", ""), short_key("a", "b", ""), short_key("b", "a")}) == 4
+
+
+def test_more_shards_than_the_usual_limit_of_open_files(tmp_path):
+    shards = fill(tmp_path / "s", count=40, rows=1)
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, most))
+        np.testing.assert_array_equal(shards.open()["b"][:], np.arange(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))

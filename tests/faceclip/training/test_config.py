@@ -1,0 +1,144 @@
+"""Configuration: precedence, nested overrides, and errors that name the key and the remedy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from faceclip.errors import ConfigError
+from faceclip.training import TrainerConfig, from_dict, parse_config, to_dict
+
+
+@dataclass(kw_only=True)
+class Inner:
+    rate: float = 0.1
+    sizes: tuple[int, ...] = (1, 2)
+    mode: Literal["a", "b"] = "a"
+
+
+@dataclass(kw_only=True)
+class Outer:
+    data: str = ""
+    count: int = 3
+    limit: float | None = None
+    flag: bool = False
+    names: list[str] = field(default_factory=list)
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text("count: 5\ninner: {rate: 1.0e-2}\n")
+    (tmp_path / "small.yaml").write_text("count: 50\n")
+    return tmp_path
+
+
+def test_later_sources_win(presets: Path, tmp_path: Path) -> None:
+    assert parse_config(Outer, [], presets=presets) == Outer(count=5, inner=Inner(rate=0.01))
+    assert parse_config(Outer, ["--preset", "small"], presets=presets).count == 50
+    file = tmp_path / "mine.yml"
+    file.write_text("count: 6\nflag: true\n")
+    config = parse_config(Outer, [f"--config={file}", "inner.mode=b", "count=7", "data=DIR"], presets=presets)
+    assert (config.count, config.flag, config.inner.mode, config.inner.rate, config.data) == (7, True, "b", 0.01, "DIR")
+
+
+def test_values_keep_their_types() -> None:
+    config = parse_config(Outer, ["limit=1e-3", "inner.sizes=[4,5,6]", "names=[x]", "inner.rate=2", "data=12"])
+    assert config.limit == 1e-3 and config.inner.sizes == (4, 5, 6) and config.names == ["x"]
+    assert isinstance(config.inner.rate, float) and config.data == "12"
+    assert parse_config(Outer, ["limit=null"]).limit is None
+
+
+def test_dict_round_trip() -> None:
+    config = Outer(limit=0.5, inner=Inner(sizes=(9,)))
+    assert from_dict(Outer, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("inner.rat=1", r"inner\.rat: unknown key; did you mean rate\?"),
+        ("cuont=1", "did you mean count"),
+        ("count=1.5", "count: expected int, got 1.5"),
+        ("count=true", "count: expected int"),
+        ("flag=1", "flag: expected bool"),
+        ("inner.mode=c", "must be one of 'a', 'b'"),
+        ("inner=3", "inner: expected keys"),
+        ("names=x", "names: expected a list"),
+        ("count", "expected --preset NAME"),
+        ("--preset=huge", "no such preset"),
+    ],
+)
+def test_errors_name_the_key(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(Outer, [word])
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"device: must be one of 'auto', 'cpu'"):
+        parse_config(TrainerConfig, [f"device={device}"])
+    with pytest.raises(ConfigError, match=r"trainer\.device.*CUDA_VISIBLE_DEVICES"):
+        TrainerConfig(device=device)
+    assert parse_config(TrainerConfig, ["device=cpu"]).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("ema_decay=1.5", r"trainer\.ema_decay: must be in \[0, 1\) or null, got 1\.5"),
+        ("ema_decay=.nan", r"trainer\.ema_decay"),
+        ("betas=[2,3]", r"trainer\.betas: both must be in \[0, 1\), got \[2\.0, 3\.0\]"),
+        ("num_threads=0", r"trainer\.num_threads: must be at least 1 or null, got 0"),
+        ("seed=-1", r"trainer\.seed: must be from 0 to 4294967295, got -1"),
+        ("seed=4294967296", r"trainer\.seed"),
+        ("save_every=-1", r"trainer\.save_every: must not be negative"),
+        ("learning_rate=.nan", r"trainer\.learning_rate: must be positive"),
+        ("weight_decay=-1", r"trainer\.weight_decay: must be 0 or more"),
+        ("max_grad_norm=-1", r"trainer\.max_grad_norm: must be 0 or more"),
+        ("min_lr_ratio=2", r"trainer\.min_lr_ratio: must be from 0 to 1"),
+    ],
+)
+def test_impossible_trainer_settings(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(TrainerConfig, [word])
+
+
+def test_the_largest_seed_seeds_every_step_and_rank() -> None:
+    seed = TrainerConfig(seed=2**32 - 1).seed
+    torch.Generator().manual_seed(((seed + 7919) * 1_000_003 + 10**6) * 4096 + 4095)
+
+
+def test_missing_and_malformed_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        parse_config(Outer, ["--config", str(tmp_path / "none.yaml")])
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        parse_config(Outer, ["--config", str(tmp_path / "bad.yaml")])
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ConfigError, match=r"picture\.png: not valid YAML"):
+        parse_config(Outer, ["--config", str(tmp_path / "picture.png")])
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture, presets: Path) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse_config(Outer, ["--help"], presets=presets)
+    shown = capsys.readouterr().out
+    assert raised.value.code == 0
+    assert "small, tiny" in shown
+    assert [line.strip() for line in shown.splitlines() if line.startswith("  ")] == [
+        "data: str (default '')",
+        "count: int (default 3)",
+        "limit: float | null (default None)",
+        "flag: bool (default False)",
+        "names: list[str] (default [])",
+        "inner.rate: float (default 0.1)",
+        "inner.sizes: tuple[int, ...] (default (1, 2))",
+        "inner.mode: a | b (default 'a')",
+    ]
+    assert "Inner(" not in shown
+    with pytest.raises(SystemExit):
+        parse_config(TrainerConfig, ["-h"])
+    assert "Rates: AdamW at `learning_rate`" in capsys.readouterr().out  # what the class says of its keys

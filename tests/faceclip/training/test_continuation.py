@@ -1,0 +1,85 @@
+"""A run goes on with the settings that it began with, or says which one differs."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from faceclip.data.mapping import DataConfig
+from faceclip.errors import CheckpointError
+from faceclip.training import Trainer, TrainerConfig
+from faceclip.training.checkpoints import load_checkpoint, save_checkpoint
+from faceclip.training.continuation import settings_of
+from tests.faceclip.training.test_trainer import Line, Numbers, config, weights
+from train_encoder.config import EncoderConfig
+from train_encoder.towers.recognizer import RecognizerConfig
+from train_generator.config import GeneratorConfig
+
+
+@dataclass(kw_only=True)
+class Weights:
+    square: float = 1.0
+
+
+@dataclass(kw_only=True)
+class Command:
+    out: str = "runs/line"
+    loss: Weights = field(default_factory=Weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "message"),
+    [
+        ({"learning_rate": 0.1}, Command(), r"trainer\.learning_rate was 0\.001, now 0\.1"),
+        ({"betas": (0.9, 0.95)}, Command(), r"trainer\.betas was \[0\.9, 0\.99\], now \[0\.9, 0\.95\]"),
+        ({"precision": "bf16"}, Command(), r"trainer\.precision was fp32, now bf16"),
+        ({}, Command(loss=Weights(square=2.0)), r"loss\.square was 1\.0, now 2\.0"),
+    ],
+)
+def test_changed_settings_are_named(tmp_path: Path, changes, command, message) -> None:
+    def trainer(settings: Command, **changes) -> Trainer:
+        return Trainer(config(**({"steps": 4} | changes)), Line(), Numbers(), tmp_path, settings=settings)
+
+    trainer(Command()).fit()
+    before = weights(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"cannot resume exactly \({message}\); use another .*out=DIR"):
+        trainer(command, **changes).fit()
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
+    # What says nothing about the weights may change.
+    assert trainer(Command(out="elsewhere"), steps=6, save_every=2, log_every=1, num_threads=None).fit().step == 6
+
+
+def test_a_run_does_not_go_back_and_says_when_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Trainer(config(steps=8), Line(), Numbers(), tmp_path).fit()
+    assert "nothing left" not in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"already at step 8, beyond trainer\.steps=4: set trainer\.steps=8 or"):
+        Trainer(config(steps=4), Line(), Numbers(), tmp_path).fit()
+    assert Trainer(config(steps=8), Line(), Numbers(), tmp_path).fit().step == 8
+    assert "already at step 8, nothing left to train" in capsys.readouterr().out
+
+
+def test_older_checkpoints_are_resumed(tmp_path: Path) -> None:
+    """They tell no settings, and were written after validation."""
+    Trainer(config(steps=4), Line(), Numbers(), tmp_path).fit()
+    tensors, facts = load_checkpoint(tmp_path / "checkpoints" / "step-00000004")
+    old = {name: facts[name] for name in ("step", "best", "run")}
+    save_checkpoint(tmp_path / "checkpoints", 4, tensors, old)
+    assert not (tmp_path / "checkpoints" / "step-00000004" / "later.json").exists()
+    assert Trainer(config(steps=8, learning_rate=0.1), Line(), Numbers(), tmp_path).fit().step == 8
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [4, 8]
+
+
+def test_settings_of_every_kind_of_command() -> None:
+    trainer = TrainerConfig()
+    encoder = settings_of(trainer, EncoderConfig(data="DIR"))
+    assert {"loss.joint", "sampling.images", "fusion.layers", "trainer.precision"} <= encoder.keys()
+    assert not {"data", "out", "cache", "trainer.steps", "trainer.save_every"} & encoder.keys()
+    assert not any(key.startswith("towers") for key in encoder)
+    foreign = settings_of(trainer, EncoderConfig(data=DataConfig(path="DIR")))
+    assert {"data.portrait", "data.columns.identity"} <= foreign.keys() and "data.path" not in foreign
+    assert {"loss.identity", "dropout.face", "adapter.lora_rank"} <= settings_of(trainer, GeneratorConfig()).keys()
+    tower = settings_of(trainer, RecognizerConfig())
+    assert {"margin.margin", "jitter.blur"} <= tower.keys() and not {"half", "export"} & tower.keys()

@@ -1,0 +1,37 @@
+"""The learning-rate schedule and the parameter groups, by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from faceclip.training.optimization import decay_groups, rate_factor
+
+
+def test_warm_up_then_half_a_cosine() -> None:
+    options = {"steps": 11, "warmup": 2, "schedule": "cosine", "min_ratio": 0.1}
+    # A quarter of the way down: 0.1 + 0.9 · (1 + cos(π / 4)) / 2.
+    expected = {0: 0.5, 1: 1.0, 2: 1.0, 4: 0.868198, 6: 0.55, 8: 0.231802, 10: 0.1, 15: 0.1}
+    for step, value in expected.items():
+        assert rate_factor(step, **options) == pytest.approx(value, abs=1e-6), step
+
+
+def test_constant_rate_warms_up_too() -> None:
+    options = {"steps": 9, "warmup": 4, "schedule": "constant", "min_ratio": 0.0}
+    assert [rate_factor(step, **options) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_runs_too_short_for_a_schedule() -> None:
+    assert rate_factor(0, steps=1, warmup=0, schedule="cosine", min_ratio=0.0) == 1.0
+    assert rate_factor(2, steps=3, warmup=2, schedule="cosine", min_ratio=0.0) == 1.0
+    # Two steps left after warming up: the last one stands at the end of the cosine.
+    assert rate_factor(3, steps=4, warmup=2, schedule="cosine", min_ratio=0.25) == pytest.approx(0.25)
+
+
+def test_biases_gains_and_scalars_do_not_decay() -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    scalar = nn.Parameter(torch.tensor(1.0))
+    decayed, free = decay_groups([*module.named_parameters(), ("scale", scalar)], 0.3)
+    assert decayed["weight_decay"] == 0.3 and free["weight_decay"] == 0.0
+    assert [id(p) for p in decayed["params"]] == [id(module[0].weight)]
+    assert {id(p) for p in free["params"]} == {id(p) for p in (module[0].bias, *module[1].parameters(), scalar)}
+    assert len(decay_groups([("w", module[0].weight)], 0.3)) == len(decay_groups([("s", scalar)], 0.3)) == 1

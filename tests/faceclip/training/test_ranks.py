@@ -1,0 +1,67 @@
+"""The trainer on two ranks, and under DeepSpeed, over gloo."""
+
+import json
+from pathlib import Path
+
+from tests.ranks import run_ranks
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, os.getcwd())
+from faceclip.training import Trainer
+from tests.faceclip.training.test_trainer import Line, Numbers, config
+
+out = Path(sys.argv[1])
+
+
+class Slow(Trainer):
+    def _state(self):
+        if self.accelerator.is_main_process:
+            time.sleep(3)  # a large state
+        return super()._state()
+
+
+task, main = Line(), os.environ["RANK"] == "0"
+if sys.argv[2] == "stop":
+    inner = task.loss
+
+    def loss(batch, context):
+        if main and context.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(batch, context)
+
+    task.loss = loss
+    try:
+        Slow(config(save_every=0), task, Numbers(), out).fit()
+    except SystemExit as leaving:
+        seen = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
+        (out / f"left-{os.environ['RANK']}.txt").write_text(f"{leaving.code} {seen}")
+else:
+    Trainer(config(steps=2, ema_decay=None), task, Numbers(), out).fit()
+"""
+
+
+def test_no_rank_leaves_before_the_checkpoint_is_written(tmp_path: Path) -> None:
+    status, output = run_ranks(tmp_path / "ranks", "-c", SCRIPT, str(tmp_path), "stop")
+    assert status == 0, output
+    assert [(tmp_path / f"left-{rank}.txt").read_text() for rank in (0, 1)] == ["143 ['step-00000003']"] * 2
+
+
+def test_batch_sizes_of_a_deepspeed_file_are_replaced(tmp_path: Path) -> None:
+    settings = {
+        "train_batch_size": 64,
+        "train_micro_batch_size_per_gpu": 32,
+        "gradient_accumulation_steps": 2,
+        "zero_optimization": {"stage": 2},
+    }
+    (tmp_path / "deepspeed.json").write_text(json.dumps(settings))
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "deepspeed.json"),
+    }
+    status, output = run_ranks(tmp_path / "ranks", "-c", SCRIPT, str(tmp_path), "train", ranks=1, **environment)
+    assert status == 0, output
+    facts = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert facts["run"]["layout"] == "zero-2"

@@ -1,0 +1,69 @@
+"""The data order and every sample's draws, by golden numbers: another order would make runs that cannot be resumed."""
+
+import numpy as np
+import pytest
+import torch
+
+from faceclip.errors import EmptyDatasetError
+from faceclip.training.sampler import OrderedSampler, fetch, sample_rng, stack
+
+
+def test_the_order_is_that_of_earlier_releases() -> None:
+    first = [(2, 0), (5, 0), (4, 0), (1, 0), (3, 0), (0, 0), (3, 1), (1, 1), (4, 1), (0, 1), (2, 1), (5, 1), (3, 2)]
+    assert OrderedSampler(6, seed=3).slots(0, 13) == first
+    sampler = OrderedSampler(6, seed=3)
+    assert [sampler.at(position) for position in (7, 0, 12, 5)] == [first[7], first[0], first[12], first[5]]
+
+
+def test_a_single_sample_is_enough() -> None:
+    assert OrderedSampler(1, seed=0).slots(0, 3) == [(0, 0), (0, 1), (0, 2)]
+    with pytest.raises(EmptyDatasetError):
+        OrderedSampler(0, seed=0)
+
+
+def test_draws_of_a_sample_are_those_of_earlier_releases() -> None:
+    assert sample_rng(3, 4, 5).integers(1000, size=4).tolist() == [790, 19, 325, 799]
+    assert sample_rng(0, 0, 0).integers(1000, size=4).tolist() == [522, 889, 992, 557]
+
+
+@pytest.mark.parametrize("other", [(4, 4, 5), (3, 5, 5), (3, 4, 6), (3, 5, 4)])
+def test_seed_sample_and_epoch_all_decide_the_draws(other: tuple[int, int, int]) -> None:
+    assert sample_rng(3, 4, 5).random() != sample_rng(*other).random()
+
+
+class Draws:
+    """A source whose samples are one draw each."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def get(self, index: int, rng: np.random.Generator) -> dict:
+        return {"index": index, "draw": rng.random()}
+
+
+class Batches(Draws):
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict:
+        return {"index": indices, "draw": [rng.random() for rng in rngs], "whole": True}
+
+
+class Collated(Draws):
+    def collate(self, samples: list[dict]) -> dict:
+        return {"count": len(samples), "last": samples[-1]["draw"]}
+
+
+def test_a_batch_gives_every_slot_its_own_generator() -> None:
+    slots = [(7, 0), (2, 1), (7, 1)]
+    expected = [sample_rng(5, index, epoch).random() for index, epoch in slots]
+    found = fetch(Draws(), slots, seed=5)
+    assert found["index"].tolist() == [7, 2, 7] and found["draw"].tolist() == expected
+    assert fetch(Batches(), slots, seed=5) == {"index": [7, 2, 7], "draw": expected, "whole": True}
+    assert fetch(Collated(), slots, seed=5) == {"count": 3, "last": expected[-1]}
+
+
+def test_fields_are_stacked_by_their_kind() -> None:
+    rows = [{"t": torch.ones(2), "a": np.zeros(3, np.float32), "i": 1, "b": True, "s": "x", "n": None}] * 2
+    batch = stack(rows)
+    assert batch["t"].shape == (2, 2) and batch["a"].shape == (2, 3) and batch["a"].dtype == torch.float32
+    assert batch["i"].tolist() == [1, 1] and batch["b"].tolist() == [True, True]
+    assert stack(rows[:1])["i"].tolist() == [1]
+    assert batch["s"] == ["x", "x"] and batch["n"] == [None, None]

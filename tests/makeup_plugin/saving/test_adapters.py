@@ -1,0 +1,202 @@
+"""LoRA and adapters: added and removed without a trace, saved apart from the base, refused where they do not fit."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.conditioning import predict
+from makeup_plugin.saving.adapters import (
+    LoraSettings,
+    add_lora,
+    base_unet,
+    load_adapter,
+    lora_parameters,
+    remove_lora,
+    save_adapter,
+    unload_adapter,
+)
+from makeup_plugin.shading import shading_channel_from_unet
+
+
+class Bare(SimpleNamespace):
+    """The attributes that an adapter touches, and the image encoder that it asks for."""
+
+    image_encoder: object = "there"
+    adapter_licence: str = ""
+
+    def register_modules(self, **modules):
+        self.__dict__.update(modules)
+
+
+def train(parameters) -> None:
+    """As if something had been learned."""
+    torch.manual_seed(6)
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.2)
+
+
+@torch.no_grad()
+def test_lora_is_silent_at_first_and_gone_after_removal(unet, conditions, noisy):
+    base = predict(unet, *noisy, conditions)
+    parameters = add_lora(unet, LoraSettings(rank=3))
+    assert torch.equal(predict(unet, *noisy, conditions), base)
+    train(parameters)
+    assert (predict(unet, *noisy, conditions) - base).abs().max() > 1e-3
+    unet.set_adapters(["makeup"], [0.0])
+    torch.testing.assert_close(predict(unet, *noisy, conditions), base)
+    remove_lora(unet)
+    assert torch.equal(predict(unet, *noisy, conditions), base)
+    assert not any("lora" in key or "base_layer" in key for key in unet.state_dict())
+    with pytest.raises(ConfigError, match="has no adapter"):
+        remove_lora(unet)
+
+
+def test_lora_sits_on_every_attention_and_alone_is_trained(unet):
+    parameters = add_lora(unet, LoraSettings(rank=3))
+    attentions = len(unet.attn_processors)
+    assert len(parameters) == attentions * 4 * 2
+    assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in parameters}
+    assert all(min(p.shape) == 3 for p in parameters)
+    with pytest.raises(ConfigError, match="already has an adapter"):
+        add_lora(unet, LoraSettings(rank=3))
+
+
+def test_no_alpha_means_factor_one(unet):
+    """Face-MakeUp's LoRA has no alpha: y = Wx + BAx."""
+    add_lora(unet, LoraSettings(rank=3))
+    train(lora_parameters(unet))
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q
+    x = torch.randn(2, layer.in_features)
+    a, b = layer.lora_A["makeup"].weight, layer.lora_B["makeup"].weight
+    torch.testing.assert_close(layer(x), x @ layer.base_layer.weight.T + x @ a.T @ b.T)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match="rank must be at least 1"):
+        LoraSettings(rank=0)
+
+
+@torch.no_grad()
+def test_base_unet_is_clean_and_shares_weights(unet, channel, conditions, noisy):
+    base = predict(unet, *noisy, conditions)
+    channel.attach(unet)
+    train(add_lora(unet, LoraSettings(rank=3)))
+    clean = base_unet(unet)
+    assert torch.equal(predict(clean, *noisy, conditions), base)
+    assert clean.conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
+
+
+@pytest.fixture
+def saved(unet, channel, tmp_path):
+    """A trained adapter on disk, and the pipeline-like object that made it."""
+    control = shading_channel_from_unet(unet, vae_scale_factor=4).eval()
+    torch.nn.init.normal_(control.controlnet_mid_block.weight, std=0.3)
+    channel.attach(unet)
+    train(add_lora(unet, LoraSettings(rank=3)))
+    directory = save_adapter(
+        tmp_path / "adapter", unet=unet, identity_channel=channel, shading_channel=control, licence="Apache-2.0"
+    )
+    return Bare(unet=unet, identity_channel=channel, shading_channel=control), directory
+
+
+@torch.no_grad()
+def test_adapter_on_a_fresh_base_gives_the_same_output(saved, unet_factory, conditions, noisy):
+    first, directory = saved
+
+    def output(pipeline):
+        return predict(
+            pipeline.unet,
+            *noisy,
+            conditions,
+            identity_channel=pipeline.identity_channel,
+            shading_channel=pipeline.shading_channel,
+        )
+
+    wanted = output(first)
+    fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
+    base = predict(fresh.unet, *noisy, conditions)
+    config = load_adapter(fresh, directory)
+    assert config["licence"] == "Apache-2.0" and config["lora"]["rank"] == 3
+    assert torch.equal(output(fresh), wanted)
+    with pytest.raises(CheckpointError, match="already has an adapter"):
+        load_adapter(fresh, directory)
+    unload_adapter(fresh)
+    assert fresh.identity_channel is None and fresh.shading_channel is None
+    assert torch.equal(predict(fresh.unet, *noisy, conditions), base)
+
+
+def test_adapter_files_hold_nothing_of_the_base(saved):
+    _, directory = saved
+    from safetensors.torch import load_file
+
+    assert {path.name for path in directory.iterdir()} == {
+        "adapter.json",
+        "lora.safetensors",
+        "identity_channel",
+        "shading_channel",
+    }
+    assert all(".lora_A." in key or ".lora_B." in key for key in load_file(directory / "lora.safetensors"))
+
+
+def test_an_identity_channel_is_not_loaded_where_nothing_feeds_it(saved, unet_factory):
+    _, directory = saved
+    blind = Bare(unet=unet_factory(), image_encoder=None, identity_channel=None, shading_channel=None)
+    with pytest.raises(ConfigError, match="needs image_encoder"):
+        load_adapter(blind, directory)
+    assert not getattr(blind.unet, "peft_config", None) and blind.identity_channel is None
+
+
+def test_another_base_is_refused_before_anything_changes(saved, unet_factory, conditions, noisy):
+    _, directory = saved
+    other = Bare(unet=unet_factory(layers_per_block=2), identity_channel=None, shading_channel=None)
+    with pytest.raises(CheckpointError, match="layers_per_block=1, this one has 2"):
+        load_adapter(other, directory)
+    assert not getattr(other.unet, "peft_config", None) and other.identity_channel is None
+
+
+def test_damaged_adapters_are_named(saved, unet_factory):
+    _, directory = saved
+    fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
+    weights = directory / "lora.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors cannot be read"):
+        load_adapter(fresh, directory)
+    weights.write_bytes(whole)
+    channel = directory / "identity_channel" / "config.json"
+    settings = channel.read_text()
+    for damage in (lambda: channel.write_text("{}"), channel.unlink):
+        damage()
+        with pytest.raises(CheckpointError, match="identity_channel cannot be read"):
+            load_adapter(fresh, directory)
+    channel.write_text(settings)
+    config = json.loads((directory / "adapter.json").read_text())
+    config["lora"]["rank"] = 5
+    (directory / "adapter.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"lora_A\.weight is \(3, "):
+        load_adapter(fresh, directory)
+    assert not getattr(fresh.unet, "peft_config", None)
+    config["format"] = 99
+    (directory / "adapter.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_adapter(fresh, directory)
+    config["format"] = 1
+    for change, message in (
+        ({"lora": 5}, "lora is 5"),
+        ({"lora": {"rank": 3, "alpha": 3}}, "lora: target_modules is missing"),
+        ({"base_fingerprint": None}, "base_fingerprint is None"),
+        ({"shading_channel": "yes"}, "shading_channel is 'yes'"),
+    ):
+        (directory / "adapter.json").write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=rf"adapter\.json: {message}"):
+            load_adapter(fresh, directory)
+    for damage, message in ((b"{", "not valid JSON"), (b'{"\xff": 1}', "not valid JSON"), (b"[1]", "holds a list")):
+        (directory / "adapter.json").write_bytes(damage)
+        with pytest.raises(CheckpointError, match=rf"adapter\.json .*{message}"):
+            load_adapter(fresh, directory)
+    (directory / "adapter.json").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter\.json is missing"):
+        load_adapter(fresh, directory)
