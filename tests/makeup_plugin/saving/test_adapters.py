@@ -200,3 +200,68 @@ def test_damaged_adapters_are_named(saved, unet_factory):
     (directory / "adapter.json").unlink()
     with pytest.raises(CheckpointError, match=r"adapter\.json is missing"):
         load_adapter(fresh, directory)
+
+
+@torch.no_grad()
+def test_alpha_over_rank_is_the_factor_also_after_loading(unet, unet_factory, conditions, noisy, tmp_path):
+    train(add_lora(unet, LoraSettings(rank=2, alpha=7.0)))
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q
+    x = torch.randn(2, layer.in_features)
+    a, b = layer.lora_A["makeup"].weight, layer.lora_B["makeup"].weight
+    torch.testing.assert_close(layer(x), x @ layer.base_layer.weight.T + 3.5 * x @ a.T @ b.T)
+    save_adapter(tmp_path, unet=unet, base_model="owner/base")
+    fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
+    config = load_adapter(fresh, tmp_path)
+    assert config["lora"]["alpha"] == 7.0 and config["lora"]["rank"] == 2
+    assert (config["base_model"], config["licence"]) == ("owner/base", "unknown") and fresh.adapter_licence == ""
+    torch.testing.assert_close(predict(fresh.unet, *noisy, conditions), predict(unet, *noisy, conditions))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("in_channels", 9),
+        ("block_out_channels", [16, 64]),
+        ("layers_per_block", 2),
+        ("down_block_types", ["DownBlock2D", "CrossAttnDownBlock2D"]),
+        ("up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"]),
+        ("transformer_layers_per_block", [1, 2]),
+        ("cross_attention_dim", 2048),
+        ("addition_embed_type", None),
+        ("projection_class_embeddings_input_dim", 2816),
+    ],
+)
+def test_every_part_of_the_bases_form_is_compared(saved, unet_factory, field, value):
+    _, directory = saved
+    path = directory / "adapter.json"
+    config = json.loads(path.read_text())
+    assert len(config["base_fingerprint"]) == 9
+    config["base_fingerprint"][field] = value
+    path.write_text(json.dumps(config))
+    fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
+    with pytest.raises(CheckpointError, match=rf"adapter\.json.*\b{field}="):
+        load_adapter(fresh, directory)
+    assert not getattr(fresh.unet, "peft_config", None) and fresh.identity_channel is None
+
+
+def test_a_loaded_adapter_is_frozen_in_the_bases_precision(saved, unet_factory):
+    _, directory = saved
+    fresh = Bare(unet=unet_factory().to(torch.bfloat16), identity_channel=None, shading_channel=None)
+    load_adapter(fresh, directory)
+    parameters = lora_parameters(fresh.unet)
+    assert parameters and not any(parameter.requires_grad for parameter in parameters)
+    kinds = {parameter.dtype for parameter in parameters}
+    kinds |= {part.dtype for part in (fresh.identity_channel, fresh.shading_channel)}
+    assert kinds == {torch.bfloat16} and fresh.adapter_licence == "Apache-2.0"
+    assert fresh.identity_channel.is_attached(fresh.unet)
+
+
+def test_lora_settings_choose_layers(unet):
+    add_lora(unet, LoraSettings(rank=1, targets=("to_q", "to_out.0"), attentions=("attn2",)))
+    names = {name.split(".lora_")[0] for name, _ in unet.named_parameters() if ".lora_" in name}
+    count = sum("attn2" in name for name in unet.attn_processors)
+    assert len(names) == 2 * count and all(name.endswith(("attn2.to_q", "attn2.to_out.0")) for name in names)
+    with pytest.raises(ConfigError, match=r"lora\.targets"):
+        LoraSettings(targets=())
+    with pytest.raises(ConfigError, match=r"lora\.attentions"):
+        LoraSettings(attentions=())

@@ -1,0 +1,145 @@
+"""The denoising loop and the way to pixels, step by step against arithmetic written out here."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from makeup_plugin import watermark
+from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
+from makeup_plugin.sampling import decode, denoise, seeds_of
+
+
+def conditions_of(seed: int, count: int = 1) -> Conditions:
+    generator = torch.Generator().manual_seed(seed)
+    return Conditions(
+        tokens=torch.randn(count, 77, 48, generator=generator),
+        pooled=torch.randn(count, 24, generator=generator),
+        time_ids=time_ids(32, 32, count),
+    )
+
+
+@pytest.fixture
+def base(base_parts):
+    from makeup_plugin.pipeline import FaceMakeUpPipeline
+
+    pipeline = FaceMakeUpPipeline(**base_parts())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def start(pipeline, scale: float) -> None:
+    """What the pipeline's call sets before the loop."""
+    pipeline._guidance_scale, pipeline._interrupt = scale, False
+
+
+LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_guidance_moves_away_from_the_first_half(base) -> None:
+    without, given = conditions_of(0, 2), conditions_of(5, 2)
+    base.scheduler = DDIMScheduler(clip_sample=False)
+    start(base, 3.0)
+    found = denoise(base, LATENTS, concatenate([without, given]), steps=2, shading_scale=1.0)
+    scheduler, latents = DDIMScheduler(clip_sample=False), LATENTS
+    scheduler.set_timesteps(2)
+    for step in scheduler.timesteps:
+        negative, positive = (predict(base.unet, latents, step, half) for half in (without, given))
+        latents = scheduler.step(negative + 3.0 * (positive - negative), step, latents).prev_sample
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=1e-4)
+    start(base, 1.0)
+    alone = denoise(base, LATENTS, given, steps=1, shading_scale=1.0)
+    scheduler.set_timesteps(1)
+    prediction = predict(base.unet, LATENTS, scheduler.timesteps[0], given)
+    wanted = scheduler.step(prediction, scheduler.timesteps[0], LATENTS).prev_sample
+    torch.testing.assert_close(alone, wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_inputs_and_start_are_scaled_as_the_scheduler_says(base) -> None:
+    """Euler's latents have the noise's own size, and are scaled before the UNet sees them."""
+    base.scheduler = EulerDiscreteScheduler()
+    given = conditions_of(5, 2)
+    start(base, 1.0)
+    found = denoise(base, LATENTS, given, steps=2, shading_scale=1.0)
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(2)
+    latents = LATENTS * scheduler.init_noise_sigma
+    assert scheduler.init_noise_sigma > 2
+    for step in scheduler.timesteps:
+        prediction = predict(base.unet, scheduler.scale_model_input(latents, step), step, given)
+        latents = scheduler.step(prediction, step, latents).prev_sample
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_stochastic_scheduler_draws_from_the_generator(base) -> None:
+    base.scheduler = EulerAncestralDiscreteScheduler()
+    start(base, 1.0)
+
+    def run(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return denoise(base, LATENTS, conditions_of(5, 2), steps=3, shading_scale=1.0, generator=generator)
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+
+@torch.no_grad()
+def test_guidance_without_both_halves_is_rejected(base) -> None:
+    start(base, 3.0)
+    with pytest.raises(ConfigError, match="4 rows"):
+        denoise(base, LATENTS, conditions_of(5, 2), steps=1, shading_scale=1.0)
+
+
+@torch.no_grad()
+def test_what_a_callback_changes_is_used_from_the_next_step_on(base) -> None:
+    base.scheduler = DDIMScheduler(clip_sample=False)
+    start(base, 1.0)
+    first, second = conditions_of(5, 2), conditions_of(6, 2)
+
+    def change(pipeline, index: int, timestep, tensors: dict) -> dict:
+        assert torch.equal(tensors["prompt_embeds"], (first, second)[index > 0].tokens)
+        return {"prompt_embeds": second.tokens, "add_text_embeds": second.pooled}
+
+    names = ["latents", "prompt_embeds", "add_text_embeds"]
+    found = denoise(base, LATENTS, first, steps=2, shading_scale=1.0, callback=change, callback_inputs=names)
+    scheduler, latents = DDIMScheduler(clip_sample=False), LATENTS
+    scheduler.set_timesteps(2)
+    for step, given in zip(scheduler.timesteps, (first, second), strict=True):
+        latents = scheduler.step(predict(base.unet, latents, step, given), step, latents).prev_sample
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_latents_are_unscaled_and_marked_on_request(base) -> None:
+    vae, processor = base.vae, base.image_processor
+    vae.register_to_config(shift_factor=0.5)
+    plain = decode(vae, processor, LATENTS, output_type="pt", marked=False)
+    pixels = vae.decode(LATENTS / vae.config.scaling_factor + 0.5).sample
+    torch.testing.assert_close(plain, (pixels / 2 + 0.5).clamp(0, 1))
+    marked = decode(vae, processor, LATENTS, output_type="np", marked=True)
+    assert marked.shape == (2, 32, 32, 3)
+    for row, image in enumerate(marked):
+        assert np.array_equal(image, watermark.embed(plain[row].permute(1, 2, 0).numpy()))
+    pictures = decode(vae, processor, LATENTS, output_type="pil", marked=True)
+    assert np.array_equal(np.asarray(pictures[1]), (marked[1] * 255).round().astype(np.uint8))
+
+
+@torch.no_grad()
+def test_a_16_bit_vae_decodes_in_32_bits_where_it_would_overflow(base) -> None:
+    vae = base.vae
+    vae.register_to_config(force_upcast=True)
+    vae.half()
+    seen = []
+    vae.decoder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
+    decode(vae, base.image_processor, LATENTS, output_type="pt", marked=False)
+    assert seen == [torch.float32] and vae.dtype == torch.float16
+
+
+def test_every_image_has_the_seed_of_its_generator() -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 9)]
+    assert seeds_of(generators, 2) == [3, 9] and seeds_of(generators[1], 3) == [9, 9, 9]
+    assert seeds_of(None, 2) == [None, None]
