@@ -144,8 +144,21 @@ class _Finder:
             if name in skipped:
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
+                if isinstance(child, ast.keyword) and child.arg == "strict":
+                    continue  # of zip: a guard that nothing should ever meet
+                if isinstance(child, ast.keyword) and child.arg in ("dim", "axis"):
+                    yield from self._axis(child.value)  # of matrices -1 and 1 are the same
+                elif isinstance(child, ast.AST):
                     yield from self._visit(child)
+
+    def _axis(self, node: ast.AST) -> Iterator[Mutation]:
+        """Another axis for a number; whatever else tells it is left alone."""
+        try:
+            axis = ast.literal_eval(node)
+        except ValueError:
+            return
+        if isinstance(axis, int):
+            yield self._of("axis", node, "0" if axis else "-1")
 
     def _mutate(self, node: ast.AST) -> Iterator[Mutation]:
         match node:

@@ -31,7 +31,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "faceclip.storage.digests": ("tests/faceclip/storage/test_digests.py",),
     "faceclip.people.render": ("tests/faceclip/people/test_render.py",),
     "faceclip.people.sample": ("tests/faceclip/people/test_sample.py",),
-    "makeup_plugin.conditioning": ("tests/makeup_plugin/test_conditioning.py",),
+    "makeup_plugin.conditioning": (
+        "tests/makeup_plugin/test_conditioning.py",
+        "tests/makeup_plugin/test_losses.py",
+        "tests/makeup_plugin/test_channels.py",
+    ),
     "makeup_plugin.losses": ("tests/makeup_plugin/test_losses.py",),
     "makeup_plugin.sampling": ("tests/makeup_plugin/test_sampling.py", "tests/makeup_plugin/test_pipeline.py"),
     "makeup_plugin.saving.adapters": ("tests/makeup_plugin/saving/test_adapters.py",),

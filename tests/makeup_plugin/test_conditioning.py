@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, time_ids, unconditional_half
+from makeup_plugin.conditioning import (
+    Conditions,
+    concatenate,
+    encode_conditions,
+    phrase_token_mask,
+    time_ids,
+    unconditional_half,
+)
 
 PROMPTS = ["man", "woman old", "young b"]
 SIZE = {"height": 16, "width": 24}
@@ -184,3 +191,15 @@ def test_a_tower_in_16_bits_gets_pictures_that_are_resized_in_32(parts) -> None:
     assert images.dtype == torch.bfloat16 and images.min() >= 0 and images.max() <= 1
     wanted = F.interpolate(faces, (8, 8), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     assert torch.equal(images, wanted.to(torch.bfloat16))
+
+
+def test_the_end_token_is_never_part_of_a_phrase() -> None:
+    """<start> at 0 and 74 words before: "red" stands at 75, "hair" where the cut text ends."""
+    text = "man " * 74 + "red hair"
+    start = text.index("red")
+    assert phrase_token_mask(text, start, len(text)).nonzero().flatten().tolist() == [75]
+    assert phrase_token_mask(text, start, len(text), length=80).nonzero().flatten().tolist() == [75, 76]
+    assert not phrase_token_mask(text, start + 4, len(text)).any()
+    for span in ((-1, 3), (3, 3), (0, len(text) + 1)):
+        with pytest.raises(ConfigError, match="span"):
+            phrase_token_mask(text, *span)

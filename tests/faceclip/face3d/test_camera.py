@@ -43,9 +43,9 @@ def test_a_camera_is_four_numbers() -> None:
 
 
 def test_the_head_turns_about_the_neck_and_the_bust_follows_a_third_of_the_yaw() -> None:
-    vertices = np.stack([PIVOT + (0, 0, 2), PIVOT + (0, 0, 2), PIVOT + (0, 0, 2), PIVOT]).astype(np.float32)
+    vertices = (PIVOT + np.array([[0, 0, 2], [0, 0, 2], [0, 0, 2], [0, 0, 0]])).astype(np.float32)
     found = pose_vertices(vertices, np.array([1.0, 0.0, 0.5, 1.0]), (90, 0, 0)) - PIVOT
     bust = np.array([2 * SIN, 0, 2 * COS])  # 30°
-    np.testing.assert_allclose(found, [[2, 0, 0], bust, ([2, 0, 0] + bust) / 2, [0, 0, 0]], atol=1e-5)
+    np.testing.assert_allclose(found, [[2, 0, 0], bust, (bust + np.array([2, 0, 0])) / 2, [0, 0, 0]], atol=1e-5)
     up = pose_vertices(vertices, np.array([1.0, 0.0, 0.5, 1.0]), (0, 30, 0)) - PIVOT  # of which the bust takes nothing
     np.testing.assert_allclose(up[:2], [[0, 2 * SIN, 2 * COS], [0, 0, 2]], atol=1e-5)

@@ -1,7 +1,10 @@
 """Portraits: deterministic, labelled consistently, and independent where they must be."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from faceclip.data.records import REGIONS
 from faceclip.people.parameters import VOCABULARY
@@ -32,6 +35,50 @@ def test_same_seed_same_pixels(renderer):
     again = PortraitRenderer().render(sample_identity(1, 4), sample_scene(1, 4, 2), SIZE)
     for name in ("image", "regions", "shading", "landmarks_5", "landmarks_68"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+def golden_sheet(renderer: PortraitRenderer) -> np.ndarray:
+    """Ten people in as many turned poses, who wear every word of the vocabulary: picture, regions, shading."""
+    columns = []
+    for number in range(10):
+        scene = sample_scene(3, number, 1)
+        words = {name: vocabulary[number % len(vocabulary)] for name, vocabulary in VOCABULARY.items()}
+        if number >= 8:  # hats and glasses hide much of the others
+            words |= {"hat": "none", "glasses": "none"}
+        scene.attributes.update({name: word for name, word in words.items() if name != "expression"})
+        portrait = renderer.render(sample_identity(3, number), scene, SIZE)
+        regions = np.repeat(portrait.regions[..., None] * 16, 3, axis=2)
+        columns.append(np.concatenate([portrait.image, regions, portrait.shading]))
+    return np.concatenate(columns, axis=1)
+
+
+def test_portraits_are_those_of_earlier_releases(renderer):
+    """To the rounding of single pixels: a data set is told by its seed, and towers were trained on such pictures.
+
+    After a change that is meant to be seen: `Image.fromarray(golden_sheet(renderer)).save(…)` writes the file anew.
+    """
+    with Image.open(Path(__file__).parent / "golden_portraits.png") as image:
+        expected = np.asarray(image).astype(int)
+    difference = np.abs(golden_sheet(renderer).astype(int) - expected).max(axis=2)
+    assert (difference > 1).sum() <= 5, np.argwhere(difference > 1)[:10]
+
+
+def test_landmarks_are_those_of_earlier_releases(renderer):
+    portrait = renderer.render(sample_identity(3, 1), sample_scene(3, 1, 1), SIZE)
+    expected = [[33.491, 44.437], [49.101, 41.961], [40.982, 56.34], [35.782, 67.154], [51.026, 65.382]]
+    np.testing.assert_allclose(portrait.landmarks_5, expected, atol=0.01)
+    assert portrait.landmarks_68.mean(axis=0) == pytest.approx([43.129, 56.736], abs=0.01)
+    # Outer corners of the eyes, the nose tip and the corners of the mouth stand among the 68 in the usual order.
+    assert np.abs(portrait.landmarks_68[30] - portrait.landmarks_5[2]).max() < 2
+    assert np.abs(portrait.landmarks_68[[48, 54]] - portrait.landmarks_5[3:]).max() < 2
+
+
+def test_only_the_last_few_people_are_kept():
+    renderer = PortraitRenderer(keep=2)
+    people = [sample_identity(1, index) for index in range(3)]
+    first = [renderer.render(person, scene_with(), 32).image for person in people]
+    again = [renderer.render(person, scene_with(), 32).image for person in people]
+    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
 
 
 def test_shapes_and_types(renderer):

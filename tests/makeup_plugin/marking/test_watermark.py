@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from makeup_plugin import watermark
+from makeup_plugin.marking import watermark
 
 
 def slope(height: int, width: int) -> np.ndarray:
