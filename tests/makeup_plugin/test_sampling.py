@@ -7,8 +7,8 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscr
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin.marking import watermark
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
+from makeup_plugin.marking import watermark
 from makeup_plugin.sampling import decode, denoise, seeds_of
 
 
