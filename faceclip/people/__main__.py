@@ -9,6 +9,7 @@ from pathlib import Path
 
 from faceclip.data.worker_pool import usable_cores
 from faceclip.errors import ConfigError, FaceClipError
+from faceclip.people.framing import FRAMINGS
 from faceclip.people.generate import generate
 from faceclip.people.plan import Request, default_splits
 
@@ -20,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images-per-identity", type=int, default=8)
     parser.add_argument("--size", type=int, default=128, help="side of the portraits in pixels")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--framing", choices=FRAMINGS, default="bust", help="head and shoulders (default), or the head alone"
+    )
     parser.add_argument(
         "--splits",
         type=int,
@@ -39,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             size=options.size,
             seed=options.seed,
             splits=tuple(options.splits) if options.splits else default_splits(options.identities),
+            framing=options.framing,
         )
         summary = generate(options.out, request, workers=options.workers, quiet=options.quiet)
     except FaceClipError as error:

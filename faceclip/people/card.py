@@ -78,6 +78,7 @@ def write_card(summary: dict) -> str:
         f"python -m faceclip.people --out DIR --identities {summary['identities']} "
         f"--images-per-identity {summary['images_per_identity']} --size {summary['size']} "
         f"--seed {summary['seed']} --splits {' '.join(map(str, summary['splits']))}"
+        + (f" --framing {summary['framing']}" if "framing" in summary else "")
     )
     return f"""---
 license: cc0-1.0

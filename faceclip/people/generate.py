@@ -81,6 +81,7 @@ def _generate(directory: Path, request: Request, workers: int, quiet: bool) -> d
 
 def render_person(request: Request, index: int) -> list[dict]:
     """All rows of one identity. Runs in a worker process."""
+    from faceclip.people.framing import framed
     from faceclip.people.render import PortraitRenderer
     from faceclip.people.rows import make_row
     from faceclip.people.sample import sample_identity, sample_scene
@@ -91,7 +92,7 @@ def render_person(request: Request, index: int) -> list[dict]:
     identity = sample_identity(request.seed, index)
     rows = []
     for number in range(request.images_per_identity):
-        scene = sample_scene(request.seed, index, number)
+        scene = framed(identity, sample_scene(request.seed, index, number), request.framing, _RENDERER.model)
         portrait = _RENDERER.render(identity, scene, request.size)
         rows.append(make_row(identity, scene, portrait, seed=request.seed, image_index=number))
     return rows

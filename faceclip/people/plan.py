@@ -5,6 +5,7 @@ from pathlib import Path
 
 from faceclip.data.records import SPLITS
 from faceclip.errors import ConfigError
+from faceclip.people.framing import FRAMINGS, Framing
 from faceclip.storage.digests import read_json
 
 VERSION = "1.0.0"
@@ -16,13 +17,15 @@ IMAGES_PER_SHARD = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A data set to generate. `splits` counts the identities of train, validation and test."""
+    """A data set to generate. `splits` counts the identities of train, validation and test; `framing` says how much of
+    a person is seen (`faceclip.people.framing`)."""
 
     identities: int
     images_per_identity: int
     size: int
     seed: int
     splits: tuple[int, int, int]
+    framing: Framing = "bust"
 
     def __post_init__(self) -> None:
         for name in ("identities", "images_per_identity", "size"):
@@ -37,9 +40,15 @@ class Request:
                 f"--splits {' '.join(map(str, self.splits))} must be three counts that add up to "
                 f"--identities {self.identities}"
             )
+        if self.framing not in FRAMINGS:
+            raise ConfigError(f"--framing must be one of {', '.join(FRAMINGS)}, got {self.framing!r}")
 
     def to_dict(self) -> dict:
-        return {**asdict(self), "splits": list(self.splits), "version": VERSION}
+        """What the folder's files say of the request; data sets without a framing were made before there were two."""
+        facts = {**asdict(self), "splits": list(self.splits), "version": VERSION}
+        if self.framing == "bust":
+            del facts["framing"]
+        return facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +92,9 @@ def check_same_request(directory: Path, request: Request) -> None:
             continue
         stored = read_json(path)
         wanted = request.to_dict()
-        different = [key for key in wanted if stored.get(key) != wanted[key]]
+        different = [key for key in (*wanted, "framing") if stored.get(key) != wanted.get(key)]
         if different:
-            changes = ", ".join(f"{key} {stored.get(key)} instead of {wanted[key]}" for key in different)
+            changes = ", ".join(
+                f"{key} {stored.get(key)} instead of {wanted.get(key)}" for key in dict.fromkeys(different)
+            )
             raise ConfigError(f"{directory} holds another data set ({changes}): choose another --out")

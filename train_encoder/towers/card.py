@@ -38,7 +38,7 @@ def dataset_facts(directory: Path) -> dict[str, object]:
     except (OSError, json.JSONDecodeError) as error:
         message = f"{path}: cannot read the data set's facts ({error}); generate the data set again"
         raise DataError(message) from error
-    names = ("version", "seed", "identities", "images_per_identity", "size", "splits", "counts")
+    names = ("version", "seed", "identities", "images_per_identity", "size", "framing", "splits", "counts")
     return {name: facts[name] for name in names if name in facts}
 
 
@@ -68,7 +68,8 @@ def read_card(directory: Path, *, title: str, summary: str, notes: str = "") -> 
 
 def data_command(facts: Mapping[str, object]) -> str:
     """The command that makes a data set again, from its `dataset_facts`; options that they lack are left out."""
-    options = {"identities": "identities", "images_per_identity": "images-per-identity", "size": "size", "seed": "seed"}
+    options = {"identities": "identities", "images_per_identity": "images-per-identity", "size": "size"}
+    options |= {"seed": "seed", "framing": "framing"}
     words = [f"--{option} {facts[name]}" for name, option in options.items() if name in facts]
     if "splits" in facts:
         words.append("--splits " + " ".join(str(count) for count in facts["splits"]))

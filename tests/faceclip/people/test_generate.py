@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -127,6 +128,19 @@ def test_bad_requests_are_named():
         Request(identities=4, images_per_identity=2, size=48, seed=3, splits=(2, 1, 2))
     with pytest.raises(ConfigError, match="--size must be at least 32"):
         Request(identities=4, images_per_identity=2, size=8, seed=3, splits=(2, 1, 1))
+
+
+def test_a_framing_is_part_of_the_request_and_older_data_sets_stay_what_they_are(small, tmp_path):
+    assert "framing" not in json.loads((small / "dataset.json").read_text())
+    close = replace(REQUEST, framing="head")
+    with pytest.raises(ConfigError, match=r"framing None instead of head"):
+        generate(small, close, workers=1, quiet=True)
+    summary = generate(tmp_path, close, workers=1, quiet=True)
+    assert summary["framing"] == "head" and "--framing head" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ConfigError, match=r"framing head instead of None"):
+        generate(tmp_path, REQUEST, workers=1, quiet=True)
+    with pytest.raises(ConfigError, match="--framing"):
+        replace(REQUEST, framing="feet")
 
 
 def test_no_workers_are_refused(tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from faceclip.data.records import REGIONS
+from faceclip.people.framing import framed
 from faceclip.people.parameters import VOCABULARY
 from faceclip.people.render import PortraitRenderer
 from faceclip.people.sample import sample_identity, sample_scene
@@ -154,3 +155,34 @@ def test_first_picture_is_a_gallery_picture():
     yaw = np.array([sample_scene(9, i, 1).pose[0] for i in range(300)])
     assert np.abs(yaw).max() <= 60
     assert (np.abs(yaw) > 40).mean() > 0.05
+
+
+def test_the_head_fills_its_framing_whoever_it_is(renderer):
+    widths, middles, labels = [], [], []
+    for index in range(12):
+        for number in range(3):
+            identity, scene = sample_identity(5, index), sample_scene(5, index, number)
+            close = framed(identity, scene, "head", renderer.model)
+            assert framed(identity, scene, "bust", renderer.model) is scene
+            portrait = renderer.render(identity, close, SIZE)
+            points = portrait.landmarks_68 / SIZE
+            assert points.min() > 0 and points.max() < 1
+            if number == 0:
+                widths.append(np.ptp(points[:, 0]))
+                middles.append(points[:, 0].mean())
+            # The shading map and the label map are drawn by the same camera.
+            lit, skin = portrait.shading.any(-1), portrait.regions == REGIONS.index("skin")
+            labels.append((lit & (portrait.regions == REGIONS.index("background"))).sum() / max(1, skin.sum()))
+    assert 0.43 < np.mean(widths) < 0.55 and np.abs(np.array(middles) - 0.5).max() < 0.1
+    assert max(labels) < 0.05
+
+
+def test_a_framing_moves_the_camera_alone(renderer):
+    identity, scene = sample_identity(5, 2), sample_scene(5, 2, 4)
+    close = framed(identity, scene, "head", renderer.model)
+    assert close.camera.distance == scene.camera.distance
+    assert (close.pose, close.attributes, close.detail_seed) == (scene.pose, scene.attributes, scene.detail_seed)
+    wide, near = (renderer.render(identity, one, SIZE).landmarks_68 for one in (scene, close))
+    fitted = [np.polyfit(wide[:, axis], near[:, axis], 1) for axis in (0, 1)]
+    ratio = close.camera.scale / scene.camera.scale
+    np.testing.assert_allclose([slope for slope, _ in fitted], ratio, rtol=1e-4)
