@@ -1,0 +1,155 @@
+"""What an autoencoder costs: recognizers, detector and judge look at portraits before and after it.
+
+    python -m eval.restoration --vae DIR --data DIR [--size 128] [--people 60] [--out FILE.json]
+
+Everything that the generator draws goes through the decoder, so these figures bound its own from above.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.arguments import check_least, load_model
+from eval.faces import detected_faces, labelled_faces
+from eval.generation.judging import embed_faces, look
+from eval.judge import Judge, SecondRecognizer
+from eval.metrics import Estimate, identity_bootstrap
+from eval.prompt import JUDGED
+from eval.report import write_json
+from faceclip import weights
+from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.errors import FaceClipError
+from faceclip.towers.face import FaceViT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witnesses:
+    """The networks that look at the portraits. Only `recognizer` has anything to do with the generator."""
+
+    recognizer: FaceViT
+    second: SecondRecognizer
+    judge: Judge
+
+    def embedders(self) -> dict[str, tuple[Callable[[Tensor], Tensor], int]]:
+        """Name → embedding of crops and the crops' size in px."""
+        return {
+            "recognizer": (lambda crops: self.recognizer(crops).identity, self.recognizer.config.image_size),
+            "second recognizer": (self.second, self.second.config.image_size),
+        }
+
+
+def load_witnesses(recognizer: Path | None, second: Path | None, judge: Path | None) -> Witnesses:
+    """The networks in these folders, the shipped ones where none is given. Raises CheckpointError naming the option."""
+    recognizer = recognizer or weights.path("tiny/recognizer")
+    second = second or weights.path("tiny/second_recognizer", package="eval")
+    judge = judge or weights.path("tiny/judge", package="eval")
+    return Witnesses(
+        recognizer=load_model(FaceViT, recognizer, "--recognizer"),
+        second=load_model(SecondRecognizer, second, "--second-recognizer"),
+        judge=load_model(Judge, judge, "--judge"),
+    )
+
+
+@torch.no_grad()
+def restore(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 16) -> NDArray[np.uint8]:
+    """Images (N, S, S, 3) encoded to their posterior means and decoded again, rounded to 8 bits."""
+    parts = []
+    for start in range(0, len(images), batch):
+        pixels = torch.from_numpy(np.array(images[start : start + batch])).permute(0, 3, 1, 2).to(model.device)
+        latents = model.encode(pixels.float() / 127.5 - 1).latent_dist.mean
+        decoded = model.decode(latents).sample.float().clamp(-1, 1)
+        parts.append(((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def restoration_figures(
+    model: AutoencoderKL, witnesses: Witnesses, arrays: FaceArrays, *, people: int
+) -> dict[str, Estimate]:
+    """Figures of the first `people` identities of a split, each for the true ("real") and the restored portraits.
+
+    Faces are cut where the labels say. Rank-1: of each portrait among the people's true frontal ones; cosine: to the
+    person's own. Attributes are asked for where the portrait shows them.
+    """
+    first = np.sort(np.unique(arrays.identity, return_index=True)[1])
+    end = int(first[people]) if people < len(first) else len(arrays)
+    identity, index = np.asarray(arrays.identity[:end]), np.asarray(arrays.index[:end])
+    real = np.array(arrays.images[:end])
+    pictures = {"real": real, "restored": restore(model, real)}
+    error = np.square(pictures["restored"].astype(np.float32) - real).mean(axis=(1, 2, 3))
+    figures = {"PSNR (dB)": identity_bootstrap(10 * np.log10(255**2 / np.maximum(error, 1e-6)), identity)}
+    faces = labelled_faces(arrays.landmarks_5[:end])
+    for name, (embed, size) in witnesses.embedders().items():
+        vectors = {which: embed_faces(embed, size, images, faces) for which, images in pictures.items()}
+        figures |= recognition_figures(vectors, identity, index, name)
+    for which, images in pictures.items():
+        found = detected_faces(images, label=f"faces, {which}")
+        figures[f"faces found, {which}"] = identity_bootstrap(found.found.astype(np.float64), identity)
+        seen = look(witnesses.judge, images).values
+        for name in JUDGED:
+            truth = arrays.seen_values[name][:end]
+            known = truth != ""
+            right = (truth == np.array(seen[name]))[known].astype(np.float64)
+            figures[f"{name} judged rightly, {which}"] = identity_bootstrap(right, identity[known])
+    return figures
+
+
+def recognition_figures(
+    vectors: Mapping[str, NDArray[np.float32]], identity: NDArray[np.int64], index: NDArray[np.int64], name: str
+) -> dict[str, Estimate]:
+    """Rank-1 and cosine by one recognizer of unit embeddings (N, E) of the "real" and the "restored" portraits; index 0
+    is a person's frontal portrait. A tie with another person is a miss."""
+    frontal = np.flatnonzero(index == 0)
+    probes = np.flatnonzero(index != 0)
+    own = identity[probes][:, None] == identity[frontal][None]
+    figures = {}
+    for which, found in vectors.items():
+        scores = found[probes] @ vectors["real"][frontal].T
+        right, wrong = np.where(own, scores, -np.inf).max(axis=1), np.where(own, -np.inf, scores).max(axis=1)
+        figures[f"rank-1, {name}, {which}"] = identity_bootstrap((right > wrong).astype(np.float64), identity[probes])
+        cosine = right.astype(np.float64)
+        figures[f"cosine to the frontal portrait, {name}, {which}"] = identity_bootstrap(cosine, identity[probes])
+    same = (vectors["restored"] * vectors["real"]).sum(axis=1).astype(np.float64)
+    figures[f"cosine of restored to real, {name}"] = identity_bootstrap(same, identity)
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.restoration`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.restoration", description=__doc__.split("\n")[0])
+    parser.add_argument("--vae", type=Path, required=True, help="folder of an AutoencoderKL")
+    parser.add_argument("--data", type=Path, required=True, help="data set whose test people are restored")
+    parser.add_argument("--size", type=int, default=128, help="side of the portraits in px")
+    parser.add_argument("--people", type=int, default=60, help="how many test people")
+    parser.add_argument("--recognizer", type=Path, help="another first recognizer than the shipped one")
+    parser.add_argument("--second-recognizer", type=Path, help="another second recognizer than the shipped one")
+    parser.add_argument("--judge", type=Path, help="another judge than the shipped one")
+    parser.add_argument("--out", type=Path, help="file that gets the figures as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        check_least("--people", options.people, 2)
+        figures = restoration_figures(
+            load_model(AutoencoderKL, options.vae, "--vae"),
+            load_witnesses(options.recognizer, options.second_recognizer, options.judge),
+            load_arrays(options.data, "test", size=options.size),
+            people=options.people,
+        )
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    if options.out:
+        write_json(options.out, {name: asdict(figure) for name, figure in figures.items()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
