@@ -31,10 +31,10 @@ from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
 from train_encoder.towers.measure import rank1_hits
 from train_generator.features import aligned_faces
-from train_generator.loading import load_frozen
 from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower
+from train_generator.towers.frozen import recognizer_at
 from train_generator.towers.latents import cached_latents, weights_hash
 
 LEVELS = (0, 200, 400, 600)  # timesteps that are measured
@@ -193,9 +193,7 @@ def attribute_hits(
 def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
     """The frozen autoencoder's folder and the recognizer."""
     vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
-    recognizer = Path(config.recognizer) if config.recognizer else weights.path("tiny/recognizer")
-    remedy = "train it by `python -m train_encoder.towers.recognizer`"
-    return vae, load_frozen(FaceViT, recognizer, "recognizer", remedy)
+    return vae, recognizer_at(config.recognizer)
 
 
 def load_source(config: LatentRecognizerConfig, split: str) -> IdentitySource:

@@ -1,6 +1,7 @@
-"""Train the tiny autoencoder: a small `AutoencoderKL`, four times smaller latents with eight channels.
+"""Train the tiny autoencoder: a small `AutoencoderKL`.
 
-python -m train_generator.towers.vae data=DIR [--preset tiny] [trainer.steps=…]
+python -m train_generator.towers.vae data=DIR [--preset tiny | portraits] [trainer.steps=…]
+python -m eval.restoration --vae EXPORT --data DIR    # what restored portraits lose in the eyes of the judges
 """
 
 import sys
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.errors import ConfigError
+from faceclip.storage.cache import module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext
 from train_generator.towers.command import TowerConfig, run_tower
+from train_generator.towers.crops import cut, draw_corners, mirror_points, put_back
+from train_generator.towers.frozen import recognizer_at
+from train_generator.towers.likeness import Likeness
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
 PASS_PIXELS = 1 << 20  # pixels that go through an autoencoder at once
@@ -37,39 +43,95 @@ class AutoencoderConfig:
 @dataclass(kw_only=True)
 class VaeConfig(TowerConfig):
     """`kl` and `gradient` weigh the prior and the difference of image gradients against the pixel error;
-    `region_weights` weigh the pixels that show a region of the label maps, 1 for those not named."""
+    `region_weights` weigh the pixels that show a region of the label maps, 1 for those not named.
+
+    `window`: side in px of the random part of each portrait that is trained on, 0 for the whole. `tokens`, `identity`:
+    weights of the distances that `recognizer` (a folder; empty: the shipped one) sees between the restored and the true
+    face (`train_generator.towers.likeness`).
+
+    Raises ConfigError for a window that is larger than the portraits or no multiple of the latents' cell, and for
+    negative weights.
+    """
 
     out: str = "runs/towers/vae"
+    recognizer: str = ""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     kl: float = 1e-5
     gradient: float = 1.0
+    tokens: float = 0.0
+    identity: float = 0.0
+    window: int = 0
     region_weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "identity"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
+        cell = 2 ** (len(self.model.widths) - 1)
+        if not 0 <= self.window <= self.size or self.window % cell:
+            raise ConfigError(
+                f"window: must be a multiple of the latents' cell of {cell} px, at most size={self.size}, or 0 for "
+                f"whole portraits, got {self.window}"
+            )
+
+    @property
+    def compares_faces(self) -> bool:
+        """Whether the recognizer takes part in the training."""
+        return self.tokens > 0 or self.identity > 0
 
 
 class PortraitSource:
-    """Portraits (3, S, S) uint8 of one split with the weights (1, S, S) of their pixels."""
+    """Portraits of one split with the weights of their pixels, or random windows of them (`window` px).
 
-    def __init__(self, directory: Path, split: str, *, size: int, weights: Mapping[str, float] | None = None) -> None:
+    Fields: image (3, W, W) uint8 and weights (1, W, W); `faces` adds the whole portrait (3, S, S) uint8, where in it
+    the window lies, corner (2,) x, y, and landmarks (5, 2) px of the portrait.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        *,
+        size: int,
+        weights: Mapping[str, float] | None = None,
+        window: int = 0,
+        faces: bool = False,
+    ) -> None:
         self.arrays: FaceArrays = load_arrays(directory, split, size=size)
         self.weights = weight_table(weights or {})
+        self.window, self.faces = window, faces
 
     def __len__(self) -> int:
         return len(self.arrays)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """Portraits (B, 3, S, S), half of them mirrored: the autoencoder need not know left from right."""
+        """A batch, half of it mirrored: the autoencoder need not know left from right."""
         rows = np.asarray(indices)
         flips = np.array([rng.random() < 0.5 for rng in rngs])[:, None, None]
         images, regions = self.arrays.images[rows], self.arrays.regions[rows]
-        images = np.where(flips[..., None], images[:, :, ::-1], images)
+        images = whole = np.where(flips[..., None], images[:, :, ::-1], images)
         regions = np.where(flips, regions[:, :, ::-1], regions)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+        corners = np.zeros((len(rows), 2), np.int64)
+        if self.window:
+            corners = draw_corners(rngs, self.arrays.size, self.window)
+            images, regions = (cut(pictures, corners, self.window) for pictures in (images, regions))
+        batch = {
+            "image": _channels_first(images),
             "weights": region_weights(regions, self.weights, side=regions.shape[1]),
         }
+        if self.faces:
+            points = self.arrays.landmarks_5[rows]
+            points = np.where(flips, mirror_points(points, self.arrays.size), points)
+            batch |= {"portrait": _channels_first(whole), "corner": torch.from_numpy(corners)}
+            batch["landmarks"] = torch.from_numpy(points)
+        return batch
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
+
+
+def _channels_first(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def make_model(config: AutoencoderConfig, size: int) -> AutoencoderKL:
@@ -92,13 +154,18 @@ def make_model(config: AutoencoderConfig, size: int) -> AutoencoderKL:
 
 
 class VaeTask:
-    """Reconstruction by |x − x̂| plus its image gradients, and a light Kullback-Leibler prior."""
+    """Reconstruction by |x − x̂| plus its image gradients, a light Kullback-Leibler prior, and with `likeness` what the
+    recognizer sees of the difference."""
 
-    def __init__(self, model: AutoencoderKL, config: VaeConfig) -> None:
-        self.modules = model
+    def __init__(self, model: AutoencoderKL, config: VaeConfig, likeness: Likeness | None = None) -> None:
+        self.modules, self.likeness = model, likeness
         self.config = config
         self.validation = load_arrays(config.data, "validation", size=config.size)
         self.training = load_arrays(config.data, "train", size=config.size)
+
+    def facts(self) -> dict[str, str]:
+        """The hash of the recognizer that compares: with another one a run is another run."""
+        return {} if self.likeness is None else {"recognizer": module_hash(self.likeness.recognizer)[:16]}
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = to_model(batch["image"])
@@ -121,6 +188,12 @@ class VaeTask:
             "prior": prior,
             "psnr": -10 * torch.log10(squared),
         }
+        if self.likeness is not None:
+            true = batch["portrait"].float() / 255
+            whole = put_back(true, (restored + 1) / 2, batch["corner"])
+            tokens, identity = self.likeness.to(true.device)(whole, true, batch["landmarks"])
+            total = total + self.config.tokens * tokens + self.config.identity * identity
+            parts |= {"tokens": tokens, "identity": identity}
         return total, {name: part.detach() for name, part in parts.items()}
 
     def validate(self, step: int) -> dict[str, float]:
@@ -172,8 +245,17 @@ def psnr(model: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.float64]
 
 def build(config: VaeConfig) -> tuple[VaeTask, PortraitSource]:
     """Model, task and source of a configuration."""
-    source = PortraitSource(Path(config.data), "train", size=config.size, weights=config.region_weights)
-    return VaeTask(make_model(config.model, config.size), config), source
+    faces = config.compares_faces
+    source = PortraitSource(
+        Path(config.data),
+        "train",
+        size=config.size,
+        weights=config.region_weights,
+        window=config.window,
+        faces=faces,
+    )
+    likeness = Likeness(recognizer_at(config.recognizer)) if faces else None
+    return VaeTask(make_model(config.model, config.size), config, likeness), source
 
 
 def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:

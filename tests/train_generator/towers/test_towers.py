@@ -86,6 +86,15 @@ def test_autoencoder_export_loads_and_tells_its_latent_scale(vae_export, tiny_da
     assert "_name_or_path" not in json.loads((vae_export / "config.json").read_text())
 
 
+def test_autoencoder_learns_from_windows_that_the_recognizer_compares(tiny_dataset, tmp_path):
+    words = [f"data={tiny_dataset}", f"out={tmp_path}", "size=64", "window=32", "tokens=0.1", "identity=0.1"]
+    words += ["model.widths=[8, 8, 16, 16]", "model.groups=4", "trainer.steps=2", *TRAINER, "trainer.log_every=1"]
+    assert vae.main(words) == 0
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(0 < line["tokens"] < 4 and 0 < line["identity"] < 2 for line in logged if line["kind"] == "train")
+    assert "recognizer" in load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))[1]["run"]
+
+
 def test_psnr_by_hand(vae_export):
     model = AutoencoderKL.from_pretrained(vae_export)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
