@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics import Estimate, first_right_rank, identity_bootstrap, recall_at
 from eval.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError, FaceClipError
+from faceclip.statistics import Estimate, first_right_rank, identity_bootstrap, recall_at
 from faceclip.training.checkpoints import make_folder
 
 CHANGEABLE = ("background", "hair", "glasses", "beard", "hat", "clothes")

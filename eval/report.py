@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.metrics import Estimate
+from faceclip.statistics import Estimate
 from faceclip.storage.files import disk_errors, replacing
 
 PALETTE = ("#22577a", "#d1495b", "#38a3a5", "#edae49", "#6b705c", "#8d5a97")

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.arguments import check_least, load_model
-from eval.faces import detected_faces, labelled_faces
 from eval.generation.judging import embed_faces, look
-from eval.judge import Judge, SecondRecognizer
-from eval.metrics import Estimate, identity_bootstrap
+from eval.judges.networks import Judge, SecondRecognizer
 from eval.prompt import JUDGED
 from eval.report import write_json
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import FaceClipError
+from faceclip.faces.batches import detected_faces, labelled_faces
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceViT
 
 

@@ -45,6 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/makeup_plugin/marking/test_watermark.py",
         "tests/makeup_plugin/marking/test_provenance.py",
     ),
+    "faceclip.statistics": ("tests/faceclip/test_statistics.py",),
     "eval.metrics": ("tests/eval/test_metrics.py",),
     "eval.retrieval.protocol": ("tests/eval/retrieval/test_protocol.py",),
     "eval.retrieval.search": ("tests/eval/retrieval/test_search.py",),

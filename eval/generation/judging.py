@@ -9,19 +9,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.faces import FacePoints, crop_batches, detected_faces, to_unit
 from eval.generation.plan import Job
-from eval.judge import Judge, SecondRecognizer
-from eval.metrics import (
-    TIE_TOLERANCE,
-    Estimate,
-    angle_difference,
-    frechet_distance,
-    identity_bootstrap,
-    paired_difference,
-)
+from eval.judges.networks import Judge, SecondRecognizer
+from eval.metrics import angle_difference, frechet_distance
 from eval.prompt import JUDGED, prompt_scores
 from faceclip.data.arrays import FaceArrays
+from faceclip.faces.batches import FacePoints, crop_batches, detected_faces, to_unit
+from faceclip.statistics import TIE_TOLERANCE, Estimate, identity_bootstrap, paired_difference
 from faceclip.towers.face import FaceViT
 
 Embed = Callable[[Tensor], Tensor]

@@ -21,7 +21,7 @@ from eval.generation.sampling import (
     load_pipeline,
 )
 from eval.hashes import code_hash, model_hash
-from eval.judge import Judge, SecondRecognizer
+from eval.judges.networks import Judge, SecondRecognizer
 from eval.labels import labels_of
 from eval.prompt import JUDGED
 from faceclip import weights

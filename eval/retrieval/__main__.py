@@ -11,7 +11,6 @@ import numpy as np
 from rich.progress import Progress
 
 from eval.arguments import check_least, check_seed, use_device
-from eval.faces import detected_faces, labelled_faces
 from eval.hashes import model_hash
 from eval.labels import labels_of
 from eval.report import Report, write_json
@@ -21,6 +20,7 @@ from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError, FaceClipError
+from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.training.checkpoints import make_folder
 
 COMPOSED = "face+text"

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics import TIE_TOLERANCE
 from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.statistics import TIE_TOLERANCE
 
 QueryKind = Literal["face", "face_frontal", "text", "face+text", "image"]
 QUERY_KINDS: tuple[QueryKind, ...] = get_args(QueryKind)

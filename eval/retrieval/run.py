@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics import Estimate, first_right_rank, paired_difference, recall_at
 from eval.retrieval.protocol import (
     Labels,
     Queries,
@@ -24,6 +23,7 @@ from eval.retrieval.spaces import (
     joint_gallery,
     joint_queries,
 )
+from faceclip.statistics import Estimate, first_right_rank, paired_difference, recall_at
 
 JOINT = "joint"
 WEIGHTS = tuple(np.round(np.linspace(0.1, 0.9, 17), 3).tolist())

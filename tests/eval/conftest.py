@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from eval.judge import Judge, SecondRecognizer
+from eval.judges.networks import Judge, SecondRecognizer
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.face3d.fitter import FaceFitter

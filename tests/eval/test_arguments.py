@@ -9,7 +9,7 @@ from eval.arguments import load_model
 from eval.demo import __main__ as demo
 from eval.demo import showcase
 from eval.generation.__main__ import main as generation
-from eval.judge import Judge, SecondRecognizer
+from eval.judges.networks import Judge, SecondRecognizer
 from eval.leakage import main as leakage
 from eval.retrieval.__main__ import main as retrieval
 from faceclip.errors import CheckpointError

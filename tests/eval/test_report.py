@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.metrics import Estimate
 from eval.report import Report, format_cell, interval_bars, line_plot, write_json, write_text
 from faceclip.errors import DataError
+from faceclip.statistics import Estimate
 from tests.full_disk import largest_file
 
 ESTIMATE = Estimate(value=0.5, low=0.25, high=0.75, count=8, identities=4)

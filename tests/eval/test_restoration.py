@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics import identity_bootstrap
 from eval.restoration import main, recognition_figures, restore
 from faceclip.data.arrays import load_arrays
+from faceclip.statistics import identity_bootstrap
 from train_generator.towers import vae
 
 

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import END, TextTower, tokenize, used_tokens
 from faceclip.training import StepContext, TrainerConfig
-from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.measure import recall_among
-from train_encoder.towers.sources import JitterConfig, jitter_image
+from faceclip.training.towers.command import TowerConfig, run_tower
+from faceclip.training.towers.crops import JitterConfig, jitter_image
+from faceclip.training.towers.measures import recall_among
 
 DISTRACTORS = 100
 
@@ -292,6 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_tower(
         ClipConfig,
         argv,
+        package="train_encoder.towers",
         name="clip",
         build=build,
         measure=lambda path, config: measure(load_towers(path), Path(config.data), "test"),

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.faces import detected_faces
-from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.face3d.fitter import FaceFitter
@@ -22,10 +20,12 @@ from faceclip.face3d.model import HeadModel, default_head
 from faceclip.face3d.points import HeadPoints, border_vertices
 from faceclip.face3d.rasterizer import vertex_normals
 from faceclip.faces.align import align_face, similarity_transform
+from faceclip.faces.batches import detected_faces
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext, TrainerConfig
-from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.sources import JitterConfig, jitter_image
+from faceclip.training.towers.command import TowerConfig, run_tower
+from faceclip.training.towers.crops import JitterConfig, jitter_image
 
 EARLIER = 0.7  # weight of a fit's losses relative to those of the fit after the next look
 SURFACE_POINTS = 256  # evenly chosen vertices of the face on which position and shading are compared
@@ -309,6 +309,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_tower(
         FitterConfig,
         argv,
+        package="train_encoder.towers",
         name="fitter",
         build=build,
         measure=lambda path, config: measure(

@@ -7,13 +7,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.metrics import Estimate
+from faceclip.statistics import Estimate
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.face import FaceViT
 from faceclip.training import TrainerConfig
-from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
-from train_encoder.towers.sources import CropSource, JitterConfig
+from faceclip.training.towers.command import TowerConfig, run_tower
+from faceclip.training.towers.crops import CropSource, JitterConfig
+from faceclip.training.towers.recognition import IdentityTask, MarginConfig, measure_identity
 
 
 @dataclass(kw_only=True)
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_tower(
         RecognizerConfig,
         argv,
+        package="train_encoder.towers",
         name="recognizer",
         build=build,
         measure=measure,

@@ -4,7 +4,7 @@ It learns from real latents, in the same run; its own weights see no gradient of
 before (`makeup_plugin.latent_recognizer`) was tried in its place for 9,000 steps and fooled: named attributes were
 judged present more often (smiles in 1.00 of the prompts instead of .82), but drawn smeared and doubled, and the Fréchet
 distance by the judge's features rose from 100 to 192 (96 pictures, guidance 2). The classifier is a part of the
-training alone and never the judge of the result (`eval.judge`), which is of another kind and sees pictures.
+training alone and never the judge of the result (`eval.judges`), which is of another kind and sees pictures.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.training.towers.labels import visible_labels
 from makeup_plugin.latent_recognizer import LatentTrunk
-from train_encoder.towers.judge import visible_labels
 
 
 @dataclass(frozen=True, kw_only=True)

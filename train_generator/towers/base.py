@@ -14,12 +14,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from eval.judge import Judge
-from eval.metrics import Estimate, identity_bootstrap
+from eval.judges.networks import Judge
 from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.cache import module_hash
 from faceclip.towers.text import tokenize
 from faceclip.training import StepContext
@@ -281,7 +281,7 @@ def parts_of(config: BaseConfig) -> tuple[Path, TextTowers]:
 def judge_of(config: BaseConfig) -> Judge:
     """The network that measures the base."""
     path = Path(config.judge) if config.judge else weights.path("tiny/judge", package="eval")
-    return load_frozen(Judge, path, "judge", "train it by `python -m train_encoder.towers.judge`")
+    return load_frozen(Judge, path, "judge", "train it by `python -m eval.judges.attributes`")
 
 
 def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:

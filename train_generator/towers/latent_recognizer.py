@@ -17,19 +17,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.metrics import Estimate, identity_bootstrap
 from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.cache import cached_features, locked_cache, module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
+from faceclip.training.towers.measures import rank1_hits
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
-from train_encoder.towers.measure import rank1_hits
 from train_generator.features import aligned_faces
 from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler

@@ -15,9 +15,9 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.cache import module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext
@@ -80,7 +80,7 @@ class VaeConfig(TowerConfig):
         return self.tokens > 0 or self.identity > 0
 
 
-class PortraitSource:
+class WeightedSource:
     """Portraits of one split with the weights of their pixels, or random windows of them (`window` px).
 
     Fields: image (3, W, W) uint8 and weights (1, W, W); `faces` adds the whole portrait (3, S, S) uint8, where in it
@@ -243,10 +243,10 @@ def psnr(model: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.float64]
     return np.concatenate(values)
 
 
-def build(config: VaeConfig) -> tuple[VaeTask, PortraitSource]:
+def build(config: VaeConfig) -> tuple[VaeTask, WeightedSource]:
     """Model, task and source of a configuration."""
     faces = config.compares_faces
-    source = PortraitSource(
+    source = WeightedSource(
         Path(config.data),
         "train",
         size=config.size,

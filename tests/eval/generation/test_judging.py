@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.faces import FacePoints
 from eval.generation.judging import Judges, Scores, compare, embed_faces, embed_references, judge_pictures, summarize
 from eval.generation.page import check_criteria
 from eval.generation.plan import Job
-from eval.judge import Judge, SecondRecognizer
+from eval.judges.networks import Judge, SecondRecognizer
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
+from faceclip.faces.batches import FacePoints
 
 
 def make_scores(similarity, pose, prompt, found=(True, True, True, True)) -> Scores:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eval.faces import FacePoints, labelled_faces
 from eval.hashes import model_hash
 from eval.labels import labels_of
 from eval.retrieval.__main__ import evaluate, main
@@ -20,6 +19,7 @@ from eval.retrieval.spaces import RetrievalModel, encode_portraits, joint_galler
 from faceclip.data.arrays import load_arrays
 from faceclip.data.photos import main as import_photos
 from faceclip.errors import CheckpointError, EmptyDatasetError
+from faceclip.faces.batches import FacePoints, labelled_faces
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.judge import Judge, SecondRecognizer
-from faceclip.errors import ConfigError
+from eval.judges import attributes, second_recognizer
+from eval.judges.networks import Judge, SecondRecognizer
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from faceclip.training.checkpoints import verify
-from train_encoder.towers import clip, fitter, judge, recognizer, second_recognizer
-from train_encoder.towers.command import copy_export, halve
+from train_encoder.towers import clip, fitter, recognizer
 
 QUICK = ["trainer.batch_size=16", "trainer.warmup_steps=2", "trainer.log_every=5", "trainer.save_every=0"]
 QUICK += ["trainer.validate_every=0", "trainer.device=cpu"]
@@ -25,7 +24,7 @@ SMALL_TEXT = "{width: 32, layers: 1, heads: 2}"
 CASES = {
     "recognizer": (recognizer, FaceViT, ["model.image_size=36", "model.width=48", "model.heads=2", "model.depth=1"]),
     "second_recognizer": (second_recognizer, SecondRecognizer, ["model.widths=[8,16]", "model.image_size=32"]),
-    "judge": (judge, Judge, ["model.widths=[8,16]", "model.hidden=32"]),
+    "attributes": (attributes, Judge, ["model.widths=[8,16]", "model.hidden=32"]),
     "fitter": (fitter, FaceFitter, ["model.widths=[8,16]", "model.depths=null", "model.hidden=32", "model.looks=1"]),
 }
 
@@ -54,7 +53,7 @@ def test_command_learns_exports_and_measures(name: str, tiny_dataset: Path, tmp_
     facts = json.loads((tmp_path / "tower" / "metrics.json").read_text())
     assert facts["steps"] == 20 and facts["samples"] == 320 and facts["data"]["seed"] == 7
     card = (tmp_path / "tower" / "README.md").read_text()
-    assert str(tiny_dataset) not in card and f"python -m train_encoder.towers.{name} data=DIR" in card
+    assert str(tiny_dataset) not in card and f"python -m {module.__name__} data=DIR" in card
     for figure in facts["metrics"].values():
         assert figure["low"] <= figure["value"] <= figure["high"]
 
@@ -95,13 +94,13 @@ def test_a_finished_tower_is_measured_anew(
 ) -> None:
     """Its card gets figures of the weights as they are and keeps what it says of the training."""
     small = ["model.widths=[8,16]", "model.hidden=32", f"data={tiny_dataset}"]
-    assert judge.main([*small, f"out={tmp_path}", "trainer.steps=2", *QUICK]) == 0
+    assert attributes.main([*small, f"out={tmp_path}", "trainer.steps=2", *QUICK]) == 0
     export = tmp_path / "export"
     before = json.loads((export / "metrics.json").read_text())
     file = export / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     weights = file.read_bytes()
-    assert judge.main(["--measure", str(export), *small]) == 0
+    assert attributes.main(["--measure", str(export), *small]) == 0
     after = json.loads((export / "metrics.json").read_text())
     assert after["metrics"] != before["metrics"]
     assert {**after, "metrics": None} == {**before, "metrics": None}
@@ -110,7 +109,7 @@ def test_a_finished_tower_is_measured_anew(
     capsys.readouterr()
 
     def refused(*words: str) -> str:
-        assert judge.main(["--measure", *words]) == 2
+        assert attributes.main(["--measure", *words]) == 2
         return capsys.readouterr().err
 
     assert "error: --measure: name an export" in refused(*small)
@@ -134,7 +133,7 @@ def test_a_finished_tower_is_measured_anew(
     ],
 )
 def test_bad_input_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
-    assert judge.main(words) == 2
+    assert attributes.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -145,31 +144,3 @@ def test_a_launcher_of_several_processes_is_refused(monkeypatch, tiny_dataset, t
     error = capsys.readouterr().err
     assert "the launcher started 2: run python -m train_encoder.towers.recognizer without it" in error
     assert not (tmp_path / "run").exists()
-
-
-def test_an_export_joins_the_towers_beside_it(tmp_path: Path) -> None:
-    """`export=` may be a folder of other towers: they stay, and no file is ever half there."""
-    (tmp_path / "towers" / "other").mkdir(parents=True)
-    (tmp_path / "new" / "part").mkdir(parents=True)
-    (tmp_path / "new" / "part" / "file").write_text("new")
-    (tmp_path / "new" / "manifest.json").touch()
-    copy_export(tmp_path / "new", tmp_path / "towers")
-    assert sorted(str(path.relative_to(tmp_path / "towers")) for path in (tmp_path / "towers").rglob("*")) == [
-        "other",
-        "part",
-        "part/file",
-    ]
-
-
-def test_halving_keeps_all_but_fp32(tmp_path: Path) -> None:
-    file = tmp_path / "part" / "weights.safetensors"
-    file.parent.mkdir()
-    tensors = {"a": torch.tensor([1.0, 1 / 3]), "b": torch.tensor([3]), "c": torch.tensor([0.1]).half()}
-    save_file(tensors, file)
-    halve(tmp_path)
-    found = load_file(file)
-    assert all(torch.equal(found[name], tensors[name].half() if name == "a" else tensors[name]) for name in tensors)
-    assert found["a"].dtype == torch.float16 and found["b"].dtype == torch.int64
-    save_file({"a": torch.tensor([1e6])}, file)
-    with pytest.raises(ConfigError, match="half=false"):
-        halve(tmp_path)

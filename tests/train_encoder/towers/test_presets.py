@@ -5,34 +5,36 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.judges.attributes import JudgeConfig
+from eval.judges.second_recognizer import SecondRecognizerConfig
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from faceclip.training import parse_config
+from faceclip.training.towers.command import presets_of
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.config import PRESETS as ENCODER_PRESETS
 from train_encoder.config import EncoderConfig
 from train_encoder.towers.clip import ClipConfig
-from train_encoder.towers.command import PRESETS as ENCODER_TOWERS
 from train_encoder.towers.fitter import FitterConfig
-from train_encoder.towers.judge import JudgeConfig
 from train_encoder.towers.recognizer import RecognizerConfig
-from train_encoder.towers.second_recognizer import SecondRecognizerConfig
 from train_generator.config import PRESETS as GENERATOR_PRESETS
 from train_generator.config import GeneratorConfig
 from train_generator.towers.base import BaseConfig
 from train_generator.towers.base import make_model as make_unet
-from train_generator.towers.command import PRESETS as GENERATOR_TOWERS
 from train_generator.towers.latent_recognizer import LatentRecognizerConfig
 from train_generator.towers.vae import VaeConfig
 from train_generator.towers.vae import make_model as make_vae
 
+ENCODER_TOWERS, GENERATOR_TOWERS, JUDGES = (
+    presets_of(package) for package in ("train_encoder.towers", "train_generator.towers", "eval.judges")
+)
 TOWERS = {
     "recognizer": RecognizerConfig,
     "clip": ClipConfig,
     "fitter": FitterConfig,
-    "judge": JudgeConfig,
+    "attributes": JudgeConfig,
     "second_recognizer": SecondRecognizerConfig,
     "vae": VaeConfig,
     "base": BaseConfig,
@@ -54,7 +56,7 @@ def test_presets_of_both_stages(config, folder):
 
 
 def test_presets_of_all_towers():
-    files = [path for folder in (ENCODER_TOWERS, GENERATOR_TOWERS) for path in folder.glob("*/*.yaml")]
+    files = [path for folder in (ENCODER_TOWERS, GENERATOR_TOWERS, JUDGES) for path in folder.glob("*/*.yaml")]
     assert {path.parent.name for path in files} == TOWERS.keys()
     for path in files:
         assert read(TOWERS[path.parent.name], path.parent, path.stem).trainer.batch_size > 0

@@ -12,18 +12,19 @@ from diffusers import AutoencoderKL
 import eval as eval_package
 import faceclip
 import makeup_plugin
-from eval.judge import Judge, SecondRecognizer
+from eval.judges import attributes
+from eval.judges.networks import Judge, SecondRecognizer
 from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.towers.face import FaceViT
+from faceclip.training.towers.card import data_line
+from faceclip.training.towers.crops import aligned_crops
+from faceclip.training.towers.measures import rank1_hits
+from faceclip.training.towers.recognition import embed_crops
 from faceclip.weights import path
 from makeup_plugin.latent_recognizer import LatentRecognizer
-from train_encoder.towers import clip, fitter, judge
-from train_encoder.towers.card import data_line
-from train_encoder.towers.identity import embed_crops
-from train_encoder.towers.measure import rank1_hits
-from train_encoder.towers.sources import aligned_crops
+from train_encoder.towers import clip, fitter
 from train_generator.towers import base, latent_recognizer, vae
 
 SPLITS = ("train", "validation", "test")  # none of the fixture's people were seen: it has another seed
@@ -57,7 +58,7 @@ def test_recognizers_tell_new_people_apart(name: str, kind: type, package: str, 
 
 def test_judge_reads_what_its_card_says(tiny_dataset: Path) -> None:
     directory = path("tiny/judge", package="eval")
-    claimed, found = metrics(directory), judge.measure(Judge.from_pretrained(directory), tiny_dataset, "train")
+    claimed, found = metrics(directory), attributes.measure(Judge.from_pretrained(directory), tiny_dataset, "train")
     for name, figure in found.items():
         if name.startswith("accuracy"):
             # 32 images: two standard errors of a proportion around .9 are .11, around .6 they are .17.

@@ -8,7 +8,7 @@ import torch
 
 from faceclip.errors import ConfigError
 from train_generator.towers.crops import cut, draw_corners, mirror_points, put_back
-from train_generator.towers.vae import PortraitSource, VaeConfig
+from train_generator.towers.vae import VaeConfig, WeightedSource
 
 
 def generators(count: int) -> list[np.random.Generator]:
@@ -39,7 +39,7 @@ def test_points_of_a_mirrored_face_keep_their_order():
 
 
 def test_a_source_of_windows_gives_the_portrait_and_the_points_that_belong_to_them(tiny_dataset: Path):
-    source = PortraitSource(tiny_dataset, "train", size=32, weights={"lips": 9}, window=16, faces=True)
+    source = WeightedSource(tiny_dataset, "train", size=32, weights={"lips": 9}, window=16, faces=True)
     rows = [0, 3, 5, 9] * 4
     batch = source.get_batch(rows, generators(16))
     assert batch["image"].shape == (16, 3, 16, 16) and batch["weights"].shape == (16, 1, 16, 16)
@@ -57,8 +57,8 @@ def test_a_source_of_windows_gives_the_portrait_and_the_points_that_belong_to_th
 
 
 def test_whole_portraits_are_what_they_were_without_windows(tiny_dataset: Path):
-    plain = PortraitSource(tiny_dataset, "train", size=32).get_batch([1, 2], generators(2))
-    faces = PortraitSource(tiny_dataset, "train", size=32, faces=True).get_batch([1, 2], generators(2))
+    plain = WeightedSource(tiny_dataset, "train", size=32).get_batch([1, 2], generators(2))
+    faces = WeightedSource(tiny_dataset, "train", size=32, faces=True).get_batch([1, 2], generators(2))
     assert set(plain) == {"image", "weights"}
     for name in plain:
         assert torch.equal(plain[name], faces[name])

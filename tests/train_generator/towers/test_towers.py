@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from eval.judge import Judge
+from eval.judges.networks import Judge
 from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES

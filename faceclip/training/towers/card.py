@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eval.metrics import Estimate
 from faceclip.errors import DataError
+from faceclip.statistics import Estimate
 
 Metric = Estimate | float
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics import first_right_rank
+from faceclip.statistics import first_right_rank
 
 
 def rank1_hits(

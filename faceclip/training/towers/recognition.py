@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.metrics import Estimate, identity_bootstrap
 from faceclip.data.arrays import load_arrays
 from faceclip.people.sample import sample_identity
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceFeatures
 from faceclip.training import StepContext
-from train_encoder.towers.card import dataset_facts
-from train_encoder.towers.margin import arcface_loss, margin_at
-from train_encoder.towers.measure import rank1_hits
-from train_encoder.towers.sources import CropSource, aligned_crops
+from faceclip.training.towers.arcface import arcface_loss, margin_at
+from faceclip.training.towers.card import dataset_facts
+from faceclip.training.towers.crops import CropSource, aligned_crops
+from faceclip.training.towers.measures import rank1_hits
 
 CENTER_SIZE = 0.02  # deviation of the class centers at the start
 LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself

@@ -1,6 +1,6 @@
 """Train the evaluation's judge: portrait → attributes, head pose, landmarks. No other training uses it.
 
-python -m train_encoder.towers.judge data=DIR [--preset tiny] [trainer.steps=…]
+python -m eval.judges.attributes data=DIR [--preset tiny] [trainer.steps=…]
 """
 
 import sys
@@ -12,20 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.judge import POSE_SCALE, Judge
-from eval.metrics import Estimate, identity_bootstrap
-from faceclip.data.arrays import FaceArrays, load_arrays
+from eval.judges.networks import POSE_SCALE, Judge
+from faceclip.data.arrays import load_arrays
+from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext, TrainerConfig
-from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.sources import JitterConfig, jitter_image
+from faceclip.training.towers.command import TowerConfig, run_tower
+from faceclip.training.towers.crops import JitterConfig, jitter_image
+from faceclip.training.towers.labels import visible_labels
 
 SMILES = frozenset({"smile", "laugh"})
 
 
 @dataclass(kw_only=True)
 class JudgeNetConfig:
-    """Sizes of `eval.judge.Judge` and the attributes it reads."""
+    """Sizes of `eval.judges.networks.Judge` and the attributes it reads."""
 
     attributes: list[str] = field(default_factory=lambda: ["hair_color", "glasses", "hat", "beard", "expression"])
     image_size: int = 64
@@ -43,7 +44,7 @@ class JudgeConfig(TowerConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-class PortraitSource:
+class LabelledSource:
     """Portraits of one split with attribute classes, pose and landmarks.
 
     Fields: image (3, S, S) uint8, pose (3,) degrees, landmarks (5, 2) as fractions −1 … 1 of the image, and
@@ -70,25 +71,16 @@ class PortraitSource:
         return sample
 
 
-def visible_labels(arrays: FaceArrays, attributes: list[str]) -> dict[str, np.ndarray]:
-    """Class per image and attribute, −100 for the hair color of a bald head."""
-    labels = {name: np.array(arrays.attributes[name], dtype=np.int64) for name in attributes}
-    if "hair_color" in labels and "hair_length" in arrays.attributes:
-        bald = arrays.vocabularies["hair_length"].index("bald")
-        labels["hair_color"][np.asarray(arrays.attributes["hair_length"]) == bald] = -100
-    return labels
-
-
 class JudgeTask:
     """Cross-entropies of the attributes, and absolute errors of pose and landmarks."""
 
-    def __init__(self, model: Judge, source: PortraitSource, directory: Path) -> None:
+    def __init__(self, model: Judge, source: LabelledSource, directory: Path) -> None:
         self.modules = nn.ModuleDict({"judge": model})
         self.names = list(source.labels)
         self.directory = directory
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of all terms for one batch of `PortraitSource`."""
+        """Sum of all terms for one batch of `LabelledSource`."""
         seen = self.modules["judge"](batch["image"].float() / 255)
         parts = {name: F.cross_entropy(seen.attributes[name], batch[name]) for name in self.names}
         parts["pose"] = F.l1_loss(seen.pose, batch["pose"].float()) / POSE_SCALE
@@ -139,11 +131,11 @@ def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> di
     return figures
 
 
-def build(config: JudgeConfig) -> tuple[JudgeTask, PortraitSource]:
+def build(config: JudgeConfig) -> tuple[JudgeTask, LabelledSource]:
     """Model, task and source of a configuration."""
     size, names = config.model.image_size, config.model.attributes
     directory = Path(config.data)
-    source = PortraitSource(directory, "train", size=size, attributes=names, jitter=config.jitter)
+    source = LabelledSource(directory, "train", size=size, attributes=names, jitter=config.jitter)
     vocabularies = {name: list(source.arrays.vocabularies[name]) for name in names}
     model = Judge(
         vocabularies=vocabularies,
@@ -155,11 +147,12 @@ def build(config: JudgeConfig) -> tuple[JudgeTask, PortraitSource]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_encoder.towers.judge`; returns the exit status."""
+    """Entry point of `python -m eval.judges.attributes`; returns the exit status."""
     return run_tower(
         JudgeConfig,
         argv,
-        name="judge",
+        package="eval.judges",
+        name="attributes",
         build=build,
         measure=lambda path, config: measure(
             load_strictly(Judge.from_pretrained, Judge, path), Path(config.data), "test"

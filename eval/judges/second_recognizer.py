@@ -1,24 +1,24 @@
 """Train the evaluation's second recognizer: a small residual network with its own seed.
 
-python -m train_encoder.towers.second_recognizer data=DIR [--preset tiny] [trainer.steps=…]
+python -m eval.judges.second_recognizer data=DIR [--preset tiny] [trainer.steps=…]
 """
 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.judge import SecondRecognizer
-from eval.metrics import Estimate
+from eval.judges.networks import SecondRecognizer
+from faceclip.statistics import Estimate
 from faceclip.storage.loading import load_strictly
 from faceclip.training import TrainerConfig
-from train_encoder.towers.command import TowerConfig, run_tower
-from train_encoder.towers.identity import IdentityTask, MarginConfig, measure_identity
-from train_encoder.towers.sources import CropSource, JitterConfig
+from faceclip.training.towers.command import TowerConfig, run_tower
+from faceclip.training.towers.crops import CropSource, JitterConfig
+from faceclip.training.towers.recognition import IdentityTask, MarginConfig, measure_identity
 
 
 @dataclass(kw_only=True)
 class ResNetConfig:
-    """Sizes of `eval.judge.SecondRecognizer`."""
+    """Sizes of `eval.judges.networks.SecondRecognizer`."""
 
     image_size: int = 64
     widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
@@ -51,10 +51,11 @@ def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Estimate]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_encoder.towers.second_recognizer`; returns the exit status."""
+    """Entry point of `python -m eval.judges.second_recognizer`; returns the exit status."""
     return run_tower(
         SecondRecognizerConfig,
         argv,
+        package="eval.judges",
         name="second_recognizer",
         build=build,
         measure=measure,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train_encoder.towers.measure import rank1_hits, recall_among
+from faceclip.training.towers.measures import rank1_hits, recall_among
 
 
 def test_rank1_counts_probes_and_ties_are_misses() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from train_encoder.towers.margin import arcface_logits, arcface_loss, margin_at
+from faceclip.training.towers.arcface import arcface_logits, arcface_loss, margin_at
 
 
 def test_margin_is_added_to_the_angle_of_the_labelled_class_only() -> None:

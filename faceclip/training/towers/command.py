@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ from safetensors.torch import load_file, save_file
 from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipError
 from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
 from faceclip.training.checkpoints import MANIFEST, write_atomically
-from train_encoder.towers.card import Card, Metric, data_command, dataset_facts, read_card, write_card
-
-PRESETS = Path(__file__).parent / "presets"
+from faceclip.training.towers.card import Card, Metric, data_command, dataset_facts, read_card, write_card
 
 
 @dataclass(kw_only=True)
@@ -41,11 +40,12 @@ class TowerConfig:
 class Tower:
     """A command's own part.
 
+    package, name: the command is `python -m package.name`, and its presets are in `presets/name` of the package.
     build: task and source of a configuration; measure: figures of an export folder. parts: subfolders of the export
-    that each get the card. package, presets: where the command and its presets live. folders: arguments that name
-    folders of the machine, which the card leaves out.
+    that each get the card. folders: arguments that name folders of the machine, which the card leaves out.
     """
 
+    package: str
     name: str
     build: Callable[[Any], tuple[Task, MapSource]]
     measure: Callable[[Path, Any], Mapping[str, Metric]]
@@ -53,9 +53,22 @@ class Tower:
     summary: str
     notes: str = ""
     parts: tuple[str, ...] = ()
-    package: str = "train_encoder"
-    presets: Path = PRESETS
     folders: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command as a user types it, without arguments."""
+        return f"python -m {self.package}.{self.name}"
+
+    @property
+    def presets(self) -> Path:
+        """The folder of its presets."""
+        return presets_of(self.package) / self.name
+
+
+def presets_of(package: str) -> Path:
+    """The folder that holds the presets of a package's tower commands, one folder for each."""
+    return Path(str(resources.files(package))) / "presets"
 
 
 def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
@@ -109,7 +122,7 @@ def measure_again(config_class: type[TowerConfig], words: list[str], tower: Towe
 
 def _configured(config_class: type[TowerConfig], words: list[str], tower: Tower) -> TowerConfig:
     """The configuration of a command line, which must name the data."""
-    config = parse_config(config_class, words, presets=tower.presets / tower.name)
+    config = parse_config(config_class, words, presets=tower.presets)
     if not config.data:
         raise ConfigError("data: name the data set directory, as in data=DIR")
     return config
@@ -127,8 +140,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ConfigError(
-            f"a tower is trained by one process, and the launcher started {processes}: run "
-            f"python -m {tower.package}.towers.{tower.name} without it"
+            f"a tower is trained by one process, and the launcher started {processes}: run {tower.command} without it"
         )
     config = _configured(config_class, argv, tower)
     data = dataset_facts(Path(config.data))
@@ -207,4 +219,4 @@ def _command(tower: Tower, argv: list[str]) -> str:
     rest = [
         "init=DIR" if argument.startswith("init=") else argument for argument in argv if not argument.startswith(local)
     ]
-    return " ".join([f"python -m {tower.package}.towers.{tower.name}", "data=DIR", *rest])
+    return " ".join([tower.command, "data=DIR", *rest])

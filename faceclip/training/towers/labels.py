@@ -1,0 +1,14 @@
+"""Attribute classes of portraits, as networks are trained to read them."""
+
+import numpy as np
+
+from faceclip.data.arrays import FaceArrays
+
+
+def visible_labels(arrays: FaceArrays, attributes: list[str]) -> dict[str, np.ndarray]:
+    """Class per image and attribute, −100 for the hair color of a bald head."""
+    labels = {name: np.array(arrays.attributes[name], dtype=np.int64) for name in attributes}
+    if "hair_color" in labels and "hair_length" in arrays.attributes:
+        bald = arrays.vocabularies["hair_length"].index("bald")
+        labels["hair_color"][np.asarray(arrays.attributes["hair_length"]) == bald] = -100
+    return labels

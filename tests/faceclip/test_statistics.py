@@ -1,0 +1,128 @@
+"""Every figure of a fixture with answers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from faceclip.statistics import (
+    NEVER,
+    average_precision,
+    first_right_rank,
+    identity_bootstrap,
+    paired_difference,
+    recall_at,
+)
+
+INF = np.inf
+# Five queries against a gallery of five. Right items are marked in RELEVANT.
+SCORES = np.array(
+    [
+        [0.9, 0.8, 0.7, 0.6, 0.5],  # right: first and third: ranks 1 and 3
+        [0.5, 0.5, 0.5, 0.5, 0.5],  # all tied, right: the first: ranked last
+        [0.1, 0.9, 0.2, 0.3, 0.8],  # right: last; second is excluded for this query
+        [0.9, 0.8, 0.7, 0.6, -INF],  # right: last, whose face was not detected
+        [0.9, 0.8, 0.7, 0.6, -INF],  # right: second and last: found at rank 2, the other never
+    ]
+)
+RELEVANT = np.array(
+    [
+        [1, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 1],
+        [0, 1, 0, 0, 1],
+    ],
+    dtype=bool,
+)
+EXCLUDED = np.zeros((5, 5), dtype=bool)
+EXCLUDED[2, 1] = True
+
+
+def test_ranks_by_hand():
+    assert first_right_rank(SCORES, RELEVANT, EXCLUDED).tolist() == [1, 5, 1, NEVER, 2]
+
+
+def test_excluding_matters():
+    assert first_right_rank(SCORES, RELEVANT)[2] == 2
+
+
+def test_average_precision_by_hand():
+    # (1/1 + 2/3) / 2;  1/5;  1;  0;  (1/2 + 0) / 2
+    expected = [5 / 6, 1 / 5, 1.0, 0.0, 1 / 4]
+    np.testing.assert_allclose(average_precision(SCORES, RELEVANT, EXCLUDED), expected)
+
+
+def test_recall_by_hand():
+    ranks = first_right_rank(SCORES, RELEVANT, EXCLUDED)
+    assert recall_at(ranks, 1).mean() == pytest.approx(2 / 5)
+    assert recall_at(ranks, 2).mean() == pytest.approx(3 / 5)
+    assert recall_at(ranks, 5).mean() == pytest.approx(4 / 5)
+    assert recall_at(ranks, 10**6).mean() == pytest.approx(4 / 5)  # the undetected one stays a miss
+
+
+def test_ties_between_right_items_are_harmless():
+    scores, relevant = np.array([[0.5, 0.5, 0.1]]), np.array([[True, True, False]])
+    assert first_right_rank(scores, relevant).tolist() == [1]
+    assert average_precision(scores, relevant).tolist() == [1.0]
+
+
+def test_rounding_noise_is_a_tie():
+    scores, relevant = np.array([[0.5 + 1e-8, 0.5]]), np.array([[True, False]])
+    assert first_right_rank(scores, relevant).tolist() == [2]
+    assert average_precision(scores, relevant).tolist() == [0.5]
+
+
+def test_average_precision_equals_the_definition_on_random_scores():
+    rng = np.random.default_rng(0)
+    scores, relevant = rng.random((20, 30)), rng.random((20, 30)) < 0.2
+    expected = []
+    for row, right in zip(scores, relevant, strict=True):
+        ordered = right[np.argsort(-row)]
+        precision = np.cumsum(ordered) / np.arange(1, 31)
+        expected.append(precision[ordered].mean() if right.any() else 0.0)
+    np.testing.assert_allclose(average_precision(scores, relevant), expected)
+
+
+def test_undetected_gallery_items_are_not_counted_before_the_right_one():
+    scores, relevant = np.array([[-INF, 0.1]]), np.array([[False, True]])
+    assert first_right_rank(scores, relevant).tolist() == [1]
+
+
+def test_nan_and_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        first_right_rank(np.array([[np.nan]]), np.array([[True]]))
+    with pytest.raises(ValueError, match="same shape"):
+        average_precision(SCORES, RELEVANT[:, :3])
+
+
+def test_bootstrap_of_equal_values_has_no_width():
+    estimate = identity_bootstrap(np.ones(6), np.array([0, 0, 1, 1, 2, 2]))
+    assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
+    assert (estimate.count, estimate.identities) == (6, 3)
+
+
+def test_bootstrap_draws_people_not_queries():
+    # Two people, one always right, one always wrong: a draw of two people has mean 0, 1/2 or 1 with chance
+    # 1/4, 1/2, 1/4, so the 95 % interval is everything, however many queries each of them has.
+    identities = np.repeat([0, 1], 500)
+    estimate = identity_bootstrap((identities == 0).astype(float), identities)
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.0, 1.0)
+
+
+def test_bootstrap_interval_matches_the_normal_one():
+    rng = np.random.default_rng(1)
+    values = (rng.random(2000) < 0.3).astype(float)
+    estimate = identity_bootstrap(values, np.arange(2000))
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 2000)
+    assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.08)
+    assert identity_bootstrap(values, np.arange(2000)) == estimate  # same seed, same interval
+
+
+def test_paired_difference_is_narrower_than_its_parts():
+    rng = np.random.default_rng(2)
+    first = rng.random(400)
+    difference = paired_difference(first + 0.01, first, np.arange(400))
+    assert difference.low == pytest.approx(0.01) and difference.high == pytest.approx(0.01)
+
+
+def test_empty_group_gives_nan_not_zero():
+    assert np.isnan(identity_bootstrap(np.empty(0), np.empty(0, int)).value)
