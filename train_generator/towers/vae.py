@@ -21,6 +21,7 @@ from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.cache import module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext
+from train_generator.loading import load_frozen
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.crops import cut, draw_corners, mirror_points, put_back
 from train_generator.towers.frozen import recognizer_at
@@ -47,7 +48,7 @@ class VaeConfig(TowerConfig):
 
     `window`: side in px of the random part of each portrait that is trained on, 0 for the whole. `tokens`, `identity`:
     weights of the distances that `recognizer` (a folder; empty: the shipped one) sees between the restored and the true
-    face (`train_generator.towers.likeness`).
+    face (`train_generator.towers.likeness`). `init`: an export of this command whose weights the training starts from.
 
     Raises ConfigError for a window that is larger than the portraits or no multiple of the latents' cell, and for
     negative weights.
@@ -55,6 +56,7 @@ class VaeConfig(TowerConfig):
 
     out: str = "runs/towers/vae"
     recognizer: str = ""
+    init: str = ""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     kl: float = 1e-5
     gradient: float = 1.0
@@ -255,7 +257,19 @@ def build(config: VaeConfig) -> tuple[VaeTask, WeightedSource]:
         faces=faces,
     )
     likeness = Likeness(recognizer_at(config.recognizer)) if faces else None
-    return VaeTask(make_model(config.model, config.size), config, likeness), source
+    model = make_model(config.model, config.size)
+    if config.init:
+        start_from(model, config.init)
+    return VaeTask(model, config, likeness), source
+
+
+def start_from(model: AutoencoderKL, export: str) -> None:
+    """Give a new autoencoder the weights of an export. Raises ConfigError where its sizes are others."""
+    earlier = load_frozen(AutoencoderKL, Path(export), "init", "give an export of this command, or leave init out")
+    weights = earlier.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
+        raise ConfigError(f"init: the autoencoder in {export} has other sizes than this configuration's model")
+    model.load_state_dict(weights)
 
 
 def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:

@@ -16,7 +16,7 @@ from eval.judges.networks import Judge
 from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.towers.face import FaceViT
 from faceclip.towers.text import TextTower, tokenize
 from faceclip.training import StepContext, parse_config
@@ -93,6 +93,18 @@ def test_autoencoder_learns_from_windows_that_the_recognizer_compares(tiny_datas
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(0 < line["tokens"] < 4 and 0 < line["identity"] < 2 for line in logged if line["kind"] == "train")
     assert "recognizer" in load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))[1]["run"]
+
+
+def test_autoencoder_starts_from_an_export_of_its_own_sizes(vae_export, tiny_dataset, tmp_path):
+    words = [f"data={tiny_dataset}", "size=32", "trainer.steps=1", *TRAINER, f"init={vae_export}"]
+    words += ["model.widths=[8, 8, 16]", "model.groups=4", "trainer.learning_rate=1e-12", "half=false"]
+    assert vae.main([*words, f"out={tmp_path / 'on'}"]) == 0
+    weights = [AutoencoderKL.from_pretrained(one).state_dict() for one in (vae_export, tmp_path / "on" / "export")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-5, atol=1e-7)
+    config = parse_config(vae.VaeConfig, [*words[:2], f"init={vae_export}", "model.widths=[8, 8, 8]", "model.groups=4"])
+    with pytest.raises(ConfigError, match=r"^init: "):
+        vae.build(config)
 
 
 def test_psnr_by_hand(vae_export):
