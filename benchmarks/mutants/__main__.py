@@ -25,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.mutants.operators import Mutation, draw, mutations
-from benchmarks.mutants.table import EQUIVALENT, MODULES, source_file
+from benchmarks.mutants.table import DESELECTED, EQUIVALENT, MODULES, source_file
 
 WANTED = 0.9  # share of mutants to be killed
 MARGIN = 4  # a mutant's tests may take so many times as long as those of the unchanged module …
@@ -169,6 +169,7 @@ def _in_child(tree: Path, tests: tuple[str, ...]) -> int:
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         del sys.modules[name]
     options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={tree.parent / 'tests'}"]
+    options += [f"--deselect={test}" for test in DESELECTED]
     return int(pytest.main([*options, *tests]))
 
 

@@ -148,11 +148,13 @@ class _Finder:
                     continue  # of zip: a guard that nothing should ever meet
                 if isinstance(child, ast.keyword) and child.arg in ("dim", "axis"):
                     yield from self._axis(child.value)  # of matrices -1 and 1 are the same
+                elif name == "args" and isinstance(child, ast.UnaryOp) and isinstance(child.operand, ast.Constant):
+                    yield from self._axis(child)
                 elif isinstance(child, ast.AST):
                     yield from self._visit(child)
 
     def _axis(self, node: ast.AST) -> Iterator[Mutation]:
-        """Another axis for a number; whatever else tells it is left alone."""
+        """Another axis, or number, for a whole one; whatever else tells it is left alone."""
         try:
             axis = ast.literal_eval(node)
         except ValueError:

@@ -1,15 +1,27 @@
 """Scores against values computed here by hand or another way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from eval.generation.judging import Judges, Scores, compare, embed_faces, embed_references, judge_pictures, summarize
+from eval.generation.judging import (
+    Judges,
+    Scores,
+    compare,
+    embed_faces,
+    embed_references,
+    judge_pictures,
+    look,
+    summarize,
+)
 from eval.generation.page import check_criteria
 from eval.generation.plan import Job
 from eval.judges.networks import Judge, SecondRecognizer
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
+from faceclip.faces.align import encoder_crop, template
 from faceclip.faces.batches import FacePoints
 
 
@@ -112,3 +124,102 @@ def test_blank_pictures_count_as_undetected(judges, tiny_dataset):
     portraits = references.features.astype(np.float64)
     apart = np.square(seen.features[0].numpy() - portraits.mean(axis=0)).sum()
     assert scores.frechet == pytest.approx(apart + portraits.var(axis=0, ddof=1).sum(), rel=1e-3)
+
+
+def test_each_picture_is_compared_with_the_row_and_the_person_of_its_job(judges, tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train")
+    references = embed_references(judges, arrays)
+    rows = [9, 2, 30, 5]  # in no order, of other people
+    pictures = np.asarray(arrays.images)[[9, 30, 2, 11]]  # shown: the person of row 9, and others than asked for
+    jobs = [Job(reference=row, prompt="", names={}, seed=row) for row in rows]
+    scores = judge_pictures(judges, pictures, jobs, arrays, references)
+    assert scores.found.any()
+    assert scores.identity.tolist() == np.asarray(arrays.identity)[rows].tolist()
+    sight = look(judges.judge, pictures)
+    points = FacePoints(landmarks=sight.landmarks, found=np.ones(4, dtype=bool))
+    for name, (embed, size) in judges.embedders().items():
+        vectors = embed_faces(embed, size, pictures, points)
+        cosines = [float(vector @ references.portraits[name][row]) for vector, row in zip(vectors, rows, strict=True)]
+        np.testing.assert_allclose(scores.raw_similarity[name], cosines, atol=1e-6)
+        np.testing.assert_allclose(scores.similarity[name], np.where(scores.found, cosines, 0), atol=1e-6)
+        best = references.gallery_identity[(vectors @ references.gallery[name].T).argmax(axis=1)]
+        assert scores.recognized[name].tolist() == (scores.found & (best == scores.identity)).astype(float).tolist()
+    turned = np.abs(sight.pose - np.asarray(arrays.pose)[rows])
+    np.testing.assert_allclose(scores.yaw_error, turned[:, 0], atol=1e-3)
+    np.testing.assert_allclose(scores.pose_error, turned.mean(axis=1), atol=1e-3)
+    assert np.abs(turned[:, 0] - turned[:, 1]).min() > 0.1 and scores.judged == sight.values
+
+
+def test_a_face_that_is_not_detected_is_not_recognized_whoever_it_resembles(judges, tiny_dataset):
+    """Eight equal blank pictures, one asked of each person: to some person each recognizer finds them most alike."""
+    arrays = load_arrays(tiny_dataset, "train")
+    references = embed_references(judges, arrays)
+    jobs = [Job(reference=int(row), prompt="", names={}, seed=0) for row in np.flatnonzero(arrays.index == 0)]
+    assert len({int(arrays.identity[job.reference]) for job in jobs}) == len(jobs) == 8
+    scores = judge_pictures(judges, np.full((8, 64, 64, 3), 127, np.uint8), jobs, arrays, references)
+    for name in judges.embedders():
+        assert scores.recognized[name].tolist() == [0.0] * 8 and scores.similarity[name].tolist() == [0.0] * 8
+        assert np.abs(scores.raw_similarity[name]).min() > 0
+
+
+def test_references_are_the_labelled_faces_and_one_frontal_portrait_per_person(judges, tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train")
+    references = embed_references(judges, arrays)
+    frontal = np.flatnonzero(arrays.index == 0)
+    assert references.gallery_identity.tolist() == np.asarray(arrays.identity)[frontal].tolist()
+    for name, (embed, size) in judges.embedders().items():
+        np.testing.assert_array_equal(references.gallery[name], references.portraits[name][frontal])
+        crop = encoder_crop(np.asarray(arrays.images[5]), np.asarray(arrays.landmarks_5[5]), size)
+        with torch.no_grad():
+            (vector,) = embed(torch.from_numpy(crop).permute(2, 0, 1)[None] / 255)
+        np.testing.assert_allclose(references.portraits[name][5], vector / vector.norm(), atol=1e-5)
+    assert references.features.shape == (len(arrays), 16)
+
+
+def test_pictures_are_judged_in_batches_with_the_same_result(judges, tiny_dataset):
+    pictures = np.asarray(load_arrays(tiny_dataset, "train").images)[:7]
+    whole, parts = look(judges.judge, pictures), look(judges.judge, pictures, batch=3)
+    assert whole.values == parts.values and len(whole.values["hat"]) == 7
+    for name, size in (("pose", 3), ("features", 16)):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
+        assert getattr(whole, name).shape == (7, size)
+    np.testing.assert_allclose(parts.landmarks, whole.landmarks, atol=1e-4)
+
+
+def test_faces_that_are_not_there_have_zero_embeddings(judges):
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    points = np.tile(template(64), (3, 1, 1))
+    embed, size = judges.embedders()["recognizer"]
+    found = np.array([True, False, True])
+    vectors = embed_faces(embed, size, pictures, FacePoints(landmarks=points, found=found))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 0, 1], abs=1e-5)
+    nobody = embed_faces(embed, size, pictures, FacePoints(landmarks=points, found=found & False))
+    assert nobody.tolist() == [[0.0]] * 3
+
+
+def test_every_figure_of_the_summary_has_its_own_numbers():
+    scores = replace(
+        make_scores([0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4], [1, 0, 1, 1]),
+        raw_similarity={"recognizer": np.full(4, 0.7), "second recognizer": np.full(4, 0.6)},
+        recognized={"recognizer": np.array([1.0, 0, 0, 0]), "second recognizer": np.array([1.0, 1, 1, 0])},
+        yaw_error=np.array([2.0, 2, 2, 6]),
+    )
+    found = {name: estimate.value for name, estimate in summarize(scores).items()}
+    expected = {
+        "faces found": 1.0,
+        "similarity, recognizer": 0.25,
+        "similarity, second recognizer": 0.25,
+        "similarity without detection, recognizer": 0.7,
+        "similarity without detection, second recognizer": 0.6,
+        "recognized, recognizer": 0.25,
+        "recognized, second recognizer": 0.75,
+        "pose error (°)": 2.5,
+        "yaw error (°)": 3.0,
+        "prompt accuracy, all": 0.75,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    other = make_scores([0.0, 0.2, 0.3, 0.1], [4, 4, 4, 4], [1, 1, 1, 1])
+    difference = {name: estimate.value for name, estimate in compare(scores, other).items()}
+    assert difference["pose error (°)"] == pytest.approx(2.5 - 4)
+    assert difference["pose error − half the other's (°)"] == pytest.approx(2.5 - 2)
+    assert difference["similarity, second recognizer"] == pytest.approx(0.25 - 0.15)

@@ -1,9 +1,21 @@
 """Rows of foreign data sets as records: ready mappings, cells of every form, and what is refused."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from faceclip.data.mapping import ColumnsConfig, DataConfig, RejectedRecord, RowMapping, parse_box, parse_landmarks
+from faceclip.data.mapping import (
+    ColumnsConfig,
+    DataConfig,
+    RejectedRecord,
+    RowMapping,
+    kept_for_validation,
+    parse_box,
+    parse_landmarks,
+    text_hash,
+)
 from faceclip.errors import ConfigError, DataError
 
 FOLDER = "/pictures"
@@ -148,3 +160,95 @@ def test_boxes_and_points():
 def test_impossible_configurations(changes):
     with pytest.raises(ConfigError, match=r"data\."):
         DataConfig(path="x", **changes)
+
+
+def test_hashes_of_texts_are_those_of_earlier_releases():
+    """Caches and validation splits are found by them: the first 8 bytes of SHA-256, little-endian, signed."""
+    assert (
+        text_hash("abc")
+        == -1527000031757436742
+        == int.from_bytes(bytes.fromhex("ba7816bf8f01cfea"), "little", signed=True)
+    )
+    assert text_hash("größe") != text_hash("grosse")
+
+
+def test_whole_persons_are_kept_for_validation_by_the_share():
+    persons = np.array([text_hash(f"person {number}") for number in range(4000)])
+    quarter, half = kept_for_validation(persons, 0.25), kept_for_validation(persons, 0.5)
+    assert quarter.mean() == pytest.approx(0.25, abs=0.02) and half.mean() == pytest.approx(0.5, abs=0.03)
+    assert not (quarter & ~half).any()  # a larger share keeps those of the smaller one
+    assert not kept_for_validation(persons, 0.0).any()
+    assert kept_for_validation(persons, 1.0).all()
+    # As unsigned: 0 is the smallest, −1 the largest, 2⁶² a quarter of the way.
+    edge = np.array([0, -1, 2**62 - 1, 2**62, 2**63 - 1])
+    assert kept_for_validation(edge, 0.25).tolist() == [True, False, True, False, False]
+
+
+def test_columns_are_taken_by_the_first_name_that_the_data_has():
+    row = {"jpg": b"x", "image": b"y", "text": "t", "caption": "c", "person": 1, "identity": 2, "id": 3, "key": 4}
+    record = mapping(row).read(row, 0)
+    assert (record.image, record.captions, record.person, record.key) == (b"y", ("c",), "2", "4")
+    explicit = mapping(row, columns=ColumnsConfig(image="jpg", captions=("text",), identity="person", key="id"))
+    record = explicit.read(row, 0)
+    assert (record.image, record.captions, record.person, record.key) == (b"x", ("t",), "1", "3")
+
+
+def test_facts_tell_every_role_and_whether_persons_are_told():
+    names = ("image", "caption", "identity", "bbox", "points", "fold", "key")
+    plain = mapping(names)
+    assert plain.facts == (
+        "mapping 2: ('image', None, ('caption',), 'identity', None, None, None, 'key'), identity column"
+    )
+    other = mapping(names, identity="none", columns=ColumnsConfig(box="bbox", landmarks="points", split="fold"))
+    assert other.facts == (
+        "mapping 2: ('image', None, ('caption',), None, 'bbox', 'points', 'fold', 'key'), identity none"
+    )
+
+
+def test_pictures_named_by_local_paths():
+    names = ("image", "caption", "identity")
+    found = [mapping(names).picture_path({"image": cell}) for cell in ("a/b.png", "http://a/b.png", b"x", None, "")]
+    assert found == ["a/b.png", None, None, None, None]
+    cells = ({"path": "c.png", "bytes": None}, {"path": "c.png", "bytes": b"x"}, Path("d.png"), "half\ud83d.png")
+    assert [mapping(names).picture_path({"image": cell}) for cell in cells] == ["c.png", None, "d.png", None]
+    links = mapping(("url", "caption", "identity"), "facecaption", identity="none", images=FOLDER)
+    assert links.picture_path({"url": "a.png"}) is None
+
+
+def test_cells_of_other_kinds():
+    row = {"image": Path("a.png"), "caption": b"\xef\xbb\xbfone ", "identity": 0, "key": None}
+    record = mapping(row).read(row, 4)
+    assert (record.image, record.captions, record.person, record.key) == ("a.png", ("one",), "0", "row 4")
+    links = mapping(("url", "caption"), "facecaption", identity="none", images=FOLDER)
+    for found, cells, reason in ((mapping(row), {"caption": b"\xff"}, "not_utf8"), (links, {"url": None}, "no_image")):
+        with pytest.raises(RejectedRecord) as caught:
+            found.read({"caption": "c", "image": b"x", "identity": 1} | cells, 0)
+        assert caught.value.reason == reason
+    for numbers in ([1, 2, True, 4], [1, 2, "x", 4], [1, 2, None, 4], [1, 2, float("inf"), 4]):
+        with pytest.raises(RejectedRecord):
+            parse_box(numbers, "xyxy", "r")
+    for empty in ([1, 2, 1, 9], [1, 2, 9, 2], [1, 2, 0, 9]):
+        with pytest.raises(RejectedRecord):
+            parse_box(empty, "xyxy", "r")
+    assert parse_box(np.array([[1, 2], [1.5, 2.5]]), "xyxy", "r").tolist() == [1, 2, 1.5, 2.5]
+    assert parse_landmarks([[0, 0]] * 4 + [[0, 1]], "r").shape == (5, 2)
+
+
+def test_a_rejection_survives_another_process():
+    found = pickle.loads(pickle.dumps(RejectedRecord("bad_box", "row 3: a box of 3 numbers")))
+    assert found.reason == "bad_box" and str(found) == "row 3: a box of 3 numbers"
+
+
+@pytest.mark.parametrize("name", ["shard_rows", "batch_size", "workers", "max_pixels"])
+def test_counts_begin_at_one(name):
+    assert getattr(DataConfig(path="x", **{name: 1}), name) == 1
+    with pytest.raises(ConfigError, match=rf"data\.{name}"):
+        DataConfig(path="x", **{name: 0})
+
+
+def test_shares_and_limits_at_their_borders():
+    for changes in ({"validation_share": 1.0}, {"max_bad_share": 0.0}, {"limit": 0, "portrait": 0.0}):
+        DataConfig(path="x", **changes)
+    for changes in ({"max_bad_share": -0.1}, {"portrait": -1.0}, {"validation_share": 1.01}):
+        with pytest.raises(ConfigError, match=rf"data\.{next(iter(changes))}|data\.limit and data\.portrait"):
+            DataConfig(path="x", **changes)

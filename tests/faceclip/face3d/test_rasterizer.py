@@ -54,3 +54,65 @@ def test_interpolation_is_linear():
 def test_normals_of_a_corner():
     vertices = np.array([[0, 0, 0.0], [1, 0, 0], [0, 1, 0]])
     np.testing.assert_allclose(vertex_normals(vertices, np.array([[0, 1, 2]])), [[0, 0, 1]] * 3)
+
+
+@BOTH
+def test_a_triangle_in_general_position_by_hand(draw):
+    """Corners (1, 1), (7, 2), (2, 6) at depths 1, 2, 5; the weights solve two linear equations at every pixel."""
+    corners = np.array([[1, 1, 1.0], [7, 2, 2.0], [2, 6, 5.0]])
+    for faces in ([[0, 1, 2]], [[2, 1, 0]]):  # both windings are drawn
+        triangle, weights, depth = draw(corners, np.array(faces), 7, 9)
+        assert triangle.shape == (7, 9) and triangle.dtype == np.int32 and weights.dtype == np.float32
+        for y in range(7):
+            for x in range(9):
+                system = np.vstack([corners[faces[0], :2].T, np.ones(3)])
+                expected = np.linalg.solve(system, [x, y, 1.0])
+                if expected.min() < -1e-6:
+                    assert triangle[y, x] == -1 and not weights[y, x].any() and np.isneginf(depth[y, x])
+                elif expected.min() > 1e-6:
+                    assert triangle[y, x] == 0
+                    np.testing.assert_allclose(weights[y, x], expected, atol=1e-5)
+                    assert depth[y, x] == pytest.approx(expected @ corners[faces[0], 2], abs=1e-5)
+
+
+@BOTH
+def test_pixels_on_edges_and_corners_belong_to_the_triangle(draw):
+    triangle, weights, _ = draw(np.array([[1, 1, 0.0], [3, 1, 0.0], [1, 3, 0.0]]), np.array([[0, 1, 2]]), 5)
+    assert [tuple(place) for place in np.argwhere(triangle == 0)] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1)]
+    np.testing.assert_allclose(weights[1, 3], [0, 1, 0], atol=1e-6)
+
+
+@BOTH
+def test_triangles_are_cut_by_the_borders(draw):
+    points = np.array([[-4, -4, 0.0], [12, -4, 0.0], [-4, 12, 0.0]])
+    triangle, _, _ = draw(points, np.array([[0, 1, 2]]), 3, 5)
+    assert (triangle == 0).tolist() == [[x + y <= 8 for x in range(5)] for y in range(3)]
+    beside = draw(points + np.array([0, 20, 0]), np.array([[0, 1, 2]]), 3, 5)[0]
+    assert (beside == -1).all()
+
+
+@BOTH
+def test_of_equally_near_triangles_the_first_is_drawn(draw):
+    points = np.array([[0, 0, 1.0], [4, 0, 1.0], [0, 4, 1.0], [4, 4, 1.0], [2, 2, np.nan]])
+    faces = np.array([[0, 1, 4], [0, 1, 2], [0, 1, 2], [1, 2, 3]])
+    triangle = draw(points, faces, 5)[0]
+    assert triangle[1, 1] == 1 and triangle[2, 2] == 1 and triangle[4, 4] == 3  # the one with NaN draws nothing
+
+
+def test_interpolation_weighs_each_corner_and_channel():
+    faces, values = np.array([[2, 0, 1]]), np.array([[1.0, 10], [2, 20], [4, 40]])
+    triangle, weights = np.array([[0, -1]]), np.array([[[0.5, 0.3, 0.2], [1, 1, 1]]])
+    found = interpolate(values, faces, triangle, weights)
+    np.testing.assert_allclose(found[0], [[0.5 * 4 + 0.3 * 1 + 0.2 * 2, 0.5 * 40 + 0.3 * 10 + 0.2 * 20], [0, 0]])
+    assert found.dtype == np.float32
+
+
+def test_normals_are_weighed_by_area():
+    """A fold along the y axis: one wing of twice the area looks to z, the other to x; the seam leans to z."""
+    vertices = np.array([[0, 0, 0.0], [0, 1, 0], [-2, 0, 0], [0, 0, -1.0], [5, 5, 5]])
+    found = vertex_normals(vertices, np.array([[0, 1, 2], [0, 3, 1]]))
+    seam = np.array([1, 0, 2]) / np.sqrt(5)
+    np.testing.assert_allclose(found, [seam, seam, [0, 0, 1], [1, 0, 0], [0, 0, 0]], atol=1e-6)
+    tilted = vertex_normals(np.array([[1, 2, 3.0], [4, 3, 3], [2, 5, 7]]), np.array([[0, 1, 2]]))[0]
+    normal = np.cross([3, 1, 0], [1, 3, 4])
+    np.testing.assert_allclose(tilted, normal / np.linalg.norm(normal), atol=1e-6)

@@ -7,15 +7,20 @@ import torch
 import torch.nn.functional as F
 from insightface.utils.face_align import norm_crop
 
+from faceclip.errors import BadLandmarksError
 from faceclip.faces.align import (
     ARCFACE_TEMPLATE_112,
     align_face,
     align_tensor,
     apply_affine,
+    check_landmarks,
+    crop_side,
     encoder_crop,
     invert_affine,
+    similarity_between,
     similarity_transform,
     template,
+    template_misfit,
 )
 
 
@@ -154,3 +159,70 @@ def test_a_wider_view_holds_the_crop_in_its_middle(photo):
     wide, crop = align_face(photo, landmarks, 128, view=2.0).astype(int), align_face(photo, landmarks, 64)
     assert np.abs(wide[32:96, 32:96] - crop).mean() < 1  # OpenCV rounds places to 1/32 px
     assert np.abs(wide[32:96, 33:97] - crop).mean() > 4  # a shift by one pixel would be seen
+
+
+def test_points_that_fall_together_give_a_finite_map():
+    """As a network may predict at first: nothing to turn or scale by, and no gradient that is not a number."""
+    points = torch.full((5, 2), 3.0, requires_grad=True)
+    matrix = similarity_transform(points)
+    torch.testing.assert_close(matrix[:, :2], torch.zeros(2, 2))
+    torch.testing.assert_close(matrix[:, 2], torch.as_tensor(template(448)).mean(0))
+    matrix.sum().backward()
+    assert points.grad.isfinite().all()
+
+
+def test_the_side_of_a_crop_and_the_misfit_of_points_by_hand():
+    points = template(448).astype(np.float64)
+    assert crop_side(points / 4 + 7) == pytest.approx(112, abs=1e-3)
+    assert template_misfit(points / 4 + 7) == pytest.approx(0, abs=1e-6)
+    # A pattern that no turn, scale or shift can make: corners of a square, moved in and out by turns.
+    target = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    source = target + torch.tensor([[0.1, 0.1], [0.1, -0.1], [0.1, 0.1], [0.1, -0.1]], dtype=torch.float64)
+    matrix = similarity_between(source, target)
+    torch.testing.assert_close(matrix[:, :2], torch.eye(2, dtype=torch.float64) / 1.02, atol=1e-9, rtol=0)
+    moved = points.copy()
+    moved[2] += [0, 44.8]
+    assert 0.02 < template_misfit(moved) < 0.0448  # a tenth of the side at one of five points, less what fitting takes
+    assert template_misfit(moved * 0.3) == pytest.approx(template_misfit(moved), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        (lambda points: points, True),
+        (lambda points: points - [104, 0], False),  # the middle left of the picture
+        (lambda points: points - [-75, 0], False),
+        (lambda points: points - [0, 123], False),
+        (lambda points: points - [0, -90], False),
+        (lambda points: points - [-50, -30], True),  # cut by the border
+        (lambda points: points[[1, 0, 2, 4, 3]], False),
+        (lambda points: np.concatenate([points[:4], [[500.0, 100.0]]]), False),
+        (lambda points: (points - points.mean(0)) @ [[0, 1], [-1, 0]] + points.mean(0), True),  # a turn is no misfit
+    ],
+)
+def test_landmarks_are_those_of_a_face_in_the_picture(change, good):
+    points = change(LANDMARKS.astype(np.float64))
+    if good:
+        check_landmarks(points, 200, 160, "photo 3")
+    else:
+        with pytest.raises(BadLandmarksError, match="photo 3"):
+            check_landmarks(points, 200, 160, "photo 3")
+
+
+def test_tensors_of_other_shapes_are_named():
+    for images, landmarks in (((2, 3, 8, 8), (1, 5, 2)), ((3, 8, 8), (3, 5, 2)), ((2, 3, 8, 8), (2, 4, 2))):
+        with pytest.raises(ValueError, match=str(landmarks[0])):
+            align_tensor(torch.zeros(images), torch.zeros(landmarks), 8)
+    for sizes in ({"size": 0}, {"size": 8, "reference_size": 0}, {"size": 8, "view": -1.0}):
+        with pytest.raises(ValueError, match="positive"):
+            template(**sizes)
+    assert template(1).shape == template(8, reference_size=1).shape == (5, 2)
+
+
+def test_a_crop_of_a_wide_picture_has_the_dtype_of_the_picture():
+    """Width and height are not exchanged, and places are in 32 bits whatever the pixels are."""
+    picture = torch.arange(12.0).view(1, 1, 1, 12).expand(1, 3, 6, 12) / 12
+    landmarks = torch.as_tensor(template(6))[None] + torch.tensor([4.0, 0.0])
+    crop = align_tensor(picture, landmarks, 6)
+    torch.testing.assert_close(crop[0, 0, 3], picture[0, 0, 3, 4:10], atol=1e-5, rtol=0)
+    assert align_tensor(picture.bfloat16(), landmarks, 6).dtype == torch.bfloat16

@@ -1,5 +1,7 @@
 """Shards: written in order, resumed, verified on reading, joined without copying."""
 
+import hashlib
+import json
 import os
 import resource
 
@@ -117,3 +119,47 @@ def test_more_shards_than_the_usual_limit_of_open_files(tmp_path):
         np.testing.assert_array_equal(shards.open()["b"][:], np.arange(40))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+
+
+def test_a_shard_written_after_a_cut_is_read_anew(tmp_path):
+    """What was mapped before the cut is the old file."""
+    shards = ShardFolder(tmp_path / "s", {})
+    for number in range(3):
+        shards.append({"b": np.arange(4 * number, 4 * number + 4)})
+    assert shards.read(2)["b"].tolist() == [8, 9, 10, 11] and shards.read(1)["b"].tolist() == [4, 5, 6, 7]
+    kept = shards.read(0)["b"]
+    shards.cut(1)
+    shards.append({"b": np.array([70, 71])})
+    assert shards.read(1)["b"].tolist() == [70, 71]
+    shards.append({"b": np.array([80])})
+    assert shards.read(2)["b"].tolist() == [80] and shards.read(0)["b"] is kept
+    assert shards.open()["b"][:].tolist() == [0, 1, 2, 3, 70, 71, 80]
+
+
+def test_the_manifest_tells_sizes_hashes_and_facts(tmp_path):
+    shards = ShardFolder(tmp_path / "s", {"why": "test"})
+    shards.append({"a": np.arange(3)}, rows=3, first=[1, 2])
+    stored = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    data = shards.path(0).read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "rows": 3, "first": [1, 2]}
+    assert stored == {"about": {"why": "test"}, "complete": False, "shards": [entry]}
+    assert shards.path(0).name == "00000.safetensors" and shards.path(12).name == "00012.safetensors"
+    shards.finish()
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["complete"] is True
+
+
+def test_every_kind_of_number_is_mapped_as_it_was_written(tmp_path):
+    kinds = [np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, bool]
+    fields = {np.dtype(kind).name: (np.arange(6).reshape(2, 3) % 2).astype(kind) for kind in kinds}
+    shards = ShardFolder(tmp_path / "s", {})
+    shards.append(fields)
+    found = ShardFolder(tmp_path / "s", {}).open()
+    assert found.keys() == fields.keys()
+    for name, values in fields.items():
+        assert found[name].dtype == values.dtype and np.array_equal(found[name][:], values)
+        assert not shards.read(0)[name].flags.writeable
+    assert ShardFolder(tmp_path / "none", {}).open() == {}
+
+
+def test_keys_are_those_of_earlier_releases():
+    assert short_key("a", 1, None) == "10a6fdc588767bdba2da"

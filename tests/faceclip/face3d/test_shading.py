@@ -1,0 +1,68 @@
+"""The shading map pixel by pixel: where the face is, what it hides, and how its grey is made."""
+
+import numpy as np
+import pytest
+
+from faceclip.face3d.camera import Camera, pose_vertices, project
+from faceclip.face3d.light import ambient_light, directional_light
+from faceclip.face3d.model import default_head
+from faceclip.face3d.shading import shade_face, shading_map
+
+SHAPE, NEUTRAL = np.zeros(48), np.zeros(21)
+
+
+def ambient(level: float) -> np.ndarray:
+    return ambient_light(np.full(3, level))
+
+
+def test_inside_the_face_the_grey_is_albedo_times_light() -> None:
+    for level, grey in ((0.5, 90), (1.0, 180), (1.2, 216), (2.0, 255)):  # 180 per unit of light, white at most
+        found = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), ambient(level), 96)
+        assert found[48, 48].tolist() == [grey] * 3 and found.max() == grey
+    coloured = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), ambient_light(np.array([0.5, 1.0, 0.25])), 96)
+    assert coloured[48, 48].tolist() == [90, 180, 45]
+
+
+@pytest.mark.parametrize(("direction", "axis", "sign"), [((1, 0, 0.3), 1, 1), ((0, 1, 0.3), 0, -1)])
+def test_light_from_one_side_shades_that_side(direction, axis: int, sign: int) -> None:
+    """x is image-right; y is up, while rows go down."""
+    found = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), directional_light(np.array(direction), np.ones(3)), 96)
+    lit = found[..., 0].astype(float)
+    places = np.indices((96, 96))[axis]
+    face = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), ambient(1.0), 96)[..., 0] > 0
+    assert sign * ((lit * places).sum() / lit.sum() - places[face].mean()) > 3
+
+
+def test_only_the_face_is_shown_and_what_stands_before_it_hides_it() -> None:
+    head = default_head()
+    found = shading_map(SHAPE, NEUTRAL, (60, 0, 0), Camera(), ambient(1.0), 128)[..., 0] > 90
+    posed = pose_vertices(head.vertices(), head.head_weight, (60.0, 0.0, 0.0))
+    points = project(posed, Camera(), 128)
+    inside = np.round(points[head.face_mask][:, :2]).astype(int)
+    drawn = np.zeros((128, 128), bool)
+    drawn[inside[:, 1], inside[:, 0]] = True
+    rows, columns = np.nonzero(found)
+    assert abs(columns.min() - inside[:, 0].min()) <= 2 and abs(columns.max() - inside[:, 0].max()) <= 2
+    assert abs(rows.min() - inside[:, 1].min()) <= 2 and abs(rows.max() - inside[:, 1].max()) <= 2
+    assert drawn[found].mean() > 0.3 and not found[-20:].any()  # no shoulders
+
+
+def test_edges_are_means_of_finer_pixels() -> None:
+    def levels(supersample: int) -> int:
+        found = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), ambient(1.0), 64, supersample=supersample)
+        return len(np.unique(found))
+
+    assert levels(1) == 2 and levels(2) == 5 and levels(4) > 8  # 0 to 4 of four pixels
+
+
+def test_parameters_shape_the_map() -> None:
+    head = default_head()
+    rng = np.random.default_rng(0)
+    shape, expression = rng.normal(size=48), rng.uniform(size=21)
+    light, camera = directional_light((0.3, 0.5, 1.0), np.ones(3)), Camera(scale=1.1, shift_x=0.05, distance=12)
+    whole = shading_map(shape, expression, (20, -10, 5), camera, light, 64)
+    posed = pose_vertices(head.vertices(shape, expression), head.head_weight, (20, -10, 5))
+    np.testing.assert_array_equal(whole, shade_face(head, posed, camera, light, 64))
+    np.testing.assert_array_equal(whole, shading_map(shape, expression, (20, -10, 5), camera, light, 64, model=head))
+    plain = shading_map(SHAPE, expression, (20, -10, 5), camera, light, 64)
+    assert np.abs(whole.astype(int) - plain).max() > 20
