@@ -5,7 +5,7 @@ python -m train_generator.towers.base --measure EXPORT data=DIR    # the card's 
 """
 
 import sys
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,18 +21,22 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.cache import module_hash
-from faceclip.towers.text import tokenize
+from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, prediction_target
 from train_generator.loading import load_frozen
-from train_generator.towers.attributes import LatentClassifier, attribute_classes, named_attributes
+from train_generator.towers.alignment import Alignment, middle_features, portrait_tokens, tokens_in_place
+from train_generator.towers.attributes import LatentClassifier
 from train_generator.towers.command import TowerConfig, run_tower
-from train_generator.towers.latents import VAE_REMEDY, cached_latents, weights_hash
-from train_generator.towers.regions import region_weights, weight_table, weighted_mean
+from train_generator.towers.frozen import recognizer_at
+from train_generator.towers.latent_source import LatentSource
+from train_generator.towers.latents import VAE_REMEDY, weights_hash
+from train_generator.towers.levels import LevelConfig, draw_timesteps, level_weights
+from train_generator.towers.regions import weighted_mean
 from train_generator.towers.sampling import sample_portraits
-from train_generator.towers.text import CAPTION_ODDS, TextTowers, tokenized_captions
+from train_generator.towers.text import TextTowers
 
 
 @dataclass(kw_only=True)
@@ -57,10 +61,15 @@ class BaseConfig(TowerConfig):
     features (`train_generator.towers.attributes`), reached linearly in `attribute_warmup` steps, in which the
     classifier learns. An attribute_weight of 0 is none of it.
 
+    `levels`: which noise levels are drawn, and how much each counts. `alignment`: weight of the distance between the
+    UNet's middle features and the tokens of `recognizer` (`train_generator.towers.alignment`) in the first
+    `alignment_until` of the steps; 0 is none of it.
+
     `measured_images`: how many pictures the card's figures stand on; 1,600 name each judged attribute for more than
     200 of 300 people.
 
-    Raises ConfigError for negative weights and for a feature_weight without the classifier.
+    Raises ConfigError for negative weights, for a feature_weight without the classifier, and for an `alignment_until`
+    that is no share.
     """
 
     out: str = "runs/towers/base"
@@ -68,6 +77,7 @@ class BaseConfig(TowerConfig):
     text_l: str = ""
     text_g: str = ""
     judge: str = ""
+    recognizer: str = ""
     init: str = ""
     model: UNetConfig = field(default_factory=UNetConfig)
     text_dropout: float = 0.1
@@ -75,59 +85,24 @@ class BaseConfig(TowerConfig):
     attribute_weight: float = 0.0
     feature_weight: float = 0.0
     attribute_warmup: int = 1000
+    levels: LevelConfig = field(default_factory=LevelConfig)
+    alignment: float = 0.0
+    alignment_until: float = 0.6
     measured_images: int = 1600
     guidance: float = 2.0
     sampling_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("attribute_weight", "feature_weight"):
+        for name in ("attribute_weight", "feature_weight", "alignment"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.alignment_until <= 1:
+            raise ConfigError(f"alignment_until: must be a share of the steps, 0 to 1, got {self.alignment_until}")
         if self.feature_weight and not self.attribute_weight:
             raise ConfigError(
                 "feature_weight: its features are those of the classifier, which is trained only with "
                 "attribute_weight above 0"
             )
-
-
-class LatentSource:
-    """Cached latents with one of their portrait's captions as token ids, sometimes the empty one."""
-
-    def __init__(
-        self, arrays: FaceArrays, vae: Path, *, text_dropout: float, weights: Mapping[str, float] | None = None
-    ) -> None:
-        self.arrays, self.latents = arrays, cached_latents(vae, arrays)
-        self.regions = arrays.regions
-        self.weights = weight_table(weights or {})
-        self.captions = tokenized_captions(arrays)
-        self.classes = attribute_classes(arrays, JUDGED)
-        self.named = named_attributes(arrays, JUDGED, len(CAPTION_ODDS))
-        self.empty = tokenize("")[0].numpy().astype(np.int32)
-        self.text_dropout = text_dropout
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the judged
-        attributes and whether the text names them, named (B, A)."""
-        tokens, named = [], []
-        for index, rng in zip(indices, rngs, strict=True):
-            dropped = rng.random() < self.text_dropout
-            kind = rng.choice(len(CAPTION_ODDS), p=CAPTION_ODDS)
-            tokens.append(self.empty if dropped else self.captions[index, kind])
-            named.append(self.named[index, kind] & (not dropped))
-        rows = np.asarray(indices)
-        return {
-            "latents": torch.from_numpy(self.latents[rows]),
-            "weights": region_weights(self.regions[rows], self.weights, side=self.latents.shape[-1]),
-            "tokens": torch.from_numpy(np.stack(tokens)).long(),
-            "classes": torch.from_numpy(self.classes[rows]),
-            "named": torch.from_numpy(np.stack(named)),
-        }
-
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -171,34 +146,55 @@ def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, po
 
 
 class BaseTask:
-    """Velocity prediction on latents, conditioned by text; with a classifier also the loss on named attributes."""
+    """Velocity prediction on latents, conditioned by text; with a classifier also the loss on named attributes, with a
+    recognizer also the distance of the middle features to its tokens."""
 
-    def __init__(self, unet: UNet2DConditionModel, towers: TextTowers, config: BaseConfig, vae: Path) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        towers: TextTowers,
+        config: BaseConfig,
+        vae: Path,
+        recognizer: FaceViT | None = None,
+    ) -> None:
         self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
         self.config, self.vae = config, vae
-        self.scheduler = make_scheduler()
+        self.scheduler, self.frozen = make_scheduler(), {}
         arrays = load_arrays(config.data, "validation", size=config.size)
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
         if config.attribute_weight:
             classes = [len(arrays.vocabularies[name]) for name in JUDGED]
             self.modules["classifier"] = LatentClassifier(self.validation.latents.shape[1:3], classes)
+        if recognizer is not None:
+            self.recognizer = dict(recognizer.config)
+            self.frozen = {"recognizer": module_hash(recognizer)[:16]}
+            self.modules["alignment"] = Alignment(unet.config.block_out_channels[-1], recognizer.config.width)
 
     def facts(self) -> dict[str, str]:
         """Hashes of the frozen parts: a run on others is another run."""
         towers = self.modules["towers"]
         texts = {"text_l": module_hash(towers.l)[:16], "text_g": module_hash(towers.g)[:16]}
-        return texts | {"vae": weights_hash(self.vae)[:16]}
+        return texts | {"vae": weights_hash(self.vae)[:16]} | self.frozen
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
         draw = {"generator": context.generator, "device": clean.device}
-        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), **draw)
+        total_levels = self.scheduler.config.num_train_timesteps
+        timesteps = draw_timesteps(self.config.levels, len(clean), total_levels, context.generator)
         noise = torch.randn(clean.shape, **draw)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        prediction = self._predict(noisy, timesteps, batch["tokens"])
+        looks = middle_features if "alignment" in self.modules else nullcontext
+        with looks(self.modules["unet"]) as middle:
+            prediction = self._predict(noisy, timesteps, batch["tokens"])
         errors = self._errors(prediction, clean, noise, timesteps)
-        total = weighted_mean(errors, batch["weights"])
+        counts = level_weights(self.config.levels, self.scheduler.alphas_cumprod, timesteps)
+        total = weighted_mean(errors if counts is None else errors * counts, batch["weights"])
         parts = {"noise": total.detach()}
+        if "alignment" in self.modules:
+            aligned = self._aligned(middle[0], batch)
+            until = self.config.alignment_until * context.steps
+            total = total + (self.config.alignment if context.step < until else 0.0) * aligned
+            parts["aligned"] = aligned.detach()
         if "classifier" in self.modules:
             config = self.config
             read = attribute_loss(self.modules["classifier"](noisy, timesteps).logits, batch["classes"])
@@ -207,6 +203,19 @@ class BaseTask:
             total = total + read + warmth * (config.attribute_weight * drawn + config.feature_weight * distance)
             parts |= {"read": read.detach(), "drawn": drawn.detach(), "features": distance.detach()}
         return total, parts
+
+    def _aligned(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """How far the UNet's middle features are from what the recognizer sees at the same places."""
+        config = self.recognizer
+        targets, seen = tokens_in_place(
+            batch["face_tokens"],
+            batch["landmarks"],
+            portrait=self.config.size,
+            cells=features.shape[-1],
+            crop=config["image_size"],
+            patch=config["patch_size"],
+        )
+        return self.modules["alignment"](features, targets, seen)
 
     def _drawn_losses(
         self, prediction: Tensor, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor], context: StepContext
@@ -289,7 +298,14 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     judge_of(config)  # it measures at the end: what is wrong with it is told now
     vae, towers = parts_of(config)
     arrays = load_arrays(config.data, "train", size=config.size)
-    source = LatentSource(arrays, vae, text_dropout=config.text_dropout, weights=config.region_weights)
+    recognizer = recognizer_at(config.recognizer) if config.alignment else None
+    source = LatentSource(
+        arrays,
+        vae,
+        text_dropout=config.text_dropout,
+        weights=config.region_weights,
+        face_tokens=None if recognizer is None else portrait_tokens(arrays, recognizer, "train"),
+    )
     unet = make_model(
         config.model,
         latents=source.latents.shape[1:3],
@@ -302,7 +318,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
         if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in unet.state_dict().items()}:
             raise ConfigError(f"init: the UNet in {config.init} has other sizes than this configuration's model")
         unet.load_state_dict(earlier)
-    return BaseTask(unet, towers, config, vae), source
+    return BaseTask(unet, towers, config, vae, recognizer), source
 
 
 def measure(path: Path, config: BaseConfig, split: str = "test") -> dict[str, Estimate]:

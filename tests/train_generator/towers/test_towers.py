@@ -162,6 +162,25 @@ def test_base_export_is_an_sdxl_unet_with_its_scheduler(base_export):
     assert 0 <= metrics["named attributes judged present, all"]["value"] <= 1
 
 
+def test_alignment_trains_beside_the_base_until_its_share_of_the_steps(base_words, base_export, tmp_path):
+    """The export is a plain UNet; with a weight of nothing the base is, to the bit, the one without."""
+    words = [*base_words, "alignment=0.5", "trainer.log_every=1"]
+    total = ("noise", "read")  # while the classifier warms up, its other losses count for next to nothing
+    assert base.main([*words, f"out={tmp_path / 'on'}", "alignment_until=0.5"]) == 0
+    logged = [json.loads(line) for line in (tmp_path / "on" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in logged if line["kind"] == "train"]
+    assert [line["loss"] > sum(line[one] for one in total) + 0.3 for line in steps] == [True, True, False]
+    assert all(0 < line["aligned"] <= 2 for line in steps)
+    assert base.main([*words, f"out={tmp_path / 'off'}", "alignment_until=0"]) == 0
+    exports = [
+        load_file(one / "unet" / "diffusion_pytorch_model.safetensors")
+        for one in (base_export, tmp_path / "off" / "export", tmp_path / "on" / "export")
+    ]
+    assert all(exports[0].keys() == other.keys() for other in exports[1:])
+    assert all(torch.equal(value, exports[1][name]) for name, value in exports[0].items())
+    assert any(not torch.equal(value, exports[2][name]) for name, value in exports[0].items())
+
+
 def test_a_finished_base_is_measured_anew(base_words, base_export, tmp_path):
     """The card, which lies beside the UNet, gets the new figures."""
     export = tmp_path / "export"

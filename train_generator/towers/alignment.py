@@ -1,0 +1,85 @@
+"""The base's features are led to those of a frozen recognizer (REPA: Yu et al. 2024, arXiv:2410.06940).
+
+A recognizer's patch tokens belong to places of the aligned face. They are read where the cells of the UNet's middle
+block lie in the picture; cells outside of the aligned crop have no target.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from faceclip.data.arrays import FaceArrays
+from faceclip.faces.align import apply_affine, similarity_transform
+from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.towers.face import FaceViT
+from train_generator.features import aligned_faces
+
+
+class Alignment(nn.Module):
+    """Reads `channels` wide features of a UNet as a recognizer's tokens of `width`."""
+
+    def __init__(self, channels: int, width: int, hidden: int = 384) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, width, 1))
+
+    def forward(self, features: Tensor, targets: Tensor, seen: Tensor) -> Tensor:
+        """1 − the mean cosine of features (B, C, s, s) and targets (B, W, s, s) over the cells (B, s, s) that are seen,
+        in [0, 2]; 0 where none is."""
+        cosine = F.cosine_similarity(self.project(features).float(), targets.float(), dim=1)
+        return ((1 - cosine) * seen).sum() / seen.sum().clamp(min=1)
+
+
+@contextmanager
+def middle_features(unet: nn.Module) -> Iterator[list[Tensor]]:
+    """A list to which every call of the UNet inside the context adds what its middle block gives, (B, C, s, s)."""
+    found: list[Tensor] = []
+    handle = unet.mid_block.register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def portrait_tokens(arrays: FaceArrays, recognizer: FaceViT, name: str) -> NDArray[np.float16]:
+    """The recognizer's patch tokens (N, P, W) of portraits cut by their true landmarks; cached beside the data."""
+    directory, size = arrays.captions_path.parent.parent, recognizer.config.image_size
+
+    def build(start: int, stop: int) -> dict[str, NDArray]:
+        with torch.inference_mode():
+            tokens = recognizer(aligned_faces(arrays, range(start, stop), size)).tokens
+        return {"tokens": tokens.to(torch.float16).numpy()}
+
+    with locked_cache(directory):
+        return cached_features(
+            directory,
+            f"{name}-tokens",
+            data_hash=arrays.content_hash,
+            model_hash=module_hash(recognizer),
+            preprocessing=f"landmarks, {size} px of portraits of {arrays.size} px",
+            count=len(arrays),
+            build=build,
+        )["tokens"]
+
+
+def tokens_in_place(
+    tokens: Tensor, landmarks: Tensor, *, portrait: int, cells: int, crop: int, patch: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, P, W) of aligned crops of `crop` px in patches of `patch` px, read bilinearly at the cells × cells
+    places of portraits of `portrait` px with five points (B, 5, 2) px.
+
+    Returns targets (B, W, cells, cells) and which cells lie within the patches, (B, cells, cells) float.
+    """
+    count, grid = len(tokens), round(tokens.shape[1] ** 0.5)
+    axis = (torch.arange(cells, device=tokens.device) + 0.5) * (portrait / cells) - 0.5
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    places = torch.stack([columns, rows], dim=-1).reshape(1, cells**2, 2)
+    inside = apply_affine(similarity_transform(landmarks.float(), crop), places)  # px of the crop
+    places = ((inside + 0.5) * (2 / (grid * patch)) - 1).reshape(count, cells, cells, 2)
+    maps = tokens.float().transpose(1, 2).reshape(count, -1, grid, grid)
+    targets = F.grid_sample(maps, places, mode="bilinear", padding_mode="border", align_corners=False)
+    return targets, (places.abs() <= 1).all(dim=-1).float()

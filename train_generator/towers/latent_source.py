@@ -1,0 +1,71 @@
+"""Training samples of the base: latents of portraits with one of their captions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.prompt import JUDGED
+from faceclip.data.arrays import FaceArrays
+from faceclip.towers.text import tokenize
+from train_generator.towers.attributes import attribute_classes, named_attributes
+from train_generator.towers.latents import cached_latents
+from train_generator.towers.regions import region_weights, weight_table
+from train_generator.towers.text import CAPTION_ODDS, tokenized_captions
+
+
+class LatentSource:
+    """Cached latents with one of their portrait's captions as token ids, sometimes the empty one.
+
+    `face_tokens` (N, P, W): a recognizer's, which a batch then holds with the five points (B, 5, 2) px.
+    """
+
+    def __init__(
+        self,
+        arrays: FaceArrays,
+        vae: Path,
+        *,
+        text_dropout: float,
+        weights: Mapping[str, float] | None = None,
+        face_tokens: NDArray[np.float16] | None = None,
+    ) -> None:
+        self.arrays, self.latents = arrays, cached_latents(vae, arrays)
+        self.regions = arrays.regions
+        self.weights = weight_table(weights or {})
+        self.captions = tokenized_captions(arrays)
+        self.classes = attribute_classes(arrays, JUDGED)
+        self.named = named_attributes(arrays, JUDGED, len(CAPTION_ODDS))
+        self.empty = tokenize("")[0].numpy().astype(np.int32)
+        self.text_dropout = text_dropout
+        self.face_tokens = face_tokens
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
+        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the judged
+        attributes and whether the text names them, named (B, A)."""
+        tokens, named = [], []
+        for index, rng in zip(indices, rngs, strict=True):
+            dropped = rng.random() < self.text_dropout
+            kind = rng.choice(len(CAPTION_ODDS), p=CAPTION_ODDS)
+            tokens.append(self.empty if dropped else self.captions[index, kind])
+            named.append(self.named[index, kind] & (not dropped))
+        rows = np.asarray(indices)
+        batch = {
+            "latents": torch.from_numpy(self.latents[rows]),
+            "weights": region_weights(self.regions[rows], self.weights, side=self.latents.shape[-1]),
+            "tokens": torch.from_numpy(np.stack(tokens)).long(),
+            "classes": torch.from_numpy(self.classes[rows]),
+            "named": torch.from_numpy(np.stack(named)),
+        }
+        if self.face_tokens is not None:
+            batch["face_tokens"] = torch.from_numpy(self.face_tokens[rows])
+            batch["landmarks"] = torch.from_numpy(self.arrays.landmarks_5[rows])
+        return batch
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}

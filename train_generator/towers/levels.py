@@ -1,0 +1,56 @@
+"""Which noise levels the base trains on, and how much each counts.
+
+Most of a portrait is decided at middle noise: at the ends of the schedule there is nothing to see or nothing left to
+do. A logit-normal draw (Esser et al. 2024, arXiv:2403.03206, section 3.1) visits the middle more often; min-SNR weights
+(Hang et al. 2023, arXiv:2303.09556) let the ends of a uniform draw count less.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from makeup_plugin.losses import min_snr_weights
+
+Draw = Literal["uniform", "logit-normal"]
+
+
+@dataclass(kw_only=True)
+class LevelConfig:
+    """draw: "uniform", or "logit-normal", in which t = T · sigmoid(mean + deviation · n) with normal n. min_snr: γ of
+    the weights min(SNR, γ) / (SNR + 1) of a velocity's error, 0 for none.
+
+    Raises ConfigError for an unknown draw, a deviation that is not positive, and a negative γ.
+    """
+
+    draw: Draw = "uniform"
+    mean: float = 0.0
+    deviation: float = 1.0
+    min_snr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.draw not in get_args(Draw):
+            raise ConfigError(f"levels.draw: must be one of {', '.join(get_args(Draw))}, got {self.draw!r}")
+        if self.deviation <= 0:
+            raise ConfigError(f"levels.deviation: must be positive, got {self.deviation}")
+        if self.min_snr < 0:
+            raise ConfigError(f"levels.min_snr: must not be negative, got {self.min_snr}")
+
+
+def draw_timesteps(config: LevelConfig, count: int, total: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) in 0 … total − 1, on the generator's device."""
+    draw = {"generator": generator, "device": generator.device}
+    if config.draw == "uniform":
+        return torch.randint(0, total, (count,), **draw)
+    normal = torch.randn(count, **draw)
+    return (total * torch.sigmoid(config.mean + config.deviation * normal)).long().clamp(max=total - 1)
+
+
+def level_weights(config: LevelConfig, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor | None:
+    """Weights (B, 1, 1, 1) of the errors of predicted velocities; None where all count the same."""
+    if not config.min_snr:
+        return None
+    weights = min_snr_weights(alphas_cumprod, timesteps, gamma=config.min_snr, prediction_type="v_prediction")
+    return weights[:, None, None, None]
