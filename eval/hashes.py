@@ -1,8 +1,9 @@
 """What results were made by: hashes of models and of this project's code."""
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+
+from faceclip.storage.hashes import files_hash
 
 
 def model_hash(directory: Path) -> str:
@@ -22,9 +23,4 @@ def code_hash(*packages: str) -> str:
 
 
 def _hash(files: list[tuple[Path, Path]]) -> str:
-    digest = hashlib.sha256()
-    for root, file in sorted(files):
-        digest.update(file.relative_to(root).as_posix().encode())
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+    return files_hash((file.relative_to(root).as_posix(), file) for root, file in sorted(files))

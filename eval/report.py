@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceclip.statistics import Estimate
-from faceclip.storage.files import disk_errors, replacing
+from faceclip.storage import files
 
 PALETTE = ("#22577a", "#d1495b", "#38a3a5", "#edae49", "#6b705c", "#8d5a97")
 STROKES = ("-", "--", ":")
@@ -173,24 +173,13 @@ class Report:
 
     def write(self, path: Path) -> Path:
         """Write the report; a reader never sees half of it."""
-        write_text(path, self.to_html())
+        files.write_text(path, self.to_html())
         return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: written beside it, flushed to disk, renamed.
-
-    Raises DataError when the disk is full or not writable; what was there stays.
-    """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(text.encode())
-
-
 def write_json(path: Path, content: Mapping) -> None:
-    """`write_text` of JSON. NaN and infinities, which JSON does not have, become null."""
-    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False))
+    """`files.write_json` with null for NaN and infinities, which JSON does not have."""
+    files.write_json(path, _finite(content), sort_keys=False)
 
 
 def _finite(content: object) -> object:

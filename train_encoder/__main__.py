@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 
 from faceclip.errors import FaceClipError
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import module_hash
 from faceclip.training import Result, Trainer, parse_config
 from train_encoder.config import PRESETS, EncoderConfig, data_config
 from train_encoder.features import SplitFeatures, check_apart, features_of

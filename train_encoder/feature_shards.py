@@ -26,9 +26,9 @@ from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import open_source
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
-from faceclip.storage.cache import module_hash
-from faceclip.storage.digests import write_json
-from faceclip.storage.shards import ShardFolder, short_key
+from faceclip.storage.files import write_json
+from faceclip.storage.hashes import module_hash, short_key
+from faceclip.storage.shards import ShardFolder
 from faceclip.towers.text import tokenize, tokenizer, used_tokens
 from faceclip.training.progress import bar
 from train_encoder.towers_io import Towers

@@ -5,7 +5,6 @@
 takes the words of `python -m train_encoder` and builds the cache that training reads; it can be killed and run again.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,9 @@ from faceclip.data.records import Caption
 from faceclip.data.sources import find_layout
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.faces.align import encoder_crop
-from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.storage.cache import cached_features
+from faceclip.storage.hashes import bytes_hash, module_hash
+from faceclip.storage.locks import locked_cache
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.text import tokenize, used_tokens
 from faceclip.training import parse_config
@@ -75,10 +76,8 @@ class SplitFeatures:
         known = getattr(self.arrays, "content_hash", None)
         if known is not None:
             return known
-        digest = hashlib.sha256()
-        for values in (self.arrays.identity, self.arrays.pictures, self.words, self.caption_start):
-            digest.update(np.ascontiguousarray(values))
-        return digest.hexdigest()
+        shown = (self.arrays.identity, self.arrays.pictures, self.words, self.caption_start)
+        return bytes_hash(*map(np.ascontiguousarray, shown))
 
 
 def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatures:

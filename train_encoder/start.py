@@ -8,7 +8,7 @@ import torch
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.published.checkpoint import load_faceclip
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import module_hash
 from faceclip.towers.pretrained import load_tower
 from train_encoder.config import EncoderConfig, FusionConfig, HeadsConfig, TowersConfig, check_heads
 from train_encoder.towers_io import Towers, check_space, load_towers

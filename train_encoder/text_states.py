@@ -18,8 +18,9 @@ from torch import Tensor
 from faceclip.data.mapping import DataConfig
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.errors import DataError
-from faceclip.storage.cache import locked_cache, module_hash
-from faceclip.storage.shards import ShardedArray, ShardFolder, short_key
+from faceclip.storage.hashes import module_hash, short_key
+from faceclip.storage.locks import locked_cache
+from faceclip.storage.shards import ShardedArray, ShardFolder
 from faceclip.towers.text import tokenize
 from faceclip.training.progress import bar
 from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, data_config

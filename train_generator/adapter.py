@@ -1,12 +1,12 @@
 """What stage 2 trains: fresh channels and LoRA on a base pipeline, or those of an earlier training."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from faceclip.errors import ConfigError
+from faceclip.storage.hashes import joined_hash
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.saving.adapters import LoraSettings, add_lora, load_adapter, lora_parameters
@@ -74,12 +74,13 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
             channel.requires_grad_(True)
     for parameter in lora_parameters(pipeline.unet):
         parameter.requires_grad_(True)
-    digest = hashlib.sha256()
-    for component in (pipeline.unet, pipeline.identity_channel, pipeline.shading_channel):
-        for name, parameter in component.named_parameters() if component is not None else ():
-            if parameter.requires_grad:
-                digest.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return joined_hash(
+        name.encode() + parameter.detach().float().cpu().numpy().tobytes()
+        for component in (pipeline.unet, pipeline.identity_channel, pipeline.shading_channel)
+        if component is not None
+        for name, parameter in component.named_parameters()
+        if parameter.requires_grad
+    )
 
 
 def _freeze(pipeline: FaceMakeUpPipeline) -> None:

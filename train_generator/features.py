@@ -12,7 +12,9 @@ from torch import Tensor
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import CROP_SIZE, align_face
-from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.storage.cache import cached_features
+from faceclip.storage.hashes import module_hash
+from faceclip.storage.locks import locked_cache
 from faceclip.towers.image import ImageTower
 from faceclip.training.progress import bar
 from train_generator.towers.latents import accelerator, cached_latents

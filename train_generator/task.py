@@ -1,18 +1,15 @@
 """The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import bytes_hash, frozen_hash, module_hash, settings_text
 from faceclip.towers.face import FaceFeatures
 from faceclip.training import StepContext
 from faceclip.training.sampler import fetch
@@ -83,11 +80,11 @@ class GeneratorTask:
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
-            "base": _frozen_hash(pipeline.unet) + module_hash(pipeline.vae) + _settings(pipeline.scheduler),
+            "base": frozen_hash(pipeline.unet) + module_hash(pipeline.vae) + settings_text(pipeline.scheduler.config),
         }
         if "latent_recognizer" in self.modules:
             parts["latent_recognizer"] = module_hash(self.modules["latent_recognizer"])
-        return {name: hashlib.sha256(part.encode()).hexdigest()[:16] for name, part in parts.items()}
+        return {name: bytes_hash(part.encode())[:16] for name, part in parts.items()}
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
@@ -356,18 +353,3 @@ class GeneratorTask:
     def export(self, directory: Path) -> None:
         """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""
         self.pipeline.save_pretrained(directory, licence=self.config.licence)
-
-
-def _frozen_hash(module: UNet2DConditionModel) -> str:
-    """SHA-256 over the parameters that are not trained: the UNet as it was before LoRA and attention were added."""
-    digest = hashlib.sha256(_settings(module).encode())
-    for name, parameter in sorted(module.named_parameters()):
-        if not parameter.requires_grad:
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _settings(part: ConfigMixin) -> str:
-    """The configuration of a part of the pipeline without what diffusers notes of its origin."""
-    return json.dumps({name: value for name, value in part.config.items() if not name.startswith("_")}, sort_keys=True)

@@ -27,7 +27,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "faceclip.data.mapping": ("tests/faceclip/data/test_mapping.py",),
     "faceclip.storage.shards": ("tests/faceclip/storage/test_shards.py",),
-    "faceclip.storage.digests": ("tests/faceclip/storage/test_digests.py",),
+    "faceclip.storage.hashes": ("tests/faceclip/storage/test_hashes.py",),
     "faceclip.people.render": ("tests/faceclip/people/test_render.py",),
     "faceclip.people.sample": ("tests/faceclip/people/test_sample.py",),
     "makeup_plugin.conditioning": (

@@ -1,6 +1,5 @@
 """What the demo knows of its earlier runs: which stage ran by which command, from which shipped weights, how long."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from eval.demo.stages import Stage
 from eval.hashes import code_hash, model_hash
 from eval.report import write_json
 from faceclip.errors import FaceClipError
+from faceclip.storage.hashes import bytes_hash
 
 TIMES = "times.json"
 
@@ -25,7 +25,7 @@ def shipped() -> str:
     packages = faceclip, makeup_plugin, evaluation
     weights = "".join(model_hash(Path(package.__file__).parent / "weights") for package in packages)
     code = code_hash("faceclip", "makeup_plugin", "eval", "train_encoder", "train_generator")
-    return f"code {code[:16]} weights {hashlib.sha256(weights.encode()).hexdigest()[:16]}"
+    return f"code {code[:16]} weights {bytes_hash(weights.encode())[:16]}"
 
 
 def read_times(root: Path) -> dict[str, dict]:

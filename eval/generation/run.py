@@ -1,6 +1,5 @@
 """The generation evaluation: pictures of every arm, their scores, and what real portraits get."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import CheckpointError, ConfigError, DataError
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import bytes_hash, module_hash
 from makeup_plugin import FaceMakeUpPipeline
 
 
@@ -109,7 +108,7 @@ def evaluate(
         "model": model_hash(model),
         "data": arrays.content_hash,
         # The same command may mean other prompts, or other pictures, after a change of the code or of numpy.
-        "plan": hashlib.sha256(repr(jobs).encode()).hexdigest(),
+        "plan": bytes_hash(repr(jobs).encode()),
         "code": code_hash("faceclip", "makeup_plugin", "eval"),
         "seed": seed,
         "count": count,

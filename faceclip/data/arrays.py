@@ -6,7 +6,6 @@ Shards are compared with the hashes in ``dataset.json``: parquet has no checksum
 column of numbers would pass as another label.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -29,6 +28,7 @@ from PIL import Image
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.people.captions import seen_values
+from faceclip.storage.hashes import bytes_hash, file_hash
 from faceclip.storage.locks import locked
 
 _FORMAT = "1"
@@ -159,18 +159,17 @@ def _content_hash(root: Path, split: str, shards: list[Path]) -> str:
     there = {shard.name for shard in shards}
     if lost := sorted(name for name in announced if name.startswith(f"{split}-") and name not in there):
         raise DataError(f"{root}/data lacks {', '.join(lost)}: run the command that made the data set again")
-    digest = hashlib.sha256()
+    digests = []
     for shard in shards:
-        with shard.open("rb") as file:
-            own = hashlib.file_digest(file, "sha256")
-        expected = announced.get(shard.name, own.hexdigest())
-        if own.hexdigest() != expected:
+        own = file_hash(shard)
+        expected = announced.get(shard.name, own)
+        if own != expected:
             raise DataError(
-                f"{shard} is corrupt: its SHA-256 is {own.hexdigest()[:12]}…, dataset.json says {expected[:12]}…; "
+                f"{shard} is corrupt: its SHA-256 is {own[:12]}…, dataset.json says {expected[:12]}…; "
                 "run the command that made the data set again"
             )
-        digest.update(own.digest())
-    return digest.hexdigest()
+        digests.append(bytes.fromhex(own))
+    return bytes_hash(*digests)
 
 
 def _announced_hashes(path: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ A mapping names columns; `A|B` takes the first of A and B that the data has. Wha
 cannot be used raises `RejectedRecord` with a reason; such rows are counted (`faceclip.data.rejects`), never guessed.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.errors import ConfigError, DataError
+from faceclip.storage.hashes import int64_hash
 
 Layout = Literal["auto", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
 
@@ -251,7 +251,7 @@ class RowMapping:
 
 def text_hash(text: str) -> int:
     """64 bits of a text's SHA-256, signed."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+    return int64_hash(text.encode())
 
 
 def kept_for_validation(person: NDArray[np.int64], share: float) -> NDArray[np.bool_]:

@@ -31,11 +31,11 @@ from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.records import SPLITS, features
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import RowSource, find_layout, open_source
-from faceclip.data.writing import replace_text, write_shard
+from faceclip.data.writing import write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.storage.cache import module_hash
-from faceclip.storage.digests import file_hash, read_json, write_json
+from faceclip.storage.files import read_json, write_json, write_text
+from faceclip.storage.hashes import file_hash, module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.storage.locks import locked
 from faceclip.training import parse_config
@@ -317,7 +317,7 @@ class PhotoImport:
             "files": files,
             "rejected": counts.counts,
         }
-        replace_text(self.out / "README.md", _card(summary))
+        write_text(self.out / "README.md", f"{_card(summary)}\n")
         write_json(self.out / "dataset.json", summary)
         final.rename(self.out / "data")
         shutil.rmtree(self.partial)

@@ -1,6 +1,5 @@
 """From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from faceclip.faces.detect import (
     select_faces,
 )
 from faceclip.faces.images import load_image
+from faceclip.storage.hashes import int64_hash
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
 MAX_BYTES = 1 << 28  # of a file read over the network
@@ -132,7 +132,7 @@ class PortraitReader:
             picture=cut_square(image, square, self.picture_size),
             square=square,
             landmarks=points.astype(np.float32),
-            digest=int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True),
+            digest=int64_hash(data),
         )
 
     def locate(self, raw: RawRecord) -> tuple[bytes | str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import TooManyBadRecordsError
-from faceclip.storage.digests import write_json
+from faceclip.storage.files import write_json
 
 EXAMPLES = 5
 EARLY_ROWS = 500  # enough rows to judge a share before the end

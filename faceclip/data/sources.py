@@ -23,7 +23,7 @@ from faceclip.data import image_folder
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import DataError, EmptyDatasetError
-from faceclip.storage.digests import content_hash
+from faceclip.storage.hashes import content_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.

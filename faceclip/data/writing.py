@@ -25,9 +25,3 @@ def write_shard(path: Path, table: pa.Table) -> None:
     with replacing(path) as file:
         # PNGs do not compress again; small row groups let a reader take a few rows.
         pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """A text file, with a line break at its end."""
-    with replacing(path) as file:
-        file.write(f"{text}\n".encode())

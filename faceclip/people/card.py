@@ -1,7 +1,6 @@
 """The data card and the contact sheet of a synthetic data set."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from faceclip.data.records import REGIONS, SPLITS
+from faceclip.storage.files import write_picture
 
 REGION_COLORS = np.array(
     [
@@ -52,9 +52,7 @@ def write_contact_sheet(path: Path, shard: Path, *, people: int = 8, images: int
         for x, picture in enumerate(line):
             top, left = gap + y * (size + gap), gap + x * (size + gap)
             sheet[top : top + size, left : left + size] = picture
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(sheet).save(temporary, format="PNG")
-    temporary.replace(path)
+    write_picture(path, Image.fromarray(sheet))
 
 
 def _picture(stored: dict) -> np.ndarray:

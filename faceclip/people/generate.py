@@ -1,6 +1,5 @@
 """Writing a synthetic data set: parallel, deterministic, resumable, never half a file."""
 
-import json
 import os
 import time
 from collections import Counter
@@ -23,11 +22,12 @@ from rich.progress import (
 
 from faceclip.data.records import SPLITS, VOCABULARIES, features
 from faceclip.data.worker_pool import WorkerPool
-from faceclip.data.writing import replace_text, write_shard
+from faceclip.data.writing import write_shard
 from faceclip.errors import DataError
 from faceclip.people.card import write_card, write_contact_sheet
 from faceclip.people.plan import Request, Shard, check_same_request, plan_shards
-from faceclip.storage.digests import file_hash, read_json
+from faceclip.storage.files import read_json, write_json, write_text
+from faceclip.storage.hashes import file_hash
 from faceclip.storage.locks import locked
 
 _RENDERER: Any = None  # one per worker process
@@ -61,7 +61,7 @@ def _generate(directory: Path, request: Request, workers: int, quiet: bool) -> d
     check_same_request(directory, request)
     for leftover in (*directory.glob(".*.tmp"), *directory.glob("data/*.tmp")):
         leftover.unlink()  # of a killed process: the lock says that no other one is writing
-    replace_text(directory / "request.json", json.dumps(request.to_dict(), indent=1))
+    write_json(directory / "request.json", request.to_dict(), sort_keys=False)
     shards = plan_shards(request)
     described = directory / "dataset.json"
     summary = read_json(described) if described.is_file() else None
@@ -193,6 +193,6 @@ def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
         "files": files,
     }
     write_contact_sheet(directory / "contact_sheet.png", directory / shards[0].path)
-    replace_text(directory / "README.md", write_card(summary))
-    replace_text(directory / "dataset.json", json.dumps(summary, indent=1))
+    write_text(directory / "README.md", f"{write_card(summary)}\n")
+    write_json(directory / "dataset.json", summary, sort_keys=False)
     return summary

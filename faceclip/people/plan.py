@@ -6,7 +6,7 @@ from pathlib import Path
 from faceclip.data.records import SPLITS
 from faceclip.errors import ConfigError
 from faceclip.people.framing import FRAMINGS, Framing
-from faceclip.storage.digests import read_json
+from faceclip.storage.files import read_json
 
 VERSION = "1.0.0"
 """Raised whenever the same seed gives other pictures or labels."""

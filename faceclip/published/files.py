@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.storage.files import replacing
 
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -207,16 +208,8 @@ def write_checkpoint(state: Mapping[str, Tensor], target: Path) -> None:
     Raises:
         CheckpointError: the file cannot be written; the message names it.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with writing(target):
-        try:
-            with temporary.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(target), replacing(target) as file:
+        torch.save(dict(state), file)
 
 
 def check_keys(

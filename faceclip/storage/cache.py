@@ -5,63 +5,22 @@ chunks of rows, so an interrupted build goes on where it stopped; every chunk is
 the entry is opened. Files: one memory-mapped `.safetensors` per field and `manifest.json`.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from faceclip.errors import ConfigError, DataError
-from faceclip.storage.locks import locked
+from faceclip.errors import DataError
+from faceclip.storage.files import sync, write_json
+from faceclip.storage.hashes import bytes_hash
 from faceclip.storage.shards import DTYPES, map_safetensors
 
 CHUNK = 256
 _FORMAT = "safetensors"
 _NAMES = {np.dtype(code).str: name for name, code in DTYPES.items()}  # of types, in the file's header
 Builder = Callable[[int, int], Mapping[str, NDArray]]
-
-
-def module_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over a module's class, its configuration, and names, shapes, types and values of its state.
-
-    The configuration decides what the weights compute: activation, number of heads, normalization of pixels. A note of
-    the weights' licence does not.
-    """
-    config = {
-        name: value
-        for name, value in getattr(module, "config", {}).items()
-        if not name.startswith("_") and name != "licence"
-    }
-    digest = hashlib.sha256(json.dumps([type(module).__name__, config], sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def locked_cache(cache: Path) -> Iterator[bool]:
-    """One process at a time in a cache folder: the ranks of a distributed run, and several runs on one data set, must
-    not write over each other. Not to be nested: the inner one would wait for the outer one.
-
-    Yields whether the folder can be written; on read-only storage nobody builds and nobody needs the lock.
-    """
-    with ExitStack() as stack:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(cache / ".lock"))
-            writable = True
-        except OSError as error:
-            if not cache.is_dir():
-                raise ConfigError(f"cache={cache}: cannot be made ({error.strerror}); name a writable one") from error
-            writable = False
-        yield writable
 
 
 def cached_features(
@@ -88,7 +47,7 @@ def cached_features(
             disk that is full, or a builder that changes its mind about shapes.
     """
     facts = f"{data_hash}|{model_hash}|{preprocessing}|{count}|{CHUNK}|{_FORMAT}"
-    key = hashlib.sha256(facts.encode()).hexdigest()[:20]
+    key = bytes_hash(facts.encode())[:20]
     folder = Path(root) / f"{name}-{key}"
     manifest = _read_manifest(folder)
     done = len(manifest["chunks"])
@@ -112,8 +71,8 @@ def cached_features(
             folder.mkdir(parents=True, exist_ok=True)
             for field, values in rows.items():
                 _write_rows(folder / f"{field}.safetensors", field, values, start, count)
-            manifest["chunks"].append({field: hashlib.sha256(values).hexdigest() for field, values in rows.items()})
-            _write_manifest(folder, manifest)
+            manifest["chunks"].append({field: bytes_hash(values) for field, values in rows.items()})
+            write_json(folder / "manifest.json", manifest, alone=True)
         except OSError as error:
             raise DataError(
                 f"cannot write {folder} ({error}): free space on this disk or make the folder writable, and run "
@@ -140,14 +99,13 @@ def _write_rows(path: Path, field: str, values: NDArray, start: int, count: int)
             file.truncate(len(header) + count * row)
         file.seek(len(header) + start * row)
         file.write(values.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def _verify(folder: Path, arrays: Mapping[str, NDArray], expected: dict[str, str], number: int, count: int) -> None:
     start, stop = number * CHUNK, min((number + 1) * CHUNK, count)
     for field, values in arrays.items():
-        if hashlib.sha256(np.ascontiguousarray(values[start:stop])).hexdigest() != expected.get(field):
+        if bytes_hash(np.ascontiguousarray(values[start:stop])) != expected.get(field):
             raise DataError(
                 f"{folder / field}.safetensors is corrupt: rows {start} to {stop} differ from what was written; delete "
                 f"the folder {folder}, it is built again"
@@ -169,12 +127,3 @@ def _read_manifest(folder: Path) -> dict:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is corrupt ({error}): delete {folder}") from error
-
-
-def _write_manifest(folder: Path, manifest: dict) -> None:
-    temporary = folder / "manifest.json.tmp"
-    with temporary.open("w") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "manifest.json")

@@ -1,6 +1,7 @@
 """Files written whole or not at all; a full disk as an error that names the file and the remedy."""
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -32,23 +33,52 @@ def disk_errors(path: Path, kind: type[FaceClipError] = DataError) -> Iterator[N
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
     """A file to write, beside `path`, that takes its place at the end of the block, flushed to disk.
 
-    Whatever the block raises, and OSError of the file system, leaves `path` as it was and nothing beside it.
+    Whatever the block raises, and OSError of the file system, leaves `path` as it was and nothing beside it. `alone`:
+    nobody else writes `path` at the same time, so that the file beside it has a fixed name and one that a killed
+    process left is written over.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    writer = "" if alone else f".{os.getpid()}-{threading.get_ident()}"
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def replace_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options: Any) -> None:
+def sync(file: BinaryIO) -> None:
+    """Everything that was written to an open file is on the disk afterwards."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, data: bytes, *, kind: type[FaceClipError] = DataError, alone: bool = False) -> None:
+    """Replaces `path` in one step: a reader sees the old file or the new one. Folders above it are made.
+
+    Raises `kind` when the disk is full or not writable. alone: see `replacing`.
+    """
+    with disk_errors(path, kind):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, alone=alone) as file:
+            file.write(data)
+
+
+def write_text(path: Path, text: str, **options: Any) -> None:
+    """`write_bytes` of a text, with its `options`."""
+    write_bytes(path, text.encode(), **options)
+
+
+def write_json(path: Path, content: object, *, indent: int = 1, sort_keys: bool = True, **options: Any) -> None:
+    """`write_text` of JSON that ends with a line break."""
+    write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys) + "\n", **options)
+
+
+def write_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options: Any) -> None:
     """A picture file of a kind that Pillow knows, with Pillow's `options`; folders above it are made.
 
     Raises DataError when the disk is full or not writable.
@@ -57,3 +87,14 @@ def replace_picture(path: Path, picture: Image.Image, kind: str = "PNG", **optio
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             picture.save(file, format=kind, **options)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises DataError naming the file when it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is corrupt ({error}): delete it, or choose another output folder") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is corrupt (no JSON object): delete it, or choose another output folder")
+    return content

@@ -6,9 +6,7 @@ listed yet is written again, with the same bytes.
 """
 
 import errno
-import hashlib
 import json
-import os
 import resource
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,14 +19,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from faceclip.errors import DataError
-from faceclip.storage.digests import write_json
+from faceclip.storage.files import write_bytes, write_json
+from faceclip.storage.hashes import bytes_hash, file_hash
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
-
-
-def short_key(*parts: object) -> str:
-    """20 hexadecimal digits that depend on every part."""
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:20]
 
 
 class ShardFolder:
@@ -57,22 +51,8 @@ class ShardFolder:
         """Writes the next shard; `facts` are kept in the manifest. Raises DataError when the disk is full."""
         path = self.folder / f"{len(self):05d}.safetensors"
         data = save({name: np.ascontiguousarray(values) for name, values in fields.items()})
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            with suppress(OSError):  # read-only storage refuses that as well
-                temporary.unlink(missing_ok=True)
-            raise DataError(
-                f"cannot write {path} ({error}): free space or make the folder writable, then run the "
-                "command again; it goes on here"
-            ) from error
-        self.entries.append({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts})
+        write_bytes(path, data, alone=True)
+        self.entries.append({"bytes": len(data), "sha256": bytes_hash(data), **facts})
         self._save()
 
     def finish(self) -> None:
@@ -89,9 +69,8 @@ class ShardFolder:
             self._save()
 
     def _save(self) -> None:
-        write_json(
-            self.folder / "manifest.json", {"about": self.about, "complete": self.complete, "shards": self.entries}
-        )
+        manifest = {"about": self.about, "complete": self.complete, "shards": self.entries}
+        write_json(self.folder / "manifest.json", manifest, alone=True)
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
@@ -104,11 +83,8 @@ class ShardFolder:
             size = path.stat().st_size
             if size != entry["bytes"]:
                 raise DataError(f"{path} is corrupt: {size:,} bytes, {entry['bytes']:,} were written; {remedy}")
-            if hashes:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != entry["sha256"]:
-                    raise DataError(f"{path} is corrupt: its SHA-256 differs from the one noted when written; {remedy}")
+            if hashes and file_hash(path) != entry["sha256"]:
+                raise DataError(f"{path} is corrupt: its SHA-256 differs from the one noted when written; {remedy}")
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from faceclip.errors import ConfigError
-from faceclip.training.checkpoints import write_atomically
+from faceclip.storage.folders import write_atomically
 from faceclip.training.interfaces import Task, TrainerConfig
 
 

@@ -5,13 +5,12 @@ written last, and the folder is renamed to `step-00001234`. Only then are older 
 any moment leaves the previous ones untouched.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faceclip.errors import CheckpointError
-from faceclip.storage.files import disk_errors
+from faceclip.storage.files import disk_errors, write_json
+from faceclip.storage.folders import sync_folder, verify, write_atomically
 
-MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 FACTS = "state.json"
 LATER = "later.json"
 _STEP = re.compile(r"step-\d+")
-_TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 
 
 def save_checkpoint(
@@ -61,50 +59,15 @@ def save_checkpoint(
     return target
 
 
-def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, seal it with a manifest and rename it to `target`.
-
-    An existing `target` is replaced. Raises CheckpointError for any failure of the file system.
-    """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with disk_errors(target, CheckpointError):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            write(temporary)
-            files = sorted(path for path in temporary.rglob("*") if path.is_file())
-            hashes = {str(path.relative_to(temporary)): _seal(path) for path in files}
-            (temporary / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            _seal(temporary / MANIFEST)
-            for folder in [path for path in temporary.rglob("*") if path.is_dir()]:
-                _sync_folder(folder)
-            _sync_folder(temporary)
-            if target.exists():
-                # A folder cannot be renamed over a full one: the old one steps aside first and is removed last.
-                aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-                target.rename(aside)
-                temporary.rename(target)
-                shutil.rmtree(aside)
-            else:
-                temporary.rename(target)
-            _sync_folder(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
 def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
     """Facts of the sealed checkpoint `step` that were not known when it was written; all of them are there or none.
 
     Raises CheckpointError when the disk is full or not writable.
     """
     folder = directory / f"step-{step:08d}"
-    temporary = folder / f".{LATER}.{os.getpid()}.tmp"
     with disk_errors(folder / LATER, CheckpointError):
-        temporary.write_text(json.dumps(dict(facts), indent=1, sort_keys=True))
-        _seal(temporary)
-        temporary.replace(folder / LATER)
-        _sync_folder(folder)
+        write_json(folder / LATER, dict(facts))
+        sync_folder(folder)
 
 
 def make_folder(directory: Path, option: str = "out=") -> None:
@@ -135,27 +98,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{later}: not readable ({error}); delete this file and resume") from error
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes were writing in `directory`; call it before anything is written there.
-
-    What had stepped aside for a folder that never came is put back. Temporaries of running processes stay.
-
-    Raises CheckpointError when they cannot be removed.
-    """
-    try:
-        for path in sorted(Path(directory).glob(".*")):
-            match = _TEMPORARY.fullmatch(path.name)
-            if match is None or not path.is_dir() or _is_running(int(match["process"])):
-                continue
-            target = path.with_name(match["target"])
-            if match["kind"] == "old" and not target.exists():
-                path.rename(target)
-            else:
-                shutil.rmtree(path)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot remove what a killed run left ({error}); remove it") from error
-
-
 def check_fit(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError, with the first names, unless both hold the same names and shapes."""
     wrong = found.keys() ^ expected.keys()
@@ -175,25 +117,6 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def verify(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None when its files are as they were written."""
-    try:
-        hashes = dict(json.loads((folder / MANIFEST).read_text())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is missing or unreadable"
-    for name, expected in hashes.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        try:
-            found = _digest(path)
-        except OSError as error:
-            return f"{name} cannot be read ({error})"
-        if found != expected:
-            return f"{name} is corrupt (its SHA-256 differs from the manifest)"
-    return None
-
-
 def checkpoints(directory: Path) -> list[Path]:
     """Folders of all checkpoints, damaged ones too, from the oldest to the newest step."""
     found = (path for path in Path(directory).glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name))
@@ -203,36 +126,3 @@ def checkpoints(directory: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """Number of steps after which a checkpoint was written."""
     return int(folder.name.removeprefix("step-"))
-
-
-def _is_running(process: int) -> bool:
-    """Whether another process of this machine has that number; a file of our own number is of an earlier process."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(path: Path) -> str:
-    """fsync a file; returns its SHA-256."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-    return _digest(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

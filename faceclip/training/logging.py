@@ -25,7 +25,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
-from faceclip.storage.files import disk_errors, replacing
+from faceclip.storage.files import disk_errors, write_text
 
 
 class RunLog:
@@ -64,8 +64,7 @@ class RunLog:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue  # the last line of a killed run may be half written
-        with replacing(self.path) as file:
-            file.write("".join(line + "\n" for line in kept).encode())
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
 
 class EventFile:

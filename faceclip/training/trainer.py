@@ -17,6 +17,7 @@ from torch import Tensor
 
 from faceclip.cpu.training import cpu_training
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
+from faceclip.storage.folders import remove_leftovers, write_atomically
 from faceclip.training.accumulation import first_pass
 from faceclip.training.best import BestExport
 from faceclip.training.checkpoints import (
@@ -26,10 +27,8 @@ from faceclip.training.checkpoints import (
     load_checkpoint,
     make_folder,
     newest_checkpoint,
-    remove_leftovers,
     save_checkpoint,
     step_of,
-    write_atomically,
 )
 from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
 from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of

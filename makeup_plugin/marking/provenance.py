@@ -4,7 +4,6 @@ source type).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,8 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from faceclip.errors import ConfigError, UnreadableImageError
-from faceclip.storage.files import replace_picture
+from faceclip.storage.files import write_picture
+from faceclip.storage.hashes import bytes_hash
 
 SOFTWARE = "FaceMakeUp"
 # IPTC NewsCodes: made by a model trained on sampled content.
@@ -62,7 +62,7 @@ def software_version() -> str:
 
 def hash_prompt(prompt: str) -> str:
     """SHA-256 of the prompt's UTF-8 bytes."""
-    return hashlib.sha256(prompt.encode("utf-8")).hexdigest()
+    return bytes_hash(prompt.encode("utf-8"))
 
 
 def public_name(model: str) -> str:
@@ -123,7 +123,7 @@ def save_image(image: Image.Image, path: str | Path, provenance: Provenance | No
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
     if provenance is not None:
         options |= _png_metadata(provenance) if kind == "PNG" else _exif_metadata(provenance)
-    replace_picture(path, image, kind, **options)
+    write_picture(path, image, kind, **options)
     return path
 
 

@@ -27,9 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.storage.files import write_json
+from faceclip.storage.staging import staged
 from makeup_plugin.identity import IdentityChannel, detach_identity
 from makeup_plugin.marking.provenance import public_name
-from makeup_plugin.saving.staging import staged
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
@@ -204,21 +205,15 @@ def write_lora(
         **{name: channel is not None for name, channel in channels.items()},
         "licence": licence or UNKNOWN_LICENCE,
     }
-    _write_json(directory / CONFIG_FILE, config)
+    write_json(directory / CONFIG_FILE, config, indent=2, kind=CheckpointError)
 
 
 def hide_local_path(path: Path) -> None:
     """Reduce the path that diffusers writes into a configuration file to its last part (see `public_name`)."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("_name_or_path"):
-        _write_json(path, config | {"_name_or_path": public_name(config["_name_or_path"])})
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    """The whole file or, when writing is interrupted, what was there before."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+        public = config | {"_name_or_path": public_name(config["_name_or_path"])}
+        write_json(path, public, indent=2, kind=CheckpointError)
 
 
 def read_adapter_config(directory: str | Path) -> dict[str, Any]:

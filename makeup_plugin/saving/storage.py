@@ -23,6 +23,7 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.published.files import is_hub_id
+from faceclip.storage.staging import staged
 from makeup_plugin.saving.adapters import (
     ADAPTER_NAME,
     CONFIG_FILE,
@@ -44,7 +45,6 @@ from makeup_plugin.saving.adapters import (
     unload_adapter,
     write_lora,
 )
-from makeup_plugin.saving.staging import staged
 
 logger = logging.get_logger(__name__)
 COMPONENT_MODULES = ("faceclip.encoder", "faceclip.towers.image", "faceclip.face3d.fitter", "makeup_plugin.identity")

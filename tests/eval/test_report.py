@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import Report, format_cell, interval_bars, line_plot, write_json, write_text
+from eval.report import Report, format_cell, interval_bars, line_plot, write_json
 from faceclip.errors import DataError
 from faceclip.statistics import Estimate
 from tests.full_disk import largest_file
@@ -76,15 +76,6 @@ def test_wrong_rows_and_pictures_are_refused():
         Report("t").table(["a", "b"], [["x"]])
     with pytest.raises(ValueError, match="uint8"):
         Report("t").image_grid([[np.zeros((2, 2, 3))]])
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")  # cannot be encoded: the write fails half way
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from faceclip.data.arrays import FaceArrays
 from faceclip.faces.align import apply_affine, similarity_transform
-from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.storage.cache import cached_features
+from faceclip.storage.hashes import module_hash
+from faceclip.storage.locks import locked_cache
 from faceclip.towers.face import FaceViT
 from train_generator.features import aligned_faces
 

@@ -20,7 +20,7 @@ from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import module_hash
 from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
 from makeup_plugin.conditioning import time_ids

@@ -23,8 +23,10 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.storage.cache import cached_features, locked_cache, module_hash
+from faceclip.storage.cache import cached_features
+from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
+from faceclip.storage.locks import locked_cache
 from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
 from faceclip.training.towers.measures import rank1_hits

@@ -1,6 +1,5 @@
 """Latents of a data set, computed once and kept beside it."""
 
-import hashlib
 import json
 import os
 from functools import cache
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
 from faceclip.errors import CheckpointError
-from faceclip.storage.cache import cached_features, locked_cache
+from faceclip.storage.cache import cached_features
+from faceclip.storage.hashes import files_hash, settings_text
+from faceclip.storage.locks import locked_cache
 from faceclip.training.progress import bar
 from train_generator.loading import load_frozen
 from train_generator.towers.vae import encode_mean
@@ -33,12 +34,7 @@ def weights_hash(directory: Path) -> str:
         settings = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory} has no readable config.json ({error}): {VAE_REMEDY}") from error
-    settings = {name: value for name, value in settings.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+    return files_hash((("", file) for file in files), head=settings_text(settings))
 
 
 def cached_latents(vae: Path, arrays: FaceArrays) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext
 from train_generator.loading import load_frozen

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipError
+from faceclip.storage.files import replacing
+from faceclip.storage.folders import MANIFEST, write_atomically
 from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
-from faceclip.training.checkpoints import MANIFEST, write_atomically
 from faceclip.training.towers.card import Card, Metric, data_command, dataset_facts, read_card, write_card
 
 
@@ -192,9 +193,8 @@ def copy_export(export: Path, folder: Path) -> None:
 
 def _copy_whole(source: str, target: str) -> str:
     """Copies a file so that its place holds the old or the new one, never a part."""
-    temporary = f"{target}.{os.getpid()}.tmp"
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with open(source, "rb") as original, replacing(Path(target)) as file:
+        shutil.copyfileobj(original, file)
     return target
 
 

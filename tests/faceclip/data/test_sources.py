@@ -17,7 +17,7 @@ from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import find_layout, open_source
 from faceclip.errors import DataError, EmptyDatasetError, TooManyBadRecordsError
-from faceclip.storage.digests import content_hash
+from faceclip.storage.hashes import content_hash
 
 
 def png(value: int) -> bytes:

@@ -8,7 +8,8 @@ import torch
 from safetensors.numpy import load_file
 
 from faceclip.errors import DataError
-from faceclip.storage.cache import CHUNK, cached_features, module_hash
+from faceclip.storage.cache import CHUNK, cached_features
+from faceclip.storage.hashes import module_hash
 from faceclip.towers.image import ImageTower
 
 COUNT = 2 * CHUNK + 10

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from faceclip.storage.digests import content_hash, file_hash, read_json, write_json
 
 from faceclip.errors import DataError
-from faceclip.storage.digests import content_hash, file_hash, read_json, write_json
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Files written whole or not at all, on a disk that is full after some bytes."""
 
 import errno
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from faceclip.errors import CheckpointError, ConfigError, DataError
-from faceclip.storage.files import disk_errors, replace_picture, replacing
+from faceclip.storage.files import disk_errors, read_json, replacing, write_json, write_picture, write_text
 from tests.full_disk import largest_file
 
 
@@ -18,12 +19,12 @@ def noise() -> Image.Image:
 
 def test_a_picture_replaces_the_earlier_one_or_leaves_it(tmp_path):
     path = tmp_path / "new" / "a.png"
-    replace_picture(path, Image.new("RGB", (4, 4)))
+    write_picture(path, Image.new("RGB", (4, 4)))
     before = path.read_bytes()
     with largest_file(4000), pytest.raises(DataError, match=r"cannot write .*a\.png .*free space.*run again"):
-        replace_picture(path, noise())
+        write_picture(path, noise())
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-    replace_picture(path, noise())
+    write_picture(path, noise())
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(noise()))
     assert list(path.parent.iterdir()) == [path]
 
@@ -46,3 +47,28 @@ def test_the_outermost_file_is_named_and_other_errors_pass():
     for error in (ConfigError("fit"), ValueError("fit")):
         with pytest.raises(type(error), match=r"^fit$"), disk_errors(out):
             raise error from OSError()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_text_replaces_the_earlier_one_or_leaves_it(tmp_path, alone):
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "old", alone=alone)
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800", alone=alone)
+    with largest_file(100), pytest.raises(CheckpointError, match=r"a\.txt"):
+        write_text(path, "new" * 1000, kind=CheckpointError, alone=alone)
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_the_only_writer_of_a_file_writes_over_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".a.json.tmp").write_text("half")
+    write_json(tmp_path / "a.json", {"b": 1, "a": 2}, alone=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+    assert (tmp_path / "a.json").read_text() == '{\n "a": 2,\n "b": 1\n}\n'
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps([1])])
+def test_a_damaged_json_object_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from faceclip.errors import DataError
-from faceclip.storage.shards import ShardedArray, ShardFolder, short_key
+from faceclip.storage.hashes import short_key
+from faceclip.storage.shards import ShardedArray, ShardFolder
 
 
 def fill(folder, count=3, rows=4):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.storage.cache import module_hash
+from faceclip.storage.hashes import module_hash
 from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.pretrained import load_tower
 from faceclip.towers.text import TextTower

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from faceclip.errors import CheckpointError, EmptyDatasetError
+from faceclip.storage.folders import remove_leftovers, write_atomically
 from faceclip.training.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
-    remove_leftovers,
     save_checkpoint,
-    write_atomically,
 )
 from faceclip.training.optimization import rate_factor
 from faceclip.training.sampler import OrderedSampler, fetch, sample_rng

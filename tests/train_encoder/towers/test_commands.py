@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from eval.judges import attributes, second_recognizer
 from eval.judges.networks import Judge, SecondRecognizer
 from faceclip.face3d.fitter import FaceFitter
+from faceclip.storage.folders import verify
 from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
-from faceclip.training.checkpoints import verify
 from train_encoder.towers import clip, fitter, recognizer
 
 QUICK = ["trainer.batch_size=16", "trainer.warmup_steps=2", "trainer.log_every=5", "trainer.save_every=0"]

@@ -17,10 +17,11 @@ from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.storage.folders import verify
 from faceclip.towers.face import FaceViT
 from faceclip.towers.text import TextTower, tokenize
 from faceclip.training import StepContext, parse_config
-from faceclip.training.checkpoints import load_checkpoint, newest_checkpoint, verify
+from faceclip.training.checkpoints import load_checkpoint, newest_checkpoint
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import attribute_loss
 from train_generator.towers import base, latent_recognizer, vae

@@ -1,0 +1,116 @@
+"""SHA-256 of everything that has to be told apart: bytes, files, models, settings, and short keys of caches."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faceclip.errors import DataError
+from faceclip.storage.files import write_json
+
+Buffer = Any  # whatever hashlib reads: bytes, or a contiguous array
+
+
+def bytes_hash(*parts: Buffer) -> str:
+    """SHA-256 (64 hexadecimal digits) of bytes and contiguous arrays, one after the other."""
+    return joined_hash(parts)
+
+
+def joined_hash(parts: Iterable[Buffer]) -> str:
+    """`bytes_hash` of parts that are made one by one."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def int64_hash(data: Buffer) -> int:
+    """A signed integer of 64 bits that depends on all of `data`, for columns of numbers."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
+
+
+def short_key(*parts: object) -> str:
+    """20 hexadecimal digits that depend on every part."""
+    return bytes_hash(json.dumps([str(part) for part in parts]).encode())[:20]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_hash(files: Iterable[tuple[str, Path]], head: str = "") -> str:
+    """SHA-256 over `head` and the names and digests of files, in the given order. Raises OSError."""
+    return bytes_hash(head.encode(), *(name.encode() + bytes.fromhex(file_hash(file)) for name, file in files))
+
+
+def content_hash(files: Iterable[Path], root: Path, memo: Path) -> str:
+    """SHA-256 over names (relative to `root`) and contents of `files`.
+
+    Digests are kept in the JSON file `memo` by size and time of change, as git's index does, so that only new files are
+    read. Raises DataError for a file that cannot be read.
+    """
+    known = _read_memo(memo)
+    current: dict[str, list] = {}
+    total = hashlib.sha256()
+    for file in sorted(files):
+        try:
+            stat = file.stat()
+            stored = known.get(str(file))
+            if stored is None or stored[:2] != [stat.st_size, stat.st_mtime_ns]:
+                stored = [stat.st_size, stat.st_mtime_ns, file_hash(file)]
+        except OSError as error:
+            raise DataError(f"{file} cannot be read ({error.strerror}): check the file and its permissions") from error
+        current[str(file)] = stored
+        total.update(os.fsencode(os.path.relpath(file, root)) + f"\0{stored[2]}\n".encode())
+    if current != {name: known.get(name) for name in current}:
+        with suppress(DataError):  # read-only storage: the files are then read again the next time
+            write_json(memo, known | current, alone=True)
+    return total.hexdigest()
+
+
+def _read_memo(memo: Path) -> dict[str, list]:
+    try:
+        return json.loads(memo.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{memo} is corrupt ({error}): delete it, it only saves time") from error
+
+
+def settings_text(config: Mapping[str, Any]) -> str:
+    """The configuration of a model as JSON, without what does not decide its results: where diffusers read it from
+    (names with a leading underscore) and the note of its licence."""
+    kept = {name: value for name, value in config.items() if not name.startswith("_") and name != "licence"}
+    return json.dumps(kept, sort_keys=True)
+
+
+def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]], head: str = "") -> str:
+    """SHA-256 over `head` and names, shapes, types and values of tensors, in order of their names."""
+    digest = hashlib.sha256(head.encode())
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def module_hash(module: torch.nn.Module) -> str:
+    """`tensors_hash` of a module's state, with its class and its configuration, which decides what the weights compute:
+    activation, number of heads, normalization of pixels."""
+    settings = json.loads(settings_text(getattr(module, "config", {})))
+    head = json.dumps([type(module).__name__, settings], sort_keys=True)
+    return tensors_hash(module.state_dict().items(), head)
+
+
+def frozen_hash(module: torch.nn.Module) -> str:
+    """`tensors_hash` of the parameters that are not trained, with the module's configuration: a base model as it was
+    before adapters were added to it."""
+    frozen = ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
+    return tensors_hash(frozen, settings_text(module.config))
