@@ -1,7 +1,6 @@
 """Files written whole or not at all, on a disk that is full after some bytes."""
 
 import errno
-import json
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +66,22 @@ def test_the_only_writer_of_a_file_writes_over_what_a_killed_one_left(tmp_path):
     assert (tmp_path / "a.json").read_text() == '{\n "a": 2,\n "b": 1\n}\n'
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps([1])])
-def test_a_damaged_json_object_is_named(tmp_path, content):
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises(DataError, match=r"a\.json"):
-        read_json(tmp_path / "a.json")
+def test_json_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "facts.json"
+    write_json(path, {"b": 1, "a": [2]})
+    assert path.read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n' and read_json(path) == {"a": [2], "b": 1}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": [2], "b": 1}
+    write_json(path, [1])
+    assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]
+    with pytest.raises(DataError, match=r"facts\.json.*no JSON object"):
+        read_json(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"facts\.json is corrupt"):
+        read_json(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"cannot write .*facts\.json"):
+        write_json(path, {})
+    assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]
