@@ -17,7 +17,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from makeup_plugin.losses import estimate_clean, noise_again
+from makeup_plugin.diffusion import NoiseSchedule
 
 GROUPS = 16
 Reading = TypeVar("Reading")
@@ -113,23 +113,21 @@ class LatentRecognizer(ModelMixin, ConfigMixin):
 
 def read_estimates(
     reader: Callable[[Tensor, Tensor], Reading],
+    schedule: NoiseSchedule,
     prediction: Tensor,
     noisy: Tensor,
     clean: Tensor,
     timesteps: Tensor,
-    alphas_cumprod: Tensor,
     generator: torch.Generator,
-    *,
-    prediction_type: str,
 ) -> tuple[Reading, Reading]:
     """What a reader of noisy latents and timesteps sees in the latents that a prediction implies, and in the true ones
     `clean`, all (B, C, s, s).
 
-    Both are noised again with the same noise (`noise_again`); the second reading has no gradient.
+    Both are noised again with the same noise (`NoiseSchedule.noise_again`); the second reading has no gradient.
     """
-    estimate = estimate_clean(prediction.float(), noisy, alphas_cumprod, timesteps, prediction_type=prediction_type)
-    again, lower = noise_again(estimate, timesteps, alphas_cumprod, generator)
-    signal = alphas_cumprod.to(noisy.device)[lower].sqrt().view(-1, 1, 1, 1)
+    estimate = schedule.clean(prediction.float(), noisy, timesteps)
+    again, lower = schedule.noise_again(estimate, timesteps, generator)
+    signal, _ = schedule.signal_and_sigma(lower, estimate)
     with torch.no_grad():
         true = reader(again + signal * (clean - estimate), lower)
     return reader(again, lower), true

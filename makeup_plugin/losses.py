@@ -12,72 +12,7 @@ from torch import Tensor
 
 from faceclip.errors import ConfigError
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 IGNORED = -100  # class of what is not to be told, as in `F.cross_entropy`
-
-
-def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """SNR(t) = abar_t / (1 - abar_t) for timesteps (B,)."""
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
-    return alpha / (1 - alpha)
-
-
-def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, *, gamma: float, prediction_type: str) -> Tensor:
-    """Min-SNR-gamma weights (B,) of the per-sample error, Hang et al. 2023 (arXiv:2303.09556), section 3.4.
-
-    min(SNR, gamma) for a clean-image prediction; the same in terms of noise or velocity errors.
-    """
-    _check_prediction_type(prediction_type)
-    snr = signal_to_noise(alphas_cumprod, timesteps)
-    clipped = snr.clamp(max=gamma)
-    if prediction_type == "epsilon":
-        return clipped / snr
-    return clipped / (snr + 1) if prediction_type == "v_prediction" else clipped
-
-
-def prediction_target(
-    clean: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor, *, prediction_type: str
-) -> Tensor:
-    """What the UNet should say for clean latents and noise, both (B,C,h,w); v as in Salimans & Ho 2022, eq.
-    12.
-    """
-    _check_prediction_type(prediction_type)
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return clean
-    signal, sigma = _signal_and_sigma(alphas_cumprod, timesteps, clean)
-    return signal * noise - sigma * clean
-
-
-def estimate_clean(
-    prediction: Tensor, noisy: Tensor, alphas_cumprod: Tensor, timesteps: Tensor, *, prediction_type: str
-) -> Tensor:
-    """The clean latents that a prediction implies, eq. 12 of Song et al. 2021 (DDIM); v: Salimans & Ho 2022,
-    app. D.
-    """
-    _check_prediction_type(prediction_type)
-    if prediction_type == "sample":
-        return prediction
-    signal, sigma = _signal_and_sigma(alphas_cumprod, timesteps, noisy)
-    if prediction_type == "v_prediction":
-        return signal * noisy - sigma * prediction
-    return (noisy - sigma * prediction) / signal
-
-
-def noise_again(
-    clean: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, *, least: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """Estimated clean latents (B,C,h,w) with fresh noise, for networks that read noisy latents, and the timesteps
-    (B,) of that noise, drawn between `least` times those of the estimate and these themselves.
-
-    An estimate made at high noise is smoother than any true latents, and what is too fine for the noise cannot please
-    the reader.
-    """
-    draw = {"generator": generator, "device": clean.device}
-    lower = (timesteps * (least + (1 - least) * torch.rand(timesteps.shape, **draw))).long()
-    signal, sigma = _signal_and_sigma(alphas_cumprod, lower, clean)
-    return signal * clean + sigma * torch.randn(clean.shape, **draw), lower
 
 
 def noise_prediction_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -160,7 +95,7 @@ def identity_loss(
     none.
 
     Args:
-        images: (B,3,H,W) RGB in [0,1], differentiable (decoded from `estimate_clean`).
+        images: (B,3,H,W) RGB in [0,1], differentiable (decoded from `NoiseSchedule.clean`).
         landmarks: (B,5,2) keypoints of the true image in px of `images`: the warp is fixed, gradients flow
             through the colors.
         reference: (B,E) identity of the person, any length.
@@ -203,13 +138,3 @@ def decode_latents(vae: torch.nn.Module, latents: Tensor) -> Tensor:
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     images = vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0]
     return (images / 2 + 0.5).clamp(0, 1)
-
-
-def _signal_and_sigma(alphas_cumprod: Tensor, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
-    return alpha.sqrt(), (1 - alpha).sqrt()
-
-
-def _check_prediction_type(value: str) -> None:
-    if value not in PREDICTION_TYPES:
-        raise ConfigError(f"prediction_type must be one of {PREDICTION_TYPES}, got {value!r}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.conditioning import Conditions, predict
-from makeup_plugin.losses import estimate_clean
+from makeup_plugin.diffusion import NoiseSchedule
 from train_generator.config import LossConfig
 
 
@@ -50,6 +50,4 @@ def sampled_estimate(
             latents = scheduler.step(prediction.float(), time, latents, return_dict=False)[0]
     times = scheduler.timesteps[stop].expand(len(latents))
     prediction = predict(pipeline.unet, latents, times, conditions, **channels)
-    return estimate_clean(
-        prediction.float(), latents, scheduler.alphas_cumprod, times, prediction_type=scheduler.config.prediction_type
-    )
+    return NoiseSchedule.from_scheduler(scheduler).clean(prediction.float(), latents, times)

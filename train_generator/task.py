@@ -16,18 +16,16 @@ from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import AttentionCapture, layers_at
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
+from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentRecognizer, read_estimates
 from makeup_plugin.losses import (
     IGNORED,
     attribute_loss,
     decode_latents,
-    estimate_clean,
     feature_distance,
     identity_loss,
     low_noise,
-    min_snr_weights,
     noise_prediction_loss,
-    prediction_target,
     semantic_alignment_loss,
 )
 from makeup_plugin.marking.provenance import save_image, sheet_record
@@ -63,8 +61,7 @@ class GeneratorTask:
             for part in (pipeline.unet, pipeline.shading_channel):
                 if part is not None:
                     checkpoint_gradients(part)
-        self.alphas = pipeline.scheduler.alphas_cumprod.float()
-        self.prediction = pipeline.scheduler.config.prediction_type
+        self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
         self.attributes: tuple[str, ...] = ()
@@ -111,7 +108,7 @@ class GeneratorTask:
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
         noise = torch.randn(clean.shape, generator=context.generator, device=clean.device)
-        steps = torch.randint(len(self.alphas), (len(clean),), generator=context.generator, device=clean.device)
+        steps = torch.randint(len(self.schedule), (len(clean),), generator=context.generator, device=clean.device)
         conditions = self.conditions(batch)
         total, parts = self._loss(batch, conditions, noise, steps, context.generator)
         if not self.config.loss.sampled_identity:
@@ -122,13 +119,9 @@ class GeneratorTask:
     def _loss(
         self, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, steps: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        noisy = self._noisy(batch["latents"], noise, steps)
+        noisy = self.schedule.add_noise(batch["latents"], noise, steps)
         prediction, alignment = self._predict(batch, conditions, noisy, steps)
         return self._total(batch, prediction, alignment, noise, noisy, steps, generator)
-
-    def _noisy(self, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        signal = self.alphas.to(clean.device)[steps].view(-1, 1, 1, 1)
-        return signal.sqrt() * clean + (1 - signal).sqrt() * noise
 
     def _predict(
         self, batch: dict[str, Tensor], conditions: Conditions, noisy: Tensor, steps: Tensor
@@ -156,19 +149,19 @@ class GeneratorTask:
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """All terms, of a whole batch and what was predicted for it."""
-        config, alphas = self.config.loss, self.alphas.to(noisy.device)
-        target = prediction_target(batch["latents"], noise, alphas, steps, prediction_type=self.prediction)
+        config, schedule = self.config.loss, self.schedule.to(noisy.device)
+        target = schedule.target(batch["latents"], noise, steps)
         weights = None
         if config.min_snr_gamma:
-            weights = min_snr_weights(alphas, steps, gamma=config.min_snr_gamma, prediction_type=self.prediction)
+            weights = schedule.min_snr_weights(steps, config.min_snr_gamma)
         denoising = noise_prediction_loss(prediction, target, weights)
         face = denoising.new_zeros(())
         if config.identity:
-            face = self._identity_loss(batch, prediction, noisy, steps, alphas)
+            face = self._identity_loss(batch, prediction, noisy, steps, schedule)
         total = denoising + config.alignment * alignment + config.identity * face
         parts = {"noise": denoising, "alignment": alignment, "identity": face}
         if "latent_recognizer" in self.modules:
-            seen = self._latent_losses(batch, prediction, noisy, steps, alphas, generator)
+            seen = self._latent_losses(batch, prediction, noisy, steps, schedule, generator)
             total = total + sum(getattr(config, name) * value for name, value in seen.items())
             parts |= seen
         return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
@@ -180,7 +173,7 @@ class GeneratorTask:
         return batch["keep_face"] | batch["keep_identity"]
 
     def _identity_loss(
-        self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, alphas: Tensor
+        self, batch: dict[str, Tensor], prediction: Tensor, noisy: Tensor, steps: Tensor, schedule: NoiseSchedule
     ) -> Tensor:
         """1 − cosine to the person in the estimated picture, on samples that know the person; of those below
         `identity_below` the noisiest: in the others the noisy picture itself shows who it is."""
@@ -192,9 +185,7 @@ class GeneratorTask:
             return prediction.sum() * 0.0
         total = prediction.new_zeros(())
         for part in rows.split(self.config.trainer.batch_size):
-            clean = estimate_clean(
-                prediction[part].float(), noisy[part], alphas, steps[part], prediction_type=self.prediction
-            )
+            clean = schedule.clean(prediction[part].float(), noisy[part], steps[part])
             total = total + self._face_distance(clean, batch, part) * (len(part) / len(rows))
         return total
 
@@ -249,7 +240,7 @@ class GeneratorTask:
         prediction: Tensor,
         noisy: Tensor,
         steps: Tensor,
-        alphas: Tensor,
+        schedule: NoiseSchedule,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """What the latent recognizer says of the estimated latents: 1 − cosine to the person, on samples that know the
@@ -257,13 +248,12 @@ class GeneratorTask:
         under the same noise."""
         seen, true = read_estimates(
             self.modules["latent_recognizer"],
+            schedule,
             prediction,
             noisy,
             batch["latents"],
             steps,
-            alphas,
             generator,
-            prediction_type=self.prediction,
         )
         keep = self._knows_person(batch)
         distance = 1 - F.cosine_similarity(seen.identity, batch["target_identity"].float(), dim=-1)
@@ -288,8 +278,8 @@ class GeneratorTask:
         batch = {name: value.to(device) for name, value in batch.items()}
         generator = torch.Generator(device).manual_seed(5)
         noise = torch.randn(batch["latents"].shape, generator=generator, device=device)
-        steps = torch.linspace(20, len(self.alphas) - 20, len(rows), device=device).long()
-        noisy = self._noisy(batch["latents"], noise, steps)
+        steps = torch.linspace(20, len(self.schedule) - 20, len(rows), device=device).long()
+        noisy = self.schedule.add_noise(batch["latents"], noise, steps)
         given, found, aligned, phrases = [], [], 0.0, 0
         for rows in torch.arange(len(steps), device=device).split(self.config.trainer.batch_size):
             part = {name: value[rows] for name, value in batch.items()}

@@ -35,6 +35,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/makeup_plugin/test_losses.py",
         "tests/makeup_plugin/test_channels.py",
     ),
+    "makeup_plugin.diffusion": ("tests/makeup_plugin/test_diffusion.py",),
     "makeup_plugin.losses": ("tests/makeup_plugin/test_losses.py",),
     "makeup_plugin.sampling": ("tests/makeup_plugin/test_sampling.py", "tests/makeup_plugin/test_pipeline.py"),
     "makeup_plugin.saving.adapters": ("tests/makeup_plugin/saving/test_adapters.py",),

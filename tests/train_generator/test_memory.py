@@ -211,7 +211,7 @@ def test_validation_equals_the_loss_of_the_batch(parts, tmp_path):
     batch = fetch(task.validation_source, [(int(row), 0) for row in rows], 5)
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(batch["latents"].shape, generator=generator)
-    steps = torch.linspace(20, len(task.alphas) - 20, 12).long()
+    steps = torch.linspace(20, len(task.schedule) - 20, 12).long()
     with torch.no_grad():
         total, expected = task._loss(batch, task.conditions(batch), noise, steps, generator)
     found = task.validate(0)

@@ -27,7 +27,7 @@ from faceclip.training import parse_config
 from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
-from makeup_plugin.losses import estimate_clean, feature_distance, noise_again
+from makeup_plugin.losses import feature_distance
 from makeup_plugin.marking.provenance import read_provenance
 from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import (
@@ -398,7 +398,7 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
     )
     task = GeneratorTask(pipeline, config, features, reader)
     steps, noise = torch.tensor([300, 600]), torch.randn(2, 4, 16, 16)
-    alphas, draw = task.alphas, torch.Generator
+    schedule, draw = task.schedule, torch.Generator
     batch = {
         "keep_face": torch.tensor([True, False]),
         "keep_identity": torch.tensor([False, False]),
@@ -407,24 +407,26 @@ def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path)
         "classes": torch.tensor([[2, 1], [3, 0]]),
         "named": torch.tensor([[True, False], [False, False]]),
     }
-    noisy = alphas[steps].sqrt().view(-1, 1, 1, 1) * noise
+    noisy = schedule.alphas_cumprod[steps].sqrt().view(-1, 1, 1, 1) * noise
     prediction = torch.randn(2, 4, 16, 16, requires_grad=True)
-    losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
-    estimate = estimate_clean(prediction, noisy, alphas, steps, prediction_type="epsilon")
-    again, lower = noise_again(estimate, steps, alphas, draw().manual_seed(0))
+    losses = task._latent_losses(batch, prediction, noisy, steps, schedule, draw().manual_seed(0))
+    assert schedule.prediction_type == "epsilon"
+    estimate = schedule.clean(prediction, noisy, steps)
+    again, lower = schedule.noise_again(estimate, steps, draw().manual_seed(0))
     seen = reader(again, lower)
     expected = 1 - torch.cosine_similarity(seen.identity[:1], batch["target_identity"][:1]).mean()
     torch.testing.assert_close(losses["latent_identity"], expected)
     expected = torch.nn.functional.cross_entropy(seen.attributes["beard"][:1], torch.tensor([2]))
     torch.testing.assert_close(losses["latent_attributes"], expected)
     # The same noise on the true latents.
-    signal, sigma = alphas[lower].sqrt().view(-1, 1, 1, 1), (1 - alphas[lower]).sqrt().view(-1, 1, 1, 1)
+    alphas = schedule.alphas_cumprod[lower].view(-1, 1, 1, 1)
+    signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
     true = reader(signal * batch["latents"] + sigma * (again - signal * estimate) / sigma, lower)
     torch.testing.assert_close(losses["latent_features"], feature_distance(seen.features, true.features))
     (losses["latent_identity"] + losses["latent_attributes"]).backward()
     assert prediction.grad[0].abs().sum() > 0 and prediction.grad[1].abs().sum() == 0
     batch["keep_face"][:], batch["named"][:] = False, False
-    losses = task._latent_losses(batch, prediction, noisy, steps, alphas, draw().manual_seed(0))
+    losses = task._latent_losses(batch, prediction, noisy, steps, schedule, draw().manual_seed(0))
     assert losses["latent_identity"] == losses["latent_attributes"] == 0
 
 
@@ -456,9 +458,9 @@ def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, t
     steps, told = torch.tensor([50, 60, 70]), torch.tensor([True, channel, False])
     noisy = torch.randn(batch["latents"].shape)
     prediction = torch.randn(noisy.shape, requires_grad=True)
-    face = task._identity_loss(batch, prediction, noisy, steps, task.alphas)
+    face = task._identity_loss(batch, prediction, noisy, steps, task.schedule)
     draw = torch.Generator().manual_seed(0)
-    seen = task._latent_losses(batch, prediction, noisy, steps, task.alphas, draw)["latent_identity"]
+    seen = task._latent_losses(batch, prediction, noisy, steps, task.schedule, draw)["latent_identity"]
     for loss in (face, seen):
         (gradient,) = torch.autograd.grad(loss, prediction)
         assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == told.tolist()

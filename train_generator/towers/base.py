@@ -24,8 +24,9 @@ from faceclip.storage.hashes import module_hash
 from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
 from makeup_plugin.conditioning import time_ids
+from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import read_estimates
-from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance, prediction_target
+from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance
 from train_generator.loading import load_frozen
 from train_generator.towers.alignment import Alignment, middle_features, portrait_tokens, tokens_in_place
 from train_generator.towers.attributes import LatentClassifier
@@ -160,6 +161,7 @@ class BaseTask:
         self.modules = nn.ModuleDict({"unet": unet, "towers": towers})
         self.config, self.vae = config, vae
         self.scheduler, self.frozen = make_scheduler(), {}
+        self.schedule = NoiseSchedule.from_scheduler(self.scheduler)
         arrays = load_arrays(config.data, "validation", size=config.size)
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
         if config.attribute_weight:
@@ -179,15 +181,14 @@ class BaseTask:
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
         draw = {"generator": context.generator, "device": clean.device}
-        total_levels = self.scheduler.config.num_train_timesteps
-        timesteps = draw_timesteps(self.config.levels, len(clean), total_levels, context.generator)
+        timesteps = draw_timesteps(self.config.levels, len(clean), len(self.schedule), context.generator)
         noise = torch.randn(clean.shape, **draw)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        noisy = self.schedule.add_noise(clean, noise, timesteps)
         looks = middle_features if "alignment" in self.modules else nullcontext
         with looks(self.modules["unet"]) as middle:
             prediction = self._predict(noisy, timesteps, batch["tokens"])
         errors = self._errors(prediction, clean, noise, timesteps)
-        counts = level_weights(self.config.levels, self.scheduler.alphas_cumprod, timesteps)
+        counts = level_weights(self.config.levels, self.schedule, timesteps)
         total = weighted_mean(errors if counts is None else errors * counts, batch["weights"])
         parts = {"noise": total.detach()}
         if "alignment" in self.modules:
@@ -224,13 +225,12 @@ class BaseTask:
         are from those of the true ones under the same noise."""
         found, true = read_estimates(
             self.modules["classifier"].frozen,
+            self.schedule,
             prediction,
             noisy,
             batch["latents"],
             timesteps,
-            self.scheduler.alphas_cumprod,
             context.generator,
-            prediction_type="v_prediction",
         )
         classes = batch["classes"].masked_fill(~batch["named"], IGNORED)
         return attribute_loss(found.logits, classes), feature_distance(found.features, true.features)
@@ -251,10 +251,7 @@ class BaseTask:
 
     def _errors(self, prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Squared errors of a predicted velocity, its own shape."""
-        target = prediction_target(
-            clean, noise, self.scheduler.alphas_cumprod, timesteps, prediction_type="v_prediction"
-        )
-        return (prediction.float() - target).square()
+        return (prediction.float() - self.schedule.target(clean, noise, timesteps)).square()
 
     def validate(self, step: int) -> dict[str, float]:
         """The loss on validation portraits, always with the same captions, noise and timesteps."""
@@ -264,12 +261,12 @@ class BaseTask:
         for start in range(0, count, 64):
             rows = list(range(start, min(start + 64, count)))
             batch = self.validation.get_batch(rows, [np.random.default_rng(row) for row in rows])
-            timesteps = torch.linspace(0, self.scheduler.config.num_train_timesteps - 1, len(rows)).long()
+            timesteps = torch.linspace(0, len(self.schedule) - 1, len(rows)).long()
             noise = torch.randn(batch["latents"].shape, generator=generator)
             device = next(self.modules.parameters()).device
             given = (batch["latents"], noise, timesteps, batch["tokens"])
             clean, added, when, tokens = (value.to(device) for value in given)
-            prediction = self._predict(self.scheduler.add_noise(clean, added, when), when, tokens)
+            prediction = self._predict(self.schedule.add_noise(clean, added, when), when, tokens)
             errors.append(float(self._errors(prediction, clean, added, when).mean()))
         return {"validation_noise": float(np.mean(errors))}
 

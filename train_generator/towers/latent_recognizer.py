@@ -30,6 +30,7 @@ from faceclip.storage.locks import locked_cache
 from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
 from faceclip.training.towers.measures import rank1_hits
+from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
 from train_generator.features import aligned_faces
@@ -129,7 +130,7 @@ class LatentRecognizerTask:
     def __init__(self, model: LatentRecognizer, config: LatentRecognizerConfig, validation: IdentitySource) -> None:
         self.modules = nn.ModuleDict({"model": model})
         self.config, self.validation = config, validation
-        self.scheduler = make_scheduler()
+        self.schedule = NoiseSchedule.from_scheduler(make_scheduler())
 
     def facts(self) -> dict[str, str]:
         """Hashes of the frozen parts: a run on others is another run."""
@@ -139,9 +140,8 @@ class LatentRecognizerTask:
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch["latents"]
         draw = {"generator": context.generator, "device": latents.device}
-        count = self.scheduler.config.num_train_timesteps
-        timesteps = (count * torch.rand(len(latents), **draw) ** self.config.low_noise).long()
-        noisy = self.scheduler.add_noise(latents, torch.randn(latents.shape, **draw), timesteps)
+        timesteps = (len(self.schedule) * torch.rand(len(latents), **draw) ** self.config.low_noise).long()
+        noisy = self.schedule.add_noise(latents, torch.randn(latents.shape, **draw), timesteps)
         found = self.modules["model"](noisy, timesteps)
         distance = 1 - F.cosine_similarity(found.identity, batch["person"]).mean()
         attributes = attribute_loss(list(found.attributes.values()), batch["classes"])
@@ -169,11 +169,11 @@ class LatentRecognizerTask:
 @torch.no_grad()
 def read_noisy(model: LatentRecognizer, latents: Tensor, level: int, generator: torch.Generator) -> LatentReading:
     """What is read in clean latents (N, C, s, s) after noise of timestep `level`; without features."""
-    scheduler, device = make_scheduler(), next(model.parameters()).device
+    schedule, device = NoiseSchedule.from_scheduler(make_scheduler()), next(model.parameters()).device
     found = []
     for part in latents.split(64):
         timesteps = torch.full((len(part),), level)
-        noisy = scheduler.add_noise(part, torch.randn(part.shape, generator=generator), timesteps)
+        noisy = schedule.add_noise(part, torch.randn(part.shape, generator=generator), timesteps)
         found.append(model(noisy.to(device), timesteps.to(device)))
     return LatentReading(
         identity=torch.cat([one.identity for one in found]).cpu(),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin.losses import min_snr_weights
+from makeup_plugin.diffusion import NoiseSchedule
 
 Draw = Literal["uniform", "logit-normal"]
 
@@ -48,9 +48,8 @@ def draw_timesteps(config: LevelConfig, count: int, total: int, generator: torch
     return (total * torch.sigmoid(config.mean + config.deviation * normal)).long().clamp(max=total - 1)
 
 
-def level_weights(config: LevelConfig, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor | None:
-    """Weights (B, 1, 1, 1) of the errors of predicted velocities; None where all count the same."""
+def level_weights(config: LevelConfig, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor | None:
+    """Weights (B, 1, 1, 1) of the errors of predictions; None where all count the same."""
     if not config.min_snr:
         return None
-    weights = min_snr_weights(alphas_cumprod, timesteps, gamma=config.min_snr, prediction_type="v_prediction")
-    return weights[:, None, None, None]
+    return schedule.min_snr_weights(timesteps, config.min_snr)[:, None, None, None]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from faceclip.errors import ConfigError
+from makeup_plugin.diffusion import NoiseSchedule
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.levels import LevelConfig, draw_timesteps, level_weights
 
@@ -15,7 +16,7 @@ def draw(config: LevelConfig, count: int = 20_000) -> torch.Tensor:
 def test_a_uniform_draw_is_the_one_it_always_was():
     expected = torch.randint(0, 1000, (64,), generator=torch.Generator().manual_seed(3))
     assert torch.equal(draw(LevelConfig(), 64), expected)
-    assert level_weights(LevelConfig(), make_scheduler().alphas_cumprod, expected) is None
+    assert level_weights(LevelConfig(), NoiseSchedule.from_scheduler(make_scheduler()), expected) is None
 
 
 def test_a_logit_normal_draw_has_its_median_and_quartiles():
@@ -26,8 +27,8 @@ def test_a_logit_normal_draw_has_its_median_and_quartiles():
 
 
 def test_min_snr_weighs_a_velocity_by_hand():
-    alphas = torch.tensor([0.99, 0.5, 0.0])
-    weights = level_weights(LevelConfig(min_snr=5.0), alphas, torch.tensor([0, 1, 2]))
+    schedule = NoiseSchedule(alphas_cumprod=torch.tensor([0.99, 0.5, 0.0]), prediction_type="v_prediction")
+    weights = level_weights(LevelConfig(min_snr=5.0), schedule, torch.tensor([0, 1, 2]))
     assert weights.shape == (3, 1, 1, 1)
     # SNR 99, 1, 0: min(SNR, 5) / (SNR + 1)
     torch.testing.assert_close(weights.flatten(), torch.tensor([0.05, 0.5, 0.0]), rtol=1e-4, atol=1e-6)
