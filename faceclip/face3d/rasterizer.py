@@ -1,7 +1,6 @@
 """Z-buffered triangle rasterization on the CPU: for every pixel the nearest triangle and barycentric weights.
 
-Two implementations with equal results (benchmarks/rasterizer.py compares them): `rasterize` compiled by numba,
-triangle by triangle over its bounding box, and `rasterize_numpy`, vectorized over blocks of triangles.
+numba compiles it: triangle by triangle, every pixel of the triangle's bounding box is tested.
 Pixel centres lie at integer coordinates: x in [0, width), y in [0, height), y down; a larger depth is nearer.
 """
 
@@ -59,54 +58,6 @@ def rasterize(
     depth = np.full((height, width), -np.inf, np.float32)
     _fill(np.ascontiguousarray(points, np.float32), np.ascontiguousarray(faces, np.int32), triangle, weights, depth)
     return triangle, weights, depth
-
-
-def rasterize_numpy(
-    points: np.ndarray, faces: np.ndarray, height: int, width: int | None = None, block: int = 4096
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`rasterize` without a compiler: candidate (triangle, pixel) pairs of a block are expanded and reduced."""
-    width = height if width is None else width
-    points = np.asarray(points, np.float32)
-    best_face = np.full(height * width, -1, np.int64)
-    best_depth = np.full(height * width, -np.inf, np.float32)
-    best_weights = np.zeros((height * width, 3), np.float32)
-    for start in range(0, len(faces), block):
-        index = np.arange(start, min(start + block, len(faces)))
-        corner = points[faces[index]]  # (B, 3, 3)
-        a, b, c = corner[:, 0], corner[:, 1], corner[:, 2]
-        area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-        low = np.maximum(np.ceil(corner[..., :2].min(1)), 0)
-        high = np.minimum(np.floor(corner[..., :2].max(1)), (width - 1, height - 1))
-        size = np.where(np.isfinite(area) & (area != 0), np.maximum(high - low + 1, 0).prod(1), 0).astype(np.int64)
-        if not size.sum():
-            continue
-        owner = np.repeat(np.arange(len(index)), size)
-        offset = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        columns = (high - low + 1)[owner, 0].astype(np.int64)
-        x = (low[owner, 0] + offset % columns).astype(np.float32)
-        y = (low[owner, 1] + offset // columns).astype(np.float32)
-        a, b, c, area = a[owner], b[owner], c[owner], area[owner]
-        wa = ((b[:, 0] - x) * (c[:, 1] - y) - (b[:, 1] - y) * (c[:, 0] - x)) / area
-        wb = ((c[:, 0] - x) * (a[:, 1] - y) - (c[:, 1] - y) * (a[:, 0] - x)) / area
-        wc = ((a[:, 0] - x) * (b[:, 1] - y) - (a[:, 1] - y) * (b[:, 0] - x)) / area
-        weight = np.stack([wa, wb, wc], 1)
-        inside = (weight >= 0).all(1)
-        weight, owner, x, y = weight[inside], owner[inside], x[inside], y[inside]
-        z = (weight * corner[owner][..., 2]).sum(1)
-        pixel = y.astype(np.int64) * width + x.astype(np.int64)
-        order = np.lexsort((owner, -z, pixel))  # nearest first within a pixel; ties: first triangle
-        first = np.ones(len(order), bool)
-        first[1:] = pixel[order][1:] != pixel[order][:-1]
-        keep = order[first]
-        keep = keep[z[keep] > best_depth[pixel[keep]]]
-        best_depth[pixel[keep]] = z[keep]
-        best_face[pixel[keep]] = index[owner[keep]]
-        best_weights[pixel[keep]] = weight[keep]
-    return (
-        best_face.reshape(height, width).astype(np.int32),
-        best_weights.reshape(height, width, 3),
-        best_depth.reshape(height, width),
-    )
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,17 +1,14 @@
-"""Rasterization against a hand-drawn triangle, and both implementations against each other."""
+"""Rasterization against a hand-drawn triangle, and against a plain search of all triangles."""
 
 import numpy as np
 import pytest
 
-from faceclip.face3d.rasterizer import interpolate, rasterize, rasterize_numpy, vertex_normals
-
-BOTH = pytest.mark.parametrize("draw", [rasterize, rasterize_numpy])
+from faceclip.face3d.rasterizer import interpolate, rasterize, vertex_normals
 
 
-@BOTH
-def test_triangle_by_hand(draw):
+def test_triangle_by_hand():
     points = np.array([[0, 0, 1.0], [3, 0, 1.0], [0, 3, 4.0]])
-    triangle, weights, depth = draw(points, np.array([[0, 1, 2]]), 4)
+    triangle, weights, depth = rasterize(points, np.array([[0, 1, 2]]), 4)
     # Pixel centres with x + y <= 3 are inside, edges included.
     inside = np.add.outer(np.arange(4), np.arange(4)) <= 3
     np.testing.assert_array_equal(triangle, np.where(inside, 0, -1))
@@ -21,21 +18,36 @@ def test_triangle_by_hand(draw):
     assert np.isneginf(depth[3, 3])
 
 
-@BOTH
-def test_nearer_triangle_wins_in_any_order(draw):
+def test_nearer_triangle_wins_in_any_order():
     points = np.array([[-1, -1, 0.0], [9, -1, 0.0], [-1, 9, 0.0], [-1, -1, 1.0], [9, -1, 1.0], [-1, 9, 1.0]])
     for faces, winner in (([[0, 1, 2], [3, 4, 5]], 1), ([[3, 4, 5], [0, 1, 2]], 0)):
-        assert (draw(points, np.array(faces), 3)[0] == winner).all()
+        assert (rasterize(points, np.array(faces), 3)[0] == winner).all()
 
 
-def test_implementations_agree_on_a_soup():
+def every_triangle_at_every_pixel(points: np.ndarray, faces: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest triangle and depth of each pixel in float64, without bounding boxes."""
+    y, x = np.mgrid[:size, :size].astype(float)
+    triangle, depth = np.full((size, size), -1), np.full((size, size), -np.inf)
+    for number, (a, b, c) in enumerate(points[faces].astype(float)):
+        matrix = np.stack([[a[0], b[0], c[0]], [a[1], b[1], c[1]], [1, 1, 1]])
+        if np.linalg.matrix_rank(matrix) < 3:
+            continue
+        weights = np.linalg.solve(matrix, np.stack([x, y, np.ones_like(x)]).reshape(3, -1)).reshape(3, size, size)
+        z = np.where((weights >= 0).all(0), np.tensordot([a[2], b[2], c[2]], weights, 1), -np.inf)
+        nearer = z > depth
+        triangle[nearer], depth[nearer] = number, z[nearer]
+    return triangle, depth
+
+
+def test_a_soup_of_triangles():
     rng = np.random.default_rng(0)
     points = rng.uniform(-5, 37, (300, 3)).astype(np.float32)
     faces = rng.integers(0, 300, (400, 3))
-    compiled, vectorized = rasterize(points, faces, 32), rasterize_numpy(points, faces, 32, block=64)
-    same = compiled[0] == vectorized[0]
+    triangle, _, depth = rasterize(points, faces, 32)
+    expected = every_triangle_at_every_pixel(points, faces, 32)
+    same = triangle == expected[0]
     assert same.mean() > 0.999  # rounding decides single pixels on shared edges
-    np.testing.assert_allclose(compiled[2][same], vectorized[2][same], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(depth[same], expected[1][same], rtol=1e-4, atol=1e-3)
 
 
 def test_degenerate_and_outside_triangles_draw_nothing():
@@ -56,12 +68,11 @@ def test_normals_of_a_corner():
     np.testing.assert_allclose(vertex_normals(vertices, np.array([[0, 1, 2]])), [[0, 0, 1]] * 3)
 
 
-@BOTH
-def test_a_triangle_in_general_position_by_hand(draw):
+def test_a_triangle_in_general_position_by_hand():
     """Corners (1, 1), (7, 2), (2, 6) at depths 1, 2, 5; the weights solve two linear equations at every pixel."""
     corners = np.array([[1, 1, 1.0], [7, 2, 2.0], [2, 6, 5.0]])
     for faces in ([[0, 1, 2]], [[2, 1, 0]]):  # both windings are drawn
-        triangle, weights, depth = draw(corners, np.array(faces), 7, 9)
+        triangle, weights, depth = rasterize(corners, np.array(faces), 7, 9)
         assert triangle.shape == (7, 9) and triangle.dtype == np.int32 and weights.dtype == np.float32
         for y in range(7):
             for x in range(9):
@@ -75,27 +86,24 @@ def test_a_triangle_in_general_position_by_hand(draw):
                     assert depth[y, x] == pytest.approx(expected @ corners[faces[0], 2], abs=1e-5)
 
 
-@BOTH
-def test_pixels_on_edges_and_corners_belong_to_the_triangle(draw):
-    triangle, weights, _ = draw(np.array([[1, 1, 0.0], [3, 1, 0.0], [1, 3, 0.0]]), np.array([[0, 1, 2]]), 5)
+def test_pixels_on_edges_and_corners_belong_to_the_triangle():
+    triangle, weights, _ = rasterize(np.array([[1, 1, 0.0], [3, 1, 0.0], [1, 3, 0.0]]), np.array([[0, 1, 2]]), 5)
     assert [tuple(place) for place in np.argwhere(triangle == 0)] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1)]
     np.testing.assert_allclose(weights[1, 3], [0, 1, 0], atol=1e-6)
 
 
-@BOTH
-def test_triangles_are_cut_by_the_borders(draw):
+def test_triangles_are_cut_by_the_borders():
     points = np.array([[-4, -4, 0.0], [12, -4, 0.0], [-4, 12, 0.0]])
-    triangle, _, _ = draw(points, np.array([[0, 1, 2]]), 3, 5)
+    triangle, _, _ = rasterize(points, np.array([[0, 1, 2]]), 3, 5)
     assert (triangle == 0).tolist() == [[x + y <= 8 for x in range(5)] for y in range(3)]
-    beside = draw(points + np.array([0, 20, 0]), np.array([[0, 1, 2]]), 3, 5)[0]
+    beside = rasterize(points + np.array([0, 20, 0]), np.array([[0, 1, 2]]), 3, 5)[0]
     assert (beside == -1).all()
 
 
-@BOTH
-def test_of_equally_near_triangles_the_first_is_drawn(draw):
+def test_of_equally_near_triangles_the_first_is_drawn():
     points = np.array([[0, 0, 1.0], [4, 0, 1.0], [0, 4, 1.0], [4, 4, 1.0], [2, 2, np.nan]])
     faces = np.array([[0, 1, 4], [0, 1, 2], [0, 1, 2], [1, 2, 3]])
-    triangle = draw(points, faces, 5)[0]
+    triangle = rasterize(points, faces, 5)[0]
     assert triangle[1, 1] == 1 and triangle[2, 2] == 1 and triangle[4, 4] == 3  # the one with NaN draws nothing
 
 
