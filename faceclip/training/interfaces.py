@@ -68,7 +68,8 @@ class TrainerConfig:
     """steps: optimizer steps, each over batch_size × accumulate samples per process. With `accumulate` above 1 the
     gradients of the chunks are averaged; of a `ContrastiveTask` they are those of the one large batch.
 
-    Rates: AdamW at `learning_rate` after `warmup_steps`, then `schedule` down to min_lr_ratio.
+    Rates: `optimizer` at `learning_rate` after `warmup_steps`, then `schedule` down to min_lr_ratio. "muon" steps inner
+    matrices and kernels by Muon and the rest by AdamW (`faceclip.training.muon`).
     `max_grad_norm` 0 switches clipping off. `ema_decay`: validate and export averaged weights. `precision`
     "bf16" is autocast. *_every count optimizer steps, 0 is never; `best_metric`: name of the validation
     figure whose best export is kept in `best/` (larger is better unless `best_mode` is "min"). `resume`: go on
@@ -80,6 +81,7 @@ class TrainerConfig:
     steps: int = 1000
     batch_size: int = 64
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -123,6 +125,8 @@ class TrainerConfig:
             raise ConfigError(f"trainer.num_threads: must be at least 1 or null, got {self.num_threads}")
         if not 0 <= self.seed < 2**32:  # the seeds of steps and ranks, made of it, must fit 64 bits
             raise ConfigError(f"trainer.seed: must be from 0 to 4294967295, got {self.seed}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"trainer.optimizer: must be 'adamw' or 'muon', got {self.optimizer!r}")
         if self.device not in ("auto", "cpu"):
             raise ConfigError(
                 f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "

@@ -1,10 +1,38 @@
-"""Learning-rate schedule and parameter groups."""
+"""Optimizer, learning-rate schedule and parameter groups."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+
+from faceclip.errors import ConfigError
+from faceclip.training.interfaces import TrainerConfig
+from faceclip.training.muon import MuonAdamW, muon_groups
+
+
+def make_optimizer(
+    config: TrainerConfig,
+    trainable: Mapping[str, nn.Parameter],
+    groups: Callable[[], list[dict[str, Any]]] | None,
+    *,
+    whole: bool,
+) -> torch.optim.AdamW:
+    """The optimizer of a run; `groups` are a task's own, `whole` says that every process holds whole weights.
+
+    Raises ConfigError where Muon is asked for and cannot be: with parts of weights, or with a task's own groups.
+    """
+    rates = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "muon":
+        if groups is not None or not whole:
+            raise ConfigError(
+                "trainer.optimizer: muon needs whole weights in every process and a task without parameter groups of "
+                "its own; set it to adamw"
+            )
+        return MuonAdamW(muon_groups(trainable.items(), config.weight_decay), **rates)
+    found = groups() if groups is not None else decay_groups(trainable.items(), config.weight_decay)
+    return torch.optim.AdamW(found, **rates)
 
 
 def rate_factor(step: int, *, steps: int, warmup: int, schedule: str, min_ratio: float) -> float:

@@ -36,7 +36,7 @@ from faceclip.training.ema import ParameterAverage
 from faceclip.training.engines import Engine, layout, prepare, start
 from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.training.logging import Display, RunLog, Window
-from faceclip.training.optimization import decay_groups, rate_factor
+from faceclip.training.optimization import make_optimizer, rate_factor
 from faceclip.training.prefetch import Prefetcher
 from faceclip.training.sampler import MapSource, OrderedSampler, fetch
 from faceclip.training.step_module import StepModule
@@ -80,10 +80,7 @@ class Trainer:
             raise ConfigError("nothing to train: no parameter of the task requires a gradient")
         task.modules.to(self.device)
         groups = getattr(task, "parameter_groups", None)
-        groups = groups() if groups is not None else decay_groups(self.trainable.items(), config.weight_decay)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(config, self.trainable, groups, whole=layout(self.accelerator) == "replicated")
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         if config.ema_decay and layout(self.accelerator) == "zero-3":
             raise ConfigError("trainer.ema_decay: ZeRO 3 leaves no process with all weights to average; set it to null")

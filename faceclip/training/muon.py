@@ -1,0 +1,75 @@
+"""Muon for matrices and kernels, AdamW for everything else, as one optimizer.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) steps along the orthogonalized momentum: all
+directions of a weight learn at one rate. `torch.optim.Muon` takes matrices alone; here a kernel (O, I, h, w) is the
+matrix (O, I·h·w). Updates have the size that AdamW's have (Liu et al. 2025, arXiv:2502.16982, section 2.2), so that
+both share a learning rate and a weight decay.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration in Jordan's post
+ITERATIONS = 5
+MOMENTUM = 0.95
+_OUTER = ("conv_in.", "conv_out.", "embed")  # layers between pixels, ids or latents and the network stay with AdamW
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """A matrix (R, C) in bf16 with the same singular vectors and singular values of about 1."""
+    a, b, c = COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.bfloat16().T if tall else matrix.bfloat16()
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups with ``"muon": True`` are stepped by Muon, with Nesterov momentum."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        for group in self.param_groups:
+            for parameter in group["params"] if group.get("muon") else ():
+                if parameter.grad is not None:
+                    self._orthogonal_step(parameter, group)
+                    parameter.grad = None  # AdamW passes over it
+        return super().step(closure)
+
+    def _orthogonal_step(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["momentum"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        gradient, momentum = parameter.grad, state["momentum"]
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        update = orthogonalized(gradient.lerp(momentum, MOMENTUM).flatten(1))
+        rows, columns = update.shape
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        scale = 0.2 * math.sqrt(max(rows, columns))
+        parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
+
+
+def muon_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for `MuonAdamW`: inner matrices and kernels by Muon; first and last layers and embeddings by AdamW with
+    weight decay; biases, gains and scalars without."""
+    inner, outer, free = [], [], []
+    for name, parameter in named:
+        if parameter.ndim < 2:
+            free.append(parameter)
+        else:
+            (outer if any(word in name for word in _OUTER) else inner).append(parameter)
+    groups = [
+        {"params": inner, "weight_decay": weight_decay, "muon": True},
+        {"params": outer, "weight_decay": weight_decay, "muon": False},
+        {"params": free, "weight_decay": 0.0, "muon": False},
+    ]
+    return [group for group in groups if group["params"]]
