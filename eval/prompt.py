@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-JUDGED = ("hair_color", "glasses", "hat", "beard", "expression")
-"""Attributes that prompts are scored on; the others are too small or too vague at 64 px."""
+from faceclip.training.towers.labels import JUDGED
 
 _SMILING = frozenset({"smile", "laugh"})
 

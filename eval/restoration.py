@@ -20,7 +20,6 @@ from torch import Tensor
 from eval.arguments import check_least, load_model
 from eval.generation.judging import embed_faces, look
 from eval.judges.networks import Judge, SecondRecognizer
-from eval.prompt import JUDGED
 from eval.report import write_json
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
@@ -28,6 +27,7 @@ from faceclip.errors import FaceClipError
 from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceViT
+from faceclip.training.towers.labels import JUDGED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,12 @@ from torch import Tensor
 from eval.generation.plan import Job
 from eval.judges.networks import Judge, SecondRecognizer
 from eval.metrics import angle_difference, frechet_distance
-from eval.prompt import JUDGED, prompt_scores
+from eval.prompt import prompt_scores
 from faceclip.data.arrays import FaceArrays
 from faceclip.faces.batches import FacePoints, crop_batches, detected_faces, to_unit
 from faceclip.statistics import TIE_TOLERANCE, Estimate, identity_bootstrap, paired_difference
 from faceclip.towers.face import FaceViT
+from faceclip.training.towers.labels import JUDGED
 
 Embed = Callable[[Tensor], Tensor]
 

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from eval.generation.judging import Scores, compare, summarize
 from eval.generation.plan import ARMS, Job, first_people
-from eval.prompt import JUDGED
 from eval.report import Report, interval_bars
 from faceclip.data.arrays import FaceArrays
 from faceclip.statistics import Estimate
+from faceclip.training.towers.labels import JUDGED
 
 RULES = (
     "Every arm draws the same people with the same words and the same noise. References and gallery portraits are cut "

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.prompt import JUDGED
 from eval.retrieval.protocol import Labels
 from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.training.towers.labels import JUDGED
 
 
 @dataclass(frozen=True, kw_only=True)

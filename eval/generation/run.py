@@ -22,11 +22,11 @@ from eval.generation.sampling import (
 from eval.hashes import code_hash, model_hash
 from eval.judges.networks import Judge, SecondRecognizer
 from eval.labels import labels_of
-from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import CheckpointError, ConfigError, DataError
 from faceclip.storage.hashes import bytes_hash, module_hash
+from faceclip.training.towers.labels import JUDGED
 from makeup_plugin import FaceMakeUpPipeline
 
 

@@ -1,28 +1,30 @@
 """Train the tiny SDXL base: a small `UNet2DConditionModel` on the latents of synthetic portraits.
 
-python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR judge=DIR [--preset tiny]
-python -m train_generator.towers.base --measure EXPORT data=DIR    # the card's figures anew, without training
+python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR [--preset tiny]
+python -m eval.judges.base export=DIR data=DIR    # adds to its card what a judge finds in its pictures
 """
 
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from eval.judges.networks import Judge
-from eval.prompt import JUDGED, prompt_scores
 from faceclip import weights
-from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.towers.face import FaceViT
+from faceclip.towers.text import TextTower
+from faceclip.towers.text_pair import TextPair
 from faceclip.training import StepContext
+from faceclip.training.towers.labels import JUDGED
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import read_estimates
@@ -33,11 +35,9 @@ from train_generator.towers.attributes import LatentClassifier
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.frozen import recognizer_at
 from train_generator.towers.latent_source import LatentSource
-from train_generator.towers.latents import VAE_REMEDY, weights_hash
+from train_generator.towers.latents import weights_hash
 from train_generator.towers.levels import LevelConfig, draw_timesteps, level_weights
 from train_generator.towers.regions import weighted_mean
-from train_generator.towers.sampling import sample_portraits
-from train_generator.towers.text import TextTowers
 
 
 @dataclass(kw_only=True)
@@ -66,9 +66,6 @@ class BaseConfig(TowerConfig):
     UNet's middle features and the tokens of `recognizer` (`train_generator.towers.alignment`) in the first
     `alignment_until` of the steps; 0 is none of it.
 
-    `measured_images`: how many pictures the card's figures stand on; 1,600 name each judged attribute for more than
-    200 of 300 people.
-
     Raises ConfigError for negative weights, for a feature_weight without the classifier, and for an `alignment_until`
     that is no share.
     """
@@ -77,7 +74,6 @@ class BaseConfig(TowerConfig):
     vae: str = ""
     text_l: str = ""
     text_g: str = ""
-    judge: str = ""
     recognizer: str = ""
     init: str = ""
     model: UNetConfig = field(default_factory=UNetConfig)
@@ -89,9 +85,6 @@ class BaseConfig(TowerConfig):
     levels: LevelConfig = field(default_factory=LevelConfig)
     alignment: float = 0.0
     alignment_until: float = 0.6
-    measured_images: int = 1600
-    guidance: float = 2.0
-    sampling_steps: int = 20
 
     def __post_init__(self) -> None:
         for name in ("attribute_weight", "feature_weight", "alignment"):
@@ -153,7 +146,7 @@ class BaseTask:
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        towers: TextTowers,
+        towers: TextPair,
         config: BaseConfig,
         vae: Path,
         recognizer: FaceViT | None = None,
@@ -187,7 +180,7 @@ class BaseTask:
         looks = middle_features if "alignment" in self.modules else nullcontext
         with looks(self.modules["unet"]) as middle:
             prediction = self._predict(noisy, timesteps, batch["tokens"])
-        errors = self._errors(prediction, clean, noise, timesteps)
+        errors = velocity_errors(self.schedule, prediction, clean, noise, timesteps)
         counts = level_weights(self.config.levels, self.schedule, timesteps)
         total = weighted_mean(errors if counts is None else errors * counts, batch["weights"])
         parts = {"noise": total.detach()}
@@ -236,39 +229,12 @@ class BaseTask:
         return attribute_loss(found.logits, classes), feature_distance(found.features, true.features)
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """The velocity that the UNet sees in noisy latents (B, C, s, s)."""
-        text = self.modules["towers"](tokens)
-        size = self.config.size
-        return self.modules["unet"](
-            noisy,
-            timesteps,
-            encoder_hidden_states=text.tokens,
-            added_cond_kwargs={
-                "text_embeds": text.pooled,
-                "time_ids": time_ids(size, size, len(noisy), device=noisy.device),
-            },
-        ).sample
-
-    def _errors(self, prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Squared errors of a predicted velocity, its own shape."""
-        return (prediction.float() - self.schedule.target(clean, noise, timesteps)).square()
+        return predict(self.modules["unet"], self.modules["towers"], noisy, timesteps, tokens, self.config.size)
 
     def validate(self, step: int) -> dict[str, float]:
         """The loss on validation portraits, always with the same captions, noise and timesteps."""
-        count = min(512, len(self.validation))
-        generator = torch.Generator().manual_seed(0)
-        errors = []
-        for start in range(0, count, 64):
-            rows = list(range(start, min(start + 64, count)))
-            batch = self.validation.get_batch(rows, [np.random.default_rng(row) for row in rows])
-            timesteps = torch.linspace(0, len(self.schedule) - 1, len(rows)).long()
-            noise = torch.randn(batch["latents"].shape, generator=generator)
-            device = next(self.modules.parameters()).device
-            given = (batch["latents"], noise, timesteps, batch["tokens"])
-            clean, added, when, tokens = (value.to(device) for value in given)
-            prediction = self._predict(self.schedule.add_noise(clean, added, when), when, tokens)
-            errors.append(float(self._errors(prediction, clean, added, when).mean()))
-        return {"validation_noise": float(np.mean(errors))}
+        parts = fixed_errors(self.modules["unet"], self.modules["towers"], self.validation, self.config.size)
+        return {"validation_noise": float(np.mean([float(part.mean()) for part in parts]))}
 
     def export(self, directory: Path) -> None:
         """The folders `unet` and `scheduler` of an SDXL pipeline."""
@@ -276,23 +242,54 @@ class BaseTask:
         self.scheduler.save_pretrained(directory / "scheduler")
 
 
-def parts_of(config: BaseConfig) -> tuple[Path, TextTowers]:
+def predict(
+    unet: UNet2DConditionModel, towers: TextPair, noisy: Tensor, timesteps: Tensor, tokens: Tensor, size: int
+) -> Tensor:
+    """The velocity that the UNet sees in noisy latents (B, C, s, s) of portraits of `size` px with tokens (B, 77)."""
+    text = towers(tokens)
+    added = {"text_embeds": text.pooled, "time_ids": time_ids(size, size, len(noisy), device=noisy.device)}
+    return unet(noisy, timesteps, encoder_hidden_states=text.tokens, added_cond_kwargs=added).sample
+
+
+def velocity_errors(
+    schedule: NoiseSchedule, prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor
+) -> Tensor:
+    """Squared errors of a predicted velocity, its own shape."""
+    return (prediction.float() - schedule.target(clean, noise, timesteps)).square()
+
+
+@torch.no_grad()
+def fixed_errors(
+    unet: UNet2DConditionModel, towers: TextPair, source: LatentSource, size: int, *, count: int = 512
+) -> Iterator[Tensor]:
+    """Squared errors (B, C, s, s), batch by batch, of the first `count` portraits, always with the same captions, noise
+    and timesteps."""
+    schedule, device = NoiseSchedule.from_scheduler(make_scheduler()), unet.device
+    count = min(count, len(source))
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, count, 64):
+        rows = list(range(start, min(start + 64, count)))
+        batch = source.get_batch(rows, [np.random.default_rng(row) for row in rows])
+        timesteps = torch.linspace(0, len(schedule) - 1, len(rows)).long()
+        noise = torch.randn(batch["latents"].shape, generator=generator)
+        given = (batch["latents"], noise, timesteps, batch["tokens"])
+        clean, added, when, tokens = (value.to(device) for value in given)
+        prediction = predict(unet, towers, schedule.add_noise(clean, added, when), when, tokens, size)
+        yield velocity_errors(schedule, prediction, clean, added, when)
+
+
+def parts_of(config: BaseConfig) -> tuple[Path, TextPair]:
     """The frozen autoencoder's folder and the text towers."""
     vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
     text_l = Path(config.text_l) if config.text_l else weights.path("tiny/text_tower_l")
     text_g = Path(config.text_g) if config.text_g else weights.path("tiny/text_tower_g")
-    return vae, TextTowers(text_l, text_g)
-
-
-def judge_of(config: BaseConfig) -> Judge:
-    """The network that measures the base."""
-    path = Path(config.judge) if config.judge else weights.path("tiny/judge", package="eval")
-    return load_frozen(Judge, path, "judge", "train it by `python -m eval.judges.attributes`")
+    remedy = "train it by `python -m train_encoder.towers.clip`"
+    towers = [load_frozen(TextTower, path, name, remedy) for name, path in (("text_l", text_l), ("text_g", text_g))]
+    return vae, TextPair(*towers)
 
 
 def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     """Model, task and source of a configuration."""
-    judge_of(config)  # it measures at the end: what is wrong with it is told now
     vae, towers = parts_of(config)
     arrays = load_arrays(config.data, "train", size=config.size)
     recognizer = recognizer_at(config.recognizer) if config.alignment else None
@@ -318,51 +315,15 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
     return BaseTask(unet, towers, config, vae, recognizer), source
 
 
-def measure(path: Path, config: BaseConfig, split: str = "test") -> dict[str, Estimate]:
-    """How often the judge finds what prompts of a split name, in pictures of fixed seeds."""
-    vae_path, towers = parts_of(config)
-    judge = judge_of(config)
+def measure(path: Path, config: BaseConfig) -> dict[str, Estimate]:
+    """The squared error of the velocity on the test portraits, at fixed noise. What the pictures show is measured by
+    `python -m eval.judges.base`."""
+    vae, towers = parts_of(config)
     unet = load_frozen(UNet2DConditionModel, path / "unet", "base", "give an export of this command")
-    arrays = load_arrays(config.data, split, size=config.size)
-    prompts, wanted, people = judged_prompts(arrays, config.measured_images)
-    # In the training's precision: bf16 products make 1,600 pictures in about half the time.
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.trainer.precision == "bf16"):
-        images = sample_portraits(
-            unet,
-            load_frozen(AutoencoderKL, vae_path, "vae", VAE_REMEDY),
-            DDIMScheduler.from_pretrained(path / "scheduler"),
-            towers,
-            prompts,
-            steps=config.sampling_steps,
-            guidance=config.guidance,
-            size=config.size,
-        ).float()
-    judged = {name: [] for name in judge.config.vocabularies}
-    for part in images.split(64):  # all at once would need gigabytes
-        for name, values in judge.values(part).items():
-            judged[name].extend(values)
-    figures = {}
-    for label, exact in (("named attributes judged present", False), ("exact value judged", True)):
-        scores = prompt_scores(wanted, judged, exact=exact)
-        for name in scores:
-            known = ~np.isnan(scores[name])
-            if known.any():
-                figures[f"{label}, {name}"] = identity_bootstrap(scores[name][known], people[known])
-    return figures
-
-
-def judged_prompts(arrays: FaceArrays, count: int) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
-    """Texts that name judged attributes, what they name, and the person whose portrait they were written for."""
-    prompts, wanted, people = [], [], []
-    for row in np.random.default_rng(0).permutation(len(arrays)):
-        for caption in arrays.captions[row]:
-            if caption.kind == "both" and set(caption.named) & set(JUDGED):
-                prompts.append(caption.text)
-                wanted.append({name: str(arrays.attribute_values(name)[row]) for name in caption.named})
-                people.append(int(arrays.identity[row]))
-        if len(prompts) >= count:
-            break
-    return prompts[:count], wanted[:count], np.array(people[:count])
+    source = LatentSource(load_arrays(config.data, "test", size=config.size), vae, text_dropout=0.0)
+    errors = fixed_errors(unet, towers, source, config.size, count=len(source))
+    values = torch.cat([part.mean(dim=(1, 2, 3)).cpu() for part in errors]).numpy()
+    return {"velocity error": identity_bootstrap(values, np.asarray(source.arrays.identity))}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -385,8 +346,8 @@ def main(argv: list[str] | None = None) -> int:
             "(the first of 12,000 at a rate of 6e-4), and the 9,000 of this card with the losses of the classifier, "
             "whose weights (attribute, feature) were 0.2, 1.5 up to step 1,858, 0.2, 3 up to 4,424 and 0.5, 3 after "
             "it. The classifier learned on the same data beside it; the judge that gives the figures took no part. "
-            "Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m train_generator.towers.base "
-            "--measure makeup_plugin/weights/tiny data=DIR`."
+            "Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m eval.judges.base "
+            "export=makeup_plugin/weights/tiny data=DIR`."
         ),
     )
 

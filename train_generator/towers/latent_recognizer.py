@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.prompt import JUDGED
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import VOCABULARIES
@@ -29,6 +28,7 @@ from faceclip.storage.loading import load_strictly
 from faceclip.storage.locks import locked_cache
 from faceclip.towers.face import FaceViT
 from faceclip.training import StepContext
+from faceclip.training.towers.labels import JUDGED
 from faceclip.training.towers.measures import rank1_hits
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.prompt import JUDGED
 from faceclip.data.arrays import FaceArrays
 from faceclip.towers.text import tokenize
+from faceclip.training.towers.labels import JUDGED
 from train_generator.towers.attributes import attribute_classes, named_attributes
+from train_generator.towers.captions import CAPTION_ODDS, tokenized_captions
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.regions import region_weights, weight_table
-from train_generator.towers.text import CAPTION_ODDS, tokenized_captions
 
 
 class LatentSource:

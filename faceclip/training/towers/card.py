@@ -1,14 +1,17 @@
 """Model card and metrics.json of a shipped tower, both written from the same measured numbers."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from faceclip.errors import DataError
 from faceclip.statistics import Estimate
 
 Metric = Estimate | float
+_FIGURES = re.compile(r"## Measured on the .*?\nIntervals: [^\n]*", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +48,38 @@ def dataset_facts(directory: Path) -> dict[str, object]:
 def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> None:
     """Write `metrics.json` and `README.md` into an export directory."""
     directory = Path(directory)
-    plain = {key: asdict(value) if isinstance(value, Estimate) else value for key, value in metrics.items()}
     facts = {"command": card.command, "seed": card.seed, "steps": card.steps, "samples": card.samples}
-    body = {**facts, "data": dict(card.data), "split": card.split, "metrics": plain}
+    body = {**facts, "data": dict(card.data), "split": card.split, "metrics": _plain(metrics)}
     (directory / "metrics.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
     (directory / "README.md").write_text(_markdown(card, metrics))
 
 
-def read_card(directory: Path, *, title: str, summary: str, notes: str = "") -> Card:
-    """The card of an export as its `metrics.json` has it; the prose, which is not in that file, is the caller's.
+def card_data(directory: Path) -> Mapping[str, object]:
+    """The facts of the data set that a card names. Raises DataError when its `metrics.json` is missing or no card."""
+    return _read_facts(directory)["data"]
 
-    Raises DataError when the file is missing or no card.
+
+def renew_figures(directory: Path, metrics: Mapping[str, Metric]) -> None:
+    """Put new figures into the card of an export, `metrics.json` and `README.md`; all else that they say stays, other
+    figures too.
+
+    Raises DataError when a file is missing or no card.
     """
-    path = Path(directory) / "metrics.json"
+    directory = Path(directory)
+    facts, readme = _read_facts(directory), directory / "README.md"
+    kept = {name: _metric(value) for name, value in facts["metrics"].items() if name not in metrics}
+    figures = {**metrics, **kept}
     try:
-        facts = json.loads(path.read_text())
-        kept = {name: facts[name] for name in ("command", "seed", "steps", "samples", "data", "split")}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot read the card ({error!r}); give the export of a tower command") from error
-    return Card(title=title, summary=summary, notes=notes, **kept)
+        prose = readme.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{readme}: cannot read the card ({error}); give the export of a tower command") from error
+    table = "\n".join(_figures(facts["split"], figures))
+    renewed, found = _FIGURES.subn(lambda _: table, prose, count=1)
+    if not found:
+        raise DataError(f"{readme}: has no table of figures; give the export of a tower command")
+    facts["metrics"] = _plain(figures)
+    (directory / "metrics.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    readme.write_text(renewed)
 
 
 def data_command(facts: Mapping[str, object]) -> str:
@@ -99,7 +115,16 @@ def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
         data_line(card.data),
         f"| license | {card.license} |",
         "",
-        f"## Measured on the {card.split} split",
+        *_figures(card.split, metrics),
+    ]
+    if card.notes:
+        lines += ["", card.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(split: str, metrics: Mapping[str, Metric]) -> list[str]:
+    lines = [
+        f"## Measured on the {split} split",
         "",
         "| figure | value | 95 % interval | n | identities |",
         "|---|---|---|---|---|",
@@ -110,7 +135,23 @@ def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
             lines.append(f"| {name} | {metric.value:.3f} | {interval} |")
         else:
             lines.append(f"| {name} | {metric:.3f} | | | |")
-    lines += ["", "Intervals: bootstrap over identities, 2,000 resamples."]
-    if card.notes:
-        lines += ["", card.notes]
-    return "\n".join(lines) + "\n"
+    return [*lines, "", "Intervals: bootstrap over identities, 2,000 resamples."]
+
+
+def _plain(metrics: Mapping[str, Metric]) -> dict[str, object]:
+    return {name: asdict(value) if isinstance(value, Estimate) else value for name, value in metrics.items()}
+
+
+def _metric(value: object) -> Metric:
+    return Estimate(**value) if isinstance(value, Mapping) else value
+
+
+def _read_facts(directory: Path) -> dict[str, Any]:
+    path = Path(directory) / "metrics.json"
+    try:
+        facts = json.loads(path.read_text())
+        for name in ("command", "data", "split", "metrics"):
+            facts[name]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot read the card ({error!r}); give the export of a tower command") from error
+    return facts

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,15 @@ from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipErr
 from faceclip.storage.files import replacing
 from faceclip.storage.folders import MANIFEST, write_atomically
 from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
-from faceclip.training.towers.card import Card, Metric, data_command, dataset_facts, read_card, write_card
+from faceclip.training.towers.card import (
+    Card,
+    Metric,
+    card_data,
+    data_command,
+    dataset_facts,
+    renew_figures,
+    write_card,
+)
 
 
 @dataclass(kw_only=True)
@@ -104,21 +112,28 @@ def measure_again(config_class: type[TowerConfig], words: list[str], tower: Towe
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise ConfigError("--measure: name an export of this command, as in --measure EXPORT data=DIR")
     export, config = Path(words[0]), _configured(config_class, words[1:], tower)
-    facts = dataset_facts(Path(config.data))
-    cards = {
-        folder: read_card(folder, title=tower.title, summary=tower.summary, notes=tower.notes)
-        for folder in _card_folders(export, tower)
-    }
-    for folder, card in cards.items():
-        if facts != card.data:
+    return export, renew_cards(_card_folders(export, tower), Path(config.data), lambda: tower.measure(export, config))
+
+
+def renew_cards(
+    folders: Sequence[Path], data: Path, measure: Callable[[], Mapping[str, Metric]]
+) -> Mapping[str, Metric]:
+    """Put what `measure` gives into the cards in these folders, and return it.
+
+    Raises DataError, before anything is measured, where a folder has no card or `data` is not the data set that the
+    card names.
+    """
+    facts = dataset_facts(data)
+    for folder in folders:
+        if facts != (named := card_data(folder)):
             raise DataError(
-                f"data={config.data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
-                f"{folder} speaks of {data_command(card.data)}"
+                f"data={data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
+                f"{folder} speaks of {data_command(named)}"
             )
-    metrics = tower.measure(export, config)
-    for folder, card in cards.items():
-        write_card(folder, card, metrics)
-    return export, metrics
+    metrics = measure()
+    for folder in folders:
+        renew_figures(folder, metrics)
+    return metrics
 
 
 def _configured(config_class: type[TowerConfig], words: list[str], tower: Tower) -> TowerConfig:

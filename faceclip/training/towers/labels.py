@@ -4,6 +4,10 @@ import numpy as np
 
 from faceclip.data.arrays import FaceArrays
 
+JUDGED = ("hair_color", "glasses", "hat", "beard", "expression")
+"""Attributes that prompts are scored on, and that trainings may ask for; the others are too small or too vague at 64
+px."""
+
 
 def visible_labels(arrays: FaceArrays, attributes: list[str]) -> dict[str, np.ndarray]:
     """Class per image and attribute, −100 for the hair color of a bald head."""

@@ -5,10 +5,10 @@ import pytest
 
 from eval.generation.plan import ARMS, Job, first_people, plan_jobs, select_arms
 from eval.labels import labels_of
-from eval.prompt import JUDGED
 from eval.retrieval.protocol import Description, Labels
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.training.towers.labels import JUDGED
 
 
 @pytest.fixture(scope="module")

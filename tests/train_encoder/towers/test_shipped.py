@@ -12,20 +12,20 @@ from diffusers import AutoencoderKL
 import eval as eval_package
 import faceclip
 import makeup_plugin
-from eval.judges import attributes
+from eval.judges import attributes, base
 from eval.judges.networks import Judge, SecondRecognizer
-from eval.prompt import JUDGED
 from faceclip.data.arrays import load_arrays
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.towers.face import FaceViT
 from faceclip.training.towers.card import data_line
 from faceclip.training.towers.crops import aligned_crops
+from faceclip.training.towers.labels import JUDGED
 from faceclip.training.towers.measures import rank1_hits
 from faceclip.training.towers.recognition import embed_crops
 from faceclip.weights import path
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.towers import clip, fitter
-from train_generator.towers import base, latent_recognizer, vae
+from train_generator.towers import latent_recognizer, vae
 
 SPLITS = ("train", "validation", "test")  # none of the fixture's people were seen: it has another seed
 
@@ -100,7 +100,8 @@ def test_autoencoder_restores_new_people_as_its_card_says(tiny_dataset: Path) ->
 def test_base_draws_what_its_prompts_name(tiny_dataset: Path) -> None:
     directory = path("tiny/unet", package="makeup_plugin")
     claimed, label = metrics(directory), "named attributes judged present"
-    found = base.measure(directory.parent, base.BaseConfig(data=str(tiny_dataset), measured_images=16), "train")
+    asked = base.BaseMeasurement(export=str(directory.parent), data=str(tiny_dataset), images=16, precision="fp32")
+    found = base.measure(asked, "train")
     right = expected = named = 0.0
     for name in JUDGED:
         if name != "expression" and (figure := found.get(f"{label}, {name}")) is not None:

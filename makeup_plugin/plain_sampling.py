@@ -1,4 +1,4 @@
-"""Plain text-to-image sampling with the tiny base, for its measurement and its sample grids."""
+"""Plain text-to-image sampling with a base model alone: no face, no plugin."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from faceclip.towers.text_pair import TextPair
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.losses import decode_latents
-from train_generator.towers.text import TextTowers
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def sample_portraits(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     scheduler: DDIMScheduler,
-    towers: TextTowers,
+    towers: TextPair,
     prompts: Sequence[str],
     *,
     steps: int = 20,
