@@ -8,6 +8,7 @@ from typing import Any
 
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -31,24 +32,30 @@ class TowersConfig:
     """The frozen towers, by what `faceclip.towers.pretrained.load_tower` takes: a directory, a name of shipped weights
     (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE` or `onnx:FILE` (a recognizer of an insightface pack)."""
 
-    recognizer: str = "tiny/recognizer"
-    text_l: str = "tiny/text_tower_l"
-    text_g: str = "tiny/text_tower_g"
-    image: str = "tiny/image_tower"
+    recognizer: str = setting(
+        "tiny/recognizer", "directory, shipped name, arcface:FILE or onnx:FILE", resume="free", path=True
+    )
+    text_l: str = setting(
+        "tiny/text_tower_l", "directory, shipped name or open_clip:MODEL/TAG", resume="free", path=True
+    )
+    text_g: str = setting(
+        "tiny/text_tower_g", "directory, shipped name or open_clip:MODEL/TAG", resume="free", path=True
+    )
+    image: str = setting("tiny/image_tower", "directory, shipped name or open_clip:MODEL/TAG", resume="free", path=True)
 
 
 @dataclass(kw_only=True)
 class FusionConfig:
     """Arguments of `faceclip.fusion.FeatureFusion`."""
 
-    layers: int = 3
-    attention_width: int = 128
-    attention_heads: int = 4
-    text_hidden: int = 256
-    face_heads: int = 8
-    points: int = 4
-    face_hidden: int = 256
-    layer_scale: float = 0.3
+    layers: int = setting(3, "feature enhancer layers")
+    attention_width: int = setting(128, "of the attention between text and face")
+    attention_heads: int = setting(4, "of that attention")
+    text_hidden: int = setting(256, "width of the text side's feed-forward")
+    face_heads: int = setting(8, "of the deformable attention")
+    points: int = setting(4, "sampled per head")
+    face_hidden: int = setting(256, "width of the face side's feed-forward")
+    layer_scale: float = setting(0.3, "start of the residual scales")
 
     def __post_init__(self) -> None:
         _check_positive(
@@ -69,8 +76,8 @@ class FusionConfig:
 class HeadsConfig:
     """Arguments of `faceclip.heads.JointHeads` beyond the towers' sizes."""
 
-    hidden: int = 256
-    heads: int = 4
+    hidden: int = setting(256, "width of the retrieval heads")
+    heads: int = setting(4, "of their attention pool")
 
     def __post_init__(self) -> None:
         _check_positive("heads", self, "hidden", "heads")
@@ -84,13 +91,13 @@ class LossConfig:
     stage 2 has to teach it the face only.
     """
 
-    face: float = 1.0
-    text: float = 0.5
-    image: float = 0.5
-    joint: float = 1.0
-    tokens: float = 10.0
-    log_scale: float = 2.6592  # ln(1/0.07), as in the published checkpoint
-    bias: float = -10.0
+    face: float = setting(1.0, "weight: joint embedding against the face's")
+    text: float = setting(0.5, "weight: against the text's")
+    image: float = setting(0.5, "weight: against the picture's")
+    joint: float = setting(1.0, "weight: composed queries against pictures")
+    tokens: float = setting(10.0, "weight that keeps the fused tokens near the text towers' own states")
+    log_scale: float = setting(2.6592, "start of every term's scale")
+    bias: float = setting(-10.0, "start of every term's bias")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -103,10 +110,10 @@ class LossConfig:
 class SamplingConfig:
     """A batch holds `trainer.batch_size` persons × `images` pictures; shares of queries without text or face."""
 
-    images: int = 4
-    face_only: float = 0.2
-    text_only: float = 0.1
-    same_picture: float = 0.05  # the reference is the target picture itself
+    images: int = setting(4, "pictures of each person in a batch")
+    face_only: float = setting(0.2, "share of queries without text")
+    text_only: float = setting(0.1, "share of queries without face")
+    same_picture: float = setting(0.05, "share of references that are the target picture itself")
 
     def __post_init__(self) -> None:
         if self.images < 2:
@@ -131,18 +138,25 @@ class EncoderConfig:
     then has one reference picture, drawn once, not anew in every epoch.
     """
 
-    data: str | DataConfig = ""
-    init: str = ""
-    train_identity: bool = True
-    cached_text: bool = False
-    out: str = "runs/encoder"
-    cache: str = ""
+    data: str | DataConfig = setting(
+        "", "data set directory, or a group of data.* keys for any other data (docs/data.md)", resume="free", path=True
+    )
+    init: str = setting(
+        "",
+        "joint encoder to train further: published file or hub id, converted directory, or an export",
+        resume="free",
+        path=True,
+    )
+    train_identity: bool = setting(True, "train the projections of the identity; false needs init")
+    cached_text: bool = setting(False, "read the text towers' states from disk; one reference picture per caption")
+    out: str = setting("runs/encoder", "folder of the run", resume="free", path=True)
+    cache: str = setting("", "folder of frozen features; '': below the data", resume="free", path=True)
     towers: TowersConfig = field(default_factory=TowersConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    validation_queries: int = 600
+    validation_queries: int = setting(600, "most queries of a validation", resume="free")
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:

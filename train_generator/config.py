@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -14,11 +15,11 @@ PRESETS = Path(__file__).parent / "presets"
 class IdentityChannelConfig:
     """Arguments of `IdentityChannel.from_unet`; `enabled` false trains without it."""
 
-    enabled: bool = True
-    num_tokens: int = 4
-    depth: int = 2
-    heads: int = 4
-    dim_head: int = 32
+    enabled: bool = setting(True, "false trains without it")
+    num_tokens: int = setting(4, "identity tokens")
+    depth: int = setting(2, "perceiver layers; 0: tokens of the identity alone")
+    heads: int = setting(4, "of the perceiver")
+    dim_head: int = setting(32, "width of a head")
 
     def __post_init__(self) -> None:
         for name, least in (("num_tokens", 1), ("depth", 0), ("heads", 1), ("dim_head", 1)):
@@ -30,9 +31,9 @@ class IdentityChannelConfig:
 class AdapterConfig:
     """LoRA of the UNet's attention; identity and shading channels."""
 
-    lora_rank: int = 16
+    lora_rank: int = setting(16, "rank of the LoRA on the UNet's attention")
     identity: IdentityChannelConfig = field(default_factory=IdentityChannelConfig)
-    shading: bool = True
+    shading: bool = setting(True, "train the shading channel")
 
     def __post_init__(self) -> None:
         if self.shading and not self.identity.enabled:
@@ -61,19 +62,21 @@ class LossConfig:
     Raises ConfigError for a negative weight, and for less than one row, step or factor.
     """
 
-    min_snr_gamma: float = 0.0
-    alignment: float = 1e-3
-    alignment_factor: int = 2
-    identity: float = 0.1
-    identity_below: int = 300
-    identity_rows: int = 8
-    latent_identity: float = 0.0
-    latent_attributes: float = 0.0
-    latent_features: float = 0.0
-    sampled_identity: float = 0.0
-    sampled_rows: int = 2
-    sampled_steps: int = 6
-    sampled_below: int = 700
+    min_snr_gamma: float = setting(
+        0.0, "Hang et al. 2023; 0 is the plain mean, right for a base with zero terminal signal"
+    )
+    alignment: float = setting(1e-3, "weight of the semantic alignment loss")
+    alignment_factor: int = setting(2, "layers whose grid is so many times smaller than the latents")
+    identity: float = setting(0.1, "weight of the facial identity loss on the estimated clean picture")
+    identity_below: int = setting(300, "it counts at timesteps up to this one")
+    identity_rows: int = setting(8, "most samples of a batch decoded for it")
+    latent_identity: float = setting(0.0, "weight of the identity read from noisy latents by latent_recognizer")
+    latent_attributes: float = setting(0.0, "weight of the named attributes, read by the same network")
+    latent_features: float = setting(0.0, "weight of the distance of its features to the true latents'")
+    sampled_identity: float = setting(0.0, "weight of the identity loss on pictures sampled from noise")
+    sampled_rows: int = setting(2, "samples of a batch for it")
+    sampled_steps: int = setting(6, "steps of its sampler")
+    sampled_below: int = setting(700, "highest timestep at which that sampler is left")
 
     def __post_init__(self) -> None:
         weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
@@ -95,11 +98,11 @@ class DropoutConfig:
     """Shares of samples without: words and face (`all`), the words, the face of the joint encoder, the identity
     channel, the shading channel."""
 
-    all: float = 0.08
-    text: float = 0.05
-    face: float = 0.15
-    identity: float = 0.10
-    shading: float = 0.25
+    all: float = setting(0.08, "share of samples without words and face")
+    text: float = setting(0.05, "without the words")
+    face: float = setting(0.15, "without the face of the joint encoder")
+    identity: float = setting(0.10, "without the identity channel")
+    shading: float = setting(0.25, "without the shading channel")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -120,24 +123,30 @@ class GeneratorConfig:
     shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter (and what `init`
     began with) too: name another where theirs ask for it."""
 
-    data: str = ""
-    encoder: str = ""
-    image_tower: str = ""
-    base: str = "tiny"
-    fitter: str = "tiny/fitter"
-    latent_recognizer: str = "tiny/latent_recognizer"
-    licence: str = "Apache-2.0"  # that of the shipped base, encoder and fitter
-    init: str = ""
-    out: str = "runs/generator"
-    cache: str = ""
-    size: int = 64  # pixels of the generated pictures
-    same_picture: float = 0.15  # share of samples whose reference is the target itself; 1: no person needs a second one
+    data: str = setting("", "data set directory", resume="free", path=True)
+    encoder: str = setting("", "stage-1 export, or a published FaceCLIP file or hub id", resume="free", path=True)
+    image_tower: str = setting("", "image tower that reads references; '': the export's own", resume="free", path=True)
+    base: str = setting("tiny", "directory with vae, unet, scheduler, or a shipped name", resume="free", path=True)
+    fitter: str = setting("tiny/fitter", "3D fitter saved with the pipeline; '': none", resume="free", path=True)
+    latent_recognizer: str = setting(
+        "tiny/latent_recognizer", "export of that tower, read if a loss.latent_… is not 0", resume="free", path=True
+    )
+    licence: str = setting(
+        "Apache-2.0", "of the export; name another where a part's licence asks for it", resume="free"
+    )
+    init: str = setting("", "adapter to train further with a new optimizer", resume="free", path=True)
+    out: str = setting("runs/generator", "folder of the run", resume="free", path=True)
+    cache: str = setting("", "folder of frozen features; '': below the data", resume="free", path=True)
+    size: int = setting(64, "pixels of the generated pictures")
+    same_picture: float = setting(
+        0.15, "share of samples whose reference is the target; 1: no person needs a second picture"
+    )
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    gradient_checkpointing: bool = False
-    validation_rows: int = 64
-    sample_steps: int = 12
+    gradient_checkpointing: bool = setting(False, "less memory for UNet and shading channel, in more time")
+    validation_rows: int = setting(64, "most rows of a validation", resume="free")
+    sample_steps: int = setting(12, "sampler steps of the sample pictures", resume="free")
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eval.judges.networks import POSE_SCALE, Judge
 from faceclip.data.arrays import load_arrays
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext, TrainerConfig
@@ -28,17 +29,19 @@ SMILES = frozenset({"smile", "laugh"})
 class JudgeNetConfig:
     """Sizes of `eval.judges.networks.Judge` and the attributes it reads."""
 
-    attributes: list[str] = field(default_factory=lambda: ["hair_color", "glasses", "hat", "beard", "expression"])
-    image_size: int = 64
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
-    hidden: int = 256
+    attributes: list[str] = setting(
+        factory=lambda: ["hair_color", "glasses", "hat", "beard", "expression"], help="read from the picture"
+    )
+    image_size: int = setting(64, "px of the picture")
+    widths: list[int] = setting(factory=lambda: [32, 64, 128, 192], help="channels of the stages")
+    hidden: int = setting(256, "width before the heads")
 
 
 @dataclass(kw_only=True)
 class JudgeConfig(TowerConfig):
     """Everything that decides the judge's training."""
 
-    out: str = "runs/towers/judge"
+    out: str = setting("runs/towers/judge", "folder of the run", resume="free", path=True)
     model: JudgeNetConfig = field(default_factory=JudgeNetConfig)
     jitter: JitterConfig = field(default_factory=JitterConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.judges.networks import SecondRecognizer
+from faceclip.settings import setting
 from faceclip.statistics import Estimate
 from faceclip.storage.loading import load_strictly
 from faceclip.training import TrainerConfig
@@ -20,16 +21,16 @@ from faceclip.training.towers.recognition import IdentityTask, MarginConfig, mea
 class ResNetConfig:
     """Sizes of `eval.judges.networks.SecondRecognizer`."""
 
-    image_size: int = 64
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
-    embedding_dim: int = 128
+    image_size: int = setting(64, "px of the crop")
+    widths: list[int] = setting(factory=lambda: [32, 64, 128, 192], help="channels of the stages")
+    embedding_dim: int = setting(128, "of the identity")
 
 
 @dataclass(kw_only=True)
 class SecondRecognizerConfig(TowerConfig):
     """Everything that decides the second recognizer's training."""
 
-    out: str = "runs/towers/second_recognizer"
+    out: str = setting("runs/towers/second_recognizer", "folder of the run", resume="free", path=True)
     model: ResNetConfig = field(default_factory=ResNetConfig)
     margin: MarginConfig = field(default_factory=MarginConfig)
     jitter: JitterConfig = field(default_factory=JitterConfig)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.errors import ConfigError, DataError
+from faceclip.settings import setting
 from faceclip.storage.hashes import int64_hash
 
 Layout = Literal["auto", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
@@ -32,14 +33,14 @@ class ColumnsConfig:
     split: a value per row that says which split it is in. key: a name for reports and for files of `data.images`.
     """
 
-    image: str = ""
-    url: str = ""
-    captions: str | tuple[str, ...] = ()
-    identity: str = ""
-    box: str = ""
-    landmarks: str = ""
-    split: str = ""
-    key: str = ""
+    image: str = setting("", "picture as bytes, `datasets.Image`, or a path below data.images")
+    url: str = setting("", "key into the pictures of data.images")
+    captions: str | tuple[str, ...] = setting((), "one or more columns of texts")
+    identity: str = setting("", "equal values are one person")
+    box: str = setting("", "four numbers: list, JSON text or struct")
+    landmarks: str = setting("", "five points")
+    split: str = setting("", "a value per row: the split it is in")
+    key: str = setting("", "a name for reports and for files of data.images")
 
 
 @dataclass(kw_only=True)
@@ -61,34 +62,38 @@ class DataConfig:
     verify: "hashes" reads every shard at the start, "sizes" only looks at their lengths.
     """
 
-    path: str = ""
-    layout: Layout = "auto"
-    name: str = ""
-    revision: str = ""
-    streaming: bool = False
+    path: str = setting("", "local folder or file, or a hub id (owner/name)", resume="free", path=True)
+    layout: Layout = setting("auto", "auto looks at the path")
+    name: str = setting("", "of a hub data set")
+    revision: str = setting("", "of a hub data set")
+    streaming: bool = setting(False, "read a hub data set in order without downloading it first", resume="free")
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    identity: Literal["column", "none"] = "column"
-    images: str = ""
-    box_format: Literal["xyxy", "xywh"] = "xyxy"
-    box_units: Literal["pixels", "relative"] = "pixels"
-    train: str = "train"
-    validation: str = "validation"
-    validation_share: float = 0.0
-    undivided: str = "train"
-    detector: str = "mtcnn"
-    accept_non_commercial: bool = False
-    face: Literal["largest", "center", "only"] = "largest"
-    portrait: float = 2.5
-    max_pixels: int = 64_000_000
-    max_bad_share: float = 0.1
-    few_pictures: Literal["error", "drop"] = "error"
-    limit: int = 0
-    shard_rows: int = 1024
-    batch_size: int = 64
-    workers: int = 2
-    worker_kind: Literal["threads", "processes"] = "threads"
-    device: str = "cpu"
-    verify: Literal["hashes", "sizes"] = "hashes"
+    identity: Literal["column", "none"] = setting("column", "none: every row is another person")
+    images: str = setting("", "folder of pictures for urls and relative paths", resume="free", path=True)
+    box_format: Literal["xyxy", "xywh"] = setting("xyxy", "corners, or corner and size")
+    box_units: Literal["pixels", "relative"] = setting("pixels", "of data.columns.box")
+    train: str = setting("train", "name of the split, or value of columns.split")
+    validation: str = setting("validation", "name of the split, or value of columns.split")
+    validation_share: float = setting(0.0, "share of the persons kept for validation in place of a split of its own")
+    undivided: str = setting("train", "split that validation_share or columns.split divides")
+    detector: str = setting("mtcnn", "mtcnn or insightface:PACK")
+    accept_non_commercial: bool = setting(False, "allow parts whose licence forbids commercial use", resume="free")
+    face: Literal["largest", "center", "only"] = setting("largest", "which of several faces, where no box says so")
+    portrait: float = setting(2.5, "side of the image tower's square in sides of the face crop; 0: the center square")
+    max_pixels: int = setting(64_000_000, "larger pictures are refused")
+    max_bad_share: float = setting(0.1, "share of unusable rows above which building stops", resume="free")
+    few_pictures: Literal["error", "drop"] = setting(
+        "error", "what happens to persons with fewer pictures than sampling.images"
+    )
+    limit: int = setting(0, "read only the first rows; 0: all")
+    shard_rows: int = setting(1024, "source rows per cache shard", resume="free")
+    batch_size: int = setting(64, "rows of the frozen towers at once", resume="free")
+    workers: int = setting(2, "threads or processes that decode and find faces", resume="free")
+    worker_kind: Literal["threads", "processes"] = setting("threads", "what the workers are", resume="free")
+    device: str = setting("cpu", "of the frozen towers", resume="free")
+    verify: Literal["hashes", "sizes"] = setting(
+        "hashes", "hashes reads every shard at the start, sizes only looks at lengths", resume="free"
+    )
 
     def __post_init__(self) -> None:
         for name in ("validation_share", "max_bad_share"):

@@ -34,6 +34,7 @@ from faceclip.data.sources import RowSource, find_layout, open_source
 from faceclip.data.writing import write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.face3d.fitter import FaceFitter
+from faceclip.settings import setting
 from faceclip.storage.files import read_json, write_json, write_text
 from faceclip.storage.hashes import file_hash, module_hash
 from faceclip.storage.loading import load_strictly
@@ -55,12 +56,14 @@ class PhotosConfig:
     folder or what the package ships (trained on renders: of photos it gives a rough map)."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    out: str = ""
-    test: str = ""
-    size: int = 512
-    reach: float = 1.7
-    min_side: int = 128
-    fitter: str = "tiny/fitter"
+    out: str = setting("", "folder of the data set", path=True)
+    test: str = setting("", "split of the data, or value of data.columns.split, for evaluation; '': none")
+    size: int = setting(512, "px of the portraits")
+    reach: float = setting(
+        1.7, "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference"
+    )
+    min_side: int = setting(128, "px that a portrait has in its photo at least")
+    fitter: str = setting("tiny/fitter", "`FaceFitter`: a folder or what the package ships", path=True)
 
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 8:

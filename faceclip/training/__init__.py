@@ -1,6 +1,6 @@
 """Configuration, checkpoints, data order, logs and the training loop, shared by all training commands."""
 
-from faceclip.training.config import from_dict, load_config, parse_config, to_dict
+from faceclip.settings import from_dict, load_config, parse_config, to_dict
 from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.training.sampler import MapSource
 from faceclip.training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""Which settings a run that goes on may change; all others decide what the weights become."""
+"""Whether a run may resume: its settings, facts and steps against those of the checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -6,82 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from faceclip.errors import CheckpointError
-from faceclip.training.config import to_dict
+from faceclip.settings.fields import compared_on_resume
 from faceclip.training.interfaces import TrainerConfig
-
-# Places (what lies there is compared by its hash), figures, logs, and how the work is done. Seed and batch size are
-# compared by the trainer itself.
-FREE = frozenset(
-    {
-        "out",
-        "cache",
-        "export",
-        "half",
-        "data",
-        "init",
-        "towers",
-        "encoder",
-        "base",
-        "vae",
-        "text_l",
-        "text_g",
-        "recognizer",
-        "latent_recognizer",
-        "image_tower",
-        "judge",
-        "fitter",
-        "licence",
-        "validation_queries",
-        "validation_rows",
-        "sample_steps",
-        "measured_images",
-        "guidance",
-        "sampling_steps",
-        "data.path",
-        "data.images",
-        "data.streaming",
-        "data.workers",
-        "data.worker_kind",
-        "data.device",
-        "data.batch_size",
-        "data.shard_rows",
-        "data.max_bad_share",
-        "data.accept_non_commercial",
-        "data.verify",
-        "trainer.steps",
-        "trainer.log_every",
-        "trainer.validate_every",
-        "trainer.save_every",
-        "trainer.keep_checkpoints",
-        "trainer.best_metric",
-        "trainer.best_mode",
-        "trainer.resume",
-        "trainer.num_threads",
-        "trainer.device",
-        "trainer.seed",
-        "trainer.batch_size",
-        "trainer.accumulate",
-    }
-)
 
 
 def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
-    """What must stay, by dotted key, of a command's configuration (a dataclass, or None where there is only `trainer`).
+    """What a resumed run must not change, by dotted key, of a command's configuration (a dataclass, or None where there
+    is only `trainer`). The policy stands on each field (`faceclip.settings.setting`).
 
-    A data set that is given by its path alone has no settings; `towers` and the like are compared by their hashes.
+    Free are places (what lies there is compared by its hash), figures, logs, and how the work is done. Seed and batch
+    size are compared by the trainer itself.
     """
-    found: dict[str, Any] = {}
-
-    def collect(values: Mapping[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, Mapping) and key != "towers":
-                collect(value, f"{key}.")
-            elif key not in FREE:
-                found[key] = value
-
-    collect(({} if config is None else to_dict(config)) | {"trainer": to_dict(trainer)}, "")
-    return json.loads(json.dumps(found))  # as a checkpoint gives it back
+    found = {} if config is None else compared_on_resume(config)
+    found |= compared_on_resume(trainer, "trainer.")
+    return json.loads(json.dumps(found, default=str))  # as a checkpoint gives it back
 
 
 def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,30 +79,40 @@ class TrainerConfig:
     has none; choose GPUs by CUDA_VISIBLE_DEVICES.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    accumulate: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup_steps: int = 100
-    schedule: Literal["cosine", "constant"] = "cosine"
-    min_lr_ratio: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 0
-    save_every: int = 500
-    keep_checkpoints: int = 2
-    best_metric: str | None = None
-    best_mode: Literal["max", "min"] = "max"
-    resume: bool = True
-    num_threads: int | None = None
-    compile: bool = False
-    device: Literal["auto", "cpu"] = "auto"
+    steps: int = setting(1000, "optimizer steps, each over batch_size × accumulate samples per process", resume="free")
+    batch_size: int = setting(64, "samples of a chunk per process", resume="free")
+    accumulate: int = setting(
+        1, "chunks of a step: averaged, or one large batch where the loss is contrastive", resume="free"
+    )
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "muon: orthogonalized momentum for the matrices, AdamW for the rest"
+    )
+    learning_rate: float = setting(1e-3, "of AdamW after the warm-up")
+    weight_decay: float = setting(0.01, "of AdamW; biases and norms do not decay")
+    betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
+    warmup_steps: int = setting(100, "steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "course of the rate after the warm-up")
+    min_lr_ratio: float = setting(0.0, "share of the rate that is left at the end")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to it; 0: never")
+    ema_decay: float | None = setting(None, "validate and export averaged weights; null: the weights themselves")
+    precision: Literal["fp32", "bf16"] = setting("fp32", "bf16 is autocast")
+    seed: int = setting(0, "of data order and every draw", resume="free")
+    log_every: int = setting(20, "optimizer steps between log lines; 0: never", resume="free")
+    validate_every: int = setting(0, "optimizer steps between validations; 0: only at the end", resume="free")
+    save_every: int = setting(500, "optimizer steps between checkpoints; 0: only at the end", resume="free")
+    keep_checkpoints: int = setting(2, "newest checkpoints that stay", resume="free")
+    best_metric: str | None = setting(None, "validation figure whose best export is kept in best/", resume="free")
+    best_mode: Literal["max", "min"] = setting(
+        "max", "whether the larger or the smaller figure is better", resume="free"
+    )
+    resume: bool = setting(
+        True, "resume from the newest checkpoint; false refuses a folder that holds any", resume="free"
+    )
+    num_threads: int | None = setting(None, "torch threads of this process; null: torch decides", resume="free")
+    compile: bool = setting(False, "torch.compile the training step")
+    device: Literal["auto", "cpu"] = setting(
+        "auto", "auto: the accelerator of this process, if any; choose GPUs by CUDA_VISIBLE_DEVICES", resume="free"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "keep_checkpoints"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.image import ImageTower
@@ -32,21 +33,21 @@ DISTRACTORS = 100
 class ImageSizes:
     """Sizes of the image tower."""
 
-    image_size: int = 64
-    patch_size: int = 8
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
+    image_size: int = setting(64, "px of the picture")
+    patch_size: int = setting(8, "px")
+    width: int = setting(192, "of the transformer")
+    layers: int = setting(4, "blocks")
+    heads: int = setting(6, "of the attention")
 
 
 @dataclass(kw_only=True)
 class TextSizes:
     """Sizes of one text tower."""
 
-    width: int = 96
-    layers: int = 3
-    heads: int = 3
-    quick_gelu: bool = True
+    width: int = setting(96, "of the transformer")
+    layers: int = setting(3, "blocks")
+    heads: int = setting(3, "of the attention")
+    quick_gelu: bool = setting(True, "QuickGELU, as in OpenAI's towers")
 
 
 @dataclass(kw_only=True)
@@ -59,14 +60,14 @@ class ClipConfig(TowerConfig):
     share of words replaced by a word outside the vocabulary, so that its embedding row is trained too.
     """
 
-    out: str = "runs/towers/clip"
+    out: str = setting("runs/towers/clip", "folder of the run", resume="free", path=True)
     image: ImageSizes = field(default_factory=ImageSizes)
     text_l: TextSizes = field(default_factory=TextSizes)
     text_g: TextSizes = field(default_factory=lambda: TextSizes(width=128, heads=4, quick_gelu=False))
-    embed_dim: int = 128
-    attributes: float = 0.5
-    template: float = 0.3
-    unknown: float = 0.05
+    embed_dim: int = setting(128, "of the shared space")
+    attributes: float = setting(0.5, "weight: attribute classes read from picture and caption by the same linear heads")
+    template: float = setting(0.3, "share of captions that get stage 1's template in front")
+    unknown: float = setting(0.05, "share of words replaced by a word outside the vocabulary")
     jitter: JitterConfig = field(default_factory=JitterConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 

@@ -21,6 +21,7 @@ from faceclip.face3d.points import HeadPoints, border_vertices
 from faceclip.face3d.rasterizer import vertex_normals
 from faceclip.faces.align import align_face, similarity_transform
 from faceclip.faces.batches import detected_faces
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.training import StepContext, TrainerConfig
@@ -35,16 +36,16 @@ SURFACE_POINTS = 256  # evenly chosen vertices of the face on which position and
 class FitterSizes:
     """Sizes of `FaceFitter`."""
 
-    image_size: int = 112
-    view: float = 1.45
-    widths: list[int] = field(default_factory=lambda: [24, 48, 96, 160])
-    depths: list[int] | None = None
-    reduced: int = 32
-    hidden: int = 384
-    looks: int = 0
-    look_points: int = 96
-    look_channels: int = 16
-    look_hidden: int = 128
+    image_size: int = setting(112, "px of the crop")
+    view: float = setting(1.45, "side of the crop in sides of the face crop")
+    widths: list[int] = setting(factory=lambda: [24, 48, 96, 160], help="channels of the stages")
+    depths: list[int] | None = setting(None, "blocks of the stages; null: one each")
+    reduced: int = setting(32, "channels before the fully connected part")
+    hidden: int = setting(384, "width of the fully connected part")
+    looks: int = setting(0, "second looks at the landmarks")
+    look_points: int = setting(96, "points of a look")
+    look_channels: int = setting(16, "channels of a look")
+    look_hidden: int = setting(128, "width of a look")
 
 
 @dataclass(kw_only=True)
@@ -55,10 +56,10 @@ class LossWeights:
     per .1.
     """
 
-    parameters: float = 1.0
-    pose: float = 1.0
-    points: float = 0.5
-    shading: float = 1.0
+    parameters: float = setting(1.0, "standardized parameters")
+    pose: float = setting(1.0, "per 10°")
+    points: float = setting(0.5, "projected points, per 1 % of the crop")
+    shading: float = setting(1.0, "of the surface, per 0.1")
 
 
 @dataclass(kw_only=True)
@@ -68,8 +69,8 @@ class FitterConfig(TowerConfig):
     `init`: an export of this command whose weights the training starts from.
     """
 
-    out: str = "runs/towers/fitter"
-    init: str = ""
+    out: str = setting("runs/towers/fitter", "folder of the run", resume="free", path=True)
+    init: str = setting("", "export of this command whose weights the training starts from", resume="free", path=True)
     model: FitterSizes = field(default_factory=FitterSizes)
     weights: LossWeights = field(default_factory=LossWeights)
     jitter: JitterConfig = field(default_factory=JitterConfig)

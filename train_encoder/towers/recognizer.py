@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faceclip.settings import setting
 from faceclip.statistics import Estimate
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.face import FaceViT
@@ -20,20 +21,20 @@ from faceclip.training.towers.recognition import IdentityTask, MarginConfig, mea
 class ViTConfig:
     """Sizes of `FaceViT`."""
 
-    image_size: int = 72
-    patch_size: int = 9
-    width: int = 192
-    depth: int = 6
-    heads: int = 6
-    embedding_dim: int = 128
-    mlp_ratio: float = 4.0
+    image_size: int = setting(72, "px of the crop")
+    patch_size: int = setting(9, "px")
+    width: int = setting(192, "of the transformer")
+    depth: int = setting(6, "blocks")
+    heads: int = setting(6, "of the attention")
+    embedding_dim: int = setting(128, "of the identity")
+    mlp_ratio: float = setting(4.0, "width of the feed-forward over width")
 
 
 @dataclass(kw_only=True)
 class RecognizerConfig(TowerConfig):
     """Everything that decides the recognizer's training."""
 
-    out: str = "runs/towers/recognizer"
+    out: str = setting("runs/towers/recognizer", "folder of the run", resume="free", path=True)
     model: ViTConfig = field(default_factory=ViTConfig)
     margin: MarginConfig = field(default_factory=MarginConfig)
     jitter: JitterConfig = field(default_factory=JitterConfig)

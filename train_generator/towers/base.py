@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from faceclip import weights
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.towers.face import FaceViT
@@ -44,12 +45,12 @@ from train_generator.towers.regions import weighted_mean
 class UNetConfig:
     """Sizes of `UNet2DConditionModel`. As in SDXL the finest resolution has no attention."""
 
-    widths: list[int] = field(default_factory=lambda: [64, 160])
-    attention: list[bool] = field(default_factory=lambda: [False, True])
-    layers_per_block: int = 1
-    transformer_layers: int = 1
-    head_dim: int = 32
-    groups: int = 16
+    widths: list[int] = setting(factory=lambda: [64, 160], help="channels per resolution")
+    attention: list[bool] = setting(factory=lambda: [False, True], help="whether a resolution has attention")
+    layers_per_block: int = setting(1, "residual blocks")
+    transformer_layers: int = setting(1, "per attention block")
+    head_dim: int = setting(32, "width of a head")
+    groups: int = setting(16, "of the group norms")
 
 
 @dataclass(kw_only=True)
@@ -70,21 +71,27 @@ class BaseConfig(TowerConfig):
     that is no share.
     """
 
-    out: str = "runs/towers/base"
-    vae: str = ""
-    text_l: str = ""
-    text_g: str = ""
-    recognizer: str = ""
-    init: str = ""
+    out: str = setting("runs/towers/base", "folder of the run", resume="free", path=True)
+    vae: str = setting("", "autoencoder; '': the shipped one", resume="free", path=True)
+    text_l: str = setting("", "text tower; '': the shipped one", resume="free", path=True)
+    text_g: str = setting("", "text tower; '': the shipped one", resume="free", path=True)
+    recognizer: str = setting("", "recognizer of the alignment; '': the shipped one", resume="free", path=True)
+    init: str = setting("", "export of this command whose weights the training starts from", resume="free", path=True)
     model: UNetConfig = field(default_factory=UNetConfig)
-    text_dropout: float = 0.1
-    region_weights: dict[str, float] = field(default_factory=dict)
-    attribute_weight: float = 0.0
-    feature_weight: float = 0.0
-    attribute_warmup: int = 1000
+    text_dropout: float = setting(0.1, "share of dropped texts")
+    region_weights: dict[str, float] = setting(
+        factory=dict, help="weights of the error where a region is seen, 1 for those not named"
+    )
+    attribute_weight: float = setting(
+        0.0, "of the loss by a classifier of noisy latents on named attributes; 0: none of it"
+    )
+    feature_weight: float = setting(0.0, "of the loss on that classifier's features")
+    attribute_warmup: int = setting(1000, "steps up to both weights, in which the classifier learns")
     levels: LevelConfig = field(default_factory=LevelConfig)
-    alignment: float = 0.0
-    alignment_until: float = 0.6
+    alignment: float = setting(
+        0.0, "weight of the distance of the UNet's middle features to the recognizer's tokens; 0: none"
+    )
+    alignment_until: float = setting(0.6, "share of the steps with that loss")
 
     def __post_init__(self) -> None:
         for name in ("attribute_weight", "feature_weight", "alignment"):

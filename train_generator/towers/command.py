@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from faceclip.settings import setting
 from faceclip.training.towers import command
 
 PACKAGE = "train_generator.towers"
@@ -13,7 +14,7 @@ FOLDERS = ("vae", "recognizer", "text_l", "text_g")  # arguments that name folde
 class TowerConfig(command.TowerConfig):
     """The fields of every tower command, and `size`: side of the portraits in pixels."""
 
-    size: int = 64
+    size: int = setting(64, "side of the portraits in pixels")
 
 
 def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:

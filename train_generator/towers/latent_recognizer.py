@@ -21,6 +21,7 @@ from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.cache import cached_features
 from faceclip.storage.hashes import module_hash
@@ -47,8 +48,8 @@ LEVELS = (0, 200, 400, 600)  # timesteps that are measured
 class NetConfig:
     """Sizes of `LatentRecognizer`."""
 
-    widths: list[int] = field(default_factory=lambda: [64, 96, 128])
-    depth: int = 2
+    widths: list[int] = setting(factory=lambda: [64, 96, 128], help="channels of the stages")
+    depth: int = setting(2, "blocks of a stage")
 
 
 @dataclass(kw_only=True)
@@ -60,12 +61,12 @@ class LatentRecognizerConfig(TowerConfig):
     Raises ConfigError for an attribute that no vocabulary knows and for a negative weight.
     """
 
-    out: str = "runs/towers/latent_recognizer"
-    vae: str = ""
-    recognizer: str = ""
-    low_noise: float = 1.5
-    attributes: list[str] = field(default_factory=lambda: list(JUDGED))
-    attribute_weight: float = 0.3
+    out: str = setting("runs/towers/latent_recognizer", "folder of the run", resume="free", path=True)
+    vae: str = setting("", "autoencoder; '': the shipped one", resume="free", path=True)
+    recognizer: str = setting("", "recognizer; '': the shipped one", resume="free", path=True)
+    low_noise: float = setting(1.5, "timesteps are T · u ** low_noise; above 1 they lean to low noise")
+    attributes: list[str] = setting(factory=lambda: list(JUDGED), help="read too")
+    attribute_weight: float = setting(0.3, "weight of their loss")
     model: NetConfig = field(default_factory=NetConfig)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from makeup_plugin.diffusion import NoiseSchedule
 
 Draw = Literal["uniform", "logit-normal"]
@@ -25,10 +26,10 @@ class LevelConfig:
     Raises ConfigError for an unknown draw, a deviation that is not positive, and a negative γ.
     """
 
-    draw: Draw = "uniform"
-    mean: float = 0.0
-    deviation: float = 1.0
-    min_snr: float = 0.0
+    draw: Draw = setting("uniform", "distribution of the noise levels")
+    mean: float = setting(0.0, "of the logit-normal draw")
+    deviation: float = setting(1.0, "of the logit-normal draw")
+    min_snr: float = setting(0.0, "γ of the min-SNR weights of a velocity's error; 0: none")
 
     def __post_init__(self) -> None:
         if self.draw not in get_args(Draw):

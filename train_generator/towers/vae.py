@@ -17,6 +17,7 @@ from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
@@ -35,10 +36,12 @@ PASS_PIXELS = 1 << 20  # pixels that go through an autoencoder at once
 class AutoencoderConfig:
     """Sizes of `AutoencoderKL`: one entry of `widths` per resolution, from the image down to the latents."""
 
-    widths: list[int] = field(default_factory=lambda: [24, 48, 96])
-    layers_per_block: int = 1
-    latent_channels: int = 8
-    groups: int = 8
+    widths: list[int] = setting(
+        factory=lambda: [24, 48, 96], help="channels per resolution, from the image down to the latents"
+    )
+    layers_per_block: int = setting(1, "residual blocks")
+    latent_channels: int = setting(8, "of the latents")
+    groups: int = setting(8, "of the group norms")
 
 
 @dataclass(kw_only=True)
@@ -54,16 +57,18 @@ class VaeConfig(TowerConfig):
     negative weights.
     """
 
-    out: str = "runs/towers/vae"
-    recognizer: str = ""
-    init: str = ""
+    out: str = setting("runs/towers/vae", "folder of the run", resume="free", path=True)
+    recognizer: str = setting("", "recognizer that compares faces; '': the shipped one", resume="free", path=True)
+    init: str = setting("", "export of this command whose weights the training starts from", resume="free", path=True)
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    kl: float = 1e-5
-    gradient: float = 1.0
-    tokens: float = 0.0
-    identity: float = 0.0
-    window: int = 0
-    region_weights: dict[str, float] = field(default_factory=dict)
+    kl: float = setting(1e-5, "weight of the prior")
+    gradient: float = setting(1.0, "weight of the difference of image gradients")
+    tokens: float = setting(0.0, "weight of the distance of the face tokens that the recognizer sees")
+    identity: float = setting(0.0, "weight of the distance of the identities that it sees")
+    window: int = setting(0, "px of the random part of each portrait that is trained on; 0: all of it")
+    region_weights: dict[str, float] = setting(
+        factory=dict, help="weights of pixels that show a region, 1 for those not named"
+    )
 
     def __post_init__(self) -> None:
         for name in ("tokens", "identity"):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipError
+from faceclip.settings import setting
 from faceclip.storage.files import replacing
 from faceclip.storage.folders import MANIFEST, write_atomically
 from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
@@ -38,10 +39,10 @@ class TowerConfig:
     `half`: store the exported weights in 16 bits; the figures of the card are measured on what is stored.
     """
 
-    data: str = ""
-    out: str = "runs/towers/tower"
-    export: str = ""  # a folder that gets a copy of `export` below `out`
-    half: bool = True
+    data: str = setting("", "data set directory", resume="free", path=True)
+    out: str = setting("runs/towers/tower", "folder of the run", resume="free", path=True)
+    export: str = setting("", "folder that gets a copy of the export; '': none", resume="free", path=True)
+    half: bool = setting(True, "store the export in 16 bits, on which the card's figures stand", resume="free")
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 

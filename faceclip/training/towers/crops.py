@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.faces.align import align_face, similarity_transform
+from faceclip.settings import setting
 
 
 @dataclass(kw_only=True)
@@ -27,13 +28,13 @@ class JitterConfig:
     half_resolution: probability of a portrait at 64 px in place of the full one.
     """
 
-    landmarks: float = 0.0
-    gain: float = 0.0
-    contrast: float = 0.0
-    color: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
-    half_resolution: float = 0.0
+    landmarks: float = setting(0.0, "standard deviation of the noise on the five points, as a fraction of the crop")
+    gain: float = setting(0.0, "half width of the uniform factor around 1")
+    contrast: float = setting(0.0, "half width of the uniform factor around 1")
+    color: float = setting(0.0, "the same per channel; small, since skin color belongs to the identity")
+    blur: float = setting(0.0, "greatest Gaussian sigma in px")
+    noise: float = setting(0.0, "greatest standard deviation in grey levels, in half of the images")
+    half_resolution: float = setting(0.0, "probability of a portrait at 64 px in place of the full one")
 
 
 def jitter_image(image: NDArray[np.uint8], rng: np.random.Generator, config: JitterConfig) -> NDArray[np.uint8]:

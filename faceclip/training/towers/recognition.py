@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from faceclip.data.arrays import load_arrays
 from faceclip.people.sample import sample_identity
+from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceFeatures
 from faceclip.training import StepContext
@@ -38,14 +39,14 @@ class MarginConfig:
     tokens: without it a small transformer spends its first epochs on finding out where things are.
     """
 
-    arcface: float = 1.0
-    margin: float = 0.35
-    scale: float = 32.0
-    warmup: int = 300
-    ramp: int = 1500
-    geometry: float = 0.5
-    traits: float = 0.5
-    landmarks: float = 0.0
+    arcface: float = setting(1.0, "weight after warmup and ramp")
+    margin: float = setting(0.35, "radians, reached after warmup and ramp")
+    scale: float = setting(32.0, "of the cosines")
+    warmup: int = setting(300, "steps without it")
+    ramp: int = setting(1500, "steps up to the full weight and margin")
+    geometry: float = setting(0.5, "weight: the head's shape read linearly from the embedding")
+    traits: float = setting(0.5, "weight: skin, colors and other traits of the person, read linearly")
+    landmarks: float = setting(0.0, "weight: 68 landmarks read linearly from the mean patch token")
 
 
 class IdentityTask:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from faceclip.errors import ConfigError
+from faceclip.settings import setting
 from faceclip.training import TrainerConfig, from_dict, parse_config, to_dict
+from train_encoder.config import EncoderConfig
 
 
 @dataclass(kw_only=True)
@@ -21,7 +23,7 @@ class Inner:
 @dataclass(kw_only=True)
 class Outer:
     data: str = ""
-    count: int = 3
+    count: int = setting(3, "how many", resume="free")
     limit: float | None = None
     flag: bool = False
     names: list[str] = field(default_factory=list)
@@ -67,7 +69,7 @@ def test_dict_round_trip() -> None:
         ("inner.mode=c", "must be one of 'a', 'b'"),
         ("inner=3", "inner: expected keys"),
         ("names=x", "names: expected a list"),
-        ("count", "expected --preset NAME"),
+        ("count", "'count': expected --preset NAME"),
         ("--preset=huge", "no such preset"),
     ],
 )
@@ -130,7 +132,7 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture, presets: Path) -> N
     assert "small, tiny" in shown
     assert [line.strip() for line in shown.splitlines() if line.startswith("  ")] == [
         "data: str (default '')",
-        "count: int (default 3)",
+        "count: int (default 3)  how many [may change on resume]",
         "limit: float | null (default None)",
         "flag: bool (default False)",
         "names: list[str] (default [])",
@@ -140,5 +142,7 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture, presets: Path) -> N
     ]
     assert "Inner(" not in shown
     with pytest.raises(SystemExit):
-        parse_config(TrainerConfig, ["-h"])
-    assert "Rates: AdamW at `learning_rate`" in capsys.readouterr().out  # what the class says of its keys
+        parse_config(EncoderConfig, ["-h"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  trainer.schedule: cosine | constant (default 'cosine')  course of the rate after the warm-up" in lines
+    assert any(line.startswith("  data.portrait: float (default 2.5)  side of") for line in lines)

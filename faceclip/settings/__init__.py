@@ -1,0 +1,10 @@
+"""Settings of commands: dataclasses whose fields carry their help text and resume policy, and the one command line.
+
+Importing this package costs the standard library and PyYAML only.
+"""
+
+from faceclip.settings.command import guarded, run
+from faceclip.settings.config import from_dict, load_config, parse_config, to_dict
+from faceclip.settings.fields import setting
+
+__all__ = ["from_dict", "guarded", "load_config", "parse_config", "run", "setting", "to_dict"]

@@ -1,0 +1,92 @@
+"""What a field of a configuration says of itself: help text, resume policy, and how the command line takes it.
+
+    steps: int = setting(1000, "optimizer steps", resume="free")
+
+A field without `setting` has no help text and is compared on resume.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Resume = Literal["compared", "free"]
+_KEY = "faceclip.setting"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """The metadata of a field. Arguments: see `setting`."""
+
+    help: str = ""
+    resume: Resume = "compared"
+    path: bool = False
+    positional: bool = False
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    factory: Callable[[], Any] | Any = dataclasses.MISSING,
+    resume: Resume = "compared",
+    path: bool = False,
+    positional: bool = False,
+) -> Any:
+    """A dataclass field with its documentation.
+
+    Args:
+        default, factory: as `default` and `default_factory` of `dataclasses.field`; without either a value is required.
+        help: one line for `--help`.
+        resume: "compared" when a run may only resume with the value that it began with; "free" when the value says
+            nothing about the weights, or what it names is compared by its hash.
+        path: the text names a file or folder, so that a leading `~` stands for the home folder.
+        positional: the command line takes the value without a key, in the order of such fields.
+    """
+    about = About(help=help, resume=resume, path=path, positional=positional)
+    return dataclasses.field(default=default, default_factory=factory, metadata={_KEY: about})
+
+
+def about(field: dataclasses.Field) -> About:
+    """What `setting` noted on a field."""
+    return field.metadata.get(_KEY, About())
+
+
+def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key of a configuration's fields that a resumed run must not change.
+
+    A nested configuration is compared by its own fields, whatever the policy of the field that holds it.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= compared_on_resume(value, f"{key}.")
+        elif about(field).resume == "compared":
+            found |= _leaves(value, key)
+    return found
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def shown_type(hint: Any) -> str:
+    """A type as one would write a value of it: the words of a Literal, null for None."""
+    parameters = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, parameters))
+    if len(options(hint)) > 1:
+        return " | ".join(map(shown_type, parameters))
+    return "null" if hint is type(None) else str(hint) if parameters else getattr(hint, "__name__", str(hint))
+
+
+def _leaves(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {key: value}
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= _leaves(item, f"{key}.{name}")
+    return found

@@ -1,0 +1,51 @@
+"""The text of `--help`: one line per key, with type, default and what its field says of it."""
+
+import dataclasses
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+from faceclip.settings.fields import about, options, shown_type
+
+
+def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usage: str = "") -> str:
+    """Help text: every dotted key with its type and default, each group under what its class says of it.
+
+    `flags`: keys are written as `--key`. `usage` replaces the first line.
+    """
+    words = "[--key VALUE …]" if flags else "[--preset NAME] [--config FILE.yaml] [key.sub=value …]"
+    lines = [usage or f"usage: {words}"]
+    if presets is not None:
+        lines += ["", "presets: " + ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))]
+    groups: list[tuple[type, str]] = [(cls, "")]
+    while groups:
+        kind, prefix = groups.pop(0)
+        said = inspect.getdoc(kind) or ""
+        if said.startswith(f"{kind.__name__}("):  # what `dataclass` writes where a class says nothing
+            said = ""
+        lines += ["", *said.splitlines()]
+        hints = typing.get_type_hints(kind)
+        below: list[tuple[type, str]] = []
+        for field in dataclasses.fields(kind):
+            hint = hints[field.name]
+            # An option of its own is a short form beside a whole configuration.
+            nested = [option for option in options(hint) if dataclasses.is_dataclass(option)]
+            below += [(option, f"{prefix}{field.name}.") for option in nested]
+            if hint not in nested:
+                lines.append(_line(field, hint, f"{prefix}{field.name}", flags))
+        groups = below + groups
+    return "\n".join(lines)
+
+
+def _line(field: dataclasses.Field, hint: Any, key: str, flags: bool) -> str:
+    noted = about(field)
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    shown = "required" if default is dataclasses.MISSING else f"default {default!r}"
+    name = key.upper() if noted.positional else f"--{key.replace('_', '-')}" if flags else key
+    line = f"  {name}: {shown_type(hint)} ({shown})"
+    if noted.help:
+        line += f"  {noted.help}"
+    return line + (" [may change on resume]" if noted.resume == "free" else "")

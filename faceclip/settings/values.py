@@ -1,0 +1,240 @@
+"""Values of settings: the type of the field decides how a text is read, so that text stays text where text is due."""
+
+import dataclasses
+import math
+import os
+import re
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from faceclip.errors import ConfigError
+from faceclip.settings.fields import options, shown_type
+from faceclip.settings.yaml_text import Plain, parse_yaml
+
+_TRUE, _FALSE, _NULL = ("true", "yes", "on"), ("false", "no", "off"), ("null", "~", "")
+_INTEGER = re.compile(r"[-+]?\d[\d_]*")
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+_SPECIAL = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
+_LONGEST_NUMBER = 64  # characters
+_LONGEST_SHOWN = 80
+_LARGEST = 2**63 - 1
+Nested = Callable[[type, Mapping[str, Any], str], Any]
+
+
+class _Unfit(Exception):
+    """A value does not have one of the types of a union."""
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, capped in length."""
+    text = str(value) if isinstance(value, Plain) and str(value).isprintable() and value else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
+
+
+def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = False) -> Any:
+    """What a word of a command line says, read by the type of its field.
+
+    Text stays as it is typed. `null` is None where the type allows it. A list or a mapping is written as in YAML;
+    where text is allowed too, only a text in brackets is one.
+
+    Raises ConfigError that begins with `key`.
+    """
+    members = options(hint)
+    if type(None) in members and text in _NULL and not (path and text == "~") and (text or str not in members):
+        return None
+    words = [member for member in members if member in (str, Path)]
+    structures = [member for member in members if _is_structure(member)]
+    if structures or hint is Any:
+        bracketed = text[:1] + text[-1:] in ("[]", "{}")
+        if not words or bracketed:
+            return coerce(parse_yaml(text, key), hint, key, nested, path=path)
+    if words and all(member in (str, Path, type(None)) or member in structures for member in members):
+        return _text(text, words[0], key, path)
+    return coerce(Plain(text), hint, key, nested, path=path)
+
+
+def coerce(value: Any, hint: Any, key: str, nested: Nested, *, path: bool = False) -> Any:
+    """`value` as `hint`. `nested` builds a dataclass from a mapping and the prefix of its keys.
+
+    Only lossless changes are made: an unquoted scalar of YAML to what the type reads from it, int to float, number to
+    text, text to Path, list to tuple. Raises ConfigError that begins with `key`.
+    """
+    try:
+        return _coerced(value, hint, key, nested, path)
+    except _Unfit:
+        raise ConfigError(f"{key}: expected {shown_type(hint)}, got {_what(value)}") from None
+
+
+def check_finite(value: Any, key: str) -> None:
+    """Raises ConfigError for NaN or infinity, also within a list or mapping."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: expected a finite number, got {value}")
+    if isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            check_finite(item, f"{key}[{number}]")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(item, f"{key}.{name}")
+
+
+def plain_value(text: Plain) -> Any:
+    """The value of an unquoted scalar where the field has no type: null, bool, int, float or text."""
+    if text.lower() in _NULL:
+        return None
+    for read in (_boolean, _integer, _number):
+        try:
+            return read(text)
+        except _Unfit:
+            continue
+    return str(text)
+
+
+def _coerced(value: Any, hint: Any, key: str, nested: Nested, path: bool) -> Any:
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _untyped(value)
+    if len(members := options(hint)) > 1:
+        return _one_of(value, members, key, nested, path)
+    if hint is type(None):
+        if value is None or (isinstance(value, Plain) and value.lower() in _NULL):
+            return None
+        raise _Unfit
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return nested(hint, value, f"{key}.")
+        raise ConfigError(f"{key}: expected keys and values, got {_what(value)}")
+    if origin is typing.Literal:
+        for choice in parameters:
+            if (value == choice and type(value) is type(choice)) or (isinstance(value, Plain) and value == str(choice)):
+                return choice
+        raise ConfigError(f"{key}: must be one of {', '.join(map(repr, parameters))}, got {_what(value)}")
+    if origin in (list, tuple) or hint in (list, tuple):
+        return _sequence(value, origin or hint, parameters, key, nested)
+    if origin is dict or hint is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected keys and values, got {_what(value)}")
+        inner = parameters[1] if parameters else Any
+        return {str(name): coerce(item, inner, f"{key}.{name}", nested) for name, item in value.items()}
+    return _scalar(value, hint, key, path)
+
+
+def _one_of(value: Any, members: tuple[Any, ...], key: str, nested: Nested, path: bool) -> Any:
+    empty = value is None or (isinstance(value, Plain) and value.lower() in _NULL)
+    if empty and type(None) in members and not (path and value == "~"):
+        return None
+    failure: ConfigError | None = None
+    for member in members:
+        try:
+            return _coerced(value, member, key, nested, path)
+        except _Unfit:
+            continue
+        except ConfigError as error:
+            # What is wrong within a mapping says more than that none of the types fits.
+            if isinstance(value, Mapping | list | tuple) and _is_structure(member):
+                failure = error
+    if failure is not None:
+        raise failure
+    raise _Unfit
+
+
+def _sequence(value: Any, kind: type, parameters: tuple[Any, ...], key: str, nested: Nested) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}: expected a list, got {_what(value)}")
+    if kind is tuple and parameters and parameters[-1] is not Ellipsis:
+        if len(value) != len(parameters):
+            raise ConfigError(f"{key}: expected {len(parameters)} values, got {len(value)}")
+        pairs = zip(value, parameters, strict=True)
+        return tuple(coerce(item, part, f"{key}[{i}]", nested) for i, (item, part) in enumerate(pairs))
+    inner = parameters[0] if parameters else Any
+    return kind(coerce(item, inner, f"{key}[{i}]", nested) for i, item in enumerate(value))
+
+
+def _scalar(value: Any, hint: type, key: str, path: bool) -> Any:
+    if hint in (str, Path):
+        if isinstance(value, Plain) and value.lower() in _NULL and not (path and value == "~"):
+            raise ConfigError(
+                f"{key}: expected text, got {value or 'nothing'}: put it in quotes if it is meant as text"
+            )
+        if isinstance(value, int | float) and not isinstance(value, bool) and hint is str:
+            return str(value)  # a folder may well be called 12
+        if isinstance(value, str | Path):
+            return _text(str(value), hint, key, path)
+        raise _Unfit
+    if isinstance(value, Plain):
+        reader = {bool: _boolean, int: _integer, float: _number}.get(hint)
+        if reader is None:
+            raise _Unfit
+        return reader(value)
+    if hint is float and isinstance(value, str):
+        return _number(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        if hint is int and abs(value) > _LARGEST:
+            raise ConfigError(f"{key}: expected an integer of at most 64 bits, got {value.bit_length()} bits")
+        return value
+    raise _Unfit
+
+
+def _text(text: str, hint: type, key: str, path: bool) -> str | Path:
+    try:
+        valid = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"{key}: expected text without null bytes and stray surrogates, got {shown(str(text))}")
+    text = os.path.expanduser(text) if path or hint is Path else str(text)
+    return Path(text) if hint is Path else text
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _TRUE + _FALSE:
+        raise _Unfit
+    return text.lower() in _TRUE
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER or not text.isascii() or not _INTEGER.fullmatch(text):
+        raise _Unfit
+    value = int(text.replace("_", ""))
+    if abs(value) > _LARGEST:
+        raise _Unfit
+    return value
+
+
+def _number(text: str) -> float:
+    if len(text) > _LONGEST_NUMBER or not text.isascii():
+        raise _Unfit
+    if _SPECIAL.fullmatch(text):
+        return float(text.replace(".", ""))
+    if not _NUMBER.fullmatch(text):
+        raise _Unfit
+    return float(text.replace("_", ""))
+
+
+def _untyped(value: Any) -> Any:
+    if isinstance(value, Plain):
+        return plain_value(value)
+    if isinstance(value, Mapping):
+        return {str(name): _untyped(item) for name, item in value.items()}
+    return [_untyped(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_structure(hint: Any) -> bool:
+    kind = typing.get_origin(hint) or hint
+    return kind in (list, tuple, dict) or dataclasses.is_dataclass(kind)
+
+
+def _what(value: Any) -> str:
+    """A value for a message; of a huge one only its kind, so that nothing huge is ever written out."""
+    if isinstance(value, Mapping):
+        return f"{len(value)} keys"
+    if isinstance(value, list | tuple) and len(value) > 20:
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"an integer of {value.bit_length()} bits"
+    return shown(value)

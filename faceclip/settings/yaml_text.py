@@ -1,0 +1,141 @@
+"""YAML as configuration needs it: mappings, lists and scalars whose type the field decides later.
+
+The reader resolves no type, knows no tag and calls no constructor. Nesting, nodes and bytes are capped, so that alias
+bombs and deep brackets end in one line.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from faceclip.errors import ConfigError
+
+_DEEPEST, _MOST_NODES, _LARGEST_FILE = 32, 20_000, 2**20
+_MERGE = "<<"
+
+
+class Plain(str):
+    """An unquoted scalar: text, number, boolean or null, as the type of its field says."""
+
+    __slots__ = ()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file, its scalars as in `parse_yaml`. Raises ConfigError that names the file."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: expected a configuration file, this is a folder or a device")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot read the configuration file ({reason})") from error
+    if len(content) > _LARGEST_FILE:
+        raise ConfigError(f"{path}: a configuration file of at most {_LARGEST_FILE:,} bytes is expected")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    found = parse_yaml(text, str(path))
+    if isinstance(found, Plain) and not found:
+        return {}
+    if not isinstance(found, dict):
+        kind = "a list" if isinstance(found, list) else "a single value"
+        raise ConfigError(f"{path}: expected keys and values at the top, got {kind}")
+    return found
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Nested dicts (keys are text), lists, `str` for quoted scalars and `Plain` for the others.
+
+    Raises ConfigError that begins with `where` for malformed, too large or too deep YAML, tags, repeated keys and
+    several documents.
+    """
+    try:
+        return _Builder(text, where).document()
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError, IndexError) as error:  # the scanner's own, of odd escapes
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())[:300]})") from error
+
+
+class _Builder:
+    """Values from the parser's events; an alias gives what its anchor gave, and counts as much."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
+        self._where, self._nodes = where, 0
+        self._anchors: dict[str, tuple[Any, int, int]] = {}  # value, number of its nodes, its height
+
+    def document(self) -> Any:
+        """The only document of the stream, or an empty scalar."""
+        value: Any = Plain("")
+        documents = 0
+        for event in self._events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self._refusal("expected one document", event)
+                value, _ = self._value(next(self._events), 0)
+        return value
+
+    def _value(self, event: yaml.Event, depth: int) -> tuple[Any, int]:
+        """The value that begins with an event, and its height in levels."""
+        before = self._nodes
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise self._refusal(f"alias *{event.anchor[:60]} has no anchor before it", event)
+            value, size, height = self._anchors[event.anchor]
+            self._count(size, depth + height, event)
+            return value, height
+        self._count(1, depth, event)
+        if event.tag is not None:
+            raise self._refusal(f"tags such as {event.tag[:60]} are not supported", event)
+        height = 0
+        if isinstance(event, yaml.ScalarEvent):
+            value = Plain(event.value) if event.style is None else event.value
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = []
+            while not isinstance(inner := next(self._events), yaml.SequenceEndEvent):
+                item, below = self._value(inner, depth + 1)
+                value.append(item)
+                height = max(height, below + 1)
+        else:
+            value, height = self._mapping(depth)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = (value, self._nodes - before, height)
+        return value, height
+
+    def _mapping(self, depth: int) -> tuple[dict[str, Any], int]:
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        height = 0
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            key, _ = self._value(event, depth + 1)
+            if not isinstance(key, str):
+                raise self._refusal("a key must be a single word", event)
+            value, below = self._value(next(self._events), depth + 1)
+            height = max(height, below + 1)
+            if isinstance(key, Plain) and key == _MERGE:
+                for part in value if isinstance(value, list) else [value]:
+                    if not isinstance(part, dict):
+                        raise self._refusal("<< must name mappings", event)
+                    merged = part | merged
+            elif key in found:
+                raise self._refusal(f"key {str(key)[:60]!r} is given twice", event)
+            else:
+                found[str(key)] = value
+        return merged | found, height
+
+    def _count(self, nodes: int, deepest: int, event: yaml.Event) -> None:
+        self._nodes += nodes
+        if self._nodes > _MOST_NODES:
+            raise self._refusal(f"more than {_MOST_NODES:,} values, aliases included", event)
+        if deepest > _DEEPEST:
+            raise self._refusal(f"nested deeper than {_DEEPEST} levels", event)
+
+    def _refusal(self, reason: str, event: yaml.Event) -> ConfigError:
+        return ConfigError(f"{self._where}: {reason} (line {event.start_mark.line + 1})")
