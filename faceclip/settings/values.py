@@ -36,12 +36,14 @@ def shown(value: Any) -> str:
 def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = False) -> Any:
     """What a word of a command line says, read by the type of its field.
 
-    Text stays as it is typed. `null` is None where the type allows it. A list or a mapping is written as in YAML;
+    Text stays as it is typed; a pair of quotes alone is the empty text. `null` is None where the type allows it. A list or a mapping is written as in YAML;
     where text is allowed too, only a text in brackets is one.
 
     Raises ConfigError that begins with `key`.
     """
     members = options(hint)
+    if text in ("''", '""'):
+        return coerce("", hint, key, nested, path=path)
     if type(None) in members and text in _NULL and not (path and text == "~") and (text or str not in members):
         return None
     words = [member for member in members if member in (str, Path)]
