@@ -36,8 +36,8 @@ def shown(value: Any) -> str:
 def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = False) -> Any:
     """What a word of a command line says, read by the type of its field.
 
-    Text stays as it is typed; a pair of quotes alone is the empty text. `null` is None where the type allows it. A list or a mapping is written as in YAML;
-    where text is allowed too, only a text in brackets is one.
+    Text stays as it is typed; a pair of quotes alone is the empty text. `null` is None where the type allows it. A list
+    or a mapping is written as in YAML; where text is allowed too, only a text in its brackets is one.
 
     Raises ConfigError that begins with `key`.
     """
@@ -48,10 +48,9 @@ def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = Fa
         return None
     words = [member for member in members if member in (str, Path)]
     structures = [member for member in members if _is_structure(member)]
-    if structures or hint is Any:
-        bracketed = text[:1] + text[-1:] in ("[]", "{}")
-        if not words or bracketed:
-            return coerce(parse_yaml(text, key), hint, key, nested, path=path)
+    bracketed = any(text[:1] + text[-1:] == _brackets(structure) for structure in structures)
+    if bracketed or hint is Any or (structures and not words):
+        return coerce(parse_yaml(text, key), hint, key, nested, path=path)
     if words and all(member in (str, Path, type(None)) or member in structures for member in members):
         return _text(text, words[0], key, path)
     return coerce(Plain(text), hint, key, nested, path=path)
@@ -229,6 +228,10 @@ def _untyped(value: Any) -> Any:
 def _is_structure(hint: Any) -> bool:
     kind = typing.get_origin(hint) or hint
     return kind in (list, tuple, dict) or dataclasses.is_dataclass(kind)
+
+
+def _brackets(structure: Any) -> str:
+    return "[]" if (typing.get_origin(structure) or structure) in (list, tuple) else "{}"
 
 
 def _what(value: Any) -> str:
