@@ -32,6 +32,7 @@ from makeup_plugin.arguments import (
     number,
     texts_of,
 )
+from makeup_plugin.callbacks import callback_after_step
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.marking import watermark as watermarking
@@ -45,7 +46,7 @@ from makeup_plugin.references import (
     prepare_references,
     shading_pictures,
 )
-from makeup_plugin.sampling import decode, denoise, seeds_of
+from makeup_plugin.sampling import decode, denoise, make_timesteps, seeds_of
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
 
@@ -257,15 +258,24 @@ class FaceMakeUpPipeline(
         if self.identity_channel is not None:
             self.identity_channel.scale = identity_scale
         self.evict_models()
+        timesteps = make_timesteps(self.scheduler, num_inference_steps, latents.device)
+        self._num_timesteps = len(timesteps)
+        after_step = None
+        if callback_on_step_end is not None:
+            after_step = callback_after_step(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         latents = denoise(
-            self,
+            self.unet,
+            self.scheduler,
             latents,
             conditions,
-            steps=num_inference_steps,
+            timesteps=self.progress_bar(timesteps),
+            guidance_scale=guidance_scale,
+            identity_channel=self.identity_channel,
+            shading_channel=self.shading_channel,
             shading_scale=shading_scale,
             generator=generator,
-            callback=callback_on_step_end,
-            callback_inputs=callback_on_step_end_tensor_inputs,
+            after_step=after_step,
+            interrupted=lambda: self.interrupt,
         )
         marked = (self.config.add_watermark if watermark is None else watermark) and output_type != "latent"
         images = latents

@@ -7,8 +7,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from faceclip.towers.text_pair import TextPair
-from makeup_plugin.conditioning import time_ids
+from makeup_plugin.conditioning import Conditions, concatenate, time_ids
 from makeup_plugin.losses import decode_latents
+from makeup_plugin.sampling import denoise, make_timesteps
 
 
 @torch.no_grad()
@@ -32,20 +33,22 @@ def sample_portraits(
     for start in range(0, len(prompts), batch):
         text = towers.encode(list(prompts[start : start + batch]))
         count = len(text.tokens)
-        tokens = torch.cat([nothing.tokens.expand(count, -1, -1), text.tokens])
-        pooled = torch.cat([nothing.pooled.expand(count, -1), text.pooled])
-        added = {"text_embeds": pooled, "time_ids": time_ids(size, size, 2 * count)}
+        sizes = time_ids(size, size, count)
+        negative = Conditions(
+            tokens=nothing.tokens.expand(count, -1, -1), pooled=nothing.pooled.expand(count, -1), time_ids=sizes
+        )
+        positive = Conditions(tokens=text.tokens, pooled=text.pooled, time_ids=sizes)
         noise = [
             torch.randn(unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(seed + i))
             for i in range(start, start + count)
         ]
-        scheduler.set_timesteps(steps)
-        latents = torch.stack(noise) * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
-            double = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            prediction = unet(double, timestep, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
-            without, with_text = prediction.chunk(2)
-            prediction = without + guidance * (with_text - without)
-            latents = scheduler.step(prediction, timestep, latents).prev_sample
+        latents = denoise(
+            unet,
+            scheduler,
+            torch.stack(noise),
+            concatenate([negative, positive]),
+            timesteps=make_timesteps(scheduler, steps, "cpu"),
+            guidance_scale=guidance,
+        )
         images.append(decode_latents(vae, latents))
     return torch.cat(images)

@@ -3,89 +3,114 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from faceclip.errors import ConfigError
 from makeup_plugin.conditioning import Conditions, predict
+from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.marking import watermark
 
 Generators = torch.Generator | list[torch.Generator] | None
-# diffusers' names for what callbacks may see and change, and ours.
-_CALLBACK_FIELDS = {"prompt_embeds": "tokens", "add_text_embeds": "pooled", "add_time_ids": "time_ids"}
 
 
-def denoise(
-    pipeline: Any,
-    latents: Tensor,
-    conditions: Conditions,
-    *,
-    steps: int,
-    shading_scale: float,
-    generator: Generators = None,
-    callback: Callable | None = None,
-    callback_inputs: Sequence[str] = ("latents",),
-) -> Tensor:
-    """Latents (N,4,h,w) of unit variance -> clean latents, by the pipeline's scheduler.
+@dataclass(frozen=True, kw_only=True)
+class DenoisingState:
+    """What one step hands to the next: latents (N, C, h, w); the guidance scale; conditions, which have 2N rows with
+    guidance (a scale above 1), the unconditional half first, and N rows without."""
 
-    With classifier-free guidance (Ho & Salimans 2022) `conditions` has 2N rows, the unconditional half first. A
-    callback may end guidance (`pipeline._guidance_scale = 0`, as diffusers' cutoff callbacks do): then only the
-    conditional half is kept. Raises ConfigError when it begins guidance that the call did not prepare, and for `steps`
-    that the scheduler cannot make.
+    latents: Tensor
+    conditions: Conditions
+    guidance_scale: float
+
+
+# Called after a step with its index, its timestep and the state; returns the state that the next step starts from.
+AfterStep = Callable[[int, Tensor, DenoisingState], DenoisingState]
+
+
+def make_timesteps(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
+    """Prepares a scheduler for one pass of `steps` steps and returns its timesteps.
+
+    Raises ConfigError for a number of steps that the scheduler cannot make.
     """
-    scheduler, count = pipeline.scheduler, len(latents)
     try:
-        scheduler.set_timesteps(steps, device=latents.device)
+        scheduler.set_timesteps(steps, device=device)
     except ValueError as error:
         raise ConfigError(
             f"num_inference_steps={steps} is not possible with {type(scheduler).__name__}: {error}"
         ) from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
+    return scheduler.timesteps
+
+
+def denoise(
+    unet: UNet2DConditionModel,
+    scheduler: Any,
+    latents: Tensor,
+    conditions: Conditions,
+    *,
+    timesteps: Iterable[Tensor],
+    guidance_scale: float = 1.0,
+    identity_channel: IdentityChannel | None = None,
+    shading_channel: ControlNetModel | None = None,
+    shading_scale: float = 1.0,
+    generator: Generators = None,
+    after_step: AfterStep | None = None,
+    interrupted: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Latents (N, C, h, w) of unit variance -> clean latents, with classifier-free guidance (Ho & Salimans 2022,
+    arXiv:2207.12598) where `guidance_scale` is above 1.
+
+    Args:
+        conditions: N rows, or 2N rows with guidance, the unconditional half first.
+        timesteps: of `make_timesteps` for this scheduler; a progress bar around them is welcome.
+        identity_channel, shading_channel, shading_scale: as for `predict`.
+        generator: for schedulers that draw noise; one, or one per image.
+        after_step: may change latents and conditions, and end guidance; then it leaves the conditional half alone.
+        interrupted: asked before every step; true ends the loop with the latents of the last one.
+
+    Raises ConfigError when guidance has no unconditional half, as when `after_step` begins it late.
+    """
     extra = _step_arguments(scheduler, generator)
-    latents = latents * scheduler.init_noise_sigma
-    pipeline._num_timesteps = len(scheduler.timesteps)
-    with pipeline.progress_bar(total=len(scheduler.timesteps)) as progress:
-        for index, timestep in enumerate(scheduler.timesteps):
-            if pipeline.interrupt:
-                break
-            guided = pipeline.do_classifier_free_guidance
-            if guided and len(conditions) != 2 * count:
-                raise ConfigError(
-                    f"guidance at step {index} needs {2 * count} rows of conditions, the unconditional half first, got"
-                    f" {len(conditions)}: call the pipeline with guidance_scale > 1, and let a callback only end it"
-                )
-            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-            prediction = predict(
-                pipeline.unet,
-                inputs,
-                timestep,
-                conditions,
-                identity_channel=pipeline.identity_channel,
-                shading_channel=pipeline.shading_channel,
-                shading_scale=shading_scale,
+    state = DenoisingState(
+        latents=latents * scheduler.init_noise_sigma, conditions=conditions, guidance_scale=guidance_scale
+    )
+    for index, timestep in enumerate(timesteps):
+        if interrupted is not None and interrupted():
+            break
+        latents, guided = state.latents, state.guidance_scale > 1
+        if guided and len(state.conditions) != 2 * len(latents):
+            raise ConfigError(
+                f"guidance at step {index} needs {2 * len(latents)} rows of conditions, the unconditional half first, "
+                f"got {len(state.conditions)}: call the pipeline with guidance_scale > 1, and let a callback only end "
+                "it"
             )
-            if guided:
-                without, given = prediction.chunk(2)
-                prediction = without + pipeline.guidance_scale * (given - without)
-            latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-            if callback is not None:
-                seen = {name: _callback_tensor(name, latents, conditions) for name in callback_inputs}
-                changed = callback(pipeline, index, timestep, seen) or {}
-                latents = changed.get("latents", latents)
-                ours = {ours: changed[name] for name, ours in _CALLBACK_FIELDS.items() if name in changed}
-                if not pipeline.do_classifier_free_guidance:
-                    conditions, ours = _conditional_half(conditions, ours, count)
-                conditions = replace(conditions, **ours) if ours else conditions
-            progress.update()
-    return latents
+        inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        prediction = predict(
+            unet,
+            inputs,
+            timestep,
+            state.conditions,
+            identity_channel=identity_channel,
+            shading_channel=shading_channel,
+            shading_scale=shading_scale,
+        )
+        if guided:
+            without, given = prediction.chunk(2)
+            prediction = without + state.guidance_scale * (given - without)
+        latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+        state = replace(state, latents=latents)
+        if after_step is not None:
+            state = after_step(index, timestep, state)
+    return state.latents
 
 
 def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *, output_type: str, marked: bool) -> Any:
@@ -122,21 +147,3 @@ def _step_arguments(scheduler: Any, generator: Generators) -> dict[str, Any]:
     """Stochastic schedulers take the generator, others do not know the argument."""
     known = inspect.signature(scheduler.step).parameters
     return {"generator": generator} if "generator" in known else {}
-
-
-def _conditional_half(
-    conditions: Conditions, changed: dict[str, Tensor], count: int
-) -> tuple[Conditions, dict[str, Tensor]]:
-    """The last `count` rows of the conditions and of what a callback changed.
-
-    diffusers' cutoff callbacks cut to the very last row, which stands for the whole half: ours is kept then.
-    """
-    half = replace(conditions, **{name: x[-count:] for name, x in conditions.tensors().items()})
-    changed = {name: x[-count:] for name, x in changed.items()}
-    return half, {
-        name: x for name, x in changed.items() if len(x) == count or not torch.equal(x, getattr(half, name)[-1:])
-    }
-
-
-def _callback_tensor(name: str, latents: Tensor, conditions: Conditions) -> Tensor:
-    return latents if name == "latents" else getattr(conditions, _CALLBACK_FIELDS[name])

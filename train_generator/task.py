@@ -29,7 +29,7 @@ from makeup_plugin.losses import (
     semantic_alignment_loss,
 )
 from makeup_plugin.marking.provenance import save_image, sheet_record
-from makeup_plugin.sampling import denoise
+from makeup_plugin.sampling import denoise, make_timesteps
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig
 from train_generator.features import ReferenceFeatures
@@ -306,9 +306,6 @@ class GeneratorTask:
 
     def _sample_grid(self, batch: dict[str, Tensor], path: Path, count: int = 8) -> None:
         """Top row targets, middle row shading maps, bottom row samples under all conditions."""
-        pipeline = self.pipeline
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline._guidance_scale = GRID_GUIDANCE
         count = min(count, len(batch["latents"]))
         noise = torch.randn((count, *batch["latents"].shape[1:]), generator=torch.Generator().manual_seed(3))
         columns = []
@@ -328,12 +325,16 @@ class GeneratorTask:
         everything = torch.ones(len(given), dtype=torch.bool)
         nothing = pipeline.joint_encoder.encode([""] * len(given))
         without = replace(given, tokens=nothing.tokens.float(), pooled=nothing.pooled.float()).drop_identity(everything)
+        noise = noise.to(given.tokens.device)
         latents = denoise(
-            pipeline,
-            noise.to(given.tokens.device),
+            pipeline.unet,
+            pipeline.scheduler,
+            noise,
             concatenate([without, given]),
-            steps=self.config.sample_steps,
-            shading_scale=1.0,
+            timesteps=make_timesteps(pipeline.scheduler, self.config.sample_steps, noise.device),
+            guidance_scale=GRID_GUIDANCE,
+            identity_channel=pipeline.identity_channel,
+            shading_channel=pipeline.shading_channel,
         )
         images = decode_latents(pipeline.vae, latents)
         targets = decode_latents(pipeline.vae, batch["latents"])

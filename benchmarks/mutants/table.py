@@ -37,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "makeup_plugin.diffusion": ("tests/makeup_plugin/test_diffusion.py",),
     "makeup_plugin.losses": ("tests/makeup_plugin/test_losses.py",),
+    "makeup_plugin.callbacks": ("tests/makeup_plugin/test_callbacks.py",),
     "makeup_plugin.sampling": ("tests/makeup_plugin/test_sampling.py", "tests/makeup_plugin/test_pipeline.py"),
     "makeup_plugin.saving.adapters": ("tests/makeup_plugin/saving/test_adapters.py",),
     "makeup_plugin.references": ("tests/makeup_plugin/test_references.py",),

@@ -13,7 +13,7 @@ import torch
 from eval.demo.curves import add_curves
 from eval.demo.records import read_times
 from eval.demo.stages import GUIDANCE, SAMPLER_STEPS
-from eval.generation.sampling import load_pipeline
+from eval.generation.arms import load_pipeline
 from eval.report import Report
 from eval.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval.arguments import check_export, check_guidance, check_least, check_seed, use_device, use_threads
+from eval.generation.arms import SamplingConfig
 from eval.generation.page import RULES, add_sections, first_examples
 from eval.generation.plan import ARMS, select_arms
 from eval.generation.run import evaluate, to_json
-from eval.generation.sampling import SamplingConfig
 from eval.report import Report, write_json
 from eval.sheet import save_sheet
 from faceclip.errors import FaceClipError

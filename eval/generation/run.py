@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.arguments import load_model
-from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
-from eval.generation.plan import Arm, Job, first_people, plan_jobs
-from eval.generation.sampling import (
+from eval.generation.arms import (
     SamplingConfig,
     claim_folder,
     fitted_maps,
     generate_arm,
     load_pipeline,
 )
+from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
+from eval.generation.plan import Arm, Job, first_people, plan_jobs
 from eval.hashes import code_hash, model_hash
 from eval.judges.networks import Judge, SecondRecognizer
 from eval.labels import labels_of

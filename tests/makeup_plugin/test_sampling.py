@@ -1,5 +1,7 @@
 """The denoising loop and the way to pixels, step by step against arithmetic written out here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
 from makeup_plugin.marking import watermark
-from makeup_plugin.sampling import decode, denoise, seeds_of
+from makeup_plugin.sampling import DenoisingState, decode, denoise, make_timesteps, seeds_of
 
 
 def conditions_of(seed: int, count: int = 1) -> Conditions:
@@ -30,9 +32,9 @@ def base(base_parts):
     return pipeline
 
 
-def start(pipeline, scale: float) -> None:
-    """What the pipeline's call sets before the loop."""
-    pipeline._guidance_scale, pipeline._interrupt = scale, False
+def run(base, latents: Tensor, conditions: Conditions, steps: int, **options) -> Tensor:
+    timesteps = make_timesteps(base.scheduler, steps, latents.device)
+    return denoise(base.unet, base.scheduler, latents, conditions, timesteps=timesteps, **options)
 
 
 LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -42,16 +44,14 @@ LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 def test_guidance_moves_away_from_the_first_half(base) -> None:
     without, given = conditions_of(0, 2), conditions_of(5, 2)
     base.scheduler = DDIMScheduler(clip_sample=False)
-    start(base, 3.0)
-    found = denoise(base, LATENTS, concatenate([without, given]), steps=2, shading_scale=1.0)
+    found = run(base, LATENTS, concatenate([without, given]), 2, guidance_scale=3.0)
     scheduler, latents = DDIMScheduler(clip_sample=False), LATENTS
     scheduler.set_timesteps(2)
     for step in scheduler.timesteps:
         negative, positive = (predict(base.unet, latents, step, half) for half in (without, given))
         latents = scheduler.step(negative + 3.0 * (positive - negative), step, latents).prev_sample
     torch.testing.assert_close(found, latents, atol=1e-4, rtol=1e-4)
-    start(base, 1.0)
-    alone = denoise(base, LATENTS, given, steps=1, shading_scale=1.0)
+    alone = run(base, LATENTS, given, 1)
     scheduler.set_timesteps(1)
     prediction = predict(base.unet, LATENTS, scheduler.timesteps[0], given)
     wanted = scheduler.step(prediction, scheduler.timesteps[0], LATENTS).prev_sample
@@ -63,8 +63,7 @@ def test_inputs_and_start_are_scaled_as_the_scheduler_says(base) -> None:
     """Euler's latents have the noise's own size, and are scaled before the UNet sees them."""
     base.scheduler = EulerDiscreteScheduler()
     given = conditions_of(5, 2)
-    start(base, 1.0)
-    found = denoise(base, LATENTS, given, steps=2, shading_scale=1.0)
+    found = run(base, LATENTS, given, 2)
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(2)
     latents = LATENTS * scheduler.init_noise_sigma
@@ -78,34 +77,53 @@ def test_inputs_and_start_are_scaled_as_the_scheduler_says(base) -> None:
 @torch.no_grad()
 def test_a_stochastic_scheduler_draws_from_the_generator(base) -> None:
     base.scheduler = EulerAncestralDiscreteScheduler()
-    start(base, 1.0)
 
-    def run(seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return denoise(base, LATENTS, conditions_of(5, 2), steps=3, shading_scale=1.0, generator=generator)
+    def drawn(seed: int) -> Tensor:
+        return run(base, LATENTS, conditions_of(5, 2), 3, generator=torch.Generator().manual_seed(seed))
 
-    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
 
 
 @torch.no_grad()
 def test_guidance_without_both_halves_is_rejected(base) -> None:
-    start(base, 3.0)
     with pytest.raises(ConfigError, match="4 rows"):
-        denoise(base, LATENTS, conditions_of(5, 2), steps=1, shading_scale=1.0)
+        run(base, LATENTS, conditions_of(5, 2), 1, guidance_scale=3.0)
+
+
+def test_impossible_steps_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"num_inference_steps=2000 .*DDIMScheduler"):
+        make_timesteps(DDIMScheduler(), 2000, "cpu")
 
 
 @torch.no_grad()
-def test_what_a_callback_changes_is_used_from_the_next_step_on(base) -> None:
+def test_an_interrupt_keeps_the_latents_of_the_last_step(base) -> None:
+    given, asked = conditions_of(5, 2), []
+
+    def interrupted() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    states = []
+
+    def watch(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
+        states.append(state)
+        return state
+
+    found = run(base, LATENTS, given, 5, interrupted=interrupted, after_step=watch)
+    assert len(states) == 2 and torch.equal(found, states[-1].latents)
+    assert torch.equal(run(base, LATENTS, given, 5, interrupted=lambda: True), LATENTS)
+
+
+@torch.no_grad()
+def test_what_is_changed_after_a_step_is_used_from_the_next_one_on(base) -> None:
     base.scheduler = DDIMScheduler(clip_sample=False)
-    start(base, 1.0)
     first, second = conditions_of(5, 2), conditions_of(6, 2)
 
-    def change(pipeline, index: int, timestep, tensors: dict) -> dict:
-        assert torch.equal(tensors["prompt_embeds"], (first, second)[index > 0].tokens)
-        return {"prompt_embeds": second.tokens, "add_text_embeds": second.pooled}
+    def change(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
+        assert state.conditions is (first, second)[index > 0]
+        return replace(state, conditions=second)
 
-    names = ["latents", "prompt_embeds", "add_text_embeds"]
-    found = denoise(base, LATENTS, first, steps=2, shading_scale=1.0, callback=change, callback_inputs=names)
+    found = run(base, LATENTS, first, 2, after_step=change)
     scheduler, latents = DDIMScheduler(clip_sample=False), LATENTS
     scheduler.set_timesteps(2)
     for step, given in zip(scheduler.timesteps, (first, second), strict=True):

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from faceclip.errors import ConfigError
 from faceclip.training import parse_config
 from faceclip.training.sampler import fetch
-from makeup_plugin.sampling import denoise
+from makeup_plugin.sampling import denoise, make_timesteps
 from tests.train_generator.test_stage2 import arguments  # noqa: F401  (fixture)
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig, LossConfig
@@ -77,11 +77,17 @@ def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
         set_alpha_to_one=True,
         rescale_betas_zero_snr=True,
     )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline._guidance_scale = 1.0
     noise = torch.randn(batch["latents"].shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        drawn = denoise(pipeline, noise, given, steps=4, shading_scale=1.0)
+        drawn = denoise(
+            pipeline.unet,
+            pipeline.scheduler,
+            noise,
+            given,
+            timesteps=make_timesteps(pipeline.scheduler, 4, "cpu"),
+            identity_channel=pipeline.identity_channel,
+            shading_channel=pipeline.shading_channel,
+        )
         torch.testing.assert_close(sampled_estimate(pipeline, given, noise, steps=4, stop=3), drawn)
         assert not torch.allclose(sampled_estimate(pipeline, given, noise, steps=4, stop=2), drawn, atol=1e-3)
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from eval.generation.__main__ import main
+from eval.generation.arms import claim_folder, fitted_maps, load_pipeline
 from eval.generation.run import require_gallery
-from eval.generation.sampling import claim_folder, fitted_maps, load_pipeline
 from eval.hashes import model_hash
 from eval.labels import labels_of
 from faceclip.data.arrays import load_arrays
