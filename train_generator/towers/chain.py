@@ -1,0 +1,163 @@
+"""Make the tiny weights one after another, in pieces of limited time: each goes on where the last one stopped.
+
+python -m train_generator.towers.chain out=DIR [--preset portraits] [seconds=540] [machine=gpu] [only=[vae]] [parts=DIR]
+
+Every stage is a command of this project. A stage that still runs when the time is over gets SIGTERM: trainings save and
+end, the generator of people keeps its finished shards, and the same command goes on. Exit status: 0 when all stages are
+done, 75 (try again) when the time was over. `parts`: a folder that gets what is finished, as files of limited size.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from faceclip.errors import ConfigError, DataError, FaceClipError
+from faceclip.training import parse_config
+
+PRESETS = Path(__file__).parent / "chains"
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # a process that SIGTERM ended, or that saved and ended itself
+DONE = "done"
+
+
+@dataclass(kw_only=True)
+class ChainConfig:
+    """`stages`: by name, in order, the words after `python -m` of each; {out} in them is this chain's folder. `more`:
+    words that are added to a stage's; `gpu`: those that are added first with `machine` gpu, such as larger batches.
+    `only`: the stages to run, all of them where it is empty.
+
+    `seconds`: how long to run, 0 for until the end; `grace`: seconds that a stage has to save and end. `parts`: folder
+    of the finished exports in parts of at most `part_mib`, empty for none.
+
+    Raises ConfigError for unknown names and for times and sizes that cannot be.
+    """
+
+    out: str = "runs/chain"
+    stages: dict[str, list[str]] = field(default_factory=dict)
+    more: dict[str, list[str]] = field(default_factory=dict)
+    gpu: dict[str, list[str]] = field(default_factory=dict)
+    machine: Literal["cpu", "gpu"] = "cpu"
+    only: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    grace: float = 60.0
+    parts: str = ""
+    part_mib: float = 15.0
+
+    def __post_init__(self) -> None:
+        for key, names in (("only", self.only), ("more", list(self.more)), ("gpu", list(self.gpu))):
+            if unknown := [name for name in names if name not in self.stages]:
+                raise ConfigError(f"{key}: no stage {', '.join(unknown)}; the stages are {', '.join(self.stages)}")
+        if not self.stages:
+            raise ConfigError("stages: there are none; choose a --preset or give a --config")
+        for key in ("seconds", "grace"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
+        if self.part_mib <= 0:
+            raise ConfigError(f"part_mib: must be positive, got {self.part_mib}")
+
+    def words(self, name: str) -> list[str]:
+        """The words of a stage."""
+        fitting = self.gpu.get(name, []) if self.machine == "gpu" else []
+        words = (*self.stages[name], *fitting, *self.more.get(name, []))
+        return [word.replace("{out}", self.out) for word in words]
+
+
+def run_chain(config: ChainConfig) -> bool:
+    """Run what is not done yet; whether all is. Raises DataError, naming stage and log, for a stage that fails."""
+    out, deadline = Path(config.out), time.monotonic() + config.seconds if config.seconds else float("inf")
+    for folder in (out / DONE, out / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in config.only or config.stages:
+        words, marker = config.words(name), out / DONE / f"{name}.json"
+        made = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        if marker.is_file() and json.loads(marker.read_text())["words"] == made:
+            print(f"{name}: done", flush=True)
+            continue
+        if time.monotonic() >= deadline or not _run_stage(name, words, out / "logs" / f"{name}.log", deadline, config):
+            print(f"{name}: not done yet; the same command goes on", flush=True)
+            return False
+        marker.write_text(json.dumps({"words": made, "command": words}))
+    return True
+
+
+def _run_stage(name: str, words: list[str], log: Path, deadline: float, config: ChainConfig) -> bool:
+    """Whether the stage came to its end before the deadline."""
+    began = time.monotonic()
+    with log.open("ab") as file:
+        process = subprocess.Popen([sys.executable, "-m", *words], stdout=file, stderr=subprocess.STDOUT)
+        try:
+            left = max(0.0, deadline - began)
+            status = process.wait(None if left == float("inf") else left)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            status = _end(process, config.grace)
+        except BaseException:
+            process.terminate()
+            _end(process, config.grace)
+            raise
+    if status in STOPPED:
+        return False
+    if status:
+        raise DataError(
+            f"{name}: `python -m {' '.join(words)}` ended with status {status}; its last words are in {log}"
+        )
+    print(f"{name}: done in {time.monotonic() - began:.0f} s", flush=True)
+    return True
+
+
+def _end(process: subprocess.Popen, grace: float) -> int:
+    """The status of a process that was asked to end, by force after `grace` seconds."""
+    try:
+        return process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return -signal.SIGTERM
+
+
+def pack(out: Path, parts: Path, part_mib: float) -> list[Path]:
+    """Write the finished exports and logs below `out` as one archive in parts: `cat chain.tar.* | tar x`."""
+    parts.mkdir(parents=True, exist_ok=True)
+    for old in parts.glob("chain.tar.*"):
+        old.unlink()
+    archive = parts / f".chain.{os.getpid()}.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted((*out.glob("*/export"), *out.glob("*/log.jsonl"), out / "logs", out / DONE)):
+            if path.exists():
+                tar.add(path, arcname=str(path.relative_to(out)))
+    limit, found = int(part_mib * 2**20), []
+    with archive.open("rb") as whole:
+        while chunk := whole.read(limit):
+            found.append(parts / f"chain.tar.{len(found):03d}")
+            found[-1].write_bytes(chunk)
+    archive.unlink()
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m train_generator.towers.chain`; returns the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not any(word.startswith(("--preset", "--config")) for word in words):
+        words = ["--preset", "portraits", *words]
+    try:
+        config = parse_config(ChainConfig, words, presets=PRESETS)
+        finished = run_chain(config)
+        if config.parts:
+            for part in pack(Path(config.out), Path(config.parts), config.part_mib):
+                print(part)
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if finished else TRY_AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(main())
