@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
 from faceclip.towers.text import tokenize
+from faceclip.training import MapSource
 from train_encoder.config import SamplingConfig
 from train_encoder.features import PortraitLabels, SplitFeatures
 from train_encoder.text_states import BOTH, FACE_ONLY, TEXT_ONLY, TextStates
 
 
-class QuerySource:
+class QuerySource(MapSource):
     """One sample is one person: `images` queries whose answers are different pictures of that person.
 
     Raises DataError for persons with fewer pictures. In data without identities (`features.single`) a sample is one

@@ -12,7 +12,7 @@ from faceclip.heads import JointEmbedding
 from faceclip.losses import gather_targets, sigmoid_contrastive_loss
 from faceclip.towers.face import FaceFeatures
 from faceclip.towers.image import ImageTower
-from faceclip.training import StepContext
+from faceclip.training import ContrastiveTask, StepContext
 from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
 from train_encoder.config import LossConfig
 from train_encoder.features import SplitFeatures
@@ -30,7 +30,7 @@ FIGURES = (
 SINGLE_FIGURES = ("self_joint", "self_concatenation", "self_text")
 
 
-class EncoderTask:
+class EncoderTask(ContrastiveTask):
     """Stage 1 as a task of the shared trainer.
 
     Terms, each a sigmoid contrastive loss with its own scale and bias: face (projection of the fused tokens against

@@ -9,6 +9,7 @@ from faceclip.data.records import REGIONS, Phrase
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
 from faceclip.towers.text import tokenize
+from faceclip.training import MapSource
 from makeup_plugin.conditioning import phrase_token_mask
 from train_generator.config import DropoutConfig
 from train_generator.features import ReferenceFeatures
@@ -17,7 +18,7 @@ from train_generator.towers.attributes import attribute_classes
 MAX_PHRASES = 6
 
 
-class GenerationSource:
+class GenerationSource(MapSource):
     """One sample: target portrait, one of its captions, and a reference of the same person.
 
     Fields: latents (C, h, w), shading (3, S, S) uint8, landmarks (5, 2) px at S, target_identity (E,); the reference's

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from faceclip.storage.hashes import bytes_hash, frozen_hash, module_hash, settings_text
 from faceclip.towers.face import FaceFeatures
-from faceclip.training import StepContext
+from faceclip.training import StepContext, Task
 from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import AttentionCapture, layers_at
@@ -39,7 +39,7 @@ from train_generator.samples import GenerationSource
 GRID_GUIDANCE = 3.0  # of the sample grids
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter. `latent_recognizer`: frozen,
     for the losses `loss.latent_…`."""
 

@@ -17,7 +17,7 @@ from faceclip.data.arrays import load_arrays
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
-from faceclip.training import StepContext, TrainerConfig
+from faceclip.training import MapSource, StepContext, Task, TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
 from faceclip.training.towers.labels import visible_labels
@@ -47,7 +47,7 @@ class JudgeConfig(TowerConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-class LabelledSource:
+class LabelledSource(MapSource):
     """Portraits of one split with attribute classes, pose and landmarks.
 
     Fields: image (3, S, S) uint8, pose (3,) degrees, landmarks (5, 2) as fractions −1 … 1 of the image, and
@@ -74,7 +74,7 @@ class LabelledSource:
         return sample
 
 
-class JudgeTask:
+class JudgeTask(Task):
     """Cross-entropies of the attributes, and absolute errors of pose and landmarks."""
 
     def __init__(self, model: Judge, source: LabelledSource, directory: Path) -> None:

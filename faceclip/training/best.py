@@ -20,8 +20,9 @@ class BestExport:
         self.name, self.larger = config.best_metric, config.best_mode == "max"
         self.task, self.folder = task, folder
         self.value: float | None = None
-        if figures := getattr(task, "figures", None):
-            self._check(figures())
+        figures = task.figures()
+        if figures is not None:
+            self._check(figures)
 
     def offer(self, metrics: Mapping[str, float]) -> None:
         """Export the task if these figures are better than all before. Raises ConfigError, CheckpointError."""

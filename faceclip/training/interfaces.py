@@ -1,9 +1,10 @@
 """What a training command hands to the trainer and gets back."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,45 +24,59 @@ class StepContext:
     generator: torch.Generator
 
 
-@runtime_checkable
-class Task(Protocol):
-    """What is trained. Optional methods: `parameter_groups()` → AdamW groups; `facts()` → hashes by name of the frozen
-    things that the training stands on, without which a run is not resumed; `figures()` → names of what `validate`
-    gives, so that an unknown `trainer.best_metric` is refused before the first step."""
+class Task(ABC):
+    """What is trained. A task sets `modules`, of which the parameters that require a gradient are trained, and gives
+    `loss` and `export`; the other methods say what most tasks want."""
 
     modules: nn.Module
 
+    @abstractmethod
     def loss(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its parts (detached scalars, for the log)."""
-        ...
 
-    def validate(self, step: int) -> dict[str, float]:
-        """Figures on held-out data."""
-        ...
-
+    @abstractmethod
     def export(self, directory: Path) -> None:
         """Write what users load into an empty directory."""
-        ...
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Figures on held-out data; none by default."""
+        return {}
+
+    def figures(self) -> tuple[str, ...] | None:
+        """Names of what `validate` gives, so that an unknown `trainer.best_metric` is refused before the first step;
+        None: known only after the first validation."""
+        return None
+
+    def facts(self) -> dict[str, str]:
+        """Hashes by name of the frozen things that the training stands on, without which a run is not resumed."""
+        return {}
+
+    def parameter_groups(self) -> list[dict[str, Any]] | None:
+        """Groups of the optimizer; None: the trainer's own, by `trainer.optimizer` and `trainer.weight_decay`."""
+        return None
 
 
-@runtime_checkable
-class ContrastiveTask(Task, Protocol):
+class ContrastiveTask(Task):
     """A task whose loss compares the rows of a batch with each other, so that chunks cannot be averaged.
 
     With `trainer.accumulate` above 1 the trainer computes `loss_of` once, over the features of all chunks, and runs
     `encode` of every chunk twice (`faceclip.training.accumulation`); the gradient is that of one batch of batch_size ×
-    accumulate. `loss` must equal `loss_of` of `encode`. On several ranks the mean over ranks of what `loss_of` returns
-    must be the loss of all ranks' rows together, since gradients are averaged over ranks.
+    accumulate. On several ranks the mean over ranks of what `loss_of` returns must be the loss of all ranks' rows
+    together, since gradients are averaged over ranks.
     """
 
+    @abstractmethod
     def encode(self, batch: dict[str, Any], context: StepContext) -> dict[str, Tensor]:
         """Features by name, each (rows, …); rows must not see each other. Constants of the loss, such as labels,
         belong here too. Random draws come from torch's generators or `context.generator`."""
-        ...
 
+    @abstractmethod
     def loss_of(self, features: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its parts (detached scalars) from the features of the whole batch."""
-        ...
+
+    def loss(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss_of` of `encode`."""
+        return self.loss_of(self.encode(batch, context), context)
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """Optimizer, learning-rate schedule and parameter groups."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from faceclip.training.muon import MuonAdamW, muon_groups
 def make_optimizer(
     config: TrainerConfig,
     trainable: Mapping[str, nn.Parameter],
-    groups: Callable[[], list[dict[str, Any]]] | None,
+    groups: list[dict[str, Any]] | None,
     *,
     whole: bool,
 ) -> torch.optim.AdamW:
@@ -31,8 +31,7 @@ def make_optimizer(
                 "its own; set it to adamw"
             )
         return MuonAdamW(muon_groups(trainable.items(), config.weight_decay), **rates)
-    found = groups() if groups is not None else decay_groups(trainable.items(), config.weight_decay)
-    return torch.optim.AdamW(found, **rates)
+    return torch.optim.AdamW(groups or decay_groups(trainable.items(), config.weight_decay), **rates)
 
 
 def rate_factor(step: int, *, steps: int, warmup: int, schedule: str, min_ratio: float) -> float:

@@ -1,7 +1,8 @@
 """Data order as a pure function: which sample comes when depends on (seed, position) alone, never on history."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +11,24 @@ from torch import Tensor
 from faceclip.errors import EmptyDatasetError
 
 
-@runtime_checkable
-class MapSource(Protocol):
-    """A data source by index. Optional methods: `collate(list of samples)`, `get_batch(indices, rngs)`."""
+class MapSource(ABC):
+    """A data source by index. It gives `get`, or whole batches by `get_batch`."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of samples."""
-        ...
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Sample `index`; every random draw must come from `rng`, seeded by (seed, sample, epoch)."""
-        ...
+        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
+
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Any]:
+        """One batch, each sample drawn from its own generator."""
+        return self.collate([self.get(index, rng) for index, rng in zip(indices, rngs, strict=True)])
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of samples."""
+        return stack(samples)
 
 
 class OrderedSampler:
@@ -54,11 +62,7 @@ def fetch(source: MapSource, slots: Sequence[tuple[int, int]], seed: int) -> dic
     """One collated batch for (index, epoch) pairs."""
     indices = [index for index, _ in slots]
     rngs = [sample_rng(seed, index, epoch) for index, epoch in slots]
-    get_batch: Callable | None = getattr(source, "get_batch", None)
-    if get_batch is not None:
-        return get_batch(indices, rngs)
-    samples = [source.get(index, rng) for index, rng in zip(indices, rngs, strict=True)]
-    return getattr(source, "collate", stack)(samples)
+    return source.get_batch(indices, rngs)
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Trainer:
     output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (on demand).
 
     facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
-    `task.facts()`, where a task has it, is added. settings: the command's configuration, of which the same is true
+    `task.facts()` is added. settings: the command's configuration, of which the same is true
     (`faceclip.training.continuation` says what may change).
     """
 
@@ -68,7 +68,7 @@ class Trainer:
         settings: Any | None = None,
     ) -> None:
         self.config, self.task, self.source = config, task, source
-        self.facts = dict(getattr(task, "facts", dict)()) | dict(facts or {})
+        self.facts = task.facts() | dict(facts or {})
         self.settings = settings_of(config, settings)
         self.directory = Path(output_dir)
         if config.num_threads is not None:
@@ -79,8 +79,8 @@ class Trainer:
         if not self.trainable:
             raise ConfigError("nothing to train: no parameter of the task requires a gradient")
         task.modules.to(self.device)
-        groups = getattr(task, "parameter_groups", None)
-        self.optimizer = make_optimizer(config, self.trainable, groups, whole=layout(self.accelerator) == "replicated")
+        whole = layout(self.accelerator) == "replicated"
+        self.optimizer = make_optimizer(config, self.trainable, task.parameter_groups(), whole=whole)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         if config.ema_decay and layout(self.accelerator) == "zero-3":
             raise ConfigError("trainer.ema_decay: ZeRO 3 leaves no process with all weights to average; set it to null")

@@ -21,7 +21,7 @@ from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import END, TextTower, tokenize, used_tokens
-from faceclip.training import StepContext, TrainerConfig
+from faceclip.training import MapSource, StepContext, Task, TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
 from faceclip.training.towers.measures import recall_among
@@ -72,7 +72,7 @@ class ClipConfig(TowerConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-class CaptionedSource:
+class CaptionedSource(MapSource):
     """A portrait with one of its captions at random.
 
     Fields: image (3, S, S) uint8, tokens (77,), classes (A,) of all attributes, named (A,) whether the
@@ -149,7 +149,7 @@ def masked_contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, matche
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-class ClipTask:
+class ClipTask(Task):
     """One image tower against two text towers; the three train together and share the embedding space."""
 
     def __init__(

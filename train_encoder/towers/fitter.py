@@ -24,7 +24,7 @@ from faceclip.faces.batches import detected_faces
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
-from faceclip.training import StepContext, TrainerConfig
+from faceclip.training import MapSource, StepContext, Task, TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
 
@@ -84,7 +84,7 @@ def true_fit(arrays: FaceArrays) -> FaceFit:
     return FaceFit(**fields, camera=torch.from_numpy(np.array(arrays.camera)), light=light)
 
 
-class FittedSource:
+class FittedSource(MapSource):
     """Aligned crops (3, S, S) uint8 with the true parameter vector in the frame of the (jittered) crop."""
 
     def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig, view: float = 1.0) -> None:
@@ -169,7 +169,7 @@ def sh_values(normals: Tensor) -> Tensor:
     return torch.stack([*first, *second, 0.546274 * (x * x - y * y)], dim=-1)
 
 
-class FitterTask:
+class FitterTask(Task):
     """Regression of all parameters, with losses where errors are seen: pose, projected points, shading."""
 
     def __init__(self, model: FaceFitter, weights: LossWeights, directory: Path) -> None:

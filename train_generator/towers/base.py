@@ -24,7 +24,7 @@ from faceclip.storage.hashes import module_hash
 from faceclip.towers.face import FaceViT
 from faceclip.towers.text import TextTower
 from faceclip.towers.text_pair import TextPair
-from faceclip.training import StepContext
+from faceclip.training import StepContext, Task
 from faceclip.training.towers.labels import JUDGED
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.diffusion import NoiseSchedule
@@ -146,7 +146,7 @@ def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, po
     )
 
 
-class BaseTask:
+class BaseTask(Task):
     """Velocity prediction on latents, conditioned by text; with a classifier also the loss on named attributes, with a
     recognizer also the distance of the middle features to its tokens."""
 

@@ -28,7 +28,7 @@ from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.storage.locks import locked_cache
 from faceclip.towers.face import FaceViT
-from faceclip.training import StepContext
+from faceclip.training import MapSource, StepContext, Task
 from faceclip.training.towers.labels import JUDGED
 from faceclip.training.towers.measures import rank1_hits
 from makeup_plugin.diffusion import NoiseSchedule
@@ -76,7 +76,7 @@ class LatentRecognizerConfig(TowerConfig):
             raise ConfigError(f"attribute_weight: must not be negative, got {self.attribute_weight}")
 
 
-class IdentitySource:
+class IdentitySource(MapSource):
     """Latents (C, s, s) of a portrait, the unit embedding (E,) of its person, the mean over all portraits, and the
     classes (A,) of its attributes, in the order of their names."""
 
@@ -96,9 +96,6 @@ class IdentitySource:
         rows = np.asarray(indices)
         parts = {"latents": self.latents, "person": self.persons, "classes": self.classes}
         return {name: torch.from_numpy(part[rows]) for name, part in parts.items()}
-
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
 
 
 def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, name: str) -> NDArray[np.float32]:
@@ -125,7 +122,7 @@ def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -
     return (sums / np.linalg.norm(sums, axis=1, keepdims=True))[row]
 
 
-class LatentRecognizerTask:
+class LatentRecognizerTask(Task):
     """1 − cosine to the person, and cross-entropy of the attributes, at all noise levels."""
 
     def __init__(self, model: LatentRecognizer, config: LatentRecognizerConfig, validation: IdentitySource) -> None:

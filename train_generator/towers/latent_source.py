@@ -10,6 +10,7 @@ from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays
 from faceclip.towers.text import tokenize
+from faceclip.training import MapSource
 from faceclip.training.towers.labels import JUDGED
 from train_generator.towers.attributes import attribute_classes, named_attributes
 from train_generator.towers.captions import CAPTION_ODDS, tokenized_captions
@@ -17,7 +18,7 @@ from train_generator.towers.latents import cached_latents
 from train_generator.towers.regions import region_weights, weight_table
 
 
-class LatentSource:
+class LatentSource(MapSource):
     """Cached latents with one of their portrait's captions as token ids, sometimes the empty one.
 
     `face_tokens` (N, P, W): a recognizer's, which a batch then holds with the five points (B, 5, 2) px.
@@ -66,6 +67,3 @@ class LatentSource:
             batch["face_tokens"] = torch.from_numpy(self.face_tokens[rows])
             batch["landmarks"] = torch.from_numpy(self.arrays.landmarks_5[rows])
         return batch
-
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}

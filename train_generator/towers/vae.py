@@ -21,7 +21,7 @@ from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
-from faceclip.training import StepContext
+from faceclip.training import MapSource, StepContext, Task
 from train_generator.loading import load_frozen
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.crops import cut, draw_corners, mirror_points, put_back
@@ -87,7 +87,7 @@ class VaeConfig(TowerConfig):
         return self.tokens > 0 or self.identity > 0
 
 
-class WeightedSource:
+class WeightedSource(MapSource):
     """Portraits of one split with the weights of their pixels, or random windows of them (`window` px).
 
     Fields: image (3, W, W) uint8 and weights (1, W, W); `faces` adds the whole portrait (3, S, S) uint8, where in it
@@ -133,9 +133,6 @@ class WeightedSource:
             batch["landmarks"] = torch.from_numpy(points)
         return batch
 
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
-
 
 def _channels_first(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -160,7 +157,7 @@ def make_model(config: AutoencoderConfig, size: int) -> AutoencoderKL:
     )
 
 
-class VaeTask:
+class VaeTask(Task):
     """Reconstruction by |x − x̂| plus its image gradients, a light Kullback-Leibler prior, and with `likeness` what the
     recognizer sees of the difference."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.faces.align import align_face, similarity_transform
 from faceclip.settings import setting
+from faceclip.training import MapSource
 
 
 @dataclass(kw_only=True)
@@ -54,7 +55,7 @@ def jitter_image(image: NDArray[np.uint8], rng: np.random.Generator, config: Jit
     return image
 
 
-class CropSource:
+class CropSource(MapSource):
     """Aligned face crops (3, size, size) uint8 of one split, with their identity as a class label.
 
     Crops are cut anew from the portrait for every sample, so that the landmark noise differs each time: this

@@ -14,7 +14,7 @@ from faceclip.people.sample import sample_identity
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceFeatures
-from faceclip.training import StepContext
+from faceclip.training import StepContext, Task
 from faceclip.training.towers.arcface import arcface_loss, margin_at
 from faceclip.training.towers.card import dataset_facts
 from faceclip.training.towers.crops import CropSource, aligned_crops
@@ -49,7 +49,7 @@ class MarginConfig:
     landmarks: float = setting(0.0, "weight: 68 landmarks read linearly from the mean patch token")
 
 
-class IdentityTask:
+class IdentityTask(Task):
     """Trains `backbone` (crops in [0, 1] → embeddings or `FaceFeatures`) to tell the training identities
     apart.
     """

@@ -11,6 +11,7 @@ import torch
 
 from faceclip.errors import CheckpointError, EmptyDatasetError
 from faceclip.storage.folders import remove_leftovers, write_atomically
+from faceclip.training import MapSource
 from faceclip.training.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
@@ -124,7 +125,7 @@ def test_every_epoch_visits_each_sample_once_in_another_order() -> None:
 
 
 def test_draws_of_a_sample_do_not_depend_on_its_batch() -> None:
-    class Noise:
+    class Noise(MapSource):
         def __len__(self) -> int:
             return 5
 

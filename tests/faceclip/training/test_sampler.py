@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from faceclip.errors import EmptyDatasetError
+from faceclip.training import MapSource
 from faceclip.training.sampler import OrderedSampler, fetch, sample_rng, stack
 
 
@@ -31,7 +32,7 @@ def test_seed_sample_and_epoch_all_decide_the_draws(other: tuple[int, int, int])
     assert sample_rng(3, 4, 5).random() != sample_rng(*other).random()
 
 
-class Draws:
+class Draws(MapSource):
     """A source whose samples are one draw each."""
 
     def __len__(self) -> int:

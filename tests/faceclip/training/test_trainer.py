@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
-from faceclip.training import StepContext, Trainer, TrainerConfig
+from faceclip.training import MapSource, StepContext, Task, Trainer, TrainerConfig
 from faceclip.training.stopping import SAME
 
 
-class Numbers:
+class Numbers(MapSource):
     """32 samples of a noisy line; the noise comes from the sample's generator."""
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class Numbers:
         return {"x": x, "y": np.float32(3 * x - 1 + 0.1 * rng.standard_normal())}
 
 
-class Line:
+class Line(Task):
     """Fits the line through a network with dropout and batch statistics, so that random state and buffers
     matter.
     """

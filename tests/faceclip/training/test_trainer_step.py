@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from faceclip.training import StepContext, Trainer, TrainerConfig
+from faceclip.training import ContrastiveTask, MapSource, StepContext, Task, Trainer, TrainerConfig
 from faceclip.training.sampler import OrderedSampler
 
 
-class Rows:
+class Rows(MapSource):
     """Seven samples that say which they are and in which epoch they are drawn."""
 
     def __len__(self) -> int:
@@ -24,7 +24,7 @@ class Rows:
         return {"x": np.float32(index), "draw": rng.random()}
 
 
-class Plane:
+class Plane(Task):
     """A linear model that notes what it is shown."""
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -188,7 +188,7 @@ def test_the_export_holds_the_averages(tmp_path: Path) -> None:
     assert exported == pytest.approx(task.validated[-1]["weight"]) and exported > task.modules["net"].weight.item()
 
 
-class Pairs(Plane):
+class Pairs(Plane, ContrastiveTask):
     """A contrastive task: every row's target is its neighbour's, over the whole batch."""
 
     def encode(self, batch: dict, context: StepContext) -> dict[str, Tensor]:
