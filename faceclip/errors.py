@@ -2,9 +2,20 @@
 
 from collections.abc import Iterable
 
+_LONGEST = 2000  # characters of a message
+
 
 class FaceClipError(Exception):
-    """Base of all errors that this project raises for a user's input or environment."""
+    """Base of all errors that this project raises for a user's input or environment.
+
+    A message is capped in length; its beginning (what and where) and its end (the remedy) stay.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= _LONGEST:
+            return text
+        return f"{text[: _LONGEST - 600]} … ({len(text):,} characters) … {text[-500:]}"
 
 
 class ConfigError(FaceClipError, ValueError):

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from faceclip.errors import ConfigError
-from faceclip.settings.fields import about, options
+from faceclip.settings.fields import LONGEST_KEY, about, clipped, options, type_hints
 from faceclip.settings.help import describe
 from faceclip.settings.values import check_finite, coerce, from_text, shown
 from faceclip.settings.yaml_text import parse_yaml, read_yaml
 
 T = TypeVar("T")
 DEFAULT_PRESET = "tiny"
-_LONGEST_KEY = 100
 
 
 def parse_config(
@@ -54,7 +53,9 @@ def parse_config(
     try:
         return from_dict(cls, values, flags=flags)
     except ConfigError as error:
-        raise ConfigError(f"{error} (with --config {file[:200]})") if file is not None else error from error.__cause__
+        if file is None:
+            raise
+        raise ConfigError(f"{error} (with --config {clipped(file, 400)})") from error
 
 
 def load_config(cls: type[T], path: Path) -> T:
@@ -79,11 +80,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, prefix: str = "", flag
     """Build dataclass `cls` from nested mappings; checks keys and types on the way down."""
 
     def spelt(key: str) -> str:
-        return f"--{key.replace('_', '-')}" if flags else key
+        return f"--{clipped(key).replace('_', '-')}" if flags else clipped(key)
 
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'config'}: expected keys and values, got {shown(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     arguments = {}
     for key, value in values.items():
@@ -148,7 +149,7 @@ class _Words:
             if positive in self._names() and _field(self._cls, positive.split("."), option)[0] is bool:
                 self.settings.append((positive.split("."), False))
                 return
-        hint, _ = _field(self._cls, key.split("."), _clipped(option))
+        hint, _ = _field(self._cls, key.split("."), clipped(option))
         if value is None:
             parts = typing.get_args(next((o for o in options(hint) if typing.get_origin(o) is tuple), None))
             if hint is bool:
@@ -161,13 +162,13 @@ class _Words:
 
     def _following(self, option: str) -> str:
         if not self._rest or self._rest[0].startswith("--"):
-            raise ConfigError(f"{_clipped(option)}: a value must follow")
+            raise ConfigError(f"{clipped(option)}: a value must follow")
         return self._rest.pop(0)
 
     def _add(self, key: str, text: str, name: str) -> None:
-        keys = key.split(".")
-        hint, path = _field(self._cls, keys, _clipped(name))
-        self.settings.append((keys, from_text(text, hint, _clipped(name), _build, path=path)))
+        keys, name = key.split("."), clipped(name)
+        hint, path = _field(self._cls, keys, name)
+        self.settings.append((keys, from_text(text, hint, name, _build, path=path)))
 
     def _names(self) -> set[str]:
         return {field.name for field in dataclasses.fields(self._cls)}
@@ -183,13 +184,13 @@ def _field(cls: type, keys: list[str], name: str) -> tuple[Any, bool]:
             fields = {field.name: field for field in dataclasses.fields(below[0]) if field.init}
             if key not in fields:
                 raise ConfigError(f"{name}: unknown key{_nearest(key, list(fields))}")
-            hint, path = typing.get_type_hints(below[0])[key], about(fields[key]).path
+            hint, path = type_hints(below[0])[key], about(fields[key]).path
             continue
         mapping = [option for option in options(hint) if (typing.get_origin(option) or option) is dict]
         if not mapping or number == 0:
-            raise ConfigError(f"{name}: unknown key, {_clipped('.'.join(keys[:number]))} has no keys below it")
+            raise ConfigError(f"{name}: unknown key, {clipped('.'.join(keys[:number]))} has no keys below it")
         if number + 1 < len(keys):
-            raise ConfigError(f"{name}: unknown key, expected one name below {_clipped('.'.join(keys[:number]))}")
+            raise ConfigError(f"{name}: unknown key, expected one name below {clipped('.'.join(keys[:number]))}")
         hint, path = (typing.get_args(mapping[0]) or (str, Any))[1], False
     return hint, path
 
@@ -230,12 +231,8 @@ def _copied(value: Any) -> Any:
 
 
 def _nearest(key: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key[:_LONGEST_KEY], names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(key[:LONGEST_KEY], names, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
-
-
-def _clipped(key: str) -> str:
-    return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}…"
 
 
 def _is_required(field: dataclasses.Field) -> bool:

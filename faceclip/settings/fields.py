@@ -6,12 +6,14 @@ A field without `setting` has no help text and is compared on resume.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Resume = Literal["compared", "free"]
+LONGEST_KEY = 100  # characters of a key in a message
 _KEY = "faceclip.setting"
 
 
@@ -66,6 +68,18 @@ def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:
         elif about(field).resume == "compared":
             found |= _leaves(value, key)
     return found
+
+
+@functools.cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """Types of a configuration's fields by name."""
+    return typing.get_type_hints(cls)
+
+
+def clipped(key: str, longest: int = LONGEST_KEY) -> str:
+    """A key, word or place for a message: printable and capped in length."""
+    key = key if key.isprintable() else ascii(key)
+    return key if len(key) <= longest else f"{key[:longest]}…"
 
 
 def options(hint: Any) -> tuple[Any, ...]:

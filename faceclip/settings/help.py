@@ -2,11 +2,10 @@
 
 import dataclasses
 import inspect
-import typing
 from pathlib import Path
 from typing import Any
 
-from faceclip.settings.fields import about, options, shown_type
+from faceclip.settings.fields import about, options, shown_type, type_hints
 
 
 def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usage: str = "") -> str:
@@ -25,7 +24,7 @@ def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usa
         if said.startswith(f"{kind.__name__}("):  # what `dataclass` writes where a class says nothing
             said = ""
         lines += ["", *said.splitlines()]
-        hints = typing.get_type_hints(kind)
+        hints = type_hints(kind)
         below: list[tuple[type, str]] = []
         for field in dataclasses.fields(kind):
             hint = hints[field.name]

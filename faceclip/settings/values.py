@@ -13,9 +13,11 @@ from faceclip.errors import ConfigError
 from faceclip.settings.fields import options, shown_type
 from faceclip.settings.yaml_text import Plain, parse_yaml
 
-_TRUE, _FALSE, _NULL = ("true", "yes", "on"), ("false", "no", "off"), ("null", "~", "")
-_INTEGER = re.compile(r"[-+]?\d[\d_]*")
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_NULL = ("null", "Null", "NULL", "~", "")  # of YAML; on a command line nothing is not null
+_DIGITS = r"\d+(_\d+)*"
+_INTEGER = re.compile(rf"[-+]?{_DIGITS}")
+_NUMBER = re.compile(rf"[-+]?({_DIGITS}(\.({_DIGITS})?)?|\.{_DIGITS})([eE][-+]?\d+)?")
 _SPECIAL = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
 _LONGEST_NUMBER = 64  # characters
 _LONGEST_SHOWN = 80
@@ -44,7 +46,7 @@ def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = Fa
     members = options(hint)
     if text in ("''", '""'):
         return coerce("", hint, key, nested, path=path)
-    if type(None) in members and text in _NULL and not (path and text == "~") and (text or str not in members):
+    if type(None) in members and text and text in _NULL and not (path and text == "~"):
         return None
     words = [member for member in members if member in (str, Path)]
     structures = [member for member in members if _is_structure(member)]
@@ -53,6 +55,8 @@ def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = Fa
         return coerce(parse_yaml(text, key), hint, key, nested, path=path)
     if words and all(member in (str, Path, type(None)) or member in structures for member in members):
         return _text(text, words[0], key, path)
+    if not text:
+        raise ConfigError(f"{key}: expected {shown_type(hint)}, got nothing")
     return coerce(Plain(text), hint, key, nested, path=path)
 
 
@@ -82,7 +86,7 @@ def check_finite(value: Any, key: str) -> None:
 
 def plain_value(text: Plain) -> Any:
     """The value of an unquoted scalar where the field has no type: null, bool, int, float or text."""
-    if text.lower() in _NULL:
+    if text in _NULL:
         return None
     for read in (_boolean, _integer, _number):
         try:
@@ -99,7 +103,7 @@ def _coerced(value: Any, hint: Any, key: str, nested: Nested, path: bool) -> Any
     if len(members := options(hint)) > 1:
         return _one_of(value, members, key, nested, path)
     if hint is type(None):
-        if value is None or (isinstance(value, Plain) and value.lower() in _NULL):
+        if value is None or (isinstance(value, Plain) and value in _NULL):
             return None
         raise _Unfit
     if dataclasses.is_dataclass(hint):
@@ -124,7 +128,7 @@ def _coerced(value: Any, hint: Any, key: str, nested: Nested, path: bool) -> Any
 
 
 def _one_of(value: Any, members: tuple[Any, ...], key: str, nested: Nested, path: bool) -> Any:
-    empty = value is None or (isinstance(value, Plain) and value.lower() in _NULL)
+    empty = value is None or (isinstance(value, Plain) and value in _NULL)
     if empty and type(None) in members and not (path and value == "~"):
         return None
     failure: ConfigError | None = None
@@ -156,7 +160,7 @@ def _sequence(value: Any, kind: type, parameters: tuple[Any, ...], key: str, nes
 
 def _scalar(value: Any, hint: type, key: str, path: bool) -> Any:
     if hint in (str, Path):
-        if isinstance(value, Plain) and value.lower() in _NULL and not (path and value == "~"):
+        if isinstance(value, Plain) and value in _NULL and not (path and value == "~"):
             raise ConfigError(
                 f"{key}: expected text, got {value or 'nothing'}: put it in quotes if it is meant as text"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from faceclip.errors import ConfigError
+from faceclip.settings.fields import clipped
 
 _DEEPEST, _MOST_NODES, _LARGEST_FILE = 32, 20_000, 2**20
 _MERGE = "<<"
@@ -24,27 +25,27 @@ class Plain(str):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML (or JSON) file, its scalars as in `parse_yaml`. Raises ConfigError that names the file."""
-    path = Path(path)
+    path, where = Path(path), clipped(str(path), 400)
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: expected a configuration file, this is a folder or a device")
+            raise ConfigError(f"{where}: expected a configuration file, this is a folder or a device")
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot read the configuration file ({reason})") from error
+        raise ConfigError(f"{where}: cannot read the configuration file ({reason})") from error
     if len(content) > _LARGEST_FILE:
-        raise ConfigError(f"{path}: a configuration file of at most {_LARGEST_FILE:,} bytes is expected")
+        raise ConfigError(f"{where}: a configuration file of at most {_LARGEST_FILE:,} bytes is expected")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from error
-    found = parse_yaml(text, str(path))
+        raise ConfigError(f"{where}: not valid YAML ({error})") from error
+    found = parse_yaml(text, where)
     if isinstance(found, Plain) and not found:
         return {}
     if not isinstance(found, dict):
         kind = "a list" if isinstance(found, list) else "a single value"
-        raise ConfigError(f"{path}: expected keys and values at the top, got {kind}")
+        raise ConfigError(f"{where}: expected keys and values at the top, got {kind}")
     return found
 
 
