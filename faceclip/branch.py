@@ -1,6 +1,5 @@
 """One branch of FaceCLIP: a CLIP text tower that reads the identity in place of a word, and fusion with the face."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,20 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faceclip.fusion import FeatureFusion
-from faceclip.towers.face import FaceFeatures
 from faceclip.towers.text import TextFeatures, TextTower
 
 TEMPLATE = "Photo of a id person. "
 TEMPLATE_START = (1125, 539, 320, 1014)  # tokens 1 to 4 of the template: "photo of a id"
 ID_INDEX = 4  # of the token "id", which the identity replaces
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchOutput:
-    """fused (B, 77, width): text tokens that have seen the face; text: the features of the tower itself."""
-
-    fused: Tensor
-    text: TextFeatures
 
 
 class FaceCLIPBranch(nn.Module):
@@ -38,10 +28,11 @@ class FaceCLIPBranch(nn.Module):
         self.text_position_projection = nn.Linear(width, width)
         self.fusion = FeatureFusion(width, **fusion)
 
-    def read(self, tokens: Tensor, identity: Tensor, has_face: bool = True) -> TextFeatures:
+    def read(self, tokens: Tensor, identity: Tensor, has_face: bool | Tensor = True) -> TextFeatures:
         """What the text tower makes of tokens (B, 77) ids and the identities (B, E) of B faces.
 
-        The identity takes the place of "id" in rows that begin with the template, if there is a face at all.
+        The identity takes the place of "id" in rows that begin with the template and have a face; has_face: of all
+        rows, or (B,) bool.
         """
         plain = self.text.tower.token_embedding(self.text.rows(tokens[:, ID_INDEX]))
         word = self.identity_projection(F.normalize(identity, dim=-1)).to(plain.dtype)
@@ -49,15 +40,19 @@ class FaceCLIPBranch(nn.Module):
         replaced = (tokens[:, 1 : 1 + len(start)] == start).all(dim=1) & has_face
         return self.text(tokens, replace_index=ID_INDEX, replace_with=torch.where(replaced[:, None], word, plain))
 
-    def forward(self, text: TextFeatures, face: FaceFeatures, face_position: Tensor) -> BranchOutput:
-        """text: what `read` gave; face features of B faces; face_position (1, P, face width) of the face encoder."""
-        fused = self.fusion(
-            self.face_projection(face.tokens),
+    def forward(self, text: Tensor, face: Tensor, face_position: Tensor) -> Tensor:
+        """Text tokens that have seen the face (B, 77, width).
+
+        Args:
+            text: (B, 77, width) states of the text tower. face: (B, P, face width) tokens of the face encoder.
+            face_position: (1, P, face width), its positional embedding.
+        """
+        return self.fusion(
+            self.face_projection(face),
             self.face_position_projection(face_position),
-            self.text_projection(text.hidden),
-            self.text_position_projection(self.text.tower.positional_embedding[None, : text.hidden.shape[1]]),
+            self.text_projection(text),
+            self.text_position_projection(self.text.tower.positional_embedding[None, : text.shape[1]]),
         )
-        return BranchOutput(fused=fused, text=text)
 
     @torch.no_grad()
     def start_near_text(self) -> None:

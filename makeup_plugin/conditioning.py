@@ -1,6 +1,7 @@
 """What conditions a generation, and the one function that predicts with it. Pipeline and trainer share both.
 
-`encode_conditions` runs the frozen encoders (its results can be cached); `predict` runs everything that is
+`encode_conditions` runs the frozen encoders on faces and prompts, `build_conditions` puts together what they gave
+(training has it cached), `unconditional_half` is what guidance moves away from; `predict` runs everything that is
 trained.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.shading import shading_residuals
+
+if TYPE_CHECKING:
+    from faceclip.joint import JointConditioning, JointEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +97,6 @@ def concatenate(batches: Sequence[Conditions]) -> Conditions:
     return Conditions(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names[0]})
 
 
-class JointEncoder(Protocol):
-    """What conditioning needs of `faceclip.encoder.FaceCLIP`."""
-
-    dtype: torch.dtype
-
-    def encode(self, prompts: list[str], faces: Tensor | None): ...
-
-
 class FaceTower(Protocol):
     """What conditioning needs of `faceclip.towers.image.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W)."""
 
@@ -143,28 +139,58 @@ def encode_conditions(
     Raises ConfigError on sizes that do not fit together.
     """
     prompts = list(prompts)
-    count = len(prompts)
-    present = _present_rows(faces, has_face, count)
-    joint = _encode_joint(joint_encoder, prompts, faces, present)
-    device = joint.tokens.device
+    present = _present_rows(faces, has_face, len(prompts))
+    if not bool(present.any()):
+        faces = None
+    joint = joint_encoder.encode(prompts, faces, has_face=None if faces is None or bool(present.all()) else present)
     identity = image_tokens = None
     if image_encoder is not None:
-        identity, image_tokens = _identity_inputs(joint, image_encoder, faces, present, count, identity_dim)
+        identity, image_tokens = _identity_inputs(joint, image_encoder, faces, present, identity_dim)
+    return build_conditions(
+        joint, height=height, width=width, identity=identity, image_tokens=image_tokens, shading=shading
+    )
+
+
+def build_conditions(
+    joint: JointConditioning,
+    *,
+    height: int,
+    width: int,
+    identity: Tensor | None = None,
+    image_tokens: Tensor | None = None,
+    has_identity: Tensor | None = None,
+    shading: Tensor | None = None,
+    has_shading: Tensor | None = None,
+) -> Conditions:
+    """Conditions of what the encoders gave for B samples; an all-black map says that no face was rendered and counts as
+    none.
+
+    Args:
+        joint: of FaceCLIP. height, width: size of the image to make, px.
+        identity, image_tokens: inputs of the identity channel, (B,E) of any length and (B,T,W); zero rows: nobody.
+        shading: (B,3,height,width) in [0,1].
+        has_identity, has_shading: (B,) bool, the rows in which the channel sees its inputs. Default: all.
+
+    Raises ConfigError on sizes that do not fit together.
+    """
+    count, device = len(joint.tokens), joint.tokens.device
     keep = None
     if shading is not None:
         if tuple(shading.shape) != (count, 3, height, width):
             raise ConfigError(f"shading must be {(count, 3, height, width)}, got {tuple(shading.shape)}")
-        # An all-black map says that no face was rendered: the same as no map.
         keep = (shading.flatten(1).amax(dim=1) > 0).to(shading.dtype).to(device)
-    return Conditions(
+    conditions = Conditions(
         tokens=joint.tokens,
         pooled=joint.pooled,
         time_ids=time_ids(height, width, count, device=device),
-        identity=identity,
+        identity=None if identity is None else F.normalize(identity, dim=-1),
         image_tokens=image_tokens,
         shading=shading,
         shading_keep=keep,
     )
+    if has_identity is not None:
+        conditions = conditions.drop_identity(~has_identity)
+    return conditions if has_shading is None else conditions.drop_shading(~has_shading)
 
 
 def unconditional_half(
@@ -181,7 +207,7 @@ def unconditional_half(
     texts: as many as divide the B rows of `positive`, whose device and dtype the result has. height, width: px.
     """
     count = len(positive)
-    text = encode_conditions(joint_encoder, texts, None, height=height, width=width)
+    text = build_conditions(joint_encoder.encode(list(texts)), height=height, width=width)
     text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
     everything = torch.ones(count, dtype=torch.bool)
     negative = replace(positive, tokens=text.tokens, pooled=text.pooled, time_ids=text.time_ids)
@@ -292,33 +318,6 @@ def _present_rows(faces: Tensor | None, has_face: Tensor | None, count: int) -> 
     return present
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Joint:
-    tokens: Tensor
-    pooled: Tensor
-    identity: Tensor | None  # rows with a face only
-
-
-def _encode_joint(encoder: JointEncoder, prompts: list[str], faces: Tensor | None, present: Tensor) -> _Joint:
-    """Rows with and without a face take different templates, so they are encoded apart and put back in
-    order.
-    """
-    faces = None if faces is None else faces.to(encoder.dtype)
-    if bool(present.all()) or not bool(present.any()):
-        result = encoder.encode(prompts, faces if bool(present.any()) else None)
-        return _Joint(tokens=result.tokens, pooled=result.pooled, identity=result.identity)
-    rows = present.nonzero().flatten().tolist()
-    others = (~present).nonzero().flatten().tolist()
-    first = encoder.encode([prompts[i] for i in rows], faces[rows])
-    second = encoder.encode([prompts[i] for i in others], None)
-    order = torch.tensor(rows + others).argsort().to(first.tokens.device)
-    return _Joint(
-        tokens=torch.cat([first.tokens, second.tokens])[order],
-        pooled=torch.cat([first.pooled, second.pooled])[order],
-        identity=first.identity,
-    )
-
-
 def _image_tokens(image_encoder: FaceTower, images: Tensor) -> Tensor:
     """Tokens of images (N,3,H,W) by a tower of any dtype."""
     if image_encoder.dtype != torch.float32:
@@ -331,27 +330,22 @@ def _image_tokens(image_encoder: FaceTower, images: Tensor) -> Tensor:
 
 
 def _identity_inputs(
-    joint: _Joint,
+    joint: JointConditioning,
     image_encoder: FaceTower,
     faces: Tensor | None,
     present: Tensor,
-    count: int,
     identity_dim: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Unit identity and image tokens, zero rows where there is no face."""
-    device, dtype = joint.tokens.device, joint.tokens.dtype
-    if not bool(present.any()):
+    """Identity and image tokens, zero rows where there is no face."""
+    count, like = len(present), {"device": joint.tokens.device, "dtype": joint.tokens.dtype}
+    if faces is None:
         if identity_dim is None:
             raise ConfigError(
                 "without any face, identity_dim must be given to shape the identity channel's zero inputs"
             )
-        probe = _image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=device))
-        zeros = torch.zeros(count, identity_dim, device=device, dtype=dtype)
-        return zeros, torch.zeros(count, *probe.shape[1:], device=device, dtype=dtype)
-    rows = present.to(device)
+        probe = _image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=like["device"]))
+        return torch.zeros(count, identity_dim, **like), torch.zeros(count, *probe.shape[1:], **like)
     seen = _image_tokens(image_encoder, faces[present.to(faces.device)])
-    identity = torch.zeros(count, joint.identity.shape[-1], device=device, dtype=dtype)
-    identity[rows] = F.normalize(joint.identity, dim=-1).to(dtype)
-    image_tokens = torch.zeros(count, *seen.shape[1:], device=device, dtype=dtype)
-    image_tokens[rows] = seen.to(dtype)
-    return identity, image_tokens
+    image_tokens = torch.zeros(count, *seen.shape[1:], **like)
+    image_tokens[present.to(like["device"])] = seen.to(like["dtype"])
+    return joint.identity, image_tokens

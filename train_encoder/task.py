@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceclip.encoder import FaceCLIP, JointConditioning
-from faceclip.heads import JointEmbedding
+from faceclip.encoder import FaceCLIP
 from faceclip.losses import gather_targets, sigmoid_contrastive_loss
 from faceclip.towers.face import FaceFeatures
 from faceclip.towers.image import ImageTower
@@ -60,9 +59,7 @@ class EncoderTask(ContrastiveTask):
             branch.identity_projection.requires_grad_(train_identity)
         scales = {f"{term}_log_scale": nn.Parameter(torch.tensor(config.log_scale)) for term in TERMS}
         biases = {f"{term}_bias": nn.Parameter(torch.tensor(config.bias)) for term in TERMS}
-        self.modules = nn.ModuleDict(
-            {"model": model, "scales": nn.ParameterDict(scales | biases), "blank": BlankFace(model)}
-        )
+        self.modules = nn.ModuleDict({"model": model, "scales": nn.ParameterDict(scales | biases)})
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its parts of one batch of `QuerySource`."""
@@ -73,7 +70,17 @@ class EncoderTask(ContrastiveTask):
         power (Q,) of these, labels and modes."""
         flat = {name: value.flatten(0, 1) for name, value in batch.items()}  # persons × images → queries
         has_face, has_text = flat["mode"] != TEXT_ONLY, flat["mode"] != FACE_ONLY
-        conditioning, query = embed_cached(self.model, self.modules["blank"], flat, has_face, has_text)
+        features = FaceFeatures(tokens=flat["face_tokens"], identity=flat["face_identity"])
+        conditioning = self.model.encode(
+            flat["tokens"], face_features=features, has_face=has_face, text_states=flat.get("text_states")
+        )
+        query = self.model.heads(
+            conditioning.tokens,
+            identity=conditioning.identity,
+            text=flat["text"],
+            has_text=has_text,
+            has_face=has_face,
+        )
         plain = conditioning.text.float()
         fixed = {name: F.normalize(flat[name].float(), dim=-1) for name in ("answer_identity", "answer_image", "text")}
         return fixed | {
@@ -149,35 +156,6 @@ class EncoderTask(ContrastiveTask):
         """FaceCLIP with its heads, and the CLIP image tower that the gallery side needs, in `image_tower/`."""
         self.model.save_pretrained(directory)
         self.image_tower.save_pretrained(directory / "image_tower")
-
-
-class BlankFace(nn.Module):
-    """Features of the all-zero face, one row, by a frozen face encoder: tokens (1, P, W), identity (1, E)."""
-
-    def __init__(self, model: FaceCLIP) -> None:
-        super().__init__()
-        like = model.face_encoder.pos_embed
-        with torch.no_grad():
-            features = model.face_encoder(torch.zeros(1, 3, 8, 8, device=like.device, dtype=like.dtype))
-        self.register_buffer("tokens", features.tokens, persistent=False)
-        self.register_buffer("identity", features.identity, persistent=False)
-
-
-def embed_cached(
-    model: FaceCLIP, blank: BlankFace, flat: dict[str, Tensor], has_face: Tensor, has_text: Tensor
-) -> tuple[JointConditioning, JointEmbedding]:
-    """`FaceCLIP.encode` and `embed` on cached face features, caption embeddings and, if the batch has them, states of
-    the text towers; without a face, the zero face."""
-    keep = has_face[:, None]
-    features = FaceFeatures(
-        tokens=torch.where(keep[..., None], flat["face_tokens"].float(), blank.tokens),
-        identity=torch.where(keep, flat["face_identity"].float(), blank.identity),
-    )
-    conditioning = model.encode(flat["tokens"], face_features=features, text_states=flat.get("text_states"))
-    embedding = model.heads(
-        conditioning.tokens, identity=features.identity, text=flat["text"], has_text=has_text, has_face=has_face
-    )
-    return conditioning, embedding
 
 
 def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from faceclip.data.mapping import DataConfig
 from faceclip.encoder import TEMPLATE, FaceCLIP
@@ -95,7 +94,6 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
     """
     data, cache = data_config(config), cache_folder(config)
     rows = QueryRows(features, config.sampling)
-    blank = model.face_features(torch.zeros(1, 3, 8, 8)).identity
     parts = [module for branch in model.branches for module in (branch.text, branch.identity_projection)]
     about = {
         "data": [features.content_hash, features.faces],
@@ -110,14 +108,14 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
                 "written: name another folder by cache=DIR"
             )
         if not folder.complete:
-            _build(folder, model, parts, rows, blank, data)
+            _build(folder, model, parts, rows, data)
     # Outside of the lock: the processes of a run read terabytes side by side, not one after another.
     return TextStates(states=folder.open(hashes=data.verify == "hashes")["states"], rows=rows)
 
 
 @torch.no_grad()
 def _build(
-    folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, blank: Tensor, data: DataConfig
+    folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, data: DataConfig
 ) -> None:
     place, size, batch = feature_device(data.device), data.shard_rows, data.batch_size
     try:
@@ -127,8 +125,7 @@ def _build(
             for start in range(len(folder) * size, len(rows), size):
                 stop = min(start + size, len(rows))
                 found = [
-                    _states(model, rows, range(first, min(first + batch, stop)), blank)
-                    for first in range(start, stop, batch)
+                    _states(model, rows, range(first, min(first + batch, stop))) for first in range(start, stop, batch)
                 ]
                 folder.append({"states": np.concatenate(found)})
                 advance(stop, len(rows))
@@ -140,11 +137,11 @@ def _build(
             torch.cuda.empty_cache()
 
 
-def _states(model: FaceCLIP, rows: QueryRows, numbers: range, blank: Tensor) -> NDArray[np.float16]:
+def _states(model: FaceCLIP, rows: QueryRows, numbers: range) -> NDArray[np.float16]:
     prompts, pictures = rows.prompts(numbers)
     identity = torch.from_numpy(np.asarray(rows.features.identity[np.maximum(pictures, 0)], np.float32))
-    identity = torch.where(torch.tensor(pictures)[:, None] < 0, blank, identity)
-    return model.text_states(tokenize(prompts), identity).to(torch.float16).cpu().numpy()
+    has_face = torch.tensor(pictures) >= 0
+    return model.text_states(tokenize(prompts), identity, has_face=has_face).to(torch.float16).cpu().numpy()
 
 
 def _references(features: "SplitFeatures", picture: NDArray[np.int64], same: float) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from faceclip.training import StepContext, Task
 from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import AttentionCapture, layers_at
-from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
+from makeup_plugin.conditioning import Conditions, build_conditions, concatenate, predict, unconditional_half
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentRecognizer, read_estimates
 from makeup_plugin.losses import (
@@ -61,6 +60,7 @@ class GeneratorTask(Task):
             for part in (pipeline.unet, pipeline.shading_channel):
                 if part is not None:
                     checkpoint_gradients(part)
+        pipeline.joint_encoder.freeze_towers()
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
@@ -86,24 +86,16 @@ class GeneratorTask(Task):
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
         """Conditions of a batch from cached features; what is dropped takes the form that the pipeline gives it."""
-        encoder, size = self.pipeline.joint_encoder, self.config.size
-        has_face = batch["keep_face"][:, None]
-        blank = encoder.face_features(torch.zeros(1, 3, 8, 8, device=has_face.device))
-        features = FaceFeatures(
-            tokens=torch.where(has_face[..., None], batch["face_tokens"].float(), blank.tokens),
-            identity=torch.where(has_face, batch["face_identity"].float(), blank.identity),
-        )
-        joint = encoder.encode(batch["tokens"], face_features=features)
-        identity = F.normalize(batch["face_identity"].float(), dim=-1)
-        conditions = Conditions(
-            tokens=joint.tokens.float(),
-            pooled=joint.pooled.float(),
-            time_ids=time_ids(size, size, len(identity), device=identity.device),
-            identity=identity if self.pipeline.identity_channel is not None else None,
-            image_tokens=batch["image_tokens"].float() if self.pipeline.identity_channel is not None else None,
-            shading=batch["shading"].float() / 255 if self.pipeline.shading_channel is not None else None,
-        )
-        return conditions.drop_identity(~batch["keep_identity"]).drop_shading(~batch["keep_shading"])
+        pipeline, size = self.pipeline, self.config.size
+        features = FaceFeatures(tokens=batch["face_tokens"], identity=batch["face_identity"])
+        joint = pipeline.joint_encoder.encode(batch["tokens"], face_features=features, has_face=batch["keep_face"])
+        inputs: dict[str, Tensor] = {}
+        if pipeline.identity_channel is not None:
+            inputs |= {"identity": batch["face_identity"].float(), "image_tokens": batch["image_tokens"]}
+            inputs["has_identity"] = batch["keep_identity"]
+        if pipeline.shading_channel is not None:
+            inputs |= {"shading": batch["shading"].float() / 255, "has_shading": batch["keep_shading"]}
+        return build_conditions(joint, height=size, width=size, **inputs).to(dtype=torch.float32)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
@@ -322,9 +314,8 @@ class GeneratorTask(Task):
         for name in ("keep_text", "keep_face", "keep_identity", "keep_shading"):
             batch[name] = torch.ones_like(batch[name])
         given = self.conditions(batch)
-        everything = torch.ones(len(given), dtype=torch.bool)
-        nothing = pipeline.joint_encoder.encode([""] * len(given))
-        without = replace(given, tokens=nothing.tokens.float(), pooled=nothing.pooled.float()).drop_identity(everything)
+        size = self.config.size
+        without = unconditional_half(pipeline.joint_encoder, [""], given, height=size, width=size, keep_shading=True)
         noise = noise.to(given.tokens.device)
         latents = denoise(
             pipeline.unet,

@@ -106,6 +106,25 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
     return features
 
 
+def check_has_face(has_face: Any, count: int, *, given: bool) -> bool | Tensor:
+    """Which of `count` rows have a face: (B,) bool as given, or one answer for all of them. given: whether there are
+    faces or features of faces.
+
+    Raises:
+        ConfigError: another type or shape, and rows with a face where no faces are given.
+    """
+    if has_face is None:
+        return given
+    if not isinstance(has_face, Tensor) or has_face.dtype != torch.bool or tuple(has_face.shape) != (count,):
+        found = f"{tuple(has_face.shape)} {has_face.dtype}" if isinstance(has_face, Tensor) else type(has_face).__name__
+        raise ConfigError(f"has_face must be ({count},) bool, one entry per prompt, got {found}")
+    if given:
+        return has_face
+    if bool(has_face.any()):
+        raise ConfigError("has_face marks rows with a face, but there are neither faces nor face_features: give one")
+    return False
+
+
 def check_states(states: Any, tokens: Tensor, widths: Sequence[int]) -> Tensor:
     """States of text towers of these widths for token ids (B, L), as given.
 

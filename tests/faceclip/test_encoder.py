@@ -112,6 +112,83 @@ def test_impossible_states_are_named(model, faces):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mask", [[False, True, True], [True, False, False], [False, False, False], [True] * 3])
+def test_rows_without_a_face_take_the_unconditional_path(model, faces, mask):
+    """The same as encoding them alone without faces, whatever stands in their rows."""
+    has_face = torch.tensor(mask)
+    ids = tokenize([TEMPLATE + p if shown else p for p, shown in zip(PROMPTS, mask, strict=True)])
+    cached = model.face_features(faces)
+    found = model.encode(PROMPTS, faces, has_face=has_face)
+    embedded = model.embed(PROMPTS, faces, has_face=has_face)
+    same = model.encode(ids, face_features=cached, has_face=has_face)
+    states = model.text_states(PROMPTS, cached.identity, has_face=has_face)
+    read = model.encode(ids, face_features=cached, has_face=has_face, text_states=states)
+    for name in ("tokens", "pooled", "identity", "text"):
+        torch.testing.assert_close(getattr(same, name), getattr(found, name), atol=0, rtol=0)
+        torch.testing.assert_close(getattr(read, name), getattr(found, name), atol=0, rtol=0)
+    torch.testing.assert_close(states, found.text, atol=0, rtol=0)
+    for row, (prompt, shown) in enumerate(zip(PROMPTS, mask, strict=True)):
+        face = faces[row : row + 1] if shown else None
+        alone = model.encode([prompt], face)
+        for name in ("tokens", "pooled", "text"):
+            torch.testing.assert_close(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
+        identity = alone.identity[0] if shown else torch.zeros(16)
+        torch.testing.assert_close(found.identity[row], identity, atol=1e-5, rtol=1e-5)
+        joint = model.embed([prompt], face).joint[0]
+        torch.testing.assert_close(embedded.joint[row], joint, atol=1e-5, rtol=1e-5)
+    other = faces.where(has_face[:, None, None, None], torch.zeros(()))
+    torch.testing.assert_close(model.encode(PROMPTS, other, has_face=has_face).tokens, found.tokens, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_one_face_serves_the_rows_that_have_one(model, faces):
+    has_face = torch.tensor([True, False, True])
+    found = model.encode(PROMPTS, faces[:1], has_face=has_face)
+    torch.testing.assert_close(found.tokens, model.encode(PROMPTS, faces[[0, 0, 0]], has_face=has_face).tokens)
+    assert found.identity.any(dim=1).tolist() == has_face.tolist()
+
+
+@torch.no_grad()
+def test_impossible_masks_are_named(model, faces):
+    for has_face in (torch.ones(2, dtype=torch.bool), torch.ones(3), [True] * 3, torch.ones(3, 1, dtype=torch.bool)):
+        for prompts in (PROMPTS, tokenize(PROMPTS)):
+            with pytest.raises(ConfigError, match=r"has_face must be \(3,\) bool"):
+                model.encode(prompts, faces, has_face=has_face)
+    with pytest.raises(ConfigError, match="has_face"):
+        model.encode(PROMPTS, has_face=torch.tensor([False, True, False]))
+    nobody = model.encode(PROMPTS, has_face=torch.zeros(3, dtype=torch.bool))
+    assert nobody.identity is None and torch.equal(nobody.tokens, model.encode(PROMPTS).tokens)
+
+
+@torch.no_grad()
+def test_fuse_is_what_encode_does_after_its_checks(model, faces):
+    direct = model.encode(PROMPTS, faces)
+    assert torch.equal(model.fuse(direct.text, model.face_features(faces)), direct.tokens)
+    plain, zero = model.encode(PROMPTS), model.zero_face()
+    rows = FaceFeatures(tokens=zero.tokens.expand(3, -1, -1), identity=zero.identity.expand(3, -1))
+    assert torch.equal(model.fuse(plain.text, rows), plain.tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_frozen_model_encodes_the_zero_face_once(shared):
+    torch.manual_seed(0)
+    model = FaceCLIP(**SIZES, shared_face=shared).eval()
+    expected, names = model.encode(PROMPTS).tokens, set(model.state_dict())
+    model.freeze_towers()
+    calls = []
+    handle = model.face_encoder.register_forward_hook(lambda *_: calls.append(True))
+    assert torch.equal(model.encode(PROMPTS).tokens, expected) and not calls
+    handle.remove()
+    assert set(model.state_dict()) == names  # it is not saved
+    assert copy.deepcopy(model).to("meta").encode(PROMPTS).tokens.is_meta
+    for parameter in model.face_encoder.parameters():
+        parameter.add_(0.1)
+    model.freeze_towers()
+    assert not torch.equal(model.encode(PROMPTS).tokens, expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_features_are_taken_in_any_precision(model, faces, dtype, stored):

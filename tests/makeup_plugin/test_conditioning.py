@@ -8,6 +8,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from makeup_plugin.conditioning import (
     Conditions,
+    build_conditions,
     concatenate,
     encode_conditions,
     phrase_token_mask,
@@ -35,11 +36,12 @@ class Listening:
 
     def __init__(self, encoder) -> None:
         self.encoder, self.dtype = encoder, encoder.dtype
-        self.calls: list[tuple[list[str], int | None]] = []
+        self.calls: list[tuple[list[str], int | None, list[bool] | None]] = []
 
-    def encode(self, prompts: list[str], faces: Tensor | None):
-        self.calls.append((list(prompts), None if faces is None else len(faces)))
-        return self.encoder.encode(prompts, faces)
+    def encode(self, prompts: list[str], faces: Tensor | None, *, has_face: Tensor | None = None):
+        mask = None if has_face is None else has_face.tolist()
+        self.calls.append((list(prompts), None if faces is None else len(faces), mask))
+        return self.encoder.encode(prompts, faces, has_face=has_face)
 
 
 @torch.no_grad()
@@ -64,14 +66,17 @@ def test_rows_with_and_without_a_face_stay_in_order(parts, faces: Tensor, mask: 
 
 
 @torch.no_grad()
-def test_faces_and_plain_texts_are_encoded_apart(parts, faces: Tensor) -> None:
-    encoder = Listening(parts[0])
-    encode_conditions(encoder, PROMPTS, faces, has_face=torch.tensor([False, True, False]), **SIZE)
-    assert encoder.calls == [(["woman old"], 1), (["man", "young b"], None)]
-    for given, has_face, count in ((faces, None, 3), (None, None, None), (faces, torch.zeros(3), None)):
+def test_rows_with_and_without_a_face_are_encoded_in_one_pass(parts, faces: Tensor) -> None:
+    mixed = torch.tensor([False, True, False])
+    for given, has_face, count, mask in (
+        (faces, mixed, 3, mixed.tolist()),
+        (faces, None, 3, None),
+        (None, None, None, None),
+        (faces, torch.zeros(3), None, None),
+    ):
         encoder = Listening(parts[0])
         encode_conditions(encoder, PROMPTS, given, has_face=has_face, **SIZE)
-        assert encoder.calls == [(PROMPTS, count)]
+        assert encoder.calls == [(PROMPTS, count, mask)]
 
 
 @torch.no_grad()
@@ -105,6 +110,25 @@ def test_a_black_map_counts_as_none(parts, faces: Tensor) -> None:
     maps[1, 2, 15, 23] = 0.01
     found = encode_conditions(parts[0], PROMPTS, faces, shading=maps, **SIZE)
     assert found.shading_keep.tolist() == [0.0, 1.0, 0.0] and found.shading is maps
+
+
+@torch.no_grad()
+def test_cached_inputs_give_the_same_conditions(parts, faces: Tensor) -> None:
+    """Training has them cached, and leaves some rows' identity and shading out."""
+    encoder, tower = parts
+    maps = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(2))
+    wanted = encode_conditions(encoder, PROMPTS, faces, image_encoder=tower, shading=maps, **SIZE)
+    joint = encoder.encode(PROMPTS, face_features=encoder.face_features(faces))
+    cached = {"identity": 5 * joint.identity, "image_tokens": tower(faces).tokens, "shading": maps}
+    found = build_conditions(joint, **cached, **SIZE)
+    assert found.tensors().keys() == wanted.tensors().keys()
+    for name, value in wanted.tensors().items():
+        torch.testing.assert_close(getattr(found, name), value)
+    known, lit = torch.tensor([True, False, True]), torch.tensor([False, True, True])
+    found = build_conditions(joint, **cached, has_identity=known, has_shading=lit, **SIZE)
+    assert found.identity.any(dim=1).tolist() == found.image_tokens.flatten(1).any(dim=1).tolist() == known.tolist()
+    assert found.shading_keep.tolist() == [0.0, 1.0, 1.0]
+    torch.testing.assert_close(found.tokens, wanted.tokens)
 
 
 @torch.no_grad()

@@ -144,20 +144,18 @@ def prepared(further) -> tuple[EncoderConfig, FaceCLIP, SplitFeatures, TextState
 def test_states_are_those_of_the_queries(prepared):
     config, model, found, states = prepared
     source = QuerySource(found, config.sampling, states)
-    blank = model.face_features(torch.zeros(1, 3, 8, 8))
     modes = set()
     for person in range(len(source)):
         sample = {
             name: torch.as_tensor(value) for name, value in source.get(person, np.random.default_rng(person)).items()
         }
         modes |= set(sample["mode"].tolist())
-        silent = (sample["mode"] == TEXT_ONLY)[:, None]
-        face = FaceFeatures(
-            tokens=torch.where(silent[..., None], blank.tokens, sample["face_tokens"].float()),
-            identity=torch.where(silent, blank.identity, sample["face_identity"]),
-        )
-        direct = model.encode(sample["tokens"], face_features=face)
-        read = model.encode(sample["tokens"], face_features=face, text_states=sample["text_states"])
+        face = {
+            "face_features": FaceFeatures(tokens=sample["face_tokens"], identity=sample["face_identity"]),
+            "has_face": sample["mode"] != TEXT_ONLY,
+        }
+        direct = model.encode(sample["tokens"], **face)
+        read = model.encode(sample["tokens"], **face, text_states=sample["text_states"])
         # float16 on disk
         torch.testing.assert_close(sample["text_states"].float(), direct.text, atol=4e-3, rtol=2e-3)
         torch.testing.assert_close(read.tokens, direct.tokens, atol=2e-2, rtol=1e-2)
