@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from faceclip.data.mapping import DataConfig
 from faceclip.encoder import FaceCLIP
@@ -191,11 +190,11 @@ def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
     config = replace(config, cache=str(tmp_path), data=DataConfig(path=config.data, shard_rows=8))
     states, calls = text_states._states, []
 
-    def stopping(model: FaceCLIP, rows: QueryRows, numbers: range, blank: Tensor):
+    def stopping(model: FaceCLIP, rows: QueryRows, numbers: range):
         calls.append(numbers)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return states(model, rows, numbers, blank)
+        return states(model, rows, numbers)
 
     monkeypatch.setattr(text_states, "_states", stopping)
     with pytest.raises(KeyboardInterrupt):
