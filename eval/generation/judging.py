@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.generation.looks import agreement, fitted_light, light_error
 from eval.generation.plan import Job
 from eval.judges.networks import Judge, SecondRecognizer
 from eval.metrics import angle_difference, frechet_distance
 from eval.prompt import prompt_scores
 from faceclip.data.arrays import FaceArrays
+from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces.batches import FacePoints, crop_batches, detected_faces, to_unit
 from faceclip.statistics import TIE_TOLERANCE, Estimate, identity_bootstrap, paired_difference
 from faceclip.towers.face import FaceViT
@@ -24,11 +26,13 @@ Embed = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """The networks that look at the pictures. Only `recognizer` has anything to do with the generator."""
+    """The networks that look at the pictures. Only `recognizer`, and `fitter`, which tells the light, have anything to
+    do with the generator."""
 
     judge: Judge
     recognizer: FaceViT
     second: SecondRecognizer
+    fitter: FaceFitter | None = None
 
     def embedders(self) -> dict[str, tuple[Embed, int]]:
         """Name → embedding of crops, wherever they and the network lie, and the crops' size."""
@@ -67,6 +71,8 @@ class Scores:
     recognized: Mapping[str, NDArray[np.float64]]
     pose_error: NDArray[np.float64]  # mean of yaw, pitch and roll, degrees
     yaw_error: NDArray[np.float64]
+    light_error: NDArray[np.float64]  # against the reference's light; NaN without a fitter
+    agreed: NDArray[np.float64]  # 1 where judge and detector see the same five points
     prompt: Mapping[str, NDArray[np.float64]]  # attribute → 1, 0, or NaN where not named; "all"
     judged: Mapping[str, Sequence[str]]
     frechet: float
@@ -136,7 +142,8 @@ def judge_pictures(
     rows = np.array([job.reference for job in jobs])
     identity = np.asarray(arrays.identity)[rows]
     sight = look(judges.judge, images)
-    found = detected_faces(images, label="finding generated faces").found
+    faces = detected_faces(images, label="finding generated faces")
+    found = faces.found
     points = FacePoints(landmarks=sight.landmarks, found=np.ones(len(images), dtype=bool))
     similarity, raw, recognized = {}, {}, {}
     for name, (embed, size) in judges.embedders().items():
@@ -148,6 +155,9 @@ def judge_pictures(
         best_own = np.where(own, scores, -np.inf).max(axis=1)
         best_other = np.where(own, -np.inf, scores).max(axis=1)
         recognized[name] = (found & (best_own > best_other + TIE_TOLERANCE)).astype(np.float64)
+    light = np.full(len(rows), np.nan)
+    if judges.fitter is not None:
+        light = light_error(fitted_light(judges.fitter, images, sight.landmarks), np.asarray(arrays.light)[rows])
     errors = angle_difference(sight.pose, np.asarray(arrays.pose)[rows])
     return Scores(
         identity=identity,
@@ -157,6 +167,8 @@ def judge_pictures(
         recognized=recognized,
         pose_error=errors.mean(axis=1),
         yaw_error=errors[:, 0],
+        light_error=light,
+        agreed=agreement(sight.landmarks, faces.landmarks, faces.widths),
         prompt=prompt_scores([job.names for job in jobs], sight.values),
         judged=sight.values,
         frechet=frechet_distance(sight.features, references.features),
@@ -177,6 +189,8 @@ def summarize(scores: Scores) -> dict[str, Estimate]:
         figures[f"recognized, {name}"] = mean(scores.recognized[name])
     figures["pose error (°)"] = mean(scores.pose_error)
     figures["yaw error (°)"] = mean(scores.yaw_error)
+    figures["light error"] = mean(scores.light_error)
+    figures["judge and detector agree"] = mean(scores.agreed)
     for name in ("all", *JUDGED):
         figures[f"prompt accuracy, {name}"] = mean(scores.prompt[name])
     return figures

@@ -28,6 +28,8 @@ RULES = (
     "judge sees. Prompts are other people's captions, and one that names an expression is used only where the "
     "reference has that very expression, because the shading map shows the reference's face as it is: few prompts name "
     "one, and prompt accuracy hardly tests whether words change the expression (the counts stand with the attributes). "
+    "Light error: how differently the light that the fitter sees on the face and the reference's shade a head, with "
+    "brightness left out. Judge and detector agree: their five points lie within 5 % of the face's width. "
     "Intervals are 95 %, from 2,000 resamples of whole identities. Fréchet distance: computed as FID, "
     "between the pictures and all portraits of the split, by the judge's features instead of Inception's; it falls "
     "with the number of pictures and has no interval. The real portraits are among those that they are compared with."
@@ -38,8 +40,10 @@ MAIN = (
     "recognized, recognizer",
     "recognized, second recognizer",
     "pose error (°)",
+    "light error",
     "prompt accuracy, all",
     "faces found",
+    "judge and detector agree",
 )
 MAX_PROMPT_LOSS = 0.03
 

@@ -59,6 +59,7 @@ def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path |
         judge=judging.to(pipeline.device),
         recognizer=pipeline.joint_encoder.face_encoder,
         second=load_model(SecondRecognizer, second, "--second-recognizer").to(pipeline.device),
+        fitter=pipeline.face_fitter,
     )
 
 

@@ -15,10 +15,12 @@ from faceclip.faces.detect import FaceDetector, MTCNNDetector, detect_with_retri
 
 @dataclass(frozen=True, kw_only=True)
 class FacePoints:
-    """Five points per picture (N, 5, 2), NaN where no face was found, and which were found (N,)."""
+    """Five points per picture (N, 5, 2), NaN where no face was found, and which were found (N,). widths: px of the
+    detector's boxes (N,), NaN where none was found; None of faces that were not looked for."""
 
     landmarks: NDArray[np.float32]
     found: NDArray[np.bool_]
+    widths: NDArray[np.float32] | None = None
 
 
 def labelled_faces(landmarks: NDArray[np.float32]) -> FacePoints:
@@ -32,13 +34,15 @@ def detected_faces(
     """The largest face that the detector finds in each picture (H, W, 3)."""
     detector = detector or MTCNNDetector()
     landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
+    widths = np.full(len(images), np.nan, dtype=np.float32)
     found = np.zeros(len(images), dtype=bool)
     for row in track(range(len(images)), description=label, transient=True):
         faces = detect_with_retries(np.asarray(images[row]), detector)
         if faces:
-            landmarks[row] = max(faces, key=lambda face: face.area).landmarks
+            largest = max(faces, key=lambda face: face.area)
+            landmarks[row], widths[row] = largest.landmarks, largest.box[2] - largest.box[0]
             found[row] = True
-    return FacePoints(landmarks=landmarks, found=found)
+    return FacePoints(landmarks=landmarks, found=found, widths=widths)
 
 
 def crop_batches(

@@ -36,6 +36,8 @@ def make_scores(similarity, pose, prompt, found=(True, True, True, True)) -> Sco
         recognized={"recognizer": counted > 0.5, "second recognizer": counted > 0.5},
         pose_error=np.array(pose, dtype=float),
         yaw_error=np.array(pose, dtype=float),
+        light_error=np.array([0.1, 0.2, 0.3, np.nan]),
+        agreed=np.array([1.0, 0.0, 1.0, 1.0]),
         prompt={name: np.array(prompt, dtype=float) for name in ("all", "hair_color", "glasses", "hat", "beard")}
         | {"expression": np.full(4, np.nan)},
         judged={},
@@ -54,6 +56,8 @@ def test_undetected_faces_lower_the_mean():
     assert summary["similarity, recognizer"].value == pytest.approx(0.6)
     assert summary["similarity without detection, recognizer"].value == pytest.approx(0.8)
     assert summary["faces found"].value == 0.75
+    assert summary["judge and detector agree"].value == 0.75
+    assert summary["light error"].value == pytest.approx(0.2) and summary["light error"].count == 3
     assert summary["prompt accuracy, all"].count == 3  # a prompt that names nothing judged does not count
     assert np.isnan(summary["prompt accuracy, expression"].value)
 

@@ -1,0 +1,120 @@
+"""Are pictures copied? The nearest training portrait of each, on a sheet and as a figure.
+
+    python -m eval.generation.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
+
+The distance is that of the judge's features, which see the whole picture. Held-out portraits have a nearest training
+portrait, too: pictures that are nearer to theirs than those to theirs would be copies.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from eval.arguments import check_least, load_model
+from eval.generation.judging import look
+from eval.judges.networks import Judge
+from eval.report import write_json
+from eval.sheet import save_sheet
+from faceclip import weights
+from faceclip.data.arrays import load_arrays
+from faceclip.errors import DataError, FaceClipError
+from faceclip.statistics import Estimate, identity_bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """Row (N,) of the nearest training portrait of each picture, and its distance (N,): 1 − cosine of features."""
+
+    row: NDArray[np.int64]
+    distance: NDArray[np.float64]
+
+
+def nearest(pictures: NDArray[np.floating], portraits: NDArray[np.floating]) -> Nearest:
+    """The nearest of portraits' features (M, D) to each picture's (N, D), by cosine about the portraits' mean."""
+    mean = portraits.mean(axis=0)
+
+    def unit(features: NDArray[np.floating]) -> NDArray[np.float64]:
+        moved = np.asarray(features, np.float64) - mean
+        return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+
+    scores = unit(pictures) @ unit(portraits).T
+    row = scores.argmax(axis=1)
+    return Nearest(row=row, distance=1 - scores[np.arange(len(row)), row])
+
+
+def read_pictures(folder: Path, count: int, size: int) -> NDArray[np.uint8]:
+    """The first `count` PNG pictures of a folder by name (N, size, size, 3). Raises DataError for fewer than two."""
+    found = []
+    for path in sorted(folder.glob("*.png"))[:count]:
+        try:
+            with Image.open(path) as image:
+                found.append(cv2.resize(np.array(image.convert("RGB")), (size, size), interpolation=cv2.INTER_AREA))
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"--images: {path} is not a readable picture ({error})") from error
+    if len(found) < 2:
+        raise DataError(f"--images {folder}: {len(found)} PNG pictures, at least two are needed")
+    return np.stack(found)
+
+
+def measure(
+    pictures: NDArray[np.uint8], judge: Judge, data: Path, *, size: int
+) -> tuple[Nearest, NDArray[np.uint8], dict[str, Estimate]]:
+    """Nearest training portraits of pictures (N, S, S, 3), these portraits, and mean distances of pictures and of as
+    many portraits of test people; a low quantile of both tells single copies."""
+    training, test = load_arrays(data, "train", size=size), load_arrays(data, "test", size=size)
+    features = look(judge, training.images).features
+    found = nearest(look(judge, pictures).features, features)
+    rows = np.linspace(0, len(test) - 1, min(len(pictures), len(test))).astype(int)
+    real = nearest(look(judge, np.asarray(test.images)[rows]).features, features)
+    pairs = {"pictures": (found.distance, np.arange(len(pictures))), "real": (real.distance, test.identity[rows])}
+    figures = {}
+    for name, (distance, people) in pairs.items():
+        figures[f"distance to the nearest training portrait, {name}"] = identity_bootstrap(distance, people)
+        low = np.quantile(real.distance, 0.05)
+        near = (distance < low).astype(np.float64)
+        figures[f"nearer than 95 % of real portraits, {name}"] = identity_bootstrap(near, people)
+    return found, np.asarray(training.images)[found.row], figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.generation.neighbors`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.generation.neighbors", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=Path, required=True, help="folder of generated PNG pictures")
+    parser.add_argument("--data", type=Path, required=True, help="data set that the generator was trained on")
+    parser.add_argument("--out", type=Path, required=True, help="folder of neighbors.png and neighbors.json")
+    parser.add_argument("--count", type=int, default=100, help="how many pictures")
+    parser.add_argument("--size", type=int, default=128, help="side in px at which they are compared")
+    parser.add_argument("--judge", type=Path, help="another judge than the shipped one")
+    options = parser.parse_args(arguments)
+    try:
+        check_least("--count", options.count, 2)
+        judge = load_model(Judge, options.judge or weights.path("tiny/judge", package="eval"), "--judge")
+        pictures = read_pictures(options.images, options.count, options.size)
+        found, portraits, figures = measure(pictures, judge, options.data, size=options.size)
+        options.out.mkdir(parents=True, exist_ok=True)
+        order = np.argsort(found.distance)  # what is most like a copy stands first
+        columns = 10
+        grid: list[list[NDArray[np.uint8] | None]] = []
+        for start in range(0, len(order), columns):
+            rows = order[start : start + columns]
+            blank: list[NDArray[np.uint8] | None] = [None] * (columns - len(rows))
+            grid += [[*pictures[rows], *blank], [*portraits[rows], *blank]]
+        labels = ["pictures", "nearest training portraits"] * (len(grid) // 2)
+        save_sheet(options.out / "neighbors.png", grid, [""] * columns, row_labels=labels)
+        write_json(options.out / "neighbors.json", {name: asdict(figure) for name, figure in figures.items()})
+    except FaceClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
