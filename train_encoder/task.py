@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,17 +15,9 @@ from faceclip.training.collectives import gather_rows, sum_over_ranks, world_siz
 from train_encoder.config import LossConfig
 from train_encoder.features import SplitFeatures
 from train_encoder.queries import FACE_ONLY, TEXT_ONLY
+from train_encoder.validation import figure_names, rank1_figures
 
 TERMS = ("face", "text", "image", "joint")
-FIGURES = (
-    "composed_joint",
-    "composed_concatenation",
-    "composed_face",
-    "composed_text",
-    "face_joint",
-    "face_recognizer",
-)
-SINGLE_FIGURES = ("self_joint", "self_concatenation", "self_text")
 
 
 class EncoderTask(ContrastiveTask):
@@ -146,101 +137,13 @@ class EncoderTask(ContrastiveTask):
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Rank-1 of composed queries and of faces alone on validation identities, beside the baselines."""
-        return composed_rank1(self.model, self.validation, self.queries)
+        return rank1_figures(self.model, self.validation, self.queries)
 
     def figures(self) -> tuple[str, ...]:
         """Names of what `validate` gives."""
-        return SINGLE_FIGURES if self.validation.single else FIGURES
+        return figure_names(self.validation)
 
     def export(self, directory: Path) -> None:
         """FaceCLIP with its heads, and the CLIP image tower that the gallery side needs, in `image_tower/`."""
         self.model.save_pretrained(directory)
         self.image_tower.save_pretrained(directory / "image_tower")
-
-
-def composed_rank1(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:
-    """Rank-1 in a gallery of all portraits of a split (the reference leaves it), ties against the query.
-
-    Composed: the face of another portrait of the person and a caption of the answer; any portrait of the person whose
-    attributes the caption fits is right. Face: right is any other portrait of the person. Persons with one portrait
-    only fill the gallery. Data without identities (`features.single`) have no second portrait: there the reference
-    is the answer itself and stays, and the figures are called self_* in place of composed_*.
-    """
-    arrays = features.arrays
-    rng = np.random.default_rng([seed, 11])
-    identity = np.asarray(arrays.identity)
-    _, person, pictures = np.unique(identity, return_inverse=True, return_counts=True)
-    rows = rng.permutation(len(identity))
-    rows = rows[(pictures[person[rows]] > 1) | features.single][:limit]
-    references, captions, prompts, relevant = [], [], [], []
-    for row in rows:
-        others = np.flatnonzero((identity == identity[row]) & (np.arange(len(identity)) != row))
-        references.append(row if features.single else rng.choice(others))
-        choice = [i for i, c in enumerate(arrays.captions[row]) if c.kind != "emotion"] or [0]
-        number = int(rng.choice(choice))
-        caption = arrays.captions[row][number]
-        captions.append(features.caption_start[row] + number)
-        prompts.append(caption.text)
-        relevant.append(fitting(features, row, number))
-    references, captions, relevant = np.asarray(references), np.asarray(captions), np.stack(relevant)
-    same = identity[rows][:, None] == identity
-
-    device = model.face_encoder.pos_embed.device
-    everyone = (torch.tensor(np.asarray(x), device=device) for x in (features.identity, features.image))
-    gallery = model.heads.gallery(*everyone)
-    joint, face = [], []
-    for start in range(0, len(rows), 128):
-        at = slice(start, start + 128)
-        faces = FaceFeatures(
-            tokens=torch.tensor(features.tokens[references[at]], device=device).float(),
-            identity=torch.tensor(features.identity[references[at]], device=device),
-        )
-        joint.append(model.embed(prompts[at], face_features=faces).joint)
-        face.append(model.embed([""] * len(prompts[at]), face_features=faces).joint)
-    who, image, text = (
-        F.normalize(torch.tensor(np.asarray(x), device=device), dim=-1)
-        for x in (features.identity, features.image, features.caption)
-    )
-    r, c = torch.tensor(references), torch.tensor(captions)
-    scores = {
-        "composed_joint": torch.cat(joint) @ gallery.T,
-        "composed_concatenation": who[r] @ who.T + text[c] @ image.T,
-        "composed_face": who[r] @ who.T,
-        "composed_text": text[c] @ image.T,
-        "face_joint": torch.cat(face) @ gallery.T,
-        "face_recognizer": who[r] @ who.T,
-    }
-    if features.single:
-        return {
-            name: _rank1(scores[name.replace("self", "composed")].cpu().numpy(), relevant) for name in SINGLE_FIGURES
-        }
-    return {
-        name: _rank1(score.cpu().numpy(), same if name.startswith("face") else relevant, references)
-        for name, score in scores.items()
-    }
-
-
-def fitting(features: SplitFeatures, row: int, number: int) -> np.ndarray:
-    """(N,) bool: the portraits of the person of `row` that its caption `number` fits.
-
-    A caption of this project's data states attributes; a free one fits the pictures that have the same words.
-    """
-    arrays = features.arrays
-    caption = arrays.captions[row][number]
-    fits = np.asarray(arrays.identity) == arrays.identity[row]
-    if caption.kind == "free":
-        asked = features.words[features.caption_start[row] + number]
-        for other in np.flatnonzero(fits):
-            start, stop = features.caption_start[other : other + 2]
-            fits[other] = asked in features.words[start:stop]
-    for name in caption.named:
-        fits &= arrays.seen_values[name] == arrays.seen_values[name][row]
-    return fits
-
-
-def _rank1(scores: np.ndarray, relevant: np.ndarray, excluded: np.ndarray | None = None) -> float:
-    at = np.arange(len(scores))
-    right, wrong = np.where(relevant, scores, -np.inf), np.where(relevant, -np.inf, scores)
-    if excluded is not None:
-        right[at, excluded] = wrong[at, excluded] = -np.inf
-    return float((right.max(1) > wrong.max(1)).mean())

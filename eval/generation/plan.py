@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.retrieval.protocol import Labels
 from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.retrieval.labels import Labels
 from faceclip.training.towers.labels import JUDGED
 
 

@@ -21,10 +21,10 @@ from eval.generation.judging import Judges, Scores, compare, embed_references, j
 from eval.generation.plan import Arm, Job, first_people, plan_jobs
 from eval.hashes import code_hash, model_hash
 from eval.judges.networks import Judge, SecondRecognizer
-from eval.labels import labels_of
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import CheckpointError, ConfigError, DataError
+from faceclip.retrieval.labels import labels_of
 from faceclip.storage.hashes import bytes_hash, module_hash
 from faceclip.training.towers.labels import JUDGED
 from makeup_plugin import FaceMakeUpPipeline

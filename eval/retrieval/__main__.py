@@ -12,15 +12,15 @@ from rich.progress import Progress
 
 from eval.arguments import check_least, check_seed, use_device
 from eval.hashes import model_hash
-from eval.labels import labels_of
 from eval.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
-from eval.retrieval.protocol import QUERY_KINDS, build_queries
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError, FaceClipError
 from faceclip.faces.batches import detected_faces, labelled_faces
+from faceclip.retrieval.labels import labels_of
+from faceclip.retrieval.queries import QUERY_KINDS, build_queries
 from faceclip.training.checkpoints import make_folder
 
 COMPOSED = "face+text"

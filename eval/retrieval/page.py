@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.report import Report, interval_bars, line_plot
-from eval.retrieval.protocol import DESCRIPTIONS
 from eval.retrieval.run import JOINT, KindResult, cumulative_match
+from faceclip.retrieval.queries import DESCRIPTIONS
 
 TIE_RULE = (
     "Ties count against the model: a wrong portrait with the same score as the right one (to 10⁻⁶) is ranked before "

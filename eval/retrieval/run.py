@@ -6,14 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.retrieval.protocol import (
-    Labels,
-    Queries,
-    QueryKind,
-    build_queries,
-    explain_top,
-    fitting,
-)
 from eval.retrieval.search import Outcome, concatenate, score_queries, search
 from eval.retrieval.spaces import (
     Portraits,
@@ -23,7 +15,9 @@ from eval.retrieval.spaces import (
     joint_gallery,
     joint_queries,
 )
-from faceclip.statistics import Estimate, first_right_rank, paired_difference, recall_at
+from faceclip.retrieval.labels import Labels
+from faceclip.retrieval.queries import Queries, QueryKind, build_queries, explain_top, rank1
+from faceclip.statistics import Estimate, paired_difference, recall_at
 
 JOINT = "joint"
 WEIGHTS = tuple(np.round(np.linspace(0.1, 0.9, 17), 3).tolist())
@@ -49,7 +43,7 @@ def tune_weight(model: RetrievalModel, portraits: Portraits, labels: Labels, *, 
     best, chosen = -1.0, 0.5
     for weight in WEIGHTS:
         scores = search(concatenate(face, image, weight=weight), concatenate(asked, text, weight=weight))
-        value = recall_at(first_right_rank(scores, queries.relevant, queries.excluded), 1).mean()
+        value = rank1(scores, queries).mean()
         if value > best:
             best, chosen = float(value), float(weight)
     return chosen
@@ -70,15 +64,14 @@ def evaluate_kind(
     queries = build_queries(labels, kind, seed=seed, limit=limit)
     spaces = {JOINT: (joint_gallery(model, portraits), joint_queries(model, portraits, queries, progress=progress))}
     spaces |= baseline_spaces(model, portraits, queries, weight=weight, seed=seed)
-    described = described_rows(labels, queries) if kind == "face+text" else None
     outcomes, first, top = {}, {}, {}
     for name, (gallery, asked) in spaces.items():
         scores = search(gallery, asked)
         outcomes[name] = score_queries(scores, queries)
         shown = np.where(queries.excluded, -np.inf, scores)
         top[name] = np.argsort(-shown, axis=1, kind="stable")[:, :5]
-        if described is not None:
-            first[name] = explain_top(scores, queries, labels, described)
+        if queries.described is not None:
+            first[name] = explain_top(scores, queries, labels)
     joint = recall_at(outcomes[JOINT].ranks, 1)
     differences = {
         name: paired_difference(joint, recall_at(outcome.ranks, 1), queries.identity)
@@ -86,12 +79,6 @@ def evaluate_kind(
         if name != JOINT
     }
     return KindResult(queries=queries, outcomes=outcomes, differences=differences, first=first, top=top)
-
-
-def described_rows(labels: Labels, queries: Queries) -> NDArray[np.bool_]:
-    """Portraits (Q, G) that fit each query's description, whoever they show."""
-    items = {item.text: item for row in labels.descriptions for item in row}
-    return np.stack([fitting(labels, items[text]) for text in queries.text])
 
 
 def to_json(results: Mapping[str, KindResult]) -> dict:

@@ -7,8 +7,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.retrieval.protocol import Queries
 from faceclip.errors import CheckpointError
+from faceclip.retrieval.queries import Queries
 from faceclip.statistics import Estimate, average_precision, first_right_rank, identity_bootstrap, recall_at
 
 RANKS = (1, 5, 10)

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from eval.arguments import load_model
-from eval.retrieval.protocol import Queries
 from eval.retrieval.search import Embeddings, all_present, concatenate
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
 from faceclip.faces.batches import FacePoints, crop_batches, to_unit
+from faceclip.retrieval.queries import Queries
 from faceclip.towers.face import FaceFeatures
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import tokenize, used_tokens

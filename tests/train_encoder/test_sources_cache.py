@@ -16,13 +16,15 @@ import torch
 
 from faceclip.data.mapping import ColumnsConfig, DataConfig
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
+from faceclip.retrieval.labels import fitting
+from faceclip.retrieval.queries import Query, queries_of
 from faceclip.training import parse_config
 from tests.killing import first_child_killed
 from tests.stages import start
 from train_encoder.config import EncoderConfig, SamplingConfig
 from train_encoder.features import features_of, load_features, main, split_features
 from train_encoder.queries import People, QuerySource
-from train_encoder.task import fitting
+from train_encoder.validation import labels_of
 
 COLUMNS = ColumnsConfig(image="photo", captions="words", identity="who", landmarks="points")
 
@@ -363,9 +365,14 @@ def test_pictures_that_have_the_chosen_caption_are_right(rows, towers, tmp_path)
     table = [row | {"words": texts} for row, texts in zip(rows[:5], words, strict=True)]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "five.parquet")
     found = load_features(config_of(tmp_path / "five.parquet"), "train", towers, tmp_path / "c")
-    assert fitting(found, 0, 0).tolist() == [True, False, True, False, False]
-    assert fitting(found, 0, 1).tolist() == [True, True, False, False, False]
-    assert fitting(found, 3, 0).tolist() == [False, False, False, True, False]
+    labels = labels_of(found)
+    assert fitting(labels, 0, 0).tolist() == [True, False, True, False, False]
+    assert fitting(labels, 0, 1).tolist() == [True, True, False, False, True]  # whomever they show
+    assert fitting(labels, 3, 0).tolist() == [False, False, False, True, False]
+    queries = queries_of(
+        labels, "face+text", [Query(row=0, face=2, number=1), Query(row=0, face=0, number=0, stays=True)]
+    )
+    assert queries.relevant.tolist() == [[True, True, False, False, False], [True, False, True, False, False]]
 
 
 def test_long_captions_are_counted(rows, towers, tmp_path):

@@ -31,8 +31,9 @@ from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig, LossConfig
 from train_encoder.features import check_apart, features_of
 from train_encoder.queries import QuerySource
-from train_encoder.task import FIGURES, SINGLE_FIGURES, TERMS, EncoderTask, _rank1
+from train_encoder.task import TERMS, EncoderTask
 from train_encoder.towers_io import load_towers
+from train_encoder.validation import FIGURES, SINGLE_FIGURES
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +195,3 @@ def test_one_picture_per_person_is_named(towers, tmp_path):
     # Only remedies that this layout knows.
     with pytest.raises(DataError, match=r"2 persons .*sampling\.images=4 pictures: give more pictures$"):
         QuerySource(features_of(config, "train", towers), config.sampling)
-
-
-def test_rank1_by_hand():
-    scores = np.array([[0.9, 0.5, 0.4], [0.7, 0.7, 0.1], [0.1, 0.2, 0.9]])
-    relevant = np.array([[True, True, False], [True, False, False], [False, True, True]])
-    # Row 0: its best answer is the reference itself and leaves the gallery; 0.5 still beats 0.4. Row 1: a tie counts
-    # as a miss. Row 2: the answer at 0.9 is the reference, what is left (0.2) beats 0.1.
-    assert _rank1(scores, relevant, np.array([0, 2, 2])) == pytest.approx(2 / 3)

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from eval.generation.plan import ARMS, Job, first_people, plan_jobs, select_arms
-from eval.labels import labels_of
-from eval.retrieval.protocol import Description, Labels
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.retrieval.labels import Description, Labels, labels_of
 from faceclip.training.towers.labels import JUDGED
 
 

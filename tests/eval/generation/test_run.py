@@ -11,9 +11,9 @@ from eval.generation.__main__ import main
 from eval.generation.arms import claim_folder, fitted_maps, load_pipeline
 from eval.generation.run import require_gallery
 from eval.hashes import model_hash
-from eval.labels import labels_of
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError
+from faceclip.retrieval.labels import labels_of
 from makeup_plugin.marking.provenance import read_provenance
 
 

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from eval.hashes import model_hash
-from eval.labels import labels_of
 from eval.retrieval.__main__ import evaluate, main
-from eval.retrieval.protocol import build_queries
 from eval.retrieval.run import evaluate_kind
 from eval.retrieval.spaces import RetrievalModel, encode_portraits, joint_gallery, joint_queries
 from faceclip.data.arrays import load_arrays
 from faceclip.data.photos import main as import_photos
 from faceclip.errors import CheckpointError, EmptyDatasetError
 from faceclip.faces.batches import FacePoints, labelled_faces
+from faceclip.retrieval.labels import labels_of
+from faceclip.retrieval.queries import build_queries
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eval.retrieval.protocol import Queries
 from eval.retrieval.search import Embeddings, all_present, concatenate, score_queries, search
 from faceclip.errors import CheckpointError
+from faceclip.retrieval.queries import Queries
 from faceclip.statistics import NEVER
 
 RNG = np.random.default_rng(0)

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.labels import labels_of
-from eval.retrieval.protocol import Queries, build_queries
 from eval.retrieval.search import search
 from eval.retrieval.spaces import (
     Portraits,
@@ -21,6 +19,8 @@ from eval.retrieval.spaces import (
 )
 from faceclip.data.arrays import load_arrays
 from faceclip.faces.batches import FacePoints, crop_batches, labelled_faces, to_unit
+from faceclip.retrieval.labels import labels_of
+from faceclip.retrieval.queries import Queries, build_queries
 from faceclip.towers.text import tokenize
 
 

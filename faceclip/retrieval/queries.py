@@ -1,23 +1,22 @@
 """Which queries are asked, and which answers are right: pure functions of the labels.
 
-The gallery is every test portrait. A portrait answers a description when it shows every attribute value that
+The gallery is every portrait of a split. A portrait answers a description when it shows every attribute value that
 the description names, whichever portrait the words were written for (what cannot be seen, such as the hair color of a
 bald head, is no answer); two portraits of one person that a short
 description does not tell apart are equally right. Of photos no attributes are known: there a portrait answers the words
 that were written for it, and no others.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from faceclip.errors import DataError, EmptyDatasetError
-from faceclip.statistics import TIE_TOLERANCE
+from faceclip.errors import EmptyDatasetError
+from faceclip.retrieval.labels import Description, Labels, fitting
+from faceclip.statistics import TIE_TOLERANCE, first_right_rank, recall_at
 
 QueryKind = Literal["face", "face_frontal", "text", "face+text", "image"]
 QUERY_KINDS: tuple[QueryKind, ...] = get_args(QueryKind)
@@ -35,45 +34,17 @@ DESCRIPTIONS: dict[QueryKind, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
-    """A caption and the attribute values it names, such as {"hair_color": "red"}; nobody knows what one of kind "free"
-    names."""
+class Query:
+    """What is asked of a gallery, by row numbers.
 
-    text: str
-    kind: str
-    names: Mapping[str, str]
+    row: the portrait that is asked about; face: the one that gives the face, −1 for none; number: which of the
+    descriptions of `row` is used, None for none; stays: whether `face` stays in the gallery.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """What is known of N test portraits. `index` counts within the person; 0 is the frontal portrait."""
-
-    identity: NDArray[np.int64]
-    index: NDArray[np.int64]
-    attributes: Mapping[str, NDArray[np.str_]]
-    descriptions: Sequence[Sequence[Description]]
-
-    @cached_property
-    def with_words(self) -> Mapping[str, Sequence[int]]:
-        """Text → the portraits that it was written for."""
-        rows = defaultdict(list)
-        for row, descriptions in enumerate(self.descriptions):
-            for text in {item.text for item in descriptions}:
-                rows[text].append(row)
-        return rows
-
-    def __post_init__(self) -> None:
-        count = len(self.identity)
-        if count == 0:
-            raise EmptyDatasetError("the test split has no portraits: generate data with a test share above 0")
-        for name, values in {"index": self.index, **self.attributes}.items():
-            if len(values) != count:
-                raise DataError(f"column {name} has {len(values)} rows, identity has {count}")
-        if len(self.descriptions) != count:
-            raise DataError(f"{len(self.descriptions)} rows of captions for {count} portraits")
-
-    def __len__(self) -> int:
-        return len(self.identity)
+    row: int
+    face: int
+    number: int | None = None
+    stays: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +52,8 @@ class Queries:
     """Q queries against a gallery of G portraits.
 
     `face` (Q,): row of the portrait that gives the face or image, −1 for none; `text`: Q descriptions, "" for
-    none; `relevant` and `excluded` (Q, G); `identity` (Q,): the person by whom the bootstrap groups the query.
+    none; `relevant` and `excluded` (Q, G); `identity` (Q,): the person by whom the bootstrap groups the query;
+    `described` (Q, G): portraits that fit each query's description, whoever they show, of composed queries.
     """
 
     kind: QueryKind
@@ -90,29 +62,10 @@ class Queries:
     relevant: NDArray[np.bool_]
     excluded: NDArray[np.bool_]
     identity: NDArray[np.int64]
+    described: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.face)
-
-
-def matches(labels: Labels, names: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Portraits (N,) that have every attribute value a description names."""
-    fits = np.ones(len(labels), dtype=bool)
-    for name, value in names.items():
-        if name not in labels.attributes:
-            raise DataError(f"a caption names the attribute {name!r}, the data has {sorted(labels.attributes)}")
-        fits &= labels.attributes[name] == value
-    return fits
-
-
-def fitting(labels: Labels, description: Description) -> NDArray[np.bool_]:
-    """Portraits (N,) that a description fits: they have what it names or, if that is unknown, are described by the same
-    words."""
-    if description.kind == "free":
-        fits = np.zeros(len(labels), dtype=bool)
-        fits[labels.with_words[description.text]] = True
-        return fits
-    return matches(labels, description.names)
 
 
 def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int | None = None) -> Queries:
@@ -131,15 +84,29 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
         raise EmptyDatasetError(f"no {kind} query can be asked: {_NEEDS[kind]}")
     if limit is not None and len(asked) > limit:
         asked = [asked[i] for i in np.unique(np.linspace(0, len(asked) - 1, limit).round().astype(int))]
+    return queries_of(labels, kind, asked)
+
+
+def queries_of(labels: Labels, kind: QueryKind, asked: Sequence[Query]) -> Queries:
+    """The queries with their right answers."""
     masks = [_answers(labels, kind, query) for query in asked]
+    described = None
+    if kind == "face+text":
+        described = np.stack([fitting(labels, query.row, query.number) for query in asked])
     return Queries(
         kind=kind,
         face=np.array([query.face for query in asked]),
-        text=["" if query.description is None else query.description.text for query in asked],
+        text=["" if query.number is None else labels.descriptions[query.row][query.number].text for query in asked],
         relevant=np.stack([right for right, _ in masks]),
         excluded=np.stack([out for _, out in masks]),
         identity=labels.identity[[query.row for query in asked]],
+        described=described,
     )
+
+
+def rank1(scores: NDArray[np.floating], queries: Queries) -> NDArray[np.float64]:
+    """(Q,): 1 where a right answer has the best of the scores (Q, G) and no wrong one is as good, else 0."""
+    return recall_at(first_right_rank(scores, queries.relevant, queries.excluded), 1)
 
 
 _NEEDS: dict[QueryKind, str] = {
@@ -151,60 +118,51 @@ _NEEDS: dict[QueryKind, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Query:
-    row: int  # the portrait that is asked about
-    face: int  # the one that gives the face, −1 for none
-    description: Description | None
-
-
-def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generator) -> _Query | None:
+def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generator) -> Query | None:
     """The query about a portrait, if there is one with an answer."""
-    face, description = row, None
+    face, number = row, None
     if kind == "face_frontal" and labels.index[row] == 0:
         return None
     if kind in ("text", "face+text"):
-        description = _pick_description(labels.descriptions[row], generator)
+        number = _pick_description(labels.descriptions[row], generator)
         others = np.flatnonzero(labels.identity == labels.identity[row])
         others = others[others != row]
-        if description is None or (kind == "face+text" and not len(others)):
+        if number is None or (kind == "face+text" and not len(others)):
             return None
         face = -1 if kind == "text" else int(generator.choice(others))
-    query = _Query(row=row, face=face, description=description)
+    query = Query(row=row, face=face, number=number)
     return query if _answers(labels, kind, query)[0].any() else None
 
 
-def _answers(labels: Labels, kind: QueryKind, query: _Query) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _answers(labels: Labels, kind: QueryKind, query: Query) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Right answers (N,), and portraits (N,) that are out of the gallery."""
     same = labels.identity == labels.identity[query.row]
     if kind == "face_frontal":
         frontal = labels.index == 0
         return same & frontal, ~frontal
     out = np.zeros(len(labels), dtype=bool)
-    if query.face >= 0:
+    if query.face >= 0 and not query.stays:
         out[query.face] = True
-    if query.description is None:
+    if query.number is None:
         return same & ~out, out
-    fits = fitting(labels, query.description)
+    fits = fitting(labels, query.row, query.number)
     return (fits if kind == "text" else fits & same & ~out), out
 
 
-def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> Description | None:
-    """One description that names changeable attributes, or a free one; captions of the emotion alone leave too much
-    open."""
+def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> int | None:
+    """The number of a description that names changeable attributes, or of a free one; captions of the emotion alone
+    leave too much open."""
     usable = [
-        item for item in descriptions if item.kind == "free" or (item.kind in ("attributes", "both") and item.names)
+        number
+        for number, item in enumerate(descriptions)
+        if item.kind == "free" or (item.kind in ("attributes", "both") and item.names)
     ]
     return usable[int(generator.integers(len(usable)))] if usable else None
 
 
-def explain_top(
-    scores: NDArray[np.floating], queries: Queries, labels: Labels, described: NDArray[np.bool_]
-) -> dict[str, float]:
+def explain_top(scores: NDArray[np.floating], queries: Queries, labels: Labels) -> dict[str, float]:
     """What stands first for composed queries, as shares of all queries; of equal scores a wrong answer is first, as in
     the ranks. A query without a face to ask with has no finite score and no answer.
-
-    `described` (Q, G): portraits that fit each query's description, whoever they show.
     """
     scores = np.where(queries.excluded, -np.inf, scores)
     best = scores.max(axis=1, keepdims=True)
@@ -214,7 +172,7 @@ def explain_top(
     order = np.where(wrong.any(axis=1), wrong.argmax(axis=1), equal.argmax(axis=1))
     person = (labels.identity[order] == queries.identity) & answered
     other = ~person & answered
-    fits = described[np.arange(len(queries)), order]
+    fits = queries.described[np.arange(len(queries)), order]
     right = queries.relevant[np.arange(len(queries)), order] & answered
     return {
         "right": float(right.mean()),

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.retrieval.protocol import Description, Labels, build_queries, explain_top, fitting, matches
 from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.retrieval.labels import Description, Labels, Wording, fitting, matches
+from faceclip.retrieval.queries import Query, build_queries, explain_top, queries_of, rank1
 
 # Person 7: red hair and glasses (frontal), red hair, black hair. Person 9: red hair, black hair, black hair.
 HAIR = ["red", "red", "black", "red", "black", "black"]
@@ -45,8 +46,8 @@ def test_free_words_fit_what_they_were_written_for():
     texts = [["at sea", "a man"], ["at home"], ["at sea"], ["at home", "a man"], ["at sea"]]
     free = [[Description(text=text, kind="free", names={}) for text in row] for row in texts]
     labels = Labels(identity=np.array([7, 7, 7, 9, 9]), index=np.zeros(5, int), attributes={}, descriptions=free)
-    assert fitting(labels, free[0][0]).tolist() == [True, False, True, False, True]
-    assert fitting(labels, free[0][1]).tolist() == [True, False, False, True, False]
+    assert fitting(labels, 0, 0).tolist() == [True, False, True, False, True]
+    assert fitting(labels, 0, 1).tolist() == [True, False, False, True, False]
     queries = build_queries(labels, "face+text")
     assert len(queries) == 5
     for row, text in enumerate(queries.text):
@@ -127,20 +128,58 @@ def test_unequal_columns_are_refused():
 def test_what_stands_first_is_explained(labels):
     queries = build_queries(labels, "face+text", seed=3)
     described = np.stack([matches(labels, labels.descriptions[int(text.split()[1])][1].names) for text in queries.text])
+    np.testing.assert_array_equal(queries.described, described)
     scores = queries.relevant.astype(np.float32)
-    assert explain_top(scores, queries, labels, described)["right"] == 1.0
+    assert explain_top(scores, queries, labels)["right"] == 1.0
     other_person = (described & (labels.identity != queries.identity[:, None])).astype(np.float32)
-    shares = explain_top(other_person, queries, labels, described)
+    shares = explain_top(other_person, queries, labels)
     assert shares["another person, this description"] > 0.5 and sum(shares.values()) == pytest.approx(1)
 
 
 def test_ties_and_missing_faces_are_not_explained_in_our_favour(labels):
     queries = build_queries(labels, "face+text", seed=3)
-    described = np.zeros((len(queries), len(labels.identity)), bool)
-    same = explain_top(np.zeros_like(queries.relevant, np.float32), queries, labels, described)
+    same = explain_top(np.zeros_like(queries.relevant, np.float32), queries, labels)
     assert same["right"] == 0 and same["no face found"] == 0  # wherever a wrong portrait is as good, it is first
     scores = queries.relevant.astype(np.float32)
     scores[0] = -np.inf
-    shares = explain_top(scores, queries, labels, described)
+    shares = explain_top(scores, queries, labels)
     assert shares["no face found"] == pytest.approx(1 / len(queries))
     assert shares["right"] == pytest.approx(1 - 1 / len(queries)) and sum(shares.values()) == pytest.approx(1)
+
+
+def test_rank1_by_hand(labels):
+    # Of person 7 with red hair (0 and 1) and with black hair (2), of person 9 with black hair (4 and 5).
+    asked = [Query(row=0, face=2, number=1), Query(row=2, face=0, number=1), Query(row=4, face=3, number=1)]
+    queries = queries_of(labels, "face+text", asked)
+    scores = np.array(
+        [
+            [0.1, 0.5, 0.9, 0.4, 0.0, 0.0],  # the face's own portrait has left the gallery; 0.5 beats 0.4
+            [0.9, 0.2, 0.7, 0.7, 0.0, 0.0],  # a tie counts as a miss
+            [0.1, 0.2, 0.3, 0.9, 0.2, 0.4],  # one of two right answers is enough
+        ]
+    )
+    assert rank1(scores, queries).tolist() == [1.0, 0.0, 1.0]
+    assert queries.text == ["text 0", "text 2", "text 4"] and queries.face.tolist() == [2, 0, 3]
+    scores[2] = -np.inf
+    assert rank1(scores, queries).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_reference_that_stays_may_be_the_answer(labels):
+    leaves, stays = (
+        queries_of(labels, "face+text", [Query(row=2, face=2, number=1, stays=stays)]) for stays in (False, True)
+    )
+    assert not leaves.relevant.any() and leaves.excluded[0].tolist() == [False, False, True, False, False, False]
+    assert stays.relevant[0].tolist() == [False, False, True, False, False, False] and not stays.excluded.any()
+
+
+def test_given_numbers_of_captions_are_used_in_place_of_their_words():
+    free = [[Description(text=text, kind="free", names={}) for text in row] for row in (["a", "b"], [], ["b", "b"])]
+    own = Labels(identity=np.arange(3), attributes={}, descriptions=free)
+    assert own.wording.start.tolist() == [0, 2, 2, 4] and own.wording.same(0, 1).tolist() == [0, 2]
+    numbers = Wording(words=np.array([5, 6, 5, 8]), start=np.array([0, 2, 2, 4]))
+    given = Labels(identity=np.arange(3), attributes={}, descriptions=free, numbered=numbers)
+    assert fitting(given, 0, 0).tolist() == [True, False, True] and fitting(given, 0, 1).tolist() == [
+        True,
+        False,
+        False,
+    ]

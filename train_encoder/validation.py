@@ -1,0 +1,117 @@
+"""What stage 1 is validated by: composed queries and faces alone in a gallery of all portraits, ranked and judged as in
+the evaluation (`faceclip.retrieval`)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from faceclip.encoder import FaceCLIP
+from faceclip.retrieval.labels import Descriptions, Labels, Wording
+from faceclip.retrieval.queries import Queries, Query, queries_of, rank1
+from faceclip.towers.face import FaceFeatures
+from train_encoder.features import SplitFeatures
+
+FIGURES = (
+    "composed_joint",
+    "composed_concatenation",
+    "composed_face",
+    "composed_text",
+    "face_joint",
+    "face_recognizer",
+)
+SINGLE_FIGURES = ("self_joint", "self_concatenation", "self_text")
+
+
+def figure_names(features: SplitFeatures) -> tuple[str, ...]:
+    """The names of what `rank1_figures` gives."""
+    return SINGLE_FIGURES if features.single else FIGURES
+
+
+def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:
+    """Rank-1 in a gallery of all portraits of a split (the reference leaves it), ties against the query.
+
+    Composed: the face of another portrait of the person and a caption of the answer; any portrait of the person whose
+    attributes the caption fits is right. Face: right is any other portrait of the person. Persons with one portrait
+    only fill the gallery. Data without identities (`features.single`) have no second portrait: there the reference
+    is the answer itself and stays, and the figures are called self_* in place of composed_*.
+    """
+    labels = labels_of(features)
+    asked = draw_queries(features, labels, limit, seed=seed)
+    composed = queries_of(labels, "face+text", asked)
+    scores = scores_of(model, features, composed, np.array([features.caption_start[q.row] + q.number for q in asked]))
+    if features.single:
+        return {name: _share(scores[name.replace("self", "composed")], composed) for name in SINGLE_FIGURES}
+    faces = queries_of(labels, "face", [Query(row=query.face, face=query.face) for query in asked])
+    return {name: _share(scores[name], faces if name.startswith("face") else composed) for name in FIGURES}
+
+
+def labels_of(features: SplitFeatures) -> Labels:
+    """What is known of the portraits of a split."""
+    arrays = features.arrays
+    values: Mapping[str, NDArray[np.str_]] = getattr(arrays, "seen_values", {})
+    return Labels(
+        identity=np.asarray(arrays.identity),
+        attributes=values,
+        descriptions=Descriptions(arrays.captions, values),
+        numbered=Wording(words=np.asarray(features.words), start=np.asarray(features.caption_start)),
+    )
+
+
+def draw_queries(features: SplitFeatures, labels: Labels, limit: int, *, seed: int) -> list[Query]:
+    """At most `limit` composed queries about portraits whose person has another one, a function of labels and seed."""
+    rng = np.random.default_rng([seed, 11])
+    identity = labels.identity
+    _, person, pictures = np.unique(identity, return_inverse=True, return_counts=True)
+    rows = rng.permutation(len(identity))
+    queries = []
+    for row in rows[(pictures[person[rows]] > 1) | features.single][:limit]:
+        others = np.flatnonzero((identity == identity[row]) & (np.arange(len(identity)) != row))
+        face = row if features.single else rng.choice(others)
+        kinds = [caption.kind for caption in features.arrays.captions[row]]
+        usable = [number for number, kind in enumerate(kinds) if kind != "emotion"] or [0]
+        queries.append(Query(row=int(row), face=int(face), number=int(rng.choice(usable)), stays=features.single))
+    return queries
+
+
+def scores_of(
+    model: FaceCLIP, features: SplitFeatures, queries: Queries, captions: NDArray[np.int64]
+) -> dict[str, NDArray[np.float32]]:
+    """Scores (Q, G) of composed queries, and of their faces alone, in the joint space and in the frozen ones; captions
+    (Q,): the rows of the queries' captions among the features."""
+    device = model.face_encoder.pos_embed.device
+    everyone = (torch.tensor(np.asarray(x), device=device) for x in (features.identity, features.image))
+    gallery = model.heads.gallery(*everyone)
+    joint, face = [], []
+    for start in range(0, len(queries), 128):
+        at = slice(start, start + 128)
+        faces = FaceFeatures(
+            tokens=torch.tensor(features.tokens[queries.face[at]], device=device).float(),
+            identity=torch.tensor(features.identity[queries.face[at]], device=device),
+        )
+        texts = list(queries.text[at])
+        joint.append(model.embed(texts, face_features=faces).joint)
+        face.append(model.embed([""] * len(texts), face_features=faces).joint)
+    who, image, text = (
+        F.normalize(torch.tensor(np.asarray(x), device=device), dim=-1)
+        for x in (features.identity, features.image, features.caption)
+    )
+    r, c = torch.tensor(queries.face), torch.tensor(captions)
+    scores = {
+        "composed_joint": torch.cat(joint) @ gallery.T,
+        "composed_concatenation": who[r] @ who.T + text[c] @ image.T,
+        "composed_face": who[r] @ who.T,
+        "composed_text": text[c] @ image.T,
+        "face_joint": torch.cat(face) @ gallery.T,
+        "face_recognizer": who[r] @ who.T,
+    }
+    return {name: score.cpu().numpy() for name, score in scores.items()}
+
+
+def _share(scores: NDArray[np.float32], queries: Queries) -> float:
+    """The share of queries that are answered rightly. A query without a finite score, which a diverged model gives, is
+    not."""
+    lost = np.isnan(scores).any(axis=1, keepdims=True)
+    return float(rank1(np.where(lost, -np.inf, scores), queries).mean())
