@@ -9,65 +9,27 @@ that was killed go on with the same bytes.
 
 import itertools
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from faceclip.cpu.inference import cpu_inference
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, text_hash
 from faceclip.data.portrait_pool import PortraitPool
 from faceclip.data.portraits import Portrait, PortraitReader
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import open_source
-from faceclip.errors import ConfigError, DataError, EmptyDatasetError
+from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.storage.files import write_json
-from faceclip.storage.hashes import module_hash, short_key
+from faceclip.storage.hashes import short_key
 from faceclip.storage.shards import ShardFolder
-from faceclip.towers.text import tokenize, tokenizer, used_tokens
 from faceclip.training.progress import bar
+from train_encoder.frozen import FrozenTowers
 from train_encoder.towers_io import Towers
 
 KINDS = ("records", "faces", "images", "captions")
-
-
-def feature_device(device: str) -> torch.device:
-    """The device that `data.device` names; "cuda" is this process' own GPU under a launcher.
-
-    Raises ConfigError if there is no such device.
-    """
-    rank = os.environ.get("LOCAL_RANK")
-    try:
-        found = torch.device(f"cuda:{rank}" if device == "cuda" and rank else device)
-        if found.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
-    return found
-
-
-@contextmanager
-def towers_on(device: str, towers: Towers) -> Iterator[None]:
-    """Context in which the towers whose features are kept lie on `data.device`, without gradient and with the fastest
-    products there. Raises ConfigError if there is no such device."""
-    place = feature_device(device)
-    parts = (towers.recognizer, towers.image, towers.text_g)
-    try:
-        for tower in parts:
-            tower.to(place)
-        with torch.no_grad(), cpu_inference(place):
-            yield
-    finally:
-        for tower in parts:
-            tower.to("cpu")
-        if place.type == "cuda":
-            torch.cuda.empty_cache()  # training wants the memory that lay under the towers
 
 
 class FeatureBuilder:
@@ -77,7 +39,8 @@ class FeatureBuilder:
     """
 
     def __init__(self, config: DataConfig, split: str, towers: Towers, cache: Path) -> None:
-        self.config, self.split, self.towers, self.cache = config, split, towers, cache
+        self.config, self.split, self.cache = config, split, cache
+        self.frozen = FrozenTowers(towers=towers, device=config.device, batch=config.batch_size)
         self.source = open_source(config, split, cache / "digests.json")
         self.mapping = RowMapping(config, self.source.layout, self.source.columns, self.source.name)
         self.reader = PortraitReader(
@@ -89,12 +52,11 @@ class FeatureBuilder:
         )
         crop, picture = self.reader.cutting
         facts = (self.source.content_hash, self.mapping.facts, self.reader.finding, config.limit, config.shard_rows)
+        done = {"faces": crop, "images": picture, "captions": "plain"}
         self.about: dict[str, dict[str, Any]] = {
-            "records": {"source": config.path, "split": split, "facts": list(facts)},
-            "faces": {"model": module_hash(towers.recognizer), "preprocessing": crop},
-            "images": {"model": module_hash(towers.image), "preprocessing": picture},
-            "captions": {"model": module_hash(towers.text_g), "preprocessing": "plain"},
+            kind: {"model": model, "preprocessing": done[kind]} for kind, model in self.frozen.hashes().items()
         }
+        self.about["records"] = {"source": config.path, "split": split, "facts": list(facts)}
         records = short_key("records 2", *facts)
         self.keys = {kind: short_key(kind, records, *map(str, self.about[kind].values())) for kind in KINDS[1:]}
         self.keys["records"] = records
@@ -118,7 +80,7 @@ class FeatureBuilder:
                 "complete there and it cannot be written: name another folder by cache=DIR"
             )
         if fresh:
-            with towers_on(self.config.device, self.towers):
+            with self.frozen.placed():
                 self._build_pictures(folders)
                 self._build_captions(folders)
         counts = self._counts(folders["records"])
@@ -184,9 +146,11 @@ class FeatureBuilder:
                 portraits = self._prepare(block, number * size, known, pool, records, counts)
                 cut_strangers(records, faces, images)
                 if number >= len(faces):
-                    faces.append(self._faces([portrait.crop for portrait in portraits]), **records_of(records, number))
+                    faces.append(
+                        self.frozen.faces([portrait.crop for portrait in portraits]), **records_of(records, number)
+                    )
                 if number >= len(images):
-                    pictures = self._images([portrait.picture for portrait in portraits])
+                    pictures = self.frozen.images([portrait.picture for portrait in portraits])
                     images.append(pictures, **records_of(records, number))
                 if (position := self.source.position()) is not None:
                     write_json(resume, {"block": number + 1, "position": position})
@@ -250,47 +214,10 @@ class FeatureBuilder:
             for number in range(len(captions), len(records)):
                 records.verify(number)
                 texts = unpack_texts("caption", records.read(number))
-                fields, cut = self._captions(texts)
+                fields, cut = self.frozen.captions(texts)
                 captions.append(fields, cut=cut, **records_of(records, number))
                 advance(number + 1, len(records))
         captions.finish()
-
-    def _faces(self, crops: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
-        config = self.towers.recognizer.config
-        patches = self.towers.recognizer.grid**2
-        identity = [np.empty((0, config.embedding_dim), np.float32)]
-        tokens = [np.empty((0, patches, config.width), np.float16)]
-        for images in self._batches(crops):
-            found = self.towers.recognizer(images)
-            identity.append(found.identity.float().cpu().numpy())
-            tokens.append(found.tokens.to(torch.float16).cpu().numpy())
-        return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
-
-    def _images(self, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:
-        found = [np.empty((0, self.towers.image.config.embed_dim), np.float32)]
-        found += [self.towers.image(batch).embedding.float().cpu().numpy() for batch in self._batches(pictures)]
-        return {"image": np.concatenate(found)}
-
-    def _captions(self, texts: Sequence[str]) -> tuple[dict[str, NDArray], int]:
-        """Embeddings, and how many captions are longer than the tower reads."""
-        found, size = [np.empty((0, self.towers.text_g.config.embed_dim), np.float32)], self.config.batch_size
-        cut = 0
-        for start in range(0, len(texts), size):
-            batch = texts[start : start + size]
-            tokens = tokenize(batch)
-            cut += sum(
-                len(tokenizer().encode(texts[start + row])) + 2 > tokens.shape[1]
-                for row in torch.nonzero(tokens[:, -1]).flatten().tolist()
-            )
-            ids = used_tokens(tokens).to(feature_device(self.config.device))
-            found.append(self.towers.text_g(ids).embedding.float().cpu().numpy())
-        return {"caption": np.concatenate(found)}, cut
-
-    def _batches(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
-        """(B, 3, S, S) in [0, 1] on the device, `batch_size` at a time."""
-        for start in range(0, len(images), self.config.batch_size):
-            stacked = torch.from_numpy(np.stack(images[start : start + self.config.batch_size]))
-            yield stacked.to(feature_device(self.config.device)).permute(0, 3, 1, 2).float() / 255
 
 
 def records_of(records: ShardFolder, number: int) -> dict[str, str]:

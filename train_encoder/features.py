@@ -7,9 +7,7 @@ takes the words of `python -m train_encoder` and builds the cache that training 
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
-from functools import cache as once
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.blocks import ROWS, Builder, kept_rows
 from faceclip.data.mapping import DataConfig, kept_for_validation, text_hash
 from faceclip.data.records import Caption
 from faceclip.data.sources import find_layout
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
 from faceclip.faces.align import encoder_crop
-from faceclip.storage.cache import cached_features
-from faceclip.storage.hashes import bytes_hash, module_hash
+from faceclip.storage.hashes import bytes_hash
 from faceclip.storage.locks import locked_cache
 from faceclip.storage.shards import ShardedArray
-from faceclip.towers.text import tokenize, used_tokens
 from faceclip.training import parse_config
-from faceclip.training.progress import bar
 from train_encoder.config import PRESETS, EncoderConfig, cache_folder, data_config
-from train_encoder.feature_shards import FeatureBuilder, feature_device, towers_on
+from train_encoder.feature_shards import FeatureBuilder
+from train_encoder.frozen import FrozenTowers
 from train_encoder.start import load_start
 from train_encoder.text_states import text_states_of
 from train_encoder.towers_io import Towers
@@ -103,8 +100,7 @@ def features_of(config: EncoderConfig, split: str, towers: Towers) -> SplitFeatu
             )
         if split == "validation":
             check_pairs(data.path, load_arrays(Path(data.path), split).identity)
-        with locked_cache(cache):
-            return split_features(Path(data.path), split, towers, cache, device=data.device, batch_size=data.batch_size)
+        return split_features(Path(data.path), split, towers, cache, device=data.device, batch_size=data.batch_size)
     if data.identity == "none" and (config.trainer.best_metric or "").startswith(("composed", "face")):
         raise ConfigError(
             f"trainer.best_metric={config.trainer.best_metric}: with data.identity=none no person has a second "
@@ -160,10 +156,10 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     )
     return SplitFeatures(
         arrays=labels,
-        identity=_ready(fields["faces"]["identity"].take(rows)),
+        identity=in_memory(fields["faces"]["identity"].take(rows)),
         tokens=fields["faces"]["tokens"].take(rows),
-        image=_ready(fields["images"]["image"].take(rows)),
-        caption=_ready(fields["captions"]["caption"].take(caption_rows)),
+        image=in_memory(fields["images"]["image"].take(rows)),
+        caption=in_memory(fields["captions"]["caption"].take(caption_rows)),
         caption_start=starts,
         words=words,
         single=data.identity == "none",
@@ -192,7 +188,7 @@ def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more
         )
 
 
-def _ready(values: ShardedArray) -> Rows:
+def in_memory(values: ShardedArray) -> Rows:
     """In memory when it is small, else left on disk."""
     return values[:] if np.prod(values.shape) * values.dtype.itemsize <= IN_MEMORY else values
 
@@ -237,95 +233,42 @@ class PersonNames(_Texts):
         return self._text(shard, "name", row)
 
 
-@torch.no_grad()
 def split_features(
     directory: Path, split: str, towers: Towers, cache: Path, *, device: str = "cpu", batch_size: int = 64
 ) -> SplitFeatures:
     """Features of a split of this project's own data layout; the face crop is cut by the true landmarks.
 
-    The CPU takes a chunk of the cache at once, another device `batch_size` rows.
+    The CPU takes a block of the cache at once, another device `batch_size` rows.
     """
     arrays = load_arrays(directory, split)
+    frozen = FrozenTowers(towers=towers, device=device, batch=ROWS if device == "cpu" else batch_size)
     size, side = towers.recognizer.config.image_size, towers.image.config.image_size
-    cut = f"landmarks 2, {size} px"
-
-    def batches(start: int, stop: int) -> Iterator[range]:
-        step = stop - start if device == "cpu" else batch_size
-        return (range(first, min(first + step, stop)) for first in range(start, stop, step))
-
-    stack = ExitStack()
-
-    @once
-    def place() -> torch.device:
-        """Puts the towers on their device for the first chunk that is missing: a complete cache needs none."""
-        stack.enter_context(towers_on(device, towers))
-        return feature_device(device)
-
-    def faces(start: int, stop: int) -> dict[str, NDArray]:
-        where, identity, tokens = place(), [], []
-        for rows in batches(start, stop):
-            crops = [
-                encoder_crop(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size)
-                for i in rows
-            ]
-            found = towers.recognizer(_unit(np.stack(crops), where))
-            identity.append(found.identity.cpu().numpy())
-            tokens.append(found.tokens.to(torch.float16).cpu().numpy())
-        return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
-
-    def images(start: int, stop: int) -> dict[str, NDArray]:
-        where = place()
-        found = (
-            towers.image(_unit(np.array(arrays.images[rows.start : rows.stop]), where)) for rows in batches(start, stop)
-        )
-        return {"image": np.concatenate([part.embedding.cpu().numpy() for part in found])}
-
+    models, cut = frozen.hashes(), f"landmarks 2, {size} px"
     texts = [caption.text for captions in arrays.captions for caption in captions]
 
-    def captions(start: int, stop: int) -> dict[str, NDArray]:
-        where = place()
-        found = (
-            towers.text_g(used_tokens(tokenize(texts[rows.start : rows.stop])).to(where))
-            for rows in batches(start, stop)
-        )
-        return {"caption": np.concatenate([part.embedding.cpu().numpy() for part in found])}
+    def crop(row: int) -> NDArray[np.uint8]:
+        return encoder_crop(np.asarray(arrays.images[row]), np.array(arrays.landmarks_5[row], np.float64), size)
 
-    def cached(name: str, tower: torch.nn.Module, preprocessing: str, count: int, build) -> dict[str, NDArray]:
-        with bar(f"{split} {name}", count) as advance:
-            return cached_features(
-                cache,
-                f"{split}-{name}",
-                data_hash=arrays.content_hash,
-                model_hash=module_hash(tower),
-                preprocessing=preprocessing,
-                count=count,
-                build=build,
-                progress=advance,
-            )
+    def kept(kind: str, preprocessing: str, count: int, build: Builder) -> dict[str, ShardedArray]:
+        facts = {"data": arrays.content_hash, "model": models[kind], "preprocessing": preprocessing}
+        return kept_rows(cache, f"{split}-{kind}", facts, count, build, around=frozen.placed)
 
-    with stack:
-        face = cached("faces", towers.recognizer, cut, len(arrays), faces)
-        picture = cached("images", towers.image, f"portrait, {side} px", len(arrays), images)
-        text = cached("captions", towers.text_g, "plain", len(texts), captions)
-    starts = np.cumsum([0] + [len(c) for c in arrays.captions])
+    face = kept("faces", cut, len(arrays), lambda start, stop: frozen.faces([crop(i) for i in range(start, stop)]))
+    picture = kept("images", f"portrait, {side} px", len(arrays), lambda a, b: frozen.images(arrays.images[a:b]))
+    text = kept("captions", "plain", len(texts), lambda start, stop: frozen.captions(texts[start:stop])[0])
     # Equal captions must not repel each other in the text term.
     numbers: dict[str, int] = {}
     words = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts])
     return SplitFeatures(
         arrays=arrays,
-        identity=face["identity"],
+        identity=in_memory(face["identity"]),
         tokens=face["tokens"],
-        image=picture["image"],
-        caption=text["caption"],
-        caption_start=starts,
+        image=in_memory(picture["image"]),
+        caption=in_memory(text["caption"]),
+        caption_start=np.cumsum([0] + [len(c) for c in arrays.captions]),
         words=words,
-        faces=f"{module_hash(towers.recognizer)} {cut}",
+        faces=f"{models['faces']} {cut}",
     )
-
-
-def _unit(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W) in [0, 1] on the device."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def build_all(config: EncoderConfig) -> Iterator[str]:

@@ -14,16 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceclip.data.mapping import DataConfig
+from faceclip.data.blocks import kept_rows
 from faceclip.encoder import TEMPLATE, FaceCLIP
-from faceclip.errors import DataError
-from faceclip.storage.hashes import module_hash, short_key
-from faceclip.storage.locks import locked_cache
-from faceclip.storage.shards import ShardedArray, ShardFolder
+from faceclip.storage.hashes import module_hash
+from faceclip.storage.shards import ShardedArray
+from faceclip.towers.placement import lying_on, named_device
 from faceclip.towers.text import tokenize
-from faceclip.training.progress import bar
 from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, data_config
-from train_encoder.feature_shards import feature_device
 
 if TYPE_CHECKING:  # the module that reads all frozen features builds these, too
     from train_encoder.features import SplitFeatures
@@ -100,41 +97,25 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
         "model": [module_hash(module) for module in (model.face_encoder, *parts)],
         "sampling": [config.sampling.same_picture, rows.faces, rows.texts],
     }
-    with locked_cache(cache) as writable:
-        folder = ShardFolder(cache / f"train-states-{short_key(*about.values(), len(rows), data.shard_rows)}", about)
-        if not folder.complete and not writable:
-            raise DataError(
-                f"cache={cache}: the states of the text towers are not complete there and it cannot be "
-                "written: name another folder by cache=DIR"
-            )
-        if not folder.complete:
-            _build(folder, model, parts, rows, data)
-    # Outside of the lock: the processes of a run read terabytes side by side, not one after another.
-    return TextStates(states=folder.open(hashes=data.verify == "hashes")["states"], rows=rows)
+    batch = data.batch_size
 
+    @torch.no_grad()
+    def build(start: int, stop: int) -> dict[str, NDArray]:
+        found = [_states(model, rows, range(first, min(first + batch, stop))) for first in range(start, stop, batch)]
+        return {"states": np.concatenate(found)}
 
-@torch.no_grad()
-def _build(
-    folder: ShardFolder, model: FaceCLIP, parts: list[torch.nn.Module], rows: QueryRows, data: DataConfig
-) -> None:
-    place, size, batch = feature_device(data.device), data.shard_rows, data.batch_size
-    try:
-        for part in (model.face_encoder, *parts):  # the face encoder says where the model lies
-            part.to(place)
-        with bar("train text states", len(rows)) as advance:
-            for start in range(len(folder) * size, len(rows), size):
-                stop = min(start + size, len(rows))
-                found = [
-                    _states(model, rows, range(first, min(first + batch, stop))) for first in range(start, stop, batch)
-                ]
-                folder.append({"states": np.concatenate(found)})
-                advance(stop, len(rows))
-        folder.finish()
-    finally:
-        for part in (model.face_encoder, *parts):
-            part.to("cpu")
-        if place.type == "cuda":
-            torch.cuda.empty_cache()
+    found = kept_rows(
+        cache,
+        "train-states",
+        about,
+        len(rows),
+        build,
+        rows=data.shard_rows,
+        # The face encoder says where the model lies.
+        around=lambda: lying_on(named_device(data.device), model.face_encoder, *parts),
+        hashes=data.verify == "hashes",
+    )
+    return TextStates(states=found["states"], rows=rows)
 
 
 def _states(model: FaceCLIP, rows: QueryRows, numbers: range) -> NDArray[np.float16]:

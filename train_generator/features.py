@@ -10,28 +10,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.blocks import kept_rows
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import CROP_SIZE, align_face
-from faceclip.storage.cache import cached_features
 from faceclip.storage.hashes import module_hash
-from faceclip.storage.locks import locked_cache
+from faceclip.storage.shards import ShardedArray
 from faceclip.towers.image import ImageTower
-from faceclip.training.progress import bar
-from train_generator.towers.latents import accelerator, cached_latents
+from faceclip.towers.placement import accelerator, lying_on
+from train_generator.towers.latents import cached_latents
 
 CROP = 112  # px of the cached reference crops at least: the template's own size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFeatures:
-    """N portraits: `arrays` at the size that is generated, latents (N, C, h, w), and reference features of the aligned
-    face: identity (N, E), tokens (N, P, W) of the face encoder, image_tokens (N, T, V) of the image tower."""
+    """N portraits: `arrays` at the size that is generated, latents (N, C, h, w) float32, and reference features of the
+    aligned face: identity (N, E) float32, tokens (N, P, W) float16 of the face encoder, image_tokens (N, T, V) float16
+    of the image tower."""
 
     arrays: FaceArrays
-    latents: NDArray[np.float32]
-    identity: NDArray[np.float32]
-    tokens: NDArray[np.float16]
-    image_tokens: NDArray[np.float16]
+    latents: ShardedArray
+    identity: ShardedArray
+    tokens: ShardedArray
+    image_tokens: ShardedArray
 
 
 def crop_size(encoder: FaceCLIP, image_tower: ImageTower, portrait: int) -> int:
@@ -56,13 +57,10 @@ def reference_features(
     large = load_arrays(directory, split, labelled=False)
     arrays = large if large.size == size else load_arrays(directory, split, size=size, labelled=False)
     side = crop_size(encoder, image_tower, large.size)
-    towers = (encoder.face_encoder, image_tower)
+    towers, place = (encoder.face_encoder, image_tower), accelerator()
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
-        device = accelerator()
-        for tower in towers:
-            tower.to(device)
-        faces = aligned_faces(large, range(start, stop), side).to(device)
+        faces = aligned_faces(large, range(start, stop), side).to(place)
         face, image = encoder.face_features(faces), image_tower(faces)
         return {
             "identity": face.identity.cpu().numpy(),
@@ -70,18 +68,10 @@ def reference_features(
             "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
         }
 
-    model_hash = module_hash(encoder.face_encoder) + module_hash(image_tower)
-    with locked_cache(cache), bar(f"{split} references", len(arrays)) as advance:
-        found = cached_features(
-            cache,
-            f"{split}-references",
-            data_hash=large.content_hash,
-            model_hash=model_hash,
-            preprocessing=f"landmarks, {side} px",
-            count=len(arrays),
-            build=build,
-            progress=advance,
-        )
-    for tower in towers:
-        tower.to("cpu")
+    facts = {
+        "data": large.content_hash,
+        "models": [module_hash(tower) for tower in towers],
+        "preprocessing": f"landmarks, {side} px",
+    }
+    found = kept_rows(cache, f"{split}-references", facts, len(arrays), build, around=lambda: lying_on(place, *towers))
     return ReferenceFeatures(arrays=arrays, latents=cached_latents(vae, arrays), **found)

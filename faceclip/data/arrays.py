@@ -67,6 +67,11 @@ class FaceArrays:
         return len(self.identity)
 
     @property
+    def cache(self) -> Path:
+        """The folder beside the data for what is computed of them."""
+        return self.captions_path.parent.parent
+
+    @property
     def size(self) -> int:
         """Side S of the images in pixels."""
         return self.images.shape[1]

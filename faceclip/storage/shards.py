@@ -48,8 +48,16 @@ class ShardFolder:
         return len(self.entries)
 
     def append(self, fields: Mapping[str, NDArray], **facts: Any) -> None:
-        """Writes the next shard; `facts` are kept in the manifest. Raises DataError when the disk is full."""
-        path = self.folder / f"{len(self):05d}.safetensors"
+        """Writes the next shard; `facts` are kept in the manifest.
+
+        Raises DataError when the disk is full, and for fields that are not of the first shard's shapes and types.
+        """
+        path = self.path(len(self))
+        first = self.read(0) if self.entries else fields
+        for name in first.keys() | fields.keys():
+            before, now = (_row_of(given.get(name)) for given in (first, fields))
+            if before != now:
+                raise DataError(f"{path}: {name} has rows of {now}, in the first shard {before}")
         data = save({name: np.ascontiguousarray(values) for name, values in fields.items()})
         write_bytes(path, data, alone=True)
         self.entries.append({"bytes": len(data), "sha256": bytes_hash(data), **facts})
@@ -100,6 +108,11 @@ class ShardFolder:
             self.verify(number, hashes=hashes)
         shards = [self.read(number) for number in range(len(self))]
         return {name: ShardedArray([shard[name] for shard in shards]) for name in shards[0]} if shards else {}
+
+
+def _row_of(values: NDArray | None) -> str:
+    """Shape and type of one row, in words."""
+    return "nothing" if values is None else f"shape {values.shape[1:]} and type {values.dtype}"
 
 
 def map_safetensors(path: Path) -> dict[str, NDArray]:

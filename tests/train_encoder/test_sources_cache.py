@@ -53,7 +53,7 @@ def test_features_equal_those_of_the_projects_own_layout(tiny_dataset, towers, t
     )
     found = load_features(config, "train", towers, tmp_path / "found")
     np.testing.assert_allclose(found.identity, ours.identity, atol=1e-5)
-    np.testing.assert_allclose(found.tokens[:].astype(np.float32), ours.tokens.astype(np.float32), atol=2e-3)
+    np.testing.assert_allclose(found.tokens[:].astype(np.float32), ours.tokens[:].astype(np.float32), atol=2e-3)
     np.testing.assert_allclose(found.caption, ours.caption, atol=1e-5)
     np.testing.assert_array_equal(found.caption_start, ours.caption_start)
     scale = np.abs(ours.image).max()
@@ -166,7 +166,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(parquet, towers, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot write .*safetensors.*free space.*goes on here"):
+        with pytest.raises(DataError, match=r"cannot write .*safetensors.*free space.*run again"):
             load_features(config, "train", towers, tmp_path / "small")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

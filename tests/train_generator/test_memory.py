@@ -1,5 +1,6 @@
 """What makes large models fit into memory changes no figure: checkpointed gradients, parts of batches, encodings."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from faceclip.data.arrays import load_arrays
+from faceclip.data.blocks import kept_rows
 from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import DataError
@@ -148,7 +150,7 @@ def test_few_large_pictures_are_encoded_at_once(parts, encoded):
 
 
 def test_interrupted_latents_go_on(tiny_dataset, tmp_path, monkeypatch, encoded):
-    monkeypatch.setattr("faceclip.storage.cache.CHUNK", 8)
+    monkeypatch.setattr("train_generator.towers.latents.kept_rows", partial(kept_rows, rows=8))
     arrays = load_arrays(tiny_dataset, "train", size=32)
     folder = save_base(tmp_path) / "vae"
     other = AutoencoderKL.from_pretrained(folder)

@@ -7,17 +7,16 @@ block lie in the picture; cells outside of the aligned crop have no target.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.data.blocks import kept_rows
 from faceclip.faces.align import apply_affine, similarity_transform
-from faceclip.storage.cache import cached_features
 from faceclip.storage.hashes import module_hash
-from faceclip.storage.locks import locked_cache
+from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceViT
 from train_generator.features import aligned_faces
 
@@ -47,25 +46,22 @@ def middle_features(unet: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def portrait_tokens(arrays: FaceArrays, recognizer: FaceViT, name: str) -> NDArray[np.float16]:
-    """The recognizer's patch tokens (N, P, W) of portraits cut by their true landmarks; cached beside the data."""
-    directory, size = arrays.captions_path.parent.parent, recognizer.config.image_size
+def portrait_tokens(arrays: FaceArrays, recognizer: FaceViT, name: str) -> ShardedArray:
+    """The recognizer's patch tokens (N, P, W) float16 of portraits cut by their true landmarks; kept beside the
+    data."""
+    size = recognizer.config.image_size
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
         with torch.inference_mode():
             tokens = recognizer(aligned_faces(arrays, range(start, stop), size)).tokens
         return {"tokens": tokens.to(torch.float16).numpy()}
 
-    with locked_cache(directory):
-        return cached_features(
-            directory,
-            f"{name}-tokens",
-            data_hash=arrays.content_hash,
-            model_hash=module_hash(recognizer),
-            preprocessing=f"landmarks, {size} px of portraits of {arrays.size} px",
-            count=len(arrays),
-            build=build,
-        )["tokens"]
+    facts = {
+        "data": arrays.content_hash,
+        "model": module_hash(recognizer),
+        "preprocessing": f"landmarks, {size} px of portraits of {arrays.size} px",
+    }
+    return kept_rows(arrays.cache, f"{name}-tokens", facts, len(arrays), build)["tokens"]
 
 
 def tokens_in_place(

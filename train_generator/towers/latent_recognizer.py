@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.blocks import kept_rows
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.storage.cache import cached_features
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
-from faceclip.storage.locks import locked_cache
 from faceclip.towers.face import FaceViT
 from faceclip.training import MapSource, StepContext, Task
 from faceclip.training.towers.labels import JUDGED
@@ -106,11 +105,12 @@ def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, na
         with torch.inference_mode():
             return {"identity": recognizer(aligned_faces(arrays, range(start, stop), size)).identity.numpy()}
 
-    key = {"data_hash": arrays.content_hash, "model_hash": module_hash(recognizer)}
-    with locked_cache(cache):
-        return cached_features(
-            cache, f"{name}-identity", **key, preprocessing=f"landmarks, {size} px", count=len(arrays), build=build
-        )["identity"]
+    facts = {
+        "data": arrays.content_hash,
+        "model": module_hash(recognizer),
+        "preprocessing": f"landmarks, {size} px",
+    }
+    return kept_rows(cache, f"{name}-identity", facts, len(arrays), build)["identity"][:]
 
 
 def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> NDArray[np.float32]:

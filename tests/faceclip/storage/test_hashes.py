@@ -23,6 +23,7 @@ from faceclip.storage.hashes import (
     settings_text,
     short_key,
 )
+from faceclip.towers.image import ImageTower
 
 
 class Scaled(ModelMixin, ConfigMixin):
@@ -149,3 +150,39 @@ def test_the_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     # SHA-256 of "abc", FIPS 180-2.
     assert file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_module_hash_sees_values_and_names():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    before = module_hash(layer)
+    assert module_hash(layer) == before
+    with torch.no_grad():
+        layer.bias[0] += 1e-6
+    assert module_hash(layer) != before
+    assert module_hash(torch.nn.Linear(2, 3)) != module_hash(torch.nn.Linear(3, 2))
+
+
+@torch.no_grad()
+def test_module_hash_sees_what_changes_the_function_but_no_weight(tmp_path):
+    sizes = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "embed_dim": 8}
+    tower = ImageTower(**sizes).eval()
+    images = torch.rand(1, 3, 16, 16)
+    found = {module_hash(tower)}
+    for change in ({"heads": 4}, {"quick_gelu": True}, {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}):
+        other = ImageTower(**sizes | change).eval()
+        other.load_state_dict(tower.state_dict())
+        assert not torch.allclose(other(images).embedding, tower(images).embedding), change
+        found.add(module_hash(other))
+    assert len(found) == 5
+    tower.save_pretrained(tmp_path)  # which notes its version, and turns tuples into lists
+    assert module_hash(ImageTower.from_pretrained(tmp_path)) == module_hash(tower)
+
+
+def test_module_hash_sees_the_class():
+    class Other(torch.nn.Linear):
+        pass
+
+    layer, other = torch.nn.Linear(2, 2), Other(2, 2)
+    other.load_state_dict(layer.state_dict())
+    assert module_hash(other) != module_hash(layer)

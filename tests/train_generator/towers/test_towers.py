@@ -118,17 +118,18 @@ def test_psnr_by_hand(vae_export):
 def test_latents_are_cached_by_content_and_weights(vae_export, tiny_dataset, tmp_path):
     arrays = load_arrays(tiny_dataset, "train", size=32)
     first = cached_latents(vae_export, arrays)
-    stamp = Path(first.filename).stat().st_mtime_ns
-    assert Path(cached_latents(vae_export, arrays).filename).stat().st_mtime_ns == stamp
+    shards = {path: path.stat().st_mtime_ns for path in arrays.cache.glob("latents-*/*.safetensors")}
+    cached_latents(vae_export, arrays)
+    assert {path: path.stat().st_mtime_ns for path in arrays.cache.glob("latents-*/*.safetensors")} == shards
     other = AutoencoderKL.from_pretrained(vae_export)
     with torch.no_grad():
         other.encoder.conv_in.weight.mul_(2)
     other.save_pretrained(tmp_path)
-    assert cached_latents(tmp_path, arrays).filename != first.filename
+    assert not np.array_equal(cached_latents(tmp_path, arrays), first)
     scaled = AutoencoderKL.from_pretrained(vae_export)
     scaled.register_to_config(scaling_factor=2 * scaled.config.scaling_factor)
     scaled.save_pretrained(tmp_path / "scaled")
-    np.testing.assert_allclose(cached_latents(tmp_path / "scaled", arrays), 2 * first, rtol=1e-5)
+    np.testing.assert_allclose(cached_latents(tmp_path / "scaled", arrays), 2 * first[:], rtol=1e-5)
     with pytest.raises(CheckpointError, match="holds no weights"):
         cached_latents(tmp_path / "nowhere", arrays)
 
