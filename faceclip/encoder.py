@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import ConfigMixin
+
+# diffusers loads a component of a pipeline only if the module of its class knows `ModelMixin` by this name.
+from diffusers import ConfigMixin, ModelMixin  # noqa: F401
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
