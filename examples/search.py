@@ -8,26 +8,31 @@ from pathlib import Path
 
 import faiss
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
+from faceclip.data.portraits import cut_square, square_around
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import EmptyDatasetError, FaceClipError, FaceError, NoFaceError
-from faceclip.faces import load_image
-from faceclip.published.faces import published_faces
+from faceclip.faces import prepare_face
+from faceclip.faces.batches import to_unit
 from faceclip.towers.image import ImageTower
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
-def read(path: Path, size: int) -> Tensor:
-    """A picture (3, size, size) in [0, 1]."""
-    return pil_to_tensor(Image.fromarray(load_image(path)).resize((size, size))).float() / 255
+def read(path: Path, size: int, reach: float) -> tuple[Tensor, Tensor]:
+    """The aligned face (1, 3, 448, 448) and the square around it (1, 3, size, size) of a picture, both in [0, 1].
+
+    The square is the one that training showed the image tower; its side is `reach` sides of the aligned face crop.
+    Raises the face errors of `faceclip.errors`.
+    """
+    found = prepare_face(path)
+    square = square_around(found.image, found.face.landmarks, reach)
+    return to_unit(found.crop[None]), to_unit(cut_square(found.image, square, size)[None])
 
 
 @torch.no_grad()
-def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path]) -> tuple[list[Path], Tensor]:
+def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path], reach: float) -> tuple[list[Path], Tensor]:
     """Embeddings (N, D), unit length, of the pictures that show a face, and these pictures.
 
     Raises NoFaceError when there is none.
@@ -35,13 +40,12 @@ def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path]) -> tu
     kept, vectors = [], []
     for path in paths:
         try:
-            face = encoder.face_features(published_faces([path]))
+            face, square = read(path, tower.config.image_size, reach)
         except FaceError as error:
             print(f"left out: {error}")
             continue
-        image = tower(read(path, tower.config.image_size)[None]).embedding
         kept.append(path)
-        vectors.append(encoder.embed_gallery(face.identity, image))
+        vectors.append(encoder.embed_gallery(encoder.face_features(face).identity, tower(square).embedding))
     if not kept:
         raise NoFaceError("no picture of the gallery shows a face that was found: give larger or other pictures")
     return kept, torch.cat(vectors)
@@ -54,9 +58,9 @@ def search(arguments: argparse.Namespace) -> None:
     paths = sorted(path for path in arguments.gallery.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise EmptyDatasetError(f"{arguments.gallery} holds no picture ({', '.join(sorted(SUFFIXES))})")
-    kept, gallery = embed_gallery(encoder, tower, paths)
+    kept, gallery = embed_gallery(encoder, tower, paths, arguments.reach)
     with torch.no_grad():
-        faces = published_faces([arguments.face]) if arguments.face else None
+        faces = read(arguments.face, tower.config.image_size, arguments.reach)[0] if arguments.face else None
         query = encoder.embed([arguments.text or ""], faces).joint
     index = faiss.IndexFlatIP(gallery.shape[1])
     index.add(gallery.numpy())
@@ -71,6 +75,13 @@ def main() -> None:
     parser.add_argument("--face", type=Path, help="picture of the person to look for")
     parser.add_argument("--text", help="what the picture shows")
     parser.add_argument("--model", default="runs/demo/encoder/export", help="export of train_encoder")
+    parser.add_argument(
+        "--reach",
+        type=float,
+        default=1.7,
+        help="side of the square that the image tower sees, in sides of the aligned face: data.portrait of the training"
+        " (default 1.7, as synthetic portraits are framed)",
+    )
     parser.add_argument("--count", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.face is None and arguments.text is None:
