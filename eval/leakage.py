@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.report import Report, write_json
+from eval.reports.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError, FaceClipError

@@ -7,20 +7,18 @@ Everything that the generator draws goes through the decoder, so these figures b
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from torch import Tensor
 
 from eval.arguments import check_least, load_model
-from eval.generation.judging import embed_faces, look
-from eval.judges.networks import Judge, SecondRecognizer
-from eval.report import write_json
+from eval.judges.panel import Judges, embed_faces, load_judges, look
+from eval.reports.report import write_json
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import FaceClipError
@@ -28,34 +26,6 @@ from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceViT
 from faceclip.training.towers.labels import JUDGED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Witnesses:
-    """The networks that look at the portraits. Only `recognizer` has anything to do with the generator."""
-
-    recognizer: FaceViT
-    second: SecondRecognizer
-    judge: Judge
-
-    def embedders(self) -> dict[str, tuple[Callable[[Tensor], Tensor], int]]:
-        """Name → embedding of crops and the crops' size in px."""
-        return {
-            "recognizer": (lambda crops: self.recognizer(crops).identity, self.recognizer.config.image_size),
-            "second recognizer": (self.second, self.second.config.image_size),
-        }
-
-
-def load_witnesses(recognizer: Path | None, second: Path | None, judge: Path | None) -> Witnesses:
-    """The networks in these folders, the shipped ones where none is given. Raises CheckpointError naming the option."""
-    recognizer = recognizer or weights.path("tiny/recognizer")
-    second = second or weights.path("tiny/second_recognizer", package="eval")
-    judge = judge or weights.path("tiny/judge", package="eval")
-    return Witnesses(
-        recognizer=load_model(FaceViT, recognizer, "--recognizer"),
-        second=load_model(SecondRecognizer, second, "--second-recognizer"),
-        judge=load_model(Judge, judge, "--judge"),
-    )
 
 
 @torch.no_grad()
@@ -71,7 +41,7 @@ def restore(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 16)
 
 
 def restoration_figures(
-    model: AutoencoderKL, witnesses: Witnesses, arrays: FaceArrays, *, people: int
+    model: AutoencoderKL, judges: Judges, arrays: FaceArrays, *, people: int
 ) -> dict[str, Estimate]:
     """Figures of the first `people` identities of a split, each for the true ("real") and the restored portraits.
 
@@ -86,13 +56,13 @@ def restoration_figures(
     error = np.square(pictures["restored"].astype(np.float32) - real).mean(axis=(1, 2, 3))
     figures = {"PSNR (dB)": identity_bootstrap(10 * np.log10(255**2 / np.maximum(error, 1e-6)), identity)}
     faces = labelled_faces(arrays.landmarks_5[:end])
-    for name, (embed, size) in witnesses.embedders().items():
+    for name, (embed, size) in judges.embedders().items():
         vectors = {which: embed_faces(embed, size, images, faces) for which, images in pictures.items()}
         figures |= recognition_figures(vectors, identity, index, name)
     for which, images in pictures.items():
         found = detected_faces(images, label=f"faces, {which}")
         figures[f"faces found, {which}"] = identity_bootstrap(found.found.astype(np.float64), identity)
-        seen = look(witnesses.judge, images).values
+        seen = look(judges.judge, images).values
         for name in JUDGED:
             truth = arrays.seen_values[name][:end]
             known = truth != ""
@@ -135,9 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_least("--people", options.people, 2)
+        place = options.recognizer or weights.path("tiny/recognizer")
+        recognizer = load_model(FaceViT, place, "--recognizer")
         figures = restoration_figures(
             load_model(AutoencoderKL, options.vae, "--vae"),
-            load_witnesses(options.recognizer, options.second_recognizer, options.judge),
+            load_judges(recognizer, options.judge, options.second_recognizer),
             load_arrays(options.data, "test", size=options.size),
             people=options.people,
         )

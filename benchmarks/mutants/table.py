@@ -52,7 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "faceclip.retrieval.queries": ("tests/faceclip/retrieval/test_queries.py",),
     "eval.retrieval.search": ("tests/eval/retrieval/test_search.py",),
     "eval.retrieval.spaces": ("tests/eval/retrieval/test_spaces.py",),
-    "eval.generation.judging": ("tests/eval/generation/test_judging.py",),
+    "eval.benchmark.scores": ("tests/eval/benchmark/test_judging.py",),
 }
 
 # Tests of these files that start other processes or take seconds, left out of every run.

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from eval.report import Report, line_plot
+from eval.reports.report import Report, line_plot
 
 RUNS = {"encoder": "Stage 1, joint encoder", "generator": "Stage 2, generator plugin"}
 

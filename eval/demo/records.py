@@ -9,7 +9,7 @@ import faceclip
 import makeup_plugin
 from eval.demo.stages import Stage
 from eval.hashes import code_hash, model_hash
-from eval.report import write_json
+from eval.reports.report import write_json
 from faceclip.errors import FaceClipError
 from faceclip.storage.hashes import bytes_hash
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval.benchmark.arms import load_pipeline
 from eval.demo.curves import add_curves
 from eval.demo.records import read_times
 from eval.demo.stages import GUIDANCE, SAMPLER_STEPS
-from eval.generation.arms import load_pipeline
-from eval.report import Report
-from eval.sheet import save_sheet
+from eval.reports.report import Report
+from eval.reports.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, FaceClipError
 from makeup_plugin.marking.provenance import sheet_record

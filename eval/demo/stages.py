@@ -151,7 +151,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             title="evaluate generation",
             command=[
                 *python,
-                "eval.generation",
+                "eval.benchmark",
                 "--model",
                 str(generator / "export"),
                 "--data",

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from eval.arguments import check_least, check_seed, use_device
 from eval.hashes import model_hash
-from eval.report import Report, write_json
+from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.report import Report, interval_bars, line_plot
+from eval.reports.report import Report, interval_bars, line_plot
 from eval.retrieval.run import JOINT, KindResult, cumulative_match
 from faceclip.retrieval.queries import DESCRIPTIONS
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from eval.arguments import load_model
+from eval.benchmark.__main__ import main as generation
 from eval.demo import __main__ as demo
 from eval.demo import showcase
-from eval.generation.__main__ import main as generation
 from eval.judges.networks import Judge, SecondRecognizer
 from eval.leakage import main as leakage
 from eval.retrieval.__main__ import main as retrieval

@@ -1,6 +1,6 @@
 """Are pictures copied? The nearest training portrait of each, on a sheet and as a figure.
 
-    python -m eval.generation.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
+    python -m eval.benchmark.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
 
 The distance is that of the judge's features, which see the whole picture. Held-out portraits have a nearest training
 portrait, too: pictures that are nearer to theirs than those to theirs would be copies.
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.arguments import check_least, load_model
-from eval.generation.judging import look
 from eval.judges.networks import Judge
-from eval.report import write_json
-from eval.sheet import save_sheet
+from eval.judges.panel import look
+from eval.reports.report import write_json
+from eval.reports.sheet import save_sheet
 from faceclip import weights
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import DataError, FaceClipError
@@ -83,8 +83,8 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.generation.neighbors`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.generation.neighbors", description=__doc__.split("\n")[0])
+    """Entry point of `python -m eval.benchmark.neighbors`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.benchmark.neighbors", description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, required=True, help="folder of generated PNG pictures")
     parser.add_argument("--data", type=Path, required=True, help="data set that the generator was trained on")
     parser.add_argument("--out", type=Path, required=True, help="folder of neighbors.png and neighbors.json")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.sheet import GAP, TOP, save_sheet, wrap
+from eval.reports.sheet import GAP, TOP, save_sheet, wrap
 from faceclip.errors import DataError
 from makeup_plugin.marking.provenance import hash_prompt, read_provenance, sheet_record
 from tests.full_disk import largest_file

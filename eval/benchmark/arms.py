@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.generation.plan import Arm, Job, batches
-from eval.report import write_json
+from eval.benchmark.plan import Arm, Job, batches
+from eval.reports.report import write_json
 from faceclip.data.arrays import FaceArrays
 from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline

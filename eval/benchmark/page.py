@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.generation.judging import Scores, compare, summarize
-from eval.generation.plan import ARMS, Job, first_people
-from eval.report import Report, interval_bars
+from eval.benchmark.plan import ARMS, Job, first_people
+from eval.benchmark.scores import Scores, compare, summarize
+from eval.reports.report import Report, interval_bars
 from faceclip.data.arrays import FaceArrays
 from faceclip.statistics import Estimate
 from faceclip.training.towers.labels import JUDGED

@@ -1,6 +1,6 @@
 """Evaluate a generator on the test identities of a data set, arm by arm.
 
-python -m eval.generation --model EXPORT --data DIR --out runs/generation --steps 8 --guidance 2 --guide-shading
+python -m eval.benchmark --model EXPORT --data DIR --out runs/generation --steps 8 --guidance 2 --guide-shading
 
 The last three options are what was chosen for the tiny models.
 """
@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval.arguments import check_export, check_guidance, check_least, check_seed, use_device, use_threads
-from eval.generation.arms import SamplingConfig
-from eval.generation.page import RULES, add_sections, first_examples
-from eval.generation.plan import ARMS, select_arms
-from eval.generation.run import evaluate, to_json
-from eval.report import Report, write_json
-from eval.sheet import save_sheet
+from eval.benchmark.arms import SamplingConfig
+from eval.benchmark.page import RULES, add_sections, first_examples
+from eval.benchmark.plan import ARMS, select_arms
+from eval.benchmark.run import evaluate, to_json
+from eval.reports.report import Report, write_json
+from eval.reports.sheet import save_sheet
 from faceclip.errors import FaceClipError
 from faceclip.training.checkpoints import make_folder
 from makeup_plugin.marking.provenance import sheet_record
@@ -36,7 +36,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.generation", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m eval.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="pipeline folder (export of train_generator)")
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--out", type=Path, required=True, help="receives images, results, report.html, examples.png")

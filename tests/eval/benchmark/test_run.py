@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.generation.__main__ import main
-from eval.generation.arms import claim_folder, fitted_maps, load_pipeline
-from eval.generation.run import require_gallery
+from eval.benchmark.__main__ import main
+from eval.benchmark.arms import claim_folder, fitted_maps, load_pipeline
+from eval.benchmark.run import require_gallery
 from eval.hashes import model_hash
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError

@@ -9,25 +9,21 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eval.arguments import load_model
-from eval.generation.arms import (
+from eval.benchmark.arms import (
     SamplingConfig,
     claim_folder,
     fitted_maps,
     generate_arm,
     load_pipeline,
 )
-from eval.generation.judging import Judges, Scores, compare, embed_references, judge_pictures, summarize
-from eval.generation.plan import Arm, Job, first_people, plan_jobs
+from eval.benchmark.plan import Arm, Job, first_people, plan_jobs
+from eval.benchmark.scores import Scores, compare, embed_references, judge_pictures, summarize
 from eval.hashes import code_hash, model_hash
-from eval.judges.networks import Judge, SecondRecognizer
-from faceclip import weights
+from eval.judges.panel import Judges, load_judges
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import CheckpointError, ConfigError, DataError
+from faceclip.errors import ConfigError, DataError
 from faceclip.retrieval.labels import labels_of
 from faceclip.storage.hashes import bytes_hash, module_hash
-from faceclip.training.towers.labels import JUDGED
-from makeup_plugin import FaceMakeUpPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +38,6 @@ class GenerationResult:
     arrays: FaceArrays
     maps: Mapping[int, NDArray[np.uint8]]
     made_by: Mapping[str, str]  # hashes of model, data, plan, code and judges
-
-
-def load_judges(pipeline: FaceMakeUpPipeline, judge: Path | None, second: Path | None) -> Judges:
-    """The shipped judges unless other folders are given, on the pipeline's device; the recognizer is its own.
-
-    Raises CheckpointError naming the option whose folder does not hold such a network.
-    """
-    judge = judge or weights.path("tiny/judge", package="eval")
-    second = second or weights.path("tiny/second_recognizer", package="eval")
-    judging = load_model(Judge, judge, "--judge")
-    unknown = [name for name in JUDGED if name not in judging.config.vocabularies]
-    if unknown:
-        raise CheckpointError(f"--judge {judge} does not know {', '.join(unknown)}: give one trained on these too")
-    return Judges(
-        judge=judging.to(pipeline.device),
-        recognizer=pipeline.joint_encoder.face_encoder,
-        second=load_model(SecondRecognizer, second, "--second-recognizer").to(pipeline.device),
-        fitter=pipeline.face_fitter,
-    )
 
 
 def require_gallery(arrays: FaceArrays) -> None:
@@ -99,7 +76,8 @@ def evaluate(
     trained_steps = pipeline.scheduler.config.num_train_timesteps
     if sampling.steps > trained_steps:
         raise ConfigError(f"--steps must be at most {trained_steps}, which {model} was trained with")
-    judges = load_judges(pipeline, judge, second)
+    face, fitter = pipeline.joint_encoder.face_encoder, pipeline.face_fitter
+    judges = load_judges(face, judge, second, device=pipeline.device, fitter=fitter)
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(data, split, size=size)
     source = load_arrays(data, split)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import Report, format_cell, interval_bars, line_plot, write_json
+from eval.reports.report import Report, format_cell, interval_bars, line_plot, write_json
 from faceclip.errors import DataError
 from faceclip.statistics import Estimate
 from tests.full_disk import largest_file

@@ -1,51 +1,20 @@
 """What is measured of generated pictures: identity by two recognizers, pose, what the prompt named."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from eval.generation.looks import agreement, fitted_light, light_error
-from eval.generation.plan import Job
-from eval.judges.networks import Judge, SecondRecognizer
+from eval.benchmark.looks import agreement, fitted_light, light_error
+from eval.benchmark.plan import Job
+from eval.judges.panel import Judges, embed_faces, look
 from eval.metrics import angle_difference, frechet_distance
 from eval.prompt import prompt_scores
 from faceclip.data.arrays import FaceArrays
-from faceclip.face3d.fitter import FaceFitter
-from faceclip.faces.batches import FacePoints, crop_batches, detected_faces, to_unit
+from faceclip.faces.batches import FacePoints, detected_faces
 from faceclip.statistics import TIE_TOLERANCE, Estimate, identity_bootstrap, paired_difference
-from faceclip.towers.face import FaceViT
 from faceclip.training.towers.labels import JUDGED
-
-Embed = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judges:
-    """The networks that look at the pictures. Only `recognizer`, and `fitter`, which tells the light, have anything to
-    do with the generator."""
-
-    judge: Judge
-    recognizer: FaceViT
-    second: SecondRecognizer
-    fitter: FaceFitter | None = None
-
-    def embedders(self) -> dict[str, tuple[Embed, int]]:
-        """Name → embedding of crops, wherever they and the network lie, and the crops' size."""
-        return {
-            "recognizer": (
-                lambda crops: self.recognizer(crops.to(self.recognizer.device)).identity,
-                self.recognizer.config.image_size,
-            ),
-            "second recognizer": (
-                lambda crops: self.second(crops.to(self.second.device)),
-                self.second.config.image_size,
-            ),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +47,6 @@ class Scores:
     frechet: float
 
 
-@torch.no_grad()
-def embed_faces(embed: Embed, size: int, images: NDArray[np.uint8], faces: FacePoints) -> NDArray[np.float32]:
-    """Unit embeddings (N, D); zero rows where there is no face."""
-    result = None
-    for rows, crops in crop_batches(images, faces, size):
-        vectors = F.normalize(embed(crops).float(), dim=1).cpu().numpy()
-        if result is None:
-            result = np.zeros((len(images), vectors.shape[1]), dtype=np.float32)
-        result[rows] = vectors
-    return result if result is not None else np.zeros((len(images), 1), dtype=np.float32)
-
-
 def embed_references(judges: Judges, arrays: FaceArrays) -> References:
     """Embeddings of a split's portraits, cut where the labels say, at the size of the generated pictures."""
     faces = FacePoints(landmarks=np.asarray(arrays.landmarks_5), found=np.ones(len(arrays), dtype=bool))
@@ -103,32 +60,6 @@ def embed_references(judges: Judges, arrays: FaceArrays) -> References:
         gallery_identity=np.asarray(arrays.identity[frontal]),
         features=look(judges.judge, arrays.images).features,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sight:
-    """What the judge sees in N pictures: values by attribute, pose (N, 3), landmarks (N, 5, 2), features (N, D)."""
-
-    values: dict[str, list[str]]
-    pose: NDArray[np.float32]
-    landmarks: NDArray[np.float32]
-    features: NDArray[np.float32]
-
-
-@torch.no_grad()
-def look(judge: Judge, images: NDArray[np.uint8], *, batch: int = 64) -> Sight:
-    """Judge pictures (N, S, S, 3)."""
-    values: dict[str, list[str]] = {}
-    arrays: dict[str, list[NDArray]] = {"pose": [], "landmarks": [], "features": []}
-    vocabularies = judge.config.vocabularies
-    for start in range(0, len(images), batch):
-        seen = judge(to_unit(np.asarray(images[start : start + batch])).to(judge.device))
-        for name, logits in seen.attributes.items():
-            words = [vocabularies[name][index] for index in logits.argmax(dim=1).tolist()]
-            values.setdefault(name, []).extend(words)
-        for name, parts in arrays.items():
-            parts.append(getattr(seen, name).cpu().numpy())
-    return Sight(values=values, **{name: np.concatenate(parts) for name, parts in arrays.items()})
 
 
 def judge_pictures(

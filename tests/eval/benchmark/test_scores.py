@@ -6,19 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.generation.judging import (
-    Judges,
-    Scores,
-    compare,
-    embed_faces,
-    embed_references,
-    judge_pictures,
-    look,
-    summarize,
-)
-from eval.generation.page import check_criteria
-from eval.generation.plan import Job
+from eval.benchmark.page import check_criteria
+from eval.benchmark.plan import Job
+from eval.benchmark.scores import Scores, compare, embed_references, judge_pictures, summarize
 from eval.judges.networks import Judge, SecondRecognizer
+from eval.judges.panel import Judges, embed_faces, look
 from faceclip.data.arrays import load_arrays
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import encoder_crop, template
