@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-
-# diffusers loads a component of a pipeline only if the module of its class knows `ModelMixin` by this name.
-from diffusers import ConfigMixin, ModelMixin  # noqa: F401
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
@@ -27,7 +25,8 @@ from faceclip.towers.inputs import check_prompts, check_vectors
 from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.text import TextTower, tokenize
 
-__all__ = ["TEMPLATE", "FaceCLIP", "FaceCLIPEncoder", "JointConditioning"]
+# diffusers loads a pipeline's component only where it finds ModelMixin beside the component's class.
+__all__ = ["TEMPLATE", "FaceCLIP", "FaceCLIPEncoder", "JointConditioning", "ModelMixin"]
 
 
 class FaceCLIPEncoder(JointEncoder):

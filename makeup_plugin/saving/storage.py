@@ -47,7 +47,13 @@ from makeup_plugin.saving.adapters import (
 )
 
 logger = logging.get_logger(__name__)
-COMPONENT_MODULES = ("faceclip.encoder", "faceclip.towers.image", "faceclip.face3d.fitter", "makeup_plugin.identity")
+COMPONENT_MODULES = (
+    "faceclip.encoder",
+    "faceclip.towers.image",
+    "faceclip.image_tower",  # of pipelines saved before version 0.2
+    "faceclip.face3d.fitter",
+    "makeup_plugin.identity",
+)
 
 
 class PipelineStorageMixin:
