@@ -1,10 +1,9 @@
-"""Objectives of the generator as pure functions: noise prediction, attention to masks, facial identity, named
-attributes."""
+"""Objectives of the generator as pure functions: noise prediction, attention to masks, named attributes, features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,42 +74,6 @@ def _layer_alignment(layer: Tensor, masks: Tensor, tokens: Tensor, keep: Tensor 
     of_mean = (mean - goal).square()
     errors = (per_token + of_mean).mean(dim=(1, 3))  # (B,M): over heads and pixels
     return (errors * valid).sum() / valid.sum().clamp(min=1)
-
-
-def low_noise(timesteps: Tensor, max_timestep: int) -> Tensor:
-    """(B,) bool: samples so little noised that the estimated clean image shows a face."""
-    return timesteps <= max_timestep
-
-
-def identity_loss(
-    images: Tensor,
-    landmarks: Tensor,
-    reference: Tensor,
-    embed: Callable[[Tensor], Tensor],
-    keep: Tensor,
-    *,
-    crop_size: int,
-) -> Tensor:
-    """1 - cosine between the face in an estimated clean image and the person; mean over kept samples, 0 if
-    none.
-
-    Args:
-        images: (B,3,H,W) RGB in [0,1], differentiable (decoded from `NoiseSchedule.clean`).
-        landmarks: (B,5,2) keypoints of the true image in px of `images`: the warp is fixed, gradients flow
-            through the colors.
-        reference: (B,E) identity of the person, any length.
-        embed: differentiable recognizer, (N,3,crop,crop) in [0,1] -> (N,E).
-        keep: (B,) bool, false at high noise (see `low_noise`) or without landmarks.
-        crop_size: side of the aligned crop, px.
-    """
-    from faceclip.faces.align import align_tensor
-
-    rows = keep.bool().nonzero().flatten()
-    if rows.numel() == 0:
-        return images.float().sum() * 0.0
-    crops = align_tensor(images[rows].float(), landmarks[rows].float(), crop_size)
-    cosine = F.cosine_similarity(embed(crops).float(), reference[rows].float(), dim=-1)
-    return (1 - cosine).mean()
 
 
 def attribute_loss(logits: Sequence[Tensor], classes: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ class LossConfig:
     network also latent_attributes, of what the text names, and latent_features, the distance of its features to those
     of the true latents.
 
-    sampled_identity: the facial identity loss on pictures that the model makes from noise itself, see
-    `train_generator.sampled`: sampled_rows of a batch, with a sampler of sampled_steps steps that is left at a random
-    one of its timesteps up to sampled_below.
+    sampled_identity: the facial perceptual loss on pictures that the model draws from noise itself (reward feedback,
+    `train_generator.terms.sampled_identity`): sampled_rows of a batch, with a sampler of sampled_steps steps that is
+    left at a random one of its timesteps up to sampled_below.
 
     Raises ConfigError for a negative weight, and for less than one row, step or factor.
     """

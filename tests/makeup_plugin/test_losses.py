@@ -13,8 +13,6 @@ from makeup_plugin.losses import (
     attribute_loss,
     decode_latents,
     feature_distance,
-    identity_loss,
-    low_noise,
     noise_prediction_loss,
     semantic_alignment_loss,
 )
@@ -133,34 +131,6 @@ def test_layers_by_resolution(unet):
         layers_at(unet, 4)
     with pytest.raises(ConfigError, match="unknown"):
         AttentionCapture(unet, ["nowhere"])
-
-
-def test_identity_loss_is_one_minus_cosine_with_gradients():
-    torch.manual_seed(0)
-    template = torch.tensor([[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]]) / 112 * 32
-    images = torch.rand(3, 3, 32, 32, requires_grad=True)
-
-    def embed(crops):  # mean colour
-        assert crops.shape == (2, 3, 16, 16)
-        return crops.mean(dim=(2, 3))
-
-    keep = torch.tensor([True, False, True])
-    landmarks = template.expand(3, 5, 2)
-    from faceclip.faces.align import align_tensor
-
-    colors = align_tensor(images[[0, 2]], landmarks[[0, 2]], 16).mean(dim=(2, 3))
-    reference = torch.stack([colors[0] * 3, torch.ones(3), torch.tensor([0.0, 0.0, 1.0])]).detach()
-    value = identity_loss(images, landmarks, reference, embed, keep, crop_size=16)
-    cosine = torch.nn.functional.cosine_similarity(colors[1:], reference[2:])
-    assert value.item() == pytest.approx((0 + 1 - cosine.item()) / 2, abs=1e-5)
-    value.backward()
-    assert images.grad[1].abs().sum() == 0 and images.grad[2].abs().sum() > 0
-    nothing = identity_loss(images, landmarks, reference, embed, keep & False, crop_size=16)
-    assert nothing.item() == 0 and nothing.requires_grad
-
-
-def test_low_noise_window():
-    assert low_noise(torch.tensor([0, 300, 301]), 300).tolist() == [True, True, False]
 
 
 def test_decoded_images_are_pictures_with_gradients(vae):

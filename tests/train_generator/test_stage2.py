@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from faceclip.training import parse_config
 from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
-from makeup_plugin.losses import feature_distance
 from makeup_plugin.marking.provenance import read_provenance
 from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import (
@@ -383,55 +383,8 @@ def test_impossible_settings_are_named(word, message):
         parse_config(GeneratorConfig, [word], presets=PRESETS)
 
 
-def test_latent_losses_count_who_is_known_and_what_is_named(arguments, tmp_path):
-    config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
-    pipeline = build_pipeline(config)
-    reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
-    features = reference_features(
-        Path(config.data),
-        "train",
-        size=config.size,
-        vae=Path(config.base) / "vae",
-        encoder=pipeline.joint_encoder,
-        image_tower=pipeline.image_encoder,
-        cache=Path(config.cache),
-    )
-    task = GeneratorTask(pipeline, config, features, reader)
-    steps, noise = torch.tensor([300, 600]), torch.randn(2, 4, 16, 16)
-    schedule, draw = task.schedule, torch.Generator
-    batch = {
-        "keep_face": torch.tensor([True, False]),
-        "keep_identity": torch.tensor([False, False]),
-        "target_identity": torch.randn(2, 32),
-        "latents": torch.randn(2, 4, 16, 16),
-        "classes": torch.tensor([[2, 1], [3, 0]]),
-        "named": torch.tensor([[True, False], [False, False]]),
-    }
-    noisy = schedule.alphas_cumprod[steps].sqrt().view(-1, 1, 1, 1) * noise
-    prediction = torch.randn(2, 4, 16, 16, requires_grad=True)
-    losses = task._latent_losses(batch, prediction, noisy, steps, schedule, draw().manual_seed(0))
-    assert schedule.prediction_type == "epsilon"
-    estimate = schedule.clean(prediction, noisy, steps)
-    again, lower = schedule.noise_again(estimate, steps, draw().manual_seed(0))
-    seen = reader(again, lower)
-    expected = 1 - torch.cosine_similarity(seen.identity[:1], batch["target_identity"][:1]).mean()
-    torch.testing.assert_close(losses["latent_identity"], expected)
-    expected = torch.nn.functional.cross_entropy(seen.attributes["beard"][:1], torch.tensor([2]))
-    torch.testing.assert_close(losses["latent_attributes"], expected)
-    # The same noise on the true latents.
-    alphas = schedule.alphas_cumprod[lower].view(-1, 1, 1, 1)
-    signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
-    true = reader(signal * batch["latents"] + sigma * (again - signal * estimate) / sigma, lower)
-    torch.testing.assert_close(losses["latent_features"], feature_distance(seen.features, true.features))
-    (losses["latent_identity"] + losses["latent_attributes"]).backward()
-    assert prediction.grad[0].abs().sum() > 0 and prediction.grad[1].abs().sum() == 0
-    batch["keep_face"][:], batch["named"][:] = False, False
-    losses = task._latent_losses(batch, prediction, noisy, steps, schedule, draw().manual_seed(0))
-    assert losses["latent_identity"] == losses["latent_attributes"] == 0
-
-
 @pytest.mark.parametrize("channel", [True, False])
-def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, tmp_path, channel):
+def test_a_sample_says_who_is_known_and_the_terms_are_summed_by_their_weights(arguments, tmp_path, channel):
     words = [
         *arguments,
         f"out={tmp_path}",
@@ -455,15 +408,16 @@ def test_identity_terms_count_only_samples_that_are_told_the_person(arguments, t
     task = GeneratorTask(pipeline, config, features, reader)
     batch = fetch(task.validation_source, [(row, 0) for row in range(3)], 0)
     batch["keep_face"], batch["keep_identity"] = torch.tensor([True, False, False]), torch.tensor([False, True, False])
-    steps, told = torch.tensor([50, 60, 70]), torch.tensor([True, channel, False])
-    noisy = torch.randn(batch["latents"].shape)
-    prediction = torch.randn(noisy.shape, requires_grad=True)
-    face = task._identity_loss(batch, prediction, noisy, steps, task.schedule)
-    draw = torch.Generator().manual_seed(0)
-    seen = task._latent_losses(batch, prediction, noisy, steps, task.schedule, draw)["latent_identity"]
-    for loss in (face, seen):
-        (gradient,) = torch.autograd.grad(loss, prediction)
-        assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == told.tolist()
+    noise, timesteps = torch.randn(batch["latents"].shape), torch.tensor([50, 60, 70])
+    with torch.no_grad():
+        sample = task.sample(batch, noise, timesteps)
+    assert sample.knows_person.tolist() == [True, channel, False]
+    torch.testing.assert_close(sample.noisy, pipeline.scheduler.add_noise(batch["latents"], noise, timesteps))
+    told = replace(sample, prediction=sample.prediction.requires_grad_())
+    total, parts = task.terms(told, torch.Generator().manual_seed(0))
+    weights = {"noise": 1.0} | vars(config.loss)
+    expected = sum(weights[name.removeprefix("loss_")] * float(value) for name, value in parts.items())
+    assert float(total) == pytest.approx(expected, rel=1e-5) and total.requires_grad
 
 
 def test_samples_tell_what_their_text_names(arguments, tmp_path):

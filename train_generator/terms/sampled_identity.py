@@ -1,10 +1,12 @@
-"""Pictures that the model makes itself, for a loss on whose face they show.
+"""Reward-feedback loss (ReFL) on whose face the model draws: the facial perceptual loss on pictures of its own.
 
 In a noised training picture the person is still to be seen at low noise, and at high noise the estimate of the clean
 picture is too smooth to tell people apart: the identity loss there teaches the conditions little. Here the model
 samples from noise, without gradient, and only its last look has one (reward feedback learning, Xu et al. 2023,
 arXiv:2304.05977; PuLID, Guo et al. 2024, arXiv:2404.16022, has its identity loss on four-step samples).
 """
+
+from collections.abc import Sequence
 
 import torch
 from diffusers import DDIMScheduler
@@ -15,6 +17,8 @@ from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.diffusion import NoiseSchedule
 from train_generator.config import LossConfig
+from train_generator.terms.identity import LatentFaces
+from train_generator.terms.sample import Sample
 
 
 def sampler_stops(scheduler: DDIMScheduler, config: LossConfig) -> list[int]:
@@ -51,3 +55,64 @@ def sampled_estimate(
     times = scheduler.timesteps[stop].expand(len(latents))
     prediction = predict(pipeline.unet, latents, times, conditions, **channels)
     return NoiseSchedule.from_scheduler(scheduler).clean(prediction.float(), latents, times)
+
+
+def sampled_identity_loss(
+    sample: Sample,
+    pipeline: FaceMakeUpPipeline,
+    faces: LatentFaces,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    stops: Sequence[int],
+    limit: int,
+) -> Tensor:
+    """1 − cosine to the person in pictures that the model draws from noise, left at a random one of `stops`.
+
+    Of the samples that know person and pose the first `limit` count; 0 without any.
+    """
+    device = sample.clean.device
+    noise = torch.randn((limit, *sample.clean.shape[1:]), generator=generator, device=device)
+    stop = stops[int(torch.randint(len(stops), (1,), generator=generator, device=device))]
+    rows = _knows_person_and_pose(sample)[:limit]
+    if len(rows) == 0:
+        return sample.clean.sum() * 0.0
+    return _distance(sample, pipeline, faces, rows, noise[: len(rows)], steps=steps, stop=stop)
+
+
+def finished_identity_distance(
+    sample: Sample,
+    pipeline: FaceMakeUpPipeline,
+    faces: LatentFaces,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    stop: int,
+    at_once: int,
+) -> float:
+    """The same of pictures left at `stop`, on all samples that know person and pose, `at_once` at a time."""
+    noise = torch.randn(sample.clean.shape, generator=generator, device=sample.clean.device)
+    known, total = _knows_person_and_pose(sample), 0.0
+    for rows in known.split(at_once):
+        distance = _distance(sample, pipeline, faces, rows, noise[rows], steps=steps, stop=stop)
+        total += float(distance) * len(rows) / len(known)
+    return total
+
+
+def _distance(
+    sample: Sample,
+    pipeline: FaceMakeUpPipeline,
+    faces: LatentFaces,
+    rows: Tensor,
+    noise: Tensor,
+    *,
+    steps: int,
+    stop: int,
+) -> Tensor:
+    estimate = sampled_estimate(pipeline, sample.conditions.take(rows), noise, steps=steps, stop=stop)
+    return faces.distance(estimate, sample, rows)
+
+
+def _knows_person_and_pose(sample: Sample) -> Tensor:
+    """Indices of the samples; where the face will be is known from the shading map alone."""
+    return (sample.batch["keep_shading"] & sample.knows_person).nonzero().flatten()

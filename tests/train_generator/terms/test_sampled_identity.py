@@ -1,4 +1,4 @@
-"""The identity loss on pictures that the model makes itself."""
+"""Reward feedback: the facial perceptual loss on pictures that the model draws itself."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig, LossConfig
 from train_generator.features import reference_features
 from train_generator.loading import build_pipeline
-from train_generator.sampled import sampled_estimate, sampler_stops
 from train_generator.task import GeneratorTask
+from train_generator.terms.sampled_identity import sampled_estimate, sampled_identity_loss, sampler_stops
 
 LATENTS_OFF = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0"]
 
@@ -51,6 +51,15 @@ def batch(task) -> dict[str, torch.Tensor]:
     for name in ("keep_face", "keep_identity", "keep_shading"):
         batch[name] = torch.ones(3, dtype=torch.bool)
     return batch
+
+
+def loss_of(task: GeneratorTask, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of a batch, by the same draws at every call."""
+    nothing = torch.zeros_like(batch["latents"])
+    with torch.no_grad():
+        sample = task.sample(batch, nothing, torch.zeros(len(nothing), dtype=torch.int64))
+    generator = torch.Generator().manual_seed(0)
+    return sampled_identity_loss(sample, task.pipeline, task.faces, generator, steps=4, stops=task.stops, limit=2)
 
 
 def test_stops_by_hand():
@@ -96,7 +105,7 @@ def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
 def test_everything_that_is_trained_gets_a_gradient(task, batch, precision):
     """In bf16 too: casts that autocast remembers from the passes without a gradient would cut it off."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss = task._sampled_loss(batch, task.conditions(batch), torch.Generator().manual_seed(0))
+        loss = loss_of(task, batch)
     assert 0 < loss < 2
     loss.backward()
     parts = ("unet", "identity_channel", "shading_channel")
@@ -114,16 +123,15 @@ def test_everything_that_is_trained_gets_a_gradient(task, batch, precision):
 
 
 def test_only_samples_that_know_person_and_pose_count(task, batch):
-    draw = torch.Generator
     batch["keep_shading"] = torch.tensor([False, True, True])
     batch["keep_face"] = batch["keep_identity"] = torch.tensor([True, True, False])
-    loss = task._sampled_loss(batch, task.conditions(batch), draw().manual_seed(0))
+    loss = loss_of(task, batch)
     alone = {name: value[1:2] for name, value in batch.items()}
-    torch.testing.assert_close(loss, task._sampled_loss(alone, task.conditions(alone), draw().manual_seed(0)))
+    torch.testing.assert_close(loss, loss_of(task, alone))
     other = dict(batch, target_identity=batch["target_identity"] * torch.tensor([[-1.0], [1.0], [-1.0]]))
-    torch.testing.assert_close(loss, task._sampled_loss(other, task.conditions(other), draw().manual_seed(0)))
+    torch.testing.assert_close(loss, loss_of(task, other))
     batch["keep_shading"][:] = False
-    assert task._sampled_loss(batch, task.conditions(batch), draw().manual_seed(0)) == 0
+    assert loss_of(task, batch) == 0
 
 
 def test_validation_shows_finished_pictures_of_all_that_count(task):
@@ -137,8 +145,9 @@ def test_validation_shows_finished_pictures_of_all_that_count(task):
     torch.randn(batch["latents"].shape, generator=generator)  # what the other terms draw
     noise = torch.randn(batch["latents"].shape, generator=generator)
     with torch.no_grad():
-        estimate = sampled_estimate(task.pipeline, task.conditions(batch).take(told), noise[told], steps=4, stop=3)
-        expected = task._face_distance(estimate, batch, told)
+        sample = task.sample(batch, noise, torch.zeros(len(noise), dtype=torch.int64))
+        estimate = sampled_estimate(task.pipeline, sample.conditions.take(told), noise[told], steps=4, stop=3)
+        expected = task.faces.distance(estimate, sample, told)
     assert figures["loss_sampled_identity"] == pytest.approx(float(expected), rel=1e-4)
     rest = {name: value for name, value in figures.items() if name.startswith("loss_")}
     weights = {name: getattr(task.config.loss, name.removeprefix("loss_"), 1.0) for name in rest}  # noise: 1

@@ -1,0 +1,78 @@
+"""The facial perceptual loss: whose face estimated pictures show, and which samples are asked."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from faceclip.faces.align import align_tensor
+from faceclip.towers.face import FaceViT
+from makeup_plugin.losses import decode_latents
+from tests.train_generator.terms.samples import TEMPLATE, gradient_rows, sample_of
+from train_generator.terms.identity import LatentFaces, face_distance, facial_perceptual_loss
+
+
+@pytest.fixture(scope="module")
+def faces() -> LatentFaces:
+    torch.manual_seed(1)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    recognizer = FaceViT(image_size=18, patch_size=9, width=24, depth=1, heads=2, embedding_dim=32)
+    return LatentFaces(vae=vae.eval().requires_grad_(False), recognizer=recognizer.eval().requires_grad_(False))
+
+
+def test_the_distance_is_one_minus_cosine_with_gradients():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+
+    def embed(crops):  # mean colour
+        assert crops.shape == (2, 3, 16, 16)
+        return crops.mean(dim=(2, 3))
+
+    landmarks = 32 * TEMPLATE.expand(2, 5, 2)
+    colors = align_tensor(images, landmarks, 16).mean(dim=(2, 3))
+    identity = torch.stack([colors[0] * 3, torch.tensor([0.0, 0.0, 1.0])]).detach()
+    value = face_distance(images, landmarks, identity, embed, crop_size=16)
+    cosine = torch.nn.functional.cosine_similarity(colors[1:], identity[1:])
+    assert value.item() == pytest.approx((0 + 1 - cosine.item()) / 2, abs=1e-5)
+    value.backward()
+    assert images.grad[1].abs().sum() > 0
+
+
+def test_it_is_the_mean_distance_in_the_estimated_pictures(faces):
+    sample = sample_of([100, 200, 300], [True, True, True])
+    expected = []
+    for row in range(3):
+        rows = torch.tensor([row])
+        image = decode_latents(faces.vae, sample.estimate(rows))
+        crop = align_tensor(image, sample.batch["landmarks"][rows], 18)
+        seen = faces.recognizer(crop).identity
+        expected.append(1 - torch.cosine_similarity(seen, sample.batch["target_identity"][rows])[0])
+    for at_once in (1, 2, 8):
+        found = facial_perceptual_loss(sample, faces, below=300, limit=8, at_once=at_once)
+        torch.testing.assert_close(found, torch.stack(expected).mean())
+
+
+def test_the_noisiest_samples_within_the_window_that_know_the_person_count(faces):
+    sample = sample_of([40, 300, 301, 200, 250], [True, True, True, True, False])
+    options = {"below": 300, "at_once": 2}
+    assert gradient_rows(facial_perceptual_loss(sample, faces, limit=8, **options), sample) == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert gradient_rows(facial_perceptual_loss(sample, faces, limit=2, **options), sample) == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    nothing = facial_perceptual_loss(sample, faces, below=10, limit=8, at_once=2)
+    assert nothing == 0 and nothing.requires_grad

@@ -1,0 +1,41 @@
+"""The grid of pictures that a validation of stage 2 draws."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.conditioning import Conditions, concatenate, unconditional_half
+from makeup_plugin.losses import decode_latents
+from makeup_plugin.sampling import denoise, make_timesteps
+
+GUIDANCE = 3.0
+
+
+def draw_columns(
+    pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
+) -> Tensor:
+    """B columns of the grid, (3, 3 S, B S) in [0, 1]: targets, shading maps, and what is drawn from noise (B, C, h, w)
+    under the conditions."""
+    size = batch["shading"].shape[-1]
+    without = unconditional_half(pipeline.joint_encoder, [""], conditions, height=size, width=size, keep_shading=True)
+    noise = noise.to(conditions.tokens.device)
+    latents = denoise(
+        pipeline.unet,
+        pipeline.scheduler,
+        noise,
+        concatenate([without, conditions]),
+        timesteps=make_timesteps(pipeline.scheduler, steps, noise.device),
+        guidance_scale=GUIDANCE,
+        identity_channel=pipeline.identity_channel,
+        shading_channel=pipeline.shading_channel,
+    )
+    rows = [decode_latents(pipeline.vae, batch["latents"]), batch["shading"].float() / 255]
+    rows.append(decode_latents(pipeline.vae, latents))
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+
+
+def grid_picture(columns: list[Tensor]) -> Image.Image:
+    """Columns (3, H, W) in [0, 1] side by side as a picture."""
+    pixels = torch.cat(columns, dim=2).clamp(0, 1) * 255
+    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,43 @@
+"""Semantic alignment (Face-MakeUp): the attention of words covers the regions that they describe.
+
+The attention exists only while the UNet runs, so that the loss is computed together with the prediction.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.attention import AttentionCapture
+from makeup_plugin.conditioning import Conditions, predict
+from makeup_plugin.losses import semantic_alignment_loss
+
+
+def predict_aligned(
+    pipeline: FaceMakeUpPipeline,
+    batch: Mapping[str, Tensor],
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditions: Conditions,
+    *,
+    layers: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """The UNet's prediction (B, C, h, w), and the alignment loss () of the attention in `layers`; 0 without any."""
+    channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
+    if not layers:
+        return predict(pipeline.unet, noisy, timesteps, conditions, **channels), noisy.new_zeros(())
+    with AttentionCapture(pipeline.unet, layers) as capture:
+        prediction = predict(pipeline.unet, noisy, timesteps, conditions, **channels)
+        alignment = semantic_alignment_loss(
+            capture.maps.values(), batch["phrase_masks"].float(), batch["phrase_tokens"], batch["keep_text"]
+        )
+    return prediction, alignment
+
+
+def aligned_phrases(batch: Mapping[str, Tensor], factor: int) -> Tensor:
+    """How many phrases () the alignment loss of a batch is the mean of: those with words, whose region is seen on the
+    grid of the attention, `factor` times smaller than the latents."""
+    side = -(-batch["latents"].shape[-1] // factor)
+    seen = F.adaptive_avg_pool2d(batch["phrase_masks"].float(), side).amax(dim=(2, 3)) >= 0.5
+    return (seen & batch["phrase_tokens"].any(dim=-1) & batch["keep_text"][:, None]).sum()

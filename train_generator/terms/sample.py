@@ -1,0 +1,55 @@
+"""What every term of the loss sees: a batch, the noise that was put on it, and what the model predicted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from makeup_plugin.conditioning import Conditions, concatenate
+from makeup_plugin.diffusion import NoiseSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """B noised samples and the model's prediction for them, all on one device.
+
+    batch: fields of `GenerationSource`. conditions: what the model was given, B rows. knows_person: (B,) bool, samples
+    in which the joint encoder or the identity channel sees the person. noise, noisy, prediction: (B, C, h, w) at
+    timesteps (B,) of `schedule`. alignment: () the semantic alignment loss of the attention behind the prediction,
+    which itself is not kept.
+    """
+
+    batch: Mapping[str, Tensor]
+    conditions: Conditions
+    knows_person: Tensor
+    schedule: NoiseSchedule
+    noise: Tensor
+    noisy: Tensor
+    timesteps: Tensor
+    prediction: Tensor
+    alignment: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def clean(self) -> Tensor:
+        """The true latents (B, C, h, w)."""
+        return self.batch["latents"]
+
+    def estimate(self, rows: Tensor) -> Tensor:
+        """Clean latents (N, C, h, w) that the prediction implies for `rows`, indices (N,)."""
+        return self.schedule.clean(self.prediction[rows].float(), self.noisy[rows], self.timesteps[rows])
+
+
+def join(samples: Sequence[Sample], *, batch: Mapping[str, Tensor], alignment: Tensor) -> Sample:
+    """Samples of the parts of a batch as one of the whole batch; alignment: of all."""
+    names = ("knows_person", "noise", "noisy", "timesteps", "prediction")
+    return replace(
+        samples[0],
+        batch=batch,
+        conditions=concatenate([sample.conditions for sample in samples]),
+        alignment=alignment,
+        **{name: torch.cat([getattr(sample, name) for sample in samples]) for name in names},
+    )
