@@ -49,7 +49,7 @@ class LossConfig:
     prediction down to zero signal, where min-SNR would leave the noisiest steps, which decide layout and pose,
     without weight. alignment_factor: the layers whose grid is so many times smaller than the latents.
 
-    identity_below: the facial identity loss counts at timesteps up to this one, where the estimated clean image shows
+    identity_below: the facial perceptual loss counts at timesteps up to this one, where the estimated clean image shows
     a face; identity_rows: at most so many samples of a batch are decoded for it. latent_identity: the same by a network
     that reads noisy latents (`GeneratorConfig.latent_recognizer`), at all timesteps and without decoding; by that
     network also latent_attributes, of what the text names, and latent_features, the distance of its features to those
@@ -67,7 +67,7 @@ class LossConfig:
     )
     alignment: float = setting(1e-3, "weight of the semantic alignment loss")
     alignment_factor: int = setting(2, "layers whose grid is so many times smaller than the latents")
-    identity: float = setting(0.1, "weight of the facial identity loss on the estimated clean picture")
+    identity: float = setting(0.1, "weight of the facial perceptual loss on the estimated clean picture")
     identity_below: int = setting(300, "it counts at timesteps up to this one")
     identity_rows: int = setting(8, "most samples of a batch decoded for it")
     latent_identity: float = setting(0.0, "weight of the identity read from noisy latents by latent_recognizer")

@@ -417,7 +417,7 @@ def test_a_sample_says_who_is_known_and_the_terms_are_summed_by_their_weights(ar
     total, parts = task.terms(told, torch.Generator().manual_seed(0))
     weights = {"noise": 1.0} | vars(config.loss)
     expected = sum(weights[name.removeprefix("loss_")] * float(value) for name, value in parts.items())
-    assert float(total) == pytest.approx(expected, rel=1e-5) and total.requires_grad
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-5) and total.requires_grad
 
 
 def test_samples_tell_what_their_text_names(arguments, tmp_path):
