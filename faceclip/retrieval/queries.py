@@ -2,9 +2,8 @@
 
 The gallery is every portrait of a split. A portrait answers a description when it shows every attribute value that
 the description names, whichever portrait the words were written for (what cannot be seen, such as the hair color of a
-bald head, is no answer); two portraits of one person that a short
-description does not tell apart are equally right. Of photos no attributes are known: there a portrait answers the words
-that were written for it, and no others.
+bald head, is no answer); two portraits of one person that a short description does not tell apart are equally
+right. Of photos no attributes are known: there a portrait answers the words that were written for it, and no others.
 """
 
 from collections.abc import Sequence
@@ -77,22 +76,22 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
         raise ValueError(f"unknown query kind {kind!r}: choose from {', '.join(QUERY_KINDS)}")
     if kind in ("face", "face_frontal", "image") and len(np.unique(labels.identity)) < 2:
         raise EmptyDatasetError("all portraits show one person, so that every answer is right: it needs two people")
+    if kind == "face_frontal" and labels.index is None:
+        raise EmptyDatasetError("no face_frontal query can be asked: nobody says which portrait of a person is frontal")
     generator = np.random.default_rng([seed, QUERY_KINDS.index(kind)])
     # All that can be asked, without their masks over the gallery, of which those of the kept ones are enough.
     asked = [query for row in range(len(labels)) if (query := _ask(labels, kind, row, generator)) is not None]
-    if not asked:
-        raise EmptyDatasetError(f"no {kind} query can be asked: {_NEEDS[kind]}")
     if limit is not None and len(asked) > limit:
         asked = [asked[i] for i in np.unique(np.linspace(0, len(asked) - 1, limit).round().astype(int))]
     return queries_of(labels, kind, asked)
 
 
 def queries_of(labels: Labels, kind: QueryKind, asked: Sequence[Query]) -> Queries:
-    """The queries with their right answers."""
-    masks = [_answers(labels, kind, query) for query in asked]
-    described = None
-    if kind == "face+text":
-        described = np.stack([fitting(labels, query.row, query.number) for query in asked])
+    """The queries with their right answers. Raises `EmptyDatasetError` where there is none."""
+    if not asked:
+        raise EmptyDatasetError(f"no {kind} query can be asked: {_NEEDS[kind]}")
+    fits = [None if query.number is None else fitting(labels, query.row, query.number) for query in asked]
+    masks = [_answers(labels, kind, query, fit) for query, fit in zip(asked, fits, strict=True)]
     return Queries(
         kind=kind,
         face=np.array([query.face for query in asked]),
@@ -100,7 +99,7 @@ def queries_of(labels: Labels, kind: QueryKind, asked: Sequence[Query]) -> Queri
         relevant=np.stack([right for right, _ in masks]),
         excluded=np.stack([out for _, out in masks]),
         identity=labels.identity[[query.row for query in asked]],
-        described=described,
+        described=np.stack(fits) if kind == "face+text" else None,
     )
 
 
@@ -131,11 +130,15 @@ def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generat
             return None
         face = -1 if kind == "text" else int(generator.choice(others))
     query = Query(row=row, face=face, number=number)
-    return query if _answers(labels, kind, query)[0].any() else None
+    fits = None if number is None else fitting(labels, row, number)
+    return query if _answers(labels, kind, query, fits)[0].any() else None
 
 
-def _answers(labels: Labels, kind: QueryKind, query: Query) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Right answers (N,), and portraits (N,) that are out of the gallery."""
+def _answers(
+    labels: Labels, kind: QueryKind, query: Query, fits: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Right answers (N,), and portraits (N,) that are out of the gallery; fits (N,): those that the query's description
+    fits, None where it has none."""
     same = labels.identity == labels.identity[query.row]
     if kind == "face_frontal":
         frontal = labels.index == 0
@@ -143,9 +146,8 @@ def _answers(labels: Labels, kind: QueryKind, query: Query) -> tuple[NDArray[np.
     out = np.zeros(len(labels), dtype=bool)
     if query.face >= 0 and not query.stays:
         out[query.face] = True
-    if query.number is None:
+    if fits is None:
         return same & ~out, out
-    fits = fitting(labels, query.row, query.number)
     return (fits if kind == "text" else fits & same & ~out), out
 
 

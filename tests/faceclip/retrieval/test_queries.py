@@ -183,3 +183,10 @@ def test_given_numbers_of_captions_are_used_in_place_of_their_words():
         False,
         False,
     ]
+
+
+def test_a_gallery_without_frontal_portraits_allows_no_frontal_query(labels):
+    with pytest.raises(EmptyDatasetError, match="face_frontal"):
+        build_queries(replace(labels, index=None), "face_frontal")
+    with pytest.raises(EmptyDatasetError, match="text"):
+        queries_of(labels, "text", [])
