@@ -7,7 +7,6 @@ Two questions: do two portraits of one person agree in an attribute more often t
 nearest-neighbor search find the person in pictures from which the face was cut out?
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from eval.reports.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
-from faceclip.errors import EmptyDatasetError, FaceClipError
+from faceclip.errors import EmptyDatasetError
+from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, first_right_rank, identity_bootstrap, recall_at
 from faceclip.training.checkpoints import make_folder
 
@@ -153,24 +153,30 @@ def write_report(
     return report.write(out / "report.html")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.leakage", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", default="test")
-    options = parser.parse_args(arguments)
-    try:
-        make_folder(options.out, "--out ")
-        arrays = load_arrays(options.data, options.split, size=64)
-        agreements, searches = measure(arrays)
-        path = write_report(options.out, arrays, agreements, searches)
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass(kw_only=True)
+class LeakageSettings:
+    """What is searched, and where the report goes."""
+
+    data: Path = setting(help="data set folder")
+    out: Path = setting(help="receives results.json and report.html")
+    split: str = setting("test", "whose portraits")
+
+
+def search(settings: LeakageSettings) -> None:
+    """Measures, writes the report and prints the figures."""
+    make_folder(settings.out, "--out ")
+    arrays = load_arrays(settings.data, settings.split, size=64)
+    agreements, searches = measure(arrays)
+    path = write_report(settings.out, arrays, agreements, searches)
     for name, (value, chance) in searches.items():
         print(f"{name:<32} rank-1 {value}  chance {chance:.3f}")
     print(f"report: {path}")
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.leakage`; returns the exit status."""
+    usage = "usage: python -m eval.leakage --data DIR --out DIR [--split NAME]"
+    return run(search, LeakageSettings, arguments, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@
 Everything that the generator draws goes through the decoder, so these figures bound its own from above.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,8 @@ from eval.judges.panel import Judges, embed_faces, load_judges, look
 from eval.reports.report import write_json
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import FaceClipError
 from faceclip.faces.batches import detected_faces, labelled_faces
+from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.face import FaceViT
 from faceclip.training.towers.labels import JUDGED
@@ -91,36 +90,41 @@ def recognition_figures(
     return figures
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.restoration`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.restoration", description=__doc__.split("\n")[0])
-    parser.add_argument("--vae", type=Path, required=True, help="folder of an AutoencoderKL")
-    parser.add_argument("--data", type=Path, required=True, help="data set whose test people are restored")
-    parser.add_argument("--size", type=int, default=128, help="side of the portraits in px")
-    parser.add_argument("--people", type=int, default=60, help="how many test people")
-    parser.add_argument("--recognizer", type=Path, help="another first recognizer than the shipped one")
-    parser.add_argument("--second-recognizer", type=Path, help="another second recognizer than the shipped one")
-    parser.add_argument("--judge", type=Path, help="another judge than the shipped one")
-    parser.add_argument("--out", type=Path, help="file that gets the figures as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        check_least("--people", options.people, 2)
-        place = options.recognizer or weights.path("tiny/recognizer")
-        recognizer = load_model(FaceViT, place, "--recognizer")
-        figures = restoration_figures(
-            load_model(AutoencoderKL, options.vae, "--vae"),
-            load_judges(recognizer, options.judge, options.second_recognizer),
-            load_arrays(options.data, "test", size=options.size),
-            people=options.people,
-        )
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass(kw_only=True)
+class RestorationSettings:
+    """What is restored and who looks at it."""
+
+    vae: Path = setting(help="folder of an AutoencoderKL")
+    data: Path = setting(help="data set whose test people are restored")
+    size: int = setting(128, "side of the portraits in px")
+    people: int = setting(60, "how many test people")
+    recognizer: Path | None = setting(None, "another first recognizer than the shipped one")
+    second_recognizer: Path | None = setting(None, "another second recognizer than the shipped one")
+    judge: Path | None = setting(None, "another judge than the shipped one")
+    out: Path | None = setting(None, "file that gets the figures as JSON")
+
+
+def compare(settings: RestorationSettings) -> None:
+    """Measures, prints the figures and writes them where asked to."""
+    check_least("--people", settings.people, 2)
+    place = settings.recognizer or weights.path("tiny/recognizer")
+    recognizer = load_model(FaceViT, place, "--recognizer")
+    figures = restoration_figures(
+        load_model(AutoencoderKL, settings.vae, "--vae"),
+        load_judges(recognizer, settings.judge, settings.second_recognizer),
+        load_arrays(settings.data, "test", size=settings.size),
+        people=settings.people,
+    )
     for name, figure in figures.items():
         print(f"{name}: {figure}")
-    if options.out:
-        write_json(options.out, {name: asdict(figure) for name, figure in figures.items()})
-    return 0
+    if settings.out:
+        write_json(settings.out, {name: asdict(figure) for name, figure in figures.items()})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.restoration`; returns the exit status."""
+    usage = "usage: python -m eval.restoration --vae DIR --data DIR [--key VALUE …]"
+    return run(compare, RestorationSettings, arguments, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@ each face: the crop that was used, the fitted shading map, and what the model dr
 photographed person: this shows that detection, alignment, fitting and the pipeline run, not that they keep an identity.
 """
 
-import argparse
+import sys
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from faceclip.errors import FaceClipError
+from faceclip.errors import CheckpointError
 from faceclip.faces import prepare_faces
+from faceclip.settings import run, setting
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.marking.provenance import save_image, sheet_record
 
@@ -24,8 +26,21 @@ PHOTOS = {
 PROMPT = "A smiling person with red hair and round glasses."
 
 
-def draw(arguments: argparse.Namespace) -> None:
+@dataclass(kw_only=True)
+class DrawSettings:
+    """Which pipeline draws, and where the sheet goes."""
+
+    model: Path = setting(Path("runs/demo/generator/export"), "folder of a trained pipeline")
+    out: Path = setting(Path("runs/photos.png"), "the sheet")
+    steps: int = setting(8, "sampler steps")
+
+
+def draw(arguments: DrawSettings) -> None:
     """Writes the sheet of all faces."""
+    if not arguments.model.is_dir():
+        raise CheckpointError(
+            f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_generator`"
+        )
     pipeline = FaceMakeUpPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     rows = []
@@ -49,23 +64,10 @@ def draw(arguments: argparse.Namespace) -> None:
         for row, picture in enumerate(pictures):
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (column * side, row * side))
-    save_image(sheet, arguments.out, sheet_record(model=arguments.model, prompts=[PROMPT]))
+    save_image(sheet, arguments.out, sheet_record(model=str(arguments.model), prompts=[PROMPT]))
     print(f"{len(rows)} faces → {arguments.out}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="runs/demo/generator/export", help="folder of a trained pipeline")
-    parser.add_argument("--out", type=Path, default=Path("runs/photos.png"))
-    parser.add_argument("--steps", type=int, default=8)
-    arguments = parser.parse_args()
-    if not Path(arguments.model).is_dir():
-        parser.error(f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_generator`")
-    try:
-        draw(arguments)
-    except FaceClipError as error:
-        parser.exit(2, f"error: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    usage = "usage: python examples/photos.py [--model DIR] [--out FILE] [--steps NUMBER]"
+    sys.exit(run(draw, DrawSettings, flags=True, usage=usage))

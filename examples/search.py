@@ -3,7 +3,8 @@
 python examples/search.py GALLERY_DIR --face reference.png --text "a smiling person with red hair"
 """
 
-import argparse
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from faceclip.data.portraits import cut_square, square_around
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import EmptyDatasetError, FaceClipError, FaceError, NoFaceError
+from faceclip.errors import CheckpointError, ConfigError, EmptyDatasetError, FaceError, NoFaceError
 from faceclip.faces import prepare_face
 from faceclip.faces.batches import to_unit
+from faceclip.settings import run, setting
 from faceclip.towers.image import ImageTower
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -51,8 +53,32 @@ def embed_gallery(encoder: FaceCLIP, tower: ImageTower, paths: list[Path], reach
     return kept, torch.cat(vectors)
 
 
-def search(arguments: argparse.Namespace) -> None:
+@dataclass(kw_only=True)
+class SearchSettings:
+    """Where to search, and for what."""
+
+    gallery: Path = setting(help="folder of pictures, one person on each", positional=True)
+    face: Path | None = setting(None, "picture of the person to look for")
+    text: str | None = setting(None, "what the picture shows")
+    model: Path = setting(Path("runs/demo/encoder/export"), "export of train_encoder")
+    reach: float = setting(1.7, "side of the image tower's square in sides of the aligned face, as in training")
+    count: int = setting(5, "pictures to name")
+
+    def __post_init__(self) -> None:
+        if self.face is None and self.text is None:
+            raise ConfigError("give --face, --text, or both")
+        if self.count < 1:
+            raise ConfigError(f"--count must be at least 1, got {self.count}")
+
+
+def search(arguments: SearchSettings) -> None:
     """Prints the pictures of the gallery that fit best, with their scores."""
+    if not arguments.model.is_dir():
+        raise CheckpointError(
+            f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_encoder`"
+        )
+    if not arguments.gallery.is_dir():
+        raise ConfigError(f"gallery: no folder {arguments.gallery}; name one that holds pictures of people")
     encoder = FaceCLIP.from_pretrained(arguments.model).eval()
     tower = ImageTower.from_pretrained(f"{arguments.model}/image_tower").eval()
     paths = sorted(path for path in arguments.gallery.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -69,32 +95,6 @@ def search(arguments: argparse.Namespace) -> None:
         print(f"{score:.3f}  {kept[row]}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("gallery", type=Path, help="folder of pictures, one person on each")
-    parser.add_argument("--face", type=Path, help="picture of the person to look for")
-    parser.add_argument("--text", help="what the picture shows")
-    parser.add_argument("--model", default="runs/demo/encoder/export", help="export of train_encoder")
-    parser.add_argument(
-        "--reach",
-        type=float,
-        default=1.7,
-        help="side of the square that the image tower sees, in sides of the aligned face: data.portrait of the training"
-        " (default 1.7, as synthetic portraits are framed)",
-    )
-    parser.add_argument("--count", type=int, default=5)
-    arguments = parser.parse_args()
-    if arguments.face is None and arguments.text is None:
-        parser.error("give --face, --text, or both")
-    if not Path(arguments.model).is_dir():
-        parser.error(f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_encoder`")
-    if not arguments.gallery.is_dir():
-        parser.error(f"gallery: no folder {arguments.gallery}; name one that holds pictures of people")
-    try:
-        search(arguments)
-    except FaceClipError as error:
-        parser.exit(2, f"error: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    usage = "usage: python examples/search.py GALLERY [--face FILE] [--text TEXT] [--key VALUE …]"
+    sys.exit(run(search, SearchSettings, flags=True, usage=usage))

@@ -10,16 +10,13 @@ trained on cached features. Leaves `OUT/export` (and `OUT/best`): FaceCLIP and i
 `FaceCLIP.from_pretrained`.
 """
 
-import signal
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
-from faceclip.errors import FaceClipError
 from faceclip.storage.hashes import module_hash
-from faceclip.training import Result, Trainer, parse_config
+from faceclip.training import Result, Trainer, run_training
 from train_encoder.config import PRESETS, EncoderConfig, data_config
 from train_encoder.features import SplitFeatures, check_apart, features_of
 from train_encoder.queries import QuerySource
@@ -67,21 +64,7 @@ def training_facts(start: Start, features: SplitFeatures) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    try:
-        result = train(parse_config(EncoderConfig, sys.argv[1:] if argv is None else argv, presets=PRESETS))
-    except FaceClipError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
-    processes = PartialState()
-    if processes.is_main_process:
-        for name, value in result.metrics.items():
-            print(f"{name}: {value:.4f}")
-        print(f"exported to {result.export}")
-    processes.destroy_process_group()
-    return 0
+    return run_training(train, EncoderConfig, argv, presets=PRESETS)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from faceclip.data.blocks import ROWS, Builder, kept_rows
 from faceclip.data.mapping import DataConfig, kept_for_validation, text_hash
 from faceclip.data.records import Caption
 from faceclip.data.sources import find_layout
-from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.faces.align import encoder_crop
+from faceclip.settings import run
 from faceclip.storage.hashes import bytes_hash
 from faceclip.storage.locks import locked_cache
 from faceclip.storage.shards import ShardedArray
-from faceclip.training import parse_config
 from train_encoder.config import PRESETS, EncoderConfig, cache_folder, data_config
 from train_encoder.feature_shards import FeatureBuilder
 from train_encoder.frozen import FrozenTowers
@@ -286,19 +286,18 @@ def build_all(config: EncoderConfig) -> Iterator[str]:
             yield f"{split}: states of the text towers {states.states.shape}"
 
 
+def build(config: EncoderConfig) -> None:
+    """Builds all features and prints what there is of each split."""
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    for line in build_all(config):
+        print(line)
+    print(f"features in {cache_folder(config)}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    try:
-        config = parse_config(EncoderConfig, sys.argv[1:] if argv is None else argv, presets=PRESETS)
-        if config.trainer.num_threads is not None:
-            torch.set_num_threads(config.trainer.num_threads)
-        for line in build_all(config):
-            print(line)
-    except FaceClipError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(f"features in {cache_folder(config)}")
-    return 0
+    return run(build, EncoderConfig, argv, presets=PRESETS, interrupted="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ Base, joint encoder, VAE and recognizer stay frozen; LoRA, identity channel and 
 `OUT/export`, loadable by `FaceMakeUpPipeline.from_pretrained`.
 """
 
-import signal
 import sys
 from pathlib import Path
 
 import torch
 
-from faceclip.errors import ConfigError, FaceClipError
-from faceclip.training import Result, Trainer, parse_config
+from faceclip.errors import ConfigError
+from faceclip.training import Result, Trainer, run_training
 from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
@@ -78,18 +77,7 @@ def train(config: GeneratorConfig) -> Result:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    try:
-        result = train(parse_config(GeneratorConfig, sys.argv[1:] if argv is None else argv, presets=PRESETS))
-    except FaceClipError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
-    for name, value in result.metrics.items():
-        print(f"{name}: {value:.4f}")
-    print(f"exported to {result.export}")
-    return 0
+    return run_training(train, GeneratorConfig, argv, presets=PRESETS)
 
 
 if __name__ == "__main__":

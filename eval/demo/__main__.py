@@ -6,11 +6,10 @@ Finished stages are skipped when the command is run again; an interrupted one go
 command changed, and all after it, start from nothing; so does everything after an upgrade of the package or weights.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from eval.demo.process import Stopped, run_command, stop_on_signals
 from eval.demo.records import Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
 from faceclip.errors import FaceClipError
+from faceclip.settings import run, setting
 from faceclip.training.checkpoints import make_folder
 
 
@@ -82,33 +82,38 @@ def run_demo(root: Path, config: DemoConfig, console: Console) -> Path:
     return root / "report.html"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--config", help="sizes of the demo as JSON, such as '{\"images_per_arm\": 100}'")
-    options = parser.parse_args(arguments)
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(DemoConfig):
+    """Where the demo runs, and its sizes, which must go together."""
+
+    out: Path = setting(Path("runs/demo"), "folder of the demo")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_stages(self.out, self)
+
+
+def demonstrate(settings: DemoSettings) -> int:
+    """Runs the demo; returns the exit status."""
     console = Console()
+    make_folder(settings.out, "--out ")
     try:
-        config = DemoConfig(**json.loads(options.config)) if options.config else DemoConfig()
-        make_stages(options.out, config)  # refuses sizes that do not go together
-    except (TypeError, ValueError) as error:
-        print(f"error: --config: {error}", file=sys.stderr)
-        return 2
-    try:
-        make_folder(options.out, "--out ")
         with stop_on_signals():
-            path = run_demo(options.out, config, console)
+            path = run_demo(settings.out, settings, console)
     except StageFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Stopped as stop:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stop.number
     console.print(f"\nreport: [bold]{path.resolve()}[/bold]")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.demo`; returns the exit status."""
+    usage = "usage: python -m eval.demo [--out DIR] [--key VALUE …] [--config '{\"images_per_arm\": 100}']"
+    return run(demonstrate, DemoSettings, arguments, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

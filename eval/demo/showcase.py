@@ -5,6 +5,7 @@ python -m eval.demo.showcase runs/demo
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from eval.demo.stages import GUIDANCE, SAMPLER_STEPS
 from eval.reports.report import Report
 from eval.reports.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import ConfigError, FaceClipError
+from faceclip.errors import ConfigError
+from faceclip.settings import run, setting
 from makeup_plugin.marking.provenance import sheet_record
 
 PROMPTS = (
@@ -119,17 +121,22 @@ def build_report(root: Path) -> Path:
     return report.write(root / "report.html")
 
 
+@dataclass(kw_only=True)
+class ShowcaseSettings:
+    """What is shown."""
+
+    run: Path = setting(help="folder of a demo", positional=True)
+
+
+def show(settings: ShowcaseSettings) -> None:
+    """Builds the report and says where it is."""
+    print(f"report: {build_report(settings.run)}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    if len(words) != 1:
-        print("usage: python -m eval.demo.showcase RUN_FOLDER", file=sys.stderr)
-        return 2
-    try:
-        print(f"report: {build_report(Path(words[0]))}")
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Entry point of `python -m eval.demo.showcase`; returns the exit status."""
+    usage = "usage: python -m eval.demo.showcase RUN_FOLDER"
+    return run(show, ShowcaseSettings, arguments, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

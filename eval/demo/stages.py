@@ -9,6 +9,7 @@ from pathlib import Path
 
 from faceclip.errors import ConfigError
 from faceclip.people.plan import Request, plan_shards
+from faceclip.settings import setting
 
 GUIDANCE = 2.0  # the tiny base was trained to follow its prompts; more makes colors and features coarse
 SAMPLER_STEPS = 8  # stage 2 looks at its own six-step samples; the person shows less with 20 steps
@@ -18,18 +19,18 @@ SAMPLER_STEPS = 8  # stage 2 looks at its own six-step samples; the person shows
 class DemoConfig:
     """Sizes of the demo. `data_seed` is none of those whose data trained the shipped towers (2026, 2027)."""
 
-    identities: int = 420
-    images_per_identity: int = 6
-    splits: tuple[int, int, int] = (330, 30, 60)
-    size: int = 128
-    data_seed: int = 31
-    encoder_steps: int = 300
-    generator_steps: int = 600
-    queries: int = 360
-    images_per_arm: int = 24
+    identities: int = setting(420, "people")
+    images_per_identity: int = setting(6, "portraits of each")
+    splits: tuple[int, int, int] = setting((330, 30, 60), "people for training, validation and test")
+    size: int = setting(128, "side of the portraits in px")
+    data_seed: int = setting(31, "of the people")
+    encoder_steps: int = setting(300, "of stage 1")
+    generator_steps: int = setting(600, "of stage 2")
+    queries: int = setting(360, "of the retrieval")
+    images_per_arm: int = setting(24, "pictures of each arm")
 
     def __post_init__(self) -> None:
-        counts = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "splits"}
+        counts = {item.name: getattr(self, item.name) for item in fields(DemoConfig) if item.name != "splits"}
         for name, value in counts.items():
             least = 0 if name == "data_seed" else 1
             if type(value) is not int or value < least:

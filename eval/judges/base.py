@@ -20,11 +20,11 @@ from eval.judges.networks import Judge
 from eval.prompt import prompt_scores
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import ConfigError, FaceClipError
+from faceclip.errors import ConfigError
+from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.towers.text import TextTower
 from faceclip.towers.text_pair import TextPair
-from faceclip.training import parse_config
 from faceclip.training.towers.command import renew_cards
 from faceclip.training.towers.labels import JUDGED
 from makeup_plugin.plain_sampling import sample_portraits
@@ -32,22 +32,18 @@ from makeup_plugin.plain_sampling import sample_portraits
 
 @dataclass(kw_only=True)
 class BaseMeasurement:
-    """`vae`, `text_l`, `text_g`, `judge`: folders of the networks that take part (empty: the shipped ones).
+    """What is measured and with what. 1,600 pictures name each judged attribute for more than 200 of 300 people."""
 
-    `images`: how many pictures the figures stand on; 1,600 name each judged attribute for more than 200 of 300 people.
-    `precision`: bf16 products make 1,600 pictures in about half the time.
-    """
-
-    export: str = ""
-    data: str = ""
-    vae: str = ""
-    text_l: str = ""
-    text_g: str = ""
-    judge: str = ""
-    images: int = 1600
-    guidance: float = 2.0
-    steps: int = 20
-    precision: Literal["fp32", "bf16"] = "bf16"
+    export: str = setting("", "export of `python -m train_generator.towers.base`", path=True)
+    data: str = setting("", "data set of its card", path=True)
+    vae: str = setting("", "autoencoder; '': the shipped one", path=True)
+    text_l: str = setting("", "text tower; '': the shipped one", path=True)
+    text_g: str = setting("", "text tower; '': the shipped one", path=True)
+    judge: str = setting("", "judge; '': the shipped one", path=True)
+    images: int = setting(1600, "pictures that the figures stand on")
+    guidance: float = setting(2.0, "of these pictures")
+    steps: int = setting(20, "of these pictures")
+    precision: Literal["fp32", "bf16"] = setting("bf16", "bf16 products make the pictures in about half the time")
 
     def __post_init__(self) -> None:
         for name, remedy in (("export", "the export of a base"), ("data", "the data set of its card")):
@@ -115,19 +111,18 @@ def _folder(given: str, shipped: str, package: str) -> Path:
     return Path(given) if given else weights.path(shipped, package=package)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.judges.base`; returns the exit status."""
-    try:
-        config = parse_config(BaseMeasurement, sys.argv[1:] if argv is None else argv)
-        export = Path(config.export)
-        figures: Mapping[str, Estimate] = renew_cards([export / "unet"], Path(config.data), lambda: measure(config))
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def measure_again(config: BaseMeasurement) -> None:
+    """Puts the judge's figures into the card of an export and prints them."""
+    export = Path(config.export)
+    figures: Mapping[str, Estimate] = renew_cards([export / "unet"], Path(config.data), lambda: measure(config))
     for name, figure in figures.items():
         print(f"{name}: {figure}")
     print(f"figures renewed in {export / 'unet'}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.judges.base`; returns the exit status."""
+    return run(measure_again, BaseMeasurement, argv)
 
 
 if __name__ == "__main__":

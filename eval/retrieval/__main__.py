@@ -3,8 +3,8 @@
 python -m eval.retrieval --model runs/encoder/export --data DIR --out runs/retrieval
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
 from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import ConfigError, EmptyDatasetError, FaceClipError
+from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.retrieval.labels import labels_of
 from faceclip.retrieval.queries import QUERY_KINDS, build_queries
+from faceclip.settings import run, setting
 from faceclip.training.checkpoints import make_folder
 
 COMPOSED = "face+text"
@@ -117,59 +118,66 @@ def add_detected(report: Report, found: dict[str, KindResult], facts: dict) -> N
         report.table(["space", "rank-1", "mAP", "joint − space, rank-1"], rows, caption=kind, emphasized=[0])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.retrieval", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="export folder of `python -m train_encoder`")
-    parser.add_argument("--data", type=Path, required=True, help="data set folder")
-    parser.add_argument("--out", type=Path, required=True, help="receives results.json and report.html")
-    parser.add_argument("--queries", type=int, default=2000, help="at most this many of each kind, spread evenly")
-    parser.add_argument("--kinds", default=",".join(QUERY_KINDS), help="comma-separated, of %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-detector", action="store_true", help="leave out the pass with detected faces")
-    parser.add_argument("--device", default="cpu", help="of the model, as cuda; faces are found on the CPU")
-    options = parser.parse_args(arguments)
-    try:
-        check_least("--queries", options.queries)
-        check_seed(options.seed)
-        kinds = tuple(options.kinds.split(","))
-        if unknown := [kind for kind in kinds if kind not in QUERY_KINDS]:
+@dataclass(kw_only=True)
+class RetrievalSettings:
+    """What is evaluated, and by which queries."""
+
+    model: Path = setting(help="export folder of `python -m train_encoder`")
+    data: Path = setting(help="data set folder")
+    out: Path = setting(help="receives results.json and report.html")
+    queries: int = setting(2000, "at most this many of each kind, spread evenly")
+    kinds: str = setting(",".join(QUERY_KINDS), "comma-separated, of the default's")
+    seed: int = setting(0, "of the choice of queries")
+    detector: bool = setting(True, "--no-detector leaves out the pass with detected faces")
+    device: str = setting("cpu", "of the model, as cuda; faces are found on the CPU")
+
+    def __post_init__(self) -> None:
+        check_least("--queries", self.queries)
+        check_seed(self.seed)
+        if unknown := [kind for kind in self.kinds.split(",") if kind not in QUERY_KINDS]:
             raise ConfigError(f"--kinds: {unknown[0]!r} is none of {', '.join(QUERY_KINDS)}")
-        device = use_device(options.device)
-        make_folder(options.out, "--out ")
-        model = RetrievalModel.from_pretrained(options.model, device)
-        test = load_arrays(options.data, "test", labelled=False)
-        validation = load_arrays(options.data, "validation", labelled=False)
-        results, found, facts = evaluate(
-            model,
-            test,
-            validation,
-            kinds=kinds,
-            limit=options.queries,
-            seed=options.seed,
-            detector=not options.no_detector,
-        )
-        settings = {
-            "queries": options.queries,
-            "seed": options.seed,
-            "model": model_hash(options.model),
-            "data": test.content_hash,
-            "validation data": validation.content_hash,
-        }
-        write_results(options.out, results, found, facts, settings)
-        people = len(np.unique(test.identity))
-        report = Report("Retrieval", f"{people} test identities, {len(test):,} portraits.")
-        add_sections(report, results, test.images)
-        add_detected(report, found, facts)
-        path = report.write(options.out / "report.html")
-        report.save_parts(options.out / "report.json")
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+
+def search_and_report(settings: RetrievalSettings) -> None:
+    """Evaluates, writes the results and the report, and prints the figures."""
+    device = use_device(settings.device)
+    make_folder(settings.out, "--out ")
+    model = RetrievalModel.from_pretrained(settings.model, device)
+    test = load_arrays(settings.data, "test", labelled=False)
+    validation = load_arrays(settings.data, "validation", labelled=False)
+    results, found, facts = evaluate(
+        model,
+        test,
+        validation,
+        kinds=tuple(settings.kinds.split(",")),
+        limit=settings.queries,
+        seed=settings.seed,
+        detector=settings.detector,
+    )
+    noted = {
+        "queries": settings.queries,
+        "seed": settings.seed,
+        "model": model_hash(settings.model),
+        "data": test.content_hash,
+        "validation data": validation.content_hash,
+    }
+    write_results(settings.out, results, found, facts, noted)
+    people = len(np.unique(test.identity))
+    report = Report("Retrieval", f"{people} test identities, {len(test):,} portraits.")
+    add_sections(report, results, test.images)
+    add_detected(report, found, facts)
+    path = report.write(settings.out / "report.html")
+    report.save_parts(settings.out / "report.json")
     for kind, result in results.items():
         for name, outcome in result.outcomes.items():
             print(f"{kind:>13} {name:<32} rank-1 {outcome.summary['rank-1']}  mAP {outcome.summary['mAP']}")
     print(f"report: {path}")
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.retrieval`; returns the exit status."""
+    usage = "usage: python -m eval.retrieval --model EXPORT --data DIR --out DIR [--key VALUE …]"
+    return run(search_and_report, RetrievalSettings, arguments, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

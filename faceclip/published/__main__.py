@@ -5,31 +5,37 @@ python -m faceclip.published export DIR face_clip_encoder.pt
 python -m faceclip.published convert-unet unet.pt OUT
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from faceclip.errors import FaceClipError
 from faceclip.published.checkpoint import convert, convert_unet, export
 from faceclip.published.files import LICENSE
+from faceclip.settings import run, setting
 
 _ACTIONS = {"convert": convert, "export": export, "convert-unet": convert_unet}
 
 
+@dataclass(kw_only=True)
+class Conversion:
+    """What is converted and where to."""
+
+    action: Literal["convert", "export", "convert-unet"] = setting(help="what to do", positional=True)
+    source: Path = setting(help="file of the release, or (export) a converted folder", positional=True)
+    target: Path = setting(help="new folder, or (export) new file", positional=True)
+
+
+def work(settings: Conversion) -> None:
+    """Converts and prints the licence."""
+    _ACTIONS[settings.action](settings.source, settings.target)
+    print(f"{settings.target} written. The published FaceCLIP weights are licensed {LICENSE}: no commercial use.")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=tuple(_ACTIONS))
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    arguments = parser.parse_args(argv)
-    try:
-        _ACTIONS[arguments.action](arguments.source, arguments.target)
-    except FaceClipError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.target} written. The published FaceCLIP weights are licensed {LICENSE}: no commercial use.")
-    return 0
+    usage = f"usage: python -m faceclip.published {'|'.join(_ACTIONS)} SOURCE TARGET"
+    return run(work, Conversion, argv, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def parse_config(
         _merge(values, read_yaml(presets / f"{preset}.yaml"))
     file = words.config
     if file is not None:
-        _merge(values, _inline(file) if file.lstrip().startswith("{") else read_yaml(Path(file).expanduser()))
+        _merge(values, _inline(file) if file.lstrip().startswith("{") else read_yaml(Path(file), option="--config "))
     for keys, value in words.settings:
         _merge(values, _nested(keys, value))
     try:
@@ -56,6 +56,11 @@ def parse_config(
         if file is None:
             raise
         raise ConfigError(f"{error} (with --config {clipped(file, 400)})") from error
+
+
+def plain_words(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words of a command line in one spelling: `--preset NAME`, `--config FILE` and `key=value`."""
+    return _Words(cls, argv, flags=False).plain
 
 
 def load_config(cls: type[T], path: Path) -> T:
@@ -118,6 +123,7 @@ class _Words:
         self.config: str | None = None
         self.help = False
         self.settings: list[tuple[list[str], Any]] = []
+        self.plain: list[str] = []
         self._positional = [field.name for field in dataclasses.fields(cls) if about(field).positional]
         self._rest = list(argv)
         while self._rest and not self.help:
@@ -131,6 +137,7 @@ class _Words:
             if not equals:
                 value = self._following(option)
             setattr(self, option[2:], value)
+            self.plain += [option, value]
         elif word.startswith("--"):
             self._take_flag(option, value if equals else None)
         elif self._positional and not (equals and option.split(".")[0] in self._names()):
@@ -147,7 +154,7 @@ class _Words:
         if value is None and key.startswith("no_") and key not in self._names():
             positive = key.removeprefix("no_")
             if positive in self._names() and _field(self._cls, positive.split("."), option)[0] is bool:
-                self.settings.append((positive.split("."), False))
+                self._add(positive, "false", option)
                 return
         hint, _ = _field(self._cls, key.split("."), clipped(option))
         if value is None:
@@ -168,6 +175,7 @@ class _Words:
     def _add(self, key: str, text: str, name: str) -> None:
         keys, name = key.split("."), clipped(name)
         hint, path = _field(self._cls, keys, name)
+        self.plain.append(f"{key}={text}")
         self.settings.append((keys, from_text(text, hint, name, _build, path=path)))
 
     def _names(self) -> set[str]:

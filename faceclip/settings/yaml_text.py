@@ -4,6 +4,7 @@ The reader resolves no type, knows no tag and calls no constructor. Nesting, nod
 bombs and deep brackets end in one line.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ class Plain(str):
     __slots__ = ()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file, its scalars as in `parse_yaml`. Raises ConfigError that names the file."""
-    path, where = Path(path), clipped(str(path), 400)
+def read_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file, its scalars as in `parse_yaml`.
+
+    Raises ConfigError that names the file, after the `option` that gave it.
+    """
+    path, where = Path(os.path.expanduser(path)), f"{option}{clipped(str(path), 400)}"
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{where}: expected a configuration file, this is a folder or a device")

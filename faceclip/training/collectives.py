@@ -13,6 +13,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_main_process() -> bool:
+    """Whether this process writes and prints for all."""
+    return world_size() == 1 or dist.get_rank() == 0
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, without gradient; every rank gets it."""
     value = value.detach().clone()

@@ -306,7 +306,7 @@ def test_numbers_below_one_are_named_before_anything_runs(name):
 def test_an_empty_fitter_folder_is_named(arguments, tmp_path, capsys):
     (tmp_path / "fitter").mkdir()
     assert main([*arguments, f"out={tmp_path / 'run'}", f"fitter={tmp_path / 'fitter'}"]) == 2
-    assert f"CheckpointError: fitter={tmp_path / 'fitter'} cannot be loaded" in capsys.readouterr().err
+    assert f"error: fitter={tmp_path / 'fitter'} cannot be loaded" in capsys.readouterr().err
 
 
 def test_a_published_encoder_with_a_named_image_tower(arguments, tmp_path, capsys):

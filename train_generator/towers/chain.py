@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from faceclip.errors import ConfigError, DataError, FaceClipError
-from faceclip.training import parse_config
+from faceclip.errors import ConfigError, DataError
+from faceclip.settings import run, setting
 
 PRESETS = Path(__file__).parent / "chains"
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -30,26 +30,21 @@ DONE = "done"
 
 @dataclass(kw_only=True)
 class ChainConfig:
-    """`stages`: by name, in order, the words after `python -m` of each; {out} in them is this chain's folder. `more`:
-    words that are added to a stage's; `gpu`: those that are added first with `machine` gpu, such as larger batches.
-    `only`: the stages to run, all of them where it is empty.
-
-    `seconds`: how long to run, 0 for until the end; `grace`: seconds that a stage has to save and end. `parts`: folder
-    of the finished exports in parts of at most `part_mib`, empty for none.
+    """The stages and how long they may run.
 
     Raises ConfigError for unknown names and for times and sizes that cannot be.
     """
 
-    out: str = "runs/chain"
-    stages: dict[str, list[str]] = field(default_factory=dict)
-    more: dict[str, list[str]] = field(default_factory=dict)
-    gpu: dict[str, list[str]] = field(default_factory=dict)
-    machine: Literal["cpu", "gpu"] = "cpu"
-    only: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    grace: float = 60.0
-    parts: str = ""
-    part_mib: float = 15.0
+    out: str = setting("runs/chain", "folder of the chain; {out} in a stage's words", path=True)
+    stages: dict[str, list[str]] = setting(factory=dict, help="by name, in order, the words after `python -m` of each")
+    more: dict[str, list[str]] = setting(factory=dict, help="words added to a stage's")
+    gpu: dict[str, list[str]] = setting(factory=dict, help="words added first with machine=gpu, such as larger batches")
+    machine: Literal["cpu", "gpu"] = setting("cpu", "whose words count")
+    only: list[str] = setting(factory=list, help="stages to run; []: all")
+    seconds: float = setting(0.0, "how long to run; 0: until the end")
+    grace: float = setting(60.0, "seconds that a stage has to save and end")
+    parts: str = setting("", "folder of the finished exports in parts; '': none", path=True)
+    part_mib: float = setting(15.0, "greatest size of a part")
 
     def __post_init__(self) -> None:
         for key, names in (("only", self.only), ("more", list(self.more)), ("gpu", list(self.gpu))):
@@ -142,21 +137,21 @@ def pack(out: Path, parts: Path, part_mib: float) -> list[Path]:
     return found
 
 
+def make(config: ChainConfig) -> int:
+    """Runs the chain and packs what is finished; returns the exit status."""
+    finished = run_chain(config)
+    if config.parts:
+        for part in pack(Path(config.out), Path(config.parts), config.part_mib):
+            print(part)
+    return 0 if finished else TRY_AGAIN
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m train_generator.towers.chain`; returns the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if not any(word.startswith(("--preset", "--config")) for word in words):
+    if not any(word.startswith(("--preset", "--config", "-h", "--help")) for word in words):
         words = ["--preset", "portraits", *words]
-    try:
-        config = parse_config(ChainConfig, words, presets=PRESETS)
-        finished = run_chain(config)
-        if config.parts:
-            for part in pack(Path(config.out), Path(config.parts), config.part_mib):
-                print(part)
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0 if finished else TRY_AGAIN
+    return run(make, ChainConfig, words, presets=PRESETS, interrupted="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

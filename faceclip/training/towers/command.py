@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from faceclip.errors import CheckpointError, ConfigError, DataError, FaceClipError
-from faceclip.settings import setting
+from faceclip.errors import CheckpointError, ConfigError, DataError
+from faceclip.settings import guarded, setting
+from faceclip.settings.config import plain_words
 from faceclip.storage.files import replacing
 from faceclip.storage.folders import MANIFEST, write_atomically
 from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
+from faceclip.training.command import INTERRUPTED
 from faceclip.training.towers.card import (
     Card,
     Metric,
@@ -87,20 +89,19 @@ def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options
     Prints the figures, or the error of a user; returns the exit status.
     """
     words, tower = sys.argv[1:] if argv is None else list(argv), Tower(**options)
-    try:
+
+    def work() -> None:
         if words[:1] == ["--measure"]:
             export, metrics = measure_again(config_class, words[1:], tower)
             done = f"figures renewed in {export}"
         else:
             export, metrics = train_tower(config_class, words, tower)
             done = f"exported to {export}"
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for key, metric in metrics.items():
-        print(f"{key}: {metric}")
-    print(done)
-    return 0
+        for key, metric in metrics.items():
+            print(f"{key}: {metric}")
+        print(done)
+
+    return guarded(work, interrupted=INTERRUPTED)
 
 
 def measure_again(config_class: type[TowerConfig], words: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
@@ -170,7 +171,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
     card = Card(
         title=tower.title,
         summary=tower.summary,
-        command=_command(tower, argv),
+        command=_command(tower, plain_words(config_class, argv)),
         seed=trainer.seed,
         steps=trainer.steps,
         samples=trainer.steps * trainer.batch_size * trainer.accumulate,

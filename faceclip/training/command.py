@@ -1,0 +1,27 @@
+"""The command of a stage: train by its configuration, then print the last figures and where the export lies."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from faceclip.settings import run
+from faceclip.training.collectives import is_main_process
+from faceclip.training.interfaces import Result
+
+T = TypeVar("T")
+INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+
+
+def run_training(
+    train: Callable[[T], Result], config_class: type[T], argv: Sequence[str] | None, *, presets: Path
+) -> int:
+    """`faceclip.settings.run` for a function that trains; only the main process prints its result."""
+
+    def work(config: T) -> None:
+        result = train(config)
+        if is_main_process():
+            for name, value in result.metrics.items():
+                print(f"{name}: {value:.4f}")
+            print(f"exported to {result.export}")
+
+    return run(work, config_class, argv, presets=presets, interrupted=INTERRUPTED)
