@@ -44,6 +44,7 @@ def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = Fa
     Raises ConfigError that begins with `key`.
     """
     members = options(hint)
+    path = path or Path in members
     if text in ("''", '""'):
         return coerce("", hint, key, nested, path=path)
     if type(None) in members and text and text in _NULL and not (path and text == "~"):
@@ -67,7 +68,7 @@ def coerce(value: Any, hint: Any, key: str, nested: Nested, *, path: bool = Fals
     text, text to Path, list to tuple. Raises ConfigError that begins with `key`.
     """
     try:
-        return _coerced(value, hint, key, nested, path)
+        return _coerced(value, hint, key, nested, path or Path in options(hint))
     except _Unfit:
         raise ConfigError(f"{key}: expected {shown_type(hint)}, got {_what(value)}") from None
 
