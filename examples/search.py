@@ -97,4 +97,5 @@ def search(arguments: SearchSettings) -> None:
 
 if __name__ == "__main__":
     usage = "usage: python examples/search.py GALLERY [--face FILE] [--text TEXT] [--key VALUE …]"
-    sys.exit(run(search, SearchSettings, flags=True, usage=usage))
+    if status := run(search, SearchSettings, flags=True, usage=usage):
+        sys.exit(status)

@@ -42,7 +42,11 @@ def _line(field: dataclasses.Field, hint: Any, key: str, flags: bool) -> str:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    shown = "required" if default is dataclasses.MISSING else f"default {default!r}"
+    shown = (
+        "required"
+        if default is dataclasses.MISSING
+        else f"default {str(default) if isinstance(default, Path) else default!r}"
+    )
     name = key.upper() if noted.positional else f"--{key.replace('_', '-')}" if flags else key
     line = f"  {name}: {shown_type(hint)} ({shown})"
     if noted.help:
