@@ -52,7 +52,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "faceclip.statistics": ("tests/faceclip/test_statistics.py",),
     "eval.metrics": ("tests/eval/test_metrics.py",),
-    "faceclip.retrieval.labels": ("tests/faceclip/retrieval/test_queries.py",),
+    "faceclip.retrieval.labels": (
+        "tests/faceclip/retrieval/test_labels.py",
+        "tests/faceclip/retrieval/test_queries.py",
+    ),
     "faceclip.retrieval.queries": ("tests/faceclip/retrieval/test_queries.py",),
     "eval.retrieval.search": ("tests/eval/retrieval/test_search.py",),
     "eval.retrieval.spaces": ("tests/eval/retrieval/test_spaces.py",),
