@@ -52,7 +52,6 @@ class GeneratorTask(Task):
             for part in (pipeline.unet, pipeline.shading_channel):
                 if part is not None:
                     checkpoint_gradients(part)
-        pipeline.joint_encoder.freeze_towers()
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.faces = LatentFaces(vae=pipeline.vae, recognizer=pipeline.joint_encoder.face_encoder)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
