@@ -199,7 +199,7 @@ class BaseTask(Task):
         if "classifier" in self.modules:
             config = self.config
             read = attribute_loss(self.modules["classifier"](noisy, timesteps).logits, batch["classes"])
-            drawn, distance = self._drawn_losses(prediction, noisy, timesteps, batch, context)
+            drawn, distance = self.drawn_losses(prediction, noisy, timesteps, batch, context)
             warmth = min(1.0, context.step / max(1, config.attribute_warmup))
             total = total + read + warmth * (config.attribute_weight * drawn + config.feature_weight * distance)
             parts |= {"read": read.detach(), "drawn": drawn.detach(), "features": distance.detach()}
@@ -218,7 +218,7 @@ class BaseTask(Task):
         )
         return self.modules["alignment"](features, targets, seen)
 
-    def _drawn_losses(
+    def drawn_losses(
         self, prediction: Tensor, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor], context: StepContext
     ) -> tuple[Tensor, Tensor]:
         """How badly the classifier finds what the text names in the estimated clean latents, and how far its features

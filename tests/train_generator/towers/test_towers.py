@@ -252,7 +252,7 @@ def test_classifier_reads_the_estimated_latents(base_words):
     timesteps, noise = torch.tensor([100, 500, 990]), torch.randn(batch["latents"].shape)
     noisy = task.scheduler.add_noise(batch["latents"], noise, timesteps)
     velocity = task.scheduler.get_velocity(batch["latents"], noise, timesteps)
-    drawn, distance = task._drawn_losses(velocity, noisy, timesteps, batch, context_of(0))
+    drawn, distance = task.drawn_losses(velocity, noisy, timesteps, batch, context_of(0))
     # The true velocity implies the true latents, noised again between half of their timestep and all of it.
     generator = torch.Generator().manual_seed(0)
     lower = (timesteps * (0.5 + 0.5 * torch.rand(3, generator=generator))).long()
@@ -261,7 +261,7 @@ def test_classifier_reads_the_estimated_latents(base_words):
     expected = attribute_loss(task.modules["classifier"](again, lower).logits, classes)
     torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
     assert 0 <= distance < 1e-6
-    _, other = task._drawn_losses(-velocity, noisy, timesteps, batch, context_of(0))
+    _, other = task.drawn_losses(-velocity, noisy, timesteps, batch, context_of(0))
     assert other > 0.01
 
 
