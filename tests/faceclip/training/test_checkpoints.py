@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent: damage, full disks, kills between steps; the data order is a function."""
 
 import errno
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -10,15 +11,20 @@ import pytest
 import torch
 
 from faceclip.errors import CheckpointError, EmptyDatasetError
-from faceclip.storage.folders import remove_leftovers, write_atomically
+from faceclip.storage.folders import remove_leftovers, verify, write_atomically
 from faceclip.training import MapSource
 from faceclip.training.checkpoints import (
+    add_facts,
+    check_fit,
+    checkpoints,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    step_of,
 )
 from faceclip.training.optimization import rate_factor
 from faceclip.training.sampler import OrderedSampler, fetch, sample_rng
+from tests.full_disk import largest_file
 
 
 def save(directory: Path, step: int, value: float = 1.0) -> Path:
@@ -148,3 +154,100 @@ def test_rate_schedule_by_hand() -> None:
     values = [rate_factor(step, **options) for step in (0, 1, 2, 6, 10)]
     assert values == pytest.approx([0.5, 1.0, 1.0, 0.55, 0.1])
     assert rate_factor(9, **options | {"schedule": "constant"}) == 1.0
+
+
+def test_older_checkpoints_stay_until_the_new_one_is_in_place(tmp_path: Path) -> None:
+    """The only good checkpoint must survive a save that fails, whatever `keep` says."""
+    save_checkpoint(tmp_path, 1, {"w": torch.ones(3)}, {}, keep=1)
+    with largest_file(2000), pytest.raises(CheckpointError, match="step-00000002"):
+        save_checkpoint(tmp_path, 2, {"w": torch.ones(4000)}, {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert verify(tmp_path / "step-00000001") is None
+    save_checkpoint(tmp_path, 2, {"w": torch.ones(4000)}, {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        folder = save(tmp_path, 3, value)
+    assert load_checkpoint(folder)[0]["w"].tolist() == [2.0] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_the_manifest_holds_the_hash_of_every_file(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_bytes(b"abc")
+        (folder / "b").write_bytes(b"")
+
+    write_atomically(tmp_path / "deep" / "export", write)
+    stored = json.loads((tmp_path / "deep" / "export" / "manifest.json").read_text())
+    assert stored == {
+        "sha256": {
+            "b": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sub/a": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        }
+    }
+    assert verify(tmp_path / "deep" / "export") is None
+    (tmp_path / "deep" / "export" / "sub" / "a").write_bytes(b"abd")
+    assert "sub/a" in verify(tmp_path / "deep" / "export")
+
+
+def test_facts_are_added_to_those_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, 7, {"w": torch.zeros(1)}, {"step": 7, "best": None})
+    add_facts(tmp_path, 7, {"best": 0.5, "validated": True})
+    assert load_checkpoint(folder)[1] == {"step": 7, "best": 0.5, "validated": True}
+    add_facts(tmp_path, 7, {"best": 0.75})
+    assert load_checkpoint(folder)[1] == {"step": 7, "best": 0.75}
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        "state.safetensors",
+        "state.json",
+        "later.json",
+    }
+    (folder / "later.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"later\.json"):
+        load_checkpoint(folder)
+
+
+def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
+    ours = {"a": torch.zeros(2), "b": torch.zeros(3, 1)}
+    check_fit(tmp_path, dict(ours), ours)
+    for found, name in (
+        (ours | {"c": torch.zeros(1)}, "c"),
+        ({"a": ours["a"]}, "b"),
+        (ours | {"a": torch.zeros(3)}, "a"),
+        (ours | {"b": torch.zeros(1, 3)}, "b"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"\({name}\)"):
+            check_fit(tmp_path, found, ours)
+
+
+def test_checkpoints_are_ordered_by_their_step(tmp_path: Path) -> None:
+    for step in (100000000, 99999999, 5):
+        save_checkpoint(tmp_path, step, {"w": torch.zeros(1)}, {}, keep=9, previous=10**9)
+    (tmp_path / "step-00000006.txt").write_text("")
+    (tmp_path / "step-00000007").write_text("a file")
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == [5, 99999999, 100000000]
+    assert newest_checkpoint(tmp_path).name == "step-100000000"
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_loaded_tensors_are_copies(tmp_path: Path) -> None:
+    """A tensor mapped from the file would change with it, and is aligned otherwise than an allocated one."""
+    folder = save_checkpoint(tmp_path, 1, {"a": torch.ones(1, dtype=torch.uint8), "b": torch.arange(8.0)}, {})
+    tensors, _ = load_checkpoint(folder)
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors.values())
+    tensors["b"].add_(1)
+    assert load_checkpoint(folder)[0]["b"].tolist() == list(range(8))
+
+
+def test_leftovers_of_other_kinds_stay(tmp_path: Path) -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    whole = save(tmp_path, 4)
+    (tmp_path / f".{whole.name}.{done.pid}.old").mkdir()  # beside the new one: it was to be removed
+    (tmp_path / f".notes.{done.pid}.tmp").write_text("a file of somebody else")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {whole.name, f".notes.{done.pid}.tmp"}
+    assert verify(whole) is None

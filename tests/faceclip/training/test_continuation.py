@@ -15,7 +15,7 @@ from faceclip.settings import setting
 from faceclip.settings.fields import compared_on_resume
 from faceclip.training import Trainer, TrainerConfig
 from faceclip.training.checkpoints import load_checkpoint, save_checkpoint
-from faceclip.training.continuation import settings_of
+from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
 from tests.faceclip.training.test_trainer import Line, Numbers, config, weights
 from train_encoder.config import EncoderConfig
 from train_encoder.towers.clip import ClipConfig
@@ -112,3 +112,35 @@ def test_a_policy_counts_for_values_and_not_for_the_groups_that_hold_them() -> N
 
     assert compared_on_resume(Holder()) == {"inner.square": 1.0, "path": Path("x")}
     assert settings_of(TrainerConfig(), Holder())["path"] == "x"
+
+
+def test_what_differs_is_named_and_what_one_side_lacks_is_unknown(tmp_path: Path) -> None:
+    ours = {"a": 1, "b": "x", "c": [1, 2], "only ours": 1}
+    check_same_run(tmp_path, ours, {"a": 1, "b": "x", "c": [1, 2], "only theirs": 3})
+    check_same_run(tmp_path, ours, {})
+    with pytest.raises(CheckpointError) as refusal:
+        check_same_run(tmp_path, ours, {"a": 2, "b": "y", "c": [1, 2]})
+    assert "(a was 2, now 1, b was y, now x)" in str(refusal.value) and str(tmp_path) in str(refusal.value)
+
+
+def test_what_older_checkpoints_leave_unsaid() -> None:
+    run = {"seed": 1}
+    assert noted_run({"run": run}) == {"seed": 1, "layout": "replicated", "init": "none"}
+    assert noted_run({"run": run | {"layout": "zero-2", "init": "aa"}}) == {"seed": 1, "layout": "zero-2", "init": "aa"}
+    assert noted_run({"run": run, "settings": {"init": ""}})["init"] == "none"
+    assert "init" not in noted_run({"run": run, "settings": {"init": "hub/model"}})
+
+
+def test_a_run_may_end_where_its_checkpoint_stands_and_no_earlier(tmp_path: Path) -> None:
+    check_steps(tmp_path, 8, 8)
+    check_steps(tmp_path, 8, 9)
+    with pytest.raises(CheckpointError, match=r"step 8, beyond trainer\.steps=7"):
+        check_steps(tmp_path, 8, 7)
+
+
+def test_settings_of_nested_parts_have_dotted_keys() -> None:
+    found = settings_of(config(learning_rate=0.5), Command(loss=Weights(square=3.0)))
+    assert found["loss.square"] == 3.0 and found["trainer.learning_rate"] == 0.5
+    assert found["trainer.betas"] == [0.9, 0.99]  # as JSON gives it back
+    assert not {"out", "loss", "trainer", "trainer.seed", "trainer.steps"} & found.keys()
+    assert settings_of(config(), None).keys() == {key for key in found if key.startswith("trainer.")}

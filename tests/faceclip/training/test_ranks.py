@@ -6,8 +6,9 @@ from pathlib import Path
 from tests.ranks import run_ranks
 
 SCRIPT = """
-import os, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
+import torch
 sys.path.insert(0, os.getcwd())
 from faceclip.training import Trainer
 from tests.faceclip.training.test_trainer import Line, Numbers, config
@@ -29,6 +30,9 @@ if sys.argv[2] == "stop":
     def loss(batch, context):
         if main and context.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        if context.micro_step == 0:
+            draws = [torch.rand(()).item(), torch.rand((), generator=context.generator).item()]
+            (out / f"draws-{os.environ['RANK']}-{context.step}.json").write_text(json.dumps(draws))
         return inner(batch, context)
 
     task.loss = loss
@@ -42,10 +46,14 @@ else:
 """
 
 
-def test_no_rank_leaves_before_the_checkpoint_is_written(tmp_path: Path) -> None:
+def test_no_rank_leaves_before_the_checkpoint_is_written_and_each_draws_for_itself(tmp_path: Path) -> None:
     status, output = run_ranks(tmp_path / "ranks", "-c", SCRIPT, str(tmp_path), "stop")
     assert status == 0, output
     assert [(tmp_path / f"left-{rank}.txt").read_text() for rank in (0, 1)] == ["143 ['step-00000003']"] * 2
+    # Each rank draws for itself, in every step anew.
+    files = [tmp_path / f"draws-{rank}-{step}.json" for rank in (0, 1) for step in (0, 1, 2)]
+    draws = [draw for file in files for draw in json.loads(file.read_text())]
+    assert len(set(draws)) == 12
 
 
 def test_batch_sizes_of_a_deepspeed_file_are_replaced(tmp_path: Path) -> None:
