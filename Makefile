@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Two workers on two cores; one thread each, so that they do not fight for the cores.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow lint docs install clean
+.PHONY: demo test test-slow mutants lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Do the tests notice small errors? See docs/reliability.md; more arguments by MUTANTS='--only faceclip.losses'.
+mutants: install
+	nice $(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.mutants.operators import Mutation, draw, mutations
+from benchmarks.mutants.operators import Mutation, draw
 from benchmarks.mutants.table import DESELECTED, EQUIVALENT, MODULES, source_file
 
 WANTED = 0.9  # share of mutants to be killed
@@ -88,8 +88,9 @@ def sample(root: Path, modules: list[str], count: int, seed: int) -> list[tuple[
     queues = {}
     for module in modules:
         source = source_file(module, root).read_text()
-        found = [m for m in mutations(source) if (module, *m.lines(source)) not in EQUIVALENT]
-        queues[module] = draw(found, count, random.Random(f"{seed} {module}"))
+        spare = sum(known[0] == module for known in EQUIVALENT)
+        found = draw(source, 2 + count * 2 // len(modules) + spare, random.Random(f"{seed} {module}"))
+        queues[module] = [m for m in found if (module, *m.lines(source)) not in EQUIVALENT]
     order = random.Random(seed).sample(modules, len(modules))
     turns = [(turn, module) for turn in range(count) for module in order if turn < len(queues[module])]
     drawn = [(module, queues[module][turn]) for turn, module in turns[:count]]

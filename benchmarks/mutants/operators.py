@@ -95,23 +95,23 @@ class Mutation:
 
 
 def mutations(source: str) -> list[Mutation]:
-    """All mutations of a source text that still compile, in the order of the text."""
+    """All mutations of a source text in the order of the text; a few of them may not compile."""
     found = {(m.start, m.end, m.text): m for m in _Finder(source).find()}
-    ordered = sorted(found.values(), key=lambda m: (m.start, m.end, m.text))
-    return [mutation for mutation in ordered if _compiles(mutation.apply(source))]
+    return sorted(found.values(), key=lambda m: (m.start, m.end, m.text))
 
 
-def draw(found: list[Mutation], count: int, rng: random.Random) -> list[Mutation]:
-    """`count` of them (or all), the kinds taking turns, so that the many constants do not crowd out the rest."""
+def draw(source: str, count: int, rng: random.Random) -> list[Mutation]:
+    """`count` mutations that compile (or all), the kinds taking turns: there are many constants and few seeds."""
     kinds = defaultdict(list)
-    for mutation in found:
+    for mutation in mutations(source):
         kinds[mutation.kind].append(mutation)
     queues = [rng.sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
     rng.shuffle(queues)
     drawn: list[Mutation] = []
     while len(drawn) < count and any(queues):
-        drawn += [queue.pop() for queue in queues if queue]
-    return drawn[:count]
+        turn = [queue.pop() for queue in queues if queue][: count - len(drawn)]
+        drawn += [mutation for mutation in turn if _compiles(mutation.apply(source))]
+    return drawn
 
 
 def _compiles(source: str) -> bool:
@@ -180,9 +180,9 @@ class _Finder:
             case ast.UnaryOp(op=ast.USub() | ast.Not()):
                 kind = "sign" if isinstance(node.op, ast.USub) else "condition"
                 # Only the operator goes: parentheses of the operand stay where they are.
-                width = 1 if kind == "sign" else len("not")
-                start, _ = self._span(node)
-                yield self._replace(kind, start, start + width, "" if kind == "sign" else "bool")
+                start, end = self._span(node)
+                found = re.match(rb"-|not\s*", self.data[start:end])
+                yield self._replace(kind, start, start + found.end(), "")
             case ast.Constant(value=bool()):
                 yield self._of("constant", node, str(not node.value))
             case ast.Constant(value=int()):
