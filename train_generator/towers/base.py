@@ -351,9 +351,9 @@ def main(argv: list[str] | None = None) -> int:
             "The shipped weights of 64 px were trained in four goes, each from the one before (init=): 9,000 steps on "
             "the 2,000 people of seed 2026, 12,000 with region_weights on the 6,000 people of seed 2027, 7,500 more of "
             "the same (the first of 12,000 at a rate of 6e-4), and the 9,000 of this card with the losses of the "
-            "classifier, whose weights (attribute, feature) were 0.2, 1.5 up to step 1,858, 0.2, 3 up to 4,424 and 0.5, 3 after "
-            "it. The classifier learned on the same data beside it; the judge that gives the figures took no part. "
-            "Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m eval.judges.base "
+            "classifier, whose weights (attribute, feature) were 0.2, 1.5 up to step 1,858, 0.2, 3 up to 4,424 and "
+            "0.5, 3 after it. The classifier learned on the same data beside it; the judge that gives the figures took "
+            "no part. Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m eval.judges.base "
             "export=makeup_plugin/weights/tiny data=DIR`."
         ),
     )
