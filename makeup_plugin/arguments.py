@@ -1,4 +1,4 @@
-"""Checks of the pipeline's arguments: each error names the argument and what to give instead."""
+"""Checks of the pipeline's arguments. Each error names the argument and says what to give instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width in px, by default the UNet's sample size; multiples of the VAE's factor."""
+    """Height and width in px. The default is the UNet's sample size; both are multiples of `factor`, the VAE's.
+
+    Raises ConfigError for other numbers.
+    """
     sample = unet.config.sample_size
     default = (sample, sample) if isinstance(sample, int) else tuple(sample)
     height = default[0] * factor if height is None else whole_number("height", height)
@@ -28,27 +31,28 @@ def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, widt
 
 
 def channel_scale(name: str, channel: nn.Module | None, value: float | None) -> float:
-    """Scale of a channel; None means 1 where the channel exists. Raises ConfigError for a scale that is no number, and
-    for one of a channel that is absent.
+    """Scale of a channel. None means 1 where the channel exists, and 0 where it does not.
+
+    Raises ConfigError for a scale that is not a number, and for a scale other than 0 where the channel is absent.
     """
     if value is None:
         return 0.0 if channel is None else 1.0
     number(f"{name}_scale", value)
     if value != 0 and channel is None:
-        raise ConfigError(f"{name}_scale={value} but the pipeline has no {name}_channel: load one, or give 0")
+        raise ConfigError(f"{name}_scale={value}, but the pipeline has no {name}_channel: load one, or give 0")
     return float(value)
 
 
 def texts_of(name: str, value: Any) -> list[str]:
-    """One text or several as a list. Raises ConfigError naming the argument on anything else."""
+    """One text or several texts as a list. Raises ConfigError, which names the argument, for anything else."""
     texts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise ConfigError(f"{name} must be a text or a list of texts; for no words give the empty text")
+        raise ConfigError(f'{name} must be a text or a list of texts: give the empty text "" for no words')
     return texts
 
 
 def whole_number(name: str, value: Any) -> int:
-    """The value as an int. Raises ConfigError naming the argument when it is none."""
+    """The value as an int. Raises ConfigError, which names the argument, when it is not a whole number."""
     try:
         return operator.index(value)
     except TypeError as error:
@@ -56,8 +60,9 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """The value as a float. Raises ConfigError naming the argument when it is no finite number: NaN would make black
-    pictures, or pictures without guidance.
+    """The value as a float. Raises ConfigError, which names the argument, when it is not a finite number.
+
+    NaN would make black pictures, or pictures without guidance.
     """
     try:
         finite = math.isfinite(value)
@@ -69,7 +74,7 @@ def number(name: str, value: Any) -> float:
 
 
 def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]:
-    """Steps and images per prompt as ints. Raises ConfigError on impossible values."""
+    """Number of steps and of images per prompt, as ints. Raises ConfigError for impossible values."""
     steps, per_prompt = whole_number("num_inference_steps", steps), whole_number("num_images_per_prompt", per_prompt)
     if steps < 1:
         raise ConfigError(f"num_inference_steps must be at least 1, got {steps}")
@@ -81,33 +86,33 @@ def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]
 
 
 def check_generator(generator: Any, count: int) -> None:
-    """Raises ConfigError unless it is None, a torch generator, or a list of one for each of `count` images."""
+    """Raises ConfigError unless `generator` is None, a torch generator, or a list of `count` generators."""
     several = isinstance(generator, list)
     if several and len(generator) != count:
         raise ConfigError(f"{count} images need {count} generators, got {len(generator)}")
     each = generator if several else [generator]
     if generator is not None and not all(isinstance(one, torch.Generator) for one in each):
         raise ConfigError(
-            f"generator must be a torch.Generator or a list of them, got {generator!r}: for a seed give"
+            f"generator must be a torch.Generator or a list of generators, got {generator!r}: to use a seed, give"
             " torch.Generator().manual_seed(seed)"
         )
 
 
 def check_negative(negative: int, prompts: int, per_prompt: int) -> None:
-    """Raises ConfigError when it is not plain which negative prompt belongs to which image."""
+    """Raises ConfigError when it is not clear which negative prompt belongs to which image."""
     if negative not in (1, prompts, prompts * per_prompt):
         raise ConfigError(
-            f"{negative} negative prompts do not go with {prompts * per_prompt} images of {prompts} prompts: give one"
+            f"negative_prompt: {negative} texts do not fit {prompts * per_prompt} images of {prompts} prompts: give one"
             " for all, one per prompt or one per image"
         )
 
 
 def check_callback(callback: Any, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ConfigError for a callback that cannot be called, or asks for tensors that the loop does not have."""
+    """Raises ConfigError for a callback that is not callable, and for names of tensors that the loop does not have."""
     if callback is not None and not callable(callback):
         raise ConfigError(
             f"callback_on_step_end must be callable as (pipeline, step, timestep, tensors), got {callback!r}"
         )
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"callback_on_step_end_tensor_inputs: {unknown} unknown, choose among {list(known)}")
+        raise ConfigError(f"callback_on_step_end_tensor_inputs: {unknown} are unknown, choose among {list(known)}")

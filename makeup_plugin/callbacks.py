@@ -12,16 +12,16 @@ from torch import Tensor
 from makeup_plugin.conditioning import Conditions
 from makeup_plugin.sampling import AfterStep, DenoisingState
 
-# diffusers' names for what callbacks may see and change, and ours.
+# diffusers' names of the tensors that callbacks may see and change, and our names.
 _FIELDS = {"prompt_embeds": "tokens", "add_text_embeds": "pooled", "add_time_ids": "time_ids"}
 
 
 def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str]) -> AfterStep:
-    """A callback of diffusers as `after_step` of `denoise`.
+    """A diffusers callback as `after_step` of `denoise`.
 
-    It is called as (pipeline, index, timestep, tensors) with the tensors of these `names`, and may return changed ones.
-    It may also set the pipeline's guidance scale (as diffusers' cutoff callbacks do); once guidance has ended, only the
-    conditional half is kept.
+    The callback is called as (pipeline, index, timestep, tensors) with the tensors of these `names`, and may return
+    changed ones. It may also set the pipeline's guidance scale, as diffusers' cutoff callbacks do. Once guidance has
+    ended, only the conditional half is kept.
     """
 
     def after_step(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
@@ -43,9 +43,9 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
 def _conditional_half(
     conditions: Conditions, changed: dict[str, Tensor], count: int
 ) -> tuple[Conditions, dict[str, Tensor]]:
-    """The last `count` rows of the conditions and of what a callback changed.
+    """The last `count` rows of the conditions and of the tensors that a callback changed.
 
-    diffusers' cutoff callbacks cut to the very last row, which stands for the whole half: ours is kept then.
+    diffusers' cutoff callbacks cut to the very last row, which stands for the whole half. Our half is kept then.
     """
     half = replace(conditions, **{name: x[-count:] for name, x in conditions.tensors().items()})
     changed = {name: x[-count:] for name, x in changed.items()}

@@ -19,12 +19,14 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class FaceMakeUpOutput(BaseOutput):
-    """Generated images, and for each what it was made from.
+    """Generated images, and for each image what it was made from.
 
-    images: list of PIL images, array (N,H,W,3) in [0,1], or tensor (N,3,H,W) in [0,1] or latents, by
-    `output_type`. faces: per image the reference face that was found and used (crop, box, landmarks), None
-    where there was none. shading_maps: per image the map that the shading channel saw, None where there was
-    none. provenance: per image the record that `save` writes.
+    Attributes:
+        images: depends on `output_type`: a list of PIL images, an array (N,H,W,3) in [0,1], a tensor (N,3,H,W) in
+            [0,1], or latents.
+        faces: for each image, the reference face that was found and used (crop, box, landmarks), or None.
+        shading_maps: for each image, the map that the shading channel saw, or None.
+        provenance: for each image, the record that `save` writes.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
@@ -35,25 +37,25 @@ class FaceMakeUpOutput(BaseOutput):
     def save(
         self, directory: str | Path, *, prefix: str = "image", suffix: str = ".png", metadata: bool = True
     ) -> list[Path]:
-        """Write prefix_0000.png, ... with provenance, and return the paths.
+        """Write prefix_0000.png, prefix_0001.png, … with provenance, and return the paths.
 
-        `metadata=False` leaves the record out of the files; that choice is logged. Raises ConfigError for
-        latents.
+        `metadata=False` writes the files without the record, and a warning is logged. Raises ConfigError for latents
+        and for another file type than PNG, JPEG and WebP, and DataError when the disk is full or not writable.
         """
         if not metadata:
-            logger.warning("images are saved without provenance metadata, as asked")
+            logger.warning("images are saved without provenance metadata, because metadata=False")
         return [
             save_image(image, Path(directory) / f"{prefix}_{index:04d}{suffix}", record if metadata else None)
             for index, (image, record) in enumerate(zip(self.pil_images(), self.provenance, strict=True))
         ]
 
     def pil_images(self) -> list[Image.Image]:
-        """The images as PIL whatever the output type. Raises ConfigError for latents."""
+        """The images as PIL images, for every output type except "latent". Raises ConfigError for latents."""
         if isinstance(self.images, list):
             return self.images
         pixels = self.images
         if isinstance(pixels, torch.Tensor):
             if pixels.ndim != 4 or pixels.shape[1] != 3:
-                raise ConfigError("latents are not images: call the pipeline with another output_type to save")
+                raise ConfigError("latents are not images: call the pipeline with another output_type to save them")
             pixels = pixels.float().cpu().permute(0, 2, 3, 1).numpy()
         return [Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8)) for image in pixels]

@@ -61,18 +61,21 @@ class FaceMakeUpPipeline(
     """SDXL conditioned by FaceCLIP, with an identity channel and a shading channel.
 
     Args:
-        vae, unet, scheduler: an SDXL base; the UNet has text_time conditioning.
+        vae, unet, scheduler: an SDXL base. The UNet has text_time conditioning.
         joint_encoder: `faceclip.encoder.FaceCLIP`; its tokens are the UNet's context.
         image_encoder: `faceclip.towers.image.ImageTower` of the identity channel.
-        identity_channel: decoupled cross-attention to the person; attached to the UNet here.
+        identity_channel: decoupled cross-attention to the person. The pipeline attaches it to the UNet.
         shading_channel: ControlNet on the rendered, lit geometry of the face.
-        face_fitter: `faceclip.face3d.fitter.FaceFitter`; finds that geometry in a photo.
-        add_watermark: mark generated pixels (see `makeup_plugin.marking.watermark`) unless a call says otherwise.
+        face_fitter: `faceclip.face3d.fitter.FaceFitter`, which finds that geometry in a photo.
+        add_watermark: the default of the call's `watermark` (see `makeup_plugin.marking.watermark`).
+
+    Raises:
+        ConfigError: an identity channel without `image_encoder`, or a shading channel without `identity_channel`.
     """
 
     model_cpu_offload_seq = "face_fitter->joint_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar = ["image_encoder", "identity_channel", "shading_channel", "face_fitter"]
-    # Its weights are used inside the UNet's forward, so it must be there when the UNet is.
+    # Its weights are used inside the UNet's forward pass, so it must be on the device whenever the UNet is.
     _exclude_from_cpu_offload: ClassVar = ["identity_channel"]
     _callback_tensor_inputs: ClassVar = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
     _lora_loadable_modules: ClassVar = ["unet"]
@@ -106,12 +109,12 @@ class FaceMakeUpPipeline(
                 raise ConfigError("identity_channel needs image_encoder: give the image tower it was trained with")
             identity_channel.attach(unet)
         elif shading_channel is not None:
-            raise ConfigError("shading_channel reads the identity channel's tokens: give identity_channel too")
+            raise ConfigError("shading_channel reads the tokens of the identity channel: give identity_channel too")
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self.base_model = ""  # the base's hub id or path, as far as it is known; goes into adapter.json
-        self.licence = ""  # of all that from_pretrained read, as far as it is known
-        self.adapter_licence = ""  # of what load_adapter put on it
+        self.base_model = ""  # hub id or path of the base where it is known; save_pretrained writes it to adapter.json
+        self.licence = ""  # licence of everything that from_pretrained read, where it is known
+        self.adapter_licence = ""  # licence of the adapter that load_adapter added
         self._detector: FaceDetector | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -119,17 +122,17 @@ class FaceMakeUpPipeline(
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance of the current call; callbacks may read it."""
+        """Guidance scale of the current call. Callbacks may read it."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the current call runs an unconditional half."""
+        """Whether the current call also runs the unconditional half."""
         return self._guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the current call."""
+        """Number of denoising steps of the current call."""
         return self._num_timesteps
 
     @property
@@ -139,7 +142,7 @@ class FaceMakeUpPipeline(
 
     @property
     def detector(self) -> FaceDetector:
-        """The face detector; `MTCNNDetector`, made on first use, unless another one was set."""
+        """The face detector. Unless you set another one, the pipeline creates an `MTCNNDetector` on first use."""
         if self._detector is None:
             self._detector = MTCNNDetector()
         return self._detector
@@ -177,40 +180,43 @@ class FaceMakeUpPipeline(
         watermark: bool | None = None,
         record_prompt: bool = False,
     ) -> FaceMakeUpOutput | tuple:
-        """Make images of the person in `image` as `prompt` says.
+        """Generate images of the person in `image` that follow `prompt`.
 
         Args:
-            prompt: one text or a list.
-            image: photo of the person: path, PIL image, array (H,W,3) uint8 or float in [0,1], or a list of
-                them (one per prompt, or several for one prompt; None entries are text only). Without any
-                image the joint encoder takes its unconditional face (a zero image, prompt without template),
-                the identity channel gets zero inputs and the shading channel nothing.
-            negative_prompt: what to steer away from, one for all, per prompt or per image; default the empty
-                text. Used when guidance_scale > 1.
-            identity_scale: weight of the identity channel's attention; default 1 where the channel exists.
-            shading_scale: weight of the shading channel; default 1 where the channel exists.
-            shading_image: photo that gives pose, expression and light instead of `image`; the shape of the
-                head stays the person's.
-            shading_map: a ready map at image size instead of any fit; black where there is no face.
-            landmarks, shading_landmarks: (5,2) px per image; detection is skipped.
-            face_policy: which of several faces: "largest", "center" or "only".
-            height, width: px, multiples of the VAE's factor; default the UNet's sample size.
-            num_inference_steps, guidance_scale: 50 and 5.0 as FaceCLIP publishes.
-            guide_shading: leave the map out of the unconditional half, so that guidance strengthens it too.
-            num_images_per_prompt: images per prompt, next to each other in the output.
-            generator: torch generator, or one per image.
-            latents: initial noise (N,C,h,w) in the UNet's channels, of unit variance instead of drawing it.
-            callback_on_step_end: called as (pipeline, step, timestep, tensors); may return changed tensors.
-            callback_on_step_end_tensor_inputs: among "latents", "prompt_embeds", "add_text_embeds" and
+            prompt: one text or a list of texts.
+            image: photo of the person: a path, a PIL image, an array (H,W,3) of uint8 or of floats in [0,1], or a list
+                of these (one per prompt, or several for one prompt). An entry None uses the text alone. Without any
+                image the joint encoder uses its unconditional face (a zero image, prompt without template), the
+                identity channel gets zero inputs, and the shading channel does not run.
+            negative_prompt: what the image should not show: one text for all, one per prompt or one per image. The
+                default is the empty text. It has an effect when guidance_scale > 1.
+            identity_scale: weight of the identity channel's attention. The default is 1 where the channel exists.
+            shading_scale: weight of the shading channel. The default is 1 where the channel exists.
+            shading_image: photo that gives pose, expression and light in place of `image`. The shape of the head stays
+                that of the person in `image`.
+            shading_map: a ready shading map at image size in place of a fitted one, black where there is no face.
+            landmarks, shading_landmarks: five points (5,2) in px per image. They replace the detection.
+            face_policy: which face to use where there are several: "largest", "center" or "only" (more than one is an
+                error).
+            height, width: size in px, multiples of the VAE's factor. The default is the UNet's sample size.
+            num_inference_steps, guidance_scale: the defaults 50 and 5.0 are those that FaceCLIP publishes.
+            guide_shading: run the unconditional half without the shading map, so that guidance strengthens the map too.
+            num_images_per_prompt: number of images per prompt. They lie next to each other in the output.
+            generator: one torch generator, or a list of one per image.
+            latents: initial noise (N,C,h,w) of unit variance, with the UNet's input channels. By default it is drawn.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors). It may return changed tensors.
+            callback_on_step_end_tensor_inputs: names among "latents", "prompt_embeds", "add_text_embeds" and
                 "add_time_ids".
             output_type: "pil", "np" (N,H,W,3), "pt" (N,3,H,W) or "latent".
-            return_dict: False gives the tuple (images, faces).
-            watermark: False leaves the pixels unmarked, which the provenance records. Default:
+            return_dict: False returns the tuple (images, faces).
+            watermark: False leaves the pixels unmarked, and the provenance records that. The default is
                 `config.add_watermark`.
-            record_prompt: put the prompt's text into the provenance, not only its hash.
+            record_prompt: store the prompt's text in the provenance as well as its hash.
 
-        Raises the errors of `faceclip.errors`: ConfigError for arguments that do not fit together,
-        NoFaceError and the other face errors naming the image.
+        Raises:
+            ConfigError: arguments that do not fit together or have impossible values.
+            FaceError: an image that gives no face, more than one face, or cannot be read. The subclass says which
+                (`NoFaceError`, `SeveralFacesError`, `UnreadableImageError`, …), and the message names the image.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -311,7 +317,7 @@ class FaceMakeUpPipeline(
 
     def _references(self, prompts: list[str], image: Images, landmarks: Any, policy: str) -> References:
         if image is None and landmarks is not None:
-            raise ConfigError("landmarks are those of image: give it too, or leave them out")
+            raise ConfigError("landmarks belong to image: give image too, or leave landmarks out")
         several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
         count = None if several and len(prompts) == 1 else len(prompts)
         detector = self.detector if image is not None and landmarks is None else self._detector
@@ -331,10 +337,12 @@ class FaceMakeUpPipeline(
         if shading_image is not None and shading_map is not None:
             raise ConfigError("shading_image and shading_map exclude each other: give one")
         if shading_image is None and landmarks is not None:
-            raise ConfigError("shading_landmarks are those of shading_image: give it too, or leave them out")
+            raise ConfigError("shading_landmarks belong to shading_image: give shading_image too, or leave them out")
         if self.shading_channel is None:
             if shading_image is not None or shading_map is not None:
-                raise ConfigError("this pipeline has no shading_channel: load one, or give no shading_image/_map")
+                raise ConfigError(
+                    "this pipeline has no shading_channel: load one, or leave out shading_image and shading_map"
+                )
             return None
         if scale == 0:
             return None
@@ -354,8 +362,8 @@ class FaceMakeUpPipeline(
             return None
         if self.face_fitter is None:
             raise ConfigError(
-                "the shading channel needs a map and this pipeline has no face_fitter: pass shading_map, or"
-                " shading_scale=0"
+                "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, or"
+                " set shading_scale=0"
             )
         return fitted_shading(self.face_fitter, references, others, height=height, width=width)
 

@@ -23,8 +23,9 @@ Images = ImageSource | Sequence[ImageSource | None] | None
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """One entry per image to make: the face used or None, crops (N,3,448,448) in [0,1] (None without any
-    face).
+    """One entry per image to generate.
+
+    faces: the face used, or None. crops: (N,3,448,448) in [0,1], or None where no entry has a face. has_face: (N,).
     """
 
     faces: list[PreparedFace | None]
@@ -46,14 +47,21 @@ def prepare_references(
 ) -> References:
     """Find and align the face of each image.
 
-    A single image (path, PIL image, array H,W,3) or a list, None for an entry without a person. `count`
-    images are needed: one image serves all. `landmarks` (5,2) px per image, in the order of `faceclip.faces`,
-    skip detection. `what`: the argument that `images` is to the caller. Raises the errors of `faceclip.errors` naming
-    the argument and the image's position.
+    Args:
+        images: one image (path, PIL image, array (H,W,3)) or a list. An entry None has no person.
+        count: number of images that are needed. One image serves all of them.
+        landmarks: (5,2) px per image in the order of `faceclip.faces`, in place of a detection.
+        policy: which face to use where there are several.
+        detector: finds the faces.
+        what: the caller's name for the argument `images`, used in messages.
+
+    Raises:
+        ConfigError: a number of images or landmarks that does not fit.
+        FaceError: an image that gives no face. The message names the argument and the image's position.
     """
     sources = as_list(images, what)
     if count is not None and len(sources) not in (1, count):
-        raise ConfigError(f"{what}: {len(sources)} images do not go with {count} prompts, give 1 or {count}")
+        raise ConfigError(f"{what}: {len(sources)} images do not fit {count} prompts: give 1 or {count}")
     points = _landmark_list(landmarks, len(sources))
     faces = [
         None if source is None else _prepare(source, given, f"{what} {index}", policy, detector)
@@ -73,8 +81,10 @@ def prepare_references(
 
 
 def as_list(images: Images, what: str = "image") -> list[ImageSource | None]:
-    """One image or many as a list; an array with four dimensions is many. Raises ConfigError, naming the argument
-    `what`, where there is none."""
+    """One image or several as a list. An array with four dimensions holds several.
+
+    Raises ConfigError, which names the argument `what`, for an empty list.
+    """
     if isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4):
         if not len(images):
             raise ConfigError(f"{what} is an empty list: give at least one image, or None for text alone")
@@ -85,9 +95,10 @@ def as_list(images: Images, what: str = "image") -> list[ImageSource | None]:
 def fitted_shading(
     fitter: Any, references: References, others: References | None, *, height: int, width: int
 ) -> Tensor:
-    """Shading maps (N,3,height,width) in [0,1]; black where there is no face.
+    """Shading maps (N,3,height,width) in [0,1], black where there is no face.
 
-    Geometry of the reference person; pose, expression, camera and light of `others` where given.
+    The shape is that of the reference person. Pose, expression, camera and light are those of `others` where given, and
+    else of the references.
     """
     count = len(references)
     maps = torch.zeros(count, 3, height, width)
@@ -103,17 +114,20 @@ def fitted_shading(
         shape[index] = _fit(fitter, [references.faces[row] for row in people]).shape.to(shape)
         fit = replace(fit, shape=shape)
     side = min(height, width)
-    # The renderer draws square portraits; a longer picture gets the portrait in its middle.
+    # The renderer draws square portraits. A longer picture gets the portrait in its middle.
     top, left = (height - side) // 2, (width - side) // 2
     maps[rows, :, top : top + side, left : left + side] = fitter.shading(fit, side).float().cpu()
     return maps
 
 
 def given_shading(images: Images, count: int, *, height: int, width: int) -> Tensor:
-    """Shading maps that the caller brings, (count,3,height,width) in [0,1]; None entries are black."""
+    """Shading maps that the caller gives, as (count,3,height,width) in [0,1]. Entries None are black.
+
+    Raises ConfigError for another number of maps than 1 and `count`, and UnreadableImageError for a bad one.
+    """
     sources = as_list(images, "shading_map")
     if len(sources) not in (1, count):
-        raise ConfigError(f"{len(sources)} shading maps do not go with {count} images: give 1 or {count}")
+        raise ConfigError(f"shading_map: {len(sources)} maps do not fit {count} images: give 1 or {count}")
     maps = [torch.zeros(3, height, width)] * len(sources)
     for index, source in enumerate(sources):
         if source is not None:
@@ -123,7 +137,7 @@ def given_shading(images: Images, count: int, *, height: int, width: int) -> Ten
 
 
 def shading_pictures(maps: Tensor | None, keep: Tensor | None, count: int) -> list[Image.Image | None]:
-    """Maps as PIL images, None where there is none."""
+    """Maps as PIL images. An entry is None where the image has no map."""
     if maps is None:
         return [None] * count
     arrays = (maps.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -139,15 +153,15 @@ def _prepare(
         return prepare_face(source, policy=policy, detector=detector, name=name)
     points = _as_numbers(landmarks)
     if points is None or points.shape != (5, 2) or not np.isfinite(points).all():
-        found = "no numbers, or lists of unequal length" if points is None else f"shape {points.shape}"
+        found = "no numbers or lists of unequal length" if points is None else f"shape {points.shape}"
         raise BadLandmarksError(f"landmarks of {name} must be five finite points (5, 2) px, got {found}")
     pixels = load_image(source, name=name)
     height, width = pixels.shape[:2]
     check_landmarks(points, height, width, name)
     if (side := crop_side(points)) < MIN_CROP_SIDE:
         raise BadLandmarksError(
-            f"{name}: the face between these landmarks is {side:.1f} px wide, less than {MIN_CROP_SIDE:g}; they are"
-            " given in px, not as shares of the image"
+            f"{name}: the face between these landmarks is {side:.1f} px wide, less than {MIN_CROP_SIDE:g}: give"
+            " landmarks in px, not as shares of the image"
         )
     box = np.concatenate([points.min(axis=0), points.max(axis=0)])
     face = Face(box=box, landmarks=points, score=1.0)
@@ -163,14 +177,14 @@ def _landmark_list(landmarks: Any, count: int) -> list[Any]:
     if array is not None and array.ndim in (2, 3):
         landmarks = [array] if array.ndim == 2 else list(array)
     elif not isinstance(landmarks, list | tuple):
-        raise ConfigError(f"landmarks must be (5, 2) px per image, or a list of such, got {landmarks!r}")
+        raise ConfigError(f"landmarks must be (5, 2) px per image, or a list of such arrays, got {landmarks!r}")
     if len(landmarks) != count:
-        raise ConfigError(f"{count} images need {count} sets of landmarks, got {len(landmarks)}")
+        raise ConfigError(f"landmarks: {count} images need {count} sets of five points, got {len(landmarks)}")
     return list(landmarks)
 
 
 def _as_numbers(values: Any) -> NDArray[np.float32] | None:
-    """An array, or None for what has no rectangular shape (None entries too) or no numbers."""
+    """An array, or None for values that are not numbers or have no rectangular shape (as with entries None)."""
     try:
         return np.ascontiguousarray(np.asarray(values, dtype=np.float32))
     except (TypeError, ValueError):

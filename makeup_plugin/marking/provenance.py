@@ -1,5 +1,5 @@
-"""What a generated file says about itself: software, model, seed, and that it is generated (IPTC digital
-source type).
+"""Provenance of a generated file: software, model, seed, and the statement that it is generated (IPTC digital source
+type).
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Record of one generated image. The prompt is given as its SHA-256 unless the caller asks for the
-    text.
-    """
+    """Record of one generated image. It holds the prompt's SHA-256, and its text only if the caller asks for it."""
 
     model: str
     seed: int | None
@@ -48,12 +46,12 @@ class Provenance:
     statement: str = STATEMENT
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The record as plain JSON values."""
         return asdict(self)
 
 
 def software_version() -> str:
-    """Version of the installed distribution; "source" when it runs from a checkout."""
+    """Version of the installed distribution, or "source" when the code runs from a checkout."""
     try:
         return version("faceclip-makeup")
     except PackageNotFoundError:
@@ -66,7 +64,7 @@ def hash_prompt(prompt: str) -> str:
 
 
 def public_name(model: str) -> str:
-    """A hub id as it is; of a local path only the last part, since the rest tells where a file was made."""
+    """A hub id unchanged, and only the last part of a local path, since the rest reveals where a file was made."""
     return Path(model).name if Path(model).exists() or Path(model).is_absolute() else model
 
 
@@ -98,7 +96,7 @@ def make_records(
 
 
 def sheet_record(*, model: str, prompts: Sequence[str] = ()) -> Provenance:
-    """The record of one picture that shows several generated ones, none of them watermarked."""
+    """Record of one picture that shows several generated images, none of which is watermarked."""
     return make_records(
         model=model,
         prompts=["\n".join(prompts)],
@@ -111,9 +109,9 @@ def sheet_record(*, model: str, prompts: Sequence[str] = ()) -> Provenance:
 
 
 def save_image(image: Image.Image, path: str | Path, provenance: Provenance | None) -> Path:
-    """Write a PNG, JPEG or WebP with its provenance in XMP, and in PNG text or EXIF; whole or not at all.
+    """Write a PNG, JPEG or WebP file with its provenance in XMP and in PNG text or EXIF. The write is atomic.
 
-    `provenance=None` writes no metadata. Raises ConfigError on another file type, DataError when the disk is full
+    `provenance=None` writes no metadata. Raises ConfigError for another file type, and DataError when the disk is full
     or not writable.
     """
     path = Path(path)
@@ -128,7 +126,10 @@ def save_image(image: Image.Image, path: str | Path, provenance: Provenance | No
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """The record in a file that `save_image` wrote, or None when it has none. Raises UnreadableImageError."""
+    """The record in a file that `save_image` wrote, or None where there is none.
+
+    Raises UnreadableImageError for a file that is not an image.
+    """
     try:
         with Image.open(path) as image:
             text = image.info.get(JSON_KEY)
@@ -138,7 +139,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         raise UnreadableImageError(f"{path} cannot be read as an image with metadata ({error})") from error
     if isinstance(text, bytes):
         text = text.removeprefix(b"ASCII\0\0\0")
-    # Other programs write comments too: text in any encoding, or JSON of their own.
+    # Other programs write comments too, as text in any encoding or as JSON of their own.
     try:
         record = json.loads(text)
     except (ValueError, TypeError):
@@ -148,9 +149,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
 
 
 def xmp_packet(provenance: Provenance) -> str:
-    """The XMP packet: creator tool, description and IPTC digital source type, where image tools look for
-    them.
-    """
+    """The XMP packet with creator tool, description and IPTC digital source type, where image tools look for them."""
     created_by = escape(f"{provenance.software} {provenance.software_version}")
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -180,6 +179,6 @@ def _exif_metadata(provenance: Provenance) -> dict[str, Any]:
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = provenance.statement
     exif[_EXIF_SOFTWARE] = f"{provenance.software} {provenance.software_version}"
-    # json.dumps escapes everything beyond ASCII, which is the character code named here.
+    # json.dumps escapes everything beyond ASCII, and the prefix names ASCII as the character code.
     exif.get_ifd(_EXIF_IFD)[_EXIF_COMMENT] = b"ASCII\0\0\0" + json.dumps(provenance.to_dict()).encode("ascii")
     return {"exif": exif.tobytes(), "xmp": xmp_packet(provenance).encode("utf-8")}

@@ -1,5 +1,4 @@
-"""What training adds to a base model, apart from it: LoRA, identity channel, shading channel, in one
-directory.
+"""Adapters: what training adds to a base model (LoRA, identity channel, shading channel), in one directory.
 
 DIR/adapter.json            what it is, which base it fits, licence
 DIR/lora.safetensors        LoRA matrices, PEFT names
@@ -37,7 +36,7 @@ CONFIG_FILE = "adapter.json"
 LORA_FILE = "lora.safetensors"
 FORMAT = 1
 UNKNOWN_LICENCE = "unknown"
-# Fields of the UNet's configuration that must agree for the weights to mean the same.
+# Fields of the UNet's configuration on which the meaning of the weights depends.
 _FINGERPRINT = (
     "in_channels",
     "block_out_channels",
@@ -49,15 +48,16 @@ _FINGERPRINT = (
     "addition_embed_type",
     "projection_class_embeddings_input_dim",
 )
-# What adapter.json must hold, beside what only describes it.
+# Fields that adapter.json must have. Others only describe the adapter.
 _FIELDS = {"base_fingerprint": dict, "lora": dict | None, "identity_channel": bool, "shading_channel": bool}
 _LORA_FIELDS = {"rank": int, "alpha": int | float, "target_modules": str | list}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Low-rank adaptation of the UNet's attention (Hu et al. 2021). `alpha=None` means alpha = rank: factor
-    one.
+    """Low-rank adaptation of the UNet's attention (Hu et al. 2021). `alpha=None` means alpha = rank, a factor of one.
+
+    Raises ConfigError for a rank below 1 and for empty targets or attentions.
     """
 
     rank: int = 16
@@ -72,7 +72,7 @@ class LoraSettings:
             raise ConfigError("lora.targets and lora.attentions must not be empty")
 
     def build(self) -> LoraConfig:
-        """PEFT's configuration; matrices B start at zero, so that a new adapter changes nothing."""
+        """PEFT's configuration. The matrices B start at zero, so that a new adapter changes nothing."""
         alternatives = "|".join(name.replace(".", r"\.") for name in self.targets)
         return LoraConfig(
             r=self.rank,
@@ -83,7 +83,7 @@ class LoraSettings:
 
 
 class AdaptedPipeline(Protocol):
-    """What an adapter needs of a pipeline; FaceMakeUpPipeline has it."""
+    """What an adapter needs from a pipeline. FaceMakeUpPipeline has it."""
 
     adapter_licence: str
     unet: UNet2DConditionModel
@@ -97,9 +97,12 @@ class AdaptedPipeline(Protocol):
 def add_lora(
     unet: UNet2DConditionModel, settings: LoraSettings, *, name: str = ADAPTER_NAME
 ) -> list[torch.nn.Parameter]:
-    """Put a fresh LoRA into the UNet and return its parameters; all others are frozen."""
+    """Add a new LoRA to the UNet and return its parameters; all other parameters are frozen.
+
+    Raises ConfigError where the UNet already has an adapter of this name.
+    """
     if name in getattr(unet, "peft_config", {}):
-        raise ConfigError(f"the UNet already has an adapter {name!r}; remove_lora first")
+        raise ConfigError(f"the UNet already has an adapter {name!r}: call remove_lora first")
     unet.add_adapter(settings.build(), adapter_name=name)
     return lora_parameters(unet, name=name)
 
@@ -110,8 +113,9 @@ def lora_parameters(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> 
 
 
 def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None:
-    """Take the LoRA out again; the base layers were never changed, so the base model's output returns
-    exactly. Raises ConfigError when there is none, or while any is fused.
+    """Remove the LoRA. The base layers never change, so the base model's output returns exactly.
+
+    Raises ConfigError when there is no such LoRA, and while any LoRA is fused.
     """
     if name not in getattr(unet, "peft_config", {}):
         raise ConfigError(f"the UNet has no adapter {name!r}")
@@ -122,7 +126,7 @@ def remove_lora(unet: UNet2DConditionModel, *, name: str = ADAPTER_NAME) -> None
 
 
 def check_unfused(unet: UNet2DConditionModel) -> None:
-    """Raises ConfigError while a LoRA is fused: what it was added to is then no longer the base's weights."""
+    """Raises ConfigError while a LoRA is fused, because the UNet then does not hold the base's weights."""
     names = {name for module in unet.modules() for name in getattr(module, "merged_adapters", ())}
     if names:
         raise ConfigError(
@@ -132,14 +136,14 @@ def check_unfused(unet: UNet2DConditionModel) -> None:
 
 
 def check_there(modules: Mapping[str, Any]) -> None:
-    """Raises ConfigError for weights that hooks keep elsewhere, layer by layer."""
+    """Raises ConfigError for modules whose weights are offloaded layer by layer."""
     for name, module in modules.items():
         if isinstance(module, torch.nn.Module) and any(value.is_meta for value in module.state_dict().values()):
             raise ConfigError(f"{name} is offloaded, layer by layer: call remove_all_hooks() before saving")
 
 
 def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The UNet without adapter and channel, sharing its weights: what may be saved as the base model.
+    """The UNet without adapter and channel, as it may be saved as the base model. It shares its weights.
 
     Raises ConfigError while a LoRA is fused.
     """
@@ -161,12 +165,14 @@ def save_adapter(
     licence: str = "",
     base_model: str = "",
 ) -> Path:
-    """Write everything that was added to the base. The directory is made; existing files of an adapter are
-    replaced when all of the new ones are written, those of others stay. licence: what adapter.json says of it, "" for
-    unknown.
+    """Write everything that was added to the base, and return the directory.
 
-    Raises ConfigError, with nothing written, while a LoRA is fused or layers are offloaded; CheckpointError when the
-    disk is full or not writable, with an earlier adapter as it was.
+    The directory is created. The files of an earlier adapter are replaced once all new files are written, and other
+    files stay. licence: the text for adapter.json, "" for unknown.
+
+    Raises:
+        ConfigError: a LoRA is fused or layers are offloaded. Nothing is written.
+        CheckpointError: the disk is full or not writable. An earlier adapter stays as it was.
     """
     check_unfused(unet)
     directory = Path(directory)
@@ -189,7 +195,7 @@ def write_lora(
     licence: str,
     base_model: str,
 ) -> None:
-    """LoRA and adapter.json, in a folder where the channels lie that are not None; see `save_adapter`."""
+    """Write LoRA and adapter.json into the folder that already holds the channels; see `save_adapter`."""
     unet = unwrap_module(unet)
     lora = getattr(unet, "peft_config", {}).get(ADAPTER_NAME)
     if lora is not None:
@@ -209,7 +215,7 @@ def write_lora(
 
 
 def hide_local_path(path: Path) -> None:
-    """Reduce the path that diffusers writes into a configuration file to its last part (see `public_name`)."""
+    """Shorten the path that diffusers writes into a configuration file to its last part (see `public_name`)."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("_name_or_path"):
         public = config | {"_name_or_path": public_name(config["_name_or_path"])}
@@ -220,15 +226,19 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
     """adapter.json of a directory. Raises CheckpointError when it is missing, damaged or of an unknown format."""
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: this is not an adapter directory, or saving it was interrupted")
+        raise CheckpointError(
+            f"{path} is missing: this is not an adapter directory, or saving it was interrupted; save it again"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not fields by name; save the adapter again")
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not named fields; save the adapter again")
     if config.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {config.get('format')!r} is not {FORMAT}; use a matching version")
+        raise CheckpointError(
+            f"{path}: format {config.get('format')!r} is not {FORMAT}; use a version of this package that writes it"
+        )
     _check_fields(config, _FIELDS, str(path))
     if config["lora"] is not None:
         _check_fields(config["lora"], _LORA_FIELDS, f"{path}: lora")
@@ -243,24 +253,28 @@ def _check_fields(values: dict[str, Any], kinds: dict[str, Any], where: str) -> 
 
 
 def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
-    """Put a saved adapter on a pipeline whose UNet has the base's form, and return its configuration.
+    """Add a saved adapter to a pipeline whose UNet has the base's form, and return the adapter's configuration.
 
-    It takes the UNet's dtype and device; LoRAs that are active stay active. `variant`: that of the channels' files,
-    where they were saved with one. Everything is read and compared before the pipeline is changed. Raises
-    CheckpointError naming file and field, ConfigError when there is an identity channel but no image encoder to feed
-    it, while a LoRA is fused (PEFT would leave the new one out), and while hooks move the UNet.
+    The adapter takes the UNet's dtype and device, and active LoRAs stay active. `variant` is the variant with which the
+    channels' files were saved, if any. Everything is read and compared before the pipeline changes.
+
+    Raises:
+        CheckpointError: a file or field is missing, damaged or does not fit this UNet, or the pipeline already has an
+            adapter. The message names file and field.
+        ConfigError: the adapter has an identity channel and the pipeline no image encoder to feed it; a LoRA is fused
+            (PEFT would leave the new one out); or hooks move the UNet.
     """
     check_unfused(pipeline.unet)
     if any(hasattr(module, hook) for module in pipeline.unet.modules() for hook in ("_hf_hook", "_diffusers_hook")):
         raise ConfigError(
-            f"the UNet has hooks (offloading, a device map, casting), and what {directory} adds would not be moved with"
-            " the rest: load first, then enable them (remove_all_hooks() takes those of offloading away)"
+            f"the UNet has hooks (offloading, a device map, casting), which would not move the weights of {directory}:"
+            " load the adapter first, then enable the hooks (remove_all_hooks() removes those of offloading)"
         )
     directory = Path(directory)
     config = read_adapter_config(directory)
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
     if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
-        raise CheckpointError(f"the pipeline already has an adapter; unload_adapter before loading {directory}")
+        raise CheckpointError(f"the pipeline already has an adapter: call unload_adapter before loading {directory}")
     if config["identity_channel"] and pipeline.image_encoder is None:
         raise ConfigError(
             f"{directory} has an identity channel, which needs image_encoder: give the pipeline the image tower that"
@@ -286,15 +300,17 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
 
 
 def licence_of(config: dict[str, Any]) -> str:
-    """The licence that an adapter.json names, "" where it names none."""
+    """The licence that an adapter.json names, or "" where it names none."""
     licence = str(config.get("licence") or "")
     return "" if licence == UNKNOWN_LICENCE else licence
 
 
 @contextmanager
 def keep_active(unet: UNet2DConditionModel) -> Iterator[None]:
-    """LoRAs that are active before stay active, with their scales, beside one that is added within (PEFT activates
-    the last one alone)."""
+    """Context that keeps the active LoRAs active, with their scales, beside one that is added inside it.
+
+    PEFT would activate only the last one.
+    """
     before = unet.active_adapters() if getattr(unet, "peft_config", {}) else []
     present = set(getattr(unet, "peft_config", {}))
     yield
@@ -303,7 +319,7 @@ def keep_active(unet: UNet2DConditionModel) -> Iterator[None]:
         trained = {name: value.requires_grad for name, value in unet.named_parameters()}
         unet.set_adapter([*before, *added])
         for name, value in unet.named_parameters():
-            value.requires_grad_(trained[name])  # PEFT makes all active ones trainable
+            value.requires_grad_(trained[name])  # PEFT makes all active LoRAs trainable
 
 
 def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, variant: str | None) -> ModelMixin:
@@ -314,7 +330,7 @@ def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, v
 
 
 def unload_adapter(pipeline: AdaptedPipeline) -> None:
-    """Back to the base model: no LoRA, no channels."""
+    """Return to the base model: remove our LoRA and the channels."""
     if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
         remove_lora(pipeline.unet)
     detach_identity(pipeline.unet)
@@ -323,7 +339,7 @@ def unload_adapter(pipeline: AdaptedPipeline) -> None:
 
 
 def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
-    """Add a LoRA and fill it; every key and shape must fit."""
+    """Add a LoRA and load its weights. Raises CheckpointError unless every key and shape fits."""
     unet = unwrap_module(unet)
     unet.add_adapter(
         LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"]),
@@ -339,7 +355,7 @@ def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: 
         raise CheckpointError(
             f"{path}: {key} is {found.get(key, 'missing')}"
             f" but this UNet needs {wanted.get(key, 'no such tensor')};"
-            " load the adapter on the base model that it was trained for"
+            " load the adapter on the base model that it was trained on"
         )
     set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
     for parameter in lora_parameters(unet):
@@ -348,7 +364,7 @@ def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: 
 
 
 def load_lora_file(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Raises CheckpointError when it is missing or damaged."""
+    """The tensors of a safetensors file. Raises CheckpointError when the file is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -356,12 +372,12 @@ def load_lora_file(path: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(unet: UNet2DConditionModel) -> dict[str, Any]:
-    """The part of the UNet's configuration that adapter weights depend on, as plain JSON values."""
+    """The part of the UNet's configuration on which adapter weights depend, as plain JSON values."""
     return json.loads(json.dumps({name: copy.copy(unet.config.get(name)) for name in _FINGERPRINT}))
 
 
 def check_fingerprint(saved: dict[str, Any], unet: UNet2DConditionModel, path: Path) -> None:
-    """Raises CheckpointError naming the first field in which the bases differ."""
+    """Raises CheckpointError, which names the first field in which the bases differ."""
     for name, value in fingerprint(unet).items():
         if saved.get(name) != value:
             raise CheckpointError(

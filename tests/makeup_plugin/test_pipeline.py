@@ -269,7 +269,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
         (photo, points + 200, "outside of 80×80: give pixels"),
         (photo, points + np.array([70, 0]), "outside of 80×80"),
         (tall, points - np.array([0, 60]), "outside of 80×160"),
-        (photo, points / 80, r"px wide, less than 12; .* not as shares"),
+        (photo, points / 80, r"px wide, less than 12: .* in px"),
         (photo, points[:, ::-1], "no face's eyes, nose tip and mouth corners"),
         (photo, points[[1, 0, 2, 4, 3]], "no face's eyes"),
         (photo, points * 0 + 40, "no face's eyes"),
@@ -278,7 +278,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
             prepare_references([None, image], landmarks=[None, wrong])
     references = prepare_references([None, photo], landmarks=[None, points - np.array([25, 0])])  # cut by the border
     assert references.faces[1] is not None
-    with pytest.raises(ConfigError, match="1 images need 1 sets of landmarks, got 5"):
+    with pytest.raises(ConfigError, match=r"landmarks: 1 images .* got 5"):
         prepare_references(photo, landmarks=[[1, 2], [3, 4], [5, 6], [7, 8], [9]])
 
 
@@ -304,15 +304,15 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"prompt": []}, "prompt must be a text"),
         ({"prompt": None}, "prompt must be a text"),
         ({"negative_prompt": [None]}, "negative_prompt must be a text"),
-        ({"image": np.zeros((8, 8, 3)), "landmarks": []}, "landmarks is an empty list"),
+        ({"image": np.zeros((8, 8, 3)), "landmarks": []}, "^landmarks .*empty"),
         ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"landmarks must be \(5, 2\) px per image"),
-        ({"landmarks": np.zeros((5, 2))}, "landmarks are those of image: give it too"),
-        ({"shading_landmarks": np.zeros((5, 2))}, "shading_landmarks are those of shading_image: give it too"),
-        ({"prompt": ["a", "b", "c"], "image": [None, None]}, "2 images do not go with 3 prompts"),
-        ({"image": []}, "image is an empty list"),
-        ({"image": np.zeros((0, 8, 8, 3))}, "image is an empty list"),
-        ({"shading_image": []}, "shading_image is an empty list"),
-        ({"shading_image": [None, None]}, "shading_image: 2 images do not go with 1 prompts"),
+        ({"landmarks": np.zeros((5, 2))}, "^landmarks .* image:"),
+        ({"shading_landmarks": np.zeros((5, 2))}, "^shading_landmarks .* shading_image:"),
+        ({"prompt": ["a", "b", "c"], "image": [None, None]}, "^image: 2 images .* 3 prompts"),
+        ({"image": []}, "^image .*empty"),
+        ({"image": np.zeros((0, 8, 8, 3))}, "^image .*empty"),
+        ({"shading_image": []}, "^shading_image .*empty"),
+        ({"shading_image": [None, None]}, "^shading_image: 2 images .* 1 prompts"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
         ({"num_inference_steps": 2.5}, r"num_inference_steps must be a whole number, got 2\.5"),
@@ -321,7 +321,7 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"height": 30}, "multiples of 4, got 30x32"),
         ({"height": 64.0}, r"height must be a whole number, got 64\.0"),
         ({"generator": [torch.Generator()] * 2}, "1 images need 1 generators, got 2"),
-        ({"generator": 3}, r"generator must be a torch\.Generator .* got 3: for a seed give"),
+        ({"generator": 3}, r"generator must be a torch\.Generator .* got 3:.*manual_seed"),
         ({"generator": [3]}, r"generator must be a torch\.Generator .* got \[3\]"),
         ({"identity_scale": float("nan")}, "identity_scale must be a finite number, got nan"),
         ({"identity_scale": "a"}, "identity_scale must be a finite number, got 'a'"),
@@ -332,16 +332,16 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"callback_on_step_end": "x"}, r"callback_on_step_end must be callable .* got 'x'"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be a tensor \(1, 4, 8, 8\), got \(1, 4, 4, 4\)"),
         ({"latents": np.zeros((1, 4, 8, 8))}, r"latents must be a tensor \(1, 4, 8, 8\), got ndarray"),
-        ({"negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 1 images"),
-        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "2 negative prompts do not go with 4 images"),
+        ({"negative_prompt": ["a", "b"]}, "^negative_prompt: 2 .* 1 images"),
+        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "^negative_prompt: 2 .* 4 images"),
         (
             {"prompt": ["a", "b"], "num_images_per_prompt": 4, "negative_prompt": list("abcd")},
-            "4 negative prompts do not go with 8 images of 2 prompts",
+            "^negative_prompt: 4 .* 8 images of 2 prompts",
         ),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\] unknown"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"callback_on_step_end_tensor_inputs: \['noise'\]"),
         (
             {"shading_image": "a.png", "shading_map": "b.png"},
-            "shading_image and shading_map exclude each other",
+            "shading_image and shading_map",
         ),
     ],
 )
@@ -420,7 +420,7 @@ def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):
 
 def test_a_map_is_needed_where_nothing_can_fit_one(pipeline, photo, points):
     pipeline.register_modules(face_fitter=None)
-    with pytest.raises(ConfigError, match="pass shading_map, or shading_scale=0"):
+    with pytest.raises(ConfigError, match=r"face_fitter.* shading_map.*shading_scale=0"):
         pipeline("a man", photo, landmarks=points, **PLAIN)
     assert pipeline("a man", photo, landmarks=points, shading_scale=0, **PLAIN).shading_maps == [None]
 
