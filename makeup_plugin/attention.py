@@ -37,14 +37,14 @@ def layers_at(unet: UNet2DConditionModel, factor: int) -> list[str]:
     factors = layer_downsampling(unet)
     chosen = [name for name, value in factors.items() if value == factor]
     if not chosen:
-        raise ConfigError(f"no cross-attention at factor {factor}; this UNet has {sorted(set(factors.values()))}")
+        raise ConfigError(
+            f"this UNet has no cross-attention at factor {factor}: choose among {sorted(set(factors.values()))}"
+        )
     return chosen
 
 
 class _Capturing:
-    """Processor that computes the text attention explicitly, stores it, and leaves the output to the inner
-    one.
-    """
+    """Processor that computes and stores the text attention. The inner processor computes the output."""
 
     def __init__(self, inner: Any, name: str, store: dict[str, Tensor]) -> None:
         self.inner = inner
@@ -75,10 +75,10 @@ def text_attention(attn: Attention, hidden_states: Tensor, text: Tensor) -> Tens
 
 
 class AttentionCapture:
-    """Context manager: while open, `maps` holds the last forward's text attention of `layers`, (B,heads,Q,L)
-    each.
+    """Context manager. While it is open, `maps` holds the text attention (B,heads,Q,L) of each of `layers` in the last
+    forward pass.
 
-    Enter it after the identity channel is attached; the processors found on entry come back on exit.
+    Enter it after the identity channel is attached. On exit it puts back the processors that it found on entry.
     """
 
     def __init__(self, unet: UNet2DConditionModel, layers: Iterable[str]) -> None:
@@ -87,7 +87,7 @@ class AttentionCapture:
         known = cross_attention_layers(unet)
         unknown = [name for name in self.layers if name not in known]
         if unknown or not self.layers:
-            raise ConfigError(f"layers must name cross-attention layers of the UNet; unknown: {unknown}")
+            raise ConfigError(f"layers must name cross-attention layers of the UNet: {unknown} are unknown")
         self.maps: dict[str, Tensor] = {}
         self._found: dict[str, Any] | None = None
 

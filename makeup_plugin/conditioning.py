@@ -1,8 +1,8 @@
-"""What conditions a generation, and the one function that predicts with it. Pipeline and trainer share both.
+"""The conditions of a generation, and the one function that predicts with them. Pipeline and trainer share both.
 
-`encode_conditions` runs the frozen encoders on faces and prompts, `build_conditions` puts together what they gave
-(training has it cached), `unconditional_half` is what guidance moves away from; `predict` runs everything that is
-trained.
+`encode_conditions` runs the frozen encoders on faces and prompts. `build_conditions` assembles their outputs, which
+training reads from a cache. `unconditional_half` makes the conditions from which guidance moves away. `predict` runs
+everything that is trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Conditions of B samples; every tensor has B rows.
+    """Conditions of B samples. Every tensor has B rows.
 
     tokens (B,77,D) and pooled (B,P): the joint encoder's text side. time_ids (B,6): height and width of the
     original, top and left of the crop, height and width of the target, in pixels. identity (B,E) of length
@@ -90,7 +90,7 @@ class Conditions:
 
 
 def concatenate(batches: Sequence[Conditions]) -> Conditions:
-    """Several batches as one; all must have the same fields."""
+    """Several batches as one. Raises ConfigError unless all have the same fields."""
     names = [set(batch.tensors()) for batch in batches]
     if any(present != names[0] for present in names):
         raise ConfigError(f"batches to join have different conditions: {[sorted(present) for present in names]}")
@@ -98,7 +98,7 @@ def concatenate(batches: Sequence[Conditions]) -> Conditions:
 
 
 class FaceTower(Protocol):
-    """What conditioning needs of `faceclip.towers.image.ImageTower`: `.tokens` (B,T,W) of images (B,3,H,W)."""
+    """The part of `faceclip.towers.image.ImageTower` that conditioning uses: `.tokens` (B,T,W) of images (B,3,H,W)."""
 
     dtype: torch.dtype
     config: Any
@@ -129,14 +129,14 @@ def encode_conditions(
         joint_encoder: FaceCLIP.
         prompts: B texts, without the template (the joint encoder adds it where there is a face).
         faces: (B,3,S,S) aligned RGB crops in [0,1], or None for text alone.
-        height, width: size of the image to make, px.
-        image_encoder: ImageTower of the identity channel; without it the conditions hold no identity.
-        has_face: (B,) bool; rows without a face take the joint encoder's unconditional face (a zero image, no
-            template) and zero identity. Default: all, when `faces` is given.
-        identity_dim: width of the identity embedding; needed only when no row has a face.
+        height, width: size of the generated image, px.
+        image_encoder: ImageTower of the identity channel. Without it the conditions hold no identity.
+        has_face: (B,) bool. Rows without a face use the joint encoder's unconditional face (a zero image, no template)
+            and zero identity. By default all rows have a face when `faces` is given.
+        identity_dim: width of the identity embedding. It is needed only when no row has a face.
         shading: (B,3,height,width) in [0,1], or None.
 
-    Raises ConfigError on sizes that do not fit together.
+    Raises ConfigError for sizes that do not fit together.
     """
     prompts = list(prompts)
     present = _present_rows(faces, has_face, len(prompts))
@@ -202,7 +202,8 @@ def unconditional_half(
     width: int,
     keep_shading: bool,
 ) -> Conditions:
-    """What guidance moves away from: the negative texts without a face, zero identity, the map of `positive` or none.
+    """The conditions from which guidance moves away: the negative texts without a face, zero identity, and the map of
+    `positive` or none.
 
     texts: as many as divide the B rows of `positive`, whose device and dtype the result has. height, width: px.
     """
@@ -227,9 +228,9 @@ def predict(
 ) -> Tensor:
     """The UNet's prediction (noise or velocity, as its scheduler says) for noisy latents (B,4,h,w).
 
-    A channel is left out when it is None; the ControlNet also without a shading map or at `shading_scale` 0.
-    The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
-    when that is not 0 but the conditions hold no identity: "nobody" is a zero row, not an absent one.
+    A channel that is None does not run. The ControlNet does not run without a shading map or at `shading_scale` 0
+    either. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
+    when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody.
     """
     added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
     context: Tensor | tuple[Tensor, list[Tensor]] = conditions.tokens
@@ -277,10 +278,10 @@ def predict(
 
 
 def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", length: int = 77) -> Tensor:
-    """Which of the context's `length` positions hold text[start:end]: bool (length,).
+    """Mask (length,) of the context's positions that hold text[start:end].
 
-    `prefix` is what the encoder puts before the text (its template). Spans are widened to whole words; what lies
-    beyond the context is cut, so the mask can be empty.
+    `prefix` is the template that the encoder puts before the text. Spans are widened to whole words. The part beyond
+    the context is cut, so the mask can be empty.
     """
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -289,7 +290,7 @@ def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", leng
     global _TOKENIZER
     if _TOKENIZER is None:
         _TOKENIZER = SimpleTokenizer()
-    # Parts of words get other tokens than the whole ones.
+    # Parts of words have other tokens than whole words.
     words = [word.span() for word in _WORD.finditer(text) if word.start() < end and word.end() > start]
     start = min([start, *(first for first, _ in words)])
     end = max([end, *(last for _, last in words)])

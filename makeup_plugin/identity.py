@@ -1,12 +1,12 @@
-"""The identity channel: who the person is, given to the UNet as a few extra cross-attention tokens.
+"""The identity channel gives the UNet the person's identity as a few extra cross-attention tokens.
 
 An identity embedding and the image tokens of the face become `num_tokens` context tokens (IP-Adapter
 FaceID-Plus V2, Ye et al. 2023, arXiv:2308.06721; the form that Face-MakeUp publishes). Every cross-attention
 layer attends to them with keys and values of its own and adds the result to the text attention, multiplied by
-a scale that can be chosen at run time.
+a scale that you choose at run time.
 
-The channel owns all its weights. `attach` puts thin processors, which only refer to them, into the UNet, so
-that the UNet's own state dict stays that of the base model and nothing is stored or trained twice.
+The channel owns all its weights. `attach` puts thin processors that only refer to them into the UNet. The UNet's own
+state dict therefore stays that of the base model, and nothing is stored or trained twice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _CROSS_ATTENTION = re.compile(r".*\battn2\.processor$")
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, int]:
-    """Names of the UNet's cross-attention layers (as in `unet.attn_processors`) and their widths, in module
-    order; those of the original where the UNet was compiled.
+    """Names of the UNet's cross-attention layers (as in `unet.attn_processors`) and their widths, in module order.
+
+    For a compiled UNet these are the names of the original.
     """
     modules = dict(unwrap_module(unet).named_modules())
     return {
@@ -40,12 +41,11 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, int]:
 
 
 class DecoupledAttention:
-    """Attention processor: text attention plus scaled identity attention, with weights that belong to the
-    channel.
+    """Attention processor: text attention plus scaled identity attention, with weights that belong to the channel.
 
-    Deliberately not an `nn.Module`: a module would register the channel's weights inside the UNet as well.
-    Given plain text states instead of the pair (text, [identity tokens]) it is the base model's attention,
-    bit for bit.
+    This class is not an `nn.Module`, because a module would register the channel's weights inside the UNet as well.
+    With plain text states in place of the pair (text, [identity tokens]) it equals the base model's attention, bit for
+    bit.
     """
 
     def __init__(self, weights: IPAdapterAttnProcessor2_0) -> None:
@@ -84,9 +84,8 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         identity_dim: width of the identity embedding.
         image_dim: width of the image tokens.
         num_tokens: identity tokens that the UNet sees.
-        depth, heads, dim_head: the perceiver that reads the image tokens.
-        shortcut: add the perceiver's output to the projected identity (FaceID-Plus V2) instead of replacing
-            it.
+        depth, heads, dim_head: sizes of the perceiver that reads the image tokens.
+        shortcut: add the perceiver's output to the projected identity (FaceID-Plus V2) in place of replacing it.
     """
 
     @register_to_config
@@ -135,9 +134,9 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         dim_head: int = 64,
         shortcut: bool = True,
     ) -> IdentityChannel:
-        """A new channel for `unet`: keys and values start as copies of the text ones.
+        """A new channel for `unet`, whose keys and values start as copies of those of the text.
 
-        `heads=None` chooses cross_attention_dim // dim_head.
+        `heads=None` means cross_attention_dim // dim_head.
         """
         layers = cross_attention_layers(unet)
         width = unet.config.cross_attention_dim
@@ -165,7 +164,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
 
     @property
     def scale(self) -> float:
-        """Weight of the identity attention; 0 skips it, which gives the base model's output."""
+        """Weight of the identity attention. At 0 it does not run, which gives the base model's output."""
         return self.attention[0].scale[0]
 
     @scale.setter
@@ -177,7 +176,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         """Identity (B, identity_dim) of length one and image tokens (B, P, image_dim) -> (B, num_tokens,
         context).
 
-        A dropped identity is a row of zeros in both, through the same path: nothing is learned for it apart.
+        A dropped identity is a row of zeros in both. It takes the same path and has no learned embedding of its own.
         """
         if identity.ndim != 2 or identity.shape[1] != self.config.identity_dim:
             raise ConfigError(f"identity must be (B, {self.config.identity_dim}), got {tuple(identity.shape)}")
@@ -208,13 +207,13 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         if unet.config.cross_attention_dim != self.config.cross_attention_dim:
             raise CheckpointError(
                 f"identity channel: cross_attention_dim is {self.config.cross_attention_dim} but the UNet has"
-                f" {unet.config.cross_attention_dim}; use the base model that the channel was trained for"
+                f" {unet.config.cross_attention_dim}; use the base model that the channel was trained on"
             )
         if layers != wanted:
             name = _first_difference(wanted, layers)
             raise CheckpointError(
                 f"identity channel: layer {name} is {wanted.get(name, 'absent')} wide in the channel and"
-                f" {layers.get(name, 'absent')} in the UNet; use the base model it was trained for"
+                f" {layers.get(name, 'absent')} in the UNet; use the base model that the channel was trained on"
             )
 
     def is_attached(self, unet: UNet2DConditionModel) -> bool:
@@ -228,7 +227,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
 
 
 def detach_identity(unet: UNet2DConditionModel) -> None:
-    """Undo `IdentityChannel.attach`: plain attention in every layer that a channel had taken."""
+    """Undo `IdentityChannel.attach`: put plain attention back into every layer that a channel had taken."""
     processors = {
         name: AttnProcessor2_0() if isinstance(processor, DecoupledAttention) else processor
         for name, processor in unet.attn_processors.items()

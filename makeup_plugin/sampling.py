@@ -23,8 +23,11 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingState:
-    """What one step hands to the next: latents (N, C, h, w); the guidance scale; conditions, which have 2N rows with
-    guidance (a scale above 1), the unconditional half first, and N rows without."""
+    """The state that one step hands to the next.
+
+    latents: (N, C, h, w). guidance_scale: above 1 there is guidance. conditions: 2N rows with guidance, the
+    unconditional half first, and N rows without it.
+    """
 
     latents: Tensor
     conditions: Conditions
@@ -36,9 +39,9 @@ AfterStep = Callable[[int, Tensor, DenoisingState], DenoisingState]
 
 
 def make_timesteps(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
-    """Prepares a scheduler for one pass of `steps` steps and returns its timesteps.
+    """Prepare a scheduler for one pass of `steps` steps, and return its timesteps.
 
-    Raises ConfigError for a number of steps that the scheduler cannot make.
+    Raises ConfigError for a number of steps that the scheduler does not support.
     """
     try:
         scheduler.set_timesteps(steps, device=device)
@@ -71,13 +74,13 @@ def denoise(
 
     Args:
         conditions: N rows, or 2N rows with guidance, the unconditional half first.
-        timesteps: of `make_timesteps` for this scheduler; a progress bar around them is welcome.
+        timesteps: those of `make_timesteps` for this scheduler, also inside a progress bar.
         identity_channel, shading_channel, shading_scale: as for `predict`.
-        generator: for schedulers that draw noise; one, or one per image.
-        after_step: may change latents and conditions, and end guidance; then it leaves the conditional half alone.
-        interrupted: asked before every step; true ends the loop with the latents of the last one.
+        generator: one generator, or one per image, for schedulers that draw noise.
+        after_step: may change latents and conditions, and may end guidance. It then returns the conditional half only.
+        interrupted: called before every step. True ends the loop with the latents of the last step.
 
-    Raises ConfigError when guidance has no unconditional half, as when `after_step` begins it late.
+    Raises ConfigError when guidance has no unconditional half, for example when `after_step` starts it late.
     """
     extra = _step_arguments(scheduler, generator)
     state = DenoisingState(
@@ -114,9 +117,7 @@ def denoise(
 
 
 def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *, output_type: str, marked: bool) -> Any:
-    """Latents -> images as "pil", "np" (N,H,W,3) or "pt" (N,3,H,W) in [0,1], with the invisible mark if
-    `marked`.
-    """
+    """Latents -> images as "pil", "np" (N,H,W,3) or "pt" (N,3,H,W) in [0,1], with the watermark if `marked`."""
     # SDXL's VAE overflows in half precision.
     upcast = vae.dtype == torch.float16 and vae.config.force_upcast
     if upcast:
@@ -144,6 +145,6 @@ def seeds_of(generator: Generators, count: int) -> list[int | None]:
 
 
 def _step_arguments(scheduler: Any, generator: Generators) -> dict[str, Any]:
-    """Stochastic schedulers take the generator, others do not know the argument."""
+    """Arguments of the scheduler's step: stochastic schedulers take the generator, others do not have the argument."""
     known = inspect.signature(scheduler.step).parameters
     return {"generator": generator} if "generator" in known else {}

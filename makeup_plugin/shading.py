@@ -1,9 +1,8 @@
-"""The shading channel: where the face is, how it is turned and lit, given to the UNet as residuals of a
-ControlNet.
+"""The shading channel gives the UNet position, pose and light of the face as residuals of a ControlNet.
 
-Input is one shading map per sample in image coordinates (geometry of the person, grey albedo,
-spherical-harmonics light, black elsewhere). As in Face-MakeUp V2 the ControlNet's cross-attention context is
-only the identity tokens, for the unconditional half too: the words belong to the UNet.
+Its input is one shading map per sample in image coordinates (geometry of the person, grey albedo, spherical-harmonics
+light, black elsewhere). As in Face-MakeUp V2, the ControlNet's cross-attention context consists of the identity tokens
+alone, for the unconditional half too. The words belong to the UNet.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _EMBEDDING_WIDTHS = (16, 32, 96, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class ShadingResiduals:
-    """What a ControlNet adds to the UNet: one tensor per skip connection, and one for the middle block."""
+    """The tensors that a ControlNet adds to the UNet: one per skip connection, and one for the middle block."""
 
     down: list[Tensor]
     mid: Tensor
@@ -32,13 +31,14 @@ def shading_channel_from_unet(unet: UNet2DConditionModel, *, vae_scale_factor: i
     """A ControlNet for `unet` that starts as a copy of its encoder and adds nothing (zero output
     convolutions).
 
-    `vae_scale_factor` is the ratio of image to latent size (2, 4 or 8): the map comes at image resolution.
+    `vae_scale_factor` is the ratio of image size to latent size (2, 4 or 8), since the map has image resolution. Raises
+    ConfigError for another factor, and for a UNet that already has a LoRA.
     """
     steps = vae_scale_factor.bit_length() - 1
     if vae_scale_factor != 2**steps or not 1 <= steps < len(_EMBEDDING_WIDTHS):
         raise ConfigError(f"vae_scale_factor must be 2, 4 or 8, got {vae_scale_factor}")
     if getattr(unet, "peft_config", None):
-        raise ConfigError("the UNet already has an adapter; make the shading channel before LoRA is added")
+        raise ConfigError("the UNet already has an adapter: make the shading channel before adding LoRA")
     channel = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_EMBEDDING_WIDTHS[: steps + 1])
     _let_the_map_in(channel)
     return channel
@@ -47,9 +47,9 @@ def shading_channel_from_unet(unet: UNet2DConditionModel, *, vae_scale_factor: i
 def _let_the_map_in(channel: ControlNetModel) -> None:
     """Initializes the map's embedding so that its signal arrives (He et al. 2015).
 
-    diffusers starts its last convolution at zero, behind which the map would be out of sight for the first steps, and
-    torch's default for the others takes away most of the signal; the zero output convolutions alone keep the UNet as
-    it was.
+    diffusers starts the last convolution at zero, which would hide the map in the first steps, and torch's default for
+    the other convolutions removes most of the signal. The zero output convolutions alone keep the UNet's output
+    unchanged.
     """
     embedding = channel.controlnet_cond_embedding
     for convolution in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
@@ -71,8 +71,7 @@ def shading_residuals(
 ) -> ShadingResiduals:
     """Residuals for noisy latents (B,4,h,w), identity tokens (B,n,D) and shading maps (B,3,H,W) in [0,1].
 
-    `keep` (B,) multiplies each sample's residuals: 0 is the dropped condition, exactly what no channel would
-    give.
+    `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives exactly what no channel would give.
     """
     factor = 2 ** (len(channel.config.conditioning_embedding_out_channels) - 1)
     expected = (latents.shape[0], 3, latents.shape[2] * factor, latents.shape[3] * factor)
