@@ -1,6 +1,7 @@
-"""The published Face-MakeUp checkpoints (v1 and V2, Stable Diffusion 1.5) in diffusers' classes.
+"""Published Face-MakeUp checkpoints (Stable Diffusion 1.5) in diffusers' classes.
 
-The file is one dict {"image_proj", "ip_adapter", "controlnet"}. Its names stay here:
+The file is one dict {"image_proj", "ip_adapter", "controlnet"}, which v1 and V2 share. A V2 archive may hold
+accelerate's raw layout instead, which is rejected. The file's names stay in this module:
 
     image_proj   FaceID-Plus projection with its perceiver          -> IdentityChannel.projection
     ip_adapter   "{i}.to_k_ip", "{i}.to_v_ip" of cross-attentions   -> IdentityChannel.attention
@@ -8,9 +9,9 @@ The file is one dict {"image_proj", "ip_adapter", "controlnet"}. Its names stay 
     controlnet   ControlNetModel of diffusers, same names           -> ControlNetModel
 
 Index i counts the UNet's attention processors in module order: down 0-11, up 12-29, mid 30-31, odd ones
-cross. Weights are mixed bf16 and fp32 and are brought to one dtype here. What the model does with them:
-identity tokens are the ControlNet's only context; images of the person are encoded by CLIP ViT-H, second last
-hidden states (257x1280).
+cross. Weights are mixed bf16 and fp32, and this module converts them to one dtype. In the published model identity
+tokens are the ControlNet's only context, and CLIP ViT-H encodes images of the person (second last hidden states,
+257x1280).
 """
 
 from __future__ import annotations
@@ -50,9 +51,7 @@ _IP_KEY = re.compile(r"^(\d+)\.(to_k_ip|to_v_ip)\.weight$")
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedStates:
-    """The checkpoint's tensors under our names: projection and attention of the identity channel, LoRA,
-    ControlNet.
-    """
+    """The checkpoint's tensors under our names: projection and attention of the identity channel, LoRA, ControlNet."""
 
     projection: dict[str, Tensor]
     attention: dict[str, Tensor]
@@ -70,7 +69,7 @@ class PublishedFaceMakeUp:
     lora_rank: int
 
     def apply(self, unet: UNet2DConditionModel) -> None:
-        """Attach the identity channel to `unet` and add the LoRA, factor one."""
+        """Attach the identity channel to `unet` and add the LoRA with a factor of one."""
         insert_lora(
             unet,
             self.lora,
@@ -85,7 +84,10 @@ class PublishedFaceMakeUp:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """The three dicts of a checkpoint file, read without running any code in it. Raises CheckpointError."""
+    """The three dicts of a checkpoint file, read without running code from it.
+
+    Raises CheckpointError for a missing or damaged file and for other entries than these three.
+    """
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory: give the Face-MakeUp checkpoint file in it")
@@ -97,17 +99,18 @@ def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
         raise CheckpointError(f"{path} is damaged or holds more than tensors: {error}") from error
     if not isinstance(state, dict) or set(state) != set(ROOTS):
         found = sorted(state) if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: expected the entries {', '.join(ROOTS)}, found {found}")
+        raise CheckpointError(
+            f"{path}: expected the entries {', '.join(ROOTS)}, found {found}; give a file in the published layout"
+            " (accelerate's raw layout is not read)"
+        )
     for root, tensors in state.items():
         if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise CheckpointError(f"{path}: {root} is no dictionary of tensors")
+            raise CheckpointError(f"{path}: {root} is not a dictionary of tensors: download the file again")
     return state
 
 
 def convert_state(state: dict[str, dict[str, Tensor]], unet: UNet2DConditionModel) -> PublishedStates:
-    """Rename every tensor; `unet` gives the order of the attention layers. Raises CheckpointError on unknown
-    names.
-    """
+    """Rename every tensor. `unet` gives the order of the attention layers. Raises CheckpointError for unknown names."""
     attention, lora = _convert_attention(state["ip_adapter"], unet)
     return PublishedStates(
         projection=convert_projection(state["image_proj"]),
@@ -118,9 +121,7 @@ def convert_state(state: dict[str, dict[str, Tensor]], unet: UNet2DConditionMode
 
 
 def convert_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """image_proj under the names of diffusers' IPAdapterFaceIDPlusImageProjection; to_kv is cut into to_k and
-    to_v.
-    """
+    """image_proj under the names of diffusers' IPAdapterFaceIDPlusImageProjection; to_kv is cut into to_k and to_v."""
     result = {}
     for key, value in state.items():
         name = key
@@ -136,9 +137,9 @@ def convert_projection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_facemakeup(
     path: str | Path, unet: UNet2DConditionModel, *, dtype: torch.dtype = torch.float32
 ) -> PublishedFaceMakeUp:
-    """A published checkpoint for the SD1.5 `unet`, which is only read: `apply` changes it.
+    """A published checkpoint for the SD1.5 `unet`. This function only reads the UNet; `apply` changes it.
 
-    Raises CheckpointError naming the tensors that are missing, too much or of another shape.
+    Raises CheckpointError, which names the tensors that are missing, unexpected or of another shape.
     """
     state = read_checkpoint(path)
     states = convert_state(state, unet)
@@ -176,12 +177,12 @@ def _convert_attention(
         elif layer in cross:
             attention[f"{cross.index(layer)}.{match[2]}.0.weight"] = value
         else:
-            raise CheckpointError(f"ip_adapter.{key} gives identity keys to {layer}, which is self-attention")
+            raise CheckpointError(f"ip_adapter.{key} holds identity keys for {layer}, which is self-attention")
     return attention, lora
 
 
 def _empty_channel(states: PublishedStates, unet: UNet2DConditionModel) -> IdentityChannel:
-    """A channel whose sizes are read off the tensors."""
+    """A channel whose sizes follow from the tensors."""
     projection = states.projection
     try:
         width = projection["norm.weight"].shape[0]

@@ -1,8 +1,8 @@
-"""Saving and loading the whole pipeline: the base model as it was, and next to it what training added.
+"""Saving and loading the whole pipeline: the unchanged base model, and next to it what training added.
 
-The directory has diffusers' layout (model_index.json, one folder per component) and at the same time that of
-an adapter (`makeup_plugin.saving.adapters`): `load_adapter` accepts it too. adapter.json is written last and marks a
-complete save.
+The directory has the layout of diffusers (model_index.json, one folder per component) and of an adapter
+(`makeup_plugin.saving.adapters`), so `load_adapter` accepts it too. adapter.json is written last and marks a complete
+save.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class PipelineStorageMixin:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, **kwargs: Any) -> Self:
-        """Load a saved pipeline from a directory or a hub id; `dtype=` as in diffusers.
+        """Load a saved pipeline from a directory or a hub id. `dtype=` works as in diffusers.
 
-        Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError naming what
-        is missing or damaged.
+        Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError, which names the
+        missing or damaged file.
         """
         directory = _local_directory(path_or_id, kwargs)
         config = read_adapter_config(directory)
@@ -87,30 +87,35 @@ class PipelineStorageMixin:
     def save_pretrained(
         self, save_directory: str | Path, *, licence: str | None = None, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write everything needed to load the pipeline again; images of the loaded one are bit-identical.
+        """Write everything that is needed to load the pipeline again. The loaded pipeline draws bit-identical images.
 
-        The UNet is stored without LoRA; our LoRA goes beside it. LoRAs of other origin are not stored. Raises
-        ConfigError while one is fused, and while layers are offloaded.
-        `licence` goes into adapter.json; None names those of pipeline, adapter and joint encoder as they were
-        loaded, joined by AND where they differ, or "unknown".
-        `push_to_hub` uploads the directory as it is when all of it is written (diffusers would upload before our
-        part is there); it takes `repo_id` (default: the directory's name), `private`, `token`, `commit_message`
-        and `create_pr` as in diffusers. No model card is made up.
+        The UNet is stored without LoRA, and our LoRA next to it. LoRAs of other origin are not stored.
 
-        The folder may hold other files, which stay, and an earlier save, which is replaced file by file once all of the
-        new one is written inside the folder (both are on the disk for that time). So a save that fails leaves the
-        earlier one whole; one that is killed while files change places leaves no adapter.json, which loading reports.
-        Raises CheckpointError when the disk is full or not writable.
+        An earlier save in the folder is replaced file by file once all of the new one is written inside the folder
+        (both are on the disk for that time), and other files stay. A save that fails therefore leaves the earlier one
+        whole. A save that is killed while files change places leaves no adapter.json, which loading reports.
+
+        Args:
+            save_directory: the folder. It is created.
+            licence: the text for adapter.json. None takes the licences of pipeline, adapter and joint encoder as they
+                were loaded, joined by AND where they differ, or "unknown".
+            push_to_hub: upload the finished directory (diffusers would upload before our part is written). It takes
+                `repo_id` (default: the directory's name), `private`, `token`, `commit_message` and `create_pr` as in
+                diffusers. No model card is generated.
+
+        Raises:
+            ConfigError: a LoRA is fused, or layers are offloaded.
+            CheckpointError: the disk is full or not writable, or a file lies where a folder must go.
         """
         check_unfused(self.unet)
         check_there(self.components)
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-        # diffusers only logs this and goes on, which would leave a pipeline without that part.
+        # diffusers only logs this and continues, which would save a pipeline without that part.
         for path in (directory, *(directory / name for name in self.components)):
             if path.is_file():
-                raise CheckpointError(f"{path} is a file where a folder must go: remove it or save elsewhere")
+                raise CheckpointError(f"{path} is a file where a folder must go: remove it, or save elsewhere")
         licence = licence or self._licence_of_parts()
         with staged(directory, last=CONFIG_FILE, optional=LORA_FILE) as folder:
             adapted = self.unet
@@ -141,15 +146,16 @@ class PipelineStorageMixin:
         vae: AutoencoderKL | None = None,
         **components: Any,
     ) -> Self:
-        """The pipeline on a base in SDXL's layout (`stabilityai/stable-diffusion-xl-base-1.0`, or a
-        directory).
+        """Build the pipeline on a base in SDXL's layout (`stabilityai/stable-diffusion-xl-base-1.0`, or a directory).
 
-        Takes unet, vae and scheduler (of the class that the base names) where they are not given; `joint_encoder`
-        and the other components are given by name. The base's own text encoders are not loaded: the joint encoder
-        stands in for them. `adapter` is put on top.
+        The base gives unet, vae and scheduler (of the class that it names) where they are not given. You give
+        `joint_encoder` and the other components by name. The joint encoder replaces the base's text encoders, which are
+        not loaded. `adapter` is loaded on top.
+
+        Raises ConfigError without `joint_encoder`, and CheckpointError where the base has no such parts.
         """
         if "joint_encoder" not in components:
-            raise ConfigError("from_base needs joint_encoder=: the base has plain text encoders only")
+            raise ConfigError("from_base needs joint_encoder=: the base has only plain text encoders")
         try:
             if scheduler is None:
                 scheduler = _scheduler(base)
@@ -167,21 +173,22 @@ class PipelineStorageMixin:
         return pipeline
 
     def _licence_of_parts(self) -> str:
-        """What is known of pipeline, adapter and joint encoder, as loaded."""
+        """The known licences of pipeline, adapter and joint encoder, as they were loaded."""
         known = " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence))))
         encoder = str(self.joint_encoder.config.get("licence") or "")
         return f"{known or UNKNOWN_LICENCE} AND {encoder}" if encoder not in known else known
 
     def load_adapter(self, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
-        """Put a saved adapter (or the added part of a saved pipeline) on this base, in the UNet's dtype; returns its
-        configuration. See `makeup_plugin.saving.adapters.load_adapter`.
+        """Add a saved adapter (or the added part of a saved pipeline) to this base, in the UNet's dtype.
+
+        Returns its configuration. See `makeup_plugin.saving.adapters.load_adapter` for the errors.
         """
         return load_adapter(self, directory, variant=variant)
 
     def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
-        """Write only what was added to the base: LoRA, identity channel, shading channel.
+        """Write only what training added to the base: LoRA, identity channel, shading channel.
 
-        `licence` goes into adapter.json; None names that of the adapter, or else of the pipeline, as loaded.
+        `licence` is the text for adapter.json. None takes that of the adapter, or else of the pipeline, as loaded.
         """
         return save_adapter(
             directory,
@@ -199,27 +206,31 @@ class PipelineStorageMixin:
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Add a LoRA of other origin (a style, say) to the UNet, as in diffusers.
+        """Add a LoRA of other origin (for example a style) to the UNet, as in diffusers.
 
-        It counts at once, beside ours and others that are active; `set_adapters` chooses and weighs them. Parts for
-        text encoders are left out with a warning: the joint encoder is not SDXL's. `save_pretrained` does not store
-        it. Raises ConfigError where there is no LoRA for a UNet.
+        It is active at once, beside ours and other active ones; `set_adapters` chooses and weighs them. Parts for text
+        encoders are ignored with a warning, since the joint encoder is not SDXL's. `save_pretrained` does not store it.
+        Raises ConfigError where there is no LoRA for a UNet.
         """
         source = pretrained_model_name_or_path_or_dict
         if isinstance(source, dict):
-            source = source.copy()  # converting other names takes them out of the dictionary
+            source = source.copy()  # the conversion of other names removes them from the dictionary
         placing = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage",) if name in kwargs}
         state, alphas, metadata = self.lora_state_dict(
             source, unet_config=self.unet.config, return_lora_metadata=True, **kwargs
         )
         where = "the dictionary" if isinstance(source, dict) else source
         if strange := [key for key in state if "lora" not in key]:
-            raise ConfigError(f"{where} is not a LoRA alone: {strange[0]} belongs to no LoRA")
+            raise ConfigError(
+                f"{where} holds more than a LoRA: {strange[0]} belongs to no LoRA; give a file with LoRA weights only"
+            )
         foreign = [key for key in state if not key.startswith(f"{self.unet_name}.")]
         if len(foreign) == len(state):
-            raise ConfigError(f"{where} has no LoRA for a UNet; its names start like {foreign[:1]}")
+            raise ConfigError(
+                f"{where} has no LoRA for a UNet, its first name is {foreign[:1]}: give a LoRA that was made for SDXL"
+            )
         if foreign:
-            logger.warning("%d tensors for text encoders are left out, e.g. %s", len(foreign), foreign[0])
+            logger.warning("%d tensors for text encoders are ignored, e.g. %s", len(foreign), foreign[0])
         with keep_active(self.unet):
             self.load_lora_into_unet(
                 state,
@@ -241,12 +252,12 @@ class PipelineStorageMixin:
     ) -> None:
         """Add the active LoRAs, or `adapter_names`, to the UNet's weights, as in diffusers.
 
-        Nothing can be saved, loaded or removed then until `unfuse_lora`.
+        Until `unfuse_lora` nothing can be saved, loaded or removed.
         """
         super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
 
     def unfuse_lora(self, components: Sequence[str] = ("unet",)) -> None:
-        """Take fused LoRAs out of the weights again, to rounding; they count as before."""
+        """Remove fused LoRAs from the weights again, up to rounding. They are active as before."""
         super().unfuse_lora(list(components))
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
@@ -255,19 +266,19 @@ class PipelineStorageMixin:
         super().delete_adapters(adapter_names)
 
     def unload_lora_weights(self) -> None:
-        """Remove the LoRAs of other origin; ours stays and counts again (`unload_adapter` removes it)."""
+        """Remove the LoRAs of other origin. Ours stays and is active again (`unload_adapter` removes it)."""
         for name in [name for name in getattr(self.unet, "peft_config", {}) if name != ADAPTER_NAME]:
             remove_lora(self.unet, name=name)
         if getattr(self.unet, "peft_config", {}) and ADAPTER_NAME not in self.unet.active_adapters():
             self.unet.set_adapters([ADAPTER_NAME])
 
     def unload_adapter(self) -> None:
-        """Back to the base model."""
+        """Return to the base model: remove our LoRA and the channels."""
         unload_adapter(self)
 
 
 def _scheduler(base: str | Path) -> SchedulerMixin:
-    """The base's scheduler, of the class that its configuration names."""
+    """The base's scheduler, an object of the class that its configuration names."""
     config = DDIMScheduler.load_config(base, subfolder="scheduler")
     name = config.get("_class_name")
     kind = getattr(diffusers, str(name), None)
@@ -277,9 +288,7 @@ def _scheduler(base: str | Path) -> SchedulerMixin:
 
 
 def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
-    """The directory itself, or a snapshot of the hub's repository (whole, the LoRA is no diffusers
-    component).
-    """
+    """The directory itself, or a snapshot of the hub's whole repository, since the LoRA is no diffusers component."""
     directory = Path(path_or_id)
     if directory.is_dir():
         return directory
@@ -289,13 +298,13 @@ def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
     names = ("revision", "token", "cache_dir", "local_files_only")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
     try:
-        # First alone: a repository without it may hold many gigabytes that are of no use here.
+        # This file comes first and alone: a repository without it may hold many useless gigabytes.
         hf_hub_download(text, CONFIG_FILE, **options)
         return Path(snapshot_download(text, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise CheckpointError(
-                f"{text} has no {CONFIG_FILE}: it is no saved FaceMakeUpPipeline; a plain SDXL base is loaded with"
+                f"{text} has no {CONFIG_FILE}, so it is not a saved FaceMakeUpPipeline: load a plain SDXL base with"
                 " FaceMakeUpPipeline.from_base(id, joint_encoder=...)"
             ) from error
-        raise CheckpointError(f"{text} is no directory here and could not be fetched from the hub: {error}") from error
+        raise CheckpointError(f"{text} is no local directory and could not be fetched from the hub: {error}") from error

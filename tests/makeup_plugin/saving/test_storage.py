@@ -181,7 +181,7 @@ def test_lora_weights_as_a_dictionary(pipeline):
         pipeline.load_lora_weights(state, adapter_name=f"style{number}", low_cpu_mem_usage=False)
     assert len(state) == 3
     assert pipeline.get_active_adapters() == ["makeup", "style0", "style1"]
-    with pytest.raises(ConfigError, match=r"the dictionary is not a LoRA alone: unet\.conv_in\.weight belongs"):
+    with pytest.raises(ConfigError, match=r"the dictionary holds more than a LoRA: unet\.conv_in\.weight belongs"):
         pipeline.load_lora_weights({"unet.conv_in.weight": torch.ones(1)})
     with pytest.raises(ConfigError, match="the dictionary has no LoRA for a UNet"):
         pipeline.load_lora_weights({"text_encoder.q.lora_A.weight": torch.ones(1)})
