@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from faceclip.storage.hashes import module_hash
-from faceclip.training import Result, Trainer, run_training
+from faceclip.training import Result, Trainer, check_output, run_training
 from train_encoder.config import PRESETS, EncoderConfig, data_config
 from train_encoder.features import SplitFeatures, check_apart, features_of
 from train_encoder.queries import QuerySource
@@ -27,6 +27,7 @@ from train_encoder.text_states import text_states_of
 
 def train(config: EncoderConfig) -> Result:
     """Runs or resumes stage 1."""
+    check_output(Path(config.out))
     data_config(config)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)

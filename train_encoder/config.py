@@ -190,10 +190,18 @@ def data_config(config: EncoderConfig) -> DataConfig:
 
 
 def cache_folder(config: EncoderConfig) -> Path:
-    """`config.cache`, or `.features` beside local data, or a folder of the working directory for hub data."""
+    """`config.cache`, or `.features` in a local data folder, or a folder of the working directory for hub data.
+
+    Raises ConfigError where the data are a single file, beside which nobody expects a cache.
+    """
     path = Path(data_config(config).path)
     if config.cache:
         return Path(config.cache)
+    if path.is_dir():
+        return path / ".features"
     if path.exists():
-        return (path if path.is_dir() else path.parent) / ".features"
+        raise ConfigError(
+            f"cache: the data are a single file ({path}), beside which nothing is written: name a folder for the "
+            "frozen features, cache=DIR"
+        )
     return Path("data-cache") / str(path).replace("/", "--")

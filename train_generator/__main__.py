@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from faceclip.errors import ConfigError
-from faceclip.training import Result, Trainer, run_training
+from faceclip.training import Result, Trainer, check_output, run_training
 from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
@@ -25,6 +25,7 @@ from train_generator.task import GeneratorTask
 
 def train(config: GeneratorConfig) -> Result:
     """Runs or resumes stage 2."""
+    check_output(Path(config.out))
     for name in ("data", "encoder"):
         if not getattr(config, name):
             raise ConfigError(f"{name}: name its directory, as in {name}=DIR")

@@ -6,7 +6,6 @@ The distance is that of the judge's features, which see the whole picture. Held-
 portrait, too: pictures that are nearer to theirs than those to theirs would be copies.
 """
 
-import argparse
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from eval.reports.report import write_json
 from eval.reports.sheet import save_sheet
 from faceclip import weights
 from faceclip.data.arrays import load_arrays
-from faceclip.errors import DataError, FaceClipError
+from faceclip.errors import DataError
+from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
+from faceclip.training.checkpoints import make_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,38 +83,45 @@ def measure(
     return found, np.asarray(training.images)[found.row], figures
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.benchmark.neighbors`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.benchmark.neighbors", description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=Path, required=True, help="folder of generated PNG pictures")
-    parser.add_argument("--data", type=Path, required=True, help="data set that the generator was trained on")
-    parser.add_argument("--out", type=Path, required=True, help="folder of neighbors.png and neighbors.json")
-    parser.add_argument("--count", type=int, default=100, help="how many pictures")
-    parser.add_argument("--size", type=int, default=128, help="side in px at which they are compared")
-    parser.add_argument("--judge", type=Path, help="another judge than the shipped one")
-    options = parser.parse_args(arguments)
-    try:
-        check_least("--count", options.count, 2)
-        judge = load_model(Judge, options.judge or weights.path("tiny/judge", package="eval"), "--judge")
-        pictures = read_pictures(options.images, options.count, options.size)
-        found, portraits, figures = measure(pictures, judge, options.data, size=options.size)
-        options.out.mkdir(parents=True, exist_ok=True)
-        order = np.argsort(found.distance)  # what is most like a copy stands first
-        columns = 10
-        grid: list[list[NDArray[np.uint8] | None]] = []
-        for start in range(0, len(order), columns):
-            rows = order[start : start + columns]
-            blank: list[NDArray[np.uint8] | None] = [None] * (columns - len(rows))
-            grid += [[*pictures[rows], *blank], [*portraits[rows], *blank]]
-        labels = ["pictures", "nearest training portraits"] * (len(grid) // 2)
-        save_sheet(options.out / "neighbors.png", grid, [""] * columns, row_labels=labels)
-        write_json(options.out / "neighbors.json", {name: asdict(figure) for name, figure in figures.items()})
-    except FaceClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass(kw_only=True)
+class NeighborSettings:
+    """Which pictures are compared with which data."""
+
+    images: Path = setting(help="folder of generated PNG pictures")
+    data: Path = setting(help="data set that the generator was trained on")
+    out: Path = setting(help="folder of neighbors.png and neighbors.json")
+    count: int = setting(100, "how many pictures")
+    size: int = setting(128, "side in px at which they are compared")
+    judge: Path | None = setting(None, "another judge than the shipped one")
+
+    def __post_init__(self) -> None:
+        check_least("--count", self.count, 2)
+
+
+def compare(settings: NeighborSettings) -> None:
+    """Measures, writes the sheet and the figures, and prints these."""
+    judge = load_model(Judge, settings.judge or weights.path("tiny/judge", package="eval"), "--judge")
+    pictures = read_pictures(settings.images, settings.count, settings.size)
+    found, portraits, figures = measure(pictures, judge, settings.data, size=settings.size)
+    make_folder(settings.out, "--out ")
+    order = np.argsort(found.distance)  # what is most like a copy stands first
+    columns = 10
+    grid: list[list[NDArray[np.uint8] | None]] = []
+    for start in range(0, len(order), columns):
+        rows = order[start : start + columns]
+        blank: list[NDArray[np.uint8] | None] = [None] * (columns - len(rows))
+        grid += [[*pictures[rows], *blank], [*portraits[rows], *blank]]
+    labels = ["pictures", "nearest training portraits"] * (len(grid) // 2)
+    save_sheet(settings.out / "neighbors.png", grid, [""] * columns, row_labels=labels)
+    write_json(settings.out / "neighbors.json", {name: asdict(figure) for name, figure in figures.items()})
     for name, figure in figures.items():
         print(f"{name}: {figure}")
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.benchmark.neighbors`; returns the exit status."""
+    usage = "usage: python -m eval.benchmark.neighbors --images DIR --data DIR --out DIR [--key VALUE …]"
+    return run(compare, NeighborSettings, arguments, flags=True, usage=usage)
 
 
 if __name__ == "__main__":

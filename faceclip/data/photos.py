@@ -39,6 +39,7 @@ from faceclip.storage.files import read_json, write_json, write_text
 from faceclip.storage.hashes import file_hash, module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.storage.locks import locked
+from faceclip.storage.places import check_place
 from faceclip.training.progress import bar
 
 VERSION = 1
@@ -161,6 +162,7 @@ class PhotoImport:
         Raises ConfigError for a folder that holds something else, TooManyBadRecordsError, EmptyDatasetError, and
         DataError for sources, persons with one picture, and a disk that is full; finished shards stay.
         """
+        check_place(self.out, "out=", (".lock", "dataset.json", ".partial"))
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with locked(self.out / ".lock", wait=False):

@@ -29,6 +29,7 @@ from faceclip.people.plan import Request, Shard, check_same_request, plan_shards
 from faceclip.storage.files import read_json, write_json, write_text
 from faceclip.storage.hashes import file_hash
 from faceclip.storage.locks import locked
+from faceclip.storage.places import check_place
 
 _RENDERER: Any = None  # one per worker process
 
@@ -41,6 +42,7 @@ def generate(directory: Path, request: Request, *, workers: int, quiet: bool = F
     holds another data set, `DataError` when it cannot be written (full disk), is being written by another process, or
     a worker died. After any of them, and after a kill, the same call goes on.
     """
+    check_place(directory, "--out ", (".lock", "request.json", "dataset.json"))
     try:
         (directory / "data").mkdir(parents=True, exist_ok=True)
         with locked(directory / ".lock", wait=False):

@@ -4,7 +4,7 @@ from faceclip.settings import from_dict, load_config, parse_config, to_dict
 from faceclip.training.command import run_training
 from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
 from faceclip.training.sampler import MapSource
-from faceclip.training.trainer import Trainer
+from faceclip.training.trainer import Trainer, check_output
 
 __all__ = [
     "ContrastiveTask",
@@ -14,6 +14,7 @@ __all__ = [
     "Task",
     "Trainer",
     "TrainerConfig",
+    "check_output",
     "from_dict",
     "load_config",
     "parse_config",

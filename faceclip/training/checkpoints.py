@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from faceclip.errors import CheckpointError
 from faceclip.storage.files import disk_errors, write_json
 from faceclip.storage.folders import sync_folder, verify, write_atomically
+from faceclip.storage.places import check_place
 
 TENSORS = "state.safetensors"
 FACTS = "state.json"
@@ -70,11 +71,14 @@ def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
         sync_folder(folder)
 
 
-def make_folder(directory: Path, option: str = "out=") -> None:
+def make_folder(directory: Path, option: str = "out=", marks: Sequence[str] = ()) -> None:
     """Makes the output folder that `option` names where it is missing.
 
-    Raises CheckpointError, which begins with the option, when the folder cannot be made or written.
+    Raises ConfigError for the root of the file system and, with `marks`, for another program's folder
+    (`faceclip.storage.places.check_place`), and CheckpointError when the folder cannot be made or written; both begin
+    with the option.
     """
+    check_place(directory, option, marks)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,6 +109,21 @@ def check_fit(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, 
     if wrong:
         names = ", ".join(sorted(wrong)[:5])
         raise CheckpointError(f"{folder}: does not fit the model ({names}); use another output directory")
+
+
+def resumable_checkpoint(directory: Path) -> Path | None:
+    """`newest_checkpoint`; None is a folder without any checkpoint.
+
+    Raises CheckpointError where all of several are damaged: nobody means to start anew over them.
+    """
+    found = newest_checkpoint(directory)
+    if found is None and (damaged := checkpoints(directory)):
+        names = ", ".join(folder.name for folder in damaged)
+        raise CheckpointError(
+            f"{directory}: every checkpoint is damaged ({names}): put back a copy of one to resume, or delete this "
+            "folder to start anew at step 0"
+        )
+    return found
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

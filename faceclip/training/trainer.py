@@ -8,7 +8,7 @@ give the weights of 2N steps, bit for bit on a CPU with one or two ranks (docs/s
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from faceclip.cpu.training import cpu_training
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.storage.folders import remove_leftovers, write_atomically
+from faceclip.storage.locks import locked
+from faceclip.storage.places import check_place
 from faceclip.training.accumulation import first_pass
 from faceclip.training.best import BestExport
 from faceclip.training.checkpoints import (
@@ -27,6 +29,7 @@ from faceclip.training.checkpoints import (
     load_checkpoint,
     make_folder,
     newest_checkpoint,
+    resumable_checkpoint,
     save_checkpoint,
     step_of,
 )
@@ -45,6 +48,14 @@ from faceclip.training.stopping import StopRequest
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 BEST = "best"
+LOCK = "run.lock"
+# Of which every run's folder has one, also where the run was killed early.
+MARKS = (LOCK, "log.jsonl", f"{CHECKPOINTS}/step-*", f"{CHECKPOINTS}/.step-*.tmp", f".{EXPORT}.*.tmp")
+
+
+def check_output(directory: Path) -> None:
+    """Raises ConfigError, before a command works, for a run's folder at `/` or among files of something else."""
+    check_place(Path(directory), "out=", MARKS)
 
 
 class Trainer:
@@ -96,9 +107,16 @@ class Trainer:
 
         A step that is both saved and validated is saved first; a run that went no further validates when it goes on.
 
-        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails or a
-        checkpoint in the folder is of another run.
+        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails, a
+        checkpoint in the folder is of another run, all of them are damaged, or another process trains there.
         """
+        with ExitStack() as stack:
+            if self.accelerator.is_main_process:
+                make_folder(self.directory)
+                stack.enter_context(locked(self.directory / LOCK, wait=False, kind=CheckpointError))
+            return self._fit()
+
+    def _fit(self) -> Result:
         started = time.perf_counter()
         self._tidy_up()
         optimizer_state = self._resume() if self.config.resume else None
@@ -345,11 +363,9 @@ class Trainer:
         self.saved = self.step
 
     def _tidy_up(self) -> None:
-        """Makes the folder, removes what killed runs left half-written, and refuses to start anew over the checkpoints
-        of another run."""
+        """Removes what killed runs left half-written, and refuses to start anew over the checkpoints of another run."""
         folder = self.directory / CHECKPOINTS
         if self.accelerator.is_main_process:
-            make_folder(self.directory)
             remove_leftovers(self.directory)
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
@@ -361,7 +377,7 @@ class Trainer:
 
     def _resume(self) -> dict[str, Tensor] | None:
         """Takes over the newest checkpoint; returns the optimizer state in it."""
-        folder = newest_checkpoint(self.directory / CHECKPOINTS)
+        folder = resumable_checkpoint(self.directory / CHECKPOINTS)
         self._agree_on_start(folder)
         if folder is None:
             return None

@@ -18,7 +18,7 @@ from faceclip.settings import guarded, setting
 from faceclip.settings.config import plain_words
 from faceclip.storage.files import replacing
 from faceclip.storage.folders import MANIFEST, write_atomically
-from faceclip.training import MapSource, Task, Trainer, TrainerConfig, parse_config
+from faceclip.training import MapSource, Task, Trainer, TrainerConfig, check_output, parse_config
 from faceclip.training.command import INTERRUPTED
 from faceclip.training.towers.card import (
     Card,
@@ -161,6 +161,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
             f"a tower is trained by one process, and the launcher started {processes}: run {tower.command} without it"
         )
     config = _configured(config_class, argv, tower)
+    check_output(Path(config.out))
     data = dataset_facts(Path(config.data))
     torch.manual_seed(config.trainer.seed)
     task, source = tower.build(config)
