@@ -12,6 +12,7 @@ from faceclip.settings import setting
 from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
+TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".zip")
 
 
 def _check_positive(section: str, config: Any, *names: str) -> None:
@@ -190,9 +191,10 @@ def data_config(config: EncoderConfig) -> DataConfig:
 
 
 def cache_folder(config: EncoderConfig) -> Path:
-    """`config.cache`, or `.features` in a local data folder, or a folder of the working directory for hub data.
+    """`config.cache`, or `.features` in a local data folder or beside a table, or a folder of the working directory for
+    hub data.
 
-    Raises ConfigError where the data are a single file, beside which nobody expects a cache.
+    Raises ConfigError for a single file that is no table: nothing is written beside a file that may be anybody's.
     """
     path = Path(data_config(config).path)
     if config.cache:
@@ -200,8 +202,10 @@ def cache_folder(config: EncoderConfig) -> Path:
     if path.is_dir():
         return path / ".features"
     if path.exists():
-        raise ConfigError(
-            f"cache: the data are a single file ({path}), beside which nothing is written: name a folder for the "
-            "frozen features, cache=DIR"
-        )
+        if path.suffix.lower() not in TABLES:
+            raise ConfigError(
+                f"data.path={path}: expected a folder or a table ({', '.join(TABLES)}); for any other file name a "
+                "folder of frozen features, cache=DIR"
+            )
+        return path.parent / ".features"
     return Path("data-cache") / str(path).replace("/", "--")
