@@ -34,7 +34,7 @@ class FaceCLIPEncoder(JointEncoder):
 
     Args:
         face: configuration of `FaceViT` or `OnnxFaceEncoder`. text: configuration of the `TextTower`.
-        fusion: arguments of `FeatureFusion`. licence: of the weights, as a note.
+        fusion: arguments of `FeatureFusion`. licence: licence of the weights, as a note.
     """
 
     @register_to_config
@@ -59,7 +59,7 @@ class FaceCLIPEncoder(JointEncoder):
     def from_components(
         cls, face_encoder: FaceViT | OnnxFaceEncoder, text: TextTower, *, fusion: dict[str, Any] | None = None
     ) -> "FaceCLIPEncoder":
-        """A new encoder over trained towers, as `FaceCLIP.from_components`."""
+        """A new encoder over trained towers; see `FaceCLIP.from_components`."""
         model = cls(_settings(face_encoder), _settings(text), fusion=fusion)
         model.face_encoder.load_state_dict(face_encoder.state_dict())
         model.branch.text.load_state_dict(text.state_dict())
@@ -74,9 +74,9 @@ class FaceCLIP(JointEncoder):
         face: configuration of `FaceViT` or `OnnxFaceEncoder`. text_l, text_g: configurations of the two `TextTower`s.
         fusion: arguments of `FeatureFusion`, the same for both branches.
         joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
-        shared_face: whether one face encoder serves both branches; otherwise G has one of its own, of the same
-            configuration (a published file may hold two that differ). Training wants a shared one.
-        licence: of the weights, as a note in `config.json` that training and pipelines pass on.
+        shared_face: whether one face encoder serves both branches. Otherwise G has its own one of the same
+            configuration (a published file may hold two that differ). Training needs a shared one.
+        licence: licence of the weights, as a note in `config.json` that training and pipelines pass on.
     """
 
     @register_to_config
@@ -101,7 +101,7 @@ class FaceCLIP(JointEncoder):
             self.add_heads(**joint)
 
     def add_heads(self, **joint: Any) -> None:
-        """Puts new, untrained retrieval heads on the model; `joint`: as for the class."""
+        """Add new, untrained retrieval heads to the model. `joint` is that of the class."""
         tokens = self.l.text.config.width + self.g.text.config.width
         self.heads = JointHeads(tokens, self.face_encoder.config.embedding_dim, self.g.text.config.embed_dim, **joint)
         self.register_to_config(joint=joint)
@@ -113,7 +113,7 @@ class FaceCLIP(JointEncoder):
 
     @property
     def face_encoders(self) -> tuple[FaceViT | OnnxFaceEncoder, ...]:
-        """The shared one, or L's and G's."""
+        """The shared face encoder, or those of L and G."""
         return (self.face_encoder,) if self.face_encoder_g is None else (self.face_encoder, self.face_encoder_g)
 
     def single(self, branch: Literal["l", "g"]) -> FaceCLIPEncoder:
@@ -135,8 +135,11 @@ class FaceCLIP(JointEncoder):
         fusion: dict[str, Any] | None = None,
         joint: dict[str, Any] | None = None,
     ) -> "FaceCLIP":
-        """A new joint encoder over trained towers (their weights are copied); fusion and heads are untrained, and the
-        fused tokens start near the towers' own states (`FaceCLIPBranch.start_near_text`)."""
+        """A new joint encoder over trained towers, whose weights are copied.
+
+        Fusion and heads are untrained. The fused tokens start near the towers' own states
+        (`FaceCLIPBranch.start_near_text`).
+        """
         settings = [_settings(m) for m in (face_encoder, text_l, text_g)]
         model = cls(*settings, fusion=fusion, joint=joint)
         for mine, theirs in ((model.face_encoder, face_encoder), (model.l.text, text_l), (model.g.text, text_g)):
@@ -154,8 +157,9 @@ class FaceCLIP(JointEncoder):
         face_features: FaceFeatures | None = None,
         has_face: Tensor | None = None,
     ) -> JointEmbedding:
-        """Retrieval embeddings of B (face, prompt) pairs: prompts may be empty (face alone), faces None or absent from
-        some rows (text alone).
+        """Retrieval embeddings of B (face, prompt) pairs.
+
+        An empty prompt asks with the face alone. Faces that are None or absent from some rows ask with the text alone.
 
         Raises what `encode` raises, and ConfigError without joint heads or for token ids.
         """
@@ -173,8 +177,11 @@ class FaceCLIP(JointEncoder):
 
     @apply_forward_hook
     def embed_gallery(self, identity: Tensor, image: Tensor) -> Tensor:
-        """Retrieval embedding (B, D), unit length, of pictures: their faces' identity (B, E) and CLIP image embedding
-        (B, C). Raises ConfigError for other widths, numbers that are not finite, and without joint heads."""
+        """Retrieval embedding (B, D), unit length, of pictures.
+
+        identity: (B, E) of their faces. image: their CLIP image embedding (B, C). Raises ConfigError for other widths,
+        for numbers that are not finite, and without joint heads.
+        """
         heads = self._heads()
         check_vectors("identity", identity, heads.face_dim)
         check_vectors("image", image, self.g.text.config.embed_dim)

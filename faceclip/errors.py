@@ -1,4 +1,4 @@
-"""Typed errors of the project: every message names what was wrong, where, and the remedy."""
+"""Typed errors of the project. Every message names the fault, its place and the remedy."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ _LONGEST = 2000  # characters of a message
 class FaceClipError(Exception):
     """Base of all errors that this project raises for a user's input or environment.
 
-    A message is capped in length; its beginning (what and where) and its end (the remedy) stay.
+    A long message is shortened in the middle. Its beginning (fault and place) and its end (the remedy) stay.
     """
 
     def __str__(self) -> str:
@@ -25,9 +25,9 @@ class ConfigError(FaceClipError, ValueError):
 class CheckpointError(FaceClipError):
     """A weights file or training checkpoint is missing, truncated, corrupt or does not fit the model.
 
-    Where tensors were compared with those of a model, all their names, of which the message holds the first:
-    `missing`, `unexpected`, `misshapen` (another shape) and `mistyped` (integers or complex numbers where floating
-    point is expected); otherwise empty.
+    Where tensors were compared with those of a model, four attributes hold the names of all tensors that differ, of
+    which the message has the first: `missing`, `unexpected`, `misshapen` (another shape) and `mistyped` (integers or
+    complex numbers where floating point is expected). Otherwise they are empty.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EmptyDatasetError(DataError):
 
 
 class TooManyBadRecordsError(DataError):
-    """More rows of a data set than the configuration allows cannot be used."""
+    """A data set has more unusable rows than the configuration allows."""
 
 
 class NonFiniteLossError(FaceClipError, ArithmeticError):
@@ -62,7 +62,7 @@ class NonFiniteLossError(FaceClipError, ArithmeticError):
 
 
 class FaceError(FaceClipError, ValueError):
-    """An image does not give the face that was asked for."""
+    """An image does not give the face that is needed."""
 
 
 class NoFaceError(FaceError):
@@ -74,7 +74,7 @@ class SeveralFacesError(FaceError):
 
 
 class BadLandmarksError(FaceError):
-    """Given points cannot be the eyes, nose tip and mouth corners of a face in the image."""
+    """The given points cannot be the eyes, nose tip and mouth corners of a face in the image."""
 
 
 class UnreadableImageError(FaceError):
@@ -82,4 +82,4 @@ class UnreadableImageError(FaceError):
 
 
 class ImageTooLargeError(FaceError):
-    """An image has more pixels than the cap allows; it is refused before it is decoded."""
+    """An image has more pixels than the limit allows. It is rejected before it is decoded."""

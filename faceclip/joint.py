@@ -1,7 +1,7 @@
-"""What one FaceCLIP branch and the L + G pair have in common: prompts and faces in, conditioning out.
+"""The common base of one FaceCLIP branch and the L + G pair: prompts and faces in, conditioning out.
 
-`JointEncoder.encode` checks and tokenizes, gives rows without a face the unconditional path, and runs the frozen
-towers; `JointEncoder.fuse` below it is the trained part: tensors in, tensors out.
+`JointEncoder.encode` checks and tokenizes, sends rows without a face through the unconditional path, and runs the
+frozen towers. It calls `JointEncoder.fuse`, the trained part: tensors in, tensors out.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,12 @@ from faceclip.towers.text import tokenize
 
 @dataclass(frozen=True, kw_only=True)
 class JointConditioning:
-    """What a generator is conditioned on: tokens (B, 77, sum of the branches' widths: L + G of the pair), pooled
-    (B, width of the last branch), and the reference's identity (B, E), unnormalized: zero in rows without a face, None
-    where no faces are given at all. text: the towers' states before fusion, in the shape and order of tokens."""
+    """The conditioning of a generator.
+
+    tokens: (B, 77, sum of the branches' widths: L + G of the pair). pooled: (B, width of the last branch). identity:
+    (B, E) of the reference, unnormalized; zero in rows without a face, None where no faces are given at all. text: the
+    towers' states before fusion, in the shape and order of tokens.
+    """
 
     tokens: Tensor
     pooled: Tensor
@@ -46,7 +49,7 @@ class JointConditioning:
 
 
 class KeptFace(nn.Module):
-    """Features of one face that move with the model they belong to; they are not saved with it."""
+    """Features of one face that move with the model they belong to. They are not saved with it."""
 
     def __init__(self, features: FaceFeatures) -> None:
         super().__init__()
@@ -61,9 +64,9 @@ class KeptFace(nn.Module):
 
 
 class JointEncoder(ModelMixin, ConfigMixin):
-    """What one branch and the pair have in common: a face encoder, branches, and the conditioning that they give.
+    """The common base of one branch and the pair: a face encoder, branches, and their conditioning.
 
-    Rows without a face follow the unconditional path of the release: the prompt without template, fused with the
+    Rows without a face follow the unconditional path of the release: the prompt without template is fused with the
     features of an all-zero face.
     """
 
@@ -75,17 +78,17 @@ class JointEncoder(ModelMixin, ConfigMixin):
 
     @property
     def branches(self) -> tuple[FaceCLIPBranch, ...]:
-        """The branches in the order in which their tokens are put side by side; the last one gives the pooled state."""
+        """The branches in the order of their tokens. The last branch gives the pooled state."""
         raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """As in diffusers, but strict. Raises CheckpointError where files are missing, damaged or of another model."""
+        """Load as in diffusers, but strictly. Raises CheckpointError for missing or damaged files and another model."""
         return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
 
     @property
     def face_encoders(self) -> tuple[FaceViT | OnnxFaceEncoder, ...]:
-        """One that serves all branches, or one for each."""
+        """One face encoder that serves all branches, or one for each branch."""
         return (self.face_encoder,)
 
     def towers(self) -> tuple[nn.Module, ...]:
@@ -93,9 +96,9 @@ class JointEncoder(ModelMixin, ConfigMixin):
         return *self.face_encoders, *(branch.text for branch in self.branches)
 
     def freeze_towers(self) -> list[nn.Parameter]:
-        """Freezes the towers (no gradient, evaluation mode) and returns what is left to train.
+        """Freeze the towers (no gradient, evaluation mode), and return the parameters that remain trainable.
 
-        The zero face is encoded here, once. Call this again after other weights were put into a face encoder.
+        This encodes the zero face once. Call it again after you load other weights into a face encoder.
         """
         for tower in self.towers():
             tower.requires_grad_(False).eval()
@@ -120,7 +123,7 @@ class JointEncoder(ModelMixin, ConfigMixin):
         return self._face(check_faces(faces))
 
     def zero_face(self) -> FaceFeatures:
-        """Features of the all-zero face, one row: what prompts without a face are fused with."""
+        """Features of the all-zero face, one row. Prompts without a face are fused with them."""
         if self.kept_zero_face is not None:
             return self.kept_zero_face.features()
         return self._face(torch.zeros(1, 3, 8, 8))
@@ -131,11 +134,12 @@ class JointEncoder(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """(B, 77, sum of the branches' widths) states of the text towers, before fusion: `JointConditioning.text`.
 
-        They depend on the towers and on the projections of the identity only; where these do not change they can be
-        cached and given to `encode`.
+        They depend only on the towers and on the projections of the identity. Where these do not change, the states can
+        be cached and given to `encode`.
 
         Args:
-            prompts: as for `encode`. identity: (B, E) of the recognizer, unnormalized; None: no face, no template.
+            prompts: as for `encode`.
+            identity: (B, E) of the recognizer, unnormalized. None means no face and no template.
             has_face: as for `encode`.
 
         Raises what `encode` raises, and ConfigError for an identity where each branch has a face encoder of its own.
@@ -166,14 +170,16 @@ class JointEncoder(ModelMixin, ConfigMixin):
         """Conditioning of B prompts and faces.
 
         Args:
-            prompts: B texts; in rows with a face the template "Photo of a id person. " is put before them. Or token ids
-                (B, 5 to 77), taken as they are.
-            faces: (B, 3, H, W) aligned RGB crops in [0, 1], or one for all prompts. None and no features: no row has a
-                face.
-            face_features: instead of `faces`, what `face_features` gave; stored in 16 bits or on another device, too.
-            has_face: (B,) bool, the rows that have a face. The others take the unconditional path of the release,
-                whatever `faces` hold there: an all-zero face and no template. None: all rows, where faces are given.
-            text_states: what `text_states` gave for these prompts and faces, so that the text towers do not run. No
+            prompts: B texts. In rows with a face the template "Photo of a id person. " is put before them. Token ids
+                (B, 5 to 77) are used unchanged.
+            faces: (B, 3, H, W) aligned RGB crops in [0, 1], or one for all prompts. Without faces and features no row
+                has a face.
+            face_features: the result of `face_features`, in place of `faces`. It may be stored in 16 bits or lie on
+                another device.
+            has_face: (B,) bool, the rows that have a face. The other rows take the unconditional path of the release
+                (an all-zero face and no template), whatever `faces` hold there. By default all rows have a face where
+                faces are given.
+            text_states: the result of `text_states` for these prompts and faces, so that the text towers do not run. No
                 gradient reaches the projections of the identity then.
 
         Raises:
@@ -209,8 +215,8 @@ class JointEncoder(ModelMixin, ConfigMixin):
     def fuse(self, text_states: Tensor, face_features: FaceFeatures) -> Tensor:
         """Fused tokens (B, 77, W) of the text towers' states (B, 77, W) and the features of B faces.
 
-        Tensors on the model's device and in its precision go in and out; nothing is checked. `encode` checks, and
-        gives rows without a face the features of `zero_face`.
+        Tensors on the model's device and in its precision go in and out, without checks. `encode` checks, and gives
+        rows without a face the features of `zero_face`.
         """
         parts = text_states.split([branch.text.config.width for branch in self.branches], dim=-1)
         with cpu_inference(text_states.device):

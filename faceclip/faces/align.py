@@ -96,8 +96,9 @@ def template_misfit(landmarks: NDArray[np.floating]) -> float:
 
 
 def check_landmarks(landmarks: NDArray[np.floating], height: int, width: int, name: str) -> None:
-    """Raises BadLandmarksError, which says `name`, for points (5, 2) px that cannot be those of a face in a picture of
-    this size: around a place outside of it, or not in the places that a face's have, turned by up to 75° or so."""
+    """Raises BadLandmarksError, which gives `name`, for points (5, 2) px that cannot be those of a face in a picture of
+    this size: their center lies outside, or they are not arranged as those of a face that is turned by up to 75° or so.
+    """
     where = f"{name}: landmarks {landmarks.round(1).tolist()}"
     center = landmarks.mean(axis=0)
     inside = ((center >= 0) & (center < [width, height])).all()
@@ -151,10 +152,11 @@ def align_face(
 
 
 def encoder_crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> NDArray[np.uint8]:
-    """What a face encoder of `size` px makes of the canonical crop, rounded to 8 bits: (size, size, 3).
+    """The canonical crop as a face encoder of `size` px sees it, rounded to 8 bits: (size, size, 3).
 
-    Of a face that is more than twice as large, `align_face` at this size is another picture, of means, while encoders
-    sample the canonical crop, as the pipeline gives it to them. Of smaller ones it is the same and made directly.
+    Encoders sample the canonical crop that the pipeline gives them. For a face that is more than twice as large as
+    `size`, `align_face` at this size would average pixels and give another picture. For smaller faces both are equal,
+    and the crop is made directly.
     """
     if crop_side(np.asarray(landmarks, np.float64)) < 2 * size:
         return align_face(image, landmarks, size)

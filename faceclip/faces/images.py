@@ -51,7 +51,7 @@ _TURNS = {
 
 
 def describe_source(source: ImageSource) -> str:
-    """A name for error messages: the path, or what was handed in."""
+    """A name for error messages: the path, or the kind of object."""
     if isinstance(source, str | os.PathLike):
         return f"image file {str(source)!r}"
     if isinstance(source, bytes):
@@ -87,7 +87,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
 def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
     if width * height > max_pixels:
         raise ImageTooLargeError(
-            f"{name} has {width}×{height} = {width * height:,} pixels, the cap is {max_pixels:,}: "
+            f"{name} has {width}×{height} = {width * height:,} pixels, the limit is {max_pixels:,}: "
             "shrink the picture, or raise max_pixels if you trust its source"
         )
     if width < 1 or height < 1:
@@ -105,7 +105,7 @@ def _read_file(path: Path | io.BytesIO, max_pixels: int, name: str) -> NDArray[n
     except FileNotFoundError as error:
         raise UnreadableImageError(f"{name} does not exist: check the path") from error
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{name} is refused before decoding ({error}): shrink the picture") from error
+        raise ImageTooLargeError(f"{name} is rejected before decoding ({error}): shrink the picture") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{name} is not a picture in one of {', '.join(FORMATS)}") from error
     except _DAMAGE as error:

@@ -1,8 +1,8 @@
 """The published FaceCLIP checkpoint (`face_clip_encoder.pt` of ByteDance/FaceCLIP, CC-BY-NC-4.0) and our layout.
 
-Names of the release exist in this module only. What the release stores but never uses (the face half of the last
-fusion layer, `enc_output*`, the branches' logit scale and bias) is kept beside our weights, so that exporting gives
-the published tensors back bit for bit.
+Names of the release exist in this module only. The tensors that the release stores and never uses (the face half of the
+last fusion layer, `enc_output*`, the branches' logit scale and bias) are kept beside our weights, so that exporting
+returns the published tensors bit for bit.
 """
 
 import json
@@ -191,8 +191,10 @@ def _plain_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _empty_model_for(published: Mapping[str, Tensor], config: dict[str, Any] | None) -> FaceCLIP:
-    """A model without storage, with one face encoder where both branches' copies are equal; whether the tensors fit it
-    is not looked at."""
+    """A model without storage, with one face encoder where both branches' copies are equal.
+
+    This function does not check whether the tensors fit the model.
+    """
     given = _plain_names(published)
     pairs = [
         (tensor, given.get(name.replace(BRANCHES["l"], BRANCHES["g"], 1)))
@@ -211,9 +213,9 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tuple]:
-    """Names and shapes of what a file of the release may hold without its being computed.
+    """Names and shapes of the tensors that a file of the release may hold and that are never computed.
 
-    The face half of the last fusion layer has the shapes of that of the layer before.
+    The face half of the last fusion layer has the same shapes as that of the layer before.
     """
     out: dict[str, tuple] = {}
     for root in BRANCHES.values():
@@ -233,15 +235,16 @@ def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tupl
 def load_faceclip(
     path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
 ) -> FaceCLIP:
-    """FaceCLIP with the published weights, in evaluation mode, or with those of an export of stage 1.
+    """FaceCLIP with the published weights or those of an export of stage 1, in evaluation mode.
 
     The published licence, CC-BY-NC-4.0, is logged once and stands in `config.licence`.
 
     Args:
         path_or_hub_id: `face_clip_encoder.pt`, a directory made by `convert` or by `FaceCLIP.save_pretrained` (or
             with a copy of the repository), or a hub id (`ByteDance/FaceCLIP`).
-        dtype: of the weights (None: as stored, 16 bits).
-        config: of a file of another size than the release; of a directory, what its configuration must be.
+        dtype: dtype of the weights. None keeps the stored one, 16 bits.
+        config: configuration of a file whose size differs from the release. For a directory, the configuration that it
+            must have.
 
     Raises:
         CheckpointError: as `read_checkpoint` and `from_published` do, or a directory that is damaged, of another
@@ -304,8 +307,9 @@ def _read_directory(
 
 
 def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None, shard_size: str = "1GB") -> None:
-    """Writes our directory (sharded safetensors, dtypes kept; the face encoder once, if both copies are equal) from a
-    published file.
+    """Write a directory of ours (sharded safetensors, dtypes kept) from a published file.
+
+    The face encoder is stored once if both copies are equal.
 
     Raises:
         CheckpointError: as `check_archive`, `read_checkpoint` and `from_published` do, or a target that is not an empty
@@ -339,7 +343,7 @@ def _make_empty(target: Path) -> None:
 
 
 def export(source: Path, target: Path) -> None:
-    """Writes the published layout of a converted directory, bit for bit and in one step.
+    """Write the published layout of a converted directory, bit for bit and atomically.
 
     Raises:
         CheckpointError: the directory was not made by `convert`, is incomplete or damaged, or the target is a directory
@@ -355,7 +359,7 @@ def export(source: Path, target: Path) -> None:
 
 
 def convert_unet(source: Path, target: Path) -> None:
-    """Writes the release's `unet.pt` as a folder that `UNet2DConditionModel.from_pretrained` loads.
+    """Write the release's `unet.pt` as a folder that `UNet2DConditionModel.from_pretrained` loads.
 
     Raises:
         CheckpointError: no such file, a damaged one, one of another model, or a target that is not empty.

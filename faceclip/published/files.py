@@ -1,6 +1,6 @@
-"""Files of other projects' checkpoints: found, read without running code, compared key by key.
+"""Checkpoint files of other projects: finding them, reading them without running code, and comparing them key by key.
 
-`.pt` files are pickles: they are opened with `weights_only=True`, so that a file can hold tensors and nothing else.
+`.pt` files are pickles. They are opened with `weights_only=True`, so that a file can hold tensors and nothing else.
 """
 
 import functools
@@ -38,20 +38,23 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def mention_license(what: str) -> None:
-    """Logs, once in a process, that the published weights must not be used commercially."""
+    """Log once per process that the published weights must not be used commercially."""
     logger.warning("%s: the published FaceCLIP weights are licensed %s, no commercial use", what, LICENSE)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is nothing on this disk may be asked of the hub: OWNER/NAME, where no folder is called like
-    the owner, `runs` is none, and the name is not that of a file of weights. A misspelt path is not looked up there."""
+    """Whether a name that does not exist on this disk may be a hub id, OWNER/NAME.
+
+    No folder may have the owner's name, the owner must not be `runs`, and the name must not be that of a weights file.
+    So a misspelt path is not looked up on the hub.
+    """
     path = Path(name)
     known = path.parts[:1] == ("runs",) or path.suffix in (".pt", ".safetensors") or path.parent.is_dir()
     return bool(_HUB_ID.fullmatch(name)) and not known
 
 
 def resolve(path_or_hub_id: str | Path, file: str) -> Path:
-    """The local path that a user means: a file, a directory of ours, or `file` of a repository.
+    """The local path of what a user names: a file, a directory of ours, or `file` of a repository.
 
     A repository is a hub id, from which `file` is downloaded, or a directory that holds a copy of it.
 
@@ -87,7 +90,7 @@ def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
     """A model of the class `kind` without storage for its parameters.
 
     Raises:
-        ConfigError: settings that the class does not know or that cannot be.
+        ConfigError: settings that the class does not know or that are impossible.
     """
     try:
         with init_empty_weights():
@@ -97,7 +100,7 @@ def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
 
 
 def check_archive(path: Path) -> None:
-    """Reads a `.pt` file once, in pieces, and compares its checksums, which memory-mapped reading leaves out.
+    """Read a `.pt` file once, in pieces, and compare its checksums, which memory-mapped reading leaves out.
 
     Nothing is checked of files without checksums: those of the old format, and those written with
     `torch.serialization.set_crc32_options(False)`.
@@ -188,10 +191,10 @@ def read_directory(directory: Path, pattern: str) -> tuple[dict[str, Tensor], di
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Around whatever writes `target`.
+    """Context for code that writes `target`.
 
     Raises:
-        CheckpointError: instead of what the file system or a serializer complains of.
+        CheckpointError: in place of the errors of the file system or of a serializer.
     """
     try:
         yield
@@ -203,7 +206,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def write_checkpoint(state: Mapping[str, Tensor], target: Path) -> None:
-    """Writes a `.pt` file of tensors in one step: `target` is the old file or the new one, never half of it.
+    """Write a `.pt` file of tensors atomically: `target` is always the whole old file or the whole new one.
 
     Raises:
         CheckpointError: the file cannot be written; the message names it.
@@ -221,10 +224,10 @@ def check_keys(
     counters: Container[str] = (),
     advice: str = "",
 ) -> None:
-    """Compares names, shapes and kinds of numbers: tensors are of floating point, of whatever precision.
+    """Compare names, shapes and kinds of numbers. Tensors must be floating point, of any precision.
 
     Args:
-        expected: shapes. where, what: the file and what it should be, in the message, which ends with `advice`.
+        expected: shapes by name. where, what: the file and what it should be, for the message. advice: its end.
         counters: names of tensors that may also be integers.
 
     Raises:
@@ -265,12 +268,12 @@ def check_keys(
 
 
 def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:
-    """The state without what stands before all its names, as wrappers leave it ("model.", "module.").
+    """The state without the prefix that wrappers put before all names ("model.", "module.").
 
     `anchor`: the name of one tensor that every such state has.
 
     Raises:
-        CheckpointError: names that do not all begin alike.
+        CheckpointError: names that do not all begin with the same prefix.
     """
     prefixes = [name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")]
     prefix = min(prefixes, key=len, default="")

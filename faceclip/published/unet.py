@@ -48,8 +48,8 @@ def load_unet(
 
     Args:
         path_or_hub_id: `unet.pt`, a directory made by `python -m faceclip.published convert-unet`, or a hub id.
-        dtype: of the weights (None: as stored). config: of a file of another UNet than SDXL's, in diffusers' words;
-            a directory has its own.
+        dtype: dtype of the weights. None keeps the stored one.
+        config: diffusers configuration of a file whose UNet is not SDXL's. A directory has its own.
 
     Raises:
         CheckpointError: unreadable file, or one that is not this UNet, with the keys that differ (all their names are

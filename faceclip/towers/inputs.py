@@ -1,4 +1,4 @@
-"""Checks of what users hand to the joint encoder: typed errors that name the argument and the remedy."""
+"""Checks of the joint encoder's inputs, with typed errors that name the argument and the remedy."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _ROUNDING = 1e-3  # how far resampling or 16-bit arithmetic may leave [0, 1]
 
 
 def check_prompts(prompts: Any) -> list[str]:
-    """The prompts as a list; one text counts as a list of one.
+    """The prompts as a list. One text is a list of one.
 
     Raises:
         ConfigError: something that is not text, or nothing at all.
@@ -72,7 +72,7 @@ def check_faces(faces: Any) -> Tensor:
 
 
 def tell_cut(prompts: Sequence[str], tokens: Tensor) -> None:
-    """Logs which words of `prompts`, tokenized to `tokens` (B, L), did not fit into the L tokens."""
+    """Log the words of `prompts`, tokenized to `tokens` (B, L), that do not fit into the L tokens."""
     length = tokens.shape[1]
     for row in torch.nonzero(tokens[:, -1]).flatten().tolist():
         ids = tokenizer().encode(prompts[row])
@@ -153,5 +153,5 @@ def check_vectors(name: str, vectors: Any, width: int) -> Tensor:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """False for NaN and infinity; true where there are no values to read, or reading them would split the graph."""
+    """False for NaN and infinity. True where there are no values, or where reading them would split the graph."""
     return values.is_meta or torch.compiler.is_compiling() or bool(values.isfinite().all())

@@ -1,7 +1,7 @@
 """A face recognizer from an ONNX file, such as insightface's `w600k_r50.onnx`, in the place of `FaceViT`.
 
-The identity is what the file computes; the tokens are its last feature map. It is run by onnxruntime, frozen: no
-gradient passes through it. The recognizers of insightface's packs are for non-commercial research only.
+The identity is the file's output, and the tokens are its last feature map. onnxruntime runs the graph, so it is frozen
+and no gradient passes through it. The recognizers of insightface's packs are for non-commercial research only.
 """
 
 from pathlib import Path
@@ -24,8 +24,8 @@ from faceclip.towers.face import FaceFeatures, sine_positions
 class OnnxFaceEncoder(ModelMixin, ConfigMixin):
     """Aligned face crop → tokens (B, grid², width) and identity (B, embedding_dim), by an ONNX graph.
 
-    The graph is kept as a buffer of bytes: `save_pretrained`, hashes and copies hold it like any weight. Made by
-    `from_onnx`.
+    The graph is a buffer of bytes, so `save_pretrained`, hashes and copies include it like any weight. `from_onnx`
+    makes the encoder.
 
     Args:
         onnx_bytes: length of the graph. image_size: px of its square input. grid, width: of its last feature map.
@@ -51,7 +51,7 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_onnx(cls, path: str | Path) -> "OnnxFaceEncoder":
-        """Reads a recognizer's file; its last map of more than one place becomes a second output.
+        """Read a recognizer's file. Its last map of more than one place becomes a second output.
 
         Raises:
             CheckpointError: the file is missing or no ONNX graph. ConfigError: a graph that is no face recognizer: not
@@ -87,7 +87,7 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
         return FaceFeatures(tokens=tokens.to(self.pos_embed), identity=torch.from_numpy(identity).to(self.pos_embed))
 
     def _open(self) -> onnxruntime.InferenceSession:
-        """The graph, ready to run where the module is; opened on first use."""
+        """The graph, ready to run on the module's device. It is opened on first use."""
         device = self.graph.device.type
         if self._session is None or self._session[0] != device:
             wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]

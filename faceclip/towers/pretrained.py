@@ -1,11 +1,11 @@
-"""Towers of other projects as ours: CLIP towers by open_clip id, the face encoder from arcface_torch or insightface.
+"""Towers of other projects in our classes: CLIP towers by open_clip id, face encoders of arcface_torch and insightface.
 
     open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
-    arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` (non-commercial)
+    arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` alone (non-commercial)
     onnx:w600k_r50.onnx                              a recognizer of an insightface pack (non-commercial)
 
-Hub weights are downloaded by open_clip. Names are resolved by `load_tower`, which also takes directories of ours and
-names of shipped weights (`tiny/recognizer`).
+open_clip downloads hub weights. `load_tower` resolves these names, and also takes directories of ours and names of
+shipped weights (`tiny/recognizer`).
 """
 
 from pathlib import Path
@@ -32,9 +32,9 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
     """The tower that `name` stands for, frozen and in evaluation mode.
 
     Raises:
-        CheckpointError: nothing of that name, another class, damaged files, or weights that do not fit the class.
-        ConfigError: an open_clip id that does not exist, weights for another activation than the model's, or a source
-            that has no tower of this kind.
+        CheckpointError: there is nothing of that name, or it is of another class, damaged, or does not fit the class.
+        ConfigError: the open_clip id does not exist, the weights are for another activation than the model's, or the
+            source has no tower of this kind.
     """
     source, _, rest = name.partition(":")
     if source == "open_clip" and rest:
@@ -128,7 +128,7 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
 
 
 def face_encoder_from_arcface(path: Path) -> FaceViT:
-    """The face encoder of the published size from an arcface_torch file (our parameter names are the same)."""
+    """The face encoder `vit_l_dp005_mask_005` from an arcface_torch file (our parameter names are the same)."""
     if path.suffix == ".onnx":
         raise ConfigError(f"arcface:{path} is an ONNX file: write onnx:{path}")
     encoder = FaceViT()

@@ -1,4 +1,4 @@
-"""CLIP text tower: open_clip's `TextTransformer`, with access to what the joint encoder consumes."""
+"""CLIP text tower: open_clip's `TextTransformer`, with access to the states that the joint encoder reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def tokenize(texts: str | Sequence[str], context: int = 77) -> Tensor:
 def used_tokens(tokens: Tensor) -> Tensor:
     """Cut the columns (B, L) after the last end-of-text token of the batch.
 
-    A causal tower gives the same features at the remaining positions; only the states of pads are lost.
+    A causal tower gives the same features at the remaining positions. Only the states of pads are lost.
     """
     return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
 
@@ -47,8 +47,8 @@ class TextTower(ModelMixin, ConfigMixin):
     """Text → hidden states and embedding, by open_clip's own transformer.
 
     L: width 768, 12 layers, 12 heads, QuickGELU. G: width 1280, 32 layers, 20 heads, GELU, embed_dim 1280.
-    `vocabulary`: token ids that have an embedding row of their own; all other ids share one unknown row, so
-    that a tower trained on few words stays small. None: the full table. Ids are open_clip's either way.
+    `vocabulary` lists the token ids that have an embedding row of their own. All other ids share one unknown row, so
+    that a tower trained on few words stays small. None means the full table. The ids are open_clip's either way.
     """
 
     @register_to_config
@@ -120,7 +120,7 @@ class TextTower(ModelMixin, ConfigMixin):
         return self.features(self.tower.ln_final(self.tower.transformer(x, attn_mask=mask)), tokens)
 
     def features(self, hidden: Tensor, tokens: Tensor) -> TextFeatures:
-        """Everything that follows from the states (B, L, width) of token ids (B, L)."""
+        """The features that follow from the states (B, L, width) of token ids (B, L)."""
         # The end token has the largest id, hence argmax finds it; pads come after it.
         eot_state = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
         return TextFeatures(hidden=hidden, eot_state=eot_state, embedding=eot_state @ self.tower.text_projection)

@@ -99,7 +99,7 @@ def test_pixel_cap_is_checked_on_the_header_alone(tmp_path):
     Image.new("L", (300, 200)).save(path)
     # Only the header survives: a decoder would fail, so the cap must have acted before it.
     path.write_bytes(path.read_bytes()[:45])
-    with pytest.raises(ImageTooLargeError, match=r"large\.png.*300×200 = 60,000 pixels, the cap is 50,000"):
+    with pytest.raises(ImageTooLargeError, match=r"large\.png.*300×200 = 60,000 pixels.* 50,000"):
         load_image(path, max_pixels=50_000)
 
 
