@@ -42,8 +42,9 @@ from faceclip.training.prefetch import Prefetcher
 from faceclip.training.sampler import OrderedSampler, fetch
 from faceclip.training.step_module import StepModule
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.features import SplitFeatures, features_of
+from train_encoder.features import load_features
 from train_encoder.queries import TEXT_ONLY, QuerySource
+from train_encoder.split_features import SplitFeatures
 from train_encoder.task import EncoderTask
 from train_encoder.text_states import TextStates, text_states_of
 from train_encoder.towers_io import Towers, load_towers
@@ -129,9 +130,9 @@ class Computed(Cached):
         rows, captions = np.arange(len(features.identity)), np.arange(len(features.caption))
         # Row numbers in place of features: the draws are the same, and say which features are needed.
         super().__init__(replace(features, identity=rows, tokens=rows, image=rows, caption=captions), config, states)
-        self.arrays, self.towers = features.arrays, towers
+        self.arrays, self.towers = features.portraits, towers
         self.device, self.half = device, config.trainer.precision == "bf16"
-        self.texts = [caption.text for captions in features.arrays.captions for caption in captions]
+        self.texts = [caption.text for captions in features.portraits.captions for caption in captions]
         self.size = towers.recognizer.config.image_size
         for tower in (towers.recognizer, towers.text_g, towers.image):
             tower.to(device)
@@ -270,13 +271,15 @@ def step(arguments: argparse.Namespace) -> None:
             frozen_identity=arguments.frozen_identity,
         )
         model, towers = parts(size, config)
-        features = features_of(config, "train", towers)
-        if not isinstance(features.arrays, FaceArrays):
+        features = load_features(config.data, "train", towers, config.cache_path)
+        if not isinstance(features.portraits, FaceArrays):
             raise SystemExit(f"--data {data}: only data in this project's own layout give their pictures back")
         task = EncoderTask(
             model, towers.image, config.loss, features, config.validation_queries, train_identity=config.train_identity
         )
-        states = text_states_of(config, model, features) if config.cached_text else None
+        states = None
+        if config.cached_text:
+            states = text_states_of(model, features, config.sampling, config.data, config.cache_path)
         train = TrainingStep(task, config, cpu=device.type == "cpu")
         computed = Computed(features, config, towers, states, device)
         with steps(train, computed) as next_step:

@@ -17,9 +17,10 @@ import torch
 
 from faceclip.storage.hashes import module_hash
 from faceclip.training import Result, Trainer, check_output, run_training
-from train_encoder.config import PRESETS, EncoderConfig, data_config
-from train_encoder.features import SplitFeatures, check_apart, features_of
+from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.features import check_data, load_features
 from train_encoder.queries import QuerySource
+from train_encoder.split_features import SplitFeatures, check_apart
 from train_encoder.start import Start, load_start
 from train_encoder.task import EncoderTask
 from train_encoder.text_states import text_states_of
@@ -28,13 +29,14 @@ from train_encoder.text_states import text_states_of
 def train(config: EncoderConfig) -> Result:
     """Runs or resumes stage 1."""
     check_output(Path(config.out))
-    data_config(config)
+    check_data(config)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     start = load_start(config)
-    train_features = features_of(config, "train", start.towers)
-    validation = features_of(config, "validation", start.towers)
+    data, cache = config.data, config.cache_path
+    train_features = load_features(data, "train", start.towers, cache, pictures=config.sampling.images)
+    validation = load_features(data, "validation", start.towers, cache)
     check_apart(train_features, validation)
     facts = training_facts(start, train_features)
     model = start.model(config)
@@ -46,7 +48,7 @@ def train(config: EncoderConfig) -> Result:
         config.validation_queries,
         train_identity=config.train_identity,
     )
-    states = text_states_of(config, model, train_features) if config.cached_text else None
+    states = text_states_of(model, train_features, config.sampling, data, cache) if config.cached_text else None
     source = QuerySource(train_features, config.sampling, states)
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if trainer.accelerator.is_main_process:
@@ -60,7 +62,7 @@ def training_facts(start: Start, features: SplitFeatures) -> dict[str, str]:
     """Hashes of the towers, of the encoder that `init` named and of the training data: a run of which one of them
     changed is another run."""
     hashes = {name: module_hash(tower)[:16] for name, tower in vars(start.towers).items()}
-    return hashes | {"init": start.hash[:16], "data": features.content_hash[:16]}
+    return hashes | {"init": start.hash[:16], "data": features.portraits.content_hash[:16]}
 
 
 def main(argv: list[str] | None = None) -> int:

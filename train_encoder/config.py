@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.mapping import DataConfig
+from faceclip.data.mapping import DataConfig, cache_folder, data_at
 from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
-TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".zip")
 
 
 def _check_positive(section: str, config: Any, *names: str) -> None:
@@ -161,6 +160,7 @@ class EncoderConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        self.data = data_at(self.data)
         if self.validation_queries < 1:
             raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")
         if self.cached_text and self.train_identity:
@@ -169,43 +169,14 @@ class EncoderConfig:
                 "change in every step; set train_identity=false or cached_text=false"
             )
 
+    @property
+    def cache_path(self) -> Path:
+        """The folder of frozen features."""
+        return cache_folder(self.data, self.cache)
+
     def check_widths(self, text_l: int, text_g: int) -> None:
         """Raises ConfigError for attention heads that do not divide the widths of the text towers."""
         widths = {"the width of towers.text_l": text_l, "the width of towers.text_g": text_g}
         check_heads("fusion.attention_heads", self.fusion.attention_heads, widths)
         check_heads("fusion.face_heads", self.fusion.face_heads, widths)
         check_heads("heads.heads", self.heads.heads, {"the width of both text towers together": text_l + text_g})
-
-
-def data_config(config: EncoderConfig) -> DataConfig:
-    """`config.data`, a folder or a whole configuration. Raises ConfigError when there is none."""
-    data = DataConfig(path=config.data) if isinstance(config.data, str) else config.data
-    if not data.path:
-        raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
-    if isinstance(config.data, str) and not Path(data.path).exists():
-        raise ConfigError(
-            f"data={data.path}: no such folder; make it by `python -m faceclip.people --out "
-            f"{data.path}`, or name a hub data set by data.path=OWNER/NAME"
-        )
-    return data
-
-
-def cache_folder(config: EncoderConfig) -> Path:
-    """`config.cache`, or `.features` in a local data folder or beside a table, or a folder of the working directory for
-    hub data.
-
-    Raises ConfigError for a single file that is no table: nothing is written beside a file that may be anybody's.
-    """
-    path = Path(data_config(config).path)
-    if config.cache:
-        return Path(config.cache)
-    if path.is_dir():
-        return path / ".features"
-    if path.exists():
-        if path.suffix.lower() not in TABLES:
-            raise ConfigError(
-                f"data.path={path}: expected a folder or a table ({', '.join(TABLES)}); for any other file name a "
-                "folder of frozen features, cache=DIR"
-            )
-        return path.parent / ".features"
-    return Path("data-cache") / str(path).replace("/", "--")

@@ -2,14 +2,15 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from faceclip.data.portraits import People
+from faceclip.data.recorded import RecordedPortraits
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
 from faceclip.towers.text import tokenize
 from faceclip.training import MapSource
 from train_encoder.config import SamplingConfig
-from train_encoder.features import PortraitLabels, SplitFeatures
+from train_encoder.split_features import SplitFeatures
 from train_encoder.text_states import BOTH, FACE_ONLY, TEXT_ONLY, TextStates
 
 
@@ -30,16 +31,16 @@ class QuerySource(MapSource):
         self.features, self.sampling, self.states = features, sampling, states
         # One picture per person leaves one query about it: the picture is asked for by its own face and caption.
         self.images = 1 if features.single else sampling.images
-        self.people = People(np.asarray(features.arrays.identity))
-        few = np.flatnonzero(self.people.counts < self.images)
+        self.people = People(np.asarray(features.portraits.identity))
+        few = self.people.with_fewer(self.images)
         if len(few):
-            first = _name(features, self.people[few[0]][0])
+            first = features.portraits.names[few[0]]
             remedies = ["lower it"] if self.people.counts.min() > 1 else []
             remedies.append("give more pictures")
-            if isinstance(features.arrays, PortraitLabels):  # this project's own layout is read as it is
+            if isinstance(features.portraits, RecordedPortraits):  # this project's own layout is read as it is
                 remedies.append("leave such persons out by data.few_pictures=drop")
             raise DataError(
-                f"{len(few)} persons (the first: {first}) have fewer than sampling.images="
+                f"{len(few)} persons (the first: {first!r}) have fewer than sampling.images="
                 f"{sampling.images} pictures: {' or '.join(remedies)}"
             )
 
@@ -53,12 +54,12 @@ class QuerySource(MapSource):
         mode = rng.choice(3, self.images, p=odds)
         references, captions, prompts, known = [], [], [], []
         for row, kind in zip(rows, mode, strict=True):
-            others = self.people[index][self.people[index] != row]
+            others = self.people.others(row)
             own = rng.random() < sampling.same_picture or len(others) == 0
             reference = row if own else rng.choice(others)
-            choice = features.arrays.captions[row]
+            choice = features.portraits.captions[row]
             number = int(rng.integers(len(choice)))
-            caption = features.caption_start[row] + number
+            caption = features.portraits.caption_start[row] + number
             if self.states is not None:
                 if kind == BOTH:
                     reference = self.states.rows.reference[caption]
@@ -79,29 +80,5 @@ class QuerySource(MapSource):
             "mode": mode,
             "row": rows.astype(np.int64),
             "person": np.full(len(rows), index),
-            "words": features.words[captions],
+            "words": features.portraits.words[captions],
         }
-
-
-class People:
-    """The rows of each identity, identities in ascending order, rows too; two arrays, however many persons.
-
-    `people[i]`: the rows (K,) of person i; counts (P,): how many.
-    """
-
-    def __init__(self, identity: NDArray[np.int64]) -> None:
-        self.order = np.argsort(identity, kind="stable")
-        borders = np.flatnonzero(np.diff(identity[self.order])) + 1
-        self.starts = np.concatenate([[0], borders, [len(identity)]])
-        self.counts = np.diff(self.starts)
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def __getitem__(self, person: int) -> NDArray[np.int64]:
-        return self.order[self.starts[person] : self.starts[person + 1]]
-
-
-def _name(features: SplitFeatures, row: int) -> str:
-    names = getattr(features.arrays, "names", None)
-    return repr(names[row]) if names else f"identity {features.arrays.identity[row]}"

@@ -13,8 +13,8 @@ from faceclip.towers.image import ImageTower
 from faceclip.training import ContrastiveTask, StepContext
 from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
 from train_encoder.config import LossConfig
-from train_encoder.features import SplitFeatures
 from train_encoder.queries import FACE_ONLY, TEXT_ONLY
+from train_encoder.split_features import SplitFeatures
 from train_encoder.validation import figure_names, rank1_figures
 
 TERMS = ("face", "text", "image", "joint")

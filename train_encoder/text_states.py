@@ -8,22 +8,22 @@ without a face; the last two only if such queries are sampled.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from faceclip.data.blocks import kept_rows
+from faceclip.data.mapping import DataConfig
+from faceclip.data.portraits import People
 from faceclip.encoder import TEMPLATE, FaceCLIP
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.placement import lying_on, named_device
 from faceclip.towers.text import tokenize
-from train_encoder.config import EncoderConfig, SamplingConfig, cache_folder, data_config
-
-if TYPE_CHECKING:  # the module that reads all frozen features builds these, too
-    from train_encoder.features import SplitFeatures
+from train_encoder.config import SamplingConfig
+from train_encoder.split_features import SplitFeatures
 
 BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2  # what a query holds
 
@@ -35,11 +35,11 @@ class QueryRows:
     the person, or, for the share `same_picture` and for who has one picture only, the picture itself.
     """
 
-    def __init__(self, features: "SplitFeatures", sampling: SamplingConfig) -> None:
+    def __init__(self, features: SplitFeatures, sampling: SamplingConfig) -> None:
         self.features = features
-        self.picture = np.repeat(np.arange(len(features.identity)), np.diff(features.caption_start))  # (M,)
+        self.picture = np.repeat(np.arange(len(features.identity)), np.diff(features.portraits.caption_start))  # (M,)
         self.reference = _references(features, self.picture, sampling.same_picture)
-        _, self.first, self.words = np.unique(features.words, return_index=True, return_inverse=True)
+        _, self.first, self.words = np.unique(features.portraits.words, return_index=True, return_inverse=True)
         self.faces = len(features.identity) if sampling.face_only else 0
         self.texts = len(self.first) if sampling.text_only else 0
 
@@ -70,7 +70,8 @@ class QueryRows:
 
     def _caption(self, number: int) -> str:
         picture = int(self.picture[number])
-        return self.features.arrays.captions[picture][number - int(self.features.caption_start[picture])].text
+        portraits = self.features.portraits
+        return portraits.captions[picture][number - int(portraits.caption_start[picture])].text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ class TextStates:
     rows: QueryRows
 
 
-def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatures") -> TextStates:
+def text_states_of(
+    model: FaceCLIP, features: SplitFeatures, sampling: SamplingConfig, data: DataConfig, cache: Path
+) -> TextStates:
     """States of the training split, built or completed first where they are missing.
 
     model: with the frozen projections of the identity, on the CPU; it is on `data.device` only while states are built.
@@ -89,13 +92,12 @@ def text_states_of(config: EncoderConfig, model: FaceCLIP, features: "SplitFeatu
     Raises DataError for a damaged shard, for missing ones where nothing can be written, and for a full disk;
     ConfigError when there is no such device, or the cache's folder cannot be made.
     """
-    data, cache = data_config(config), cache_folder(config)
-    rows = QueryRows(features, config.sampling)
+    rows = QueryRows(features, sampling)
     parts = [module for branch in model.branches for module in (branch.text, branch.identity_projection)]
     about = {
-        "data": [features.content_hash, features.faces],
+        "data": [features.portraits.content_hash, features.faces],
         "model": [module_hash(module) for module in (model.face_encoder, *parts)],
-        "sampling": [config.sampling.same_picture, rows.faces, rows.texts],
+        "sampling": [sampling.same_picture, rows.faces, rows.texts],
     }
     batch = data.batch_size
 
@@ -125,18 +127,16 @@ def _states(model: FaceCLIP, rows: QueryRows, numbers: range) -> NDArray[np.floa
     return model.text_states(tokenize(prompts), identity, has_face=has_face).to(torch.float16).cpu().numpy()
 
 
-def _references(features: "SplitFeatures", picture: NDArray[np.int64], same: float) -> NDArray[np.int64]:
+def _references(features: SplitFeatures, picture: NDArray[np.int64], same: float) -> NDArray[np.int64]:
     """A picture of the same person for each of these (M,) pictures."""
-    identity = np.asarray(features.arrays.identity)
     rng = np.random.default_rng(23)  # not the training's seed: runs that differ in it share the states
     own, turn = rng.random(len(picture)) < same, rng.random(len(picture))
     if features.single:
         return picture
-    order = np.argsort(identity, kind="stable")  # people one after another
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    _, person, count = np.unique(identity, return_inverse=True, return_counts=True)
-    start, size = (np.cumsum(count) - count)[person[picture]], count[person[picture]]
+    people = People(np.asarray(features.portraits.identity))
+    place = np.empty_like(people.order)
+    place[people.order] = np.arange(len(place))
+    start, size = people.starts[people.person[picture]], people.counts[people.person[picture]]
     steps = 1 + (turn * (size - 1)).astype(np.int64)  # 1 … size − 1: round to any other picture of the person
     steps[own | (size == 1)] = 0
-    return order[start + (place[picture] - start + steps) % size]
+    return people.order[start + (place[picture] - start + steps) % size]

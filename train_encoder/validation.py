@@ -1,18 +1,17 @@
 """What stage 1 is validated by: composed queries and faces alone in a gallery of all portraits, ranked and judged as in
 the evaluation (`faceclip.retrieval`)."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from faceclip.data.portraits import People
 from faceclip.encoder import FaceCLIP
 from faceclip.retrieval.labels import Descriptions, Labels, Wording
 from faceclip.retrieval.queries import Queries, Query, queries_of, rank1
 from faceclip.towers.face import FaceFeatures
-from train_encoder.features import SplitFeatures
+from train_encoder.split_features import SplitFeatures
 
 FIGURES = (
     "composed_joint",
@@ -41,7 +40,8 @@ def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed:
     labels = labels_of(features)
     asked = draw_queries(features, labels, limit, seed=seed)
     composed = queries_of(labels, "face+text", asked)
-    scores = scores_of(model, features, composed, np.array([features.caption_start[q.row] + q.number for q in asked]))
+    start = features.portraits.caption_start
+    scores = scores_of(model, features, composed, np.array([start[q.row] + q.number for q in asked]))
     if features.single:
         return {name: _share(scores[name.replace("self", "composed")], composed) for name in SINGLE_FIGURES}
     faces = queries_of(labels, "face", [Query(row=query.face, face=query.face) for query in asked])
@@ -50,27 +50,24 @@ def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed:
 
 def labels_of(features: SplitFeatures) -> Labels:
     """What is known of the portraits of a split."""
-    arrays = features.arrays
-    values: Mapping[str, NDArray[np.str_]] = getattr(arrays, "seen_values", {})
+    portraits = features.portraits
     return Labels(
-        identity=np.asarray(arrays.identity),
-        attributes=values,
-        descriptions=Descriptions(arrays.captions, values),
-        numbered=Wording(words=np.asarray(features.words), start=np.asarray(features.caption_start)),
+        identity=np.asarray(portraits.identity),
+        attributes=portraits.seen_values,
+        descriptions=Descriptions(portraits.captions, portraits.seen_values),
+        numbered=Wording(words=portraits.words, start=portraits.caption_start),
     )
 
 
 def draw_queries(features: SplitFeatures, labels: Labels, limit: int, *, seed: int) -> list[Query]:
     """At most `limit` composed queries about portraits whose person has another one, a function of labels and seed."""
     rng = np.random.default_rng([seed, 11])
-    identity = labels.identity
-    _, person, pictures = np.unique(identity, return_inverse=True, return_counts=True)
-    rows = rng.permutation(len(identity))
+    people = People(labels.identity)
+    rows = rng.permutation(len(labels))
     queries = []
-    for row in rows[(pictures[person[rows]] > 1) | features.single][:limit]:
-        others = np.flatnonzero((identity == identity[row]) & (np.arange(len(identity)) != row))
-        face = row if features.single else rng.choice(others)
-        kinds = [caption.kind for caption in features.arrays.captions[row]]
+    for row in rows[(people.counts[people.person[rows]] > 1) | features.single][:limit]:
+        face = row if features.single else rng.choice(people.others(row))
+        kinds = [caption.kind for caption in features.portraits.captions[row]]
         usable = [number for number, kind in enumerate(kinds) if kind != "emotion"] or [0]
         queries.append(Query(row=int(row), face=int(face), number=int(rng.choice(usable)), stays=features.single))
     return queries

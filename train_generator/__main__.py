@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
+from faceclip.data.mapping import cache_folder
+from faceclip.data.sources import own_folder
 from faceclip.errors import ConfigError
 from faceclip.training import Result, Trainer, check_output, run_training
 from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
-from train_generator.features import reference_features
 from train_generator.loading import base_directory, build_pipeline, load_latent_recognizer
+from train_generator.reference_features import reference_features
 from train_generator.samples import GenerationSource
 from train_generator.task import GeneratorTask
 
@@ -26,15 +28,14 @@ from train_generator.task import GeneratorTask
 def train(config: GeneratorConfig) -> Result:
     """Runs or resumes stage 2."""
     check_output(Path(config.out))
-    for name in ("data", "encoder"):
-        if not getattr(config, name):
+    for name, place in (("data", config.data.path), ("encoder", config.encoder)):
+        if not place:
             raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     pipeline = build_pipeline(config)
-    data = Path(config.data)
-    cache = Path(config.cache) if config.cache else data / ".features"
+    data, cache = own_folder(config.data), cache_folder(config.data, config.cache)
     vae = base_directory(config.base) / "vae"
     features = [
         reference_features(

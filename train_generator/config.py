@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faceclip.data.mapping import DataConfig, data_at
 from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.training import TrainerConfig
@@ -123,7 +124,9 @@ class GeneratorConfig:
     shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter (and what `init`
     began with) too: name another where theirs ask for it."""
 
-    data: str = setting("", "data set directory", resume="free", path=True)
+    data: str | DataConfig = setting(
+        "", "data set directory in this project's own layout, as data= or data.path=", resume="free", path=True
+    )
     encoder: str = setting("", "stage-1 export, or a published FaceCLIP file or hub id", resume="free", path=True)
     image_tower: str = setting("", "image tower that reads references; '': the export's own", resume="free", path=True)
     base: str = setting("tiny", "directory with vae, unet, scheduler, or a shipped name", resume="free", path=True)
@@ -150,6 +153,7 @@ class GeneratorConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        self.data = data_at(self.data)
         for name in ("size", "validation_rows", "sample_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")

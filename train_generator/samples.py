@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from faceclip.data.portraits import People
 from faceclip.data.records import REGIONS, Phrase
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
@@ -12,7 +13,7 @@ from faceclip.towers.text import tokenize
 from faceclip.training import MapSource
 from makeup_plugin.conditioning import phrase_token_mask
 from train_generator.config import DropoutConfig
-from train_generator.features import ReferenceFeatures
+from train_generator.reference_features import ReferenceFeatures
 from train_generator.towers.attributes import attribute_classes
 
 MAX_PHRASES = 6
@@ -38,15 +39,12 @@ class GenerationSource(MapSource):
         self.features, self.dropout, self.same_picture = features, dropout, same_picture
         self.attributes = tuple(attributes)
         self.classes = attribute_classes(features.arrays, self.attributes)
-        identity = np.asarray(features.arrays.identity)
-        order = np.argsort(identity, kind="stable")
-        people, groups = _groups(identity[order], order)
-        self.siblings = {int(person): rows for person, rows in zip(people, groups, strict=True)}
-        if same_picture < 1 and min(map(len, self.siblings.values())) < 2:
-            alone = next(person for person, rows in self.siblings.items() if len(rows) < 2)
+        self.people = People(np.asarray(features.arrays.identity))
+        alone = self.people.with_fewer(2)
+        if same_picture < 1 and len(alone):
             raise DataError(
-                f"identity {alone} has a single picture: stage 2 takes another one as the reference; give more, or set "
-                "same_picture=1, where every reference is the target itself"
+                f"{features.arrays.names[alone[0]]} has a single picture: stage 2 takes another one as the reference; "
+                "give more, or set same_picture=1, where every reference is the target itself"
             )
 
     def __len__(self) -> int:
@@ -56,8 +54,7 @@ class GenerationSource(MapSource):
         features, arrays = self.features, self.features.arrays
         reference = index
         if rng.random() >= self.same_picture:
-            siblings = self.siblings[int(arrays.identity[index])]
-            reference = int(rng.choice(siblings[siblings != index]))
+            reference = int(rng.choice(self.people.others(index)))
         choice = arrays.captions[index]
         caption = choice[int(rng.integers(len(choice)))]
         draw = rng.random(5)
@@ -96,8 +93,3 @@ class GenerationSource(MapSource):
         """Whether a phrase says what is not there ("no hat"): its words have nothing to look at."""
         arrays = self.features.arrays
         return any(arrays.vocabularies[n][int(arrays.attributes[n][index])] == "none" for n in phrase.attributes)
-
-
-def _groups(sorted_keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    people, starts = np.unique(sorted_keys, return_index=True)
-    return people, np.split(rows, starts[1:])

@@ -19,7 +19,7 @@ from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.marking.provenance import save_image, sheet_record
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig
-from train_generator.features import ReferenceFeatures
+from train_generator.reference_features import ReferenceFeatures
 from train_generator.sample_grid import draw_columns, grid_picture
 from train_generator.samples import GenerationSource
 from train_generator.terms.alignment import aligned_phrases, predict_aligned

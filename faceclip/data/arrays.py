@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceclip.data.portraits import number_captions
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.people.captions import seen_values
@@ -84,6 +85,25 @@ class FaceArrays:
             return [[caption_from_dict(stored) for stored in row] for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(self.captions_path.parent, error) from error
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Who each portrait shows; persons have numbers here."""
+        return [f"identity {person}" for person in self.identity]
+
+    @property
+    def caption_start(self) -> NDArray[np.int64]:
+        """(N + 1,) number of each portrait's first caption among all captions."""
+        return self._numbered[0]
+
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """(M,) equal for equal captions."""
+        return self._numbered[1]
+
+    @cached_property
+    def _numbered(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return number_captions(self.captions)
 
     def attribute_values(self, name: str) -> NDArray[np.str_]:
         """The attribute as words (N,) instead of classes."""

@@ -1,12 +1,24 @@
-"""The road from rows to arrays on disk, block by block: resumable after a kill, verified when it is read."""
+"""The road from rows to portraits and to arrays on disk, block by block: resumable after a kill, verified when read.
 
-from collections.abc import Callable, Mapping
+`SourceBlocks` reads the rows of any data, finds their faces and cuts them; `kept_rows` keeps what is computed of rows
+that are known already.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import count as count_from
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.portrait_pool import Outcome, PortraitPool, Usable
+from faceclip.data.portrait_reader import PortraitReader
+from faceclip.data.rejects import RejectCounts
+from faceclip.data.sources import Position, RowSource
 from faceclip.errors import DataError
 from faceclip.storage.hashes import short_key
 from faceclip.storage.locks import locked_cache
@@ -64,3 +76,74 @@ def check_writable(writable: bool, cache: Path, what: str) -> None:
         raise DataError(
             f"cache={cache}: {what} is not complete there and it cannot be written: name another folder by cache=DIR"
         )
+
+
+class SourceBlocks:
+    """The rows of one split of any data in blocks of `data.shard_rows`, with their portraits found and cut.
+
+    crop_size, picture_size, cache: see `PortraitReader`. Raises DataError for a mapped column that is missing.
+    """
+
+    def __init__(
+        self, config: DataConfig, source: RowSource, *, crop_size: int, picture_size: int, cache: Path
+    ) -> None:
+        self.config, self.source = config, source
+        self.mapping = RowMapping(config, source.layout, source.columns, source.name)
+        self.reader = PortraitReader(
+            config, folder=source.folder, crop_size=crop_size, picture_size=picture_size, cache=cache
+        )
+
+    @property
+    def facts(self) -> list[str]:
+        """What decides which rows are usable and where their faces are."""
+        return [self.source.content_hash, self.mapping.facts, self.reader.finding]
+
+    def read(self, first: int, position: Position | None, title: str) -> Iterator["Block"]:
+        """Block number `first` and those after it. `position`: where a stream stood at its begin, if that is known;
+        `title`: of the progress bar."""
+        size, limit = self.config.shard_rows, self.config.limit or None
+        rows = self.source.rows(first * size, position)
+        rows = islice(rows, None if limit is None else max(0, limit - first * size))
+        total = self.source.count if limit is None else min(limit, self.source.count or limit)
+        with PortraitPool(self.config, self.mapping, self.reader) as pool, bar(title, total) as advance:
+            for number in count_from(first):
+                block = list(islice(rows, size))
+                if not block:
+                    return
+                yield Block(number, number * size, block, pool, lambda done: advance(done, total))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows number `start`, `start` + 1, … of a source."""
+
+    number: int
+    start: int
+    rows: Sequence[Mapping[str, Any]]
+    pool: PortraitPool
+    advance: Callable[[int], None]
+
+    def parts(self, size: int) -> Iterator[list[Outcome]]:
+        """Outcomes of `size` rows after another, so that only their pictures are in memory. Raises DataError when a
+        worker process dies."""
+        for first in range(0, len(self.rows), size):
+            part = self.rows[first : first + size]
+            yield self.pool.prepare(part, self.start + first)
+            self.advance(self.start + first + len(part))
+
+    def prepare(self, landmarks: Mapping[int, NDArray] | None = None) -> list[Outcome]:
+        """Outcomes of all rows at once; with known `landmarks`, by row, of these rows alone. Raises DataError when a
+        worker process dies."""
+        return self.pool.prepare(self.rows, self.start, landmarks)
+
+    def done(self) -> None:
+        """Shows that the whole block is done."""
+        self.advance(self.start + len(self.rows))
+
+
+def usable(outcomes: Sequence[Outcome], rejected: RejectCounts) -> list[Usable]:
+    """The usable rows among outcomes; the others are counted in `rejected`."""
+    for outcome in outcomes:
+        if isinstance(outcome, RejectedRecord):
+            rejected.add(outcome)
+    return [outcome for outcome in outcomes if not isinstance(outcome, RejectedRecord)]

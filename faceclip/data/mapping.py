@@ -19,7 +19,9 @@ from faceclip.errors import ConfigError, DataError
 from faceclip.settings import setting
 from faceclip.storage.hashes import int64_hash
 
-Layout = Literal["auto", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
+Layout = Literal["auto", "local", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
+
+TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".zip")
 
 
 @dataclass(kw_only=True)
@@ -47,7 +49,8 @@ class ColumnsConfig:
 class DataConfig:
     """Any data set as training data.
 
-    path: local folder or file, or a hub id (`owner/name`). layout: "auto" looks at the path. name, revision: of a hub
+    path: local folder or file, or a hub id (`owner/name`). layout: "auto" looks at the path; "local" does so, too, and
+    takes no hub id. name, revision: of a hub
     data set. streaming: read a hub data set in order without downloading it first (local files always are).
     identity: "column" reads `columns.identity`; "none" says that every row is another person, which leaves no
     composed queries with a second picture (see docs/data.md). images: folder of pictures for urls and relative paths.
@@ -63,7 +66,7 @@ class DataConfig:
     """
 
     path: str = setting("", "local folder or file, or a hub id (owner/name)", resume="free", path=True)
-    layout: Layout = setting("auto", "auto looks at the path")
+    layout: Layout = setting("auto", "auto looks at the path; local takes no hub id")
     name: str = setting("", "of a hub data set")
     revision: str = setting("", "of a hub data set")
     streaming: bool = setting(False, "read a hub data set in order without downloading it first", resume="free")
@@ -106,6 +109,34 @@ class DataConfig:
             raise ConfigError("data.limit and data.portrait: must not be negative")
         if self.validation_share and self.columns.split:
             raise ConfigError("data.validation_share: data.columns.split already says which rows validate; drop one")
+
+
+def data_at(data: str | DataConfig) -> DataConfig:
+    """`data`, or the data set in the folder or file that it names; a hub id is named by `data.path` alone."""
+    if isinstance(data, DataConfig):
+        return data
+    return DataConfig(path=data, layout="auto" if not data or Path(data).exists() else "local")
+
+
+def cache_folder(data: DataConfig, given: str) -> Path:
+    """`given`, or `.features` in a local data folder or beside a table, or a folder of the working directory for hub
+    data.
+
+    Raises ConfigError for a single file that is no table: nothing is written beside a file that may be anybody's.
+    """
+    path = Path(data.path)
+    if given:
+        return Path(given)
+    if path.is_dir():
+        return path / ".features"
+    if path.exists():
+        if path.suffix.lower() not in TABLES:
+            raise ConfigError(
+                f"data.path={path}: expected a folder or a table ({', '.join(TABLES)}); for any other file name a "
+                "folder of frozen features, cache=DIR"
+            )
+        return path.parent / ".features"
+    return Path("data-cache") / data.path.replace("/", "--")
 
 
 READY: dict[str, ColumnsConfig] = {

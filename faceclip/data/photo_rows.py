@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.mapping import RawRecord
-from faceclip.data.portraits import Portrait
+from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, caption_to_dict
 from faceclip.data.writing import encode_png
 from faceclip.face3d.fitter import FaceFitter
@@ -30,7 +30,7 @@ class PhotoRows:
         self.people |= dict(zip(persons, identities, strict=True))
         self.pictures.update(persons)
 
-    def make(self, portraits: Sequence[tuple[str, RawRecord, Portrait]]) -> list[dict[str, Any]]:
+    def make(self, portraits: Sequence[tuple[str, RawRecord, FoundPortrait]]) -> list[dict[str, Any]]:
         """Rows of some portraits, each with the name of its person."""
         if not portraits:
             return []
@@ -62,7 +62,7 @@ class PhotoRows:
         return rows
 
 
-def points_in_square(portrait: Portrait, size: int) -> NDArray[np.float32]:
+def points_in_square(portrait: FoundPortrait, size: int) -> NDArray[np.float32]:
     """Its five points (5, 2) in px of the square picture."""
     left, top, side = portrait.square
     return ((portrait.landmarks - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)

@@ -15,7 +15,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faceclip import weights
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping, kept_for_validation, text_hash
+from faceclip.data.blocks import SourceBlocks, usable
+from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, kept_for_validation, text_hash
 from faceclip.data.photo_rows import PhotoRows
-from faceclip.data.portrait_pool import PortraitPool
-from faceclip.data.portraits import Portrait, PortraitReader
+from faceclip.data.portrait_pool import Usable
+from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import SPLITS, features
 from faceclip.data.rejects import RejectCounts
-from faceclip.data.sources import RowSource, find_layout, open_source
+from faceclip.data.sources import find_layout, open_source
 from faceclip.data.writing import write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.face3d.fitter import FaceFitter
@@ -40,10 +40,9 @@ from faceclip.storage.hashes import file_hash, module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.storage.locks import locked
 from faceclip.storage.places import check_place
-from faceclip.training.progress import bar
 
 VERSION = 1
-Named = tuple[str, RawRecord, Portrait]  # the name of the person first
+Named = tuple[str, RawRecord, FoundPortrait]  # the name of the person first
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
 
@@ -123,22 +122,18 @@ class PhotoImport:
 
     def _open(self) -> None:
         """Opens the sources. Raises DataError for a source, split or column that is missing."""
-        self.sources = []
+        sources = []
         for name in self.names:
             try:
-                self.sources.append(open_source(self.data, name, self.partial / "digests.json"))
+                sources.append(open_source(self.data, name, self.partial / "digests.json"))
             except DataError as error:
                 if name != self.config.test:
                     raise
                 raise DataError(f"test={name}: name a split or folder of the data ({error})") from error
-        self.readers = [self._reader(source) for source in self.sources]
-
-    def _reader(self, source: RowSource) -> tuple[RowMapping, PortraitReader]:
-        mapping = RowMapping(self.data, source.layout, source.columns, source.name)
-        reader = PortraitReader(
-            self.data, folder=source.folder, crop_size=CROP, picture_size=self.config.size, cache=self.out
-        )
-        return mapping, reader
+        self.sources = [
+            SourceBlocks(self.data, source, crop_size=CROP, picture_size=self.config.size, cache=self.out)
+            for source in sources
+        ]
 
     def request(self) -> dict[str, Any]:
         """All that decides what the shards hold, before persons with one picture are left out."""
@@ -148,9 +143,7 @@ class PhotoImport:
         }
         return {
             "version": VERSION,
-            "sources": [
-                [s.content_hash, m.facts, r.finding] for s, (m, r) in zip(self.sources, self.readers, strict=True)
-            ],
+            "sources": [blocks.facts for blocks in self.sources],
             "fitter": module_hash(self.fitter),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side")},
@@ -196,9 +189,9 @@ class PhotoImport:
         for block in state["blocks"]:
             counts.merge(block["rejected"])
         self._recall(state["blocks"])
-        for number, source in enumerate(self.sources):
+        for number, blocks in enumerate(self.sources):
             if number not in state["complete"]:
-                self._read(number, source, state, counts)
+                self._read(number, blocks, state, counts)
                 state["complete"].append(number)
                 write_json(progress, state)
         print(counts, flush=True)
@@ -219,59 +212,44 @@ class PhotoImport:
             table = pq.read_table(path, columns=["person", "identity"]).to_pydict()
             self.rows.recall(table["person"], table["identity"])
 
-    def _read(self, number: int, source: RowSource, state: dict[str, Any], counts: RejectCounts) -> None:
-        mapping, reader = self.readers[number]
-        size, limit = self.data.shard_rows, self.data.limit or None
+    def _read(self, number: int, blocks: SourceBlocks, state: dict[str, Any], counts: RejectCounts) -> None:
+        source = blocks.source
         done = sum(block["source"] == number for block in state["blocks"])
         # Where a stream stood at the end of the last block: without it the files before would be fetched again.
         position = state["blocks"][-1]["position"] if done else None
-        rows = islice(source.rows(done * size, position), None if limit is None else max(0, limit - done * size))
-        total = source.count if limit is None else min(limit, source.count or limit)
-        with PortraitPool(self.data, mapping, reader) as pool, bar(source.name, total) as advance:
-            for block in count(done):
-                chunk = list(islice(rows, size))
-                if not chunk:
-                    return
-                rejected = RejectCounts(rows=len(chunk))
-                tables: dict[str, list[dict[str, Any]]] = {}
-                for start in range(0, len(chunk), self.data.batch_size):
-                    part = chunk[start : start + self.data.batch_size]
-                    first = block * size + start
-                    usable = list(self._usable(number, pool.prepare(part, first), rejected))
-                    made = self.rows.make([named for _, named in usable])
-                    for (split, _), row in zip(usable, made, strict=True):
-                        tables.setdefault(split, []).append(row)
-                    advance(first + len(part), total)
-                files = []
-                for split, table in tables.items():
-                    path = self.partial / "data" / f"{split}-{number}{block:05d}.parquet"
-                    schema = features(labelled=False).arrow_schema
-                    write_shard(path, pa.Table.from_pylist(table, schema=schema))
-                    files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
-                counts.merge(rejected.to_dict())
-                for earlier in state["blocks"]:
-                    earlier["position"] = None
-                state["blocks"].append(
-                    {"source": number, "files": files, "rejected": rejected.to_dict(), "position": source.position()}
-                )
-                write_json(self.partial / "progress.json", state)
-                counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
+        for block in blocks.read(done, position, source.name):
+            rejected = RejectCounts(rows=len(block.rows))
+            tables: dict[str, list[dict[str, Any]]] = {}
+            for outcomes in block.parts(self.data.batch_size):
+                placed = list(self._placed(number, usable(outcomes, rejected), rejected))
+                made = self.rows.make([named for _, named in placed])
+                for (split, _), row in zip(placed, made, strict=True):
+                    tables.setdefault(split, []).append(row)
+            files = []
+            for split, table in tables.items():
+                path = self.partial / "data" / f"{split}-{number}{block.number:05d}.parquet"
+                schema = features(labelled=False).arrow_schema
+                write_shard(path, pa.Table.from_pylist(table, schema=schema))
+                files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
+            counts.merge(rejected.to_dict())
+            for earlier in state["blocks"]:
+                earlier["position"] = None
+            state["blocks"].append(
+                {"source": number, "files": files, "rejected": rejected.to_dict(), "position": source.position()}
+            )
+            write_json(self.partial / "progress.json", state)
+            counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
 
-    def _usable(self, number: int, outcomes: list[Any], rejected: RejectCounts) -> Iterator[tuple[str, Named]]:
-        """Split, person, record and portrait of each usable outcome."""
-        for outcome in outcomes:
-            if not isinstance(outcome, RejectedRecord):
-                _, raw, portrait = outcome
-                if portrait.square[2] >= self.config.min_side:
-                    if split := self._split(number, raw):
-                        # Rows are numbered in each source anew: the number of one is nobody of another source.
-                        alone = self.data.identity == "none" and number > 0
-                        yield split, (f"{split} {raw.person}" if alone else raw.person, raw, portrait)
-                    continue
-                outcome = RejectedRecord(
-                    "portrait_too_small", f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
-                )
-            rejected.add(outcome)
+    def _placed(self, number: int, good: list[Usable], rejected: RejectCounts) -> Iterator[tuple[str, Named]]:
+        """Split, person, record and portrait of each row whose portrait is large enough; the others are counted."""
+        for _, raw, portrait in good:
+            if portrait.square[2] < self.config.min_side:
+                why = f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
+                rejected.add(RejectedRecord("portrait_too_small", why))
+            elif split := self._split(number, raw):
+                # Rows are numbered in each source anew: the number of one is nobody of another source.
+                alone = self.data.identity == "none" and number > 0
+                yield split, (f"{split} {raw.person}" if alone else raw.person, raw, portrait)
 
     def _split(self, number: int, raw: RawRecord) -> str | None:
         """Where a row belongs; None for one that no split takes."""

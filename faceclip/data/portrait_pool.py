@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
-from faceclip.data.portraits import Portrait, PortraitReader
+from faceclip.data.portrait_reader import FoundPortrait, PortraitReader
 from faceclip.data.worker_pool import WorkerPool
 from faceclip.errors import DataError
 
 Located = tuple[RawRecord, bytes | str, float, NDArray[np.floating] | None]
-Outcome = tuple[int, RawRecord, Portrait] | RejectedRecord
+Usable = tuple[int, RawRecord, FoundPortrait]  # its row number first
+Outcome = Usable | RejectedRecord
 
 
 class PortraitPool:
@@ -79,7 +80,7 @@ class PortraitPool:
         found = job if isinstance(job, RejectedRecord) else job.result()
         return found if isinstance(found, RejectedRecord) else (number, raw, found)
 
-    def _prepare(self, located: Located) -> Portrait | RejectedRecord:
+    def _prepare(self, located: Located) -> FoundPortrait | RejectedRecord:
         try:
             return self.reader.prepare(*located)
         except RejectedRecord as rejected:
@@ -95,7 +96,7 @@ def _start(config: DataConfig, crop_size: int, picture_size: int) -> None:
     _reader = PortraitReader(config, folder=None, crop_size=crop_size, picture_size=picture_size)
 
 
-def _prepare_in_process(located: Located) -> Portrait | RejectedRecord:
+def _prepare_in_process(located: Located) -> FoundPortrait | RejectedRecord:
     try:
         return _reader.prepare(*located)
     except RejectedRecord as rejected:

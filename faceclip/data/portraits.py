@@ -1,263 +1,107 @@
-"""From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
+"""What every data set says of its portraits, wherever they come from, and the persons whom they show."""
 
-import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-import cv2
-import fsspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from faceclip.data.image_store import ARCHIVE_ERRORS, ImageStore, is_file
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
-from faceclip.errors import (
-    BadLandmarksError,
-    ConfigError,
-    DataError,
-    FaceError,
-    ImageTooLargeError,
-    NoFaceError,
-    SeveralFacesError,
-)
-from faceclip.faces.align import (
-    CROP_SIZE,
-    MIN_CROP_SIDE,
-    check_landmarks,
-    crop_side,
-    encoder_crop,
-    similarity_transform,
-)
-from faceclip.faces.detect import (
-    MAX_ASPECT,
-    Face,
-    FaceDetector,
-    InsightFaceDetector,
-    MTCNNDetector,
-    detect_with_retries,
-    select_faces,
-)
-from faceclip.faces.images import load_image
-from faceclip.storage.hashes import int64_hash
-
-BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
-MAX_BYTES = 1 << 28  # of a file read over the network
-BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
-_REASONS = {
-    BadLandmarksError: "bad_landmarks",
-    ImageTooLargeError: "image_too_large",
-    NoFaceError: "no_face",
-    SeveralFacesError: "several_faces",
-}
+from faceclip.data.records import Caption
+from faceclip.errors import DataError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Portrait:
-    """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it, which lies at `square` (left, top, side)
-    in the whole picture; landmarks (5, 2): pixels of the whole picture; digest: 64 bits of the encoded picture's
-    SHA-256."""
-
-    crop: NDArray[np.uint8]
-    picture: NDArray[np.uint8]
-    square: tuple[int, int, int]
-    landmarks: NDArray[np.float32]
-    digest: int
-
-
-def build_detector(config: DataConfig) -> FaceDetector:
-    """The detector that `config.detector` names. Raises ConfigError for an unknown one."""
-    name, _, pack = config.detector.partition(":")
-    if config.detector == "mtcnn":
-        return MTCNNDetector()
-    if name == "insightface":
-        return InsightFaceDetector(pack or "buffalo_l", accept_non_commercial=config.accept_non_commercial)
-    raise ConfigError(f"data.detector={config.detector}: choose mtcnn or insightface:PACK")
-
-
-class PortraitReader:
-    """Prepares records of one source; safe to use from several threads.
-
-    crop_size, picture_size: pixels of the face crop and of the square picture. folder: base of relative paths.
-    cache: of the features; what it holds is no picture, also where it lies below `config.images`.
-    """
-
-    def __init__(
-        self, config: DataConfig, *, folder: Path | None, crop_size: int, picture_size: int, cache: Path | None = None
-    ) -> None:
-        self.config, self.crop_size, self.picture_size = config, crop_size, picture_size
-        self.detector = build_detector(config)
-        self.store = ImageStore(Path(config.images), cache) if config.images else None
-        self.folder = Path(config.images) if config.images else folder
+class Portraits(Protocol):
+    """N portraits of one split: renders and imported photos (`faceclip.data.arrays.FaceArrays`), or rows of any other
+    data (`faceclip.data.recorded.RecordedPortraits`)."""
 
     @property
-    def finding(self) -> str:
-        """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
-        c = self.config
-        store = self.store.fingerprint() if self.store else ""
-        return (
-            f"finding 2: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
-            f"cap {c.max_pixels}, pictures {store}"
-        )
+    def identity(self) -> NDArray[np.int64]:
+        """(N,) equal for pictures of one person."""
 
     @property
-    def cutting(self) -> tuple[str, str]:
-        """What decides the pixels of the crop and of the picture beyond `finding`."""
-        return f"crop 2: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
+    def names(self) -> Sequence[str]:
+        """Who each portrait shows, in the words of the data."""
 
-    def prepare(
-        self, raw: RawRecord, source: bytes | str, scale: float, landmarks: NDArray[np.floating] | None = None
-    ) -> Portrait:
-        """The portrait of a record whose picture `locate` has found: header check, decoding, face, cuts.
+    @property
+    def captions(self) -> Sequence[Sequence[Caption]]:
+        """The captions of each portrait, with the spans of their phrases where these are known."""
 
-        `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord.
-        """
-        try:
-            image = load_image(source, max_pixels=self.config.max_pixels, name=raw.key)
-            points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)
-            data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        except FaceError as error:
-            raise RejectedRecord(_REASONS.get(type(error), "unreadable_image"), str(error)) from error
-        except OSError as error:
-            raise RejectedRecord("unreadable_image", f"{raw.key}: {source} cannot be read ({error})") from error
-        # As stored: crops cut again from stored points must be the same to the bit.
-        points = np.asarray(points, np.float32).astype(np.float64)
-        side = crop_side(points)
-        if side < MIN_CROP_SIDE:
-            raise RejectedRecord("face_too_small", f"{raw.key}: the aligned face is {side:.1f} pixels wide")
-        square = square_around(image, points, self.config.portrait)
-        return Portrait(
-            crop=encoder_crop(image, points, self.crop_size),
-            picture=cut_square(image, square, self.picture_size),
-            square=square,
-            landmarks=points.astype(np.float32),
-            digest=int64_hash(data),
-        )
+    @property
+    def caption_start(self) -> NDArray[np.int64]:
+        """(N + 1,) caption c of portrait i is number `caption_start[i] + c` of all M captions."""
 
-    def locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
-        """Encoded bytes or local path, and the factor from the record's pixels to the picture's.
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """(M,) equal for equal captions."""
 
-        Raises RejectedRecord, and DataError for a box that cannot fit its picture.
-        """
-        if raw.image is None:
-            if self.store is None:
-                raise RejectedRecord("no_image", f"{raw.key}: no picture in the row, and data.images is not set")
-            source, scale = self.store.find(raw.url, raw.key)
-            if math.isnan(scale) and not (raw.box is None and raw.landmarks is None):
-                raise DataError(
-                    f"{raw.key}: img2dataset cut its picture or gave it a border, so that boxes and landmarks of the "
-                    f"original do not fit those below {self.store.root}: use resize_mode=keep_ratio or no there"
-                )
-            return source, scale
-        if isinstance(raw.image, bytes):
-            return raw.image, 1.0
-        if "://" in raw.image:
-            return self._fetch(raw), 1.0
-        path = Path(raw.image)
-        if not path.is_absolute():
-            base = self.folder or Path()
-            path = base / path
-            try:
-                inside = path.resolve().is_relative_to(base.resolve())
-            except (ValueError, OSError, RuntimeError) as error:  # a null byte, or links in a circle
-                raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} is no path ({error})") from error
-            if not inside:
-                raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} lies outside of {base}")
-        if not is_file(path):
-            raise RejectedRecord("no_image", f"{raw.key}: {str(path)!r} does not exist")
-        return str(path), 1.0
+    @property
+    def content_hash(self) -> str:
+        """Hash of what the portraits show and of what is said of them."""
 
-    def bytes_of(self, path: str) -> int:
-        """Size of the local file by which a row names its picture; -1 when it is not there."""
-        try:
-            return ((self.folder or Path()) / path).stat().st_size
-        except (OSError, ValueError):  # also names that no file can have
-            return -1
+    @property
+    def landmarks_5(self) -> NDArray[np.float32] | None:
+        """(N, 5, 2) px of the stored pictures; None where no pictures are stored."""
 
-    def _fetch(self, raw: RawRecord) -> bytes:
-        """A file that `datasets` names in a hub data set or in an archive of this data set; nothing else is visited."""
-        origin = raw.image.rsplit("::", 1)[-1]
-        inside = self.folder is not None and "::" in raw.image and Path(origin).is_relative_to(self.folder)
-        if not (origin.startswith("hf://datasets/") or inside):
-            raise RejectedRecord("no_image", f"{raw.key}: {raw.image} is not downloaded; fetch it and set data.images")
-        try:
-            with fsspec.open(raw.image, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except (*ARCHIVE_ERRORS, OSError, ValueError) as error:
-            raise RejectedRecord("unreadable_image", f"{raw.key}: {raw.image} cannot be read ({error})") from error
-        if len(data) > MAX_BYTES:
-            raise RejectedRecord("image_too_large", f"{raw.key}: {raw.image} has more than {MAX_BYTES:,} bytes")
-        return data
+    @property
+    def regions(self) -> NDArray[np.uint8] | None:
+        """(N, S, S) labels of `records.REGIONS`; None where nobody knows them."""
 
-    def _landmarks(self, image: NDArray[np.uint8], raw: RawRecord, scale: float) -> NDArray[np.floating]:
-        height, width = image.shape[:2]
-        if raw.landmarks is not None:
-            points = self._to_pixels(raw.landmarks, width, height, scale)
-            check_landmarks(points, height, width, raw.key)
-            return points
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise RejectedRecord("odd_shape", f"{raw.key}: {width}×{height} is no portrait")
-        if raw.box is None:
-            faces = detect_with_retries(image, self.detector)
-            return select_faces(faces, self.config.face, (height, width), raw.key)[0].landmarks
-        box = self._to_pixels(raw.box.reshape(2, 2), width, height, scale).reshape(4)
-        if min(box[2], width) - max(box[0], 0) < 2 or min(box[3], height) - max(box[1], 0) < 2:
-            raise RejectedRecord("bad_box", f"{raw.key}: box {box.round(1).tolist()} lies outside of {width}×{height}")
-        return find_in_box(image, box, self.detector, raw.key).landmarks
+    @property
+    def shading(self) -> NDArray[np.uint8] | None:
+        """(N, S, S, 3) lit grey geometry of the true or fitted head; None where there is none."""
 
-    def _to_pixels(self, points: NDArray[np.float64], width: int, height: int, scale: float) -> NDArray[np.float64]:
-        if self.config.box_units == "relative":
-            return points * [width, height] - 0.5
-        return (points + 0.5) * scale - 0.5
+    @property
+    def attributes(self) -> Mapping[str, NDArray[np.int64]]:
+        """Name → (N,) classes; empty where nobody knows them."""
+
+    @property
+    def seen_values(self) -> Mapping[str, NDArray[np.str_]]:
+        """What the pictures show of their attributes, as words (N,): "" where a value cannot be seen."""
+
+    def __len__(self) -> int: ...
 
 
-def find_in_box(image: NDArray[np.uint8], box: NDArray[np.floating], detector: FaceDetector, name: str) -> Face:
-    """The face that overlaps most with `box` (4,) x1, y1, x2, y2 in pixels. Raises NoFaceError."""
-    height, width = image.shape[:2]
-    margin = BOX_MARGIN * max(box[2] - box[0], box[3] - box[1])
-    left, top = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(box[2:] + margin + 1), [width, height]).astype(int)
-    shift = np.array([left, top], np.float32)
-    faces = []
-    for face in detect_with_retries(np.ascontiguousarray(image[top:bottom, left:right]), detector):
-        found = face.box + np.tile(shift, 2)
-        faces.append(Face(box=found, landmarks=face.landmarks + shift, score=face.score))
-    best = max(faces, key=lambda face: overlap(face.box, box), default=None)
-    if best is None or overlap(best.box, box) < BOX_OVERLAP:
-        raise NoFaceError(f"{name}: {len(faces)} faces near the given box, none of which overlaps with it")
-    return best
+def number_captions(captions: Sequence[Sequence[Caption]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`caption_start` (N + 1,) and `words` (M,) of captions, words being numbered as they first appear."""
+    numbers: dict[str, int] = {}
+    words = [numbers.setdefault(caption.text, len(numbers)) for row in captions for caption in row]
+    return np.cumsum([0] + [len(row) for row in captions]), np.asarray(words)
 
 
-def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Intersection over union of two boxes (4,)."""
-    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
-    shared = float(np.prod(np.maximum(high - low, 0)))
-    areas = [float(np.prod(box[2:] - box[:2])) for box in (first, second)]
-    return shared / (sum(areas) - shared)
+class People:
+    """The rows of each identity, identities in ascending order, rows too; few arrays, however many persons.
 
-
-def square_around(image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float) -> tuple[int, int, int]:
-    """Left, top and side of a square around the face, upright, moved inside the picture where it would leave it.
-
-    Its side is `reach` × the side of the aligned face crop in the picture, at most the picture's shorter side;
-    reach 0 takes the center square.
+    `people[i]`: the rows (K,) of person i; counts (P,): how many; person (N,): the person of each row.
     """
-    height, width = image.shape[:2]
-    side = min(height, width)
-    middle = np.array([(width - 1) / 2, (height - 1) / 2])
-    if reach:
-        landmarks = np.asarray(landmarks, np.float64)
-        inverse = cv2.invertAffineTransform(similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy())
-        middle = inverse @ [(CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1]
-        side = min(side, max(1, round(reach * crop_side(landmarks))))
-    left, top = np.clip(np.round(middle - (side - 1) / 2), 0, [width - side, height - side]).astype(int).tolist()
-    return left, top, side
+
+    def __init__(self, identity: NDArray[np.int64]) -> None:
+        self.order = np.argsort(identity, kind="stable")
+        borders = np.flatnonzero(np.diff(identity[self.order])) + 1
+        self.starts = np.concatenate([[0], borders, [len(identity)]])
+        self.counts = np.diff(self.starts)
+        self.person = np.empty(len(identity), np.int64)
+        self.person[self.order] = np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, person: int) -> NDArray[np.int64]:
+        return self.order[self.starts[person] : self.starts[person + 1]]
+
+    def others(self, row: int) -> NDArray[np.int64]:
+        """The other rows of the person whom a row shows."""
+        rows = self[self.person[row]]
+        return rows[rows != row]
+
+    def with_fewer(self, pictures: int) -> NDArray[np.int64]:
+        """The first row of each person who has fewer pictures than that."""
+        return self.order[self.starts[:-1][self.counts < pictures]]
 
 
-def cut_square(image: NDArray[np.uint8], square: tuple[int, int, int], size: int) -> NDArray[np.uint8]:
-    """A square (left, top, side) of the picture as (size, size, 3)."""
-    left, top, side = square
-    cut = image[top : top + side, left : left + side]
-    # Pillow's bicubic filter is the one CLIP's towers were trained with.
-    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))
+def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more") -> None:
+    """Raises DataError unless a person of the validation split has two pictures."""
+    if len(np.unique(identity)) == len(identity):
+        raise DataError(
+            f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
+            f"asked for; {remedy}"
+        )

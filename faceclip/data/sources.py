@@ -9,8 +9,8 @@ import json
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from datasets.exceptions import DatasetGenerationError
 from faceclip.data import image_folder
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
-from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import content_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -58,9 +58,20 @@ class RowSource:
 
 
 def find_layout(config: DataConfig) -> str:
-    """The layout that `config.layout="auto"` stands for. Raises DataError when the path is neither data nor hub id."""
+    """The layout that `config.layout="auto"` stands for.
+
+    Raises ConfigError when no data are named or a local folder is not there, DataError when the path is neither data
+    nor hub id.
+    """
     path = Path(config.path)
-    if config.layout != "auto":
+    if not config.path:
+        raise ConfigError("data: name the data set, as in data=DIR or data.path=OWNER/NAME")
+    if config.layout == "local" and not path.exists():
+        raise ConfigError(
+            f"data={path}: no such folder; make it by `python -m faceclip.people --out {path}`, or name a hub data set "
+            "by data.path=OWNER/NAME"
+        )
+    if config.layout not in ("auto", "local"):
         return config.layout
     if path.is_dir():
         if (path / "dataset.json").is_file():
@@ -79,6 +90,37 @@ def find_layout(config: DataConfig) -> str:
     if _HUB_ID.fullmatch(config.path):
         return "hub"
     raise DataError(f"data.path={config.path}: no such file or folder, and not a hub id of the form owner/name")
+
+
+def check_own_layout(config: DataConfig, used: Set[str]) -> None:
+    """Raises ConfigError for settings beyond `used` that would change nothing in data of this project's own layout."""
+    usual = DataConfig()
+    used = used | {"path", "layout"}
+    unused = [
+        f"data.{f.name}"
+        for f in fields(config)
+        if f.name not in used and getattr(config, f.name) != getattr(usual, f.name)
+    ]
+    if unused:
+        raise ConfigError(
+            f"data.path={config.path} is in this project's own layout, which is read as it is: leave out "
+            f"{', '.join(unused)}, which would change nothing, or set data.layout=files"
+        )
+
+
+def own_folder(config: DataConfig) -> Path:
+    """The folder of a data set in this project's own layout, for a command that reads no other.
+
+    Raises ConfigError for any other data, and for settings that would change nothing.
+    """
+    path = Path(config.path)
+    if find_layout(config) in ("hub", "arrow", "facecaption") or not path.is_dir():
+        raise ConfigError(
+            f"data.path={path}: only this project's own layout is read here; make it of renders by `python -m "
+            "faceclip.people`, of photos by `python -m faceclip.data.photos`"
+        )
+    check_own_layout(config, set())
+    return path
 
 
 def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:

@@ -108,6 +108,7 @@ def labels_of(arrays: FaceArrays) -> Labels:
         index=np.asarray(arrays.index) if arrays.vocabularies else _by_turn(arrays),
         attributes=arrays.seen_values,
         descriptions=[descriptions[row] for row in range(len(descriptions))],
+        numbered=Wording(words=arrays.words, start=arrays.caption_start),
     )
 
 

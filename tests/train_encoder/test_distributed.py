@@ -24,7 +24,7 @@ from tests.ranks import free_port, run_launcher, run_ranks
 from tests.stages import SMALL_ENCODER, same_weights, save_towers
 from train_encoder.__main__ import train
 from train_encoder.config import PRESETS, EncoderConfig
-from train_encoder.features import features_of
+from train_encoder.features import load_features
 from train_encoder.queries import QuerySource
 from train_encoder.task import EncoderTask
 from train_encoder.towers_io import load_towers
@@ -96,7 +96,7 @@ def back_to_half(whole: Path, broken: Path) -> None:
 def test_gradients_of_chunks_equal_those_of_the_large_batch(arguments):
     config = parse_config(EncoderConfig, arguments, presets=PRESETS)
     towers = load_towers(config.towers)
-    features = features_of(config, "train", towers)
+    features = load_features(config.data, "train", towers, config.cache_path)
     torch.manual_seed(0)
     model = FaceCLIP.from_components(
         towers.recognizer, towers.text_l, towers.text_g, fusion=vars(config.fusion), joint=vars(config.heads)

@@ -29,7 +29,7 @@ def parts(benchmark, tiny_dataset, tmp_path_factory):
     )
     config.cache = str(tmp_path_factory.mktemp("cache"))
     model, towers = benchmark.parts("shipped", config)
-    features = benchmark.features_of(config, "train", towers)
+    features = benchmark.load_features(config.data, "train", towers, config.cache_path)
     return config, model, towers, features
 
 
@@ -56,7 +56,11 @@ def test_computed_batches_equal_cached_ones(benchmark, parts):
 def test_both_ways_make_the_same_steps(benchmark, parts, frozen):
     config, model, towers, features = parts
     weight = model.heads.face_pool.key_value.weight
-    states = benchmark.text_states_of(config, model.eval(), features) if frozen else None
+    states = (
+        benchmark.text_states_of(model.eval(), features, config.sampling, config.data, config.cache_path)
+        if frozen
+        else None
+    )
     ways = (
         benchmark.Computed(features, config, towers, states, torch.device("cpu")),
         benchmark.Cached(features, config, states),

@@ -13,7 +13,7 @@ from faceclip.errors import ConfigError
 from faceclip.training import parse_config
 from tests.stages import SMALL_ENCODER, run
 from train_encoder.config import EncoderConfig
-from train_encoder.features import features_of
+from train_encoder.features import check_data
 
 SMALL = [
     *SMALL_ENCODER,
@@ -96,7 +96,7 @@ def test_training_on_facecaption(facecaption, towers, tower_arguments, tmp_path)
         "trainer.best_metric=composed_joint",
     ]
     with pytest.raises(ConfigError, match=r"set trainer\.best_metric=self_joint"):
-        features_of(parse_config(EncoderConfig, preset), "train", towers)
+        check_data(parse_config(EncoderConfig, preset))
     status, output = run("train_encoder", *arguments, "data.identity=none", "trainer.best_metric=self_joint")
     assert status == 0, output
     assert "no_image 1" in output

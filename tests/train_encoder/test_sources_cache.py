@@ -22,8 +22,9 @@ from faceclip.training import parse_config
 from tests.killing import first_child_killed
 from tests.stages import start
 from train_encoder.config import EncoderConfig, SamplingConfig
-from train_encoder.features import features_of, load_features, main, split_features
-from train_encoder.queries import People, QuerySource
+from train_encoder.features import check_data, load_features, main, split_features
+from train_encoder.queries import QuerySource
+from train_encoder.split_features import SplitFeatures
 from train_encoder.validation import labels_of
 
 COLUMNS = ColumnsConfig(image="photo", captions="words", identity="who", landmarks="points")
@@ -41,6 +42,11 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
     }
 
 
+def equal_words(features: SplitFeatures) -> list[list[bool]]:
+    words = features.portraits.words
+    return (words[:, None] == words).tolist()
+
+
 def test_features_equal_those_of_the_projects_own_layout(tiny_dataset, towers, tmp_path):
     ours = split_features(tiny_dataset, "train", towers, tmp_path / "ours")
     config = DataConfig(
@@ -55,14 +61,14 @@ def test_features_equal_those_of_the_projects_own_layout(tiny_dataset, towers, t
     np.testing.assert_allclose(found.identity, ours.identity, atol=1e-5)
     np.testing.assert_allclose(found.tokens[:].astype(np.float32), ours.tokens[:].astype(np.float32), atol=2e-3)
     np.testing.assert_allclose(found.caption, ours.caption, atol=1e-5)
-    np.testing.assert_array_equal(found.caption_start, ours.caption_start)
+    np.testing.assert_array_equal(found.portraits.caption_start, ours.portraits.caption_start)
     scale = np.abs(ours.image).max()
     np.testing.assert_allclose(found.image, ours.image, atol=0.02 * scale)  # resized in 8 bits
-    texts = [[c.text for c in row] for row in ours.arrays.captions]
-    assert [[c.text for c in row] for row in found.arrays.captions] == texts
-    assert (found.words[:, None] == found.words).tolist() == (ours.words[:, None] == ours.words).tolist()
-    same = ours.arrays.identity[:, None] == ours.arrays.identity
-    assert (found.arrays.identity[:, None] == found.arrays.identity).tolist() == same.tolist()
+    texts = [[c.text for c in row] for row in ours.portraits.captions]
+    assert [[c.text for c in row] for row in found.portraits.captions] == texts
+    assert equal_words(found) == equal_words(ours)
+    same = ours.portraits.identity[:, None] == ours.portraits.identity
+    assert (found.portraits.identity[:, None] == found.portraits.identity).tolist() == same.tolist()
 
 
 def test_the_projects_own_layout_is_computed_on_the_device_in_batches(tiny_dataset, towers, tmp_path):
@@ -70,7 +76,7 @@ def test_the_projects_own_layout_is_computed_on_the_device_in_batches(tiny_datas
     sizes = []
     hook = towers.recognizer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     data = DataConfig(path=str(tiny_dataset), device="cpu:0", batch_size=3)
-    found = features_of(EncoderConfig(data=data, cache=str(tmp_path / "parts")), "validation", towers)
+    found = load_features(data, "validation", towers, tmp_path / "parts")
     hook.remove()
     assert sizes == [3, 3, 2]
     for name in ("identity", "image", "caption"):
@@ -80,7 +86,8 @@ def test_the_projects_own_layout_is_computed_on_the_device_in_batches(tiny_datas
         if "device" in changes and torch.cuda.is_available():
             continue
         with pytest.raises(ConfigError, match=message):
-            features_of(EncoderConfig(data=data, cache=str(tmp_path / "none")), "validation", towers)
+            check_data(EncoderConfig(data=data))
+            load_features(data, "validation", towers, tmp_path / "none")
 
 
 def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tmp_path):
@@ -184,7 +191,7 @@ def test_a_complete_cache_needs_no_lock(parquet, towers, tmp_path):
     after = load_features(config, "train", towers, tmp_path / "c")
     np.testing.assert_array_equal(after.image[:], before.image[:])
     shutil.rmtree(next((tmp_path / "c").glob("train-images-*")))
-    with pytest.raises(DataError, match=r"cache=.*are not complete there and it cannot be written.*cache=DIR"):
+    with pytest.raises(DataError, match=r"cache=.*not complete.*cache=DIR"):
         load_features(config, "train", towers, tmp_path / "c")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be made"):
@@ -237,7 +244,7 @@ def test_pictures_named_by_path_are_looked_at_again(rows, towers, tower_argument
         load_features(config, "train", towers, tmp_path / "c")
     (photos / "5.png").write_bytes(rows[5]["photo"])
     whole = load_features(config, "train", towers, tmp_path / "c")
-    assert len(whole.arrays) == 8
+    assert len(whole.portraits) == 8
     first, second = (
         (tmp_path / "c" / next((tmp_path / "c").glob("train-faces-*")) / f"0000{n}.safetensors") for n in range(2)
     )
@@ -329,7 +336,7 @@ def test_rows_without_identities_are_asked_for_by_their_own_face(parquet, towers
     )
     assert found.single
     source = QuerySource(found, SamplingConfig(images=4))
-    assert len(source) == len(found.arrays) < 40
+    assert len(source) == len(found.portraits) < 40
     sample = source.get(5, np.random.default_rng(0))
     assert sample["face_tokens"].shape[0] == 1
     np.testing.assert_array_equal(sample["face_identity"], sample["answer_identity"])
@@ -338,14 +345,12 @@ def test_rows_without_identities_are_asked_for_by_their_own_face(parquet, towers
 def test_splits_divide_persons(parquet, towers, tmp_path):
     shared = config_of(parquet, validation_share=0.3)
     train, validation = (load_features(shared, split, towers, tmp_path / "c") for split in ("train", "validation"))
-    assert not set(train.arrays.identity) & set(validation.arrays.identity)
-    assert len(train.arrays) + len(validation.arrays) == 40
+    assert not set(train.portraits.identity) & set(validation.portraits.identity)
+    assert len(train.portraits) + len(validation.portraits) == 40
     folds = config_of(parquet, columns=ColumnsConfig(**(vars(COLUMNS) | {"split": "fold"})), train="a", validation="b")
-    assert [len(load_features(folds, split, towers, tmp_path / "c").arrays) for split in ("train", "validation")] == [
-        32,
-        8,
-    ]
-    assert load_features(folds, "validation", towers, tmp_path / "c").arrays.names[0] == "person 8"
+    parts = [load_features(folds, split, towers, tmp_path / "c") for split in ("train", "validation")]
+    assert [len(part.portraits) for part in parts] == [32, 8]
+    assert load_features(folds, "validation", towers, tmp_path / "c").portraits.names[0] == "person 8"
     wrong = config_of(parquet, columns=folds.columns, train="z", validation="b")
     with pytest.raises(EmptyDatasetError, match=r"no usable row for train: check data\.columns\.split"):
         load_features(wrong, "train", towers, tmp_path / "c")
@@ -357,7 +362,7 @@ def test_persons_with_few_pictures(rows, towers, tmp_path):
     with pytest.raises(DataError, match=r"1 persons \(the first: 'person 2'\).*data\.few_pictures=drop"):
         QuerySource(kept, SamplingConfig(images=4))
     dropped = config_of(tmp_path / "few.parquet", few_pictures="drop")
-    assert len(load_features(dropped, "train", towers, tmp_path / "c", pictures=4).arrays) == 8
+    assert len(load_features(dropped, "train", towers, tmp_path / "c", pictures=4).portraits) == 8
 
 
 def test_pictures_that_have_the_chosen_caption_are_right(rows, towers, tmp_path):
@@ -383,15 +388,8 @@ def test_long_captions_are_counted(rows, towers, tmp_path):
     assert json.loads(report.read_text())["captions_cut"] == 3  # 75 words, start and end fill the 77 places
 
 
-def test_rows_of_people():
-    people = People(np.array([5, -1, 5, 9, -1, 5]))
-    assert [rows.tolist() for rows in (people[0], people[1], people[2])] == [[1, 4], [0, 2, 5], [3]]
-    assert people.counts.tolist() == [2, 3, 1]
-    assert len(people) == 3
-
-
 def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers, tmp_path):
-    assert len(load_features(config_of(parquet, limit=11), "train", towers, tmp_path / "c").arrays) == 11
+    assert len(load_features(config_of(parquet, limit=11), "train", towers, tmp_path / "c").portraits) == 11
     with pytest.raises(ConfigError, match=r"data\.device=toaster"):
         load_features(config_of(parquet, device="toaster"), "train", towers, tmp_path / "d")
     for words, named in (
@@ -402,6 +400,6 @@ def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers,
     ):
         config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", *words])
         with pytest.raises(ConfigError, match=rf"own layout.*leave out {named}, which.*data\.layout=files"):
-            features_of(config, "train", towers)
+            check_data(config)
     with pytest.raises(ConfigError, match="data: name the data set"):
-        features_of(EncoderConfig(), "train", towers)
+        check_data(EncoderConfig())

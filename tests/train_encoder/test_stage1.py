@@ -29,8 +29,9 @@ from tests.stages import (
 )
 from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig, LossConfig
-from train_encoder.features import check_apart, features_of
+from train_encoder.features import load_features
 from train_encoder.queries import QuerySource
+from train_encoder.split_features import check_apart
 from train_encoder.task import TERMS, EncoderTask
 from train_encoder.towers_io import load_towers
 from train_encoder.validation import FIGURES, SINGLE_FIGURES
@@ -167,9 +168,9 @@ def test_impossible_losses_are_named(word, message):
 
 def test_people_of_both_splits_are_told(arguments):
     config = parse_config(EncoderConfig, arguments, presets=PRESETS)
-    features = features_of(config, "validation", load_towers(config.towers))
-    count = len(np.unique(features.arrays.identity))
-    with pytest.raises(DataError, match=rf"{count} persons are in the training and in the validation split \(as \d+\)"):
+    features = load_features(config.data, "validation", load_towers(config.towers), config.cache_path)
+    count = len(np.unique(features.portraits.identity))
+    with pytest.raises(DataError, match=rf"^{count} persons are in .*\(as identity \d+\)"):
         check_apart(features, features)
 
 
@@ -180,7 +181,7 @@ def test_figures_are_those_of_validation(arguments):
         towers.recognizer, towers.text_l, towers.text_g, fusion=vars(config.fusion), joint=vars(config.heads)
     )
     for single, figures in ((False, FIGURES), (True, SINGLE_FIGURES)):
-        features = replace(features_of(config, "validation", towers), single=single)
+        features = replace(load_features(config.data, "validation", towers, config.cache_path), single=single)
         task = EncoderTask(model, towers.image, config.loss, features, 4)
         assert tuple(task.validate(0)) == task.figures() == figures
 
@@ -191,7 +192,7 @@ def test_one_picture_per_person_is_named(towers, tmp_path):
     assert status == 0, output
     config = EncoderConfig(data=str(tmp_path))
     with pytest.raises(DataError, match=r"no person of the validation split has two pictures.*give more$"):
-        features_of(config, "validation", towers)
+        load_features(config.data, "validation", towers, config.cache_path)
     # Only remedies that this layout knows.
     with pytest.raises(DataError, match=r"2 persons .*sampling\.images=4 pictures: give more pictures$"):
-        QuerySource(features_of(config, "train", towers), config.sampling)
+        QuerySource(load_features(config.data, "train", towers, config.cache_path), config.sampling)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from faceclip.data.mapping import DataConfig
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, DataError
 from faceclip.published.checkpoint import LICENSE, convert
@@ -22,8 +21,9 @@ from tests.stages import SMALL_ENCODER, same_weights, save_towers
 from train_encoder import features, text_states
 from train_encoder.__main__ import main, train
 from train_encoder.config import PRESETS, EncoderConfig, SamplingConfig
-from train_encoder.features import SplitFeatures, features_of
+from train_encoder.features import load_features
 from train_encoder.queries import QuerySource
+from train_encoder.split_features import SplitFeatures
 from train_encoder.start import load_start
 from train_encoder.text_states import BOTH, FACE_ONLY, TEXT_ONLY, QueryRows, TextStates, text_states_of
 
@@ -131,12 +131,16 @@ def test_a_run_on_cached_states_resumes_exactly(further, tmp_path):
     assert same_weights(tmp_path / "whole" / "export", tmp_path / "halves" / "export")
 
 
+def states_of(config: EncoderConfig, model: FaceCLIP, found: SplitFeatures) -> TextStates:
+    return text_states_of(model, found, config.sampling, config.data, config.cache_path)
+
+
 @pytest.fixture(scope="module")
 def prepared(further) -> tuple[EncoderConfig, FaceCLIP, SplitFeatures, TextStates]:
     config = config_of([*further, *FROZEN])
     start = load_start(config)
-    found = features_of(config, "train", start.towers)
-    return config, start.model(config), found, text_states_of(config, start.model(config), found)
+    found = load_features(config.data, "train", start.towers, config.cache_path)
+    return config, start.model(config), found, states_of(config, start.model(config), found)
 
 
 @torch.no_grad()
@@ -163,7 +167,7 @@ def test_states_are_those_of_the_queries(prepared):
 
 def test_every_caption_has_a_reference_of_the_same_person(prepared):
     _, _, found, _ = prepared
-    identity = np.asarray(found.arrays.identity)
+    identity = np.asarray(found.portraits.identity)
 
     def references(share: float, **changes: object) -> tuple[np.ndarray, np.ndarray]:
         rows = QueryRows(replace(found, **changes), SamplingConfig(same_picture=share))
@@ -181,13 +185,13 @@ def test_every_caption_has_a_reference_of_the_same_person(prepared):
 def test_identities_of_other_crops_have_other_states(prepared):
     config, model, found, states = prepared
     turned = replace(found, identity=np.asarray(found.identity)[::-1].copy(), faces="other crops")
-    other = text_states_of(config, model, turned)
+    other = states_of(config, model, turned)
     assert np.abs(other.states[:9].astype(np.float32) - states.states[:9]).max() > 0.05
 
 
 def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
     config, model, found, whole = prepared
-    config = replace(config, cache=str(tmp_path), data=DataConfig(path=config.data, shard_rows=8))
+    config = replace(config, cache=str(tmp_path), data=replace(config.data, shard_rows=8))
     states, calls = text_states._states, []
 
     def stopping(model: FaceCLIP, rows: QueryRows, numbers: range):
@@ -198,8 +202,8 @@ def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(text_states, "_states", stopping)
     with pytest.raises(KeyboardInterrupt):
-        text_states_of(config, model, found)
-    again = text_states_of(config, model, found)
+        states_of(config, model, found)
+    again = states_of(config, model, found)
     assert [call.start for call in calls[:4]] == [0, 8, 16, 16]
     assert len(again.rows) == len(again.states) == len(whole.states)
     np.testing.assert_allclose(again.states[:], whole.states[:], atol=4e-3)  # other batches round otherwise
@@ -207,7 +211,7 @@ def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
     (shard,) = tmp_path.glob("train-states-*/00001.safetensors")
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(DataError, match=r"00001\.safetensors is corrupt"):
-        text_states_of(config, model, found)
+        states_of(config, model, found)
 
 
 def test_the_features_command_builds_the_states(further, tmp_path, capsys):

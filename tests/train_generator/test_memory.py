@@ -26,8 +26,8 @@ from tests.full_disk import largest_file
 from tests.stages import save_base, save_towers
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig
-from train_generator.features import ReferenceFeatures, reference_features
 from train_generator.loading import build_pipeline
+from train_generator.reference_features import ReferenceFeatures, reference_features
 from train_generator.task import GeneratorTask
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.vae import batch_at, encode_mean

@@ -42,8 +42,8 @@ from tests.stages import (
 from train_generator.__main__ import main
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
-from train_generator.features import reference_features
 from train_generator.loading import build_pipeline, load_latent_recognizer
+from train_generator.reference_features import reference_features
 from train_generator.samples import GenerationSource, _groups
 from train_generator.task import GeneratorTask
 

@@ -18,7 +18,7 @@ from faceclip.faces.align import apply_affine, similarity_transform
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceViT
-from train_generator.features import aligned_faces
+from train_generator.reference_features import aligned_faces
 
 
 class Alignment(nn.Module):

@@ -33,7 +33,7 @@ from faceclip.training.towers.measures import rank1_hits
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
-from train_generator.features import aligned_faces
+from train_generator.reference_features import aligned_faces
 from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler
 from train_generator.towers.command import TowerConfig, run_tower

@@ -110,7 +110,7 @@ def test_arrays_are_read_only(tmp_path):
 
 
 def test_missing_data_say_what_to_run(tmp_path):
-    with pytest.raises(DataError, match=r"python -m faceclip\.data\.synthetic"):
+    with pytest.raises(DataError, match=r"python -m faceclip\.people"):
         load_arrays(tmp_path, "test")
     with pytest.raises(DataError, match="unknown split 'tset'"):
         load_arrays(tmp_path, "tset")

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, cache_folder, data_at
 from faceclip.data.rejects import RejectCounts
-from faceclip.data.sources import find_layout, open_source
-from faceclip.errors import DataError, EmptyDatasetError, TooManyBadRecordsError
+from faceclip.data.sources import find_layout, open_source, own_folder
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
 from faceclip.storage.hashes import content_hash
 
 
@@ -152,6 +152,29 @@ def test_a_path_that_is_no_data(tmp_path):
     with pytest.raises(DataError, match="no such file or folder, and not a hub id"):
         find_layout(DataConfig(path=str(tmp_path / "nowhere" / "at" / "all")))
     assert find_layout(DataConfig(path="owner/name")) == "hub"
+    with pytest.raises(ConfigError, match=r"data=owner/name: no such folder.*data\.path=OWNER/NAME"):
+        find_layout(data_at("owner/name"))
+    with pytest.raises(ConfigError, match="data: name the data set"):
+        find_layout(data_at(""))
+    assert find_layout(data_at(str(tmp_path))) == "image_folder"
+    given = DataConfig(path="owner/name", train="all")
+    assert data_at(given) is given
+
+
+def test_a_command_that_reads_our_layout_alone_says_so(tmp_path):
+    (tmp_path / "dataset.json").write_text("{}")
+    assert own_folder(data_at(str(tmp_path))) == tmp_path
+    with pytest.raises(ConfigError, match=r"leave out data\.limit"):
+        own_folder(DataConfig(path=str(tmp_path), limit=3))
+    for other in (DataConfig(path="owner/name"), DataConfig(path=str(tmp_path / "dataset.json"))):
+        with pytest.raises(ConfigError, match=rf"data\.path={other.path}: only this project's own layout"):
+            own_folder(other)
+
+
+def test_where_features_are_kept(tmp_path):
+    assert cache_folder(data_at(str(tmp_path)), "") == tmp_path / ".features"
+    assert cache_folder(data_at(str(tmp_path)), "elsewhere") == Path("elsewhere")
+    assert cache_folder(DataConfig(path="owner/name"), "") == Path("data-cache/owner--name")
 
 
 def folder(root, splits=("",)):

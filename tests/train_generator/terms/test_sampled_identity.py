@@ -14,8 +14,8 @@ from makeup_plugin.sampling import denoise, make_timesteps
 from tests.train_generator.test_stage2 import arguments  # noqa: F401  (fixture)
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig, LossConfig
-from train_generator.features import reference_features
 from train_generator.loading import build_pipeline
+from train_generator.reference_features import reference_features
 from train_generator.task import GeneratorTask
 from train_generator.terms.sampled_identity import sampled_estimate, sampled_identity_loss, sampler_stops
 

@@ -18,7 +18,7 @@ from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from tests.stages import save_base
-from train_generator.features import crop_size, reference_features
+from train_generator.reference_features import crop_size, reference_features
 
 
 def encoder(image_size: int) -> FaceCLIP:

@@ -1,0 +1,150 @@
+"""Usable rows of any data as shards of records: who is shown, in which words and picture, and where the face is."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceclip.data.mapping import DataConfig, RawRecord, kept_for_validation, text_hash
+from faceclip.data.portrait_reader import FoundPortrait
+from faceclip.data.portraits import People, check_pairs
+from faceclip.data.records import Caption
+from faceclip.errors import EmptyDatasetError
+from faceclip.storage.hashes import bytes_hash
+from faceclip.storage.shards import ShardedArray, ShardFolder
+
+Shard = Mapping[str, NDArray]
+
+
+def record_fields(good: Sequence[tuple[int, RawRecord, FoundPortrait]]) -> dict[str, NDArray]:
+    """The fields of a shard of records, of usable rows: their numbers, records and portraits."""
+    texts = [raw.captions for _, raw, _ in good]
+    flat = [text for row in texts for text in row]
+    fields = {
+        "row": np.array([number for number, _, _ in good], np.int64),
+        "person": np.array([text_hash(raw.person) for _, raw, _ in good], np.int64),
+        "split": np.array([text_hash(raw.split) for _, raw, _ in good], np.int64),
+        "landmarks": np.array([p.landmarks for _, _, p in good], np.float32).reshape(-1, 5, 2),
+        "digest": np.array([portrait.digest for _, _, portrait in good], np.int64),
+        "captions": np.array([len(row) for row in texts], np.int64),
+        "words": np.array([text_hash(text) for text in flat], np.int64),
+    }
+    return fields | pack_texts("caption", flat) | pack_texts("name", [raw.person for _, raw, _ in good])
+
+
+def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray]:
+    """Texts as UTF-8 bytes and the end of each: fields `NAME_text` (bytes,) and `NAME_end` (count,)."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return {f"{name}_text": np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
+
+
+def unpack_texts(name: str, shard: Shard) -> list[str]:
+    """The inverse of `pack_texts`."""
+    data, ends = shard[f"{name}_text"].tobytes(), shard[f"{name}_end"].tolist()
+    return [data[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+
+
+class RecordedPortraits:
+    """Some rows of shards of records, as `faceclip.data.portraits.Portraits`. Texts stay on disk until they are read.
+
+    rows (N,): numbers among all records; caption_rows (M,): those of their captions among all captions.
+    """
+
+    landmarks_5 = regions = shading = None  # pictures are not stored, and nobody labelled them
+
+    def __init__(self, folder: ShardFolder, records: Mapping[str, ShardedArray], rows: NDArray[np.int64]) -> None:
+        shards = [folder.read(number) for number in range(len(folder))]
+        counts = records["captions"][:]
+        ends = np.cumsum(counts)
+        self.rows = rows
+        self.attributes: dict[str, NDArray[np.int64]] = {}
+        self.seen_values: dict[str, NDArray[np.str_]] = {}
+        self.identity = records["person"][:][rows]
+        self.pictures = records["digest"][:][rows]
+        self.captions, self.names = CaptionTexts(shards, rows), PersonNames(shards, rows)
+        self.caption_start = np.cumsum([0, *counts[rows]])
+        first = (ends - counts)[rows] - self.caption_start[:-1]
+        self.caption_rows = np.arange(self.caption_start[-1]) + np.repeat(first, counts[rows])
+        self.words = records["words"][:][self.caption_rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of who is shown, in which picture and in which words."""
+        return bytes_hash(*map(np.ascontiguousarray, (self.identity, self.pictures, self.words, self.caption_start)))
+
+
+def rows_of_split(data: DataConfig, split: str, records: Mapping[str, ShardedArray], pictures: int) -> NDArray:
+    """Numbers (N,) of the records that belong to "train" or "validation".
+
+    Persons of the training split with fewer than `pictures` pictures are left out where `data.few_pictures` says so.
+    Raises EmptyDatasetError when there are none, DataError where no person of the validation has a second picture.
+    """
+    person = records["person"][:]
+    rows = np.arange(len(person))
+    if data.columns.split:
+        rows = np.flatnonzero(records["split"][:] == text_hash(getattr(data, split)))
+    elif data.validation_share > 0:
+        kept = kept_for_validation(person, data.validation_share)
+        rows = np.flatnonzero(kept if split == "validation" else ~kept)
+    if split == "train" and data.few_pictures == "drop" and data.identity == "column":
+        people = People(person[rows])
+        enough = people.counts[people.person] >= pictures
+        if not enough.all():
+            print(
+                f"{split}: {int((~enough).sum()):,} of {len(rows):,} pictures left out, their persons have fewer "
+                f"than sampling.images={pictures}",
+                flush=True,
+            )
+        rows = rows[enough]
+    if not len(rows):
+        raise EmptyDatasetError(
+            f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
+            "data.validation_share and data.few_pictures"
+        )
+    if split == "validation" and data.identity == "column":
+        check_pairs(data.path, person[rows], "give more, or set data.identity=none")
+    return rows
+
+
+class _Texts(Sequence):
+    """Texts of rows, decoded when asked for: millions of captions stay on disk."""
+
+    def __init__(self, shards: Sequence[Shard], rows: NDArray[np.int64]) -> None:
+        self.shards, self.rows = shards, rows
+        self.starts = np.cumsum([0, *(len(shard["row"]) for shard in shards)])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _at(self, index: int) -> tuple[Shard, int]:
+        row = self.rows[index]
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.shards[shard], int(row - self.starts[shard])
+
+    @staticmethod
+    def _text(shard: Shard, name: str, number: int) -> str:
+        ends = shard[f"{name}_end"]
+        begin = int(ends[number - 1]) if number else 0
+        return shard[f"{name}_text"][begin : int(ends[number])].tobytes().decode()
+
+
+class CaptionTexts(_Texts):
+    """The captions of each row."""
+
+    def __getitem__(self, index: int) -> list[Caption]:
+        shard, row = self._at(index)
+        begin = int(shard["captions"][:row].sum())
+        texts = [self._text(shard, "caption", begin + c) for c in range(int(shard["captions"][row]))]
+        return [Caption(text=text, kind="free") for text in texts]
+
+
+class PersonNames(_Texts):
+    """Who each row shows, as the data set says it."""
+
+    def __getitem__(self, index: int) -> str:
+        shard, row = self._at(index)
+        return self._text(shard, "name", row)
