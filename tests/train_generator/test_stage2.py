@@ -44,7 +44,7 @@ from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
 from train_generator.loading import build_pipeline, load_latent_recognizer
 from train_generator.reference_features import reference_features
-from train_generator.samples import GenerationSource, _groups
+from train_generator.samples import GenerationSource
 from train_generator.task import GeneratorTask
 
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
@@ -397,7 +397,7 @@ def test_a_sample_says_who_is_known_and_the_terms_are_summed_by_their_weights(ar
     add_adapter(pipeline, config.adapter)
     reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
     features = reference_features(
-        Path(config.data),
+        Path(config.data.path),
         "train",
         size=config.size,
         vae=Path(config.base) / "vae",
@@ -424,7 +424,7 @@ def test_samples_tell_what_their_text_names(arguments, tmp_path):
     config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
     pipeline = build_pipeline(config)
     features = reference_features(
-        Path(config.data),
+        Path(config.data.path),
         "train",
         size=config.size,
         vae=Path(config.base) / "vae",
@@ -445,13 +445,6 @@ def test_samples_tell_what_their_text_names(arguments, tmp_path):
         assert sample["classes"].tolist() == [features.arrays.attributes[name][index] for name in names]
     silent = GenerationSource(features, DropoutConfig(text=0.999), same_picture=0.0, attributes=names)
     assert not silent.get(0, np.random.default_rng(0))["named"].any()
-
-
-def test_groups_by_hand():
-    keys, rows = np.array([3, 3, 7, 9, 9]), np.array([4, 0, 1, 2, 3])
-    people, groups = _groups(keys, rows)
-    assert people.tolist() == [3, 7, 9]
-    assert [g.tolist() for g in groups] == [[4, 0], [1], [2, 3]]
 
 
 def test_dropout_shares_are_checked():

@@ -34,7 +34,7 @@ def task(arguments, tmp_path) -> GeneratorTask:  # noqa: F811
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
     features = reference_features(
-        Path(config.data),
+        Path(config.data.path),
         "train",
         size=config.size,
         vae=Path(config.base) / "vae",
