@@ -17,7 +17,7 @@ from faceclip.storage.locks import locked, locked_cache
 from faceclip.storage.places import check_place
 from faceclip.training import Trainer, check_output
 from tests.faceclip.training.test_trainer import Line, Numbers, config, weights
-from train_encoder.config import EncoderConfig, cache_folder
+from train_encoder.config import EncoderConfig
 from train_encoder.towers import recognizer
 
 HOLDER = """
@@ -94,8 +94,9 @@ def test_caches_are_refused_among_other_files_and_at_the_root(foreign: Path, cac
 def test_nothing_is_written_beside_a_single_file(words: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(os.listdir("/etc"))
+    config = parse_config(EncoderConfig, words)
     with pytest.raises(ConfigError, match=r"^data\.path=/etc/passwd: .*cache=DIR"):
-        cache_folder(parse_config(EncoderConfig, words))
+        config.cache_path  # noqa: B018 - the property raises
     assert train_encoder.__main__.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert sorted(os.listdir("/etc")) == before and not list(tmp_path.iterdir())
@@ -104,7 +105,7 @@ def test_nothing_is_written_beside_a_single_file(words: list[str], tmp_path: Pat
 def test_the_cache_of_a_folder_or_table(tmp_path: Path) -> None:
     (tmp_path / "people.CSV").touch()
     for data in (tmp_path, tmp_path / "people.CSV"):
-        assert cache_folder(parse_config(EncoderConfig, [f"data={data}"])) == tmp_path / ".features"
+        assert parse_config(EncoderConfig, [f"data={data}"]).cache_path == tmp_path / ".features"
 
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path) -> None:
