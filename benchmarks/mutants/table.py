@@ -81,6 +81,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "self._epoch, self._order = -1, np.empty(0, dtype=np.int64)",
         "self._epoch, self._order = -2, np.empty(0, dtype=np.int64)",
     ): "any negative number stands for no epoch",
+    (
+        "faceclip.training.accumulation",
+        "devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []",
+        "devices = torch.cuda.get_rng_state_all() if (not (torch.cuda.is_available())) else []",
+    ): "without a CUDA device both are the empty list",
 }
 
 

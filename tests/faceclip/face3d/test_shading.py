@@ -33,6 +33,13 @@ def test_light_from_one_side_shades_that_side(direction, axis: int, sign: int) -
     assert sign * ((lit * places).sum() / lit.sum() - places[face].mean()) > 3
 
 
+def test_a_lamp_before_the_face_shades_what_faces_it_by_its_color() -> None:
+    """Nine harmonics of a cosine are 17/16 where the surface looks into the lamp, and nowhere more."""
+    found = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), directional_light((0, 0, 1), np.full(3, 0.5)), 96)
+    assert found.max() == pytest.approx(180 * 0.5 * 17 / 16, abs=1)
+    assert 0 < found[found > 0].min() < 60  # the sides of the face look away
+
+
 def test_only_the_face_is_shown_and_what_stands_before_it_hides_it() -> None:
     head = default_head()
     found = shading_map(SHAPE, NEUTRAL, (60, 0, 0), Camera(), ambient(1.0), 128)[..., 0] > 90
