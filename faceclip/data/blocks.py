@@ -90,7 +90,12 @@ class SourceBlocks:
         self.config, self.source = config, source
         self.mapping = RowMapping(config, source.layout, source.columns, source.name)
         self.reader = PortraitReader(
-            config, folder=source.folder, crop_size=crop_size, picture_size=picture_size, cache=cache
+            config,
+            folder=source.folder,
+            crop_size=crop_size,
+            picture_size=picture_size,
+            cache=cache,
+            hub=source.name if source.folder is None else "",
         )
 
     @property

@@ -28,6 +28,7 @@ from faceclip.errors import DataError
 
 logger = logging.getLogger(__name__)
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)  # what damaged archives raise
+MAX_BYTES = 1 << 28  # of one encoded picture
 SIZES = ("width", "height", "original_width", "original_height")  # of img2dataset
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -153,7 +154,7 @@ class ImageStore:
             for folder in (self.root, self.root / name[:2]):
                 for suffix in ("", *SUFFIXES):
                     path = folder / f"{name}{suffix}"
-                    if is_file(path):
+                    if self._holds(path):
                         return str(path), 1.0
         raise RejectedRecord("no_image", f"{key}: no picture of {url!r} below {self.root}")
 
@@ -167,18 +168,27 @@ class ImageStore:
         # A name comes from the data: it must stay one component of a path.
         return [name for name in names if name and name not in (".", "..") and "/" not in name and "\0" not in name]
 
+    def _holds(self, path: Path) -> bool:
+        """Whether a path made of what a row says is a file below the folder, links resolved."""
+        try:
+            return is_file(path) and path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError):  # links in a circle
+            return False
+
     def _member(self, shard: Path, name: str) -> bytes | str:
         tar = shard.with_name(f"{shard.name}.tar")
         if tar.is_file():
             archive, members = _members(tar)
             for suffix in SUFFIXES:
                 if (member := members.get(f"{name}{suffix}")) is not None:
+                    if member[1] > MAX_BYTES:
+                        raise RejectedRecord("image_too_large", f"{tar}, {name}: more than {MAX_BYTES:,} bytes")
                     with archive.open("rb") as file:
                         file.seek(member[0])
                         return file.read(member[1])
         for suffix in SUFFIXES:
             path = shard / f"{name}{suffix}"
-            if is_file(path):
+            if "/" not in name and self._holds(path):
                 return str(path)
         raise RejectedRecord("no_image", f"{shard.name}/{name} is listed in {shard.name}.parquet but is not there")
 

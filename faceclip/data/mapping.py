@@ -172,11 +172,12 @@ class RejectedRecord(Exception):
 class RawRecord:
     """One row in our terms. box (4,): x1, y1, x2, y2; landmarks (5, 2); both in pixels, or None.
 
-    image: encoded bytes, or a path or remote address; url: key into a folder of pictures when `image` is None.
+    image: encoded bytes, what the row says (a path or an address, untrusted), or a path that was found by walking
+    through a folder; url: key into a folder of pictures when `image` is None.
     """
 
     key: str
-    image: bytes | str | None
+    image: bytes | str | Path | None
     url: str
     captions: tuple[str, ...]
     person: str
@@ -206,6 +207,8 @@ class RowMapping:
         self.captions = tuple(self._find("captions", name) for name in names)
         self.image = self._find("image", chosen["image"], needed="image" in explicit or not chosen["url"])
         self.url = self._find("url", chosen["url"], needed=not self.image)
+        # `image_folder` writes this column itself: paths that it found or compared with the folder.
+        self.walked = layout == "image_folder" and self.image == "image"
         self.identity = self._find("identity", chosen["identity"]) if config.identity == "column" else None
         optional = {
             name: self._find(name, chosen[name], needed=name in explicit)
@@ -265,12 +268,14 @@ class RowMapping:
         image, url = None, ""
         if self.image:
             image = _image_cell(row.get(self.image), f"{key}, column {self.image!r}")
+            if self.walked:
+                image = Path(image)
         elif self.url:
             url = str(row.get(self.url) or "")
             if not url:
                 raise RejectedRecord("no_image", f"{key}: column {self.url!r} is empty")
         split = str(row.get(self.split, "")) if self.split else ""
-        for text in (*captions, person, split, url, image if isinstance(image, str) else ""):
+        for text in (*captions, person, split, url, str(image) if isinstance(image, str | Path) else ""):
             if not encodes(text):
                 raise RejectedRecord("not_utf8", f"{key}: {text[:60]!r} cannot be written as UTF-8")
         return RawRecord(

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.data.image_store import ARCHIVE_ERRORS, ImageStore, is_file
+from faceclip.data.image_store import ImageStore, is_file
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
+from faceclip.data.row_files import find_file, hub_folders, read_address, read_file
 from faceclip.errors import (
     BadLandmarksError,
     ConfigError,
@@ -43,7 +43,6 @@ from faceclip.faces.images import load_image
 from faceclip.storage.hashes import int64_hash
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
-MAX_BYTES = 1 << 28  # of a file read over the network
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
 _REASONS = {
     BadLandmarksError: "bad_landmarks",
@@ -79,17 +78,28 @@ def build_detector(config: DataConfig) -> FaceDetector:
 class PortraitReader:
     """Prepares records of one source; safe to use from several threads.
 
-    crop_size, picture_size: pixels of the face crop and of the square picture. folder: base of relative paths.
-    cache: of the features; what it holds is no picture, also where it lies below `config.images`.
+    crop_size, picture_size: pixels of the face crop and of the square picture. folder: of the data; relative paths
+    begin there or at `config.images`, and no path of a row leads out of these two. cache: of the features; what it
+    holds is no picture, also where it lies below `config.images`. hub: id of the hub data set whose
+    files rows may name.
     """
 
     def __init__(
-        self, config: DataConfig, *, folder: Path | None, crop_size: int, picture_size: int, cache: Path | None = None
+        self,
+        config: DataConfig,
+        *,
+        folder: Path | None,
+        crop_size: int,
+        picture_size: int,
+        cache: Path | None = None,
+        hub: str = "",
     ) -> None:
         self.config, self.crop_size, self.picture_size = config, crop_size, picture_size
         self.detector = build_detector(config)
         self.store = ImageStore(Path(config.images), cache) if config.images else None
         self.folder = Path(config.images) if config.images else folder
+        self.hub = hub
+        self.roots = [root for root in (self.folder, folder, *hub_folders(hub)) if root is not None]
 
     @property
     def finding(self) -> str:
@@ -114,13 +124,11 @@ class PortraitReader:
         `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord.
         """
         try:
-            image = load_image(source, max_pixels=self.config.max_pixels, name=raw.key)
+            data = source if isinstance(source, bytes) else read_file(Path(source), raw.key)
+            image = load_image(data, max_pixels=self.config.max_pixels, name=raw.key)
             points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)
-            data = source if isinstance(source, bytes) else Path(source).read_bytes()
         except FaceError as error:
             raise RejectedRecord(_REASONS.get(type(error), "unreadable_image"), str(error)) from error
-        except OSError as error:
-            raise RejectedRecord("unreadable_image", f"{raw.key}: {source} cannot be read ({error})") from error
         # As stored: crops cut again from stored points must be the same to the bit.
         points = np.asarray(points, np.float32).astype(np.float64)
         side = crop_side(points)
@@ -152,43 +160,20 @@ class PortraitReader:
             return source, scale
         if isinstance(raw.image, bytes):
             return raw.image, 1.0
-        if "://" in raw.image:
-            return self._fetch(raw), 1.0
-        path = Path(raw.image)
-        if not path.is_absolute():
-            base = self.folder or Path()
-            path = base / path
-            try:
-                inside = path.resolve().is_relative_to(base.resolve())
-            except (ValueError, OSError, RuntimeError) as error:  # a null byte, or links in a circle
-                raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} is no path ({error})") from error
-            if not inside:
-                raise RejectedRecord("no_image", f"{raw.key}: {raw.image!r} lies outside of {base}")
-        if not is_file(path):
-            raise RejectedRecord("no_image", f"{raw.key}: {str(path)!r} does not exist")
-        return str(path), 1.0
+        if isinstance(raw.image, Path):  # found by walking through a folder, so that nobody but its owner chose it
+            if not is_file(raw.image):
+                raise RejectedRecord("no_image", f"{raw.key}: {str(raw.image)!r} does not exist or is no regular file")
+            return str(raw.image), 1.0
+        if "://" in raw.image or "::" in raw.image:
+            return read_address(raw.image, self.roots, self.hub, raw.key), 1.0
+        return str(find_file(raw.image, self.folder, self.roots, raw.key)), 1.0
 
     def bytes_of(self, path: str) -> int:
-        """Size of the local file by which a row names its picture; -1 when it is not there."""
+        """Size of the local file by which a row names its picture; -1 when it is not there or not the data's."""
         try:
-            return ((self.folder or Path()) / path).stat().st_size
-        except (OSError, ValueError):  # also names that no file can have
+            return find_file(path, self.folder, self.roots, path).stat().st_size
+        except (OSError, RejectedRecord):
             return -1
-
-    def _fetch(self, raw: RawRecord) -> bytes:
-        """A file that `datasets` names in a hub data set or in an archive of this data set; nothing else is visited."""
-        origin = raw.image.rsplit("::", 1)[-1]
-        inside = self.folder is not None and "::" in raw.image and Path(origin).is_relative_to(self.folder)
-        if not (origin.startswith("hf://datasets/") or inside):
-            raise RejectedRecord("no_image", f"{raw.key}: {raw.image} is not downloaded; fetch it and set data.images")
-        try:
-            with fsspec.open(raw.image, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except (*ARCHIVE_ERRORS, OSError, ValueError) as error:
-            raise RejectedRecord("unreadable_image", f"{raw.key}: {raw.image} cannot be read ({error})") from error
-        if len(data) > MAX_BYTES:
-            raise RejectedRecord("image_too_large", f"{raw.key}: {raw.image} has more than {MAX_BYTES:,} bytes")
-        return data
 
     def _landmarks(self, image: NDArray[np.uint8], raw: RawRecord, scale: float) -> NDArray[np.floating]:
         height, width = image.shape[:2]

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 
 from faceclip.data import image_folder
+from faceclip.data.declared_files import check_arrow, check_card
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
@@ -161,6 +162,7 @@ def _has_tables(path: Path) -> bool:
 
 def _from_arrow(path: Path, split: str, memo: Path) -> RowSource:
     """A folder that `save_to_disk` wrote."""
+    check_arrow(path)
     found = _guard(f"data.path={path}", lambda: datasets.load_from_disk(str(path)))
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
@@ -178,6 +180,7 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     if path.is_file():
         arguments = {"path": _TABLES.get(path.suffix, "json"), "data_files": {"train": str(path)}}
     elif path.is_dir():
+        check_card(path)
         arguments |= _tables_beside_pictures(path)
     arguments |= {key: getattr(config, key) for key in ("name", "revision") if getattr(config, key)}
     name = f"data.path={config.path}"

@@ -1,0 +1,131 @@
+"""Files that rows name: plain paths below the data's folders, members of zip files there, files of the hub data set.
+
+What a row says is untrusted. No other protocol, chain of protocols, place, or kind of file is opened or asked for.
+"""
+
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import datasets
+from huggingface_hub import HfFileSystem
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from faceclip.data.image_store import ARCHIVE_ERRORS, MAX_BYTES, is_file
+from faceclip.data.mapping import RejectedRecord
+
+_ZIP_ERRORS = (*ARCHIVE_ERRORS, OSError, ValueError, RuntimeError, NotImplementedError)  # encrypted; unknown methods
+
+
+def find_file(name: str, base: Path | None, roots: Sequence[Path], key: str) -> Path:
+    """The regular file that a row names, links resolved; `base`: folder of relative names.
+
+    Raises RejectedRecord for a file that is not below one of `roots`, does not exist, or is no regular file.
+    """
+    try:
+        path = (base or Path()) / name
+        real = path.resolve()
+        inside = any(real.is_relative_to(root.resolve()) for root in (*roots, *([base] if base else [])))
+    except (ValueError, OSError, RuntimeError) as error:  # a null byte, or links in a circle
+        raise RejectedRecord("no_image", f"{key}: {_short(name)} is no path ({error})") from error
+    if not inside:
+        where = ", ".join(map(str, roots)) or "any folder of this data set"
+        raise RejectedRecord("no_image", f"{key}: {_short(name)} lies outside of {where}: copy it there")
+    if not is_file(real):
+        raise RejectedRecord("no_image", f"{key}: {_short(str(path))} does not exist or is no regular file")
+    return real
+
+
+def read_file(path: Path, key: str) -> bytes:
+    """The content of a regular file. Raises RejectedRecord for anything else and for more than `MAX_BYTES`."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RejectedRecord("no_image", f"{key}: {path} is no regular file")
+        # Another file may have taken the name: a pipe must not make the opening wait.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise RejectedRecord("no_image", f"{key}: {path} is no regular file")
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RejectedRecord("unreadable_image", f"{key}: {path} cannot be read ({error})") from error
+    return _capped(data, str(path), key)
+
+
+def read_address(address: str, roots: Sequence[Path], hub: str, key: str) -> bytes:
+    """The picture at an address as `datasets` writes them: `zip://MEMBER::FILE` of a zip file below `roots`, a file of
+    the hub data set `hub`, or a member of a zip file there.
+
+    Raises RejectedRecord for every other address before anything is opened, and for what cannot be read.
+    """
+    member, origin = "", address
+    if match := re.fullmatch(r"zip://(.+?)::(.+)", address, re.DOTALL):
+        member, origin = match.groups()
+    plain = not member or is_plain(member)
+    of_hub = bool(hub) and plain and _is_of_hub(origin, hub)
+    if not of_hub and (not plain or not member or "://" in origin or "::" in origin):
+        raise RejectedRecord(
+            "no_image", f"{key}: {_short(address)} is not downloaded: fetch the picture and set data.images"
+        )
+    try:
+        if not of_hub:
+            file = find_file(origin, None, roots, key)
+            facts = file.stat()
+            return _read_member(_local_zip(file, facts.st_size, facts.st_mtime_ns), member, address, key)
+        if member:
+            return _read_member(_hub_zip(origin), member, address, key)
+        with HfFileSystem().open(origin, "rb") as file:
+            return _capped(file.read(MAX_BYTES + 1), address, key)
+    except KeyError as error:
+        raise RejectedRecord("no_image", f"{key}: {_short(address)}: no such member") from error
+    except _ZIP_ERRORS as error:
+        raise RejectedRecord("unreadable_image", f"{key}: {_short(address)} cannot be read ({error})") from error
+
+
+def hub_folders(hub: str) -> list[Path]:
+    """Where `datasets` puts the downloaded files of a hub data set; none without one."""
+    if not hub:
+        return []
+    own = Path(HF_HUB_CACHE) / f"datasets--{hub.replace('/', '--')}"
+    return [own, Path(datasets.config.EXTRACTED_DATASETS_PATH)]
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is a relative path that stays below where it starts, on every system."""
+    path, other = PurePosixPath(name), PureWindowsPath(name)
+    foreign = "::" in name or "://" in name or "\0" in name or other.drive or other.is_absolute()
+    return not (foreign or path.is_absolute() or ".." in (*path.parts, *other.parts))
+
+
+def _is_of_hub(address: str, hub: str) -> bool:
+    match = re.fullmatch(rf"hf://datasets/{re.escape(hub)}(@[^/:\\]+)?/(.+)", address, re.DOTALL)
+    return match is not None and is_plain(match[2])
+
+
+@lru_cache(maxsize=4)
+def _local_zip(path: Path, size: int, changed: int) -> zipfile.ZipFile:
+    """An opened zip file; size and time of change tell it from another one of that name."""
+    return zipfile.ZipFile(path)
+
+
+@lru_cache(maxsize=4)
+def _hub_zip(address: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(HfFileSystem().open(address, "rb"))
+
+
+def _read_member(archive: zipfile.ZipFile, member: str, address: str, key: str) -> bytes:
+    with archive.open(archive.getinfo(member)) as file:
+        return _capped(file.read(MAX_BYTES + 1), address, key)
+
+
+def _capped(data: bytes, name: str, key: str) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise RejectedRecord("image_too_large", f"{key}: {_short(name)} has more than {MAX_BYTES:,} bytes")
+    return data
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
