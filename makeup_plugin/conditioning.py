@@ -251,7 +251,7 @@ def predict(
     residuals = {}
     if shading_channel is not None and conditions.shading is not None and shading_scale != 0:
         if identity_tokens is None:
-            raise ConfigError("the shading channel reads identity tokens: give it an identity channel and a face")
+            raise ConfigError("shading_channel reads identity tokens: give identity_channel and conditions.identity")
         control = shading_residuals(
             shading_channel,
             latents,

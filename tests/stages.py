@@ -1,9 +1,12 @@
-"""Small random towers and bases in the layout of the shipped ones, and subprocess runs of the training commands."""
+"""Small random towers and bases in the layout of the shipped ones, and runs of the training commands."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,11 +82,12 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
     )
 
 
-def run(module: str, *arguments: str) -> tuple[int, str]:
-    """Exit status and output of a command."""
-    process = start(module, *arguments)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+def run(main: Callable[[Sequence[str]], int], *arguments: str) -> tuple[int, str]:
+    """Exit status and output (both streams) of a command's `main`, in this process: its imports are paid once."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = main(list(arguments))
+    return status, output.getvalue()
 
 
 def kill_after_checkpoint(process: subprocess.Popen, directory: Path, signal: int) -> int:

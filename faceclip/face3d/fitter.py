@@ -189,10 +189,13 @@ class FaceFitter(ModelMixin, ConfigMixin):
         sides = [min(image.shape[:2]) for image in images]
         given = points = torch.as_tensor(np.asarray(landmarks), dtype=torch.float32)
         for left in reversed(range(passes)):
-            seen = [self._fit_once(images, _seen(points, *view), sides) for view in (ONE_VIEW if left else views)]
+            seen = [
+                self.fit_around(images, zoomed_and_turned(points, *view), sides)
+                for view in (ONE_VIEW if left else views)
+            ]
             mean = torch.stack([self.pack(fit) for fit in seen]).mean(dim=0)
             found = [self.unpack(row) for row in mean.split(1)]
-            moved = [_towards(fit, five, side) for fit, five, side in zip(found, given, sides, strict=True)]
+            moved = [moved_towards(fit, five, side) for fit, five, side in zip(found, given, sides, strict=True)]
             fits, points = [fit for fit, _ in moved], torch.stack([five for _, five in moved])
         fit = FaceFit(**{name: torch.cat([getattr(one, name) for one in fits]) for name in vars(fits[0])})
         fixed = torch.tensor([image.shape[0] != image.shape[1] for image in images])
@@ -200,7 +203,7 @@ class FaceFitter(ModelMixin, ConfigMixin):
         camera[fixed, :3] = torch.tensor([1.0, 0.0, 0.0])
         return replace(fit, camera=camera)
 
-    def _fit_once(self, images: Sequence[NDArray[np.uint8]], points: Tensor, sides: Sequence[int]) -> FaceFit:
+    def fit_around(self, images: Sequence[NDArray[np.uint8]], points: Tensor, sides: Sequence[int]) -> FaceFit:
         """Fits by crops around `points`, each in the frame of the square of its side at the image's upper left."""
         size, view = self.config.image_size, self.config.view
         crops = [align_face(image, p.numpy(), size, view=view) for image, p in zip(images, points, strict=True)]
@@ -255,7 +258,7 @@ def _landmarks(fit: FaceFit, size: int, picked: list[int]) -> Tensor:
     return torch.from_numpy(np.stack(found)).float()
 
 
-def _seen(points: Tensor, zoom: float, turn: float) -> Tensor:
+def zoomed_and_turned(points: Tensor, zoom: float, turn: float) -> Tensor:
     """Points (B, 5, 2) scaled and turned about their middles, by which a crop shows its face so much smaller and turned
     the other way."""
     middle, angle = points.mean(dim=1, keepdim=True), math.radians(turn)
@@ -263,7 +266,7 @@ def _seen(points: Tensor, zoom: float, turn: float) -> Tensor:
     return middle + (points - middle) @ points.new_tensor([[cosine, sine], [-sine, cosine]])
 
 
-def _towards(fit: FaceFit, landmarks: Tensor, side: int) -> tuple[FaceFit, Tensor]:
+def moved_towards(fit: FaceFit, landmarks: Tensor, side: int) -> tuple[FaceFit, Tensor]:
     """One fit in a picture of `side` px, moved, turned and scaled until its five points are about as near to
     `landmarks` (5, 2) as `TRUST` says; and these points (5, 2)."""
     points = FaceFitter.landmarks_5(fit, side)[0]

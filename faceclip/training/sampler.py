@@ -36,7 +36,9 @@ class OrderedSampler:
 
     def __init__(self, length: int, seed: int) -> None:
         if length < 1:
-            raise EmptyDatasetError("the data source has no samples: check the data directory and split")
+            raise EmptyDatasetError(
+                f"length={length}: the data source has no samples: check the data directory and split"
+            )
         self.length, self.seed = length, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 

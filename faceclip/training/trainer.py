@@ -88,7 +88,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.trainable = {n: p for n, p in task.modules.named_parameters() if p.requires_grad}
         if not self.trainable:
-            raise ConfigError("nothing to train: no parameter of the task requires a gradient")
+            raise ConfigError("task.modules: no parameter requires a gradient, so there is nothing to train")
         task.modules.to(self.device)
         whole = layout(self.accelerator) == "replicated"
         self.optimizer = make_optimizer(config, self.trainable, task.parameter_groups(), whole=whole)

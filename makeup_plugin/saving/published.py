@@ -144,7 +144,7 @@ def load_facemakeup(
     state = read_checkpoint(path)
     states = convert_state(state, unet)
     with init_empty_weights():
-        channel = _empty_channel(states, unet)
+        channel = empty_channel(states, unet)
         control = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     _fill(channel.projection, states.projection, dtype, "image_proj")
     _fill(channel.attention, states.attention, dtype, "ip_adapter")
@@ -181,7 +181,7 @@ def _convert_attention(
     return attention, lora
 
 
-def _empty_channel(states: PublishedStates, unet: UNet2DConditionModel) -> IdentityChannel:
+def empty_channel(states: PublishedStates, unet: UNet2DConditionModel) -> IdentityChannel:
     """A channel whose sizes follow from the tensors."""
     projection = states.projection
     try:

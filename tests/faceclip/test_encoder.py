@@ -99,15 +99,15 @@ def test_states_of_the_text_towers_can_be_given(model, faces):
 @torch.no_grad()
 def test_impossible_states_are_named(model, faces):
     states = model.text_states(PROMPTS)
-    with pytest.raises(ConfigError, match=r"text_states must have shape \(3, 77, 80\), got \(2, 77, 80\)"):
+    with pytest.raises(ConfigError, match=r"^text_states .*\(3, 77, 80\).*\(2, 77, 80\)"):
         model.encode(PROMPTS, faces, text_states=states[:2])
-    with pytest.raises(ConfigError, match="text_states holds NaN"):
+    with pytest.raises(ConfigError, match=r"^text_states .*NaN"):
         model.encode(PROMPTS, faces, text_states=states * torch.nan)
-    with pytest.raises(ConfigError, match="3 prompts need as many identities, got 1"):
+    with pytest.raises(ConfigError, match=r"^3 prompts .*identities.* 1$"):
         model.text_states(PROMPTS, torch.ones(1, 16))
-    with pytest.raises(ConfigError, match=r"identity must have shape \(B, 16\), got \(3, 5\)"):
+    with pytest.raises(ConfigError, match=r"^identity .*\(B, 16\).*\(3, 5\)"):
         model.text_states(PROMPTS, torch.ones(3, 5))
-    with pytest.raises(ConfigError, match="each branch of this model reads the identity of its own face encoder"):
+    with pytest.raises(ConfigError, match=r"^text_states: .*encode\(...\)\.text"):
         FaceCLIP(**SIZES, shared_face=False).text_states(PROMPTS, torch.ones(3, 16))
 
 
@@ -152,9 +152,9 @@ def test_one_face_serves_the_rows_that_have_one(model, faces):
 def test_impossible_masks_are_named(model, faces):
     for has_face in (torch.ones(2, dtype=torch.bool), torch.ones(3), [True] * 3, torch.ones(3, 1, dtype=torch.bool)):
         for prompts in (PROMPTS, tokenize(PROMPTS)):
-            with pytest.raises(ConfigError, match=r"has_face must be \(3,\) bool"):
+            with pytest.raises(ConfigError, match=r"^has_face .*\(3,\).*\(2,\) torch\.bool"):
                 model.encode(prompts, faces, has_face=has_face)
-    with pytest.raises(ConfigError, match="has_face"):
+    with pytest.raises(ConfigError, match=r"^has_face .*face_features"):
         model.encode(PROMPTS, has_face=torch.tensor([False, True, False]))
     nobody = model.encode(PROMPTS, has_face=torch.zeros(3, dtype=torch.bool))
     assert nobody.identity is None and torch.equal(nobody.tokens, model.encode(PROMPTS).tokens)
@@ -292,7 +292,7 @@ def test_one_branch_alone_is_its_part_of_the_pair(model, faces, tmp_path, branch
     alone.save_pretrained(tmp_path)
     again = FaceCLIPEncoder.from_pretrained(tmp_path).encode(PROMPTS, faces)
     torch.testing.assert_close(again.tokens, output.tokens, atol=0, rtol=0)
-    with pytest.raises(CheckpointError, match="FaceCLIPEncoder"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*'FaceCLIPEncoder'"):
         FaceCLIP.from_pretrained(tmp_path)
 
 
@@ -317,10 +317,10 @@ def test_an_export_without_some_tensors_is_refused(model, tmp_path):
     (file,) = tmp_path.glob("*.safetensors")
     state = {name: tensor for name, tensor in load_file(file).items() if "gate_pool" not in name}
     save_file(state, file)
-    with pytest.raises(CheckpointError, match=r"missing keys: heads\.gate_pool\.") as refusal:
+    with pytest.raises(CheckpointError, match=r"\b11 .*heads\.gate_pool\.") as refusal:
         FaceCLIP.from_pretrained(tmp_path)
     assert str(tmp_path) in str(refusal.value)
-    with pytest.raises(CheckpointError, match="nowhere"):
+    with pytest.raises(CheckpointError, match=r"/nowhere .*FaceCLIP"):
         FaceCLIP.from_pretrained(tmp_path / "nowhere")
 
 
@@ -331,18 +331,18 @@ def features(tokens: tuple, identity: tuple) -> FaceFeatures:
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (["a", 3, "b"], r"prompts\[1\] must be text, got int"),
-        (["a", None, "b"], r"prompts\[1\] must be text, got NoneType"),
-        ([b"a"], r"prompts\[0\] must be text, got bytes"),
-        (b"text", "list of texts, got bytes"),
-        (None, "list of texts, got NoneType"),
-        ([], "prompts is empty"),
-        (["a", "b"], "2 prompts need as many faces, got 3"),
-        (torch.zeros(3, 78, dtype=torch.int64), r"5 to 77\), got \(3, 78\)"),
-        (torch.zeros(3, 4, dtype=torch.int64), r"5 to 77\), got \(3, 4\)"),
-        (torch.zeros(77, dtype=torch.int64), r"got \(77,\)"),
-        (torch.zeros(3, 77), "int64 or int32, got torch.float32"),
-        (torch.full((3, 77), 49408), r"in 0 … 49407"),
+        (["a", 3, "b"], r"prompts\[1\] .*\bint"),
+        (["a", None, "b"], r"prompts\[1\] .*\bNoneType"),
+        ([b"a"], r"prompts\[0\] .*\bbytes"),
+        (b"text", r"^prompts .*\blist .*\bbytes$"),
+        (None, r"^prompts .*\blist .*\bNoneType$"),
+        ([], "^prompts .*''|^prompts .*\"\""),
+        (["a", "b"], "^2 prompts .*faces, .* 3$"),
+        (torch.zeros(3, 78, dtype=torch.int64), r"\(B, 5 to 77\), .*\(3, 78\)"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"\(B, 5 to 77\), .*\(3, 4\)"),
+        (torch.zeros(77, dtype=torch.int64), r"\(B, 5 to 77\), .*\(77,\)"),
+        (torch.zeros(3, 77), r"int64 .*int32, .*torch\.float32"),
+        (torch.full((3, 77), 49408), r"\b0 … 49407: "),
     ],
 )
 def test_bad_prompts(model, faces, prompts, message):
@@ -357,15 +357,15 @@ def test_bad_prompts(model, faces, prompts, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda faces: faces.numpy(), "must be a tensor .* got ndarray"),
-        (lambda faces: faces * 255, r"in \[0, 1\], got values in \[.*, 25.*\]"),
-        (lambda faces: faces * 2 - 1, r"in \[0, 1\], got values in \[-"),
-        (lambda faces: faces + torch.nan, "finite"),
-        (lambda faces: (faces * 255).byte(), "divide bytes by 255"),
-        (lambda faces: faces[:, :1], r"got \(3, 1, 50, 50\)"),
-        (lambda faces: faces[0], r"got \(3, 50, 50\)"),
-        (lambda faces: faces.permute(0, 2, 3, 1), r"got \(3, 50, 50, 3\)"),
-        (lambda faces: faces[:0], r"got \(0, 3, 50, 50\)"),
+        (lambda faces: faces.numpy(), r"^faces .*\(B, 3, H, W\), .*\bndarray"),
+        (lambda faces: faces * 255, r"^faces .*\[0, 1\], .*\[.*, 25.*\]"),
+        (lambda faces: faces * 2 - 1, r"^faces .*\[0, 1\], .*\[-"),
+        (lambda faces: faces + torch.nan, r"^faces .*\[nan, nan\]"),
+        (lambda faces: (faces * 255).byte(), r"^faces .*\[0, 1\], .*torch\.uint8: .*\b255\b"),
+        (lambda faces: faces[:, :1], r"^faces .* \(3, 1, 50, 50\)"),
+        (lambda faces: faces[0], r"^faces .* \(3, 50, 50\)"),
+        (lambda faces: faces.permute(0, 2, 3, 1), r"^faces .* \(3, 50, 50, 3\)"),
+        (lambda faces: faces[:0], r"^faces .* \(0, 3, 50, 50\)"),
     ],
 )
 def test_bad_faces(model, faces, change, message):
@@ -375,26 +375,26 @@ def test_bad_faces(model, faces, change, message):
 
 
 def test_bad_features_and_sizes(model, faces):
-    with pytest.raises(ConfigError, match="not both"):
+    with pytest.raises(ConfigError, match=r"\bfaces .*\bface_features\b"):
         model.encode(PROMPTS, faces, face_features=features((3, 16, 24), (3, 16)))
-    with pytest.raises(ConfigError, match="must be FaceFeatures, got Tensor"):
+    with pytest.raises(ConfigError, match=r"^face_features .*FaceFeatures.*Tensor$"):
         model.encode(PROMPTS, face_features=torch.zeros(3, 16, 24))
     for tokens, identity in (((3, 16, 25), (3, 16)), ((3, 9, 24), (3, 16)), ((3, 16, 24), (2, 16)), ((3, 24), (3, 16))):
-        with pytest.raises(ConfigError, match=r"tokens \(B, 16, 24\) and identity \(B, 16\)"):
+        with pytest.raises(ConfigError, match=r"^face_features .*tokens \(B, 16, 24\) .*identity \(B, 16\)"):
             model.encode(PROMPTS, face_features=features(tokens, identity))
     for identity, image, message in (
-        (torch.zeros(3, 15), torch.zeros(3, 20), r"identity must have shape \(B, 16\), got \(3, 15\)"),
-        (torch.zeros(3, 16), torch.zeros(3, 16), r"image must have shape \(B, 20\), got \(3, 16\)"),
-        (torch.zeros(3, 16), [0.0], r"image must have shape \(B, 20\), got list"),
-        (torch.full((3, 16), torch.nan), torch.zeros(3, 20), "identity holds NaN"),
-        (torch.zeros(3, 16), torch.full((3, 20), torch.inf), "image holds NaN or infinite"),
-        (torch.zeros(3, 16), torch.zeros(2, 20), "3 identities need as many image embeddings, got 2"),
+        (torch.zeros(3, 15), torch.zeros(3, 20), r"^identity .*\(B, 16\), .*\(3, 15\)"),
+        (torch.zeros(3, 16), torch.zeros(3, 16), r"^image .*\(B, 20\), .*\(3, 16\)"),
+        (torch.zeros(3, 16), [0.0], r"^image .*\(B, 20\), .*\blist$"),
+        (torch.full((3, 16), torch.nan), torch.zeros(3, 20), "^identity .*NaN"),
+        (torch.zeros(3, 16), torch.full((3, 20), torch.inf), "^image .*NaN"),
+        (torch.zeros(3, 16), torch.zeros(2, 20), "^3 identities .*image.* 2$"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.embed_gallery(identity, image)
-    with pytest.raises(ConfigError, match="joint heads"):
+    with pytest.raises(ConfigError, match="joint=null"):
         FaceCLIP(**SIZES).embed(["a"], faces[:1])
-    with pytest.raises(ValueError, match="square"):
+    with pytest.raises(ValueError, match=r"^face tokens .*\b5\b"):
         FeatureFusion(32, **SIZES["fusion"])(torch.zeros(1, 5, 32), torch.zeros(1, 5, 32), *[torch.zeros(1, 3, 32)] * 2)
 
 

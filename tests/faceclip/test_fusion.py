@@ -161,5 +161,5 @@ def test_heads_that_do_not_divide_are_named(sizes: dict, name: str) -> None:
 def test_face_tokens_must_form_a_square() -> None:
     fusion = FeatureFusion(8, layers=1, attention_width=8, face_heads=2)
     for count in (3, 8, 15):
-        with pytest.raises(ValueError, match=str(count)):
+        with pytest.raises(ValueError, match=rf"^face tokens .*\b{count}\b"):
             fusion(torch.zeros(1, count, 8), torch.zeros(1, count, 8), torch.zeros(1, 2, 8), torch.zeros(1, 2, 8))

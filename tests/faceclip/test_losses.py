@@ -198,14 +198,14 @@ def test_dtypes_come_back_and_autocast_changes_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query_labels": torch.zeros(3)}, r"query_labels must have shape \(70,\)"),
-        ({"target_labels": None}, r"target_labels is missing: give the \(90,\) identities"),
-        ({"query_labels": torch.full((70,), torch.nan)}, "query_labels must be integers"),
-        ({"query_groups": torch.zeros(70, dtype=torch.int64)}, "together"),
-        ({"targets": torch.zeros(90, 25)}, r"got \(70, 24\) and \(90, 25\)"),
-        ({"query_labels": list(range(70))}, "query_labels must be a tensor of integers, got list"),
-        ({"log_scale": 2.6}, "log_scale must be a tensor with one number, got float"),
-        ({"log_scale": torch.zeros(2)}, r"log_scale must be a tensor with one number, got shape \(2,\)"),
+        ({"query_labels": torch.zeros(3)}, r"^query_labels .*\(70,\), .*\(3,\)"),
+        ({"target_labels": None}, r"^target_labels .*\(90,\)"),
+        ({"query_labels": torch.full((70,), torch.nan)}, r"^query_labels .*torch\.float32"),
+        ({"query_groups": torch.zeros(70, dtype=torch.int64)}, "^query_groups and target_groups "),
+        ({"targets": torch.zeros(90, 25)}, r"^queries .*targets .*\(70, 24\) .*\(90, 25\)"),
+        ({"query_labels": list(range(70))}, "^query_labels .*list$"),
+        ({"log_scale": 2.6}, "^log_scale .*float$"),
+        ({"log_scale": torch.zeros(2)}, r"^log_scale .*\(2,\)"),
     ],
 )
 def test_bad_input(change, message):
@@ -290,5 +290,5 @@ def test_two_ranks_equal_one():
 def test_no_targets_are_refused(loss):
     scalars = [torch.zeros(())] * (2 if loss is sigmoid_contrastive_loss else 1)
     labels = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ConfigError, match=r"targets is empty, shape \(0, 8\)"):
+    with pytest.raises(ConfigError, match=r"^targets .*\(0, 8\)"):
         loss(torch.ones(3, 8), torch.ones(0, 8), *scalars, labels, labels[:0])

@@ -122,7 +122,7 @@ def test_shortcut_adds_the_perceiver_to_the_identity(unet, channel_factory, cond
 
 
 def test_a_channel_for_another_unet_is_refused(channel, unet_factory):
-    with pytest.raises(CheckpointError, match="cross_attention_dim is 48 but the UNet has 40"):
+    with pytest.raises(CheckpointError, match=r"cross_attention_dim .*\b48 .*\b40\b"):
         channel.attach(unet_factory(cross_attention_dim=40))
     with pytest.raises(CheckpointError, match=r"layer down_blocks\.0.*16 wide.*24 in the UNet"):
         channel.attach(unet_factory(block_out_channels=(24, 32)))
@@ -132,7 +132,10 @@ def test_a_channel_for_another_unet_is_refused(channel, unet_factory):
 
 @pytest.mark.parametrize(
     ("identity", "image_tokens", "message"),
-    [((3, 15), (3, 5, 20), r"identity must be \(B, 16\)"), ((3, 16), (3, 5, 19), "image_tokens must be")],
+    [
+        ((3, 15), (3, 5, 20), r"^identity .*\(B, 16\), .*\(3, 15\)"),
+        ((3, 16), (3, 5, 19), r"^image_tokens .*\(B, P, 20\), .*\(3, 5, 19\)"),
+    ],
 )
 def test_wrong_widths_are_named(channel, identity, image_tokens, message):
     with pytest.raises(ConfigError, match=message):
@@ -201,11 +204,11 @@ def test_shading_channel_sees_identity_tokens_not_words(unet, channel, control, 
 def test_shading_needs_the_right_size_and_identity(unet, channel, control, conditions, noisy):
     channel.attach(unet)
     wrong = replace(conditions, shading=torch.zeros(3, 3, 16, 16))
-    with pytest.raises(ConfigError, match=r"shading must be \(3, 3, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"\bshading .*\(3, 3, 32, 32\)"):
         predict(unet, *noisy, wrong, identity_channel=channel, shading_channel=control)
-    with pytest.raises(ConfigError, match="reads identity tokens"):
+    with pytest.raises(ConfigError, match=r"^shading_channel .*identity_channel .*conditions\.identity"):
         predict(unet, *noisy, conditions, shading_channel=control)
-    with pytest.raises(ConfigError, match="must be 2, 4 or 8"):
+    with pytest.raises(ConfigError, match=r"^vae_scale_factor .* 3$"):
         shading_channel_from_unet(unet, vae_scale_factor=3)
 
 
@@ -218,7 +221,7 @@ def test_a_channel_that_took_the_place_of_another_must_be_attached(unet, channel
     """Its projection would feed the keys and values of the old one, and its scale would do nothing."""
     channel.attach(unet)
     other = channel_factory(unet)
-    with pytest.raises(ConfigError, match=r"another one is.*call identity_channel\.attach\(unet\)"):
+    with pytest.raises(ConfigError, match=r"identity_channel\.attach\(unet\)"):
         predict(unet, *noisy, conditions, identity_channel=other)
     other.attach(unet)
     assert other.is_attached(unet) and not channel.is_attached(unet)
@@ -228,7 +231,7 @@ def test_a_channel_that_took_the_place_of_another_must_be_attached(unet, channel
 def test_an_absent_identity_is_not_ignored(unet, channel, conditions, noisy, base):
     channel.attach(unet)
     without = replace(conditions, identity=None, image_tokens=None)
-    with pytest.raises(ConfigError, match=r"conditions\.identity is absent"):
+    with pytest.raises(ConfigError, match=r"conditions\.identity "):
         predict(unet, *noisy, without, identity_channel=channel)
     channel.scale = 0
     assert torch.equal(predict(unet, *noisy, without, identity_channel=channel), base)
@@ -236,13 +239,13 @@ def test_an_absent_identity_is_not_ignored(unet, channel, conditions, noisy, bas
 
 
 def test_conditions_are_checked_and_combined(conditions):
-    with pytest.raises(ConfigError, match="equally many rows"):
+    with pytest.raises(ConfigError, match="'pooled': 2"):
         replace(conditions, pooled=conditions.pooled[:2])
-    with pytest.raises(ConfigError, match="give both or neither"):
+    with pytest.raises(ConfigError, match=r"^identity and image_tokens "):
         replace(conditions, identity=None)
     twice = conditions.repeat(2)
     assert len(twice) == 6 and torch.equal(twice.tokens[0], twice.tokens[1])
     joined = concatenate([conditions, twice])
     assert torch.equal(joined.tokens[3:], twice.tokens)
-    with pytest.raises(ConfigError, match="different conditions"):
+    with pytest.raises(ConfigError, match=r"\['identity', .*'shading'.*\], \["):
         concatenate([conditions, replace(conditions, shading=None)])

@@ -23,7 +23,7 @@ def test_weighted_noise_loss():
     assert noise_prediction_loss(prediction, target).item() == pytest.approx((5 + 4) / 2)
     weighted = noise_prediction_loss(prediction, target, torch.tensor([0.5, 0.0]))
     assert weighted.item() == pytest.approx(5 * 0.5 / 2)
-    with pytest.raises(ConfigError, match=r"prediction is \(2, 1, 1, 2\) but target is"):
+    with pytest.raises(ConfigError, match=r"^prediction .*\(2, 1, 1, 2\) .*target "):
         noise_prediction_loss(prediction, target[:1])
 
 
@@ -61,7 +61,7 @@ def test_semantic_alignment_skips_what_has_no_words_or_no_pixels():
     assert nothing.item() == 0
     masks[1] = 0
     torch.testing.assert_close(semantic_alignment_loss([attention], masks, tokens), alone)
-    with pytest.raises(ConfigError, match="tokens must be"):
+    with pytest.raises(ConfigError, match=r"^tokens .*\(batch, masks, context\).* got \("):
         semantic_alignment_loss([attention], masks, tokens[:, :, :5])
 
 
@@ -127,9 +127,9 @@ def test_layers_by_resolution(unet):
     factors = layer_downsampling(unet)
     assert sorted(set(factors.values())) == [1, 2]
     assert all(name.startswith(("down_blocks.0", "up_blocks.1")) for name in layers_at(unet, 1))
-    with pytest.raises(ConfigError, match=r"no cross-attention at factor 4; this UNet has \[1, 2\]"):
+    with pytest.raises(ConfigError, match=r"factor 4; .*\[1, 2\]"):
         layers_at(unet, 4)
-    with pytest.raises(ConfigError, match="unknown"):
+    with pytest.raises(ConfigError, match=r"^layers .*\['nowhere'\]"):
         AttentionCapture(unet, ["nowhere"])
 
 

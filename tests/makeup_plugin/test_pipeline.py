@@ -232,7 +232,7 @@ def test_guidance_cannot_begin_late(pipeline):
         pipe._guidance_scale = 5.0
         return {}
 
-    with pytest.raises(ConfigError, match="call the pipeline with guidance_scale > 1"):
+    with pytest.raises(ConfigError, match="guidance_scale > 1"):
         pipeline("a man", guidance_scale=1.0, callback_on_step_end=begin, **PLAIN)
 
 
@@ -255,7 +255,7 @@ def test_pictures_without_a_face_are_named(pipeline, photo):
     grey = np.full((80, 80, 3), 128, dtype=np.uint8)
     with pytest.raises(NoFaceError, match=r"image 1 \(image array"):
         pipeline(["a", "b"], [None, grey], **PLAIN)
-    with pytest.raises(UnreadableImageError, match=r"image 0 .*nowhere\.png.* does not exist"):
+    with pytest.raises(UnreadableImageError, match=r"^image 0 .*nowhere\.png"):
         pipeline("a", "nowhere.png", **PLAIN)
 
 
@@ -269,7 +269,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
         (photo, points + 200, "outside of 80×80: give pixels"),
         (photo, points + np.array([70, 0]), "outside of 80×80"),
         (tall, points - np.array([0, 60]), "outside of 80×160"),
-        (photo, points / 80, r"px wide, less than 12: .* in px"),
+        (photo, points / 80, r"px wide, less than 12; .* not as shares"),
         (photo, points[:, ::-1], "no face's eyes, nose tip and mouth corners"),
         (photo, points[[1, 0, 2, 4, 3]], "no face's eyes"),
         (photo, points * 0 + 40, "no face's eyes"),
@@ -278,7 +278,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
             prepare_references([None, image], landmarks=[None, wrong])
     references = prepare_references([None, photo], landmarks=[None, points - np.array([25, 0])])  # cut by the border
     assert references.faces[1] is not None
-    with pytest.raises(ConfigError, match=r"landmarks: 1 images .* got 5"):
+    with pytest.raises(ConfigError, match=r"\b1 images .*\b1 .*landmarks.* 5\b"):
         prepare_references(photo, landmarks=[[1, 2], [3, 4], [5, 6], [7, 8], [9]])
 
 
@@ -294,54 +294,54 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
     height, width = face.image.shape[:2]
     assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and face.face.score > 0.9
     assert face.crop.shape == (448, 448, 3) and np.isfinite(output.images).all()
-    with pytest.raises(SeveralFacesError, match=r"6 faces found in image 0 \(image file"):
+    with pytest.raises(SeveralFacesError, match=r"^6 .*\bimage 0 \(image file"):
         pipeline("a person", group_photo(), face_policy="only", **PLAIN)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": []}, "prompt must be a text"),
-        ({"prompt": None}, "prompt must be a text"),
-        ({"negative_prompt": [None]}, "negative_prompt must be a text"),
-        ({"image": np.zeros((8, 8, 3)), "landmarks": []}, "^landmarks .*empty"),
-        ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"landmarks must be \(5, 2\) px per image"),
-        ({"landmarks": np.zeros((5, 2))}, "^landmarks .* image:"),
-        ({"shading_landmarks": np.zeros((5, 2))}, "^shading_landmarks .* shading_image:"),
-        ({"prompt": ["a", "b", "c"], "image": [None, None]}, "^image: 2 images .* 3 prompts"),
-        ({"image": []}, "^image .*empty"),
-        ({"image": np.zeros((0, 8, 8, 3))}, "^image .*empty"),
-        ({"shading_image": []}, "^shading_image .*empty"),
-        ({"shading_image": [None, None]}, "^shading_image: 2 images .* 1 prompts"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
-        ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
-        ({"num_inference_steps": 2.5}, r"num_inference_steps must be a whole number, got 2\.5"),
-        ({"num_inference_steps": 2000}, "num_inference_steps=2000 is not possible with DDIMScheduler"),
-        ({"num_images_per_prompt": "2"}, "num_images_per_prompt must be a whole number, got '2'"),
-        ({"height": 30}, "multiples of 4, got 30x32"),
-        ({"height": 64.0}, r"height must be a whole number, got 64\.0"),
-        ({"generator": [torch.Generator()] * 2}, "1 images need 1 generators, got 2"),
-        ({"generator": 3}, r"generator must be a torch\.Generator .* got 3:.*manual_seed"),
-        ({"generator": [3]}, r"generator must be a torch\.Generator .* got \[3\]"),
-        ({"identity_scale": float("nan")}, "identity_scale must be a finite number, got nan"),
-        ({"identity_scale": "a"}, "identity_scale must be a finite number, got 'a'"),
-        ({"shading_scale": float("inf")}, "shading_scale must be a finite number, got inf"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
-        ({"guidance_scale": "2"}, "guidance_scale must be a finite number, got '2'"),
-        ({"guidance_scale": None}, "guidance_scale must be a finite number, got None"),
-        ({"callback_on_step_end": "x"}, r"callback_on_step_end must be callable .* got 'x'"),
-        ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be a tensor \(1, 4, 8, 8\), got \(1, 4, 4, 4\)"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, r"latents must be a tensor \(1, 4, 8, 8\), got ndarray"),
-        ({"negative_prompt": ["a", "b"]}, "^negative_prompt: 2 .* 1 images"),
-        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "^negative_prompt: 2 .* 4 images"),
+        ({"prompt": []}, "^prompt "),
+        ({"prompt": None}, "^prompt "),
+        ({"negative_prompt": [None]}, "^negative_prompt "),
+        ({"image": np.zeros((8, 8, 3)), "landmarks": []}, "^landmarks .*list"),
+        ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"^landmarks .*\(5, 2\)"),
+        ({"landmarks": np.zeros((5, 2))}, r"^landmarks .*\bimage: "),
+        ({"shading_landmarks": np.zeros((5, 2))}, "^shading_landmarks .*shading_image: "),
+        ({"prompt": ["a", "b", "c"], "image": [None, None]}, r"\b2 images .*\b3 prompts"),
+        ({"image": []}, "^image .*list"),
+        ({"image": np.zeros((0, 8, 8, 3))}, "^image .*list"),
+        ({"shading_image": []}, "^shading_image .*list"),
+        ({"shading_image": [None, None]}, r"^shading_image: 2 .*\b1 prompts"),
+        ({"num_inference_steps": 0}, r"^num_inference_steps .*\b1, .* 0$"),
+        ({"output_type": "jpeg"}, "^output_type .*pil, np, pt, latent, .*'jpeg'"),
+        ({"num_inference_steps": 2.5}, r"^num_inference_steps .* 2\.5"),
+        ({"num_inference_steps": 2000}, "^num_inference_steps=2000 .*DDIMScheduler"),
+        ({"num_images_per_prompt": "2"}, "^num_images_per_prompt .*'2'"),
+        ({"height": 30}, r"\b4, .*30x32"),
+        ({"height": 64.0}, r"^height .* 64\.0"),
+        ({"generator": [torch.Generator()] * 2}, "^1 images .*1 generators.* 2$"),
+        ({"generator": 3}, r"^generator .*torch\.Generator .* 3: "),
+        ({"generator": [3]}, r"^generator .*torch\.Generator .* \[3\]"),
+        ({"identity_scale": float("nan")}, "^identity_scale .* nan"),
+        ({"identity_scale": "a"}, "^identity_scale .*'a'"),
+        ({"shading_scale": float("inf")}, "^shading_scale .* inf"),
+        ({"guidance_scale": float("nan")}, "^guidance_scale .* nan"),
+        ({"guidance_scale": "2"}, "^guidance_scale .*'2'"),
+        ({"guidance_scale": None}, "^guidance_scale .* None"),
+        ({"callback_on_step_end": "x"}, r"^callback_on_step_end .*'x'"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"^latents .*\(1, 4, 8, 8\), .*\(1, 4, 4, 4\)"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, r"^latents .*\(1, 4, 8, 8\), .*ndarray"),
+        ({"negative_prompt": ["a", "b"]}, "^2 negative prompts .*1 images"),
+        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "^2 negative prompts .*4 images"),
         (
             {"prompt": ["a", "b"], "num_images_per_prompt": 4, "negative_prompt": list("abcd")},
-            "^negative_prompt: 4 .* 8 images of 2 prompts",
+            "4 negative prompts do not go with 8 images of 2 prompts",
         ),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"callback_on_step_end_tensor_inputs: \['noise'\]"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\] unknown"),
         (
             {"shading_image": "a.png", "shading_map": "b.png"},
-            "shading_image and shading_map",
+            "shading_image and shading_map exclude each other",
         ),
     ],
 )
@@ -356,7 +356,7 @@ def test_errors_say_which_argument_a_picture_came_by(pipeline, tmp_path):
         pipeline("a man", group_photo(), shading_image=grey, **PLAIN)
     with pytest.raises(NoFaceError, match=r"in image 0 \(PIL image"):
         pipeline("a man", grey, **PLAIN)
-    with pytest.raises(UnreadableImageError, match=r"shading_map 1 \(image file '.*gone\.png'\) does not exist"):
+    with pytest.raises(UnreadableImageError, match=r"^shading_map 1 \(image file '.*gone\.png'\)"):
         pipeline(["a", "b"], shading_map=[None, tmp_path / "gone.png"], **PLAIN)
 
 
@@ -368,7 +368,7 @@ def test_words_that_are_not_read_are_told(pipeline, caplog):
 
 
 def test_what_is_no_image_is_told_by_its_position(pipeline):
-    with pytest.raises(UnreadableImageError, match=r"^image 1 \(image of type int\): expected a path, a PIL image or"):
+    with pytest.raises(UnreadableImageError, match=r"^image 1 \(image of type int\): "):
         pipeline(["a man", "a man"], [None, 3], **PLAIN)
 
 
@@ -394,13 +394,13 @@ def test_attention_slicing_leaves_the_identity_channel_in_place(pipeline, photo,
     pipeline.disable_attention_slicing()
     assert np.array_equal(run(), wanted)
     pipeline.unet.set_attention_slice(None)
-    with pytest.raises(ConfigError, match=r"slicing.* has dropped it; call identity_channel\.attach"):
+    with pytest.raises(ConfigError, match=r"slicing.*identity_channel\.attach"):
         run()
 
 
 def test_projections_of_the_unet_are_not_fused(pipeline, photo, points):
     wanted = pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
-    with pytest.raises(ConfigError, match=r"^fuse_qkv_projections:.* unet=False"):
+    with pytest.raises(ConfigError, match="unet=False"):
         pipeline.fuse_qkv_projections()
     pipeline.fuse_qkv_projections(unet=False)
     images = pipeline("a man", photo, landmarks=points, generator=seeded(), **PLAIN).images
@@ -410,9 +410,9 @@ def test_projections_of_the_unet_are_not_fused(pipeline, photo, points):
 def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):
     base = FaceMakeUpPipeline(**base_parts())
     for arguments, message in (
-        ({"identity_scale": 0.5}, "no identity_channel"),
-        ({"shading_scale": 0.5}, "no shading_channel"),
-        ({"shading_image": photo}, "no shading_channel"),
+        ({"identity_scale": 0.5}, r"\bidentity_channel\b"),
+        ({"shading_scale": 0.5}, r"\bshading_channel\b"),
+        ({"shading_image": photo}, r"\bshading_channel\b"),
     ):
         with pytest.raises(ConfigError, match=message):
             base("a man", photo, landmarks=points, **PLAIN, **arguments)
@@ -420,13 +420,13 @@ def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):
 
 def test_a_map_is_needed_where_nothing_can_fit_one(pipeline, photo, points):
     pipeline.register_modules(face_fitter=None)
-    with pytest.raises(ConfigError, match=r"face_fitter.* shading_map.*shading_scale=0"):
+    with pytest.raises(ConfigError, match=r"shading_map, .*shading_scale=0"):
         pipeline("a man", photo, landmarks=points, **PLAIN)
     assert pipeline("a man", photo, landmarks=points, shading_scale=0, **PLAIN).shading_maps == [None]
 
 
 def test_parts_that_need_each_other(pipeline, base_parts):
-    with pytest.raises(ConfigError, match="identity_channel needs image_encoder"):
+    with pytest.raises(ConfigError, match=r"identity_channel .*image_encoder"):
         FaceMakeUpPipeline(**base_parts(), identity_channel=pipeline.identity_channel)
-    with pytest.raises(ConfigError, match="give identity_channel too"):
+    with pytest.raises(ConfigError, match=r"^shading_channel .*identity_channel"):
         FaceMakeUpPipeline(**base_parts(), shading_channel=pipeline.shading_channel)

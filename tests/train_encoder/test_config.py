@@ -11,11 +11,11 @@ from train_encoder.config import PRESETS, EncoderConfig
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("sampling.face_only=-0.1", r"sampling\.face_only: a share from 0 to 1 is expected, got -0\.1"),
-        ("sampling.same_picture=.nan", r"sampling\.same_picture: a share"),
-        ("fusion.attention_heads=3", r"fusion\.attention_heads: must divide fusion\.attention_width, which is 128"),
-        ("fusion.attention_heads=0", r"fusion\.attention_heads: must be at least 1, got 0"),
-        ("heads.hidden=0", r"heads\.hidden: must be at least 1, got 0"),
+        ("sampling.face_only=-0.1", r"^sampling\.face_only: .* -0\.1"),
+        ("sampling.same_picture=.nan", r"^sampling\.same_picture: .* nan"),
+        ("fusion.attention_heads=3", r"^fusion\.attention_heads: .*fusion\.attention_width.* 128"),
+        ("fusion.attention_heads=0", r"^fusion\.attention_heads: .* 0$"),
+        ("heads.hidden=0", r"^heads\.hidden: .* 0$"),
     ],
 )
 def test_impossible_settings(word: str, message: str) -> None:

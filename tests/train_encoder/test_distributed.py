@@ -192,7 +192,7 @@ def launch(file: str, directory: Path, *command: str, **environment: str) -> tup
 def test_two_ranks_give_the_curve_of_one_and_resume_exactly(arguments, one_batch, tmp_path):
     words = [*arguments, f"trainer.batch_size={PERSONS // 2}"]
     whole = two_ranks(tmp_path, words, one_batch, "replicated")
-    with pytest.raises(CheckpointError, match="processes was 2, now 1"):
+    with pytest.raises(CheckpointError, match=r"\bprocesses .*\b2, .*\b1\b"):
         run_here(whole, words)
 
 

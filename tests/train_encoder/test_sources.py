@@ -12,6 +12,7 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.training import parse_config
 from tests.stages import SMALL_ENCODER, run
+from train_encoder.__main__ import main
 from train_encoder.config import EncoderConfig
 from train_encoder.features import check_data
 
@@ -44,7 +45,7 @@ def test_training_on_mapped_parquet(parquet, tower_arguments, tmp_path):
     }
     (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(mapping))
     status, output = run(
-        "train_encoder", "--config", str(tmp_path / "mapping.yaml"), *tower_arguments, *SMALL, f"out={tmp_path / 'run'}"
+        main, "--config", str(tmp_path / "mapping.yaml"), *tower_arguments, *SMALL, f"out={tmp_path / 'run'}"
     )
     assert status == 0, output
     assert "0 of 40 rows unusable" in output
@@ -68,7 +69,7 @@ def test_training_on_an_image_folder(tiny_dataset, tower_arguments, tmp_path):
     (tmp_path / "photos" / "train" / "p0" / "broken.txt").write_text("a person")
     arguments = [f"data.path={tmp_path / 'photos'}", *tower_arguments, *SMALL, f"out={tmp_path / 'run'}"]
     # Faces are found by the detector; some renders of 64 px are too hard for it.
-    status, output = run("train_encoder", *arguments, "data.max_bad_share=0.3", "data.few_pictures=drop")
+    status, output = run(main, *arguments, "data.max_bad_share=0.3", "data.few_pictures=drop")
     assert status == 0, output
     assert "unreadable_image 1" in output
     (report,) = (tmp_path / "photos" / ".features").glob("train-report-*.json")

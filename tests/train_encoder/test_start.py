@@ -18,7 +18,7 @@ from faceclip.towers.image import ImageTower
 from faceclip.training import parse_config
 from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import SMALL_ENCODER, same_weights, save_towers
-from train_encoder import features, text_states
+from train_encoder import features
 from train_encoder.__main__ import main, train
 from train_encoder.config import PRESETS, EncoderConfig, SamplingConfig
 from train_encoder.features import load_features
@@ -194,13 +194,13 @@ def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
     config = replace(config, cache=str(tmp_path), data=replace(config.data, shard_rows=8))
     states, calls = text_states._states, []
 
-    def stopping(model: FaceCLIP, rows: QueryRows, numbers: range):
-        calls.append(numbers)
+    def stopping(model: FaceCLIP, tokens: torch.Tensor, *arguments, **options):
+        calls.append(tokens)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return states(model, rows, numbers)
+        return states(model, tokens, *arguments, **options)
 
-    monkeypatch.setattr(text_states, "_states", stopping)
+    monkeypatch.setattr(FaceCLIP, "text_states", stopping)
     with pytest.raises(KeyboardInterrupt):
         states_of(config, model, found)
     again = states_of(config, model, found)
@@ -224,28 +224,28 @@ def test_the_features_command_builds_the_states(further, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train_identity=false"], "train_identity=false: a new projection of the identity would stay random"),
-        (["init={published}"], "embeds in 48 dimensions and towers.image=tiny/image_tower in 128"),
-        (["init={published}", "towers.text_l=x", "fusion.layers=9"], "brings its own towers.text_l, fusion: leave"),
-        (["init={published}", "heads.heads=7"], "heads.heads: must divide the width of both text towers together"),
-        (["init={export}", "heads.heads=2"], "brings its own heads: leave"),
-        (["init={export}", "towers.image=x"], "brings its own towers.image: leave"),
-        (["init=/no/where"], "init=/no/where cannot be loaded; give a published FaceCLIP or RUN/export"),
-        (["init=runs/encodr"], "runs/encodr is neither a file, nor a directory, nor a hub id"),  # the hub is not asked
+        (["train_identity=false"], r"^train_identity=false: "),
+        (["init={published}"], r"\b48 .*towers\.image=tiny/image_tower .*\b128\b"),
+        (["init={published}", "towers.text_l=x", "fusion.layers=9"], r"^init=.*\btowers\.text_l, fusion: "),
+        (["init={published}", "heads.heads=7"], r"^heads\.heads: "),
+        (["init={export}", "heads.heads=2"], "^init=.* heads: "),
+        (["init={export}", "towers.image=x"], r"^init=.* towers\.image: "),
+        (["init=/no/where"], "^init=/no/where .*RUN/export"),
+        (["init=runs/encodr"], "runs/encodr "),  # the hub is not asked
     ],
 )
 def test_what_cannot_begin_is_named(basic, published, export, words, message):
     words = [word.format(published=published, export=export) for word in words]
-    with pytest.raises((ConfigError, CheckpointError), match=re.escape(message)):
+    with pytest.raises((ConfigError, CheckpointError), match=message):
         load_start(config_of([*basic, *words]))
 
 
 def test_states_of_trained_projections_are_not_cached(basic):
-    with pytest.raises(ConfigError, match="cached_text: while projections of the identity are trained"):
+    with pytest.raises(ConfigError, match=r"^cached_text: .*train_identity"):
         config_of([*basic, "cached_text=true"])
 
 
 def test_a_face_encoder_for_each_branch_is_refused(basic, root):
     FaceCLIP(**CONFIG, shared_face=False).save_pretrained(root / "two")
-    with pytest.raises(ConfigError, match="give an encoder of shared_face=true"):
+    with pytest.raises(ConfigError, match=r"^init=.*shared_face=true"):
         load_start(config_of([*basic, f"init={root / 'two'}"]))

@@ -54,7 +54,7 @@ def test_own_captions_are_never_the_prompt():
     for job in plan_jobs(labels, 20):
         assert job.prompt == {1: "two", 2: "one"}[int(labels.identity[job.reference])]
     alone = Labels(identity=np.array([1]), index=np.array([0]), attributes={}, descriptions=[[item("one")]])
-    with pytest.raises(EmptyDatasetError, match="two identities"):
+    with pytest.raises(EmptyDatasetError, match=r"\btest split "):
         plan_jobs(alone, 1)
 
 

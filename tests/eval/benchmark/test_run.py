@@ -116,7 +116,7 @@ def test_what_the_model_or_the_data_do_not_allow(finished, arguments, tiny_datas
     assert "--steps must be at most 1000" in capsys.readouterr().err
     arrays = load_arrays(tiny_dataset, "test")
     require_gallery(arrays)
-    with pytest.raises(DataError, match="frontal"):
+    with pytest.raises(DataError, match=r"--data .*index 0"):
         require_gallery(replace(arrays, index=arrays.index + 1))
 
 
@@ -135,13 +135,13 @@ def test_settings_of_the_model_count_as_the_model(name, tmp_path):
 
 def test_pictures_of_unknown_origin_are_not_taken_over(tmp_path):
     (tmp_path / "images").mkdir()
-    with pytest.raises(ConfigError, match=r"run\.json.*--out"):
+    with pytest.raises(ConfigError, match=r"/images .*/run\.json.*--out"):
         claim_folder(tmp_path, {"seed": 1})
     assert not (tmp_path / "run.json").exists()
     (tmp_path / "run.json").write_text('{"seed"')
-    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
+    with pytest.raises(ConfigError, match=r"/run\.json .*line 1 column 8"):
         claim_folder(tmp_path, {"seed": 1})
     (tmp_path / "run.json").write_text('{"seed": 1}')
     claim_folder(tmp_path, {"seed": 1})
-    with pytest.raises(ConfigError, match=r"another run \(plan, code differ\)"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path} .*\bplan, code\b.*--out"):
         claim_folder(tmp_path, {"seed": 1, "plan": "a", "code": "b"})

@@ -72,16 +72,16 @@ def test_cells():
 
 
 def test_wrong_rows_and_pictures_are_refused():
-    with pytest.raises(ValueError, match="1 cells under 2 headers"):
+    with pytest.raises(ValueError, match=r"\b1 cells .*\b2 headers: \['x'\]"):
         Report("t").table(["a", "b"], [["x"]])
-    with pytest.raises(ValueError, match="uint8"):
+    with pytest.raises(ValueError, match=r"^pictures .*float64 \(2, 2, 3\)"):
         Report("t").image_grid([[np.zeros((2, 2, 3))]])
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
-    with largest_file(5000), pytest.raises(DataError, match=r"cannot write .*a\.json .*free space.*run again"):
+    with largest_file(5000), pytest.raises(DataError, match=r"/a\.json .*Errno 27"):
         write_json(path, {"a": "b" * 10_000})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]

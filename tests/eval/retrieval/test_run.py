@@ -105,14 +105,14 @@ def test_kinds_are_chosen_and_checked_before_anything_is_computed(joint_export, 
 
 def test_what_a_split_does_not_allow_is_told_first(model, arrays):
     alone = replace(arrays, identity=np.arange(len(arrays)))
-    with pytest.raises(EmptyDatasetError, match=r"validation split: no face\+text query .*two portraits.*--kinds"):
+    with pytest.raises(EmptyDatasetError, match=r"^validation split: .*\bface\+text query .*--kinds"):
         evaluate(None, arrays, alone)  # without a model: nothing was encoded
-    with pytest.raises(EmptyDatasetError, match="test split: no face query can be asked"):
+    with pytest.raises(EmptyDatasetError, match=r"^test split: .*face query .*--kinds"):
         evaluate(None, alone, arrays)
 
 
 def test_missing_exports_are_named(tmp_path, tiny_dataset, capsys):
-    with pytest.raises(CheckpointError, match="train_encoder"):
+    with pytest.raises(CheckpointError, match=r"config\.json: .*train_encoder"):
         RetrievalModel.from_pretrained(tmp_path)
     assert main(["--model", str(tmp_path), "--data", str(tiny_dataset), "--out", str(tmp_path)]) == 2
     assert "error:" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_embeddings_that_are_no_numbers_are_told(side):
     broken, whole = (RNG.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
     broken[1] = np.nan
     pair = (broken, whole) if side == "gallery" else (whole, broken)
-    with pytest.raises(CheckpointError, match=rf"embeddings of the {side} are not finite in 1 of 3 rows"):
+    with pytest.raises(CheckpointError, match=rf"\b{side} .*\b1 of 3\b"):
         search(*map(all_present, pair))
     marked = Embeddings(vectors=broken, present=np.array([True, False, True]))  # of undetected faces nobody asks
     assert np.isfinite(search(marked, all_present(whole))).sum() == 6
@@ -45,7 +45,7 @@ def test_concatenation_adds_weighted_cosines():
     both = search(concatenate(face, text, weight=0.3), concatenate(face, text, weight=0.3))
     expected = 0.3 * search(face, face) + 0.7 * search(text, text)
     np.testing.assert_allclose(both, expected, atol=1e-6)
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(ValueError, match=r"^weight .*1\.5$"):
         concatenate(face, text, weight=1.5)
 
 

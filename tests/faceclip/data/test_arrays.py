@@ -112,9 +112,9 @@ def test_arrays_are_read_only(tmp_path):
 def test_missing_data_say_what_to_run(tmp_path):
     with pytest.raises(DataError, match=r"python -m faceclip\.people"):
         load_arrays(tmp_path, "test")
-    with pytest.raises(DataError, match="unknown split 'tset'"):
+    with pytest.raises(DataError, match="'tset'"):
         load_arrays(tmp_path, "tset")
-    with pytest.raises(DataError, match="size must be at least 1 px, got 0"):
+    with pytest.raises(DataError, match=r"\bsize\b.* 0$"):
         load_arrays(tmp_path, "test", size=0)
 
 
@@ -123,20 +123,20 @@ def test_captions_lost_from_the_cache_are_named(tmp_path, damage):
     write(tmp_path, [make_row(1, 0)])
     arrays = load_arrays(tmp_path, "test")
     damage(arrays.captions_path)
-    with pytest.raises(DataError, match=r"the cache .* is damaged .*delete this folder"):
+    with pytest.raises(DataError, match=r"\.arrays/test-stored-"):
         _ = arrays.captions
 
 
 def test_incomplete_shards_are_counted(tmp_path):
     write(tmp_path, [make_row(1, 0)], name="test-00000-of-00002")
-    with pytest.raises(DataError, match="1 of 2 test shards"):
+    with pytest.raises(DataError, match=r"data\b.*\b1 of 2 test\b"):
         load_arrays(tmp_path, "test")
 
 
 def test_truncated_shard_is_named(tmp_path):
     path = write(tmp_path, [make_row(1, 0)])
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt"):
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet"):
         load_arrays(tmp_path, "test")
     assert caches(tmp_path) == []
 
@@ -144,15 +144,18 @@ def test_truncated_shard_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": {"bytes": b"no picture", "path": None}}, "identity 1, index 0, image is not a readable PNG"),
-        ({"image": png(np.zeros((8, 16, 3), np.uint8))}, "16×8, expected a square"),
-        ({"shading": png(np.zeros((8, 8, 3), np.uint8))}, f"shading is 8 px wide, image {SIZE}: they must be as large"),
-        ({"landmarks_5": [[1.0, 2.0]] * 4}, r"landmarks_5 has shape \(4, 2\)"),
+        ({"image": {"bytes": b"no picture", "path": None}}, "identity 1, index 0, image "),
+        ({"image": png(np.zeros((8, 16, 3), np.uint8))}, "identity 1, index 0, image .*16×8"),
+        ({"shading": png(np.zeros((8, 8, 3), np.uint8))}, rf"identity 1, index 0: shading .*\b8 .*\b{SIZE}\b"),
+        ({"landmarks_5": [[1.0, 2.0]] * 4}, r"landmarks_5 .*\(4, 2\)"),
         ({"attributes": {**make_row(0, 0)["attributes"], "hat": "crown"}}, "hat='crown'"),
-        ({"regions": png(np.full((SIZE, SIZE), len(REGIONS), np.uint8))}, "label 13, the last known is 12"),
-        ({"light": [float("nan")] * 27}, "light holds values that are not finite"),
-        ({"pose": None}, "identity 1, index 0: pose without a value"),
-        ({"captions": [{"text": "Red hair.", "kind": "both", "phrases": None}]}, "captions: a field is missing"),
+        ({"regions": png(np.full((SIZE, SIZE), len(REGIONS), np.uint8))}, r"regions .*\b13\b.*\b12\b"),
+        ({"light": [float("nan")] * 27}, "identity 1, index 0: light "),
+        ({"pose": None}, "identity 1, index 0: pose "),
+        (
+            {"captions": [{"text": "Red hair.", "kind": "both", "phrases": None}]},
+            "identity 1, index 0, captions: .*TypeError",
+        ),
         (
             {
                 "captions": [
@@ -163,7 +166,7 @@ def test_truncated_shard_is_named(tmp_path):
                     }
                 ]
             },
-            "'red' .hair. is not at 0 to 3 of 'Red hair.'",
+            "captions: 'red' .*hair.* 0 .* 3 .*'Red hair.'",
         ),
     ],
 )
@@ -177,10 +180,10 @@ def test_damaged_rows_are_named(tmp_path, changes, message):
 def test_missing_columns_and_empty_splits(tmp_path):
     path = write(tmp_path, [make_row(1, 0)])
     pq.write_table(pq.read_table(path).drop_columns(["shading"]), path)
-    with pytest.raises(DataError, match="lacks the columns shading"):
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet .*\bshading$"):
         load_arrays(tmp_path, "test")
     write(tmp_path, [])
-    with pytest.raises(EmptyDatasetError, match="no portraits"):
+    with pytest.raises(EmptyDatasetError, match=r"data\b.*\btest$"):
         load_arrays(tmp_path, "test")
 
 
@@ -194,11 +197,11 @@ def test_one_changed_byte_anywhere_is_noticed(tmp_path):
         changed = bytearray(content)
         changed[position] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet is corrupt.*run the command that made"):
+        with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet .*SHA-256 .*dataset\.json"):
             load_arrays(tmp_path, "test")
     path.write_bytes(content)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset\.json is corrupt"):
+    with pytest.raises(DataError, match=r"/dataset\.json "):
         load_arrays(tmp_path, "test")
 
 
@@ -208,13 +211,13 @@ def test_text_that_is_no_utf8_is_a_corrupt_shard(tmp_path):
     content = path.read_bytes()
     assert b"A person with red hair." in content
     path.write_bytes(content.replace(b"A person with red hair.", b"A person with \xff\xff\xff hair."))
-    with pytest.raises(DataError, match="is corrupt"):
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet .*utf-8"):
         load_arrays(tmp_path, "test")
 
 
 def test_full_disk_is_a_typed_error_and_leaves_nothing_half(tmp_path):
     write(tmp_path, [make_row(1, number) for number in range(8)])
-    with largest_file(3000), pytest.raises(DataError, match=r"cannot write the arrays of 8 portraits.*free space"):
+    with largest_file(3000), pytest.raises(DataError, match=r"\b8 .*\.arrays.*Errno 27"):
         load_arrays(tmp_path, "test")
     assert caches(tmp_path) == []
     assert len(load_arrays(tmp_path, "test")) == 8
@@ -234,8 +237,8 @@ def test_damaged_cache_is_named(tmp_path):
     load_arrays(tmp_path, "test")
     images = caches(tmp_path)[0] / "images.npy"
     images.write_bytes(images.read_bytes()[:-1])
-    with pytest.raises(DataError, match="delete this folder"):
+    with pytest.raises(DataError, match=r"\.arrays/test-stored-"):
         load_arrays(tmp_path, "test")
     images.unlink()
-    with pytest.raises(DataError, match="delete this folder"):
+    with pytest.raises(DataError, match=r"\.arrays/test-stored-"):
         load_arrays(tmp_path, "test")

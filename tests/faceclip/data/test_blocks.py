@@ -76,12 +76,12 @@ def test_a_changed_shard_is_found_where_hashes_are_compared(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match=r"00002\.safetensors is corrupt.*delete"):
+    with pytest.raises(DataError, match=r"/00002\.safetensors .*SHA-256"):
         read(tmp_path, Counting())
     facts = {"data": "d", "model": "m", "preprocessing": "p"}
     kept_rows(tmp_path, "test", facts, COUNT, Counting(), hashes=False)
     path.write_bytes(bytes(data[:-100]))
-    with pytest.raises(DataError, match=r"00002\.safetensors is corrupt.*delete"):
+    with pytest.raises(DataError, match=r"/00002\.safetensors .*\b116\b.*\b216\b"):
         kept_rows(tmp_path, "test", facts, COUNT, Counting(), hashes=False)
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot write .*free space.*run again"):
+        with pytest.raises(DataError, match=rf"{tmp_path / 'small'}.*Errno 27"):
             read(tmp_path / "small", Counting())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -125,5 +125,5 @@ def test_a_builder_that_changes_its_shapes_is_refused(tmp_path):
     def build(start: int, stop: int) -> dict[str, np.ndarray]:
         return {"x": np.zeros((stop - start, 2 + (start > 0)), np.float32)}
 
-    with pytest.raises(DataError, match=r"x has rows of shape \(3,\)"):
+    with pytest.raises(DataError, match=r"00001\.safetensors: x .*\(3,\).*\(2,\)"):
         read(tmp_path, build)

@@ -42,7 +42,7 @@ def small_files(whole):
 
 
 def test_full_disk(whole, tmp_path, small_files):
-    with pytest.raises(DataError, match=r"cannot be written .*free space.*run again"):
+    with pytest.raises(DataError, match=rf"^{tmp_path} .*Errno 27"):
         generate(tmp_path, REQUEST, workers=1, quiet=True)
     assert not unfinished(tmp_path) and not (tmp_path / "dataset.json").exists() and not hashes(tmp_path)
     small_files()
@@ -51,7 +51,7 @@ def test_full_disk(whole, tmp_path, small_files):
 
 
 def test_killed_worker(tmp_path):
-    with first_child_killed(), pytest.raises(DataError, match=r"a worker process .* died.*fewer --workers"):
+    with first_child_killed(), pytest.raises(DataError, match=rf"{tmp_path} .*--workers"):
         generate(tmp_path, REQUEST, workers=2, quiet=True)
     assert not unfinished(tmp_path) and not (tmp_path / "dataset.json").exists()
 
@@ -78,7 +78,7 @@ def test_changed_byte_in_a_finished_shard_is_repaired(whole, tmp_path, where):
 
 def test_second_writer_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
-    with locked(tmp_path / ".lock"), pytest.raises(DataError, match="another process is writing"):
+    with locked(tmp_path / ".lock"), pytest.raises(DataError, match=f"{tmp_path}:"):
         generate(tmp_path, REQUEST, workers=1, quiet=True)
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_second_writer_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", ""])
 def test_unreadable_request_is_named(tmp_path, content):
     (tmp_path / "request.json").write_text(content)
-    with pytest.raises(DataError, match=r"request\.json is corrupt"):
+    with pytest.raises(DataError, match=r"/request\.json "):
         generate(tmp_path, REQUEST, workers=1, quiet=True)
     assert (tmp_path / "request.json").read_text() == content
 

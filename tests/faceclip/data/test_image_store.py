@@ -47,7 +47,7 @@ def test_a_name_from_the_data_cannot_leave_the_folder(tmp_path):
 @pytest.mark.parametrize("url", ["http://h/" + "x" * 300, "http://[x/a.jpg", "no url \0"])
 def test_an_odd_name_or_address_is_one_missing_picture(tmp_path, url):
     for key in ("k", "y" * 300):
-        with pytest.raises(RejectedRecord, match="no picture of") as caught:
+        with pytest.raises(RejectedRecord, match=rf"{re.escape(repr(url))} .*{tmp_path}") as caught:
             ImageStore(tmp_path).find(url, key)
         assert caught.value.reason == "no_image"
     (tmp_path / f"{hashlib.sha256(url.encode()).hexdigest()}.png").write_bytes(b"x")
@@ -80,7 +80,7 @@ def test_img2dataset_output(tmp_path):
     assert store.find("http://a/0", "k") == (b"picture 000000000", 0.25)
     assert store.find("http://a/2, words", "k") == (b"picture 000000002", 1.0)
     assert store.find("http://b/0", "k") == (str(tmp_path / "00001" / "000010000.jpg"), 1.0)
-    with pytest.raises(RejectedRecord, match="no picture"):
+    with pytest.raises(RejectedRecord, match="'http://a/1'"):
         store.find("http://a/1", "k")
 
 
@@ -109,10 +109,10 @@ def test_damaged_shards_and_missing_folders_are_named(tmp_path):
         ImageStore(tmp_path / "nowhere")
     img2dataset(tmp_path)
     (tmp_path / "00000.tar").write_bytes(b"not a tar")
-    with pytest.raises(DataError, match=r"00000\.tar cannot be read"):
+    with pytest.raises(DataError, match=r"/00000\.tar "):
         ImageStore(tmp_path).find("http://a/0", "k")
     (tmp_path / "00001.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match=r"00001\.parquet cannot be read"):
+    with pytest.raises(DataError, match=r"/00001\.parquet "):
         ImageStore(tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
 
     loaded = datasets.load_dataset(str(out), split="validation", cache_dir=str(tmp_path / "hf"))
     assert loaded[0]["person"] == f"person {loaded[0]['identity']}" and loaded[0]["key"] == "8-0.png"
-    with pytest.raises(DataError, match="holds photos, of which nobody knows regions and attributes"):
+    with pytest.raises(DataError, match=r"/set .*data\.path="):
         load_arrays(out, "train")
     before = (out / "dataset.json").read_bytes()
     assert main(words(folder, out)) == 0
@@ -99,12 +99,12 @@ def test_a_finished_import_is_verified(folder, tmp_path, capsys):
     shard = sorted((out / "data").glob("train-*"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    with pytest.raises(DataError, match=f"{shard.name} is corrupt.*run the command that made the data set again"):
+    with pytest.raises(DataError, match=rf"{shard.name} .*SHA-256 .*dataset\.json"):
         load_arrays(out, "train", labelled=False)
     assert main(words(folder, out)) == 2
     assert f"{shard} is missing or changed since it was written: delete {out} and run again" in capsys.readouterr().err
     shard.unlink()
-    with pytest.raises(DataError, match=f"lacks {shard.name}: run the command"):
+    with pytest.raises(DataError, match=f"/set/data .*{shard.name}: "):
         load_arrays(out, "train", labelled=False)
 
 
@@ -263,7 +263,7 @@ def test_bad_input_is_named(folder, tmp_path, capsys, change, message):
 def test_folders_that_cannot_be_written_to(folder, table, tiny_dataset, tmp_path, monkeypatch, capsys):
     for more in ([], table):
         config = parse_config(PhotosConfig, words(folder, folder / "train" / "set", *more))
-        with pytest.raises(ConfigError, match="would be among the photos the next time"):
+        with pytest.raises(ConfigError, match=r"^out=.* data\.path="):
             photos.PhotoImport(config)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

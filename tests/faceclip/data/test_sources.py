@@ -89,7 +89,7 @@ def test_a_stream_goes_on_where_it_stood(stored, tmp_path):
 
 
 def test_a_split_that_is_not_there_is_named(stored, tmp_path):
-    with pytest.raises(DataError, match=r"no split 'validation', only train.*data\.validation_share"):
+    with pytest.raises(DataError, match=r"'validation', .*\btrain: .*data\.validation_share"):
         open_rows(stored, tmp_path, "validation")
 
 
@@ -106,25 +106,25 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     pq.write_table(pa.table({"caption": ["x" * 50] * 2000, "identity": list(range(2000))}), path, compression=None)
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-40])
-    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+    with pytest.raises(DataError, match=r"/a\.parquet "):
         list(open_rows(path, tmp_path).rows(0))
 
 
 def test_parquet_files_without_rows_or_with_other_columns_are_named(tmp_path):
     rows = pa.table({"caption": ["a", "b"], "identity": [1, 2]})
     cases = {
-        "empty": ([rows.slice(0, 0)], EmptyDatasetError, r"train-00000-of-00001\.parquet has no rows: write it again"),
-        "nothing": ([pa.table({})], EmptyDatasetError, r"train-00000-of-00001\.parquet has no columns"),
-        "one empty": ([rows, rows.slice(0, 0)], EmptyDatasetError, r"train-00001-of-00002\.parquet has no rows"),
+        "empty": ([rows.slice(0, 0)], EmptyDatasetError, r"empty/data/train-00000-of-00001\.parquet "),
+        "nothing": ([pa.table({})], EmptyDatasetError, r"nothing/data/train-00000-of-00001\.parquet "),
+        "one empty": ([rows, rows.slice(0, 0)], EmptyDatasetError, r"one empty/data/train-00001-of-00002\.parquet "),
         "lacking": (
             [rows.select(["caption"]), rows],
             DataError,
-            r"train-00000-of-00002\.parquet lacks column 'identity', which .*train-00001-of-00002\.parquet",
+            r"train-00000-of-00002\.parquet .*'identity'.*train-00001-of-00002\.parquet",
         ),
         "other kind": (
             [rows, rows.set_column(0, "caption", pa.array([["a"], ["b"]]))],
             DataError,
-            r"train-00001-of-00002\.parquet: column 'caption' holds lists, in .*00000.* single values",
+            r"train-00001-of-00002\.parquet: .*'caption' .*train-00000-of-00002\.parquet",
         ),
     }
     for name, (tables, error, message) in cases.items():
@@ -134,7 +134,7 @@ def test_parquet_files_without_rows_or_with_other_columns_are_named(tmp_path):
             pq.write_table(part, folder / f"train-{number:05d}-of-{len(tables):05d}.parquet")
         with pytest.raises(error, match=message):
             open_rows(folder.parent, tmp_path)
-    with pytest.raises(EmptyDatasetError, match="has no rows"):
+    with pytest.raises(EmptyDatasetError, match=r"empty/data/train-00000-of-00001\.parquet"):
         open_rows(tmp_path / "empty" / "data" / "train-00000-of-00001.parquet", tmp_path)
 
 
@@ -144,12 +144,12 @@ def test_damaged_archives_are_named(tmp_path):
     for name, data in (("a.tar", b"nothing like a tar" * 100), ("b.jsonl.gz", lines[:-30]), ("c.jsonl.gz", zeros)):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{name} (cannot be read|is damaged)"):
+        with pytest.raises(DataError, match=f"/{name} "):
             list(open_rows(tmp_path / name, tmp_path, layout="files").rows(0))
 
 
 def test_a_path_that_is_no_data(tmp_path):
-    with pytest.raises(DataError, match="no such file or folder, and not a hub id"):
+    with pytest.raises(DataError, match=r"data.path=.*nowhere/at/all: .*owner/name"):
         find_layout(DataConfig(path=str(tmp_path / "nowhere" / "at" / "all")))
     assert find_layout(DataConfig(path="owner/name")) == "hub"
     with pytest.raises(ConfigError, match=r"data=owner/name: no such folder.*data\.path=OWNER/NAME"):
@@ -225,7 +225,7 @@ def test_pictures_that_nothing_decodes_and_captions_in_other_encodings_are_count
     assert [row["file_name"] for row in rows if row["identity"] == "ann"] == ["ann/0.png", "ann/1.png", "ann/2.HEIC"]
     read = RowMapping(DataConfig(path=str(root)), "image_folder", tuple(rows[0]), str(root))
     for number in (0, 3):
-        with pytest.raises(RejectedRecord, match="UTF-8") as caught:
+        with pytest.raises(RejectedRecord, match=r"ann/0\.png.*'caption'.*UTF-8") as caught:
             read.read(rows[number], number)
         assert caught.value.reason == "not_utf8"
     assert read.read(rows[1], 1).captions == ("a man",)
@@ -255,7 +255,7 @@ def test_tables_of_no_split_are_not_passed_over(tmp_path):
     rows = pa.table({"caption": ["a", "b"], "identity": [1, 2]})
     for name in ("train.parquet", "more.parquet"):
         pq.write_table(rows, tmp_path / name)
-    with pytest.raises(DataError, match=r"more\.parquet and 0 more would not be read.*\(as train\.parquet\).*README"):
+    with pytest.raises(DataError, match=r"more\.parquet and 0 .*train\.parquet.*README\.md"):
         open_rows(tmp_path, tmp_path)
     assert len(list(open_rows(tmp_path / "train.parquet", tmp_path).rows(0))) == 2
     (tmp_path / "shards").mkdir()
@@ -285,7 +285,7 @@ def test_splits_of_an_image_folder(tmp_path):
     rows = list(open_rows(root, tmp_path, "validation").rows(1))
     assert len(rows) == 3
     assert all("/validation/" in row["image"] for row in rows)
-    with pytest.raises(DataError, match="no folder 'test'"):
+    with pytest.raises(DataError, match=r"'test'.*data\.validation.*data\.validation_share"):
         open_rows(root, tmp_path, "test")
 
 
@@ -305,7 +305,11 @@ def test_an_image_folder_with_metadata(tmp_path):
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (row,) = open_rows(root, tmp_path).rows(0)
     assert (row["image"], row["text"], row["person"]) == (str(root / "ann" / "1.png"), "hello", "A")
-    for bad, message in (('{"file_name": "../../x.png"}', "outside"), ("{", "cannot be read"), ("{}", "entry 1")):
+    for bad, message in (
+        ('{"file_name": "../../x.png"}', r"entry 1: '\.\./\.\./x\.png'"),
+        ("{", r"metadata\.jsonl .*line 1"),
+        ("{}", "entry 1: .*`file_name`"),
+    ):
         (root / "metadata.jsonl").write_text(bad)
         with pytest.raises(DataError, match=message):
             open_rows(root, tmp_path)
@@ -316,7 +320,10 @@ def test_texts_of_metadata_are_read_whole(tmp_path):
     text = "one, \u2028two\u0085\x0cthree"
     (root / "metadata.csv").write_text(f'file_name,caption\nann/1.png,"{text}\nfour"\nann/0.png,plain\n')
     assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == [f"{text}\nfour", "plain"]
-    for bad, message in (("ann/1.png,a man, old", "entry 1: more cells"), ('ann/1.png,"open', "cannot be read")):
+    for bad, message in (
+        ("ann/1.png,a man, old", r"metadata\.csv, entry 1: "),
+        ('ann/1.png,"open', r"metadata\.csv .*UTF-8"),
+    ):
         (root / "metadata.csv").write_text(f"file_name,caption\n{bad}\n")
         with pytest.raises(DataError, match=message):
             open_rows(root, tmp_path)
@@ -341,7 +348,7 @@ def test_file_names_that_are_no_utf8(tmp_path):
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "f").mkdir()
-    with pytest.raises(EmptyDatasetError, match="holds no pictures"):
+    with pytest.raises(EmptyDatasetError, match=r"/f .*data\.path$"):
         open_rows(tmp_path / "f", tmp_path)
 
 
@@ -358,7 +365,7 @@ def test_digests_are_remembered_by_size_and_time(tmp_path):
     path.write_text("one")
     assert content_hash([path], tmp_path, memo) == first != changed
     memo.write_text("{")
-    with pytest.raises(DataError, match=r"memo\.json is corrupt.*delete"):
+    with pytest.raises(DataError, match=r"/memo\.json "):
         content_hash([path], tmp_path, memo)
 
 
@@ -410,7 +417,7 @@ def test_a_tar_that_was_cut_is_named(tmp_path):
     assert len(list(open_rows(path, tmp_path).rows(0))) == 5
     for stop in (ends[3] + 100, ends[3] + 512, ends[2] - 512, ends[-1] - 513, 300):
         path.write_bytes(whole[:stop])
-        with pytest.raises(DataError, match=r"a\.tar is damaged or cut off"):
+        with pytest.raises(DataError, match=r"/a\.tar .*4,096"):
             open_rows(path.parent, tmp_path)
 
 

@@ -33,11 +33,11 @@ def test_all_workers_start_with_the_first_job():
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc to see processes in")
 def test_workers_leave_with_a_killed_parent():
     code = (
-        "import os, signal; from faceclip.data.worker_pool import WorkerPool\n"
+        "import multiprocessing, os, signal; from faceclip.data.worker_pool import WorkerPool\n"
         "if __name__ == '__main__':\n"
         "    pool = WorkerPool(2, print, ('ready',))\n"
         "    print(*sorted(pool.submit(os.getpid).result() for _ in range(9)), flush=True)\n"
-        "    print('all', *pool._processes, flush=True)\n"
+        "    print('all', *(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -10,7 +10,7 @@ import torch
 
 from faceclip.data.arrays import load_arrays
 from faceclip.face3d.camera import Camera, pose_vertices, project, rotation_matrix
-from faceclip.face3d.fitter import ONE_VIEW, TRUST, FaceFitter, _seen, _towards
+from faceclip.face3d.fitter import ONE_VIEW, TRUST, FaceFitter, moved_towards, zoomed_and_turned
 from faceclip.face3d.frames import FaceFit, move_fit, project_points, rotation_matrices, turn_light
 from faceclip.face3d.light import shade
 from faceclip.face3d.model import default_head
@@ -141,7 +141,7 @@ def test_fit_answers_in_the_portrait_frame(tmp_path: Path, fit: FaceFit) -> None
     seen = align_face(square, landmarks.astype(np.float64), size, view=view)
     crop = model(torch.from_numpy(seen)[None].permute(0, 3, 1, 2) / 255)
     back = move_fit(crop, invert_affine(matrix), before=size, after=100)
-    moved, _ = _towards(back, torch.from_numpy(landmarks), 100)
+    moved, _ = moved_towards(back, torch.from_numpy(landmarks), 100)
     torch.testing.assert_close(found.pose[0], moved.pose[0], atol=1e-3, rtol=0)
     assert found.camera[1, :3].tolist() == [1.0, 0.0, 0.0]  # of a photo of another shape only the face counts
     maps = model.shading(found, 32)
@@ -163,8 +163,8 @@ def test_the_second_pass_looks_where_the_first_found_the_face(fit: FaceFit) -> N
     first = model.fit(images[:1], landmarks[:1].numpy(), passes=1, views=ONE_VIEW)
     points = model.landmarks_5(first, 100)
     assert (points - landmarks[:1]).norm(dim=-1).max() > 0.5
-    second = model._fit_once(images[:1], points, [100])
-    expected, _ = _towards(second, landmarks[0], 100)
+    second = model.fit_around(images[:1], points, [100])
+    expected, _ = moved_towards(second, landmarks[0], 100)
     found = model.fit(images, landmarks.numpy(), views=ONE_VIEW)
     torch.testing.assert_close(found.pose[:1], expected.pose, atol=1e-3, rtol=0)
     torch.testing.assert_close(found.camera[:1], expected.camera, atol=1e-3, rtol=0)
@@ -179,14 +179,14 @@ def test_views_are_turned_back_and_averaged(fit: FaceFit) -> None:
     model.head.weight.zero_()
     model.head.bias.zero_()
     image = [np.zeros((100, 100, 3), np.uint8)]
-    points = model.landmarks_5(model._fit_once(image, torch.from_numpy(template(100))[None].float(), [100]), 100)
+    points = model.landmarks_5(model.fit_around(image, torch.from_numpy(template(100))[None].float(), [100]), 100)
     plain, both, one = (
         model.fit(image, points.numpy(), passes=1, views=views)
         for views in (ONE_VIEW, ((1.0, 20.0), (1.0, -20.0)), ((1.25, 20.0),))
     )
     torch.testing.assert_close(both.pose, plain.pose, atol=1e-3, rtol=0)
-    first = model._fit_once(image, _seen(points, 1.25, 20.0), [100])
-    exact = model._fit_once(image, points, [100])
+    first = model.fit_around(image, zoomed_and_turned(points, 1.25, 20.0), [100])
+    exact = model.fit_around(image, points, [100])
     torch.testing.assert_close(first.pose[0, 2] - exact.pose[0, 2], torch.tensor(20.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(first.camera[:, 0], exact.camera[:, 0] * 1.25, atol=1e-4, rtol=0)
     assert (one.pose - plain.pose).abs().max() > 1
@@ -197,9 +197,9 @@ def test_a_fit_far_from_the_landmarks_is_moved_towards_them(fit: FaceFit) -> Non
     points = FaceFitter.landmarks_5(one, 128)[0]
     span = (points - points.mean(dim=0)).square().sum(dim=1).mean().sqrt()
     near, far = points + 0.5 * TRUST * span, points + torch.tensor([0.3, 0.4]) * span
-    kept, seen = _towards(one, near, 128)
+    kept, seen = moved_towards(one, near, 128)
     assert kept is one and torch.equal(seen, points)
-    fit, seen = _towards(one, far, 128)
+    fit, seen = moved_towards(one, far, 128)
     moved = FaceFitter.landmarks_5(fit, 128)[0]
     assert torch.equal(seen, moved)
     # It was half a span away, and is one TRUST away now, on the straight line; move_fit errs by a part of a pixel.
@@ -217,15 +217,15 @@ def test_of_a_large_photo_every_pixel_counts() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(ValueError, match="depths must be one fewer than widths"):
+    with pytest.raises(ValueError, match=r"depths .*widths.*\[1, 1\] .*\[8, 8\]"):
         FaceFitter(widths=(8, 8), depths=(1, 1))
-    with pytest.raises(ValueError, match="image_size must be a multiple of 16, got 100"):
+    with pytest.raises(ValueError, match=r"image_size .*16.* 100$"):
         FaceFitter(image_size=100)
     with pytest.raises(ValueError, match=r"\(3, 64, 64\)"):
         FaceFitter(**SMALL)(torch.rand(3, 64, 64))
-    with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"passes .* 1, .* 0$"):
         FaceFitter(**SMALL).fit([np.zeros((64, 64, 3), np.uint8)], np.zeros((1, 5, 2)), passes=0)
-    with pytest.raises(ValueError, match="points must be at least 68, got 67"):
+    with pytest.raises(ValueError, match=r"points .* 68, .* 67$"):
         FaceFitter(**SMALL, looks=1, look_points=67)
 
 

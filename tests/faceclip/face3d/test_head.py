@@ -63,14 +63,14 @@ def test_identity_moves_the_face_and_wrong_length_is_refused():
     shape = np.zeros(48)
     shape[0] = 2.0
     assert np.abs(head.vertices(shape) - head.vertices()).max() > 0.02
-    with pytest.raises(ValueError, match=r"shape must have shape \(48,\)"):
+    with pytest.raises(ValueError, match=r"^shape .*\(48,\).*\(5,\)"):
         head.vertices(np.zeros(5))
 
 
 def test_unreadable_bases_name_the_remedy(tmp_path):
     broken = tmp_path / "head.safetensors"
     broken.write_bytes(b"not a model")
-    with pytest.raises(CheckpointError, match=r"faceclip\.face3d\.extract"):
+    with pytest.raises(CheckpointError, match=r"head\.safetensors.*faceclip\.face3d\.extract"):
         HeadModel(broken)
 
 

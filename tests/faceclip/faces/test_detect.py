@@ -86,9 +86,9 @@ def test_policies_on_the_group_photo(detector):
     assert largest.area == max(face.area for face in everyone)
     center = find_faces(image, detector, policy="center")[0]
     assert abs(center.landmarks[0, 0] - 762) < 8  # the fourth person is nearest to the middle, by 5 px
-    with pytest.raises(SeveralFacesError, match=r"6 faces found in the group photo.*largest"):
+    with pytest.raises(SeveralFacesError, match=r"^6 .*the group photo.*largest"):
         find_faces(image, detector, policy="only", name="the group photo")
-    with pytest.raises(ConfigError, match="unknown face policy 'biggest'"):
+    with pytest.raises(ConfigError, match=r"policy.*'biggest'"):
         find_faces(image, detector, policy="biggest")
 
 
@@ -133,7 +133,7 @@ def test_prepare_faces_all_gives_a_crop_per_face(detector):
 
 
 def test_no_face_names_the_picture(detector):
-    with pytest.raises(NoFaceError, match=r"a blue wall.*upright"):
+    with pytest.raises(NoFaceError, match="a blue wall"):
         find_faces(np.full((90, 120, 3), 120, np.uint8), detector, name="a blue wall")
 
 
@@ -192,7 +192,7 @@ def test_suppression_by_hand():
 
 
 def test_insightface_is_opt_in_for_its_license():
-    with pytest.raises(ConfigError, match="non-commercial"):
+    with pytest.raises(ConfigError, match="accept_non_commercial=True"):
         InsightFaceDetector()
 
 
@@ -218,9 +218,10 @@ class Analysis:
 
 
 def test_insightface_gets_bgr_and_its_faces_come_best_first(monkeypatch):
-    monkeypatch.setattr("insightface.app.FaceAnalysis", Analysis)
+    built = []
+    monkeypatch.setattr("insightface.app.FaceAnalysis", lambda **words: built.append(Analysis(**words)) or built[-1])
     detector = InsightFaceDetector("antelopev2", accept_non_commercial=True, detection_size=320)
-    analysis = detector._analysis
+    (analysis,) = built
     assert analysis.arguments == {"name": "antelopev2", "allowed_modules": ["detection"]}
     assert analysis.settings == {"ctx_id": -1, "det_size": (320, 320)}
     rgb = np.full((96, 100, 3), (10, 20, 30), np.uint8)
@@ -239,14 +240,14 @@ def test_without_network_or_with_a_broken_pack_the_remedy_is_told(monkeypatch, t
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there: no connection leaves this machine
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    remedy = r"\.onnx files into ~/\.insightface/models/buffalo_l by hand, or use the default MTCNNDetector"
-    with pytest.raises(CheckpointError, match=rf"'buffalo_l' cannot be downloaded .*{remedy}"):
+    remedy = r"\.onnx files into ~/\.insightface/models/buffalo_l .*MTCNNDetector"
+    with pytest.raises(CheckpointError, match=rf"'buffalo_l' .*{remedy}"):
         InsightFaceDetector(accept_non_commercial=True)
     (tmp_path / ".insightface" / "models" / "buffalo_l").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=rf"no detector in it.*{remedy}"):
+    with pytest.raises(CheckpointError, match=rf"'buffalo_l' .*{remedy}"):
         InsightFaceDetector(accept_non_commercial=True)
     (tmp_path / ".insightface" / "models" / "buffalo_l" / "det_10g.onnx").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match=remedy):
+    with pytest.raises(CheckpointError, match=rf"det_10g\.onnx.*{remedy}"):
         InsightFaceDetector(accept_non_commercial=True)
 
 

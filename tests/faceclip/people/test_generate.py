@@ -110,7 +110,7 @@ def test_kill_and_resume_give_the_same_files(tmp_path):
 
 def test_another_request_in_the_same_folder_is_refused(small):
     other = Request(identities=4, images_per_identity=2, size=48, seed=4, splits=(2, 1, 1))
-    with pytest.raises(ConfigError, match=r"holds another data set \(seed 3 instead of 4\)"):
+    with pytest.raises(ConfigError, match=rf"{small} .*\bseed 3 .* 4\b"):
         generate(small, other, workers=1, quiet=True)
 
 
@@ -124,20 +124,20 @@ def test_card_counts_and_header(small):
 
 
 def test_bad_requests_are_named():
-    with pytest.raises(ConfigError, match="add up to --identities 4"):
+    with pytest.raises(ConfigError, match=r"--splits .*--identities 4"):
         Request(identities=4, images_per_identity=2, size=48, seed=3, splits=(2, 1, 2))
-    with pytest.raises(ConfigError, match="--size must be at least 32"):
+    with pytest.raises(ConfigError, match=r"--size .* 32\b"):
         Request(identities=4, images_per_identity=2, size=8, seed=3, splits=(2, 1, 1))
 
 
 def test_a_framing_is_part_of_the_request_and_older_data_sets_stay_what_they_are(small, tmp_path):
     assert "framing" not in json.loads((small / "dataset.json").read_text())
     close = replace(REQUEST, framing="head")
-    with pytest.raises(ConfigError, match=r"framing None instead of head"):
+    with pytest.raises(ConfigError, match=r"\bframing None .* head\b"):
         generate(small, close, workers=1, quiet=True)
     summary = generate(tmp_path, close, workers=1, quiet=True)
     assert summary["framing"] == "head" and "--framing head" in (tmp_path / "README.md").read_text()
-    with pytest.raises(ConfigError, match=r"framing head instead of None"):
+    with pytest.raises(ConfigError, match=r"\bframing head .* None\b"):
         generate(tmp_path, REQUEST, workers=1, quiet=True)
     with pytest.raises(ConfigError, match="--framing"):
         replace(REQUEST, framing="feet")

@@ -58,7 +58,7 @@ def test_an_impossible_configuration_of_a_directory(converted, tmp_path):
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     config["text_l"]["heads"] = 5
     (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="cannot be loaded as FaceCLIP"):
+    with pytest.raises(CheckpointError, match=r"/ours .*FaceCLIP .*embed_dim.*FaceCLIP\.save_pretrained"):
         FaceCLIP.from_pretrained(tmp_path / "ours")
 
 
@@ -106,7 +106,7 @@ def test_weights_that_are_no_floating_point(state, converted, tmp_path, dtype):
     bad = changed(state, tmp_path, **{name: torch.zeros(state[name].shape, dtype=dtype)})
     error = error_of(bad)
     assert f"1 mistyped: {name} is {dtype}, expected floating point" in str(error) and error.mistyped == (name,)
-    with pytest.raises(CheckpointError, match="1 mistyped"):
+    with pytest.raises(CheckpointError, match=r"bad\.pt .*1 mistyped: face_clip_l\.proj1\.weight "):
         convert(bad, tmp_path / "ours", config=SMALL)
     assert not (tmp_path / "ours").exists()
     directory = tmp_path / "directory"
@@ -155,7 +155,7 @@ def test_another_preset(file, converted):
     assert "misshapen" in refused(file, config=larger)
     assert "misshapen" in refused(file, config=None)
     assert "another configuration: face is" in refused(converted, config=larger)
-    with pytest.raises(ConfigError, match="colour"):
+    with pytest.raises(ConfigError, match=r"^config .*'colour'"):
         load_faceclip(file, config=SMALL | {"colour": 3})
 
 
@@ -187,7 +187,7 @@ def test_face_encoders_that_differ_do_not_fit_a_shared_one(state):
 )
 def test_settings_that_cannot_be(file, converted, tmp_path, part, name, value):
     config = SMALL | {part: SMALL[part] | {name: value}}
-    with pytest.raises(ConfigError, match="config does not describe a FaceCLIP: "):
+    with pytest.raises(ConfigError, match=r"^config .*FaceCLIP: .*\b32\b.*\b3\b"):
         load_faceclip(file, config=config)
     shutil.copytree(converted, tmp_path / "ours")
     found = json.loads((converted / "config.json").read_text())
@@ -199,7 +199,10 @@ def test_settings_that_cannot_be(file, converted, tmp_path, part, name, value):
 @pytest.mark.parametrize("given", [None, 3, b"face_clip_encoder.pt", ["ByteDance/FaceCLIP"]])
 def test_no_path(given):
     for load in (load_faceclip, load_unet):
-        with pytest.raises(ConfigError, match=f"path_or_hub_id must be .*, got {type(given).__name__}: .*FaceCLIP"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^path_or_hub_id .*\b{type(given).__name__}: .*face_clip_encoder\.pt.*ByteDance/FaceCLIP",
+        ):
             load(given)
 
 
@@ -217,7 +220,7 @@ def test_damage_inside_a_tensor(file, state, tmp_path):
     bad = with_a_flipped_bit(file, state["face_clip_l.proj1.weight"], tmp_path / "bad.pt")
     loaded = load_faceclip(bad, config=SMALL).l.identity_projection.weight
     assert int((loaded != state["face_clip_l.proj1.weight"]).sum()) == 1
-    with pytest.raises(CheckpointError, match=r"bad\.pt is damaged, the checksum of .*/data/\d+ .*download it again"):
+    with pytest.raises(CheckpointError, match=r"/bad\.pt .*/data/\d+ "):
         convert(bad, tmp_path / "ours", config=SMALL)
     assert not (tmp_path / "ours").exists()
 
@@ -281,12 +284,12 @@ def test_directories_and_files_in_the_wrong_place(file, converted, tmp_path):
     assert "is neither a file, nor a directory, nor a hub id" in refused(tmp_path / "no.pt")
     assert "without config.json" in refused(tmp_path)
     for call, message in (
-        (lambda: convert(tmp_path, tmp_path / "out", config=SMALL), "is a directory where a checkpoint file"),
-        (lambda: convert(tmp_path / "no.pt", tmp_path / "out", config=SMALL), "no.pt is not a file"),
-        (lambda: convert(file, converted, config=SMALL), "not an empty directory"),
-        (lambda: export(file, tmp_path / "out.pt"), "is a file where a directory"),
-        (lambda: export(tmp_path, tmp_path / "out.pt"), "holds no published_unused"),
-        (lambda: export(converted, tmp_path), "is a directory where the name of a file"),
+        (lambda: convert(tmp_path, tmp_path / "out", config=SMALL), rf"^{tmp_path} .*\.pt\b"),
+        (lambda: convert(tmp_path / "no.pt", tmp_path / "out", config=SMALL), r"/no\.pt "),
+        (lambda: convert(file, converted, config=SMALL), f"^{converted} "),
+        (lambda: export(file, tmp_path / "out.pt"), rf"^{file} .*`convert`"),
+        (lambda: export(tmp_path, tmp_path / "out.pt"), rf"^{tmp_path} .*published_unused\.safetensors.*`convert`"),
+        (lambda: export(converted, tmp_path), f"^{tmp_path} "),
     ):
         with pytest.raises(CheckpointError, match=message):
             call()
@@ -324,7 +327,7 @@ def test_export_of_an_incomplete_directory(file, tmp_path):
         copy = tmp_path / str(number)
         shutil.copytree(ours, copy)
         (copy / lost.name).unlink()
-        with pytest.raises(CheckpointError, match=rf"{copy} is not a FaceCLIP .* missing: "):
+        with pytest.raises(CheckpointError, match=rf"{copy} .*FaceCLIP .* missing: "):
             export(copy, target)
     unused = load_file(ours / "published_unused.safetensors")
     save_file(unused | {"face_clip_l.more": torch.zeros(1)}, ours / "published_unused.safetensors")
@@ -347,16 +350,16 @@ def largest_file(size: int) -> Iterator[None]:
 def test_targets_that_cannot_be_written(file, converted, tmp_path):
     target = tmp_path / "out.pt"
     target.write_text("old")
-    with largest_file(1 << 16), pytest.raises(CheckpointError, match=r"out\.pt cannot be written"):
+    with largest_file(1 << 16), pytest.raises(CheckpointError, match=r"/out\.pt "):
         export(converted, target)
     assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["out.pt"]
-    with largest_file(1 << 16), pytest.raises(CheckpointError, match="ours cannot be written"):
+    with largest_file(1 << 16), pytest.raises(CheckpointError, match="/ours "):
         convert(file, tmp_path / "ours", config=SMALL)
     assert not (tmp_path / "ours" / "config.json").exists()  # what is there is not taken for a whole one
     for call in (export, lambda _, path: convert(file, path, config=SMALL)):
-        with pytest.raises(CheckpointError, match="below cannot be written"):
+        with pytest.raises(CheckpointError, match="/below "):
             call(converted, target / "below")
-    with pytest.raises(CheckpointError, match=r"none/out\.pt cannot be written"):
+    with pytest.raises(CheckpointError, match=r"none/out\.pt "):
         export(converted, tmp_path / "none" / "out.pt")
 
 
@@ -366,7 +369,7 @@ def test_features_that_are_not_finite(part, value):
     given = FaceFeatures(tokens=torch.zeros(2, 144, 32), identity=torch.zeros(2, 16))
     assert check_features(given, 144, 32, 16) is given
     getattr(given, part)[1, 3] = value
-    with pytest.raises(ConfigError, match=rf"face_features\.{part} holds NaN or infinite numbers"):
+    with pytest.raises(ConfigError, match=rf"face_features\.{part} .*NaN"):
         check_features(given, 144, 32, 16)
     with torch.device("meta"):  # has no numbers to read
         check_features(FaceFeatures(tokens=torch.zeros(2, 144, 32), identity=torch.zeros(2, 16)), 144, 32, 16)
@@ -381,5 +384,5 @@ def test_hub_id_that_cannot_be_had(monkeypatch, tmp_path):
 
 def test_command_names_the_file(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 2
-    assert "no.pt is not a file" in capsys.readouterr().err
+    assert r"/no\.pt " in capsys.readouterr().err
     assert issubclass(CheckpointError, FaceClipError)

@@ -43,13 +43,13 @@ def test_faces_are_found_and_aligned():
 def test_bad_pictures(crop, tmp_path):
     with pytest.raises(UnreadableImageError, match=r"pictures\[1\].*100 × 120 px"):
         published_faces([crop, crop[:120, :100]], aligned=True)
-    with pytest.raises(UnreadableImageError, match=r"pictures\[0\].*does not exist"):
+    with pytest.raises(UnreadableImageError, match=r"pictures\[0\].*no\.png"):
         published_faces([tmp_path / "no.png"])
     with pytest.raises(NoFaceError, match=r"pictures\[0\]"):
         published_faces([np.zeros((64, 64, 3), np.uint8)])
     for single in ("face.png", Path("face.png"), b"bytes", Image.fromarray(crop), crop):
-        with pytest.raises(UnreadableImageError, match=r"must be a list, got one .*in brackets"):
+        with pytest.raises(UnreadableImageError, match=r"^pictures .*\blist\b"):
             published_faces(single, aligned=True)
     assert len(published_faces(crop[None], aligned=True)) == 1
-    with pytest.raises(UnreadableImageError, match="empty"):
+    with pytest.raises(UnreadableImageError, match=r"^pictures "):
         published_faces([])

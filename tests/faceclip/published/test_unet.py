@@ -72,7 +72,7 @@ def test_directories_in_shards(unet, tmp_path):
     assert {name for name, t in found.items() if t.dtype == torch.float32} == {"conv_out.weight", "conv_out.bias"}
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     next(tmp_path.glob("*-00002-of-*.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match=r"not a UNet of its configuration; \d+ missing"):
+    with pytest.raises(CheckpointError, match=r"\d+ missing: "):
         load_unet(tmp_path)
 
 
@@ -85,11 +85,11 @@ def test_bad_files(unet, tmp_path):
     with pytest.raises(CheckpointError, match=r"bad\.pt.*1 missing: conv_out\.bias; 1 unexpected: x"):
         load_unet(tmp_path / "bad.pt", config=TINY)
     torch.save(state, tmp_path / "small.pt")
-    with pytest.raises(CheckpointError, match=r"not a UNet of SDXL.*misshapen: add_embedding"):
+    with pytest.raises(CheckpointError, match=r"SDXL.*misshapen: add_embedding"):
         load_unet(tmp_path / "small.pt")
-    with pytest.raises(CheckpointError, match=r"nowhere\.pt is neither"):
+    with pytest.raises(CheckpointError, match=r"/nowhere\.pt "):
         load_unet(tmp_path / "nowhere.pt")
-    with pytest.raises(CheckpointError, match="no directory of a UNet"):
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path} .*config\.json"):
         load_unet(tmp_path)
     torch.save(state | {"conv_in.weight": state["conv_in.weight"].to(torch.int8)}, tmp_path / "int.pt")
     with pytest.raises(CheckpointError, match=r"1 mistyped: conv_in\.weight is torch\.int8") as caught:
@@ -100,7 +100,7 @@ def test_bad_files(unet, tmp_path):
 @pytest.mark.parametrize("config", [{"colour": 3}, TINY | {"attention_head_dim": 0}, TINY | {"norm_num_groups": 5}, 3])
 def test_settings_that_cannot_be(unet, tmp_path, config):
     torch.save(unet.state_dict(), tmp_path / "unet.pt")
-    with pytest.raises(ConfigError, match="config does not describe a UNet2DConditionModel: "):
+    with pytest.raises(ConfigError, match=r"^config .*UNet2DConditionModel: "):
         load_unet(tmp_path / "unet.pt", config=config)
 
 

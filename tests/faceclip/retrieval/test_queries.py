@@ -111,17 +111,17 @@ def test_single_portraits_allow_no_face_query():
         attributes={},
         descriptions=[describe(0), describe(1)],
     )
-    with pytest.raises(EmptyDatasetError, match="no face query can be asked: it needs a person with two portraits"):
+    with pytest.raises(EmptyDatasetError, match=r"\bface query "):
         build_queries(alone, "face")
 
 
 def test_one_person_is_nobody_to_be_told_from(labels):
-    with pytest.raises(EmptyDatasetError, match="all portraits show one person"):
+    with pytest.raises(EmptyDatasetError, match="one person"):
         build_queries(replace(labels, identity=np.zeros(len(labels), int)), "face")
 
 
 def test_unequal_columns_are_refused():
-    with pytest.raises(DataError, match="index has 1 rows"):
+    with pytest.raises(DataError, match=r"\bindex .*\b1 .*identity .*\b2$"):
         Labels(identity=np.array([1, 2]), index=np.array([0]), attributes={}, descriptions=[[], []])
 
 
@@ -188,5 +188,5 @@ def test_given_numbers_of_captions_are_used_in_place_of_their_words():
 def test_a_gallery_without_frontal_portraits_allows_no_frontal_query(labels):
     with pytest.raises(EmptyDatasetError, match="face_frontal"):
         build_queries(replace(labels, index=None), "face_frontal")
-    with pytest.raises(EmptyDatasetError, match="text"):
+    with pytest.raises(EmptyDatasetError, match=r"\btext query "):
         queries_of(labels, "text", [])

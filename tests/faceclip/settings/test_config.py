@@ -61,16 +61,16 @@ def test_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("inner.rat=1", r"inner\.rat: unknown key; did you mean rate\?"),
-        ("cuont=1", "did you mean count"),
-        ("count=1.5", "count: expected int, got 1.5"),
-        ("count=true", "count: expected int"),
-        ("flag=1", "flag: expected bool"),
-        ("inner.mode=c", "must be one of 'a', 'b'"),
-        ("inner=3", "inner: expected keys"),
-        ("names=x", "names: expected a list"),
-        ("count", "'count': expected --preset NAME"),
-        ("--preset=huge", "no such preset"),
+        ("inner.rat=1", r"^inner\.rat: .*\brate\?"),
+        ("cuont=1", r"^cuont: .*\bcount\?"),
+        ("count=1.5", r"^count: .*\bint, .*1\.5$"),
+        ("count=true", r"^count: .*\bint, .*true$"),
+        ("flag=1", r"^flag: .*\bbool, .*1$"),
+        ("inner.mode=c", r"^inner\.mode: .*'a', 'b', .*\bc$"),
+        ("inner=3", r"^inner: .*\b3$"),
+        ("names=x", r"^names: .*\bx$"),
+        ("count", "^'count': .*--preset NAME, --config FILE .*key=value"),
+        ("--preset=huge", "^--preset 'huge': "),
     ],
 )
 def test_errors_name_the_key(word: str, message: str) -> None:
@@ -80,7 +80,7 @@ def test_errors_name_the_key(word: str, message: str) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
 def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"device: must be one of 'auto', 'cpu'"):
+    with pytest.raises(ConfigError, match=r"^device: .*'auto', 'cpu'"):
         parse_config(TrainerConfig, [f"device={device}"])
     with pytest.raises(ConfigError, match=r"trainer\.device.*CUDA_VISIBLE_DEVICES"):
         TrainerConfig(device=device)
@@ -90,17 +90,17 @@ def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("ema_decay=1.5", r"trainer\.ema_decay: must be in \[0, 1\) or null, got 1\.5"),
+        ("ema_decay=1.5", r"^trainer\.ema_decay: .*\[0, 1\).*null.* 1\.5$"),
         ("ema_decay=.nan", r"trainer\.ema_decay"),
-        ("betas=[2,3]", r"trainer\.betas: both must be in \[0, 1\), got \[2\.0, 3\.0\]"),
-        ("num_threads=0", r"trainer\.num_threads: must be at least 1 or null, got 0"),
-        ("seed=-1", r"trainer\.seed: must be from 0 to 4294967295, got -1"),
+        ("betas=[2,3]", r"^trainer\.betas: .*\[0, 1\).* \[2\.0, 3\.0\]$"),
+        ("num_threads=0", r"^trainer\.num_threads: .*\b1 .*null.* 0$"),
+        ("seed=-1", r"^trainer\.seed: .*\b4294967295.* -1$"),
         ("seed=4294967296", r"trainer\.seed"),
-        ("save_every=-1", r"trainer\.save_every: must not be negative"),
-        ("learning_rate=.nan", r"trainer\.learning_rate: must be positive"),
-        ("weight_decay=-1", r"trainer\.weight_decay: must be 0 or more"),
-        ("max_grad_norm=-1", r"trainer\.max_grad_norm: must be 0 or more"),
-        ("min_lr_ratio=2", r"trainer\.min_lr_ratio: must be from 0 to 1"),
+        ("save_every=-1", r"^trainer\.save_every: .* -1$"),
+        ("learning_rate=.nan", r"^trainer\.learning_rate: .* nan$"),
+        ("weight_decay=-1", r"^trainer\.weight_decay: .* -1\.0$"),
+        ("max_grad_norm=-1", r"^trainer\.max_grad_norm: .* -1\.0$"),
+        ("min_lr_ratio=2", r"^trainer\.min_lr_ratio: .* 2\.0$"),
     ],
 )
 def test_impossible_trainer_settings(word: str, message: str) -> None:
@@ -114,13 +114,13 @@ def test_the_largest_seed_seeds_every_step_and_rank() -> None:
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match=r"--config .*none\.yaml"):
         parse_config(Outer, ["--config", str(tmp_path / "none.yaml")])
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"--config .*bad\.yaml.*YAML"):
         parse_config(Outer, ["--config", str(tmp_path / "bad.yaml")])
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ConfigError, match=r"picture\.png: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"--config .*picture\.png.*YAML"):
         parse_config(Outer, ["--config", str(tmp_path / "picture.png")])
 
 

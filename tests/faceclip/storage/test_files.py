@@ -20,7 +20,7 @@ def test_a_picture_replaces_the_earlier_one_or_leaves_it(tmp_path):
     path = tmp_path / "new" / "a.png"
     write_picture(path, Image.new("RGB", (4, 4)))
     before = path.read_bytes()
-    with largest_file(4000), pytest.raises(DataError, match=r"cannot write .*a\.png .*free space.*run again"):
+    with largest_file(4000), pytest.raises(DataError, match=r"/a\.png .*Errno 27"):
         write_picture(path, noise())
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
     write_picture(path, noise())
@@ -39,7 +39,7 @@ def test_what_a_block_raises_leaves_the_file(tmp_path):
 
 def test_the_outermost_file_is_named_and_other_errors_pass():
     out, part = Path("out"), Path("out/part")
-    said = r"^cannot write out \(.*No space.*\): the disk is full: free space"
+    said = r"\bout \(\[Errno 28\]"
     with pytest.raises(CheckpointError, match=said) as caught, disk_errors(out, CheckpointError), disk_errors(part):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "part" not in str(caught.value)
@@ -75,13 +75,13 @@ def test_json_is_replaced_as_a_whole(tmp_path):
     assert read_json(path) == {"a": [2], "b": 1}
     write_json(path, [1])
     assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]
-    with pytest.raises(DataError, match=r"facts\.json.*no JSON object"):
+    with pytest.raises(DataError, match=r"/facts\.json .*JSON"):
         read_json(path)
     path.write_text("{")
-    with pytest.raises(DataError, match=r"facts\.json is corrupt"):
+    with pytest.raises(DataError, match=r"/facts\.json .*line 1 column 2"):
         read_json(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(DataError, match=r"cannot write .*facts\.json"):
+    with pytest.raises(DataError, match=r"/facts\.json .*Errno 21"):
         write_json(path, {})
     assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]

@@ -75,7 +75,7 @@ def test_damage_is_found_and_named(tmp_path, damage):
     else:
         path = tmp_path / "s" / "manifest.json"
         path.write_text("{")
-    with pytest.raises(DataError, match=rf"{path.name}.*delete") as caught:
+    with pytest.raises(DataError, match=rf"/{path.name} ") as caught:
         ShardFolder(tmp_path / "s", {}).open()
     assert str(tmp_path / "s") in str(caught.value)
 
@@ -87,7 +87,7 @@ def test_sizes_alone_are_checked_on_request(tmp_path):
     path.write_bytes(data)
     assert ShardFolder(tmp_path / "s", {}).open(hashes=False)["b"].shape == (12,)
     path.write_bytes(data[:-3])
-    with pytest.raises(DataError, match="bytes"):
+    with pytest.raises(DataError, match=r"/00001\.safetensors .*\b273\b.*\b276\b"):
         ShardFolder(tmp_path / "s", {}).open(hashes=False)
 
 
@@ -100,7 +100,7 @@ def test_joined_array_indexes_like_numpy():
     rows = np.array([8, 1, 3])
     np.testing.assert_array_equal(joined.take(rows)[np.array([2, 0])], whole[[3, 8]])
     np.testing.assert_array_equal(joined.take(rows).take(np.array([1]))[:], whole[[1]])
-    with pytest.raises(IndexError, match="of 10"):
+    with pytest.raises(IndexError, match="10 of 10"):
         joined[10]
     with pytest.raises(IndexError):
         joined[-11]

@@ -71,9 +71,9 @@ def test_a_joint_encoder_over_it_trains_and_round_trips(file, faces, tmp_path, d
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 1}, "1 picture"),
-        ({"channels": 1}, r"\(1, 32, 32\)"),
-        ({"flat": False}, "one vector"),
+        ({"batch": 1}, r"/other\.onnx .*\b1 picture"),
+        ({"channels": 1}, r"/other\.onnx .*\(1, 32, 32\)"),
+        ({"flat": False}, r"/other\.onnx .*\[None, 8, 4, 4\]"),
     ],
 )
 def test_graphs_that_are_no_recognizers_are_refused(tmp_path, change, message):
@@ -88,7 +88,7 @@ def test_files_that_are_no_graphs_are_refused(tmp_path, file):
     cut.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(CheckpointError, match=r"cut\.onnx"):
         load_tower(f"onnx:{cut}", "face")
-    with pytest.raises(ConfigError, match="not a text tower"):
+    with pytest.raises(ConfigError, match=f"^onnx:{file}: "):
         load_tower(f"onnx:{file}", "text")
-    with pytest.raises(ConfigError, match=f"write onnx:{file}"):
+    with pytest.raises(ConfigError, match=f"^arcface:{file} .*onnx:{file}"):
         load_tower(f"arcface:{file}", "face")

@@ -70,22 +70,27 @@ def test_an_image_tower_keeps_its_normalization_and_older_ones_have_openais(tmp_
 
 @pytest.mark.parametrize("wrong", [{"mean": (0.5,)}, {"std": (0.5, 0.5, 0.0)}, {"std": (0.5, 0.5)}])
 def test_a_normalization_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ConfigError, match="three numbers each"):
+    with pytest.raises(ConfigError, match=r"^mean and std .*\(0\.5,\)"):
         ImageTower(image_size=16, patch_size=8, width=32, layers=1, heads=2, embed_dim=8, **wrong)
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "error", "message"),
     [
-        ("open_clip:ViT-Nowhere/openai", "text", ConfigError, "no model 'ViT-Nowhere'"),
-        ("open_clip:ViT-B-32/nobody", "text", ConfigError, "no weights 'nobody'"),
-        ("open_clip:ViT-B-32/openai", "face", ConfigError, "no face encoder"),
-        ("open_clip:ViT-L-14/openai", "text", ConfigError, "another activation than that of ViT-L-14; take"),
-        ("open_clip:ViT-L-14-quickgelu/laion2b_s32b_b82k", "text", ConfigError, "no weights"),
-        ("open_clip:roberta-ViT-B-32", "text", ConfigError, "its text side is no transformer of open_clip's own"),
-        ("arcface:/nowhere.pth", "face", CheckpointError, "is not a file"),
-        ("arcface:/nowhere.pth", "text", ConfigError, "not a text tower"),
-        ("tiny/nobody", "face", CheckpointError, "ships no weights"),
+        ("open_clip:ViT-Nowhere/openai", "text", ConfigError, "^open_clip:ViT-Nowhere/openai: .*'ViT-Nowhere'"),
+        ("open_clip:ViT-B-32/nobody", "text", ConfigError, "^open_clip:ViT-B-32/nobody: .*'nobody'.*openai"),
+        ("open_clip:ViT-B-32/openai", "face", ConfigError, "^open_clip:ViT-B-32/openai: .*arcface:FILE, onnx:FILE"),
+        (
+            "open_clip:ViT-L-14/openai",
+            "text",
+            ConfigError,
+            "^open_clip:ViT-L-14/openai: .*'openai' .*ViT-L-14-quickgelu$",
+        ),
+        ("open_clip:ViT-L-14-quickgelu/laion2b_s32b_b82k", "text", ConfigError, "'laion2b_s32b_b82k'; .*openai"),
+        ("open_clip:roberta-ViT-B-32", "text", ConfigError, "^open_clip:roberta-ViT-B-32: "),
+        ("arcface:/nowhere.pth", "face", CheckpointError, r"^/nowhere\.pth "),
+        ("arcface:/nowhere.pth", "text", ConfigError, r"^arcface:/nowhere\.pth: "),
+        ("tiny/nobody", "face", CheckpointError, "'tiny/nobody'; .*tiny/recognizer"),
     ],
 )
 def test_names_that_lead_nowhere(name, kind, error, message):
@@ -95,7 +100,7 @@ def test_names_that_lead_nowhere(name, kind, error, message):
 
 def test_weights_that_cannot_be_fetched_are_named(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no network")))
-    with pytest.raises(CheckpointError, match=r"open_clip:ViT-B-32-quickgelu/openai: .*fetched or read \(no network\)"):
+    with pytest.raises(CheckpointError, match=r"^open_clip:ViT-B-32-quickgelu/openai: .*no network"):
         load_tower("open_clip:ViT-B-32-quickgelu/openai", "text")
 
 
@@ -148,5 +153,5 @@ def test_damaged_folders_are_refused(tmp_path, damage):
 
 
 def test_a_tower_of_another_kind_is_refused():
-    with pytest.raises(CheckpointError, match=r"as FaceViT .*config\.json is that of 'TextTower'"):
+    with pytest.raises(CheckpointError, match=r"FaceViT .*config\.json .*'TextTower'"):
         load_tower("tiny/text_tower_l", "face")

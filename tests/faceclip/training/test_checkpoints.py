@@ -81,22 +81,22 @@ def test_a_corrupt_checkpoint_is_named_and_an_older_one_chosen(tmp_path: Path) -
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"step-00000002: state\.safetensors is corrupt"):
+    with pytest.warns(UserWarning, match=r"step-00000002: state\.safetensors "):
         assert newest_checkpoint(tmp_path).name == "step-00000001"
-    with pytest.raises(CheckpointError, match="corrupt"):
+    with pytest.raises(CheckpointError, match=r"step-00000002: state\.safetensors "):
         load_checkpoint(folder)
 
 
 def test_a_folder_without_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
     (save(tmp_path, 5) / "manifest.json").unlink()
-    with pytest.warns(UserWarning, match="missing"):
+    with pytest.warns(UserWarning, match=r"step-00000005: manifest\.json "):
         assert newest_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["[]", '{"sha256": 3}', '{"sha256": [1]}', "not JSON"])
 def test_a_manifest_of_something_else_is_told(tmp_path: Path, content: str) -> None:
     (save(tmp_path, 5) / "manifest.json").write_text(content)
-    with pytest.warns(UserWarning, match=r"manifest\.json is missing or unreadable"):
+    with pytest.warns(UserWarning, match=r"manifest\.json "):
         assert newest_checkpoint(tmp_path) is None
 
 
@@ -145,7 +145,7 @@ def test_draws_of_a_sample_do_not_depend_on_its_batch() -> None:
 
 
 def test_an_empty_source_is_refused() -> None:
-    with pytest.raises(EmptyDatasetError, match="no samples"):
+    with pytest.raises(EmptyDatasetError, match=r"^length=0: "):
         OrderedSampler(0, seed=0)
 
 

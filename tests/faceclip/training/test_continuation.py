@@ -53,7 +53,7 @@ def test_changed_settings_are_named(tmp_path: Path, changes, command, message) -
 
     trainer(Command()).fit()
     before = weights(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"cannot resume exactly \({message}\); use another .*out=DIR"):
+    with pytest.raises(CheckpointError, match=rf"\({message}\).*out=DIR"):
         trainer(command, **changes).fit()
     assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
     # What says nothing about the weights may change.
@@ -63,7 +63,7 @@ def test_changed_settings_are_named(tmp_path: Path, changes, command, message) -
 def test_a_run_does_not_go_back_and_says_when_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Trainer(config(steps=8), Line(), Numbers(), tmp_path).fit()
     assert "nothing left" not in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match=r"already at step 8, beyond trainer\.steps=4: set trainer\.steps=8 or"):
+    with pytest.raises(CheckpointError, match=r"step 8, .*trainer\.steps=4: .*trainer\.steps=8\b"):
         Trainer(config(steps=4), Line(), Numbers(), tmp_path).fit()
     assert Trainer(config(steps=8), Line(), Numbers(), tmp_path).fit().step == 8
     assert "already at step 8, nothing left to train" in capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_what_older_checkpoints_leave_unsaid() -> None:
 def test_a_run_may_end_where_its_checkpoint_stands_and_no_earlier(tmp_path: Path) -> None:
     check_steps(tmp_path, 8, 8)
     check_steps(tmp_path, 8, 9)
-    with pytest.raises(CheckpointError, match=r"step 8, beyond trainer\.steps=7"):
+    with pytest.raises(CheckpointError, match=r"step 8, .*trainer\.steps=7\b"):
         check_steps(tmp_path, 8, 7)
 
 

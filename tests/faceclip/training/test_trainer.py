@@ -165,7 +165,7 @@ def test_nan_stops_before_the_weights_are_touched(tmp_path: Path) -> None:
 
 def test_resume_with_another_batch_size_is_refused(tmp_path: Path) -> None:
     Trainer(config(steps=4), Line(), Numbers(), tmp_path).fit()
-    with pytest.raises(CheckpointError, match="batch_size was 6, now 8"):
+    with pytest.raises(CheckpointError, match=r"\bbatch_size .*\b6, .*\b8\b"):
         Trainer(config(batch_size=8), Line(), Numbers(), tmp_path).fit()
 
 
@@ -177,10 +177,10 @@ def test_resume_on_other_frozen_parts_is_refused(tmp_path: Path) -> None:
     assert Trainer(config(steps=8), task, Numbers(), tmp_path / "old", facts={"data": "11"}).fit().step == 8
     before = weights(tmp_path / "old")
     task.facts = lambda: {"encoder": "bb"}
-    with pytest.raises(CheckpointError, match=r"\(encoder was aa, now bb\); use another output directory"):
+    with pytest.raises(CheckpointError, match=r"\(encoder .*\baa, .*\bbb\)"):
         Trainer(config(steps=8), task, Numbers(), tmp_path / "old", facts={"data": "11"}).fit()
     task.facts = lambda: {"encoder": "aa"}
-    with pytest.raises(CheckpointError, match=r"\(data was 11, now 22\)"):
+    with pytest.raises(CheckpointError, match=r"\(data .*\b11, .*\b22\)"):
         Trainer(config(steps=12), task, Numbers(), tmp_path / "old", facts={"data": "22"}).fit()
     assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "old").items())
     assert Trainer(config(steps=12), task, Numbers(), tmp_path / "old", facts={"data": "11"}).fit().step == 12
@@ -198,5 +198,5 @@ def test_best_export_is_kept(tmp_path: Path) -> None:
 def test_nothing_to_train(tmp_path: Path) -> None:
     task = Line()
     task.modules.requires_grad_(False)
-    with pytest.raises(ConfigError, match="nothing to train"):
+    with pytest.raises(ConfigError, match=r"^task\.modules: "):
         Trainer(config(), task, Numbers(), tmp_path)

@@ -89,9 +89,9 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_refused_at_the_start_or_corrected_afterwards(tmp_path: Path) -> None:
     telling = scoring(Line())
     telling.figures = lambda: ("score",)
-    with pytest.raises(ConfigError, match=r"trainer\.best_metric: scroe is not among score"):
+    with pytest.raises(ConfigError, match=r"^trainer\.best_metric: scroe .*\bscore\b"):
         Trainer(config(best_metric="scroe"), telling, Numbers(), tmp_path)
-    with pytest.raises(ConfigError, match=r"trainer\.best_metric: scroe is not among score"):
+    with pytest.raises(ConfigError, match=r"^trainer\.best_metric: scroe .*\bscore\b"):
         Trainer(config(best_metric="scroe"), scoring(Line()), Numbers(), tmp_path).fit()
     assert not (tmp_path / "export").exists()
     Trainer(config(best_metric="score"), scoring(Line()), Numbers(), tmp_path).fit()

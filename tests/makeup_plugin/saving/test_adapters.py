@@ -75,7 +75,7 @@ def test_no_alpha_means_factor_one(unet):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="rank must be at least 1"):
+    with pytest.raises(ConfigError, match=r"^lora\.rank .* 0$"):
         LoraSettings(rank=0)
 
 
@@ -144,7 +144,7 @@ def test_adapter_files_hold_nothing_of_the_base(saved):
 def test_an_identity_channel_is_not_loaded_where_nothing_feeds_it(saved, unet_factory):
     _, directory = saved
     blind = Bare(unet=unet_factory(), image_encoder=None, identity_channel=None, shading_channel=None)
-    with pytest.raises(ConfigError, match="needs image_encoder"):
+    with pytest.raises(ConfigError, match=r"/adapter .*image_encoder:"):
         load_adapter(blind, directory)
     assert not getattr(blind.unet, "peft_config", None) and blind.identity_channel is None
 
@@ -152,7 +152,7 @@ def test_an_identity_channel_is_not_loaded_where_nothing_feeds_it(saved, unet_fa
 def test_another_base_is_refused_before_anything_changes(saved, unet_factory, conditions, noisy):
     _, directory = saved
     other = Bare(unet=unet_factory(layers_per_block=2), identity_channel=None, shading_channel=None)
-    with pytest.raises(CheckpointError, match="layers_per_block=1, this one has 2"):
+    with pytest.raises(CheckpointError, match=r"/adapter\.json: .*layers_per_block=1, .*\b2;"):
         load_adapter(other, directory)
     assert not getattr(other.unet, "peft_config", None) and other.identity_channel is None
 
@@ -163,14 +163,14 @@ def test_damaged_adapters_are_named(saved, unet_factory):
     weights = directory / "lora.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"lora\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"/lora\.safetensors "):
         load_adapter(fresh, directory)
     weights.write_bytes(whole)
     channel = directory / "identity_channel" / "config.json"
     settings = channel.read_text()
     for damage in (lambda: channel.write_text("{}"), channel.unlink):
         damage()
-        with pytest.raises(CheckpointError, match="identity_channel cannot be read"):
+        with pytest.raises(CheckpointError, match=r"/identity_channel .*layer_names"):
             load_adapter(fresh, directory)
     channel.write_text(settings)
     config = json.loads((directory / "adapter.json").read_text())
@@ -198,7 +198,7 @@ def test_damaged_adapters_are_named(saved, unet_factory):
         with pytest.raises(CheckpointError, match=rf"adapter\.json .*{message}"):
             load_adapter(fresh, directory)
     (directory / "adapter.json").unlink()
-    with pytest.raises(CheckpointError, match=r"adapter\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"/adapter\.json "):
         load_adapter(fresh, directory)
 
 

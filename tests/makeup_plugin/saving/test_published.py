@@ -13,7 +13,7 @@ from faceclip.errors import CheckpointError
 from makeup_plugin.conditioning import predict
 from makeup_plugin.identity import cross_attention_layers
 from makeup_plugin.saving.adapters import ADAPTER_NAME
-from makeup_plugin.saving.published import _empty_channel, convert_state, load_facemakeup, read_checkpoint
+from makeup_plugin.saving.published import convert_state, empty_channel, load_facemakeup, read_checkpoint
 
 SHAPES = Path(__file__).parent / "data" / "facemakeup_state_dict.json"
 SD15 = {
@@ -45,7 +45,7 @@ def test_every_published_tensor_has_its_place(full_size):
     assert [len(state[root]) for root in ("image_proj", "ip_adapter", "controlnet")] == [56, 288, 340]
     states = convert_state(state, unet)
     with init_empty_weights():
-        channel = _empty_channel(states, unet)
+        channel = empty_channel(states, unet)
         control = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     assert sizes(states.projection) == sizes(channel.projection.state_dict())
     assert sizes(states.attention) == sizes(channel.attention.state_dict())
@@ -175,34 +175,34 @@ def test_published_checkpoint_runs_on_its_unet(small, tmp_path, conditions, nois
 def test_damaged_or_foreign_files_are_refused(small, tmp_path):
     unet, state = small
     path = tmp_path / "makeup.bin"
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"/makeup\.bin .*Face-MakeUp"):
         read_checkpoint(path)
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="damaged or holds more than tensors"):
+    with pytest.raises(CheckpointError, match=r"/makeup\.bin .*weights_only|/makeup\.bin .*tensors"):
         read_checkpoint(path)
     torch.save({"image_proj": Path("/")}, path)
-    with pytest.raises(CheckpointError, match="damaged or holds more than tensors"):
+    with pytest.raises(CheckpointError, match=r"/makeup\.bin .*weights_only|/makeup\.bin .*tensors"):
         read_checkpoint(path)
     torch.save({"weights": {}}, path)
-    with pytest.raises(CheckpointError, match=r"found \['weights'\]"):
+    with pytest.raises(CheckpointError, match=r"/makeup\.bin: .*image_proj, ip_adapter, controlnet, .*\['weights'\]"):
         read_checkpoint(path)
     missing = {**state, "controlnet": dict(list(state["controlnet"].items())[1:])}
     torch.save(missing, path)
-    with pytest.raises(CheckpointError, match=r"controlnet is not a part.* 1 missing: conv_in\.weight"):
+    with pytest.raises(CheckpointError, match=r"^controlnet .*1 missing: conv_in\.weight"):
         load_facemakeup(path, unet)
     other = {**state["image_proj"], "norm.bias": torch.ones(3), "extra": torch.ones(1)}
     torch.save({**state, "image_proj": other}, path)
-    with pytest.raises(CheckpointError, match=r"extra; 1 misshapen: norm\.bias is \(3,\), expected \(64,\)"):
+    with pytest.raises(CheckpointError, match=r"^image_proj .*extra; 1 misshapen: norm\.bias .*\(3,\).*\(64,\)"):
         load_facemakeup(path, unet)
     torch.save({**state, "image_proj": [1]}, path)
-    with pytest.raises(CheckpointError, match="image_proj is not a dictionary"):
+    with pytest.raises(CheckpointError, match=r"/makeup\.bin: image_proj "):
         load_facemakeup(path, unet)
-    with pytest.raises(CheckpointError, match="is a directory"):
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path} "):
         load_facemakeup(tmp_path, unet)
     torch.save(state, path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"/makeup\.bin .*zip archive"):
         load_facemakeup(path, unet)
     torch.save({**state, "ip_adapter": {**state["ip_adapter"], "99.to_k_ip.weight": torch.ones(1)}}, path)
-    with pytest.raises(CheckpointError, match=r"99\.to_k_ip\.weight belongs to no attention layer"):
+    with pytest.raises(CheckpointError, match=r"^ip_adapter\.99\.to_k_ip\.weight .*\b32 layers"):
         load_facemakeup(path, unet)

@@ -79,11 +79,11 @@ def test_added_part_moves_to_another_base(pipeline, saved, base_parts, photo, po
     given = {name: base_parts()[name] for name in ("unet", "vae")}
     mixed = FaceMakeUpPipeline.from_base(saved, **given, **shared)
     assert mixed.unet is given["unet"] and mixed.vae is given["vae"]
-    with pytest.raises(ConfigError, match="needs joint_encoder"):
+    with pytest.raises(ConfigError, match="joint_encoder="):
         FaceMakeUpPipeline.from_base(saved)
-    with pytest.raises(CheckpointError, match="does not hold an SDXL base"):
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path} .*SDXL .*unet, vae, scheduler"):
         FaceMakeUpPipeline.from_base(tmp_path, scheduler=pipeline.scheduler, **shared)
-    with pytest.raises(CheckpointError, match="nowhere does not hold an SDXL base"):
+    with pytest.raises(CheckpointError, match=r"/nowhere .*SDXL .*unet, vae, scheduler"):
         FaceMakeUpPipeline.from_base(tmp_path / "nowhere", **shared)
 
 
@@ -181,9 +181,9 @@ def test_lora_weights_as_a_dictionary(pipeline):
         pipeline.load_lora_weights(state, adapter_name=f"style{number}", low_cpu_mem_usage=False)
     assert len(state) == 3
     assert pipeline.get_active_adapters() == ["makeup", "style0", "style1"]
-    with pytest.raises(ConfigError, match=r"the dictionary holds more than a LoRA: unet\.conv_in\.weight belongs"):
+    with pytest.raises(ConfigError, match=r"LoRA.*: unet\.conv_in\.weight "):
         pipeline.load_lora_weights({"unet.conv_in.weight": torch.ones(1)})
-    with pytest.raises(ConfigError, match="the dictionary has no LoRA for a UNet"):
+    with pytest.raises(ConfigError, match=r"LoRA .*UNet; .*'text_encoder\.q\.lora_A\.weight'"):
         pipeline.load_lora_weights({"text_encoder.q.lora_A.weight": torch.ones(1)})
 
 
@@ -199,7 +199,7 @@ def test_a_fused_lora_is_neither_saved_into_the_base_nor_left_there(pipeline, ba
         lambda: pipeline.delete_adapters("makeup"),
         pipeline.unload_adapter,
     ):
-        with pytest.raises(ConfigError, match=r"'makeup' is fused into the UNet: call unfuse_lora\(\)"):
+        with pytest.raises(ConfigError, match=r"'makeup' .*unfuse_lora\(\)"):
             call()
     assert not list(tmp_path.iterdir())
     assert pipeline.identity_channel is not None
@@ -217,9 +217,9 @@ def test_a_fused_style_is_not_saved_either(pipeline, tmp_path):
     config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False)
     pipeline.unet.add_adapter(config, adapter_name="style")
     pipeline.fuse_lora(adapter_names=["style"])
-    with pytest.raises(ConfigError, match="'style' is fused"):
+    with pytest.raises(ConfigError, match=r"'style' .*unfuse_lora\(\)"):
         pipeline.save_pretrained(tmp_path / "pipeline")
-    with pytest.raises(ConfigError, match="'style' is fused"):
+    with pytest.raises(ConfigError, match=r"'style' .*unfuse_lora\(\)"):
         pipeline.unload_lora_weights()
 
 
@@ -234,10 +234,10 @@ def test_no_weight_lives_in_two_parts(pipeline):
 
 def test_broken_directories_are_named(saved, tmp_path):
     load = FaceMakeUpPipeline.from_pretrained
-    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
+    with pytest.raises(CheckpointError, match=r"/nowhere .*owner/name"):
         load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"adapter\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"empty/adapter\.json "):
         load(tmp_path / "empty")
 
     def broken(name, change):
@@ -248,16 +248,16 @@ def test_broken_directories_are_named(saved, tmp_path):
 
     weights = "unet/diffusion_pytorch_model.safetensors"
     truncated = broken("truncated", lambda d: (d / weights).write_bytes((d / weights).read_bytes()[:999]))
-    with pytest.raises(CheckpointError, match="does not hold a loadable pipeline"):
+    with pytest.raises(CheckpointError, match=r"/truncated .*/unet/diffusion_pytorch_model"):
         load(truncated)
     without = broken("without", lambda d: (d / weights).unlink())
-    with pytest.raises(CheckpointError, match="does not hold a loadable pipeline"):
+    with pytest.raises(CheckpointError, match=r"/without .*diffusion_pytorch_model"):
         load(without)
     no_lora = broken("no_lora", lambda d: (d / "lora.safetensors").unlink())
-    with pytest.raises(CheckpointError, match=r"lora\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"no_lora/lora\.safetensors "):
         load(no_lora)
     interrupted = broken("interrupted", lambda d: (d / "adapter.json").unlink())
-    with pytest.raises(CheckpointError, match="saving it was interrupted"):
+    with pytest.raises(CheckpointError, match=r"interrupted/adapter\.json "):
         load(interrupted)
 
 
@@ -273,13 +273,13 @@ def test_a_failed_save_leaves_the_pipeline_and_the_earlier_save_whole(pipeline, 
         (3000, pipeline.save_pretrained),
         (largest - 1, pipeline.save_pretrained),
     ):
-        with largest_file(size), pytest.raises(CheckpointError, match=r"cannot write .*/pipeline .*free space"):
+        with largest_file(size), pytest.raises(CheckpointError, match=r"/pipeline .*Errno 27"):
             save(saved)
         assert contents(saved) == before
     assert np.array_equal(run(FaceMakeUpPipeline.from_pretrained(saved), photo, points), wanted)
     shutil.rmtree(saved / "vae")
     (saved / "vae").write_text("in the way")
-    with pytest.raises(CheckpointError, match="vae is a file where a folder must go"):
+    with pytest.raises(CheckpointError, match=r"/vae "):
         pipeline.save_pretrained(saved)
 
 
@@ -337,7 +337,7 @@ def test_a_save_with_a_variant_loads_with_it(pipeline, base_parts, photo, points
     assert np.array_equal(run(loaded, photo, points), wanted)
     parts = {name: getattr(pipeline, name) for name in ("joint_encoder", "image_encoder", "face_fitter")}
     other = FaceMakeUpPipeline(**base_parts() | parts)
-    with pytest.raises(CheckpointError, match="identity_channel cannot be read"):
+    with pytest.raises(CheckpointError, match="/identity_channel "):
         other.load_adapter(tmp_path)
     other.load_adapter(tmp_path, variant="mine")
     assert np.array_equal(run(other, photo, points), wanted)
@@ -350,7 +350,7 @@ def test_the_base_names_its_scheduler(pipeline, saved):
     assert loaded.scheduler.config.timestep_spacing == "trailing"
     path = saved / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("EulerDiscreteScheduler", "NobodysScheduler"))
-    with pytest.raises(CheckpointError, match="no scheduler 'NobodysScheduler'; give scheduler="):
+    with pytest.raises(CheckpointError, match=r"'NobodysScheduler'.* scheduler="):
         FaceMakeUpPipeline.from_base(saved, joint_encoder=pipeline.joint_encoder)
 
 

@@ -19,9 +19,9 @@ def test_regions_that_are_not_named_weigh_one():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"mouth": 2}, "region_weights.mouth: no such region; known: .*lips"),
-        ({"lips": 0}, "region_weights.lips: must be a positive number, got 0"),
-        ({"lips": float("inf")}, "must be a positive number"),
+        ({"mouth": 2}, r"^region_weights\.mouth: .*\blips\b"),
+        ({"lips": 0}, r"^region_weights\.lips: .* 0$"),
+        ({"lips": float("inf")}, r"^region_weights\.lips: .* inf$"),
     ],
 )
 def test_weights_that_cannot_be(weights, message):
