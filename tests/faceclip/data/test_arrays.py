@@ -154,7 +154,7 @@ def test_truncated_shard_is_named(tmp_path):
         ({"pose": None}, "identity 1, index 0: pose "),
         (
             {"captions": [{"text": "Red hair.", "kind": "both", "phrases": None}]},
-            "identity 1, index 0, captions: .*TypeError",
+            "index 0, captions: .*TypeError",
         ),
         (
             {

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import re
 import tarfile
 from pathlib import Path
 

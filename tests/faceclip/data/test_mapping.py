@@ -86,7 +86,7 @@ def test_facecaption_needs_a_decision_about_identities_and_pictures():
         (
             ("image", "caption", "identity"),
             {"columns": ColumnsConfig(split="fold")},
-            r"'fold'.*data\.columns\.split=NAME",
+            r"'fold'.*columns\.split=NAME",
         ),
     ],
 )
