@@ -127,7 +127,7 @@ def test_layers_by_resolution(unet):
     factors = layer_downsampling(unet)
     assert sorted(set(factors.values())) == [1, 2]
     assert all(name.startswith(("down_blocks.0", "up_blocks.1")) for name in layers_at(unet, 1))
-    with pytest.raises(ConfigError, match=r"factor 4; .*\[1, 2\]"):
+    with pytest.raises(ConfigError, match=r"factor 4: .*\[1, 2\]"):
         layers_at(unet, 4)
     with pytest.raises(ConfigError, match=r"^layers .*\['nowhere'\]"):
         AttentionCapture(unet, ["nowhere"])

@@ -278,7 +278,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
             prepare_references([None, image], landmarks=[None, wrong])
     references = prepare_references([None, photo], landmarks=[None, points - np.array([25, 0])])  # cut by the border
     assert references.faces[1] is not None
-    with pytest.raises(ConfigError, match=r"\b1 images .*\b1 .*landmarks.* 5\b"):
+    with pytest.raises(ConfigError, match=r"^landmarks: 1 images .* 5$"):
         prepare_references(photo, landmarks=[[1, 2], [3, 4], [5, 6], [7, 8], [9]])
 
 
@@ -308,7 +308,7 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"image": np.zeros((8, 8, 3)), "landmarks": 5}, r"^landmarks .*\(5, 2\)"),
         ({"landmarks": np.zeros((5, 2))}, r"^landmarks .*\bimage: "),
         ({"shading_landmarks": np.zeros((5, 2))}, "^shading_landmarks .*shading_image: "),
-        ({"prompt": ["a", "b", "c"], "image": [None, None]}, r"\b2 images .*\b3 prompts"),
+        ({"prompt": ["a", "b", "c"], "image": [None, None]}, r"^image: 2 images .*\b3 prompts"),
         ({"image": []}, "^image .*list"),
         ({"image": np.zeros((0, 8, 8, 3))}, "^image .*list"),
         ({"shading_image": []}, "^shading_image .*list"),
@@ -332,8 +332,8 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"callback_on_step_end": "x"}, r"^callback_on_step_end .*'x'"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"^latents .*\(1, 4, 8, 8\), .*\(1, 4, 4, 4\)"),
         ({"latents": np.zeros((1, 4, 8, 8))}, r"^latents .*\(1, 4, 8, 8\), .*ndarray"),
-        ({"negative_prompt": ["a", "b"]}, "^2 negative prompts .*1 images"),
-        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, "^2 negative prompts .*4 images"),
+        ({"negative_prompt": ["a", "b"]}, r"^negative_prompt: 2 .*\b1 images"),
+        ({"prompt": list("abcd"), "negative_prompt": ["a", "b"]}, r"^negative_prompt: 2 .*\b4 images"),
         (
             {"prompt": ["a", "b"], "num_images_per_prompt": 4, "negative_prompt": list("abcd")},
             "4 negative prompts do not go with 8 images of 2 prompts",

@@ -108,7 +108,7 @@ def test_given_maps_are_resized_and_scaled() -> None:
     assert torch.equal(exact, torch.from_numpy(same).permute(2, 0, 1) / 255)
     half = given_shading(np.repeat(np.repeat(same, 2, 0), 2, 1), 1, height=8, width=4)[0]
     assert half.shape == exact.shape and half.min() >= 0 and half.max() <= 1
-    with pytest.raises(ConfigError, match=r"\b2 shading maps\b"):
+    with pytest.raises(ConfigError, match=r"^shading_map: 2 "):
         given_shading([bright, dark], 3, height=8, width=4)
 
 

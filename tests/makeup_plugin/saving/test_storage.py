@@ -183,7 +183,7 @@ def test_lora_weights_as_a_dictionary(pipeline):
     assert pipeline.get_active_adapters() == ["makeup", "style0", "style1"]
     with pytest.raises(ConfigError, match=r"LoRA.*: unet\.conv_in\.weight "):
         pipeline.load_lora_weights({"unet.conv_in.weight": torch.ones(1)})
-    with pytest.raises(ConfigError, match=r"LoRA .*UNet; .*'text_encoder\.q\.lora_A\.weight'"):
+    with pytest.raises(ConfigError, match=r"LoRA .*UNet, .*'text_encoder\.q\.lora_A\.weight'"):
         pipeline.load_lora_weights({"text_encoder.q.lora_A.weight": torch.ones(1)})
 
 
