@@ -83,7 +83,7 @@ def test_what_is_offloaded_is_neither_saved_nor_added_to(pipeline, tmp_path, mon
     pipeline.unload_adapter()
     for enable in (pipeline.enable_model_cpu_offload, pipeline.enable_sequential_cpu_offload):
         enable(device="cpu")
-        with pytest.raises(ConfigError, match=rf"{adapter} .*remove_all_hooks\(\)"):
+        with pytest.raises(ConfigError, match=rf"{adapter}: .*remove_all_hooks\(\)"):
             pipeline.load_adapter(adapter)
     with pytest.raises(ConfigError, match=r"remove_all_hooks\(\)"):
         pipeline.save_pretrained(tmp_path / "pipeline")

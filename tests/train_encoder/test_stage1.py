@@ -155,7 +155,7 @@ def test_bad_input_is_named(arguments, tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("loss.text=-1", r"^loss\.text: .* -1$"), ("loss.log_scale=.nan", r"^loss\.log_scale: .* nan$")],
+    [("loss.text=-1", r"^loss\.text: .* -1\.0$"), ("loss.log_scale=.nan", r"^loss\.log_scale: .* nan$")],
 )
 def test_impossible_losses_are_named(word, message):
     with pytest.raises(ConfigError, match=message):

@@ -371,7 +371,7 @@ def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path,
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("loss.min_snr_gamma=-1", r"^loss\.min_snr_gamma: .* -1$"),
+        ("loss.min_snr_gamma=-1", r"^loss\.min_snr_gamma: .* -1\.0$"),
         ("loss.identity=.nan", r"^loss\.identity: .* nan$"),
         ("adapter.identity.heads=0", r"^adapter\.identity\.heads: .* 0$"),
         ("adapter.identity.num_tokens=0", r"^adapter\.identity\.num_tokens: .* 0$"),

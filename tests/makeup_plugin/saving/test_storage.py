@@ -273,7 +273,7 @@ def test_a_failed_save_leaves_the_pipeline_and_the_earlier_save_whole(pipeline, 
         (3000, pipeline.save_pretrained),
         (largest - 1, pipeline.save_pretrained),
     ):
-        with largest_file(size), pytest.raises(CheckpointError, match=r"/pipeline .*Errno 27"):
+        with largest_file(size), pytest.raises(CheckpointError, match=r"/pipeline .*os error 27"):
             save(saved)
         assert contents(saved) == before
     assert np.array_equal(run(FaceMakeUpPipeline.from_pretrained(saved), photo, points), wanted)
