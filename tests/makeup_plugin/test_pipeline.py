@@ -338,7 +338,10 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
             {"prompt": ["a", "b"], "num_images_per_prompt": 4, "negative_prompt": list("abcd")},
             r"^negative_prompt: 4 .*\b8 images .*\b2 prompts",
         ),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"^callback_on_step_end_tensor_inputs: \['noise'\] .*'latents'"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["noise"]},
+            r"^callback_on_step_end_tensor_inputs: \['noise'\] .*'latents'",
+        ),
         (
             {"shading_image": "a.png", "shading_map": "b.png"},
             "shading_image and shading_map exclude each other",

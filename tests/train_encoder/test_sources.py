@@ -96,7 +96,7 @@ def test_training_on_facecaption(facecaption, towers, tower_arguments, tmp_path)
         "data.identity=none",
         "trainer.best_metric=composed_joint",
     ]
-    with pytest.raises(ConfigError, match=r"set trainer\.best_metric=self_joint"):
+    with pytest.raises(ConfigError, match=r"trainer\.best_metric=self_joint"):
         check_data(parse_config(EncoderConfig, preset))
     status, output = run("train_encoder", *arguments, "data.identity=none", "trainer.best_metric=self_joint")
     assert status == 0, output

@@ -402,7 +402,7 @@ def test_limit_and_configurations_that_contradict(parquet, tiny_dataset, towers,
         (["data.train=all"], r"data\.train"),
     ):
         config = parse_config(EncoderConfig, [f"data.path={tiny_dataset}", *words])
-        with pytest.raises(ConfigError, match=rf"own layout.*leave out {named}, which.*data\.layout=files"):
+        with pytest.raises(ConfigError, match=rf"\b{named}, .*data\.layout=files"):
             check_data(config)
-    with pytest.raises(ConfigError, match="data: name the data set"):
+    with pytest.raises(ConfigError, match=r"^data: "):
         check_data(EncoderConfig())
