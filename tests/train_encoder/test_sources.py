@@ -98,7 +98,7 @@ def test_training_on_facecaption(facecaption, towers, tower_arguments, tmp_path)
     ]
     with pytest.raises(ConfigError, match=r"trainer\.best_metric=self_joint"):
         check_data(parse_config(EncoderConfig, preset))
-    status, output = run("train_encoder", *arguments, "data.identity=none", "trainer.best_metric=self_joint")
+    status, output = run(main, *arguments, "data.identity=none", "trainer.best_metric=self_joint")
     assert status == 0, output
     assert "no_image 1" in output
     assert "self_joint" in output
