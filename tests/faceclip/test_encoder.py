@@ -152,7 +152,7 @@ def test_one_face_serves_the_rows_that_have_one(model, faces):
 def test_impossible_masks_are_named(model, faces):
     for has_face in (torch.ones(2, dtype=torch.bool), torch.ones(3), [True] * 3, torch.ones(3, 1, dtype=torch.bool)):
         for prompts in (PROMPTS, tokenize(PROMPTS)):
-            with pytest.raises(ConfigError, match=r"^has_face .*\(3,\).*\(2,\) torch\.bool"):
+            with pytest.raises(ConfigError, match=r"^has_face .*\(3,\) bool\b"):
                 model.encode(prompts, faces, has_face=has_face)
     with pytest.raises(ConfigError, match=r"^has_face .*face_features"):
         model.encode(PROMPTS, has_face=torch.tensor([False, True, False]))

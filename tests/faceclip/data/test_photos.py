@@ -263,7 +263,7 @@ def test_bad_input_is_named(folder, tmp_path, capsys, change, message):
 def test_folders_that_cannot_be_written_to(folder, table, tiny_dataset, tmp_path, monkeypatch, capsys):
     for more in ([], table):
         config = parse_config(PhotosConfig, words(folder, folder / "train" / "set", *more))
-        with pytest.raises(ConfigError, match=r"^out=.* data\.path="):
+        with pytest.raises(ConfigError, match=r"^out=.* data\.(path|images)="):
             photos.PhotoImport(config)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

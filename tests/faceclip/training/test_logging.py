@@ -40,7 +40,7 @@ def test_a_full_disk_is_named_once_and_without_a_thread(tmp_path, capfd, size, f
         finally:
             log.close()
 
-    with largest_file(size), pytest.raises(DataError, match=rf"{file} .*Errno 27"):
+    with largest_file(size), pytest.raises(DataError, match=rf"/{file}.*Errno 27"):
         fill()
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""

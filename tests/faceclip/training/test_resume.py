@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     normalized = r"net\.1\.bias, net\.1\.running_mean, net\.1\.running_var, net\.1\.weight"
     more = r"more\.bias, more\.weight"
     for build, names in ((smaller, r"net\.3\.bias, net\.3\.weight"), (larger, more), (wider, normalized)):
-        with pytest.raises(CheckpointError, match=rf"step-\d+ .*\({names}\)"):
+        with pytest.raises(CheckpointError, match=rf"step-\d+: .*\({names}\)"):
             Trainer(config(), build(), Numbers(), tmp_path).fit()
     assert Trainer(config(), Line(), Numbers(), tmp_path).fit().step == 20
 
