@@ -204,7 +204,8 @@ class FaceFitter(ModelMixin, ConfigMixin):
         return replace(fit, camera=camera)
 
     def fit_around(self, images: Sequence[NDArray[np.uint8]], points: Tensor, sides: Sequence[int]) -> FaceFit:
-        """Fits by crops around `points`, each in the frame of the square of its side at the image's upper left."""
+        """Fits by crops around `points` (B, 5, 2) px, each in the frame of the square at the image's upper left, whose
+        side in px `sides` gives."""
         size, view = self.config.image_size, self.config.view
         crops = [align_face(image, p.numpy(), size, view=view) for image, p in zip(images, points, strict=True)]
         batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 255
