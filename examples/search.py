@@ -11,7 +11,7 @@ import faiss
 import torch
 from torch import Tensor
 
-from faceclip.data.portraits import cut_square, square_around
+from faceclip.data.portrait_reader import cut_square, square_around
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError, EmptyDatasetError, FaceError, NoFaceError
 from faceclip.faces import prepare_face
