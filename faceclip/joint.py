@@ -103,8 +103,8 @@ class JointEncoder(ModelMixin, ConfigMixin):
         for tower in self.towers():
             tower.requires_grad_(False).eval()
         self.kept_zero_face = None
-        with torch.no_grad():
-            self.kept_zero_face = KeptFace(self.zero_face())
+        with torch.no_grad():  # by the kernels of training, so that runs of earlier versions continue to the bit
+            self.kept_zero_face = KeptFace(self._encode(torch.zeros(1, 3, 8, 8)))
         return [p for p in self.parameters() if p.requires_grad]
 
     def train(self, mode: bool = True) -> Self:
@@ -256,10 +256,12 @@ class JointEncoder(ModelMixin, ConfigMixin):
         return torch.cat([text.hidden for text in texts], dim=-1)
 
     def _face(self, faces: Tensor) -> FaceFeatures:
-        parameter = self.face_encoder.pos_embed
-        faces = faces.to(parameter.device, parameter.dtype)
-        with cpu_inference(parameter.device):
-            first, *second = [encoder(faces) for encoder in self.face_encoders]
+        with cpu_inference(self.face_encoder.pos_embed.device):
+            return self._encode(faces)
+
+    def _encode(self, faces: Tensor) -> FaceFeatures:
+        faces = faces.to(self.face_encoder.pos_embed)
+        first, *second = [encoder(faces) for encoder in self.face_encoders]
         return replace(first, second=second[0]) if second else first
 
     def _rows(self, features: FaceFeatures, count: int, present: bool | Tensor) -> FaceFeatures:
