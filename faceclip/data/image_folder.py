@@ -1,6 +1,6 @@
 """Folders of pictures with captions beside them, as rows.
 
-    DIR[/SPLIT]/PERSON/NAME.jpg with NAME.txt      one caption per line; the folder says who it is
+    DIR[/SPLIT]/PERSON/NAME.jpg with NAME.txt      (or .caption) one caption per line; the folder says who it is
     DIR[/SPLIT]/metadata.jsonl (or .csv)           `file_name` and any other columns (caption, identity, box, …)
 
 With a metadata file its rows count and nothing else; without one, the folder that holds a picture is its person.
@@ -12,12 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.image_store import files_below, is_file
+from faceclip.data.image_store import files_below, is_file, with_slashes
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError, EmptyDatasetError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 UNREAD = frozenset({".heic", ".heif", ".avif"})  # pictures that nothing here decodes: counted, not passed over
+TEXTS = (".txt", ".caption")  # the first that is there counts
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -45,7 +46,9 @@ def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[l
 
 def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     rows, files = [], []
-    found = sorted(file for file in files_below(base) if file.suffix.lower() in SUFFIXES | UNREAD)
+    everything = sorted(files_below(base))
+    found = [file for file in everything if file.suffix.lower() in SUFFIXES | UNREAD]
+    texts = {(file.with_suffix(""), file.suffix.lower()): file for file in everything if file.suffix.lower() in TEXTS}
     readable = {file.with_suffix("") for file in found if file.suffix.lower() in SUFFIXES}
     for picture in found:
         if picture.suffix.lower() in UNREAD and picture.with_suffix("") in readable:
@@ -53,13 +56,15 @@ def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path
         relative = picture.relative_to(base)
         if base != other and picture.is_relative_to(other):
             continue
-        text = picture.with_suffix(".txt")
-        captions = _lines(text) if text.is_file() else []
+        beside = [texts[picture.with_suffix(""), kind] for kind in TEXTS if (picture.with_suffix(""), kind) in texts]
+        text = next((file for file in beside if file.is_file()), None)
+        captions = _lines(text) if text else []
         # Nested folders are one person each, by their whole path.
         person = relative.parent.as_posix() if len(relative.parts) > 1 else ""
         row = {"file_name": relative.as_posix(), "image": str(picture.absolute()), "caption": captions}
         rows.append(row | {"identity": person})
-        files += [picture, text] if text.is_file() else [picture]
+        # A link to nothing and a pipe stay rows, which are counted when they are read.
+        files += [file for file in (picture, text) if file is not None and file.is_file()]
     return rows, files
 
 
@@ -77,7 +82,7 @@ def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     for number, row in enumerate(_read(table), start=1):
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise DataError(f"{table}, entry {number}: expected an object with `file_name`, a path beside this file")
-        picture = table.parent / row["file_name"]
+        picture = table.parent / with_slashes(row["file_name"], table.parent)
         rows.append(row | {"image": str(picture.absolute())})
         try:
             inside, found = picture.resolve().is_relative_to(table.parent.resolve()), is_file(picture)

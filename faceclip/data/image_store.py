@@ -88,6 +88,13 @@ def is_file(path: Path) -> bool:
         raise RejectedRecord("no_image", f"{path} cannot be looked for ({error.strerror})") from error
 
 
+def with_slashes(name: str, folder: Path) -> str:
+    """A path as tables of Windows write it, with slashes, unless a file below the folder has that very name."""
+    if "\\" not in name or is_file(folder / name):
+        return name
+    return name.replace("\\", "/")
+
+
 def clean_urls(cell: str) -> list[str]:
     """The URLs that a cell may mean. FaceCaption-15M appends further words to some, after a comma."""
     first = cell.split(", ", 1)[0].strip()

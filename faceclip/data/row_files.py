@@ -15,7 +15,7 @@ import datasets
 from huggingface_hub import HfFileSystem
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from faceclip.data.image_store import ARCHIVE_ERRORS, MAX_BYTES, is_file
+from faceclip.data.image_store import ARCHIVE_ERRORS, MAX_BYTES, is_file, with_slashes
 from faceclip.data.mapping import RejectedRecord
 
 _ZIP_ERRORS = (*ARCHIVE_ERRORS, OSError, ValueError, RuntimeError, NotImplementedError)  # encrypted; unknown methods
@@ -27,7 +27,7 @@ def find_file(name: str, base: Path | None, roots: Sequence[Path], key: str) -> 
     Raises RejectedRecord for a file that is not below one of `roots`, does not exist, or is no regular file.
     """
     try:
-        path = (base or Path()) / name
+        path = (base or Path()) / with_slashes(name, base or Path())
         real = path.resolve()
         inside = any(real.is_relative_to(root.resolve()) for root in (*roots, *([base] if base else [])))
     except (ValueError, OSError, RuntimeError) as error:  # a null byte, or links in a circle

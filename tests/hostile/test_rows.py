@@ -259,3 +259,43 @@ def test_pipes_devices_and_endless_files_are_counted(place):
             with pytest.raises(RejectedRecord) as caught:
                 reader.prepare(raw, *reader.locate(raw))
             assert caught.value.reason == reason
+
+
+def test_captions_in_capitals_and_caption_files_are_read(tmp_path):
+    folder = tmp_path / "data" / "ann"
+    folder.mkdir(parents=True)
+    for name, text in {"0.JPG": "0.TXT", "1.png": "1.caption", "2.PNG": "2.Caption", "3.png": "3.txt"}.items():
+        (folder / name).write_bytes(png())
+        (folder / text).write_text(f"text of {name}\n")
+    (folder / "3.caption").write_text("another")
+    rows = list(open_source(DataConfig(path=str(folder.parent)), "train", tmp_path / "memo.json").rows(0))
+    assert [row["caption"] for row in rows] == [[f"text of {name}"] for name in ("0.JPG", "1.png", "2.PNG", "3.png")]
+
+
+@pytest.mark.parametrize("form", ["tree", "metadata", "jsonl"])
+def test_dead_links_are_counted_and_backslashes_are_read(tmp_path, form):
+    root = tmp_path / "data"
+    (root / "ann").mkdir(parents=True)
+    (root / "ann" / "0.png").write_bytes(png())
+    (root / "ann" / "1.png").symlink_to(root / "ann" / "gone.png")
+    os.mkfifo(root / "ann" / "2.png")
+    for number in range(3):
+        (root / "ann" / f"{number}.txt").write_text("a man")
+    lines = [
+        {"file_name": rf"ann\{n}.png", "image": rf"ann\{n}.png", "caption": "a", "identity": "1"} for n in range(3)
+    ]
+    config = DataConfig(path=str(root))
+    if form == "metadata":
+        (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    elif form == "jsonl":
+        (root / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        config = DataConfig(path=str(root / "rows.jsonl"))
+    source = open_source(config, "train", tmp_path / "memo.json")
+    mapping = RowMapping(config, source.layout, source.columns, source.name)
+    reader = PortraitReader(config, folder=source.folder, crop_size=36, picture_size=32)
+    first, *others = (mapping.read(row, number) for number, row in enumerate(source.rows(0)))
+    assert Path(reader.locate(first)[0]) == root / "ann" / "0.png" and len(others) == 2
+    for raw in others:
+        with pytest.raises(RejectedRecord) as caught:
+            reader.locate(raw)
+        assert caught.value.reason == "no_image"
