@@ -57,3 +57,15 @@ def test_the_conditional_half_is_left_when_guidance_ends():
     assert not found.conditions.pooled.any()
     again = callback_after_step(pipeline_of(0.0), lambda *_: {}, NAMES)(1, torch.tensor(1), found)
     assert torch.equal(again.conditions.tokens, found.conditions.tokens)
+
+
+def test_one_row_stands_for_the_half_of_any_number_of_images():
+    wide = state_of(6, 3.0)
+    wide = DenoisingState(latents=torch.randn(3, 4, 8, 8), conditions=wide.conditions, guidance_scale=3.0)
+
+    def last_row(pipeline, index, timestep, tensors):
+        return {"prompt_embeds": tensors["prompt_embeds"][-1:]}
+
+    found = callback_after_step(pipeline_of(0.0), last_row, NAMES)(0, torch.tensor(1), wide)
+    assert torch.equal(found.conditions.tokens, wide.conditions.tokens[3:])
+    assert torch.equal(found.conditions.pooled, wide.conditions.pooled[3:])

@@ -23,3 +23,5 @@ def test_phrases_with_words_and_a_region_on_the_grid_count():
     words[1, 2, 7] = True
     assert int(aligned_phrases(batch, 2)) == 3
     assert int(aligned_phrases(batch | {"latents": torch.zeros(2, 4, 16, 16)}, 2)) == 5  # the small region is seen too
+    masks[0, 3, :4, :2] = 1  # half of a cell is enough
+    assert int(aligned_phrases(batch, 2)) == 4
