@@ -63,9 +63,11 @@ def save_checkpoint(
 def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
     """Facts of the sealed checkpoint `step` that were not known when it was written; all of them are there or none.
 
-    Raises CheckpointError when the disk is full or not writable.
+    Raises CheckpointError when there is no such checkpoint, and when the disk is full or not writable.
     """
     folder = directory / f"step-{step:08d}"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such checkpoint to add facts to; save it first")
     with disk_errors(folder / LATER, CheckpointError):
         write_json(folder / LATER, dict(facts))
         sync_folder(folder)

@@ -208,6 +208,9 @@ def test_facts_are_added_to_those_of_the_checkpoint(tmp_path: Path) -> None:
     (folder / "later.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"later\.json"):
         load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="step-00000008"):
+        add_facts(tmp_path, 8, {"best": 0.75})
+    assert not (tmp_path / "step-00000008").exists()
 
 
 def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
