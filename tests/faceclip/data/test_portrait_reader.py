@@ -149,7 +149,7 @@ def test_boxes_of_cut_pictures_are_an_error(frontal, tmp_path):
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "0.png").write_bytes(encode(frontal[0][0]))
     pictures = reader(images=str(tmp_path))
-    with pytest.raises(DataError, match=r"r: img2dataset cut.*resize_mode=keep_ratio or no"):
+    with pytest.raises(DataError, match=rf"^r: .*{tmp_path}.* resize_mode=keep_ratio"):
         pictures.locate(record(None, url="http://a/0", box=np.array([1.0, 2, 30, 40])))
     assert pictures.locate(record(None, url="http://a/0"))[0] == str(tmp_path / "0" / "0.png")  # its face is looked for
 
@@ -180,7 +180,7 @@ def test_another_order_of_landmarks_is_noticed(tiny_dataset):
     for wrong in (true[:, [1, 0, 2, 4, 3]], true[..., ::-1].copy()):  # right before left; y before x
         assert min(map(template_misfit, wrong)) > MAX_MISFIT
     assert template_misfit(template(448).astype(np.float64) * 0.3 + 7) < 1e-5
-    with pytest.raises(RejectedRecord, match="from image left to right") as caught:
+    with pytest.raises(RejectedRecord, match=r"^r: landmarks \[\[") as caught:
         portrait(reader(), record(encode(np.array(arrays.images[0])), landmarks=true[0][[1, 0, 2, 4, 3]]))
     assert caught.value.reason == "bad_landmarks"
 

@@ -152,9 +152,9 @@ def test_a_path_that_is_no_data(tmp_path):
     with pytest.raises(DataError, match=r"data.path=.*nowhere/at/all: .*owner/name"):
         find_layout(DataConfig(path=str(tmp_path / "nowhere" / "at" / "all")))
     assert find_layout(DataConfig(path="owner/name")) == "hub"
-    with pytest.raises(ConfigError, match=r"data=owner/name: no such folder.*data\.path=OWNER/NAME"):
+    with pytest.raises(ConfigError, match=r"^data=owner/name: .*data\.path=OWNER/NAME"):
         find_layout(data_at("owner/name"))
-    with pytest.raises(ConfigError, match="data: name the data set"):
+    with pytest.raises(ConfigError, match=r"^data: "):
         find_layout(data_at(""))
     assert find_layout(data_at(str(tmp_path))) == "image_folder"
     given = DataConfig(path="owner/name", train="all")
@@ -164,10 +164,10 @@ def test_a_path_that_is_no_data(tmp_path):
 def test_a_command_that_reads_our_layout_alone_says_so(tmp_path):
     (tmp_path / "dataset.json").write_text("{}")
     assert own_folder(data_at(str(tmp_path))) == tmp_path
-    with pytest.raises(ConfigError, match=r"leave out data\.limit"):
+    with pytest.raises(ConfigError, match=r"data\.limit"):
         own_folder(DataConfig(path=str(tmp_path), limit=3))
     for other in (DataConfig(path="owner/name"), DataConfig(path=str(tmp_path / "dataset.json"))):
-        with pytest.raises(ConfigError, match=rf"data\.path={other.path}: only this project's own layout"):
+        with pytest.raises(ConfigError, match=rf"^data\.path={other.path}: "):
             own_folder(other)
 
 
