@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from faceclip.data.table_files import check_data_path
 from faceclip.errors import ConfigError, DataError
 from faceclip.settings import setting
 from faceclip.storage.hashes import int64_hash
@@ -22,6 +23,7 @@ from faceclip.storage.hashes import int64_hash
 Layout = Literal["auto", "local", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
 
 TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".zip")
+MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
 
 
 @dataclass(kw_only=True)
@@ -105,8 +107,12 @@ class DataConfig:
         for name in ("shard_rows", "batch_size", "workers", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}: must be at least 1, got {getattr(self, name)}")
-        if self.limit < 0 or self.portrait < 0:
-            raise ConfigError("data.limit and data.portrait: must not be negative")
+        if self.limit < 0:
+            raise ConfigError(f"data.limit: must not be negative, got {self.limit}")
+        if not 0 <= self.portrait <= MAX_REACH:
+            raise ConfigError(f"data.portrait: a number from 0 to {MAX_REACH} is expected, got {self.portrait}")
+        for name in ("path", "images"):
+            check_data_path(getattr(self, name), f"data.{name}")
         if self.validation_share and self.columns.split:
             raise ConfigError("data.validation_share: data.columns.split already says which rows validate; drop one")
 
@@ -115,6 +121,7 @@ def data_at(data: str | DataConfig) -> DataConfig:
     """`data`, or the data set in the folder or file that it names; a hub id is named by `data.path` alone."""
     if isinstance(data, DataConfig):
         return data
+    check_data_path(data, "data")
     return DataConfig(path=data, layout="auto" if not data or Path(data).exists() else "local")
 
 

@@ -8,7 +8,6 @@ killed and run again. DIR/data appears when all is there; until then shards lie 
 """
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 
 from faceclip import weights
 from faceclip.data.blocks import SourceBlocks, usable
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, kept_for_validation, text_hash
+from faceclip.data.mapping import MAX_REACH, DataConfig, RawRecord, RejectedRecord, kept_for_validation, text_hash
 from faceclip.data.photo_rows import PhotoRows
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.portrait_reader import FoundPortrait
@@ -43,6 +42,7 @@ from faceclip.storage.places import check_place
 
 VERSION = 1
 Named = tuple[str, RawRecord, FoundPortrait]  # the name of the person first
+MAX_SIZE = 8192  # px
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
 
@@ -65,10 +65,10 @@ class PhotosConfig:
     fitter: str = setting("tiny/fitter", "`FaceFitter`: a folder or what the package ships", path=True)
 
     def __post_init__(self) -> None:
-        if self.size < 16 or self.size % 8:
-            raise ConfigError(f"size: a multiple of 8 from 16 on is expected, got {self.size}")
-        if not (math.isfinite(self.reach) and self.reach > 1):
-            raise ConfigError(f"reach: more than 1 is expected, the face crop itself, got {self.reach}")
+        if not 16 <= self.size <= MAX_SIZE or self.size % 8:
+            raise ConfigError(f"size: a multiple of 8 from 16 to {MAX_SIZE} is expected, got {self.size}")
+        if not 1 < self.reach <= MAX_REACH:
+            raise ConfigError(f"reach: above 1 (the face crop) and at most {MAX_REACH} is expected, got {self.reach}")
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
         for name, why in (

@@ -23,6 +23,7 @@ from faceclip.data import image_folder
 from faceclip.data.declared_files import check_arrow, check_card
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
+from faceclip.data.table_files import KINDS, table_kind
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import content_hash
 
@@ -87,6 +88,11 @@ def find_layout(config: DataConfig) -> str:
         lists = {".jsonl", ".json", ".csv"}
         return "files" if holds & lists and not holds & image_folder.SUFFIXES else "image_folder"
     if path.is_file():
+        if table_kind(path) is None:
+            raise DataError(
+                f"data.path={path}: not a table by its ending ({', '.join(KINDS)}): name a folder or a table, or set "
+                "data.layout=files to read it as JSON lines"
+            )
         return "files"
     if _HUB_ID.fullmatch(config.path):
         return "hub"
@@ -178,7 +184,7 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     path = Path(config.path)
     arguments: dict[str, Any] = {"path": config.path}
     if path.is_file():
-        arguments = {"path": _TABLES.get(path.suffix, "json"), "data_files": {"train": str(path)}}
+        arguments = {"path": table_kind(path) or "json", "data_files": {"train": str(path)}}
     elif path.is_dir():
         check_card(path)
         arguments |= _tables_beside_pictures(path)
@@ -329,7 +335,8 @@ def _stream(
 ) -> RowSource:
     if isinstance(found, datasets.IterableDataset):
         # A stream may not know its columns yet, so pictures are left encoded in all of them.
-        found = found.decode(False)
+        # Where the kinds of columns are not known (CSV), nothing is decoded anyhow.
+        found = found.decode(False) if found.features else found
     else:
         for column, kind in found.features.items():
             if isinstance(kind, datasets.Image):

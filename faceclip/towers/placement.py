@@ -27,6 +27,8 @@ def named_device(device: str) -> torch.device:
         found = torch.device(f"cuda:{rank}" if device == "cuda" and rank else device)
         if found.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
+        if found.type == "meta":
+            raise ConfigError(f"data.device={device}: this device computes nothing; cpu or cuda, for instance")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error

@@ -19,10 +19,12 @@ import pytest
 from PIL import Image
 
 from faceclip.data.image_store import ImageStore
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, data_at
+from faceclip.data.photos import PhotosConfig
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.sources import open_source
-from faceclip.errors import DataError
+from faceclip.errors import ConfigError, DataError
+from faceclip.towers.placement import named_device
 
 
 def png(value: int = 0) -> bytes:
@@ -299,3 +301,39 @@ def test_dead_links_are_counted_and_backslashes_are_read(tmp_path, form):
         with pytest.raises(RejectedRecord) as caught:
             reader.locate(raw)
         assert caught.value.reason == "no_image"
+
+
+@pytest.mark.parametrize("make", [data_at, lambda path: DataConfig(path=path), lambda path: DataConfig(images=path)])
+@pytest.mark.parametrize(
+    "path", ["x" * 300, "a/" * 3000, "nul\0l", "/proc", "/proc/self/fd", "/sys/kernel", "/dev/zero"]
+)
+def test_paths_that_can_be_no_data_are_named(make, path):
+    with pytest.raises(ConfigError, match=r"^data(\.path|\.images)?=") as caught:
+        make(path)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["passwd", "photo.jpg", "gen.log", "model.safetensors", "rows.pkl"])
+def test_files_that_are_no_tables_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(png() if name == "photo.jpg" else b"root:x:0:0\n")
+    for config in (data_at(str(tmp_path / name)), DataConfig(path=str(tmp_path / name))):
+        with pytest.raises(DataError, match=rf"data\.path=.*{name}: not a table.*\.parquet"):
+            open_source(config, "train", tmp_path / "memo.json")
+    with pytest.raises(DataError, match=rf"{name} cannot be read"):
+        source = open_source(DataConfig(path=str(tmp_path / name), layout="files"), "train", tmp_path / "memo.json")
+        list(source.rows(0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, -1e-9])
+def test_numbers_beyond_reason_are_named(value):
+    with pytest.raises(ConfigError, match=r"data\.portrait"):
+        DataConfig(portrait=value)
+    with pytest.raises(ConfigError, match="reach"):
+        PhotosConfig(reach=value)
+    with pytest.raises(ConfigError, match="size"):
+        PhotosConfig(size=10**12)
+
+
+def test_a_device_that_computes_nothing_is_named():
+    with pytest.raises(ConfigError, match=r"data\.device=meta"):
+        named_device("meta")
