@@ -61,6 +61,10 @@ class NonFiniteLossError(FaceClipError, ArithmeticError):
     """The loss or a gradient became NaN or infinite; the last complete checkpoint is untouched."""
 
 
+class NonFiniteLatentsError(FaceClipError, ArithmeticError):
+    """Latents or pixels became NaN or infinite while a picture was drawn; there is no picture."""
+
+
 class FaceError(FaceClipError, ValueError):
     """An image does not give the face that is needed."""
 

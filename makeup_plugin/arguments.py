@@ -30,6 +30,23 @@ def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, widt
     return height, width
 
 
+def check_precision(unet: UNet2DConditionModel, **channels: nn.Module | None) -> None:
+    """Raises ConfigError for a channel in another precision than the UNet, whose layers it works in."""
+    for name, channel in channels.items():
+        dtype = getattr(channel, "dtype", unet.dtype)
+        if dtype != unet.dtype and not torch.is_autocast_enabled(unet.device.type):
+            raise ConfigError(
+                f"{name} is in {str(dtype).removeprefix('torch.')} and the UNet in"
+                f" {str(unet.dtype).removeprefix('torch.')}: move them together, by pipeline.to(dtype)"
+            )
+
+
+def check_adapter_name(name: str | None) -> None:
+    """Raises ConfigError for a name that no LoRA can have."""
+    if name is not None and (not isinstance(name, str) or not name or "." in name):
+        raise ConfigError(f"adapter_name must be a text without dots, got {name!r}: give e.g. 'style'")
+
+
 def channel_scale(name: str, channel: nn.Module | None, value: float | None) -> float:
     """Scale of a channel. None means 1 where the channel exists, and 0 where it does not.
 

@@ -28,6 +28,7 @@ from makeup_plugin.arguments import (
     check_callback,
     check_generator,
     check_negative,
+    check_precision,
     image_size,
     number,
     texts_of,
@@ -49,6 +50,7 @@ from makeup_plugin.references import (
 from makeup_plugin.sampling import decode, denoise, make_timesteps, seeds_of
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
+from makeup_plugin.turns import Turns, call_in_turn
 
 
 class FaceMakeUpPipeline(
@@ -59,6 +61,8 @@ class FaceMakeUpPipeline(
     StableDiffusionXLLoraLoaderMixin,
 ):
     """SDXL conditioned by FaceCLIP, with an identity channel and a shading channel.
+
+    Threads may share a pipeline: they take turns, a call, a load or a save waits until the one before has ended.
 
     Args:
         vae, unet, scheduler: an SDXL base. The UNet has text_time conditioning.
@@ -93,6 +97,7 @@ class FaceMakeUpPipeline(
         add_watermark: bool = True,
     ):
         super().__init__()
+        self._turns = Turns()
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -152,6 +157,7 @@ class FaceMakeUpPipeline(
         self._detector = value
 
     @torch.no_grad()
+    @call_in_turn
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -229,6 +235,7 @@ class FaceMakeUpPipeline(
         shading_scale = channel_scale("shading", self.shading_channel, shading_scale)
         self._guidance_scale = guidance_scale = number("guidance_scale", guidance_scale)
         self._interrupt = False
+        check_precision(self.unet, identity_channel=self.identity_channel, shading_channel=self.shading_channel)
         device = self._execution_device
 
         references = self._references(prompts, image, landmarks, face_policy)

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from faceclip.errors import ConfigError
+from faceclip.errors import ConfigError, NonFiniteLatentsError
 from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.marking import watermark
@@ -41,8 +41,13 @@ AfterStep = Callable[[int, Tensor, DenoisingState], DenoisingState]
 def make_timesteps(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
     """Prepare a scheduler for one pass of `steps` steps, and return its timesteps.
 
-    Raises ConfigError for a number of steps that the scheduler does not support.
+    Raises ConfigError for a number of steps that the scheduler cannot make, and for schedulers of flow matching.
     """
+    if not hasattr(scheduler, "scale_model_input") or not hasattr(scheduler, "init_noise_sigma"):
+        raise ConfigError(
+            f"scheduler: {type(scheduler).__name__} is made for flow matching, and this UNet predicts noise: use"
+            " DDIMScheduler, EulerDiscreteScheduler or another one of diffusers' KarrasDiffusionSchedulers"
+        )
     try:
         scheduler.set_timesteps(steps, device=device)
     except ValueError as error:
@@ -80,9 +85,11 @@ def denoise(
         after_step: may change latents and conditions, and may end guidance. It then returns the conditional half only.
         interrupted: called before every step. True ends the loop with the latents of the last step.
 
-    Raises ConfigError when guidance has no unconditional half, for example when `after_step` starts it late.
+    Raises ConfigError when guidance has no unconditional half, as when `after_step` begins it late;
+    NonFiniteLatentsError, which names the step, when latents become NaN or infinite.
     """
     extra = _step_arguments(scheduler, generator)
+    finite: list[Tensor] = []
     state = DenoisingState(
         latents=latents * scheduler.init_noise_sigma, conditions=conditions, guidance_scale=guidance_scale
     )
@@ -110,10 +117,24 @@ def denoise(
             without, given = prediction.chunk(2)
             prediction = without + state.guidance_scale * (given - without)
         latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+        finite.append(torch.isfinite(latents).all())  # looked at in the end: asking at each step would wait for it
         state = replace(state, latents=latents)
         if after_step is not None:
             state = after_step(index, timestep, state)
+    _check_finite(finite, state.latents)
     return state.latents
+
+
+def _check_finite(finite: list[Tensor], latents: Tensor) -> None:
+    """Raises NonFiniteLatentsError naming the first step, counted from 1, whose latents are not `finite`."""
+    flags = torch.stack([*finite, torch.isfinite(latents).all()]).tolist()
+    if not all(flags):
+        step = min(flags.index(False) + 1, len(finite))
+        raise NonFiniteLatentsError(
+            f"the latents hold NaN or infinity after step {step} of {len(finite)}: look for NaN in what was put on the"
+            " model last (a LoRA, an adapter), for a callback that makes some, or use a wider dtype than"
+            f" {str(latents.dtype).removeprefix('torch.')}"
+        )
 
 
 def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *, output_type: str, marked: bool) -> Any:
@@ -128,6 +149,11 @@ def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *,
     finally:
         if upcast:
             vae.to(dtype=torch.float16)
+    if not bool(torch.isfinite(pixels).all()):
+        raise NonFiniteLatentsError(
+            f"the pixels hold NaN or infinity: the autoencoder in {str(vae.dtype).removeprefix('torch.')} cannot decode"
+            " these latents; use it in float32, by pipeline.vae.to(torch.float32)"
+        )
     pixels = processor.postprocess(pixels.float(), output_type="pt")
     if marked:
         arrays = np.stack([watermark.embed(array) for array in pixels.cpu().permute(0, 2, 3, 1).numpy()])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from faceclip.errors import ConfigError
+from makeup_plugin.turns import change_in_turn
 
 _PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter")
 
@@ -15,6 +16,7 @@ _PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter")
 class PipelineSwitchesMixin:
     """For a diffusers pipeline with `unet` and `identity_channel`. It must stand before diffusers' own mixins."""
 
+    @change_in_turn
     def set_attention_slice(self, slice_size: str | int | None) -> None:
         """diffusers' `enable_attention_slicing` and `disable_attention_slicing` call this method.
 
@@ -25,6 +27,7 @@ class PipelineSwitchesMixin:
         if self.identity_channel is not None:
             self.identity_channel.attach(self.unet)
 
+    @change_in_turn
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
@@ -38,6 +41,7 @@ class PipelineSwitchesMixin:
         finally:
             del self._exclude_from_cpu_offload  # `enable_model_cpu_offload` uses the class's list
 
+    @change_in_turn
     def enable_group_offload(
         self, onload_device: torch.device, *args: Any, exclude_modules: str | Sequence[str] | None = None, **kwargs: Any
     ) -> None:
@@ -58,6 +62,7 @@ class PipelineSwitchesMixin:
         for hook in getattr(self, "_all_hooks", ()):
             hook.offload()
 
+    @change_in_turn
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """As in diffusers for the autoencoder (`unet=False`). Raises ConfigError for the UNet."""
         if unet:

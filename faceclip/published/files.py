@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.files import replacing
+from faceclip.storage.loading import building
 
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -93,7 +94,7 @@ def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
         ConfigError: settings that the class does not know or that are impossible.
     """
     try:
-        with init_empty_weights():
+        with building, init_empty_weights():
             return kind(**config)
     except BAD_SETTINGS as error:
         raise ConfigError(f"config does not describe a {kind.__name__}: {error}") from error

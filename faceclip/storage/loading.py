@@ -3,35 +3,60 @@
 diffusers only logs what is missing, leaves it on the `meta` device, and reads the folder of any other class.
 """
 
-import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 
 from faceclip.errors import CheckpointError
+from faceclip.storage.regular import read_settings
+from faceclip.storage.tensors import find_weights, read_header
 
 _LISTED = 3
+_DRAWING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "uniform_", "normal_"}
 # What a damaged file or configuration gives.
-_DAMAGE = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+)
+# Held while models are built or loaded. diffusers and accelerate replace methods of `nn.Module` meanwhile; two threads
+# that did so at once would leave a replacement behind, and modules built beside them would have no storage.
+building = threading.RLock()
 
 
 def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str | Path, **options: Any) -> Any:
     """What `load`, a `from_pretrained` of the class `kind`, makes of `source` and `options`.
 
     Raises:
-        CheckpointError: the folder is missing or damaged, belongs to another class, or its tensors are not exactly
-            those of the model that its configuration describes.
+        CheckpointError: the folder is missing or damaged, belongs to another class, its tensors are not exactly those
+            of the model that its configuration describes, or hold NaN or infinity.
     """
     folder = Path(source, options.get("subfolder") or "")
     remedy = f"give a folder that {kind.__name__}.save_pretrained wrote, or make it again"
-    try:
-        if folder.is_dir():
-            _check_class(folder, kind)
-        model, info = load(source, **options | {"output_loading_info": True})
-    except _DAMAGE as error:
-        raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__} ({error}): {remedy}") from error
+    with building:
+        try:
+            if folder.is_dir():
+                check_folder(folder, kind, variant=options.get("variant"))
+        except CheckpointError as error:
+            kinds = {name: getattr(error, name) for name in ("missing", "unexpected", "misshapen", "mistyped")}
+            raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {error}", **kinds) from error
+        try:
+            model, info = load(source, **options | {"output_loading_info": True})
+        except DAMAGE as error:
+            raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__} ({error}): {remedy}") from error
     problems = [
         f"{len(info[name])} {name.replace('_', ' ')}: {_listed(info[name])}"
         for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -39,16 +64,108 @@ def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str |
     ]
     if problems:
         raise CheckpointError(f"{folder} does not fit {kind.__name__}, {'; '.join(problems)}: {remedy}")
+    check_finite(model.state_dict(), folder)
     return (model, info) if options.get("output_loading_info") else model
 
 
-def _check_class(folder: Path, kind: type[nn.Module]) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"config.json holds a {type(config).__name__}, no settings")
+def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = None) -> None:
+    """Compares the headers of a folder's weights with the model that its config.json describes; no tensor is read.
+
+    Raises:
+        CheckpointError: config.json is missing, damaged, of another class, or describes no model of the class; weights
+            are missing or damaged; a tensor is missing, unexpected, of another shape or of another kind of numbers.
+            The message names file and tensor, the error's attributes all tensors.
+    """
+    path = folder / "config.json"
+    remedy = f"give a folder that {kind.__name__}.save_pretrained wrote, or make it again"
+    config = read_settings(path)
     name = config.get("_class_name", kind.__name__)
     if name not in [base.__name__ for base in kind.__mro__]:
-        raise ValueError(f"config.json is that of {name!r}")
+        raise CheckpointError(f"{path} is that of {name!r}: {remedy}")
+    files = find_weights(folder, variant=variant)
+    where = str(files[0] if len(files) == 1 else folder)
+    found = {key: value for file in files for key, value in read_header(file).items()}
+    try:
+        with torch.device("meta"), _Uninitialized(), _at_most(len(found), where):
+            model = kind.from_config(config)
+        expected = model.state_dict()
+        # Names of earlier versions of diffusers, which it translates when it loads.
+        if hasattr(model, "_fix_state_dict_keys_on_load"):
+            model._fix_state_dict_keys_on_load(found)
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} does not describe a {kind.__name__} ({error}): {remedy}") from error
+    compare(found, expected, where, f"does not fit {path}", remedy)
+
+
+def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, what: str, remedy: str) -> None:
+    """Compares names, shapes and kinds of numbers; floating point of any precision is one kind.
+
+    Raises CheckpointError, "`where` `what`", with numbers and first names of what differs, and `remedy`.
+    """
+    common = sorted(found.keys() & expected.keys())
+    kinds = {
+        "missing": {name: name for name in sorted(expected.keys() - found.keys())},
+        "unexpected": {name: name for name in sorted(found.keys() - expected.keys())},
+        "misshapen": {
+            name: f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in common
+            if found[name].shape != expected[name].shape
+        },
+        "mistyped": {
+            name: f"{name} is {found[name].dtype}, expected {expected[name].dtype}"
+            for name in common
+            if found[name].dtype != expected[name].dtype
+            and not (found[name].is_floating_point() and expected[name].is_floating_point())
+        },
+    }
+    titles = {"missing": "missing keys", "unexpected": "unexpected keys"}
+    problems = [
+        f"{len(names)} {titles.get(title, title)}: {', '.join(list(names.values())[:_LISTED])}"
+        f"{' …' if len(names) > _LISTED else ''}"
+        for title, names in kinds.items()
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{where} {what}, {'; '.join(problems)}: {remedy}", **kinds)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raises CheckpointError, which names the tensor, where one holds NaN or infinity."""
+    for name, value in tensors.items():
+        if not value.is_meta and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{where}: {name} holds NaN or infinity; make or fetch the weights again")
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves new parameters as they are: drawing numbers for tensors without storage takes most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _at_most(tensors: int, where: str) -> Iterator[None]:
+    """Stops building a model, by ValueError, once it has far more parts than the file `where` has tensors: a
+    configuration may ask for a billion layers."""
+    counts, mine = {"parameter": 0, "module": 0}, threading.get_ident()
+
+    def count(kind: str, most: int) -> None:
+        counts[kind] += threading.get_ident() == mine
+        if counts[kind] > most:
+            raise ValueError(f"it asks for far more than the {tensors} tensors of {where}")
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(lambda *_: count("parameter", 2 * tensors + 100)),
+        registration.register_module_module_registration_hook(lambda *_: count("module", 20 * tensors + 1000)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _listed(names: list[Any]) -> str:

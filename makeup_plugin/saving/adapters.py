@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel
 from diffusers.utils.torch_utils import unwrap_module
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.files import write_json
+from faceclip.storage.loading import DAMAGE, building, load_strictly
+from faceclip.storage.regular import read_settings
 from faceclip.storage.staging import staged
+from makeup_plugin.arguments import check_adapter_name
 from makeup_plugin.identity import IdentityChannel, detach_identity
 from makeup_plugin.marking.provenance import public_name
+from makeup_plugin.saving.lora_files import check_lora, check_lora_settings, read_lora_file, written_targets
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
@@ -101,9 +104,11 @@ def add_lora(
 
     Raises ConfigError where the UNet already has an adapter of this name.
     """
+    check_adapter_name(name)
     if name in getattr(unet, "peft_config", {}):
         raise ConfigError(f"the UNet already has an adapter {name!r}: call remove_lora first")
-    unet.add_adapter(settings.build(), adapter_name=name)
+    with building:
+        unet.add_adapter(settings.build(), adapter_name=name)
     return lora_parameters(unet, name=name)
 
 
@@ -150,7 +155,8 @@ def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     check_unfused(unet)
     unet = unwrap_module(unet)  # of torch.compile
     state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
-    with init_empty_weights():
+    # Not accelerate's `init_empty_weights`, which replaces methods of all modules, in all threads.
+    with torch.device("meta"):
         clean = UNet2DConditionModel.from_config(unet.config)
     clean.load_state_dict(state, strict=True, assign=True)
     return clean
@@ -207,7 +213,7 @@ def write_lora(
         "base_fingerprint": fingerprint(unet),
         "lora": None
         if lora is None
-        else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": lora.target_modules},
+        else {"rank": lora.r, "alpha": lora.lora_alpha, "target_modules": written_targets(lora.target_modules)},
         **{name: channel is not None for name, channel in channels.items()},
         "licence": licence or UNKNOWN_LICENCE,
     }
@@ -225,16 +231,11 @@ def hide_local_path(path: Path) -> None:
 def read_adapter_config(directory: str | Path) -> dict[str, Any]:
     """adapter.json of a directory. Raises CheckpointError when it is missing, damaged or of an unknown format."""
     path = Path(directory) / CONFIG_FILE
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"{path} is missing: this is not an adapter directory, or saving it was interrupted; save it again"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); save the adapter again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not named fields; save the adapter again")
+    config = read_settings(path)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {config.get('format')!r} is not {FORMAT}; use a version of this package that writes it"
@@ -242,6 +243,7 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
     _check_fields(config, _FIELDS, str(path))
     if config["lora"] is not None:
         _check_fields(config["lora"], _LORA_FIELDS, f"{path}: lora")
+        check_lora_settings(config["lora"], f"{path}: lora")
     return config
 
 
@@ -281,7 +283,7 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
             " the channel was trained with, e.g. from_base(..., image_encoder=tower)"
         )
     dtype, device = pipeline.unet.dtype, pipeline.unet.device
-    lora = load_lora_file(directory / LORA_FILE) if config["lora"] else None
+    lora = read_lora_file(directory / LORA_FILE) if config["lora"] else None
     loaded = {
         name: _load_channel(kind, directory / name, dtype, variant).to(device)
         for name, kind in (("identity_channel", IdentityChannel), ("shading_channel", ControlNetModel))
@@ -292,6 +294,7 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
     if lora is not None:
         with keep_active(pipeline.unet):
             insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)
+    # Nothing below can fail: layers were compared above.
     if "identity_channel" in loaded:
         loaded["identity_channel"].attach(pipeline.unet)
     pipeline.register_modules(**loaded)
@@ -324,8 +327,8 @@ def keep_active(unet: UNet2DConditionModel) -> Iterator[None]:
 
 def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, variant: str | None) -> ModelMixin:
     try:
-        return kind.from_pretrained(directory, torch_dtype=dtype, variant=variant)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        return load_strictly(kind.from_pretrained, kind, directory, torch_dtype=dtype, variant=variant)
+    except (CheckpointError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be read ({error}); save or fetch the adapter again") from error
 
 
@@ -339,36 +342,25 @@ def unload_adapter(pipeline: AdaptedPipeline) -> None:
 
 
 def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
-    """Add a LoRA and load its weights. Raises CheckpointError unless every key and shape fits."""
+    """Add a LoRA and fill it. Raises CheckpointError, with the UNet as it was, unless every key and shape fits."""
     unet = unwrap_module(unet)
-    unet.add_adapter(
-        LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"]),
-        adapter_name=ADAPTER_NAME,
-    )
-    wanted = {
-        key: tuple(value.shape) for key, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME).items()
-    }
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    if wanted != found:
-        remove_lora(unet)
-        key = next(k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k))
+    check_lora(unet, weights, config, path)
+    before = unet._hf_peft_config_loaded  # diffusers sets it before PEFT has looked at anything
+    settings = LoraConfig(r=config["rank"], lora_alpha=config["alpha"], target_modules=config["target_modules"])
+    try:
+        with building:
+            unet.add_adapter(settings, adapter_name=ADAPTER_NAME)
+        set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
+    except DAMAGE as error:
+        if ADAPTER_NAME in getattr(unet, "peft_config", {}):
+            remove_lora(unet)
+        unet._hf_peft_config_loaded = before
         raise CheckpointError(
-            f"{path}: {key} is {found.get(key, 'missing')}"
-            f" but this UNet needs {wanted.get(key, 'no such tensor')};"
-            " load the adapter on the base model that it was trained on"
-        )
-    set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
+            f"{path} cannot be put on this UNet ({error}); save or fetch the adapter again"
+        ) from error
     for parameter in lora_parameters(unet):
         parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype)
         parameter.requires_grad_(False)
-
-
-def load_lora_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError when the file is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); save or fetch the adapter again") from error
 
 
 def fingerprint(unet: UNet2DConditionModel) -> dict[str, Any]:

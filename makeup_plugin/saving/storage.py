@@ -23,7 +23,9 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.published.files import is_hub_id
+from faceclip.storage.loading import DAMAGE, building, check_finite
 from faceclip.storage.staging import staged
+from makeup_plugin.arguments import check_adapter_name
 from makeup_plugin.saving.adapters import (
     ADAPTER_NAME,
     CONFIG_FILE,
@@ -38,13 +40,15 @@ from makeup_plugin.saving.adapters import (
     keep_active,
     licence_of,
     load_adapter,
-    load_lora_file,
     read_adapter_config,
     remove_lora,
     save_adapter,
     unload_adapter,
     write_lora,
 )
+from makeup_plugin.saving.index import check_pipeline
+from makeup_plugin.saving.lora_files import read_lora_file
+from makeup_plugin.turns import change_in_turn
 
 logger = logging.get_logger(__name__)
 COMPONENT_MODULES = (
@@ -71,19 +75,31 @@ class PipelineStorageMixin:
         # diffusers loads components only of modules that are already imported.
         for module in COMPONENT_MODULES:
             importlib.import_module(module)
-        try:
-            pipeline = super().from_pretrained(str(directory), **kwargs)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
-        if config["lora"]:
-            check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
-            path = directory / LORA_FILE
-            insert_lora(pipeline.unet, load_lora_file(path), config["lora"], path)
+        parts, _ = cls._get_signature_keys(cls)
+        with building:
+            weighty = check_pipeline(
+                directory,
+                [name for name in parts if name not in ("self", "add_watermark")],
+                cls._optional_components,
+                given=kwargs,
+                variant=kwargs.get("variant"),
+            )
+            try:
+                pipeline = super().from_pretrained(str(directory), **kwargs)
+            except (*DAMAGE, SafetensorError) as error:
+                raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
+            for name in weighty:
+                check_finite(getattr(pipeline, name).state_dict(), directory / name)
+            if config["lora"]:
+                check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
+                path = directory / LORA_FILE
+                insert_lora(pipeline.unet, read_lora_file(path), config["lora"], path)
         pipeline.register_to_config(_name_or_path=str(path_or_id))
         pipeline.base_model = config.get("base_model", "")
         pipeline.licence = licence_of(config)
         return pipeline
 
+    @change_in_turn
     def save_pretrained(
         self, save_directory: str | Path, *, licence: str | None = None, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
@@ -178,6 +194,7 @@ class PipelineStorageMixin:
         encoder = str(self.joint_encoder.config.get("licence") or "")
         return f"{known or UNKNOWN_LICENCE} AND {encoder}" if encoder not in known else known
 
+    @change_in_turn
     def load_adapter(self, directory: str | Path, *, variant: str | None = None) -> dict[str, Any]:
         """Add a saved adapter (or the added part of a saved pipeline) to this base, in the UNet's dtype.
 
@@ -185,6 +202,7 @@ class PipelineStorageMixin:
         """
         return load_adapter(self, directory, variant=variant)
 
+    @change_in_turn
     def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
         """Write only what training added to the base: LoRA, identity channel, shading channel.
 
@@ -199,6 +217,7 @@ class PipelineStorageMixin:
             base_model=self.base_model,
         )
 
+    @change_in_turn
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | Path | dict[str, Tensor],
@@ -212,6 +231,7 @@ class PipelineStorageMixin:
         encoders are ignored with a warning, since the joint encoder is not SDXL's. `save_pretrained` does not store it.
         Raises ConfigError where there is no LoRA for a UNet.
         """
+        check_adapter_name(adapter_name)
         source = pretrained_model_name_or_path_or_dict
         if isinstance(source, dict):
             source = source.copy()  # the conversion of other names removes them from the dictionary
@@ -243,6 +263,7 @@ class PipelineStorageMixin:
                 **placing,
             )
 
+    @change_in_turn
     def fuse_lora(
         self,
         components: Sequence[str] = ("unet",),
@@ -256,15 +277,18 @@ class PipelineStorageMixin:
         """
         super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
 
+    @change_in_turn
     def unfuse_lora(self, components: Sequence[str] = ("unet",)) -> None:
         """Remove fused LoRAs from the weights again, up to rounding. They are active as before."""
         super().unfuse_lora(list(components))
 
+    @change_in_turn
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Remove LoRAs by name, as in diffusers. Raises ConfigError while one is fused."""
         check_unfused(self.unet)
         super().delete_adapters(adapter_names)
 
+    @change_in_turn
     def unload_lora_weights(self) -> None:
         """Remove the LoRAs of other origin. Ours stays and is active again (`unload_adapter` removes it)."""
         for name in [name for name in getattr(self.unet, "peft_config", {}) if name != ADAPTER_NAME]:
@@ -272,6 +296,7 @@ class PipelineStorageMixin:
         if getattr(self.unet, "peft_config", {}) and ADAPTER_NAME not in self.unet.active_adapters():
             self.unet.set_adapters([ADAPTER_NAME])
 
+    @change_in_turn
     def unload_adapter(self) -> None:
         """Return to the base model: remove our LoRA and the channels."""
         unload_adapter(self)

@@ -1,0 +1,71 @@
+"""One pipeline, several threads: they take turns."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from faceclip.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Turns:
+    """Whose turn it is on one pipeline.
+
+    A call sets the scheduler, scales and flags that its steps read, and weights may move between devices meanwhile: so
+    a second thread waits until the first one has its pictures, or has finished loading or saving.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.calling = False
+
+    def __reduce__(self) -> tuple[type[Turns], tuple]:
+        return Turns, ()  # a copy of a pipeline has turns of its own
+
+
+class TakesTurns(Protocol):
+    _turns: Turns
+
+
+def call_in_turn(method: Callable[P, R]) -> Callable[P, R]:
+    """A pipeline's call, which waits until no other thread uses the pipeline.
+
+    Raises ConfigError within a call of the same thread, that is, in its callback.
+    """
+
+    @functools.wraps(method)
+    def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._turns.lock:
+            _check_outside(self._turns, "the pipeline cannot be called")
+            self._turns.calling = True
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self._turns.calling = False
+
+    return waiting
+
+
+def change_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """A method that changes or saves a pipeline, which waits until no other thread uses it.
+
+    Raises ConfigError within a call of the same thread, that is, in its callback.
+    """
+
+    @functools.wraps(method)
+    def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._turns.lock:
+            _check_outside(self._turns, f"{method.__name__} is not possible")
+            return method(self, *args, **kwargs)
+
+    return waiting
+
+
+def _check_outside(turns: Turns, what: str) -> None:
+    if turns.calling:
+        raise ConfigError(f"{what} within a call of the same pipeline: a callback must wait until the call has ended")

@@ -1,0 +1,295 @@
+"""Saved pipelines with a tensor, a file or a field that is wrong: a CheckpointError that names it, never a picture."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faceclip.errors import CheckpointError
+from faceclip.storage.regular import read_settings
+from makeup_plugin.pipeline import FaceMakeUpPipeline
+from tests.makeup_plugin.conftest import make_pipeline
+
+PARTS = ("vae", "unet", "joint_encoder", "image_encoder", "identity_channel", "shading_channel", "face_fitter")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SETTINGS = ("model_index.json", "adapter.json", "unet/config.json", "vae/config.json", "joint_encoder/config.json")
+MUTATIONS = 24
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("hostile") / "whole"
+    make_pipeline().save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", 10**9),
+        ("rank", 0),
+        ("rank", True),
+        ("alpha", float("nan")),
+        ("alpha", 1e300),
+        ("alpha", True),
+        ("target_modules", "nothing"),
+        ("target_modules", r"(?:[\w.]+)+!"),
+        ("target_modules", r".*\.(attn1)\.(nothing)"),
+        ("target_modules", []),
+        ("target_modules", ["nothing"]),
+        ("target_modules", ["to_q", 5]),
+        ("target_modules", ["norm1"]),
+        ("target_modules", ["(a+)+"]),
+        ("target_modules", ["to_q"] * 20_000),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_a_refused_adapter_changes_nothing(whole: Path, tmp_path: Path, field: str, value: object) -> None:
+    bad = Path(shutil.copytree(whole, tmp_path / "bad"))
+    config = json.loads((bad / "adapter.json").read_text())
+    config["lora"][field] = value
+    (bad / "adapter.json").write_text(json.dumps(config))
+    pipeline = make_pipeline(lora=False)
+    pipeline.unload_adapter()
+    before = state_of(pipeline)
+    with pytest.raises(CheckpointError) as refusal:
+        pipeline.load_adapter(bad)
+    assert field in str(refusal.value) or "lora_" in str(refusal.value)
+    assert str(bad) in str(refusal.value) and state_of(pipeline) == before
+    pipeline.load_adapter(whole)
+    assert pipeline.identity_channel is not None
+
+
+def state_of(pipeline: FaceMakeUpPipeline) -> tuple:
+    names = [name for name, _ in pipeline.unet.named_modules()]
+    processors = {name: type(one) for name, one in pipeline.unet.attn_processors.items()}
+    configs = dict(getattr(pipeline.unet, "peft_config", {}))
+    return names, processors, configs, pipeline.unet._hf_peft_config_loaded, pipeline.identity_channel
+
+
+def test_target_modules_may_be_a_list_of_names(whole: Path, copy: Path) -> None:
+    path = copy / "adapter.json"
+    config = json.loads(path.read_text())
+    config["lora"]["target_modules"] = ["to_out.0", "to_q", "to_k", "to_v"]
+    path.write_text(json.dumps(config))
+    one, two = (FaceMakeUpPipeline.from_pretrained(place).unet.state_dict() for place in (whole, copy))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    FaceMakeUpPipeline.from_pretrained(copy).save_pretrained(copy)
+    assert sorted(json.loads(path.read_text())["lora"]["target_modules"]) == ["to_k", "to_out.0", "to_q", "to_v"]
+    FaceMakeUpPipeline.from_pretrained(copy)
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def refused(directory: Path) -> str:
+    with pytest.raises(CheckpointError) as refusal:
+        FaceMakeUpPipeline.from_pretrained(directory)
+    return str(refusal.value)
+
+
+def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_every_part_is_loaded_strictly(copy: Path) -> None:
+    for part in PARTS:
+        path = copy / part / WEIGHTS
+        kept = path.read_bytes()
+        tensors = load_file(path)
+        name = sorted(key for key, value in tensors.items() if value.is_floating_point())[-1]
+        value = tensors[name]
+        nan, infinite = value.clone(), value.clone()
+        nan.flatten()[0], infinite.flatten()[-1] = float("nan"), float("inf")
+        cases = [
+            (name, lambda t, n=name: t.pop(n)),
+            ("stranger", lambda t: t.update(stranger=torch.ones(1))),
+            (name, lambda t, n=name, v=value: t.update({n: torch.cat([v, v])})),
+            (name, lambda t, n=name, v=value: t.update({n: v.to(torch.int8)})),
+            (name, lambda t, n=name, v=value: t.update({n: v > 0})),
+            (name, lambda t, n=name, v=nan: t.update({n: v})),
+            (name, lambda t, n=name, v=infinite: t.update({n: v})),
+            (str(path), dict.clear),
+        ]
+        for word, change in cases:
+            change_tensors(path, change)
+            message = refused(copy)
+            assert word in message and f"copy/{part}" in message
+            path.write_bytes(kept)
+        path.unlink()
+        assert str(path) in refused(copy)
+        path.write_bytes(kept)
+        (copy / part).rename(copy / "away")
+        assert f"copy/{part}" in refused(copy)
+        (copy / "away").rename(copy / part)
+    integers = copy / "joint_encoder" / WEIGHTS
+    counter = next(key for key, value in load_file(integers).items() if value.dtype == torch.int64)
+    change_tensors(integers, lambda t: t.update({counter: t[counter].float()}))
+    assert counter in refused(copy)
+
+
+def test_parts_in_pieces_are_read_from_their_folder_alone(copy: Path) -> None:
+    pipeline = FaceMakeUpPipeline.from_pretrained(copy)
+    pipeline.save_pretrained(copy, max_shard_size="20KB")
+    FaceMakeUpPipeline.from_pretrained(copy)
+    index = copy / "unet" / f"{WEIGHTS}.index.json"
+    content = json.loads(index.read_text())
+    for places in (None, 5, {}, {"a": 5}, {"a": "../vae/x.safetensors"}, {"a": "/etc/passwd"}, {"a": ".."}):
+        index.write_text(json.dumps(content | {"weight_map": places}))
+        assert str(index) in refused(copy)
+    index.write_text("null")
+    assert str(index) in refused(copy)
+
+
+def test_a_forgotten_variant_is_told(copy: Path) -> None:
+    pipeline = FaceMakeUpPipeline.from_pretrained(copy)
+    shutil.rmtree(copy)
+    pipeline.save_pretrained(copy, variant="mine")
+    assert "variant='mine'" in refused(copy)
+    FaceMakeUpPipeline.from_pretrained(copy, variant="mine")
+
+
+@pytest.mark.parametrize(
+    "entry", [5, {}, "unet", None, [None, None], ["diffusers"], ["diffusers", "__dict__"], ["diffusers", "utils"]]
+)
+def test_the_index_names_classes_of_models(copy: Path, entry: object) -> None:
+    path = copy / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"unet": entry}))
+    assert f"{path}: unet" in refused(copy)
+
+
+def test_no_module_is_imported_that_an_index_names(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = copy / "model_index.json"
+    for module in ("evil_module", "os", "diffusers.utils", "builtins", ""):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vae": [module, "AutoencoderKL"]}))
+        assert f"{path}: vae" in refused(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, "scheduler/scheduler_config.json"])
+def test_files_of_settings_are_json_objects_of_sane_numbers(copy: Path, name: str) -> None:
+    path = copy / name
+    whole = path.read_text().rstrip().removesuffix("}")
+    damages = ["null", "[]", "5", "", "{", '"x"', "[" * 100_000, '{"a":' * 100_000, "\ud800", " " * 2**24]
+    damages += [f'{whole}, "more": {value}}}' for value in ("9" * 5000, "NaN", "1" + "0" * 17, "[" * 5000 + "]" * 5000)]
+    for damage in damages:
+        path.write_text(damage, encoding="utf-8", errors="surrogatepass")
+        assert str(path) in refused(copy)
+    path.unlink()
+    os.mkfifo(path)
+    assert str(path) in refused(copy)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert str(path) in refused(copy)
+
+
+def test_infinity_is_a_setting_of_schedulers_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"lambda_min_clipped": -Infinity}')
+    assert read_settings(path, infinite=True) == {"lambda_min_clipped": float("-inf")}
+    with pytest.raises(CheckpointError, match="lambda_min_clipped"):
+        read_settings(path)
+
+
+@pytest.mark.parametrize("name", [f"unet/{WEIGHTS}", "lora.safetensors", f"identity_channel/{WEIGHTS}"])
+@pytest.mark.timeout(30)
+def test_weights_are_regular_files(copy: Path, name: str) -> None:
+    path = copy / name
+    path.unlink()
+    os.mkfifo(path)
+    assert str(path) in refused(copy)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert str(path) in refused(copy)
+    path.unlink()
+    path.mkdir()
+    assert str(path) in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layers_per_block", 10**9),
+        ("transformer_layers_per_block", 10**7),
+        ("block_out_channels", [16, 10**9]),
+        ("cross_attention_dim", {}),
+        ("down_block_types", "x"),
+        ("block_out_channels", 5),
+        ("norm_num_groups", 0),
+        ("addition_embed_type", []),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_settings_that_describe_no_model_of_the_weights(copy: Path, field: str, value: object) -> None:
+    path = copy / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert f"copy/unet/{'config.json' if isinstance(value, int) else ''}" in refused(copy)
+
+
+def mutate(directory: Path, rng: random.Random) -> None:
+    """One field of one file takes a value of another kind, or some bytes change."""
+    values = (None, 5, -1, 0, 1e308, "", "x" * 3000, [], {}, [[]], True, "__class__", [5, "a"], {"a": 1}, -(10**9))
+    path = directory / rng.choice(SETTINGS)
+    if rng.random() < 0.7:
+        content = json.loads(path.read_text())
+        place = content
+        while True:
+            key = rng.choice(sorted(place))
+            if not (isinstance(place[key], dict) and place[key] and rng.random() < 0.8):
+                break
+            place = place[key]
+        if rng.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = rng.choice(values)
+        path.write_text(json.dumps(content))
+    else:
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.randint(1, 5)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+
+
+def try_mutations(copy: Path, count: int, seed: int) -> tuple[int, int]:
+    """Numbers of pipelines that loaded whole and that were refused."""
+    rng, loaded, kept = random.Random(seed), 0, {name: (copy / name).read_bytes() for name in SETTINGS}
+    for _ in range(count):
+        mutate(copy, rng)
+        try:
+            pipeline = FaceMakeUpPipeline.from_pretrained(copy)
+        except CheckpointError as error:
+            assert str(copy) in str(error) and len(str(error)) <= 2000
+        else:
+            loaded += 1
+            for part in PARTS:
+                if getattr(pipeline, part, None) is not None:
+                    assert not any(value.is_meta for value in getattr(pipeline, part).state_dict().values())
+        for name, data in kept.items():
+            (copy / name).write_bytes(data)
+    return loaded, count - loaded
+
+
+@pytest.mark.timeout(300)
+def test_mutated_settings_load_whole_or_are_refused(copy: Path) -> None:
+    loaded, not_loaded = try_mutations(copy, MUTATIONS, 15)
+    assert loaded and not_loaded > MUTATIONS / 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_ten_thousand_mutated_settings(copy: Path) -> None:
+    loaded, not_loaded = try_mutations(copy, 10_000, 16)
+    assert loaded and not_loaded

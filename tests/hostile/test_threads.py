@@ -1,0 +1,121 @@
+"""Threads that share a pipeline draw what one thread draws, and what they save is whole."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from faceclip.errors import ConfigError
+from makeup_plugin.pipeline import FaceMakeUpPipeline
+from tests.makeup_plugin.calls import run
+from tests.makeup_plugin.conftest import make_pipeline
+
+SCALES = (0.0, 0.5, 1.0, 2.0)
+
+
+def at_once(jobs: list[Callable[[], object]]) -> list:
+    """Results of all jobs, each in a thread of its own, begun together."""
+    results: list = [None] * len(jobs)
+    barrier = threading.Barrier(len(jobs))
+
+    def work(place: int) -> None:
+        barrier.wait()
+        try:
+            results[place] = jobs[place]()
+        except BaseException as error:
+            results[place] = error
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def pipeline() -> FaceMakeUpPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(9).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return np.array([[30, 30], [50, 30], [40, 42], [32, 52], [48, 52]], dtype=np.float32)
+
+
+def test_threads_draw_the_pictures_of_one(pipeline, photo, points) -> None:
+    def job(place: int) -> Callable[[], np.ndarray]:
+        scale, guidance = SCALES[place % len(SCALES)], 1.0 + place
+        return lambda: run(pipeline, photo, points, identity_scale=scale, guidance_scale=guidance)
+
+    jobs = [job(place) for place in range(6)]
+    wanted = [work() for work in jobs]
+    for found, alone in zip(at_once(jobs), wanted, strict=True):
+        assert np.array_equal(found, alone)
+
+
+def test_loading_and_saving_wait_for_calls(pipeline, photo, points, tmp_path: Path) -> None:
+    with_adapter = run(pipeline, photo, points)
+    pipeline.save_adapter(tmp_path / "adapter")
+    saves = [lambda n=n: pipeline.save_pretrained(tmp_path / f"whole{n}") for n in range(2)]
+
+    def change() -> None:
+        pipeline.unload_adapter()
+        pipeline.load_adapter(tmp_path / "adapter")
+
+    def text_only() -> np.ndarray:
+        return run(pipeline, None, None)
+
+    alone = text_only()
+    results = at_once([change, text_only, *saves, text_only])
+    assert [result for result in results if isinstance(result, BaseException)] == []
+    pipeline.unload_adapter()
+    bare = text_only()
+    for found in (results[1], results[4]):
+        assert np.array_equal(found, alone) or np.array_equal(found, bare)
+    pipeline.load_adapter(tmp_path / "adapter")
+    assert np.array_equal(run(pipeline, photo, points), with_adapter)
+    for number in range(2):
+        FaceMakeUpPipeline.from_pretrained(tmp_path / f"whole{number}")
+
+
+def test_saving_and_loading_at_once_leave_modules_as_they_are(pipeline, tmp_path: Path) -> None:
+    others = [make_pipeline() for _ in range(2)]
+    pipeline.save_pretrained(tmp_path / "first")
+    jobs = [lambda n=n: others[n].save_pretrained(tmp_path / f"{n}") for n in range(2)]
+    jobs += [lambda: FaceMakeUpPipeline.from_pretrained(tmp_path / "first") for _ in range(3)]
+    results = at_once(jobs)
+    assert [result for result in results if isinstance(result, BaseException)] == []
+    assert nn.Linear(2, 2).weight.device.type == "cpu"
+    for loaded in results[2:]:
+        assert not any(value.is_meta for value in loaded.unet.state_dict().values())
+
+
+def test_a_callback_cannot_change_the_pipeline_that_calls_it(pipeline, tmp_path: Path) -> None:
+    calls = (
+        lambda: pipeline("a man", num_inference_steps=1),
+        pipeline.unload_adapter,
+        lambda: pipeline.save_pretrained(tmp_path / "x"),
+        lambda: pipeline.load_adapter(tmp_path / "x"),
+    )
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        for call in calls:
+            with pytest.raises(ConfigError, match="callback"):
+                call()
+            seen.append(call)
+
+    arguments = {"num_inference_steps": 1, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    pipeline("a man", callback_on_step_end=callback, **arguments)
+    assert len(seen) == len(calls)
+    pipeline.unload_adapter()  # it is possible again afterwards
