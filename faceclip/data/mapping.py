@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from faceclip.data.table_files import check_data_path
+from faceclip.data.table_files import KINDS, check_data_path
 from faceclip.errors import ConfigError, DataError
 from faceclip.settings import setting
 from faceclip.storage.hashes import int64_hash
 
 Layout = Literal["auto", "local", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
 
-TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".zip")
+TABLES = tuple(KINDS)
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
 
 

@@ -23,14 +23,14 @@ from faceclip.data import image_folder
 from faceclip.data.declared_files import check_arrow, check_card
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
-from faceclip.data.table_files import KINDS, table_kind
+from faceclip.data.table_files import KINDS, csv_arguments, table_kind
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import content_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.
 _READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, TypeError, DatasetGenerationError)
-_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".csv": "csv"}
+_TABLES = {kind: KINDS[kind] for kind in (".parquet", ".arrow", ".tar", ".jsonl", ".csv", ".tsv")}
 _SPLITS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -85,7 +85,7 @@ def find_layout(config: DataConfig) -> str:
         # Tables of rows outweigh pictures beside them, which the rows may name.
         if holds & {".parquet", ".arrow", ".tar"}:
             return "files"
-        lists = {".jsonl", ".json", ".csv"}
+        lists = {".jsonl", ".json", ".csv", ".tsv"}
         return "files" if holds & lists and not holds & image_folder.SUFFIXES else "image_folder"
     if path.is_file():
         if table_kind(path) is None:
@@ -198,6 +198,8 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
         _check_left_out(config, {Path(str(file)) for part in files.values() for file in part})
     chosen = [str(file) for file in files[split]] if files is not None else []
     if path.exists():
+        if chosen and all(table_kind(Path(file)) == "csv" for file in chosen):
+            arguments |= csv_arguments([Path(file) for file in chosen])
         for file in chosen:
             if file.endswith(".tar"):
                 _check_whole(Path(file))

@@ -1,8 +1,13 @@
 """Which files are tables, by their endings, and which paths may be named as data at all."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from faceclip.errors import ConfigError
+import datasets
+import pandas as pd
+
+from faceclip.errors import ConfigError, DataError
 
 KINDS = {
     ".parquet": "parquet",
@@ -10,6 +15,7 @@ KINDS = {
     ".tar": "webdataset",
     ".jsonl": "json",
     ".csv": "csv",
+    ".tsv": "csv",
     ".json": "json",
     ".ndjson": "json",
 }
@@ -37,3 +43,25 @@ def check_data_path(path: str, key: str) -> None:
         raise ConfigError(f"{key}={shown!r}: no path of this system ({why}); name a folder or a table") from error
     if any(real.is_relative_to(place) for place in _SYSTEM) and not real.is_relative_to(_MEMORY):
         raise ConfigError(f"{key}={shown}: belongs to the system and holds no data; name a folder or a table")
+
+
+def csv_arguments(files: Sequence[Path]) -> dict[str, Any]:
+    """Arguments by which `datasets` reads every cell of CSV and TSV files as the text that stands there: no "NA"
+    becomes a missing value, no "007" a number.
+
+    Raises DataError for a header that cannot be read or differs from that of the first file.
+    """
+    separators = ["\t" if ".tsv" in (ending.lower() for ending in file.suffixes) else "," for file in files]
+    columns: list[str] = []
+    for file, separator in zip(files, separators, strict=True):
+        try:
+            found = list(map(str, pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{file} cannot be read ({error}): expected one header and quoted cells in UTF-8"
+            ) from error
+        columns = columns or found
+        if (found, separator) != (columns, separators[0]):
+            raise DataError(f"{file} has other columns or separators than {files[0]}: write them alike")
+    kinds = datasets.Features({name: datasets.Value("string") for name in columns})
+    return {"sep": separators[0], "keep_default_na": False, "features": kinds}

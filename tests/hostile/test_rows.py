@@ -1,5 +1,6 @@
 """Rows and tables of strangers: paths that lead elsewhere, files that never end, tables of every kind."""
 
+import csv
 import io
 import json
 import os
@@ -337,3 +338,25 @@ def test_numbers_beyond_reason_are_named(value):
 def test_a_device_that_computes_nothing_is_named():
     with pytest.raises(ConfigError, match=r"data\.device=meta"):
         named_device("meta")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "ROWS.CSV", "rows.json", "rows.jsonl", "folder.csv"])
+def test_tables_of_text_are_read_and_names_stay_text(tmp_path, name):
+    names = ["NA", "None", "null", "007", "nan", "1e5", "True", "Ann"]
+    rows = [{"image": f"{number}.png", "caption": "a, b", "identity": who} for number, who in enumerate(names)]
+    file = tmp_path / "data" / name
+    file.parent.mkdir()
+    if file.suffix.lower() in (".csv", ".tsv"):
+        with file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        file.write_text(json.dumps(rows) if file.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    config = DataConfig(path=str(file.parent if name.startswith("folder") else file))
+    source = open_source(config, "train", tmp_path / "memo.json")
+    mapping = RowMapping(config, source.layout, source.columns, source.name)
+    read = [mapping.read(row, number) for number, row in enumerate(source.rows(0))]
+    assert [raw.person for raw in read] == names and {raw.captions for raw in read} == {("a, b",)}
+    assert [row["identity"] for row in source.rows(3)] == names[3:]
+    assert source.folder == file.parent
