@@ -68,7 +68,7 @@ class PhotosConfig:
         if not 16 <= self.size <= MAX_SIZE or self.size % 8:
             raise ConfigError(f"size: a multiple of 8 from 16 to {MAX_SIZE} is expected, got {self.size}")
         if not 1 < self.reach <= MAX_REACH:
-            raise ConfigError(f"reach: above 1 (the face crop) and at most {MAX_REACH} is expected, got {self.reach}")
+            raise ConfigError(f"reach: more than 1, the crop, to {MAX_REACH} is expected, got {self.reach}")
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
         for name, why in (
