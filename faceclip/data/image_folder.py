@@ -19,6 +19,7 @@ from faceclip.errors import DataError, EmptyDatasetError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 UNREAD = frozenset({".heic", ".heif", ".avif"})  # pictures that nothing here decodes: counted, not passed over
 TEXTS = (".txt", ".caption")  # the first that is there counts
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # that hold rows of pictures
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -38,10 +39,25 @@ def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[l
             )
         base = root
     tables = [base / name for name in METADATA if (base / name).is_file()]
+    if not tables:
+        _check_passed_over(root, base)
     rows, files = _from_metadata(tables[0]) if tables else _from_tree(base, other)
     if not rows:
         raise EmptyDatasetError(f"{base} holds no pictures ({', '.join(sorted(SUFFIXES))}): check data.path")
     return rows, files
+
+
+def _check_passed_over(root: Path, base: Path) -> None:
+    """Raises DataError for a table beside the pictures, or above the folder of the split, that would not be read."""
+    for folder in dict.fromkeys((base, root)):
+        entries = sorted(folder.iterdir())
+        pictures = {file.stem for file in entries if file.suffix.lower() in SUFFIXES}  # with notes of their own
+        for file in entries:
+            if file.suffix.lower() in TABLES and file.stem not in pictures and file.name[0] != "." and file.is_file():
+                raise DataError(
+                    f"{file} would be passed over beside the pictures: name it {base / METADATA[0]} (or .csv, with "
+                    f"`file_name` relative to it), read it by data.path={file}, or take it out of {root}"
+                )
 
 
 def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path]]:

@@ -360,3 +360,21 @@ def test_tables_of_text_are_read_and_names_stay_text(tmp_path, name):
     assert [raw.person for raw in read] == names and {raw.captions for raw in read} == {("a, b",)}
     assert [row["identity"] for row in source.rows(3)] == names[3:]
     assert source.folder == file.parent
+
+
+@pytest.mark.parametrize(
+    "name", ["people.jsonl", "table.csv", "metadata.parquet", "metadata.json", "up/metadata.jsonl"]
+)
+def test_tables_beside_pictures_are_never_passed_over_in_silence(tmp_path, name):
+    root = tmp_path / "data"
+    pictures = root / "train" if name.startswith("up/") else root
+    pictures.mkdir(parents=True)
+    (pictures / "0.png").write_bytes(png())
+    row = {"file_name": "0.png", "caption": "a man", "identity": "1"}
+    file = root / name.removeprefix("up/")
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row]), file)
+    else:
+        file.write_text(json.dumps(row) if file.suffix != ".csv" else "file_name,caption,identity\n0.png,a man,1\n")
+    with pytest.raises(DataError, match=rf"{file.name} would be passed over.*metadata\.jsonl.*data\.path="):
+        open_source(DataConfig(path=str(root)), "train", tmp_path / "memo.json")
