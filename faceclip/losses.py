@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from faceclip.cpu.matmul import times_transpose
 from faceclip.errors import ConfigError
 from faceclip.training.collectives import gather_rows
 
@@ -153,7 +152,7 @@ class _RowBlockLoss(torch.autograd.Function):
         for start in range(0, len(queries), rows):
             at = slice(start, start + rows)
             q = queries[at].detach().float()
-            logits = times_transpose(q * scale, t).add_(offset)
+            logits = ((q * scale) @ t.T).add_(offset)
             positive = query_labels[at, None] == target_labels
             ignored = None
             if query_groups is not None:
@@ -163,9 +162,9 @@ class _RowBlockLoss(torch.autograd.Function):
             if need_bias:
                 by_bias += gradient.sum()
             if by_query is not None:
-                by_query[at] = times_transpose(gradient, t.T)
+                by_query[at] = gradient @ t
             if need_t:
-                by_target += times_transpose(q.T, gradient.T)
+                by_target += q.T @ gradient
         # Only scaled in backward. d/dlog_scale = scale · Σ_ij g_ij q_i·t_j = scale · Σ_i q_i·(Σ_j g_ij t_j).
         by_log_scale = (queries.detach().float() * by_query).sum() * scale / count if need_scale else None
         ctx.scalars = (by_log_scale, by_bias / count)

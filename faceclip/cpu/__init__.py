@@ -1,1 +1,0 @@
-"""Faster products and attention on CPUs."""
