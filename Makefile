@@ -34,6 +34,7 @@ mutants: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The variable silences advice of mkdocs-material about its successor.
 docs: install

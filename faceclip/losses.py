@@ -163,17 +163,14 @@ class _RowBlockLoss(torch.autograd.Function):
                 by_bias += gradient.sum()
             if by_query is not None:
                 by_query[at] = gradient @ t
-            if need_t:
+            if by_target is not None:
                 by_target += q.T @ gradient
         # Only scaled in backward. d/dlog_scale = scale · Σ_ij g_ij q_i·t_j = scale · Σ_i q_i·(Σ_j g_ij t_j).
         by_log_scale = (queries.detach().float() * by_query).sum() * scale / count if need_scale else None
         ctx.scalars = (by_log_scale, by_bias / count)
         ctx.dtypes = (queries.dtype, targets.dtype, log_scale.dtype, bias.dtype)
-        if not need_q:
-            by_query = None
-        if need_q:
-            by_query.mul_(scale / count)
-        if need_t:
+        by_query = by_query.mul_(scale / count) if need_q and by_query is not None else None
+        if by_target is not None:
             by_target = by_target.T * (scale / count)
         ctx.save_for_backward(by_query, by_target)
         return total / count

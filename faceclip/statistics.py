@@ -71,7 +71,7 @@ def average_precision(
 
 def _masked(
     scores: NDArray[np.floating], relevant: NDArray[np.bool_], excluded: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
     if scores.shape != relevant.shape or (excluded is not None and excluded.shape != scores.shape):
         raise ValueError(f"scores {scores.shape}, relevant {relevant.shape} and excluded must have the same shape")
     scores = np.asarray(scores, dtype=np.float64)
@@ -88,7 +88,7 @@ def recall_at(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
 
 
 def identity_bootstrap(
-    values: NDArray[np.floating],
+    values: NDArray[np.floating] | NDArray[np.bool_],
     identities: NDArray[np.integer],
     *,
     resamples: int = 2000,

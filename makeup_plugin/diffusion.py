@@ -100,7 +100,7 @@ class NoiseSchedule:
         An estimate made at high noise is smoother than any true latents; under fresh noise, details that are too fine
         for it cannot please the reader.
         """
-        draw = {"generator": generator, "device": clean.device}
+        draw: dict[str, Any] = {"generator": generator, "device": clean.device}
         lower = (timesteps * (least + (1 - least) * torch.rand(timesteps.shape, **draw))).long()
         return self.add_noise(clean, torch.randn(clean.shape, **draw), lower), lower
 

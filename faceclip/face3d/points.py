@@ -29,7 +29,8 @@ class HeadPoints:
         """What `keep` kept under `name`, (B, N, 3), for the shape and expression of a fit."""
         coefficients = torch.cat([fit.shape, fit.expression], dim=1)
         if self._kept[name][0].device != coefficients.device:
-            self._kept[name] = tuple(tensor.to(coefficients.device) for tensor in self._kept[name])
+            mean, basis = self._kept[name]
+            self._kept[name] = mean.to(coefficients.device), basis.to(coefficients.device)
         mean, basis = self._kept[name]
         return mean + (coefficients @ basis).unflatten(1, (-1, 3))
 

@@ -29,7 +29,10 @@ def labelled_faces(landmarks: NDArray[np.float32]) -> FacePoints:
 
 
 def detected_faces(
-    images: Sequence[NDArray[np.uint8]], detector: FaceDetector | None = None, *, label: str = "faces"
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    detector: FaceDetector | None = None,
+    *,
+    label: str = "faces",
 ) -> FacePoints:
     """The largest face that the detector finds in each picture (H, W, 3)."""
     detector = detector or MTCNNDetector()
@@ -46,7 +49,7 @@ def detected_faces(
 
 
 def crop_batches(
-    images: Sequence[NDArray[np.uint8]], faces: FacePoints, size: int, *, batch: int = 64
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], faces: FacePoints, size: int, *, batch: int = 64
 ) -> Iterable[tuple[NDArray[np.int64], Tensor]]:
     """Rows with a face and the crops (B, 3, size, size) in [0, 1] that an encoder sees, batch by batch."""
     rows = np.flatnonzero(faces.found)

@@ -76,7 +76,9 @@ def shell(
     )
 
 
-def grid(points: np.ndarray, canonical: np.ndarray, head_weight: np.ndarray, closed: bool = False) -> Part:
+def grid(
+    points: np.ndarray, canonical: np.ndarray, head_weight: np.ndarray | np.floating, closed: bool = False
+) -> Part:
     """A sheet from a lattice of points (R, C, 3); `closed` joins the last column to the first."""
     rows, columns = points.shape[:2]
     index = np.arange(rows * columns).reshape(rows, columns)
@@ -242,10 +244,10 @@ def glasses(model: HeadModel, vertices: np.ndarray, kind: str) -> tuple[list[Par
         ear = np.asarray([side * (np.abs(vertices[_ear(model, side), 0]) + 0.02), eye[1] + 0.03, 0.5])
         start = center + np.asarray([side * half_width, 0.05, -0.01])
         frames.append(_bar(start, ear, 0.028))
-    bridge = [
+    start, end = (
         np.asarray([e[0] - s * (half_width - 0.02), e[1] + 0.01, e[2] + 0.14]) for e, s in ((right, -1), (left, 1))
-    ]
-    frames.append(_bar(*bridge, 0.025))
+    )
+    frames.append(_bar(start, end, 0.025))
     return frames, lenses
 
 

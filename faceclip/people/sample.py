@@ -79,11 +79,11 @@ def sample_light(rng: np.random.Generator) -> np.ndarray:
     tint = 1 + rng.normal(0, 0.05, 3)
     light = ambient_light(rng.uniform(0.38, 0.6) * tint)
     angle, height = rng.uniform(-1.2, 1.2), rng.uniform(-0.2, 0.9)
-    direction = (np.sin(angle), height, np.cos(angle))
+    direction = np.asarray([np.sin(angle), height, np.cos(angle)])
     light += directional_light(direction, rng.uniform(0.35, 0.65) * (1 + rng.normal(0, 0.06, 3)))
     if rng.random() < 0.5:
         angle = rng.uniform(-2.2, 2.2)
-        direction = (np.sin(angle), rng.uniform(-0.3, 0.8), np.cos(angle))
+        direction = np.asarray([np.sin(angle), rng.uniform(-0.3, 0.8), np.cos(angle)])
         light += directional_light(direction, rng.uniform(0.1, 0.3) * (1 + rng.normal(0, 0.1, 3)))
     return light.astype(np.float32)
 
@@ -107,7 +107,8 @@ def sample_scene(
     )
     if frontal:
         attributes |= {"expression": "neutral", "glasses": "none", "hat": "none"}
-        pose = tuple(float(np.clip(rng.normal(0, s), -3, 3)) for s in (2, 2, 1))
+        yaw, pitch, roll = (float(np.clip(rng.normal(0, s), -3, 3)) for s in (2, 2, 1))
+        pose = (yaw, pitch, roll)
     recipe = EXPRESSION_RECIPES[attributes["expression"]]
     intensity = rng.uniform(0.8, 1.15)
     expression = np.asarray([intensity * recipe.get(name, 0.0) for name in model.expression_names], np.float32)

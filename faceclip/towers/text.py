@@ -89,7 +89,7 @@ class TextTower(ModelMixin, ConfigMixin):
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Embedding rows of token ids, of the same shape."""
-        if self.config.vocabulary is None:
+        if self.unknown_row is None:
             return tokens
         known = self.known_ids.to(tokens.dtype)
         place = torch.searchsorted(known, tokens.contiguous()).clamp_max(len(known) - 1)

@@ -24,12 +24,13 @@ def cpu_attention() -> Iterator[None]:
     """
     fused = F.scaled_dot_product_attention
 
-    def attention(query: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # The fused operator is on autocast's bf16 list, so an fp32 query under autocast counts as 16 bits.
         half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if query.device.type == "cpu" and half and not enable_gqa:
+        if query.device.type == "cpu" and half and not kwargs.get("enable_gqa"):
+            kwargs.pop("enable_gqa", None)
             return explicit_attention(query, *args, **kwargs)
-        return fused(query, *args, enable_gqa=enable_gqa, **kwargs)
+        return fused(query, *args, **kwargs)
 
     F.scaled_dot_product_attention = attention
     try:

@@ -260,7 +260,7 @@ class ZeroEngine:
         main = dist.get_rank() == 0
         pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())] if main else None
         dist.gather(piece, pieces, dst=0)
-        return torch.cat([part.cpu() for part in pieces]) if main else piece.cpu()
+        return piece.cpu() if pieces is None else torch.cat([part.cpu() for part in pieces])
 
 
 @contextmanager

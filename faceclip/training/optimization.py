@@ -23,7 +23,12 @@ def make_optimizer(
 
     Raises ConfigError where Muon is asked for and cannot be: with parts of weights, or with a task's own groups.
     """
-    rates = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+    rates: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
     if config.optimizer == "muon":
         if groups is not None or not whole:
             raise ConfigError(
@@ -50,7 +55,8 @@ def rate_factor(step: int, *, steps: int, warmup: int, schedule: str, min_ratio:
 
 def decay_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels decay; biases, gains and scalars do not."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for _, parameter in named:
         (decayed if parameter.ndim >= 2 else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

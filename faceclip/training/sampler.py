@@ -69,7 +69,7 @@ def fetch(source: MapSource, slots: Sequence[tuple[int, int]], seed: int) -> dic
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack arrays, tensors and numbers field by field; anything else becomes a list."""
-    batch = {}
+    batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
         if isinstance(values[0], Tensor):

@@ -166,10 +166,9 @@ def _convert_attention(
     attention, lora = {}, {}
     for key, value in state.items():
         match = _IP_KEY.match(key) or _LORA_KEY.match(key)
-        index = int(match[1]) if match else len(names)
-        if index >= len(names):
+        if match is None or int(match[1]) >= len(names):
             raise CheckpointError(f"ip_adapter.{key} belongs to no attention layer of this UNet ({len(names)} layers)")
-        layer = names[index]
+        layer = names[int(match[1])]
         if match.re is _LORA_KEY:
             projection = "to_out.0" if match[2] == "to_out" else match[2]
             side = "lora_A" if match[3] == "down" else "lora_B"

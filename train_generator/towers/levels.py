@@ -6,7 +6,7 @@ do. A logit-normal draw (Esser et al. 2024, arXiv:2403.03206, section 3.1) visit
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class LevelConfig:
 
 def draw_timesteps(config: LevelConfig, count: int, total: int, generator: torch.Generator) -> Tensor:
     """Timesteps (count,) in 0 … total − 1, on the generator's device."""
-    draw = {"generator": generator, "device": generator.device}
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
     if config.draw == "uniform":
         return torch.randint(0, total, (count,), **draw)
     normal = torch.randn(count, **draw)
