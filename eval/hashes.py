@@ -18,8 +18,15 @@ def model_hash(directory: Path) -> str:
 
 def code_hash(*packages: str) -> str:
     """SHA-256 over the sources and presets of packages, which are found and not imported."""
-    roots = [Path(find_spec(package).origin).parent for package in packages]
+    roots = [_folder(package) for package in packages]
     return _hash([(root.parent, file) for root in roots for kind in ("*.py", "*.yaml") for file in root.rglob(kind)])
+
+
+def _folder(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is no installed package with an __init__.py")
+    return Path(spec.origin).parent
 
 
 def _hash(files: list[tuple[Path, Path]]) -> str:

@@ -102,7 +102,8 @@ class AttentionCapture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _set_processors(self.unet, self._found)
+        if self._found is not None:
+            _set_processors(self.unet, self._found)
         self._found = None
         self.maps.clear()
 

@@ -6,7 +6,6 @@ python -m eval.judges.base export=DIR data=DIR [judge=DIR vae=DIR text_l=DIR tex
 """
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,7 +78,7 @@ def measure(config: BaseMeasurement, split: str = "test") -> dict[str, Estimate]
             guidance=config.guidance,
             size=size,
         ).float()
-    judged = {name: [] for name in judge.config.vocabularies}
+    judged: dict[str, list[str]] = {name: [] for name in judge.config.vocabularies}
     for part in images.split(64):  # all at once would need gigabytes
         for name, values in judge.values(part).items():
             judged[name].extend(values)
@@ -114,7 +113,7 @@ def _folder(given: str, shipped: str, package: str) -> Path:
 def measure_again(config: BaseMeasurement) -> None:
     """Puts the judge's figures into the card of an export and prints them."""
     export = Path(config.export)
-    figures: Mapping[str, Estimate] = renew_cards([export / "unet"], Path(config.data), lambda: measure(config))
+    figures = renew_cards([export / "unet"], Path(config.data), lambda: measure(config))
     for name, figure in figures.items():
         print(f"{name}: {figure}")
     print(f"figures renewed in {export / 'unet'}")

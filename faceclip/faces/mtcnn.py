@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from faceclip.errors import CheckpointError
 
-Boxes = NDArray[np.float64]
+Boxes = NDArray[np.floating]
 
 PROPOSAL_SIZE, PROPOSAL_STRIDE = 12, 2
 REFINE_SIZE, OUTPUT_SIZE = 24, 48

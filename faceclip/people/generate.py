@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -81,7 +81,7 @@ def _generate(directory: Path, request: Request, workers: int, quiet: bool) -> d
     return _describe(directory, request, shards)
 
 
-def render_person(request: Request, index: int) -> list[dict]:
+def render_person(request: Request, index: int) -> list[Mapping[str, Any]]:
     """All rows of one identity. Runs in a worker process."""
     from faceclip.people.framing import framed
     from faceclip.people.render import PortraitRenderer
@@ -173,7 +173,7 @@ def _is_complete(directory: Path, shard: Shard, request: Request, expected_hash:
 
 def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
     """Card, contact sheet and, last, dataset.json."""
-    counts = {name: Counter() for name in VOCABULARIES}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in VOCABULARIES}
     images = dict.fromkeys(SPLITS, 0)
     files = []
     for shard in shards:

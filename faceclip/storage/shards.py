@@ -10,7 +10,7 @@ import json
 import resource
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ class ShardedArray:
 
     parts: Sequence[NDArray]
     rows: NDArray[np.int64] | None = None
+    _starts: NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         starts = np.cumsum([0, *(len(part) for part in self.parts)])

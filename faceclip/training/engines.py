@@ -126,6 +126,7 @@ class ReplicatedEngine:
     def step(self) -> Tensor | None:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return None
 
     def full_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()

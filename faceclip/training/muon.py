@@ -7,7 +7,7 @@ both share a learning rate and a weight decay.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,21 +35,21 @@ class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with ``"muon": True`` are stepped by Muon, with Nesterov momentum."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for parameter in group["params"] if group.get("muon") else ():
                 if parameter.grad is not None:
-                    self._orthogonal_step(parameter, group)
+                    self._orthogonal_step(parameter, parameter.grad, group)
                     parameter.grad = None  # AdamW passes over it
         return super().step(closure)
 
-    def _orthogonal_step(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _orthogonal_step(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
-        gradient, momentum = parameter.grad, state["momentum"]
+        momentum = state["momentum"]
         momentum.lerp_(gradient, 1 - MOMENTUM)
         update = orthogonalized(gradient.lerp(momentum, MOMENTUM).flatten(1))
         rows, columns = update.shape
@@ -61,7 +61,9 @@ class MuonAdamW(torch.optim.AdamW):
 def muon_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     """Groups for `MuonAdamW`: inner matrices and kernels by Muon; first and last layers and embeddings by AdamW with
     weight decay; biases, gains and scalars without."""
-    inner, outer, free = [], [], []
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in named:
         if parameter.ndim < 2:
             free.append(parameter)

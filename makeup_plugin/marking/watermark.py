@@ -71,7 +71,7 @@ def detect(image: NDArray[np.floating], *, threshold: float = THRESHOLD) -> bool
     return score(image) > threshold
 
 
-def _score_on(image: NDArray[np.float64], grid: int) -> float:
+def _score_on(image: NDArray[np.floating], grid: int) -> float:
     values = _coefficients(image, grid)
     limit = np.median(np.abs(values))
     clipped = np.clip(values, -limit, limit)
@@ -79,7 +79,7 @@ def _score_on(image: NDArray[np.float64], grid: int) -> float:
     return float((_carriers(grid)[0] * clipped).sum() / norm) if norm > 0 else 0.0
 
 
-def _push(image: NDArray[np.float64], values: NDArray[np.float64], level: float, grid: int) -> NDArray[np.float64]:
+def _push(image: NDArray[np.floating], values: NDArray[np.floating], level: float, grid: int) -> NDArray[np.float64]:
     """The picture with every coefficient of magnitude below `level` moved to sign times `level`, in 8-bit
     steps.
     """
@@ -93,7 +93,7 @@ def _push(image: NDArray[np.float64], values: NDArray[np.float64], level: float,
     return np.round(np.clip(image + delta[..., None], 0, 1) * 255) / 255
 
 
-def _coefficients(image: NDArray[np.float64], grid: int) -> NDArray[np.float64]:
+def _coefficients(image: NDArray[np.floating], grid: int) -> NDArray[np.float64]:
     """The carriers' DCT coefficients times their frequency."""
     luma = (image @ _LUMA).astype(np.float32)
     if luma.shape != (grid, grid):
