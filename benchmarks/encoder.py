@@ -3,7 +3,7 @@
     python benchmarks/encoder.py forward [--size quarter|published] [--batch 16] [--threads 1]
     python benchmarks/encoder.py step [--size published] [--data DIR] [--persons 8] [--images 4] [--precision bf16]
                                        [--frozen-identity]
-    python benchmarks/encoder.py loss [--rows 1024 4096 16384 65536]
+    python benchmarks/encoder.py loss [--rows 1024 4096 16384 65536] [--plain-products]
 
 forward: `FaceCLIP.encode` against the straightforward form of the published computation: a face encoder pass per
 branch, the dead face half of the last fusion layer computed, the fuser in float32. step (`encoder_step.py`): the
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from encoder_step import step
-from timing import Timing, describe, ratio, speed, timed
+from timing import Timing, describe, ratio, speed, timed, use_plain_products
 from torch import Tensor
 
 from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--plain-products", action="store_true", help="no oneDNN products on the CPU")
     parser.add_argument(
         "--size",
         choices=("quarter", "shipped", "published"),
@@ -242,6 +243,8 @@ def main() -> None:
         parser.error(f"--size {arguments.size} is none of {arguments.table}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
+    if arguments.plain_products:
+        use_plain_products()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     {"forward": forward, "step": step, "loss": loss}[arguments.table](arguments)

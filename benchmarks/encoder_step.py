@@ -4,7 +4,7 @@ Both ways draw the same queries with `QuerySource`, read the next batch in a thr
 with `EncoderTask` as `python -m train_encoder` does: all loss terms, queries with a face only, a text only or both,
 backward, clipping, AdamW. Cached: the features come from the files that the trainer reads, 16-bit tokens included.
 Computed: the thread cuts the crops and tokenizes the captions of these queries, each once, and the step sends them
-through the frozen towers.
+through the frozen towers, which take the kernels of inference there.
 
 With `--frozen-identity` the projections of the identity are not trained (as in `train_encoder` with
 `train_identity=false cached_text=true`), so that the text towers belong to the frozen work: computed, they run in the
@@ -27,6 +27,8 @@ import torch
 from timing import describe, speed, timed
 from torch import Tensor
 
+from faceclip.cpu.inference import cpu_inference
+from faceclip.cpu.training import cpu_training
 from faceclip.data.arrays import FaceArrays
 from faceclip.encoder import FaceCLIP
 from faceclip.faces.align import align_face
@@ -34,7 +36,6 @@ from faceclip.published.checkpoint import CONFIG as PUBLISHED
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import tokenize, used_tokens
 from faceclip.training import StepContext, parse_config
-from faceclip.training.cpu_attention import cpu_attention
 from faceclip.training.engines import prepare, start
 from faceclip.training.optimization import decay_groups
 from faceclip.training.prefetch import Prefetcher
@@ -156,7 +157,7 @@ class Computed(Cached):
 
     @torch.no_grad()
     def features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half), cpu_inference(self.device):
             face = self.towers.recognizer(_unit(batch.pop("crops")))
             image = self.towers.image(_unit(batch.pop("pictures"))).embedding.float()
             text = self.towers.text_g(batch.pop("words_of_captions")).embedding.float()
@@ -217,7 +218,7 @@ class TrainingStep:
 def steps(step: TrainingStep, way: Way) -> Iterator:
     """A function that makes the next step, the batch after it being read meanwhile."""
     numbers = itertools.count()
-    with cpu_attention(), Prefetcher(way.read) as ahead:
+    with cpu_training(), Prefetcher(way.read) as ahead:
 
         def next_step() -> None:
             number = next(numbers)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from faceclip.cpu import matmul as cpu_matmul
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -42,4 +44,10 @@ def speed(reference: Timing, other: Timing, device: torch.device) -> str:
 def describe(device: torch.device) -> str:
     """The circumstances, for a table's caption."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
-    return f"{where}, torch {torch.__version__}"
+    kernels = "" if device.type == "cuda" else f", oneDNN products {'on' if cpu_matmul.has_onednn() else 'off'}"
+    return f"{where}, torch {torch.__version__}{kernels}"
+
+
+def use_plain_products() -> None:
+    """From here on float32 products of this process take PyTorch's own route on the CPU (MKL), never oneDNN's."""
+    cpu_matmul.has_onednn = lambda: False

@@ -15,6 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
+from faceclip.cpu.inference import cpu_inference
 from faceclip.errors import ConfigError
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.face import FaceFeatures, FaceViT
@@ -102,8 +103,8 @@ class JointEncoder(ModelMixin, ConfigMixin):
         for tower in self.towers():
             tower.requires_grad_(False).eval()
         self.kept_zero_face = None
-        with torch.no_grad():
-            self.kept_zero_face = KeptFace(self._face(torch.zeros(1, 3, 8, 8)))
+        with torch.no_grad():  # by the kernels of training, so that runs of earlier versions continue to the bit
+            self.kept_zero_face = KeptFace(self._encode(torch.zeros(1, 3, 8, 8)))
         return [p for p in self.parameters() if p.requires_grad]
 
     def train(self, mode: bool = True) -> Self:
@@ -218,10 +219,13 @@ class JointEncoder(ModelMixin, ConfigMixin):
         rows without a face the features of `zero_face`.
         """
         parts = text_states.split([branch.text.config.width for branch in self.branches], dim=-1)
-        fused = [
-            branch(part, seen.tokens, encoder.pos_embed)
-            for branch, part, (encoder, seen) in zip(self.branches, parts, self._by_branch(face_features), strict=True)
-        ]
+        with cpu_inference(text_states.device):
+            fused = [
+                branch(part, seen.tokens, encoder.pos_embed)
+                for branch, part, (encoder, seen) in zip(
+                    self.branches, parts, self._by_branch(face_features), strict=True
+                )
+            ]
         return torch.cat(fused, dim=-1)
 
     def _tokens(
@@ -244,12 +248,18 @@ class JointEncoder(ModelMixin, ConfigMixin):
 
     def _read(self, tokens: Tensor, identities: Sequence[Tensor], present: bool | Tensor) -> Tensor:
         """States (B, 77, W) of the text towers, side by side; identities: (B, E) for each branch."""
-        texts = [
-            branch.read(tokens, identity, present) for branch, identity in zip(self.branches, identities, strict=True)
-        ]
+        with cpu_inference(tokens.device):
+            texts = [
+                branch.read(tokens, identity, present)
+                for branch, identity in zip(self.branches, identities, strict=True)
+            ]
         return torch.cat([text.hidden for text in texts], dim=-1)
 
     def _face(self, faces: Tensor) -> FaceFeatures:
+        with cpu_inference(self.face_encoder.pos_embed.device):
+            return self._encode(faces)
+
+    def _encode(self, faces: Tensor) -> FaceFeatures:
         faces = faces.to(self.face_encoder.pos_embed)
         first, *second = [encoder(faces) for encoder in self.face_encoders]
         return replace(first, second=second[0]) if second else first

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from faceclip.cpu.matmul import times_transpose
 from faceclip.errors import ConfigError
 from faceclip.training.collectives import gather_rows
 
@@ -152,7 +153,7 @@ class _RowBlockLoss(torch.autograd.Function):
         for start in range(0, len(queries), rows):
             at = slice(start, start + rows)
             q = queries[at].detach().float()
-            logits = ((q * scale) @ t.T).add_(offset)
+            logits = times_transpose(q * scale, t).add_(offset)
             positive = query_labels[at, None] == target_labels
             ignored = None
             if query_groups is not None:
@@ -162,9 +163,9 @@ class _RowBlockLoss(torch.autograd.Function):
             if need_bias:
                 by_bias += gradient.sum()
             if by_query is not None:
-                by_query[at] = gradient @ t
+                by_query[at] = times_transpose(gradient, t.T)
             if by_target is not None:
-                by_target += q.T @ gradient
+                by_target += times_transpose(q.T, gradient.T)
         # Only scaled in backward. d/dlog_scale = scale · Σ_ij g_ij q_i·t_j = scale · Σ_i q_i·(Σ_j g_ij t_j).
         by_log_scale = (queries.detach().float() * by_query).sum() * scale / count if need_scale else None
         ctx.scalars = (by_log_scale, by_bias / count)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from faceclip.cpu.training import cpu_training
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.storage.folders import remove_leftovers, write_atomically
 from faceclip.storage.locks import locked
@@ -34,7 +35,6 @@ from faceclip.training.checkpoints import (
 )
 from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
 from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
-from faceclip.training.cpu_attention import cpu_attention
 from faceclip.training.ema import ParameterAverage
 from faceclip.training.engines import Engine, layout, prepare, start
 from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
@@ -135,7 +135,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         window = Window()
         try:
-            with self._stop.heard(), cpu_attention(), Prefetcher(self._read) as self._batches:
+            with self._stop.heard(), cpu_training(), Prefetcher(self._read) as self._batches:
                 while True:
                     if self._unvalidated:
                         metrics = self._validate(log, display)

@@ -155,10 +155,12 @@ def base_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     check_unfused(unet)
     unet = unwrap_module(unet)  # of torch.compile
     state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
-    # Not accelerate's `init_empty_weights`, which replaces methods of all modules, in all threads.
-    with torch.device("meta"):
-        clean = UNet2DConditionModel.from_config(unet.config)
-    clean.load_state_dict(state, strict=True, assign=True)
+    # Not accelerate's `init_empty_weights`, which replaces methods of all modules, in all threads. While another thread
+    # loads with it, assigned weights would become empty: `building` keeps the two apart.
+    with building:
+        with torch.device("meta"):
+            clean = UNet2DConditionModel.from_config(unet.config)
+        clean.load_state_dict(state, strict=True, assign=True)
     return clean
 
 

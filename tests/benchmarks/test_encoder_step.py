@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from faceclip.cpu import matmul as cpu_matmul
 from train_encoder.queries import TEXT_ONLY
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -75,3 +76,11 @@ def test_both_ways_make_the_same_steps(benchmark, parts, frozen):
         ends.append(weight.detach() - start["heads.face_pool.key_value.weight"])
     assert ends[1].norm() > 0
     assert (ends[0] - ends[1]).norm() < 0.05 * ends[1].norm()
+
+
+def test_plain_products_leave_onednn_alone(benchmark, monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "has_onednn", lambda: True)  # put back after the test
+    assert "oneDNN products on" in benchmark.describe(torch.device("cpu"))
+    sys.modules["timing"].use_plain_products()
+    assert not cpu_matmul.uses_onednn(torch.ones(2, 2))
+    assert "oneDNN products off" in benchmark.describe(torch.device("cpu"))

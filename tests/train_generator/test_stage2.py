@@ -429,8 +429,8 @@ def test_samples_tell_what_their_text_names(arguments, tmp_path):
     names = list(READ)
     people = features.arrays.identity.tolist()
     source = GenerationSource(features, DropoutConfig(all=0, text=0), same_picture=0.0, attributes=names)
-    siblings = {person: rows.tolist() for person, rows in source.siblings.items()}
-    assert siblings == {person: [row for row, who in enumerate(people) if who == person] for person in people}
+    for row, who in enumerate(people):
+        assert source.people.others(row).tolist() == [at for at, one in enumerate(people) if one == who and at != row]
     for index in range(8):
         sample = source.get(index, np.random.default_rng(index))
         captions = {

@@ -132,11 +132,11 @@ DAMAGES = {
     "another class": (lambda d: _change_config(d, _class_name="TextTower"), "config.json is that of 'TextTower'"),
     "impossible": (lambda d: _change_config(d, heads=5), "not a multiple of 5 heads"),
     "not a number": (lambda d: _change_config(d, width="big"), "cannot be loaded as FaceViT"),
-    "no settings": (lambda d: (d / "config.json").write_text("[]"), "holds a list"),
-    "cut settings": (lambda d: (d / "config.json").write_text('{"a":'), "cannot be loaded as FaceViT"),
-    "without settings": (lambda d: (d / "config.json").unlink(), "No such file"),
-    "cut weights": (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-9]), "Unable to load weights"),
-    "without weights": (lambda d: (d / WEIGHTS).unlink(), "no file named"),
+    "no settings": (lambda d: (d / "config.json").write_text("[]"), r"config\.json .*list"),
+    "cut settings": (lambda d: (d / "config.json").write_text('{"a":'), r"FaceViT .*config\.json .*JSON"),
+    "without settings": (lambda d: (d / "config.json").unlink(), r"FaceViT .*config\.json"),
+    "cut weights": (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-9]), r"FaceViT .*\.safetensors"),
+    "without weights": (lambda d: (d / WEIGHTS).unlink(), r"FaceViT .*\.safetensors"),
 }
 
 

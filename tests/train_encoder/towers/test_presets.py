@@ -52,7 +52,7 @@ def test_presets_of_both_stages(config, folder):
     assert {"tiny", "small"} <= names
     for name in names:
         parsed = read(config, folder, name)
-        assert parsed.trainer.steps > 0 and parsed.data == "DIR"
+        assert parsed.trainer.steps > 0 and parsed.data.path == "DIR"
 
 
 def test_presets_of_all_towers():

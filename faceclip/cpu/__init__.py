@@ -1,0 +1,1 @@
+"""Faster products and attention on CPUs."""
