@@ -34,10 +34,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return times_transpose(x, weight, bias) if is_plain_product(x, weight, bias) else F.linear(x, weight, bias)
 
 
-def _attention(query: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Tensor:
-    if query.dtype in (torch.bfloat16, torch.float16) and not enable_gqa:
+def _attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if query.dtype in (torch.bfloat16, torch.float16) and not kwargs.get("enable_gqa"):
+        kwargs.pop("enable_gqa", None)
         return explicit_attention(query, *args, **kwargs)
-    return F.scaled_dot_product_attention(query, *args, enable_gqa=enable_gqa, **kwargs)
+    return F.scaled_dot_product_attention(query, *args, **kwargs)
 
 
 def _is_plain_self_attention(args: tuple, kwargs: dict) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,13 @@ def cpu_training() -> Iterator[None]:
     """
     fused, plain = F.scaled_dot_product_attention, F.linear
 
-    def attention(query: Tensor, *args, enable_gqa: bool = False, **kwargs) -> Tensor:
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # The fused operator is on autocast's bf16 list, so an fp32 query under autocast counts as 16 bits.
         half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if query.device.type == "cpu" and half and not enable_gqa:
+        if query.device.type == "cpu" and half and not kwargs.get("enable_gqa"):
+            kwargs.pop("enable_gqa", None)
             return explicit_attention(query, *args, **kwargs)
-        return fused(query, *args, enable_gqa=enable_gqa, **kwargs)
+        return fused(query, *args, **kwargs)
 
     F.scaled_dot_product_attention = attention
     if plain is _LINEAR:  # ZeRO-3's gathers weights: leave it alone
