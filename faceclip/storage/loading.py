@@ -52,7 +52,8 @@ def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str |
                 check_folder(folder, kind, variant=options.get("variant"))
         except CheckpointError as error:
             kinds = {name: getattr(error, name) for name in ("missing", "unexpected", "misshapen", "mistyped")}
-            raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__} ({error})", **kinds) from error
+            advice = "" if remedy in str(error) else f": {remedy}"
+            raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__} ({error}){advice}", **kinds) from error
         try:
             model, info = load(source, **options | {"output_loading_info": True})
         except DAMAGE as error:
