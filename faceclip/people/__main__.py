@@ -9,6 +9,7 @@ from pathlib import Path
 
 from faceclip.data.worker_pool import usable_cores
 from faceclip.errors import ConfigError
+from faceclip.people.framing import Framing
 from faceclip.people.generate import generate
 from faceclip.people.plan import Request, default_splits
 from faceclip.settings import run, setting
@@ -23,6 +24,7 @@ class PeopleSettings:
     images_per_identity: int = setting(8, "portraits of each")
     size: int = setting(128, "side of the portraits in pixels")
     seed: int = setting(0, "of all people and portraits")
+    framing: Framing = setting("bust", "how much of a person is seen")
     splits: tuple[int, int, int] | None = setting(None, "people for training, validation and test; null: 84, 4, 12 %")
     workers: int = setting(factory=usable_cores, help="processes that render")
     quiet: bool = setting(False, "no progress bar")
@@ -38,6 +40,7 @@ class PeopleSettings:
             images_per_identity=self.images_per_identity,
             size=self.size,
             seed=self.seed,
+            framing=self.framing,
             splits=self.splits or default_splits(self.identities),
         )
 

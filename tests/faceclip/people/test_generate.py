@@ -135,7 +135,9 @@ def test_a_framing_is_part_of_the_request_and_older_data_sets_stay_what_they_are
     close = replace(REQUEST, framing="head")
     with pytest.raises(ConfigError, match=r"\bframing None .* head\b"):
         generate(small, close, workers=1, quiet=True)
-    summary = generate(tmp_path, close, workers=1, quiet=True)
+    sizes = "--identities 4 --images-per-identity 2 --size 48 --seed 3 --splits 2 1 1 --workers 1 --quiet"
+    assert main([f"--out={tmp_path}", "--framing=head", *sizes.split()]) == 0
+    summary = json.loads((tmp_path / "dataset.json").read_text())
     assert summary["framing"] == "head" and "--framing head" in (tmp_path / "README.md").read_text()
     with pytest.raises(ConfigError, match=r"\bframing head .* None\b"):
         generate(tmp_path, REQUEST, workers=1, quiet=True)

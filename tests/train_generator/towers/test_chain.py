@@ -1,6 +1,8 @@
 """Commands one after another, in pieces: what is done stays done, what was stopped goes on, what fails is named."""
 
+import importlib
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -76,6 +78,19 @@ def test_words_for_a_gpu_come_before_ones_own() -> None:
     assert config.words("vae")[-1] == "trainer.steps=7" and "trainer.batch_size=32" in config.words("vae")
     assert "data=runs/x/people" in config.words("vae")
     assert "trainer.batch_size=32" not in ChainConfig(stages=config.stages, gpu=config.gpu).words("vae")
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+def test_every_stage_is_a_command_that_takes_its_words(machine: str, capsys) -> None:
+    """A parser names the first unknown word: with one more at the end, that one."""
+    for preset in PRESETS.glob("*.yaml"):
+        config = parse_config(ChainConfig, ["--preset", preset.stem, f"machine={machine}"], presets=PRESETS)
+        for name in config.stages:
+            module, *words = config.words(name)
+            flags = words[0].startswith("--") and not words[0].startswith("--preset")
+            command = importlib.import_module(module if module != "faceclip.people" else f"{module}.__main__")
+            assert command.main([*words, *(["--nobody=1"] if flags else ["nobody=1"])]) == 2
+            assert re.match(r"error: (--)?nobody: ", capsys.readouterr().err), name
 
 
 def test_the_sizes_of_its_towers_fit_each_other() -> None:
