@@ -6,9 +6,8 @@ output.save("out")
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -16,38 +15,16 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from faceclip.errors import ConfigError
 from faceclip.faces import FaceDetector, MTCNNDetector
-from makeup_plugin.arguments import (
-    channel_scale,
-    check_call,
-    check_callback,
-    check_generator,
-    check_negative,
-    check_precision,
-    image_size,
-    number,
-    texts_of,
-)
-from makeup_plugin.callbacks import callback_after_step
-from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
+from makeup_plugin.calls.generate import generate
+from makeup_plugin.calls.request import Request
 from makeup_plugin.identity import IdentityChannel
-from makeup_plugin.marking import watermark as watermarking
-from makeup_plugin.marking.provenance import make_records
 from makeup_plugin.output import FaceMakeUpOutput
-from makeup_plugin.references import (
-    Images,
-    References,
-    fitted_shading,
-    given_shading,
-    prepare_references,
-    shading_pictures,
-)
-from makeup_plugin.sampling import decode, denoise, make_timesteps, seeds_of
+from makeup_plugin.references import Images
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
 from makeup_plugin.turns import Turns, call_in_turn
@@ -224,195 +201,4 @@ class FaceMakeUpPipeline(
             FaceError: an image that gives no face, more than one face, or cannot be read. The subclass says which
                 (`NoFaceError`, `SeveralFacesError`, `UnreadableImageError`, …), and the message names the image.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        prompts = texts_of("prompt", prompt)
-        negative_prompts = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
-        height, width = image_size(self.unet, self.vae_scale_factor, height, width)
-        num_inference_steps, num_images_per_prompt = check_call(num_inference_steps, num_images_per_prompt, output_type)
-        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        identity_scale = channel_scale("identity", self.identity_channel, identity_scale)
-        shading_scale = channel_scale("shading", self.shading_channel, shading_scale)
-        self._guidance_scale = guidance_scale = number("guidance_scale", guidance_scale)
-        self._interrupt = False
-        check_precision(self.unet, identity_channel=self.identity_channel, shading_channel=self.shading_channel)
-        device = self._execution_device
-
-        references = self._references(prompts, image, landmarks, face_policy)
-        if len(prompts) == 1:
-            prompts = prompts * len(references)
-        check_negative(len(negative_prompts), len(prompts), num_images_per_prompt)
-        maps = self._shading_maps(
-            references,
-            shading_image,
-            shading_map,
-            shading_landmarks,
-            shading_scale,
-            face_policy,
-            height,
-            width,
-        )
-        conditions = self._encode(prompts, references, maps, height, width, device)
-        shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(prompts))
-        conditions = conditions.repeat(num_images_per_prompt)
-        if self.do_classifier_free_guidance:
-            negative = unconditional_half(
-                self.joint_encoder,
-                negative_prompts,
-                conditions,
-                height=height,
-                width=width,
-                keep_shading=not guide_shading,
-            )
-            conditions = concatenate([negative, conditions])
-
-        count = len(prompts) * num_images_per_prompt
-        latents = self._initial_latents(latents, count, height, width, device, generator)
-        if self.identity_channel is not None:
-            self.identity_channel.scale = identity_scale
-        self.evict_models()
-        timesteps = make_timesteps(self.scheduler, num_inference_steps, latents.device)
-        self._num_timesteps = len(timesteps)
-        after_step = None
-        if callback_on_step_end is not None:
-            after_step = callback_after_step(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        latents = denoise(
-            self.unet,
-            self.scheduler,
-            latents,
-            conditions,
-            timesteps=self.progress_bar(timesteps),
-            guidance_scale=guidance_scale,
-            identity_channel=self.identity_channel,
-            shading_channel=self.shading_channel,
-            shading_scale=shading_scale,
-            generator=generator,
-            after_step=after_step,
-            interrupted=lambda: self.interrupt,
-        )
-        marked = (self.config.add_watermark if watermark is None else watermark) and output_type != "latent"
-        images = latents
-        self.evict_models()
-        if output_type != "latent":
-            images = decode(self.vae, self.image_processor, latents, output_type=output_type, marked=marked)
-        self.maybe_free_model_hooks()
-
-        def each(values: list) -> list:
-            return [value for value in values for _ in range(num_images_per_prompt)]
-
-        faces = each(references.faces)
-        if not return_dict:
-            return images, faces
-        settings = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "identity_scale": identity_scale,
-            "shading_scale": shading_scale,
-            "height": height,
-            "width": width,
-        }
-        records = make_records(
-            model=str(getattr(self.config, "_name_or_path", None) or "unnamed"),
-            prompts=each(prompts),
-            has_face=[face is not None for face in faces],
-            seeds=seeds_of(generator, count),
-            watermark=watermarking.METHOD if marked else None,
-            settings=settings,
-            record_prompt=record_prompt,
-        )
-        return FaceMakeUpOutput(images=images, faces=faces, shading_maps=each(shading_maps), provenance=records)
-
-    def _references(self, prompts: list[str], image: Images, landmarks: Any, policy: str) -> References:
-        if image is None and landmarks is not None:
-            raise ConfigError("landmarks belong to image: give image too, or leave landmarks out")
-        several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
-        count = None if several and len(prompts) == 1 else len(prompts)
-        detector = self.detector if image is not None and landmarks is None else self._detector
-        return prepare_references(image, count=count, landmarks=landmarks, policy=policy, detector=detector)
-
-    def _shading_maps(
-        self,
-        references: References,
-        shading_image: Images,
-        shading_map: Images,
-        landmarks: Any,
-        scale: float,
-        policy: str,
-        height: int,
-        width: int,
-    ) -> Tensor | None:
-        if shading_image is not None and shading_map is not None:
-            raise ConfigError("shading_image and shading_map exclude each other: give one")
-        if shading_image is None and landmarks is not None:
-            raise ConfigError("shading_landmarks belong to shading_image: give shading_image too, or leave them out")
-        if self.shading_channel is None:
-            if shading_image is not None or shading_map is not None:
-                raise ConfigError(
-                    "this pipeline has no shading_channel: load one, or leave out shading_image and shading_map"
-                )
-            return None
-        if scale == 0:
-            return None
-        if shading_map is not None:
-            return given_shading(shading_map, len(references), height=height, width=width)
-        others = None
-        if shading_image is not None:
-            others = prepare_references(
-                shading_image,
-                count=len(references),
-                landmarks=landmarks,
-                policy=policy,
-                detector=self.detector if landmarks is None else self._detector,
-                what="shading_image",
-            )
-        elif not bool(references.has_face.any()):
-            return None
-        if self.face_fitter is None:
-            raise ConfigError(
-                "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, or"
-                " set shading_scale=0"
-            )
-        return fitted_shading(self.face_fitter, references, others, height=height, width=width)
-
-    def _encode(
-        self,
-        prompts: list[str],
-        references: References,
-        maps: Tensor | None,
-        height: int,
-        width: int,
-        device: torch.device,
-    ) -> Conditions:
-        channel = self.identity_channel
-        crops = None if references.crops is None else references.crops.to(device)
-        conditions = encode_conditions(
-            self.joint_encoder,
-            prompts,
-            crops,
-            height=height,
-            width=width,
-            image_encoder=self.image_encoder if channel is not None else None,
-            has_face=None if crops is None else references.has_face,
-            identity_dim=None if channel is None else channel.config.identity_dim,
-            shading=None if maps is None else maps.to(device),
-        )
-        return conditions.to(device, self.unet.dtype)
-
-    def _initial_latents(
-        self,
-        latents: Tensor | None,
-        count: int,
-        height: int,
-        width: int,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> Tensor:
-        factor = self.vae_scale_factor
-        shape = (count, self.unet.config.in_channels, height // factor, width // factor)
-        check_generator(generator, count)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
-            found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise ConfigError(f"latents must be a tensor {shape}, got {found}")
-        return latents.to(device=device, dtype=self.unet.dtype)
+        return generate(self, Request(**{name: value for name, value in locals().items() if name != "self"}))

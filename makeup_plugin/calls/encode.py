@@ -1,0 +1,63 @@
+"""The conditions of a call, and the latents that it begins with."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from makeup_plugin.arguments import check_generator
+from makeup_plugin.calls.parts import PipelineParts
+from makeup_plugin.calls.request import Call
+from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
+from makeup_plugin.references import References
+
+
+def encode_references(
+    pipeline: PipelineParts, call: Call, references: References, maps: Tensor | None, device: torch.device
+) -> Conditions:
+    """One row per prompt, on the device and in the UNet's precision."""
+    channel = pipeline.identity_channel
+    crops = None if references.crops is None else references.crops.to(device)
+    conditions = encode_conditions(
+        pipeline.joint_encoder,
+        call.prompts,
+        crops,
+        height=call.height,
+        width=call.width,
+        image_encoder=pipeline.image_encoder if channel is not None else None,
+        has_face=None if crops is None else references.has_face,
+        identity_dim=None if channel is None else channel.config.identity_dim,
+        shading=None if maps is None else maps.to(device),
+    )
+    return conditions.to(device, pipeline.unet.dtype)
+
+
+def complete_conditions(pipeline: PipelineParts, call: Call, conditions: Conditions) -> Conditions:
+    """One row per image, and with guidance as many rows of the unconditional half before them."""
+    conditions = conditions.repeat(call.per_prompt)
+    if not call.guided:
+        return conditions
+    negative = unconditional_half(
+        pipeline.joint_encoder,
+        call.negative_prompts,
+        conditions,
+        height=call.height,
+        width=call.width,
+        keep_shading=not call.given.guide_shading,
+    )
+    return concatenate([negative, conditions])
+
+
+def initial_latents(pipeline: PipelineParts, call: Call, device: torch.device) -> Tensor:
+    """Noise (N,C,h,w) of unit variance, as given or drawn. Raises ConfigError for latents of another shape."""
+    factor, latents, generator = pipeline.vae_scale_factor, call.given.latents, call.given.generator
+    shape = (call.count, pipeline.unet.config.in_channels, call.height // factor, call.width // factor)
+    check_generator(generator, call.count)
+    if latents is None:
+        return randn_tensor(shape, generator=generator, device=device, dtype=pipeline.unet.dtype)
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise ConfigError(f"latents must be a tensor {shape}, got {found}")
+    return latents.to(device=device, dtype=pipeline.unet.dtype)

@@ -1,0 +1,96 @@
+"""A call from the request to the pictures."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from makeup_plugin.callbacks import callback_after_step
+from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents
+from makeup_plugin.calls.parts import PipelineParts
+from makeup_plugin.calls.people import find_references, make_shading_maps
+from makeup_plugin.calls.request import Call, Request, check_request
+from makeup_plugin.conditioning import Conditions
+from makeup_plugin.marking import watermark as watermarking
+from makeup_plugin.marking.provenance import Provenance, make_records
+from makeup_plugin.output import FaceMakeUpOutput
+from makeup_plugin.references import References, shading_pictures
+from makeup_plugin.sampling import decode, denoise, make_timesteps, seeds_of
+
+
+def generate(pipeline: PipelineParts, request: Request) -> FaceMakeUpOutput | tuple:
+    """Check the arguments, find the faces, make conditions and latents, denoise, decode, and describe the result."""
+    call = check_request(pipeline, request)
+    pipeline._guidance_scale = call.guidance_scale
+    pipeline._interrupt = False
+    device = pipeline._execution_device
+
+    references = find_references(pipeline, call)
+    call = call.for_people(len(references))
+    maps = make_shading_maps(pipeline, call, references)
+    conditions = encode_references(pipeline, call, references, maps, device)
+    shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(call.prompts))
+    conditions = complete_conditions(pipeline, call, conditions)
+
+    latents = initial_latents(pipeline, call, device)
+    pipeline.evict_models()
+    latents = run_steps(pipeline, call, latents, conditions)
+
+    output_type, watermark = request.output_type, request.watermark
+    marked = (pipeline.config.add_watermark if watermark is None else watermark) and output_type != "latent"
+    images = latents
+    pipeline.evict_models()
+    if output_type != "latent":
+        images = decode(pipeline.vae, pipeline.image_processor, latents, output_type=output_type, marked=marked)
+    pipeline.maybe_free_model_hooks()
+
+    faces = call.each(references.faces)
+    if not request.return_dict:
+        return images, faces
+    records = describe(pipeline, call, references, marked=marked)
+    return FaceMakeUpOutput(images=images, faces=faces, shading_maps=call.each(shading_maps), provenance=records)
+
+
+def run_steps(pipeline: PipelineParts, call: Call, latents: Tensor, conditions: Conditions) -> Tensor:
+    """The denoising steps of the call, with its callback and the pipeline's progress bar."""
+    if pipeline.identity_channel is not None:
+        pipeline.identity_channel.scale = call.identity_scale
+    timesteps = make_timesteps(pipeline.scheduler, call.steps, latents.device)
+    pipeline._num_timesteps = len(timesteps)
+    after_step = None
+    if call.given.callback_on_step_end is not None:
+        after_step = callback_after_step(pipeline, call.given.callback_on_step_end, call.callback_inputs)
+    return denoise(
+        pipeline.unet,
+        pipeline.scheduler,
+        latents,
+        conditions,
+        timesteps=pipeline.progress_bar(timesteps),
+        guidance_scale=call.guidance_scale,
+        identity_channel=pipeline.identity_channel,
+        shading_channel=pipeline.shading_channel,
+        shading_scale=call.shading_scale,
+        generator=call.given.generator,
+        after_step=after_step,
+        interrupted=lambda: pipeline.interrupt,
+    )
+
+
+def describe(pipeline: PipelineParts, call: Call, references: References, *, marked: bool) -> list[Provenance]:
+    """The provenance of each image."""
+    settings = {
+        "num_inference_steps": call.steps,
+        "guidance_scale": call.guidance_scale,
+        "identity_scale": call.identity_scale,
+        "shading_scale": call.shading_scale,
+        "height": call.height,
+        "width": call.width,
+    }
+    return make_records(
+        model=str(getattr(pipeline.config, "_name_or_path", None) or "unnamed"),
+        prompts=call.each(call.prompts),
+        has_face=[face is not None for face in call.each(references.faces)],
+        seeds=seeds_of(call.given.generator, call.count),
+        watermark=watermarking.METHOD if marked else None,
+        settings=settings,
+        record_prompt=call.given.record_prompt,
+    )

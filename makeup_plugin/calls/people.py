@@ -1,0 +1,59 @@
+"""The people of a call: their faces, and the shading maps of these faces."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from makeup_plugin.calls.parts import PipelineParts
+from makeup_plugin.calls.request import Call
+from makeup_plugin.references import References, fitted_shading, given_shading, prepare_references
+
+
+def find_references(pipeline: PipelineParts, call: Call) -> References:
+    """The face of each image of the request, one per prompt, or several for one prompt."""
+    image, landmarks = call.given.image, call.given.landmarks
+    if image is None and landmarks is not None:
+        raise ConfigError("landmarks belong to image: give image too, or leave landmarks out")
+    several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
+    count = None if several and len(call.prompts) == 1 else len(call.prompts)
+    detector = pipeline.detector if image is not None and landmarks is None else pipeline._detector
+    return prepare_references(image, count=count, landmarks=landmarks, policy=call.given.face_policy, detector=detector)
+
+
+def make_shading_maps(pipeline: PipelineParts, call: Call, references: References) -> Tensor | None:
+    """Maps (N,3,height,width) in [0,1] for the references, or None where the shading channel does not run."""
+    image, given_map, landmarks = call.given.shading_image, call.given.shading_map, call.given.shading_landmarks
+    if image is not None and given_map is not None:
+        raise ConfigError("shading_image and shading_map exclude each other: give one")
+    if image is None and landmarks is not None:
+        raise ConfigError("shading_landmarks belong to shading_image: give shading_image too, or leave them out")
+    if pipeline.shading_channel is None:
+        if image is not None or given_map is not None:
+            raise ConfigError(
+                "this pipeline has no shading_channel: load one, or leave out shading_image and shading_map"
+            )
+        return None
+    if call.shading_scale == 0:
+        return None
+    if given_map is not None:
+        return given_shading(given_map, len(references), height=call.height, width=call.width)
+    others = None
+    if image is not None:
+        others = prepare_references(
+            image,
+            count=len(references),
+            landmarks=landmarks,
+            policy=call.given.face_policy,
+            detector=pipeline.detector if landmarks is None else pipeline._detector,
+            what="shading_image",
+        )
+    elif not bool(references.has_face.any()):
+        return None
+    if pipeline.face_fitter is None:
+        raise ConfigError(
+            "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, or"
+            " set shading_scale=0"
+        )
+    return fitted_shading(pipeline.face_fitter, references, others, height=call.height, width=call.width)
