@@ -20,9 +20,11 @@ from faceclip.branch import TEMPLATE, FaceCLIPBranch
 from faceclip.errors import ConfigError
 from faceclip.heads import JointEmbedding, JointHeads
 from faceclip.joint import JointConditioning, JointEncoder
+from faceclip.towers.dlib import DlibFaceEncoder
 from faceclip.towers.face import FaceFeatures, FaceViT
 from faceclip.towers.inputs import check_prompts, check_vectors
 from faceclip.towers.onnx import OnnxFaceEncoder
+from faceclip.towers.recognizers import FaceEncoder
 from faceclip.towers.text import TextTower, tokenize
 
 # diffusers loads a pipeline's component only where it finds ModelMixin beside the component's class.
@@ -33,7 +35,7 @@ class FaceCLIPEncoder(JointEncoder):
     """One branch over its face encoder: tokens (B, 77, width) and the tower's own pooled state (B, width).
 
     Args:
-        face: configuration of `FaceViT` or `OnnxFaceEncoder`. text: configuration of the `TextTower`.
+        face: configuration of a `FaceEncoder`. text: configuration of the `TextTower`.
         fusion: arguments of `FeatureFusion`. licence: licence of the weights, as a note.
     """
 
@@ -57,7 +59,7 @@ class FaceCLIPEncoder(JointEncoder):
 
     @classmethod
     def from_components(
-        cls, face_encoder: FaceViT | OnnxFaceEncoder, text: TextTower, *, fusion: dict[str, Any] | None = None
+        cls, face_encoder: FaceEncoder, text: TextTower, *, fusion: dict[str, Any] | None = None
     ) -> "FaceCLIPEncoder":
         """A new encoder over trained towers; see `FaceCLIP.from_components`."""
         model = cls(_settings(face_encoder), _settings(text), fusion=fusion)
@@ -71,7 +73,7 @@ class FaceCLIP(JointEncoder):
     """The L + G pair over one face encoder; `joint` adds the retrieval heads.
 
     Args:
-        face: configuration of `FaceViT` or `OnnxFaceEncoder`. text_l, text_g: configurations of the two `TextTower`s.
+        face: configuration of a `FaceEncoder`. text_l, text_g: configurations of the two `TextTower`s.
         fusion: arguments of `FeatureFusion`, the same for both branches.
         joint: arguments of `JointHeads` beyond the sizes (None: no retrieval heads, as in the release).
         shared_face: whether one face encoder serves both branches. Otherwise G has its own one of the same
@@ -112,7 +114,7 @@ class FaceCLIP(JointEncoder):
         return self.l, self.g
 
     @property
-    def face_encoders(self) -> tuple[FaceViT | OnnxFaceEncoder, ...]:
+    def face_encoders(self) -> tuple[FaceEncoder, ...]:
         """The shared face encoder, or those of L and G."""
         return (self.face_encoder,) if self.face_encoder_g is None else (self.face_encoder, self.face_encoder_g)
 
@@ -128,7 +130,7 @@ class FaceCLIP(JointEncoder):
     @classmethod
     def from_components(
         cls,
-        face_encoder: FaceViT | OnnxFaceEncoder,
+        face_encoder: FaceEncoder,
         text_l: TextTower,
         text_g: TextTower,
         *,
@@ -195,7 +197,9 @@ class FaceCLIP(JointEncoder):
         return self.heads
 
 
-def _face_encoder(settings: dict[str, Any]) -> FaceViT | OnnxFaceEncoder:
+def _face_encoder(settings: dict[str, Any]) -> FaceEncoder:
+    if "dlib_layers" in settings:
+        return DlibFaceEncoder(**settings)
     return (OnnxFaceEncoder if "onnx_bytes" in settings else FaceViT)(**settings)
 
 

@@ -18,7 +18,7 @@ from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
 from faceclip.cpu.inference import cpu_inference
 from faceclip.errors import ConfigError
 from faceclip.storage.loading import load_strictly
-from faceclip.towers.face import FaceFeatures, FaceViT
+from faceclip.towers.face import FaceFeatures
 from faceclip.towers.inputs import (
     check_faces,
     check_features,
@@ -29,7 +29,7 @@ from faceclip.towers.inputs import (
     check_vectors,
     tell_cut,
 )
-from faceclip.towers.onnx import OnnxFaceEncoder
+from faceclip.towers.recognizers import FaceEncoder
 from faceclip.towers.text import tokenize
 
 
@@ -70,7 +70,7 @@ class JointEncoder(ModelMixin, ConfigMixin):
     features of an all-zero face.
     """
 
-    face_encoder: FaceViT | OnnxFaceEncoder
+    face_encoder: FaceEncoder
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class JointEncoder(ModelMixin, ConfigMixin):
         return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
 
     @property
-    def face_encoders(self) -> tuple[FaceViT | OnnxFaceEncoder, ...]:
+    def face_encoders(self) -> tuple[FaceEncoder, ...]:
         """One face encoder that serves all branches, or one for each branch."""
         return (self.face_encoder,)
 
@@ -299,7 +299,7 @@ class JointEncoder(ModelMixin, ConfigMixin):
             found.append(FaceFeatures(tokens=tokens.expand(count, -1, -1), identity=identity.expand(count, -1)))
         return found
 
-    def _by_branch(self, features: FaceFeatures) -> list[tuple[FaceViT | OnnxFaceEncoder, FaceFeatures]]:
+    def _by_branch(self, features: FaceFeatures) -> list[tuple[FaceEncoder, FaceFeatures]]:
         """For every branch its face encoder and the features by it."""
         parts = [features] if features.second is None else [features, features.second]
         found = list(zip(self.face_encoders, parts, strict=True))

@@ -30,10 +30,11 @@ def check_heads(key: str, heads: int, widths: Mapping[str, int]) -> None:
 @dataclass(kw_only=True)
 class TowersConfig:
     """The frozen towers, by what `faceclip.towers.pretrained.load_tower` takes: a directory, a name of shipped weights
-    (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE` or `onnx:FILE` (a recognizer of an insightface pack)."""
+    (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE`, `onnx:FILE` (a recognizer of an
+    insightface pack) or `dlib` (a recognizer for photographs, of the extra `photos`)."""
 
     recognizer: str = setting(
-        "tiny/recognizer", "directory, shipped name, arcface:FILE or onnx:FILE", resume="free", path=True
+        "tiny/recognizer", "directory, shipped name, arcface:FILE, onnx:FILE or dlib", resume="free", path=True
     )
     text_l: str = setting(
         "tiny/text_tower_l", "directory, shipped name or open_clip:MODEL/TAG", resume="free", path=True

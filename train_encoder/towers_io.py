@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from faceclip.errors import CheckpointError
-from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
-from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.pretrained import load_tower
+from faceclip.towers.recognizers import FaceEncoder
 from faceclip.towers.text import TextTower
 from train_encoder.config import TowersConfig
 
@@ -15,7 +14,7 @@ from train_encoder.config import TowersConfig
 class Towers:
     """The frozen spaces that the joint encoder is aligned with, in evaluation mode."""
 
-    recognizer: FaceViT | OnnxFaceEncoder
+    recognizer: FaceEncoder
     text_l: TextTower
     text_g: TextTower
     image: ImageTower

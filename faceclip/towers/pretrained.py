@@ -3,6 +3,7 @@
     open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
     arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` alone (non-commercial)
     onnx:w600k_r50.onnx                              a recognizer of an insightface pack (non-commercial)
+    dlib, dlib:FILE                                  dlib's recognizer (CC0) of the extra `photos`, or a file of it
 
 open_clip downloads hub weights. `load_tower` resolves these names, and also takes directories of ours and names of
 shipped weights (`tiny/recognizer`).
@@ -18,6 +19,7 @@ from faceclip import weights
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.published.files import read_checkpoint
 from faceclip.storage.loading import load_strictly
+from faceclip.towers.dlib import DlibFaceEncoder
 from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.onnx import OnnxFaceEncoder
@@ -47,6 +49,10 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
         if kind != "face":
             raise ConfigError(f"{name}: an ONNX recognizer is a face encoder, not a {kind} tower")
         tower = OnnxFaceEncoder.from_onnx(rest)
+    elif source == "dlib" and not Path(name).is_dir():
+        if kind != "face":
+            raise ConfigError(f"{name}: dlib's recognizer is a face encoder, not a {kind} tower")
+        tower = DlibFaceEncoder.from_dlib(rest or None)
     else:
         directory = Path(name) if Path(name).is_dir() else weights.path(name)
         tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory)
