@@ -35,9 +35,15 @@ class FaceMakeUpOutput(BaseOutput):
     provenance: list[Provenance]
 
     def save(
-        self, directory: str | Path, *, prefix: str = "image", suffix: str = ".png", metadata: bool = True
+        self,
+        directory: str | Path,
+        *,
+        prefix: str = "image",
+        suffix: str = ".png",
+        metadata: bool = True,
+        first: int = 0,
     ) -> list[Path]:
-        """Write prefix_0000.png, prefix_0001.png, … with provenance, and return the paths.
+        """Write prefix_0000.png, prefix_0001.png, … with provenance, and return the paths. `first` is the first number.
 
         `metadata=False` writes the files without the record, and a warning is logged. Raises ConfigError for latents
         and for another file type than PNG, JPEG and WebP, and DataError when the disk is full or not writable.
@@ -46,7 +52,7 @@ class FaceMakeUpOutput(BaseOutput):
             logger.warning("images are saved without provenance metadata, because metadata=False")
         return [
             save_image(image, Path(directory) / f"{prefix}_{index:04d}{suffix}", record if metadata else None)
-            for index, (image, record) in enumerate(zip(self.pil_images(), self.provenance, strict=True))
+            for index, (image, record) in enumerate(zip(self.pil_images(), self.provenance, strict=True), start=first)
         ]
 
     def pil_images(self) -> list[Image.Image]:

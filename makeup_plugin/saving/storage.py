@@ -48,6 +48,7 @@ from makeup_plugin.saving.adapters import (
 )
 from makeup_plugin.saving.index import check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
+from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from makeup_plugin.turns import change_in_turn
 
 logger = logging.get_logger(__name__)
@@ -65,7 +66,9 @@ class PipelineStorageMixin:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, **kwargs: Any) -> Self:
-        """Load a saved pipeline from a directory or a hub id. `dtype=` works as in diffusers.
+        """Load a saved pipeline from a directory, a hub id, or the name "tiny" of the one that ships with the package.
+
+        `dtype=` works as in diffusers. A directory of that name comes first.
 
         Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError, which names the
         missing or damaged file.
@@ -318,8 +321,12 @@ def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
     if directory.is_dir():
         return directory
     text = str(path_or_id)
+    if text in SHIPPED:
+        return shipped_pipeline(text)
     if not is_hub_id(text):
-        raise CheckpointError(f"{text} is neither a directory nor a hub id of the form owner/name")
+        raise CheckpointError(
+            f"{text} is neither a directory, nor a hub id of the form owner/name, nor one of {', '.join(SHIPPED)}"
+        )
     names = ("revision", "token", "cache_dir", "local_files_only")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
     try:
