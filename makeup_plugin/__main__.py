@@ -15,6 +15,7 @@ from faceclip.settings import run, setting
 from faceclip.storage.places import check_place
 
 if TYPE_CHECKING:
+    from makeup_plugin.output import FaceMakeUpOutput
     from makeup_plugin.pipeline import FaceMakeUpPipeline
 
 USAGE = 'usage: python -m makeup_plugin "PROMPT" [--image FILE] [--out DIR] [--model tiny|DIR|ID] [--key VALUE …]'
@@ -81,7 +82,7 @@ def draw_with(pipeline: "FaceMakeUpPipeline", settings: DrawSettings) -> list[Pa
 
     sampling = asdict(sampler_settings(pipeline))
     chosen = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
-    output = pipeline(
+    output: FaceMakeUpOutput = pipeline(  # type: ignore[assignment]  # a tuple is returned only on demand
         settings.prompt,
         settings.image,
         negative_prompt=settings.negative,

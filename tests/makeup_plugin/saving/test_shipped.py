@@ -19,7 +19,7 @@ def test_the_name_tiny_is_the_shipped_pipeline_or_says_how_to_train_one():
 
 def test_the_shipped_folder_is_loaded_by_its_name(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path / "weights" / "tiny" / "pipeline")
-    monkeypatch.setattr(weights.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(weights, "path", lambda name, package: tmp_path / "weights" / name)
     loaded = FaceMakeUpPipeline.from_pretrained("tiny")
     assert loaded.config._name_or_path == "tiny" and loaded.identity_channel is not None
 
