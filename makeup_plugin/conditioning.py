@@ -19,25 +19,27 @@ from torch import Tensor
 
 from faceclip.errors import ConfigError
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.image_tokens import FaceTower, image_tokens
 from makeup_plugin.shading import shading_residuals
 
 if TYPE_CHECKING:
-    from faceclip.joint import JointConditioning, JointEncoder
+    from faceclip.joint import JointConditioning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """Conditions of B samples. Every tensor has B rows.
 
-    tokens (B,77,D) and pooled (B,P): the joint encoder's text side. time_ids (B,6): height and width of the
-    original, top and left of the crop, height and width of the target, in pixels. identity (B,E) of length
-    one and image_tokens (B,T,W): the identity channel's inputs, zero rows where dropped. shading (B,3,H,W) in
-    [0,1] at image resolution and shading_keep (B,): the shading channel's input and whether it counts.
+    tokens (B,77,D) and pooled (B,P): the text side. time_ids (B,6): height and width of the original, top and left of
+    the crop, height and width of the target, in pixels. A base without text_time (SD 1.5) reads neither pooled nor
+    time_ids. identity (B,E), of length one unless the identity channel wants it as it is, and image_tokens (B,T,W),
+    None for a channel that reads none: the identity channel's inputs, as for nobody where dropped. shading (B,3,H,W)
+    in [0,1] at image resolution and shading_keep (B,): the shading channel's input and whether it counts.
     """
 
     tokens: Tensor
-    pooled: Tensor
-    time_ids: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
     identity: Tensor | None = None
     image_tokens: Tensor | None = None
     shading: Tensor | None = None
@@ -47,8 +49,10 @@ class Conditions:
         sizes = {name: value.shape[0] for name, value in self.tensors().items()}
         if len(set(sizes.values())) > 1:
             raise ConfigError(f"conditions of one batch must have equally many rows, got {sizes}")
-        if (self.identity is None) != (self.image_tokens is None):
-            raise ConfigError("identity and image_tokens go together: give both or neither")
+        if self.identity is None and self.image_tokens is not None:
+            raise ConfigError("image_tokens belong to an identity: give identity too")
+        if (self.pooled is None) != (self.time_ids is None):
+            raise ConfigError("pooled and time_ids go together: give both (SDXL) or neither (SD 1.5)")
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -70,16 +74,17 @@ class Conditions:
         """The samples at `rows`, indices (N,)."""
         return replace(self, **{name: x[rows] for name, x in self.tensors().items()})
 
-    def drop_identity(self, mask: Tensor) -> Conditions:
-        """Zero inputs of the identity channel where mask (B,) is true."""
-        if self.identity is None or self.image_tokens is None:
+    def drop_identity(self, mask: Tensor, nobody: Tensor | None = None) -> Conditions:
+        """The identity channel's inputs as for nobody where mask (B,) is true: identity zero, and the image tokens
+        `nobody` (T,W), or zero without it."""
+        if self.identity is None:
             return self
         rows = mask.to(self.identity.device)
-        return replace(
-            self,
-            identity=self.identity.masked_fill(rows[:, None], 0.0),
-            image_tokens=self.image_tokens.masked_fill(rows[:, None, None], 0.0),
-        )
+        tokens = self.image_tokens
+        if tokens is not None:
+            empty = torch.zeros_like(tokens[0]) if nobody is None else nobody.to(tokens)
+            tokens = torch.where(rows[:, None, None], empty, tokens)
+        return replace(self, identity=self.identity.masked_fill(rows[:, None], 0.0), image_tokens=tokens)
 
     def drop_shading(self, mask: Tensor) -> Conditions:
         """No residuals of the shading channel where mask (B,) is true."""
@@ -97,13 +102,13 @@ def concatenate(batches: Sequence[Conditions]) -> Conditions:
     return Conditions(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names[0]})
 
 
-class FaceTower(Protocol):
-    """The part of `faceclip.towers.image.ImageTower` that conditioning uses: `.tokens` (B,T,W) of images (B,3,H,W)."""
+class TextSide(Protocol):
+    """What turns prompts into the UNet's context: `faceclip.encoder.FaceCLIP`, or `makeup_plugin.plain_text.PlainText`.
 
-    dtype: torch.dtype
-    config: Any
+    The result has tokens (B,77,D), pooled (B,P) or None, and identity (B,E), None where no faces are given.
+    """
 
-    def __call__(self, images: Tensor): ...
+    def encode(self, prompts: Sequence[str], faces: Tensor | None = None, *, has_face: Tensor | None = None) -> Any: ...
 
 
 def time_ids(height: int, width: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -112,7 +117,7 @@ def time_ids(height: int, width: int, count: int, *, device: torch.device | str 
 
 
 def encode_conditions(
-    joint_encoder: JointEncoder,
+    joint_encoder: TextSide,
     prompts: Sequence[str],
     faces: Tensor | None,
     *,
@@ -122,19 +127,25 @@ def encode_conditions(
     has_face: Tensor | None = None,
     identity_dim: int | None = None,
     shading: Tensor | None = None,
+    with_identity: bool | None = None,
+    normalized: bool = True,
+    nobody: Tensor | None = None,
 ) -> Conditions:
     """Conditions of B prompts and face crops.
 
     Args:
-        joint_encoder: FaceCLIP.
+        joint_encoder: FaceCLIP, or plain text towers with a recognizer.
         prompts: B texts, without the template (the joint encoder adds it where there is a face).
         faces: (B,3,S,S) aligned RGB crops in [0,1], or None for text alone.
         height, width: size of the generated image, px.
-        image_encoder: ImageTower of the identity channel. Without it the conditions hold no identity.
+        image_encoder: image tower of the identity channel. Without it the conditions hold no image tokens.
         has_face: (B,) bool. Rows without a face use the joint encoder's unconditional face (a zero image, no template)
             and zero identity. By default all rows have a face when `faces` is given.
         identity_dim: width of the identity embedding. It is needed only when no row has a face.
         shading: (B,3,height,width) in [0,1], or None.
+        with_identity: whether the conditions hold an identity. By default they do where there is an image_encoder.
+        normalized: bring the identity to length one.
+        nobody: image tokens (T,W) of rows without a face; zero without it (see `image_tokens.nobody_tokens`).
 
     Raises ConfigError for sizes that do not fit together.
     """
@@ -143,11 +154,19 @@ def encode_conditions(
     if not bool(present.any()):
         faces = None
     joint = joint_encoder.encode(prompts, faces, has_face=None if faces is None or bool(present.all()) else present)
-    identity = image_tokens = None
+    identity = tokens = None
+    if image_encoder is not None or with_identity:
+        identity = _identities(joint, faces, present, identity_dim)
     if image_encoder is not None:
-        identity, image_tokens = _identity_inputs(joint, image_encoder, faces, present, identity_dim)
+        tokens = _face_tokens(joint, image_encoder, faces, present, nobody)
     return build_conditions(
-        joint, height=height, width=width, identity=identity, image_tokens=image_tokens, shading=shading
+        joint,
+        height=height,
+        width=width,
+        identity=identity,
+        image_tokens=tokens,
+        shading=shading,
+        normalized=normalized,
     )
 
 
@@ -161,15 +180,17 @@ def build_conditions(
     has_identity: Tensor | None = None,
     shading: Tensor | None = None,
     has_shading: Tensor | None = None,
+    normalized: bool = True,
 ) -> Conditions:
     """Conditions of what the encoders gave for B samples; an all-black map says that no face was rendered and counts as
     none.
 
     Args:
-        joint: of FaceCLIP. height, width: size of the image to make, px.
+        joint: of FaceCLIP or plain text. height, width: size of the image to make, px.
         identity, image_tokens: inputs of the identity channel, (B,E) of any length and (B,T,W); zero rows: nobody.
         shading: (B,3,height,width) in [0,1].
         has_identity, has_shading: (B,) bool, the rows in which the channel sees its inputs. Default: all.
+        normalized: bring the identity to length one.
 
     Raises ConfigError on sizes that do not fit together.
     """
@@ -182,8 +203,8 @@ def build_conditions(
     conditions = Conditions(
         tokens=joint.tokens,
         pooled=joint.pooled,
-        time_ids=time_ids(height, width, count, device=device),
-        identity=None if identity is None else F.normalize(identity, dim=-1),
+        time_ids=None if joint.pooled is None else time_ids(height, width, count, device=device),
+        identity=F.normalize(identity, dim=-1) if identity is not None and normalized else identity,
         image_tokens=image_tokens,
         shading=shading,
         shading_keep=keep,
@@ -194,25 +215,27 @@ def build_conditions(
 
 
 def unconditional_half(
-    joint_encoder: JointEncoder,
+    joint_encoder: TextSide,
     texts: Sequence[str],
     positive: Conditions,
     *,
     height: int,
     width: int,
     keep_shading: bool,
+    nobody: Tensor | None = None,
 ) -> Conditions:
-    """The conditions from which guidance moves away: the negative texts without a face, zero identity, and the map of
-    `positive` or none.
+    """The conditions from which guidance moves away: the negative texts without a face, nobody's identity, and the map
+    of `positive` or none.
 
     texts: as many as divide the B rows of `positive`, whose device and dtype the result has. height, width: px.
+    nobody: image tokens (T,W) in place of zeros (see `image_tokens.nobody_tokens`).
     """
     count = len(positive)
     text = build_conditions(joint_encoder.encode(list(texts)), height=height, width=width)
     text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
     everything = torch.ones(count, dtype=torch.bool)
     negative = replace(positive, tokens=text.tokens, pooled=text.pooled, time_ids=text.time_ids)
-    negative = negative.drop_identity(everything)
+    negative = negative.drop_identity(everything, nobody)
     return negative if keep_shading else negative.drop_shading(everything)
 
 
@@ -232,7 +255,9 @@ def predict(
     either. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
     when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody.
     """
-    added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
+    added = None
+    if conditions.pooled is not None:
+        added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
     context: Tensor | tuple[Tensor, list[Tensor]] = conditions.tokens
     identity_tokens = None
     if identity_channel is not None and conditions.identity is not None:
@@ -319,34 +344,34 @@ def _present_rows(faces: Tensor | None, has_face: Tensor | None, count: int) -> 
     return present
 
 
-def _image_tokens(image_encoder: FaceTower, images: Tensor) -> Tensor:
-    """Tokens of images (N,3,H,W) by a tower of any dtype."""
-    if image_encoder.dtype != torch.float32:
-        # The tower resizes in the dtype of its input, and CPUs have no antialiased bicubic in 16 bits: do it
-        # before.
-        size = (image_encoder.config.image_size,) * 2
-        images = F.interpolate(images.float(), size, mode="bicubic", align_corners=False, antialias=True)
-        images = images.clamp(0, 1).to(image_encoder.dtype)
-    return image_encoder(images).tokens
+def _identities(joint: JointConditioning, faces: Tensor | None, present: Tensor, identity_dim: int | None) -> Tensor:
+    """Identities (B,E), zero rows where there is no face."""
+    if faces is not None:
+        if joint.identity is None:
+            raise ConfigError("faces are given, but nothing gives their identity: give a recognizer (face_encoder)")
+        return joint.identity
+    if identity_dim is None:
+        raise ConfigError("without any face, identity_dim must be given to shape the identity channel's zero inputs")
+    return torch.zeros(len(present), identity_dim, device=joint.tokens.device, dtype=joint.tokens.dtype)
 
 
-def _identity_inputs(
+def _face_tokens(
     joint: JointConditioning,
     image_encoder: FaceTower,
     faces: Tensor | None,
     present: Tensor,
-    identity_dim: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Identity and image tokens, zero rows where there is no face."""
-    count, like = len(present), {"device": joint.tokens.device, "dtype": joint.tokens.dtype}
+    nobody: Tensor | None,
+) -> Tensor:
+    """Image tokens (B,T,W); those of `nobody`, or zeros, where there is no face."""
+    like = {"device": joint.tokens.device, "dtype": joint.tokens.dtype}
     if faces is None:
-        if identity_dim is None:
-            raise ConfigError(
-                "without any face, identity_dim must be given to shape the identity channel's zero inputs"
-            )
-        probe = _image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=like["device"]))
-        return torch.zeros(count, identity_dim, **like), torch.zeros(count, *probe.shape[1:], **like)
-    seen = _image_tokens(image_encoder, faces[present.to(faces.device)])
-    image_tokens = torch.zeros(count, *seen.shape[1:], **like)
-    image_tokens[present.to(like["device"])] = seen.to(like["dtype"])
-    return joint.identity, image_tokens
+        empty = nobody
+        if empty is None:
+            empty = torch.zeros_like(image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=like["device"]))[0])
+        return empty.to(**like).repeat(len(present), 1, 1)
+    seen = image_tokens(image_encoder, faces[present.to(faces.device)])
+    tokens = torch.zeros(len(present), *seen.shape[1:], **like)
+    if nobody is not None:
+        tokens += nobody.to(**like)
+    tokens[present.to(like["device"])] = seen.to(like["dtype"])
+    return tokens

@@ -1,9 +1,13 @@
 """The identity channel gives the UNet the person's identity as a few extra cross-attention tokens.
 
-An identity embedding and the image tokens of the face become `num_tokens` context tokens (IP-Adapter
-FaceID-Plus V2, Ye et al. 2023, arXiv:2308.06721; the form that Face-MakeUp publishes). Every cross-attention
-layer attends to them with keys and values of its own and adds the result to the text attention, multiplied by
-a scale that you choose at run time.
+An identity embedding, and in one form the image tokens of the face, become `num_tokens` context tokens. Every
+cross-attention layer attends to them with keys and values of its own and adds the result to the text attention,
+multiplied by a scale that you choose at run time (IP-Adapter, Ye et al. 2023, arXiv:2308.06721). Three forms of the
+projection are published:
+
+    "perceiver"  identity and image tokens: IP-Adapter-FaceID-Plus and its V2, Face-MakeUp, and what we train
+    "mlp"        identity alone: IP-Adapter-FaceID
+    "resampler"  identity alone, with its length: InstantID
 
 The channel owns all its weights. `attach` puts thin processors that only refer to them into the UNet. The UNet's own
 state dict therefore stays that of the base model, and nothing is stored or trained twice.
@@ -13,17 +17,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
-from diffusers.models.embeddings import IPAdapterFaceIDPlusImageProjection
+from diffusers.models.embeddings import (
+    IPAdapterFaceIDImageProjection,
+    IPAdapterFaceIDPlusImageProjection,
+    IPAdapterPlusImageProjection,
+)
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
 
+FORMS = ("perceiver", "mlp", "resampler")
+NOBODY = ("zero_tokens", "zero_image")
 _CROSS_ATTENTION = re.compile(r".*\battn2\.processor$")
 
 
@@ -75,17 +86,24 @@ class DecoupledAttention:
 
 
 class IdentityChannel(ModelMixin, ConfigMixin):
-    """Projection of identity and image tokens, and the keys and values of every cross-attention layer.
+    """Projection of the identity, and the keys and values of every cross-attention layer.
 
     Args:
         layer_names: cross-attention layers of the UNet, as in `unet.attn_processors`.
         layer_widths: width of each of them.
         cross_attention_dim: width of the UNet's context.
         identity_dim: width of the identity embedding.
-        image_dim: width of the image tokens.
+        image_dim: width of the image tokens; None in the forms that read none.
         num_tokens: identity tokens that the UNet sees.
-        depth, heads, dim_head: sizes of the perceiver that reads the image tokens.
+        depth, heads, dim_head: sizes of the perceiver or the resampler.
         shortcut: add the perceiver's output to the projected identity (FaceID-Plus V2) in place of replacing it.
+        form: "perceiver", "mlp" or "resampler", as the module's text says.
+        hidden_dim: width of the resampler; None for heads * dim_head.
+        normalized: whether the identity is brought to length one before the channel reads it.
+        nobody: what the channel was trained to read where there is nobody, beside an identity of zeros: "zero_tokens",
+            or "zero_image" for the image tower's tokens of an image that is zero after normalization.
+
+    Raises ConfigError for an unknown form, an unknown `nobody`, or an image_dim that the form does not have.
     """
 
     @register_to_config
@@ -96,27 +114,53 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         layer_widths: list[int],
         cross_attention_dim: int,
         identity_dim: int,
-        image_dim: int,
+        image_dim: int | None = None,
         num_tokens: int = 4,
         depth: int = 4,
         heads: int = 12,
         dim_head: int = 64,
         shortcut: bool = True,
+        form: str = "perceiver",
+        hidden_dim: int | None = None,
+        normalized: bool = True,
+        nobody: str = "zero_tokens",
     ) -> None:
         super().__init__()
         if len(layer_names) != len(layer_widths):
             raise ConfigError(f"layer_names has {len(layer_names)} entries but layer_widths has {len(layer_widths)}")
-        self.projection = IPAdapterFaceIDPlusImageProjection(
-            embed_dims=cross_attention_dim,
-            output_dims=cross_attention_dim,
-            hidden_dims=image_dim,
-            id_embeddings_dim=identity_dim,
-            depth=depth,
-            dim_head=dim_head,
-            heads=heads,
-            num_tokens=num_tokens,
-        )
-        self.projection.shortcut = shortcut
+        if form not in FORMS:
+            raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        if nobody not in NOBODY:
+            raise ConfigError(f"nobody must be one of {', '.join(NOBODY)}, got {nobody!r}")
+        if (image_dim is None) == (form == "perceiver"):
+            raise ConfigError(f"image_dim={image_dim} does not fit form {form!r}: a perceiver alone reads image tokens")
+        self.projection: nn.Module
+        if form == "mlp":
+            self.projection = IPAdapterFaceIDImageProjection(
+                image_embed_dim=identity_dim, cross_attention_dim=cross_attention_dim, mult=2, num_tokens=num_tokens
+            )
+        elif form == "resampler":
+            self.projection = IPAdapterPlusImageProjection(
+                embed_dims=identity_dim,
+                output_dims=cross_attention_dim,
+                hidden_dims=hidden_dim or heads * dim_head,
+                depth=depth,
+                dim_head=dim_head,
+                heads=heads,
+                num_queries=num_tokens,
+            )
+        else:
+            self.projection = IPAdapterFaceIDPlusImageProjection(
+                embed_dims=cross_attention_dim,
+                output_dims=cross_attention_dim,
+                hidden_dims=image_dim,
+                id_embeddings_dim=identity_dim,
+                depth=depth,
+                dim_head=dim_head,
+                heads=heads,
+                num_tokens=num_tokens,
+            )
+            self.projection.shortcut = shortcut
         self.attention = nn.ModuleList(
             IPAdapterAttnProcessor2_0(width, cross_attention_dim, num_tokens=(num_tokens,)) for width in layer_widths
         )
@@ -127,16 +171,14 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         unet: UNet2DConditionModel,
         *,
         identity_dim: int,
-        image_dim: int,
-        num_tokens: int = 4,
-        depth: int = 4,
+        image_dim: int | None = None,
         heads: int | None = None,
         dim_head: int = 64,
-        shortcut: bool = True,
+        **settings: Any,
     ) -> IdentityChannel:
         """A new channel for `unet`, whose keys and values start as copies of those of the text.
 
-        `heads=None` means cross_attention_dim // dim_head.
+        `heads=None` means cross_attention_dim // dim_head. settings: further arguments of the class.
         """
         layers = cross_attention_layers(unet)
         width = unet.config.cross_attention_dim
@@ -148,11 +190,9 @@ class IdentityChannel(ModelMixin, ConfigMixin):
             cross_attention_dim=width,
             identity_dim=identity_dim,
             image_dim=image_dim,
-            num_tokens=num_tokens,
-            depth=depth,
             heads=heads or max(1, width // dim_head),
             dim_head=dim_head,
-            shortcut=shortcut,
+            **settings,
         )
         modules = dict(unwrap_module(unet).named_modules())
         with torch.no_grad():
@@ -172,16 +212,41 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         for weights in self.attention:
             weights.scale = [float(value)]
 
-    def forward(self, identity: Tensor, image_tokens: Tensor) -> Tensor:
-        """Identity (B, identity_dim) of length one and image tokens (B, P, image_dim) -> (B, num_tokens,
+    @property
+    def shortcut_scale(self) -> float:
+        """Weight of what the perceiver adds to the projected identity. Only a perceiver with a shortcut has one."""
+        return float(getattr(self.projection, "shortcut_scale", 1.0))
+
+    @shortcut_scale.setter
+    def shortcut_scale(self, value: float) -> None:
+        if value != 1 and not getattr(self.projection, "shortcut", False):
+            raise ConfigError(
+                f"shortcut_scale={value}, but this identity channel has no shortcut (form {self.config.form}, shortcut"
+                f" {self.config.shortcut}): leave shortcut_scale out"
+            )
+        self.projection.shortcut_scale = float(value)
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether the channel reads image tokens beside the identity."""
+        return self.config.form == "perceiver"
+
+    def forward(self, identity: Tensor, image_tokens: Tensor | None = None) -> Tensor:
+        """Identity (B, identity_dim) and, where the form reads them, image tokens (B, P, image_dim) -> (B, num_tokens,
         context).
 
-        A dropped identity is a row of zeros in both. It takes the same path and has no learned embedding of its own.
+        A dropped identity is a row of zeros. It takes the same path and has no learned embedding of its own.
         """
         if identity.ndim != 2 or identity.shape[1] != self.config.identity_dim:
             raise ConfigError(f"identity must be (B, {self.config.identity_dim}), got {tuple(identity.shape)}")
-        if image_tokens.ndim != 3 or image_tokens.shape[2] != self.config.image_dim:
-            raise ConfigError(f"image_tokens must be (B, P, {self.config.image_dim}), got {tuple(image_tokens.shape)}")
+        if not self.reads_image:
+            if image_tokens is not None:
+                raise ConfigError(f"image_tokens are given, but a channel of form {self.config.form} reads none")
+            identity = identity.to(next(self.projection.parameters()).dtype)
+            return self.projection(identity[:, None] if self.config.form == "resampler" else identity)
+        if image_tokens is None or image_tokens.ndim != 3 or image_tokens.shape[2] != self.config.image_dim:
+            found = None if image_tokens is None else tuple(image_tokens.shape)
+            raise ConfigError(f"image_tokens must be (B, P, {self.config.image_dim}), got {found}")
         if identity.shape[0] != image_tokens.shape[0]:
             raise ConfigError(f"identity has {identity.shape[0]} rows but image_tokens has {image_tokens.shape[0]}")
         # diffusers' projection takes its second input as an attribute shaped (batch, images per sample,

@@ -64,12 +64,14 @@ def shading_residuals(
     *,
     identity_tokens: Tensor,
     shading: Tensor,
-    pooled: Tensor,
-    time_ids: Tensor,
+    pooled: Tensor | None,
+    time_ids: Tensor | None,
     scale: float = 1.0,
     keep: Tensor | None = None,
 ) -> ShadingResiduals:
     """Residuals for noisy latents (B,4,h,w), identity tokens (B,n,D) and shading maps (B,3,H,W) in [0,1].
+
+    pooled and time_ids: as for the UNet; None for a base without text_time.
 
     `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives exactly what no channel would give.
     """
@@ -83,7 +85,7 @@ def shading_residuals(
         encoder_hidden_states=identity_tokens,
         controlnet_cond=shading,
         conditioning_scale=scale,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+        added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids},
         return_dict=False,
     )
     if keep is not None:

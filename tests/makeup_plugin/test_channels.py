@@ -241,8 +241,10 @@ def test_an_absent_identity_is_not_ignored(unet, channel, conditions, noisy, bas
 def test_conditions_are_checked_and_combined(conditions):
     with pytest.raises(ConfigError, match="'pooled': 2"):
         replace(conditions, pooled=conditions.pooled[:2])
-    with pytest.raises(ConfigError, match=r"^identity and image_tokens "):
+    with pytest.raises(ConfigError, match=r"^image_tokens .*\bidentity\b"):
         replace(conditions, identity=None)
+    with pytest.raises(ConfigError, match=r"^pooled and time_ids "):
+        replace(conditions, time_ids=None)
     twice = conditions.repeat(2)
     assert len(twice) == 6 and torch.equal(twice.tokens[0], twice.tokens[1])
     joined = concatenate([conditions, twice])

@@ -184,7 +184,7 @@ def test_rows_are_taken_repeated_and_joined(parts, positive: Conditions) -> None
     with pytest.raises(ConfigError, match="pooled"):
         Conditions(**fields | {"pooled": positive.pooled[:3]})
     with pytest.raises(ConfigError, match="image_tokens"):
-        Conditions(**{name: value for name, value in fields.items() if name != "image_tokens"})
+        Conditions(**{name: value for name, value in fields.items() if name != "identity"})
 
 
 def test_dropping_touches_the_named_rows_alone(positive: Conditions) -> None:
