@@ -52,7 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/makeup_plugin/marking/test_provenance.py",
     ),
     "faceclip.statistics": ("tests/faceclip/test_statistics.py",),
-    "eval.metrics": ("tests/eval/test_metrics.py",),
+    "eval.metrics.distances": ("tests/eval/metrics/test_distances.py",),
     "faceclip.retrieval.labels": (
         "tests/faceclip/retrieval/test_labels.py",
         "tests/faceclip/retrieval/test_queries.py",

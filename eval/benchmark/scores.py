@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from eval.benchmark.looks import agreement, fitted_light, light_error
 from eval.benchmark.plan import Job
 from eval.judges.panel import Judges, embed_faces, look
-from eval.metrics import angle_difference, frechet_distance
+from eval.metrics.distances import angle_difference, frechet_distance
 from eval.prompt import prompt_scores
 from faceclip.data.arrays import FaceArrays
 from faceclip.faces.batches import FacePoints, detected_faces
