@@ -123,3 +123,44 @@ def paired_difference(
 ) -> Estimate:
     """Mean of first − second over the same queries, with its interval: beats means low > 0."""
     return identity_bootstrap(np.asarray(first, np.float64) - np.asarray(second, np.float64), identities, **options)
+
+
+def paired_permutation(
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    identities: NDArray[np.integer],
+    *,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of the mean of first − second over the same queries, by changing the sign of whole persons'
+    differences at random (Fisher's randomization test); NaN without a value.
+
+    It is at least 1 / (resamples + 1).
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    if difference.shape != np.shape(identities) or difference.ndim != 1:
+        raise ValueError(f"values {difference.shape} and identities {np.shape(identities)} must be equal and flat")
+    if not len(difference):
+        return float("nan")
+    _, group = np.unique(identities, return_inverse=True)
+    sums = np.bincount(group, weights=difference)
+    rng, extreme = np.random.default_rng(seed), 0
+    rows = max(1, DRAWS_AT_ONCE // len(sums))
+    # Sums of the same numbers in another order differ in their last bits.
+    limit = abs(sums.sum()) * (1 - 1e-9)
+    for start in range(0, resamples, rows):
+        signs = rng.integers(0, 2, size=(min(rows, resamples - start), len(sums))) * 2 - 1
+        extreme += int((np.abs(signs @ sums) >= limit).sum())
+    return (extreme + 1) / (resamples + 1)
+
+
+def holm(p_values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """p-values (K,) adjusted for K comparisons (Holm 1979), in the given order; NaN ones are no comparison."""
+    values = np.asarray(p_values, np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * factors))
+    return adjusted

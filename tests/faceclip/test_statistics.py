@@ -7,8 +7,10 @@ from faceclip.statistics import (
     NEVER,
     average_precision,
     first_right_rank,
+    holm,
     identity_bootstrap,
     paired_difference,
+    paired_permutation,
     recall_at,
 )
 
@@ -126,3 +128,23 @@ def test_paired_difference_is_narrower_than_its_parts():
 
 def test_empty_group_gives_nan_not_zero():
     assert np.isnan(identity_bootstrap(np.empty(0), np.empty(0, int)).value)
+
+
+def test_permutation_p_value_of_two_persons_by_hand():
+    # Differences of persons: +1 and +1. Of the four sign patterns two are as extreme, p = 1/2.
+    p = paired_permutation(np.array([1.0, 1.0]), np.zeros(2), np.array([0, 1]), resamples=4000)
+    assert p == pytest.approx(0.5, abs=0.03)
+    assert np.isnan(paired_permutation(np.zeros(0), np.zeros(0), np.zeros(0, int)))
+
+
+def test_persons_are_permuted_and_not_their_pictures():
+    rng = np.random.default_rng(0)
+    persons = np.repeat(np.arange(6), 50)
+    first = np.repeat([1.0, 1, 1, 1, 1, -1], 50) + rng.normal(size=300) * 0.01
+    assert paired_permutation(first, np.zeros(300), persons) > 0.1
+    assert paired_permutation(first, np.zeros(300), np.arange(300)) < 0.001
+
+
+def test_holm_adjusts_in_steps():
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, np.nan])), [0.03, 0.06, 0.06, np.nan])
+    np.testing.assert_allclose(holm(np.array([0.9, 0.5])), [1, 1])
