@@ -97,6 +97,8 @@ class FaceMakeUpPipeline(
         self.base_model = ""  # hub id or path of the base where it is known; save_pretrained writes it to adapter.json
         self.licence = ""  # licence of everything that from_pretrained read, where it is known
         self.adapter_licence = ""  # licence of the adapter that load_adapter added
+        self.whole_unet = False  # whether training changed all of the UNet (FaceCLIP-SDXL), not a LoRA
+        self.replaced_unet: UNet2DConditionModel | None = None  # the base's, while an adapter brought one
         self._detector: FaceDetector | None = None
         self._guidance_scale = 1.0
         self._num_timesteps = 0

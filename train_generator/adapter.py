@@ -1,4 +1,4 @@
-"""What stage 2 trains: fresh channels and LoRA on a base pipeline, or those of an earlier training."""
+"""What stage 2 trains: fresh channels and LoRA, or the whole UNet, on a base; or those of an earlier training."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from train_generator.loading import check_licence
 
 
 def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
-    """Puts fresh channels and LoRA on a base pipeline; everything else is frozen.
+    """Puts fresh channels on a base pipeline, and LoRA unless all of the UNet is trained; everything else is frozen.
 
     The shading channel copies the UNet before LoRA is inserted.
     """
@@ -38,7 +38,11 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
         identity.attach(pipeline.unet)
         pipeline.register_modules(identity_channel=identity, shading_channel=shading)
         identity.requires_grad_(True)
-    add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
+    if config.unet == "full":
+        pipeline.unet.requires_grad_(True)
+        pipeline.whole_unet = True
+    else:
+        add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
 
 
 def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str) -> str:
@@ -52,15 +56,17 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
     _freeze(pipeline)
     saved = load_adapter(pipeline, directory)
     found: dict[str, Any] = {
-        "lora_rank": saved["lora"] and saved["lora"]["rank"],
+        "unet": saved.get("unet", "lora"),
         "identity.enabled": saved["identity_channel"],
         "shading": saved["shading_channel"],
     }
     wanted: dict[str, Any] = {
-        "lora_rank": config.lora_rank,
+        "unet": config.unet,
         "identity.enabled": config.identity.enabled,
         "shading": config.shading,
     }
+    if config.unet == "lora":
+        found["lora_rank"], wanted["lora_rank"] = saved["lora"] and saved["lora"]["rank"], config.lora_rank
     if found["identity.enabled"] and config.identity.enabled:
         for name in ("num_tokens", "depth", "heads", "dim_head"):
             found[f"identity.{name}"] = pipeline.identity_channel.config[name]
@@ -72,7 +78,7 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
     for channel in (pipeline.identity_channel, pipeline.shading_channel):
         if channel is not None:
             channel.requires_grad_(True)
-    for parameter in lora_parameters(pipeline.unet):
+    for parameter in pipeline.unet.parameters() if config.unet == "full" else lora_parameters(pipeline.unet):
         parameter.requires_grad_(True)
     return joined_hash(
         name.encode() + parameter.detach().float().cpu().numpy().tobytes()

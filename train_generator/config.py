@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from faceclip.data.mapping import DataConfig, data_at
 from faceclip.errors import ConfigError
@@ -30,13 +31,21 @@ class IdentityChannelConfig:
 
 @dataclass(kw_only=True)
 class AdapterConfig:
-    """LoRA of the UNet's attention; identity and shading channels."""
+    """What is trained of the UNet, LoRA on its attention or all of it as FaceCLIP-SDXL has it, and the identity and
+    shading channels beside it.
 
-    lora_rank: int = setting(16, "rank of the LoRA on the UNet's attention")
+    Raises ConfigError for a shading channel without identity channel, and for a `unet_rate` that is no positive number.
+    """
+
+    unet: Literal["lora", "full"] = setting("lora", "what of the UNet is trained: LoRA on its attention, or all of it")
+    lora_rank: int = setting(16, "rank of that LoRA")
+    unet_rate: float = setting(1.0, "learning rate of the whole UNet as a multiple of trainer.learning_rate")
     identity: IdentityChannelConfig = field(default_factory=IdentityChannelConfig)
     shading: bool = setting(True, "train the shading channel")
 
     def __post_init__(self) -> None:
+        if not 0 < self.unet_rate < math.inf:
+            raise ConfigError(f"adapter.unet_rate: must be a positive number, got {self.unet_rate}")
         if self.shading and not self.identity.enabled:
             raise ConfigError(
                 "adapter.shading: the shading channel reads the identity channel's tokens; set adapter.shading=false "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from faceclip.storage.hashes import bytes_hash, frozen_hash, module_hash, settings_text
 from faceclip.towers.face import FaceFeatures
 from faceclip.training import StepContext, Task
+from faceclip.training.optimization import decay_groups
 from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import layers_at
@@ -52,6 +54,8 @@ class GeneratorTask(Task):
             for part in (pipeline.unet, pipeline.shading_channel):
                 if part is not None:
                     checkpoint_gradients(part)
+        # With the whole UNet in training nothing else of the run knows what it began with.
+        self.base_hash = (module_hash if config.adapter.unet == "full" else frozen_hash)(pipeline.unet)
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.faces = LatentFaces(vae=pipeline.vae, recognizer=pipeline.joint_encoder.face_encoder)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
@@ -69,11 +73,22 @@ class GeneratorTask(Task):
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
-            "base": frozen_hash(pipeline.unet) + module_hash(pipeline.vae) + settings_text(pipeline.scheduler.config),
+            "base": self.base_hash + module_hash(pipeline.vae) + settings_text(pipeline.scheduler.config),
         }
         if "latent_recognizer" in self.modules:
             parts["latent_recognizer"] = module_hash(self.modules["latent_recognizer"])
         return {name: bytes_hash(part.encode())[:16] for name, part in parts.items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]] | None:
+        """The whole UNet learns at a rate of its own, `adapter.unet_rate` times that of the channels."""
+        config = self.config
+        if config.adapter.unet == "lora" or config.adapter.unet_rate == 1:
+            return None
+        named = [(name, value) for name, value in self.modules.named_parameters() if value.requires_grad]
+        unet = decay_groups(((n, p) for n, p in named if n.startswith("unet.")), config.trainer.weight_decay)
+        rest = decay_groups(((n, p) for n, p in named if not n.startswith("unet.")), config.trainer.weight_decay)
+        rate = config.trainer.learning_rate * config.adapter.unet_rate
+        return [group | {"lr": rate} for group in unet] + rest
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:

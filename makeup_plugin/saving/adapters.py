@@ -2,13 +2,13 @@
 
 DIR/adapter.json            what it is, which base it fits, licence
 DIR/lora.safetensors        LoRA matrices, PEFT names
+DIR/unet/                   in place of LoRA: all of the UNet (`makeup_plugin.saving.whole_unet`)
 DIR/identity_channel/       config.json, diffusion_pytorch_model.safetensors
 DIR/shading_channel/        the same
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,25 +32,24 @@ from faceclip.storage.staging import staged
 from makeup_plugin.arguments import check_adapter_name
 from makeup_plugin.identity import IdentityChannel, detach_identity
 from makeup_plugin.marking.provenance import public_name
+from makeup_plugin.saving.fingerprint import check_fingerprint, fingerprint
 from makeup_plugin.saving.lora_files import check_lora, check_lora_settings, read_lora_file, written_targets
+from makeup_plugin.saving.whole_unet import (
+    FULL,
+    UNET_FOLDER,
+    check_unet_field,
+    exchange_unet,
+    holds_unet,
+    read_unet,
+    restore_unet,
+)
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
 LORA_FILE = "lora.safetensors"
 FORMAT = 1
+FORMAT_WHOLE_UNET = 2  # versions of this package that know LoRA alone refuse it
 UNKNOWN_LICENCE = "unknown"
-# Fields of the UNet's configuration on which the meaning of the weights depends.
-_FINGERPRINT = (
-    "in_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "down_block_types",
-    "up_block_types",
-    "transformer_layers_per_block",
-    "cross_attention_dim",
-    "addition_embed_type",
-    "projection_class_embeddings_input_dim",
-)
 # Fields that adapter.json must have. Others only describe the adapter.
 _FIELDS = {"base_fingerprint": dict, "lora": dict | None, "identity_channel": bool, "shading_channel": bool}
 _LORA_FIELDS = {"rank": int, "alpha": int | float, "target_modules": str | list}
@@ -89,6 +88,8 @@ class AdaptedPipeline(Protocol):
     """What an adapter needs from a pipeline. FaceMakeUpPipeline has it."""
 
     adapter_licence: str
+    whole_unet: bool
+    replaced_unet: UNet2DConditionModel | None
     unet: UNet2DConditionModel
     image_encoder: torch.nn.Module | None
     identity_channel: IdentityChannel | None
@@ -172,11 +173,12 @@ def save_adapter(
     shading_channel: ControlNetModel | None = None,
     licence: str = "",
     base_model: str = "",
+    whole_unet: bool = False,
 ) -> Path:
     """Write everything that was added to the base, and return the directory.
 
     The directory is created. The files of an earlier adapter are replaced once all new files are written, and other
-    files stay. licence: the text for adapter.json, "" for unknown.
+    files stay. licence: the text for adapter.json, "" for unknown. whole_unet: store all of the UNet.
 
     Raises:
         ConfigError: a LoRA is fused or layers are offloaded. Nothing is written.
@@ -191,7 +193,10 @@ def save_adapter(
             if channel is not None:
                 channel.save_pretrained(folder / name)
                 hide_local_path(folder / name / "config.json")
-        write_lora(folder, unet, channels, licence=licence, base_model=base_model)
+        if whole_unet:
+            base_unet(unet).save_pretrained(folder / UNET_FOLDER)
+            hide_local_path(folder / UNET_FOLDER / "config.json")
+        write_lora(folder, unet, channels, licence=licence, base_model=base_model, whole_unet=whole_unet)
     return directory
 
 
@@ -202,6 +207,7 @@ def write_lora(
     *,
     licence: str,
     base_model: str,
+    whole_unet: bool = False,
 ) -> None:
     """Write LoRA and adapter.json into the folder that already holds the channels; see `save_adapter`."""
     unet = unwrap_module(unet)
@@ -210,7 +216,7 @@ def write_lora(
         weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
         save_file({key: value.contiguous() for key, value in weights.items()}, directory / LORA_FILE)
     config = {
-        "format": FORMAT,
+        "format": FORMAT_WHOLE_UNET if whole_unet else FORMAT,
         "base_model": public_name(base_model),
         "base_fingerprint": fingerprint(unet),
         "lora": None
@@ -219,6 +225,8 @@ def write_lora(
         **{name: channel is not None for name, channel in channels.items()},
         "licence": licence or UNKNOWN_LICENCE,
     }
+    if whole_unet:
+        config["unet"] = FULL
     write_json(directory / CONFIG_FILE, config, indent=2, kind=CheckpointError)
 
 
@@ -238,11 +246,13 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
             f"{path} is missing: this is not an adapter directory, or saving it was interrupted; save it again"
         )
     config = read_settings(path)
-    if config.get("format") != FORMAT:
+    if config.get("format") not in (FORMAT, FORMAT_WHOLE_UNET):
         raise CheckpointError(
-            f"{path}: format {config.get('format')!r} is not {FORMAT}; use a version of this package that writes it"
+            f"{path}: format {config.get('format')!r} is not {FORMAT} or {FORMAT_WHOLE_UNET};"
+            " use a version of this package that writes it"
         )
     _check_fields(config, _FIELDS, str(path))
+    check_unet_field(config, str(path))
     if config["lora"] is not None:
         _check_fields(config["lora"], _LORA_FIELDS, f"{path}: lora")
         check_lora_settings(config["lora"], f"{path}: lora")
@@ -286,6 +296,7 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
         )
     dtype, device = pipeline.unet.dtype, pipeline.unet.device
     lora = read_lora_file(directory / LORA_FILE) if config["lora"] else None
+    unet = read_unet(pipeline, directory, variant=variant) if holds_unet(config) else None
     loaded = {
         name: _load_channel(kind, directory / name, dtype, variant).to(device)
         for name, kind in (("identity_channel", IdentityChannel), ("shading_channel", ControlNetModel))
@@ -297,6 +308,8 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
         with keep_active(pipeline.unet):
             insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)
     # Nothing below can fail: layers were compared above.
+    if unet is not None:
+        exchange_unet(pipeline, unet)
     if "identity_channel" in loaded:
         loaded["identity_channel"].attach(pipeline.unet)
     pipeline.register_modules(**loaded)
@@ -335,7 +348,9 @@ def _load_channel(kind: type[ModelMixin], directory: Path, dtype: torch.dtype, v
 
 
 def unload_adapter(pipeline: AdaptedPipeline) -> None:
-    """Return to the base model: remove our LoRA and the channels."""
+    """Return to the base model: remove our LoRA and the channels, or put back the UNet that was replaced."""
+    if pipeline.whole_unet:
+        restore_unet(pipeline)
     if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
         remove_lora(pipeline.unet)
     detach_identity(pipeline.unet)
@@ -363,19 +378,3 @@ def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: 
     for parameter in lora_parameters(unet):
         parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype)
         parameter.requires_grad_(False)
-
-
-def fingerprint(unet: UNet2DConditionModel) -> dict[str, Any]:
-    """The part of the UNet's configuration on which adapter weights depend, as plain JSON values."""
-    return json.loads(json.dumps({name: copy.copy(unet.config.get(name)) for name in _FINGERPRINT}))
-
-
-def check_fingerprint(saved: dict[str, Any], unet: UNet2DConditionModel, path: Path) -> None:
-    """Raises CheckpointError, which names the first field in which the bases differ."""
-    for name, value in fingerprint(unet).items():
-        if saved.get(name) != value:
-            raise CheckpointError(
-                f"{path}: the adapter was trained on a UNet with {name}={saved.get(name)!r}, this one has"
-                f" {value!r};"
-                " load it on its own base model"
-            )

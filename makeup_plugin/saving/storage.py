@@ -32,7 +32,6 @@ from makeup_plugin.saving.adapters import (
     LORA_FILE,
     UNKNOWN_LICENCE,
     base_unet,
-    check_fingerprint,
     check_there,
     check_unfused,
     hide_local_path,
@@ -46,9 +45,11 @@ from makeup_plugin.saving.adapters import (
     unload_adapter,
     write_lora,
 )
+from makeup_plugin.saving.fingerprint import check_fingerprint
 from makeup_plugin.saving.index import check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
 from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
+from makeup_plugin.saving.whole_unet import holds_unet
 from makeup_plugin.turns import change_in_turn
 
 logger = logging.get_logger(__name__)
@@ -100,6 +101,7 @@ class PipelineStorageMixin:
         pipeline.register_to_config(_name_or_path=str(path_or_id))
         pipeline.base_model = config.get("base_model", "")
         pipeline.licence = licence_of(config)
+        pipeline.whole_unet = holds_unet(config)
         return pipeline
 
     @change_in_turn
@@ -147,7 +149,9 @@ class PipelineStorageMixin:
                 for path in folder.glob(pattern):
                     hide_local_path(path)
             channels = {name: getattr(self, name) for name in ("identity_channel", "shading_channel")}
-            write_lora(folder, adapted, channels, licence=licence, base_model=self.base_model)
+            write_lora(
+                folder, adapted, channels, licence=licence, base_model=self.base_model, whole_unet=self.whole_unet
+            )
         if push_to_hub:
             private, repo_id = hub.pop("private", None), hub.pop("repo_id", directory.name)
             repo = create_repo(repo_id, exist_ok=True, private=private, token=hub.get("token"))
@@ -207,7 +211,8 @@ class PipelineStorageMixin:
 
     @change_in_turn
     def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
-        """Write only what training added to the base: LoRA, identity channel, shading channel.
+        """Write only what training added to the base: LoRA (or the whole UNet, where all of it was trained), identity
+        channel, shading channel.
 
         `licence` is the text for adapter.json. None takes that of the adapter, or else of the pipeline, as loaded.
         """
@@ -218,6 +223,7 @@ class PipelineStorageMixin:
             shading_channel=self.shading_channel,
             licence=licence or self.adapter_licence or self.licence,
             base_model=self.base_model,
+            whole_unet=self.whole_unet,
         )
 
     @change_in_turn
@@ -301,7 +307,11 @@ class PipelineStorageMixin:
 
     @change_in_turn
     def unload_adapter(self) -> None:
-        """Return to the base model: remove our LoRA and the channels."""
+        """Return to the base model: remove our LoRA and the channels, or put back the UNet that the adapter replaced.
+
+        Raises ConfigError where the UNet was trained as a whole and the base's is not here, as in a pipeline of
+        `from_pretrained`.
+        """
         unload_adapter(self)
 
 

@@ -229,6 +229,46 @@ def test_an_adapter_is_trained_further(arguments, tmp_path, capsys):
     assert "init was " in capsys.readouterr().err
 
 
+def test_the_whole_unet_is_trained(arguments, tmp_path, capsys):
+    """All of it learns, at a rate of its own, from the base on; the export is a pipeline that trains further."""
+    words = [*arguments, "adapter.unet=full", "trainer.device=cpu", "trainer.steps=2"]
+    assert main([*words, f"out={tmp_path / 'run'}", "adapter.unet_rate=0.5"]) == 0, capsys.readouterr()
+    export = tmp_path / "run" / "export"
+    assert json.loads((export / "adapter.json").read_text())["lora"] is None
+    tuned = FaceMakeUpPipeline.from_pretrained(export).unet.state_dict()
+    base = UNet2DConditionModel.from_pretrained(Path(word_of(arguments, "base")) / "unet").state_dict()
+    assert tuned.keys() == base.keys() and not any(torch.equal(tuned[name], base[name]) for name in base)
+
+    config = parse_config(GeneratorConfig, [*words, "adapter.unet_rate=0.5"], presets=PRESETS)
+    pipeline = build_pipeline(config)
+    add_adapter(pipeline, config.adapter)
+    task = GeneratorTask(pipeline, config, validation_features(config, pipeline))
+    rates = {id(p): group.get("lr", 1.0) for group in task.parameter_groups() for p in group["params"]}
+    whole = {id(p) for p in pipeline.unet.parameters()}
+    assert rates.keys() == {id(p) for p in task.modules.parameters() if p.requires_grad}
+    assert all(rate == (config.trainer.learning_rate / 2 if key in whole else 1.0) for key, rate in rates.items())
+
+    again = [*words, f"out={tmp_path / 'again'}", f"init={export}"]
+    assert main(again) == 0, capsys.readouterr()
+    assert not same_weights(export, tmp_path / "again" / "export")
+    assert main([*again, f"out={tmp_path / 'no'}", "adapter.unet=lora"]) == 2
+    assert "adapter.unet=full (configured: lora)" in capsys.readouterr().err
+    assert main([*again, f"out={tmp_path / 'no'}", "adapter.unet_rate=0"]) == 2
+    assert "adapter.unet_rate" in capsys.readouterr().err
+
+
+def validation_features(config, pipeline):
+    return reference_features(
+        Path(config.data.path),
+        "validation",
+        size=config.size,
+        vae=Path(config.base) / "vae",
+        encoder=pipeline.joint_encoder,
+        image_tower=pipeline.image_encoder,
+        cache=Path(config.cache),
+    )
+
+
 def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
     """No attributes, no regions, one picture of a person: what needs them is refused by name, the rest trains."""
     folder = tmp_path / "photos"

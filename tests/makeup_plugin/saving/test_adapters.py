@@ -26,6 +26,7 @@ class Bare(SimpleNamespace):
 
     image_encoder: object = "there"
     adapter_licence: str = ""
+    whole_unet: bool = False
 
     def register_modules(self, **modules):
         self.__dict__.update(modules)
