@@ -3,10 +3,12 @@
 import io
 import logging
 import os
+import re
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +16,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from faceclip.errors import ImageTooLargeError, UnreadableImageError
+from faceclip.storage.regular import open_regular
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 64_000_000
+_STRIP = 256  # rows that are converted at once: large pictures need little more memory than their pixels
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*;base64,)")
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Pillow's decoders report damaged files by any of these.
@@ -53,7 +58,8 @@ _TURNS = {
 def describe_source(source: ImageSource) -> str:
     """A name for error messages: the path, or the kind of object."""
     if isinstance(source, str | os.PathLike):
-        return f"image file {str(source)!r}"
+        name = str(source)
+        return f"image file {name if len(name) <= 300 else f'{name[:300]}…'!r}"
     if isinstance(source, bytes):
         return f"image of {len(source):,} encoded bytes"
     if isinstance(source, Image.Image):
@@ -63,47 +69,65 @@ def describe_source(source: ImageSource) -> str:
     return f"image of type {type(source).__name__}"
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> NDArray[np.uint8]:
+def load_image(source: ImageSource, *, max_pixels: int | None = None, name: str | None = None) -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
 
     `source` is a path, the bytes of an image file, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float
     in [0, 1]. Transparency is laid over white; 16-bit grey is scaled to 8 bits. `name` replaces the source's
-    description in messages.
+    description in messages. `max_pixels` is `MAX_PIXELS` by default for all that must be decoded; pixels that are in
+    memory already are then taken in any number.
 
-    Raises `UnreadableImageError` (missing, truncated, not a picture, wrong shape or dtype) and
-    `ImageTooLargeError` (more than `max_pixels`, found in the header, before anything is decoded).
+    Raises `UnreadableImageError` (missing, truncated, not a regular file, an address, not a picture, wrong shape or
+    dtype) and `ImageTooLargeError` (more than `max_pixels`, found in the header, before anything is decoded).
     """
     name = name or describe_source(source)
+    cap = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source), max_pixels, name)
+        return _read_path(source, cap, name)
     if isinstance(source, bytes):
-        return _read_file(io.BytesIO(source), max_pixels, name)
+        return _read_file(io.BytesIO(source), cap, name)
     if isinstance(source, Image.Image):
-        _check_size(source.width, source.height, max_pixels, name)
+        waiting = bool(getattr(source, "tile", None))  # parts of the file that Pillow has not decoded yet
+        _check_size(source.width, source.height, cap if waiting else max_pixels, name)
         return _decode(source, name)
     return _from_array(source, max_pixels, name)
 
 
-def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
-    if width * height > max_pixels:
+def _check_size(width: int, height: int, max_pixels: int | None, name: str) -> None:
+    if max_pixels is not None and width * height > max_pixels:
         raise ImageTooLargeError(
-            f"{name} has {width}×{height} = {width * height:,} pixels, the limit is {max_pixels:,}: "
-            "shrink the picture, or raise max_pixels if you trust its source"
+            f"{name} has {width}×{height} = {width * height:,} pixels, the limit is {max_pixels:,}: shrink the "
+            "picture, or, if you trust its source, read it by faceclip.faces.load_image(PATH, max_pixels=N) and give "
+            "the array (for a training, set data.max_pixels)"
         )
     if width < 1 or height < 1:
         raise UnreadableImageError(f"{name} is empty ({width}×{height}): give a picture with pixels")
 
 
-def _read_file(path: Path | io.BytesIO, max_pixels: int, name: str) -> NDArray[np.uint8]:
+def _read_path(path: str | os.PathLike[str], max_pixels: int, name: str) -> NDArray[np.uint8]:
+    try:
+        with open_regular(Path(path)) as file:
+            return _read_file(file, max_pixels, name)
+    except FileNotFoundError as error:
+        if _ADDRESS.match(str(path)):
+            raise UnreadableImageError(
+                f"{name} is an address, and nothing is downloaded here: fetch the picture and give the path of its file"
+            ) from error
+        raise UnreadableImageError(f"{name} does not exist: check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        if isinstance(error, UnreadableImageError | ImageTooLargeError):
+            raise
+        raise UnreadableImageError(f"{name} cannot be opened ({error}): give the path of a picture") from error
+
+
+def _read_file(file: BinaryIO, max_pixels: int, name: str) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             # Our own cap replaces Pillow's, which only warns below twice its limit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 _check_size(image.width, image.height, max_pixels, name)
                 return _decode(image, name)
-    except FileNotFoundError as error:
-        raise UnreadableImageError(f"{name} does not exist: check the path") from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name} is rejected before decoding ({error}): shrink the picture") from error
     except UnidentifiedImageError as error:
@@ -119,20 +143,38 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         image.load()
         image = _upright(image, name)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-            # Pillow's own conversion clips at 255 instead of scaling.
-            grey = np.asarray(image).astype(np.float64)
-            return _grey_to_rgb(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8))
+            return _in_strips(image, _scaled)
         if image.mode == "F":
             raise UnreadableImageError(f"{name} holds floating-point samples of unknown range: convert it to 8 bits")
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
-        return np.array(image.convert("RGB"))
+            return _in_strips(image, _over_white)
+        return _in_strips(image, lambda strip: np.asarray(strip.convert("RGB")))
     except _DAMAGE as error:
         if isinstance(error, UnreadableImageError):
             raise
         raise UnreadableImageError(f"{name} is damaged, closed, or of a mode without RGB ({error})") from error
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of a picture that `convert` gives strip by strip."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP):
+        bottom = min(top + _STRIP, height)
+        pixels[top:bottom] = convert(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _scaled(strip: Image.Image) -> NDArray[np.uint8]:
+    # Pillow's own conversion clips at 255 instead of scaling.
+    grey = np.asarray(strip).astype(np.float64)
+    return _grey_to_rgb(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8))
+
+
+def _over_white(strip: Image.Image) -> NDArray[np.uint8]:
+    strip = strip.convert("RGBA")
+    white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
@@ -146,7 +188,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _from_array(array: NDArray[np.generic], max_pixels: int, name: str) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[np.generic], max_pixels: int | None, name: str) -> NDArray[np.uint8]:
     if not isinstance(array, np.ndarray):
         raise UnreadableImageError(f"{name}: expected a path, a PIL image or a numpy array")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):

@@ -1,5 +1,7 @@
 """Reading pictures: orientation, modes, and every refusal."""
 
+import os
+import re
 import struct
 
 import numpy as np
@@ -103,26 +105,75 @@ def test_pixel_cap_is_checked_on_the_header_alone(tmp_path):
         load_image(path, max_pixels=50_000)
 
 
-def test_pixel_cap_holds_for_arrays_too():
-    with pytest.raises(ImageTooLargeError, match=r"16 pixels.* 10: .*max_pixels"):
+def test_a_given_pixel_cap_holds_for_arrays_too():
+    with pytest.raises(ImageTooLargeError, match=r"16 pixels.* 10: .*load_image\(PATH, max_pixels="):
         load_image(np.zeros((4, 4, 3), np.uint8), max_pixels=10)
 
 
+def test_pixels_in_memory_need_no_cap(tmp_path, picture, monkeypatch):
+    """The array of a picture that was read with a higher cap is taken, and so is a PIL image once it is decoded."""
+    monkeypatch.setattr("faceclip.faces.images.MAX_PIXELS", 10)
+    path = tmp_path / "large.png"
+    Image.fromarray(picture).save(path)
+    with pytest.raises(ImageTooLargeError, match=r"large\.png.*24 pixels.* 10: .*max_pixels"):
+        load_image(path)
+    array = load_image(path, max_pixels=24)
+    np.testing.assert_array_equal(load_image(array), picture)
+    with Image.open(path) as image:
+        with pytest.raises(ImageTooLargeError, match=r"PIL image .*24 pixels"):
+            load_image(image)
+        image.load()
+        np.testing.assert_array_equal(load_image(image), picture)
+
+
 def test_missing_truncated_and_foreign_files(tmp_path, picture):
-    with pytest.raises(UnreadableImageError, match=r"nowhere\.png"):
+    with pytest.raises(UnreadableImageError, match=r"nowhere\.png' does not exist"):
         load_image(tmp_path / "nowhere.png")
     whole = tmp_path / "whole.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
     half = tmp_path / "half.jpg"
     half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(UnreadableImageError, match=r"half\.jpg"):
+    with pytest.raises(UnreadableImageError, match=r"half\.jpg' is damaged"):
         load_image(half)
     text = tmp_path / "text.jpg"
     text.write_text("no picture")
-    with pytest.raises(UnreadableImageError, match=r"text\.jpg"):
+    with pytest.raises(UnreadableImageError, match=r"text\.jpg' is not a picture in one of JPEG, "):
         load_image(text)
-    with pytest.raises(UnreadableImageError, match=str(tmp_path)):
+    with pytest.raises(UnreadableImageError, match=rf"{re.escape(str(tmp_path))}' cannot be opened .*regular file"):
         load_image(tmp_path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    (tmp_path / "link.png").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link.png", "/dev/zero"):
+        with pytest.raises(UnreadableImageError, match=rf"{path}' cannot be opened .*regular file"):
+            load_image(path)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.org/a.png", "file:///a.png", "s3://bucket/a.png", "data:image/png;base64,iVBORw0"]
+)
+def test_an_address_is_no_file(address):
+    with pytest.raises(UnreadableImageError, match=rf"{re.escape(address)}' is an address.*path of its file"):
+        load_image(address)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "uint8"), ("LA", "uint8"), ("I;16", "uint16"), ("RGB", "uint8")])
+def test_pictures_of_several_strips_are_converted_as_a_whole(mode, kind):
+    """Large pictures are converted some rows at a time."""
+    shape = (600, 5, {"RGBA": 4, "LA": 2, "RGB": 3}.get(mode, 1))
+    samples = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape, dtype=kind, endpoint=True)
+    expected = samples.astype(np.float64)
+    if mode in ("RGBA", "LA"):
+        share = expected[:, :, -1:] / 255
+        expected = expected[:, :, :-1] * share + 255 * (1 - share)
+    if mode == "I;16":
+        expected = expected / 257
+    image = Image.fromarray(samples if shape[2] > 1 else samples[:, :, 0])
+    assert image.mode == mode
+    np.testing.assert_allclose(load_image(image), np.broadcast_to(expected, (600, 5, 3)), atol=1)
 
 
 @pytest.mark.parametrize(
