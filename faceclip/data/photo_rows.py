@@ -65,4 +65,4 @@ class PhotoRows:
 def points_in_square(portrait: FoundPortrait, size: int) -> NDArray[np.float32]:
     """Its five points (5, 2) in px of the square picture."""
     left, top, side = portrait.square
-    return ((portrait.landmarks - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)
+    return ((portrait.upright - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)

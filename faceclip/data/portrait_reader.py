@@ -29,17 +29,16 @@ from faceclip.faces.align import (
     crop_side,
     encoder_crop,
     similarity_transform,
+    stand_up,
 )
 from faceclip.faces.detect import (
-    MAX_ASPECT,
-    Face,
-    FaceDetector,
     InsightFaceDetector,
     MTCNNDetector,
-    detect_with_retries,
     select_faces,
 )
 from faceclip.faces.images import load_image
+from faceclip.faces.looks import MAX_ASPECT, Face, FaceDetector, overlap
+from faceclip.faces.upright import detect_upright
 from faceclip.storage.hashes import int64_hash
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
@@ -55,13 +54,18 @@ _REASONS = {
 @dataclass(frozen=True, kw_only=True)
 class FoundPortrait:
     """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it, which lies at `square` (left, top, side)
-    in the whole picture; landmarks (5, 2): pixels of the whole picture; digest: 64 bits of the encoded picture's
-    SHA-256."""
+    in the whole picture; landmarks (5, 2): pixels of the whole picture as it is stored; digest: 64 bits of the encoded
+    picture's SHA-256.
+
+    Of a whole picture that lies on its side or upside down, `square` and `upright` (5, 2), the same five points, are
+    pixels once it is turned so that the face stands upright.
+    """
 
     crop: NDArray[np.uint8]
     picture: NDArray[np.uint8]
     square: tuple[int, int, int]
     landmarks: NDArray[np.float32]
+    upright: NDArray[np.float32]
     digest: int
 
 
@@ -107,7 +111,7 @@ class PortraitReader:
         c = self.config
         store = self.store.fingerprint() if self.store else ""
         return (
-            f"finding 2: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
+            f"finding 3: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
             f"cap {c.max_pixels}, pictures {store}"
         )
 
@@ -134,12 +138,15 @@ class PortraitReader:
         side = crop_side(points)
         if side < MIN_CROP_SIDE:
             raise RejectedRecord("face_too_small", f"{raw.key}: the aligned face is {side:.1f} pixels wide")
+        stored = points.astype(np.float32)
+        image, points = stand_up(image, points)
         square = square_around(image, points, self.config.portrait)
         return FoundPortrait(
             crop=encoder_crop(image, points, self.crop_size),
             picture=cut_square(image, square, self.picture_size),
             square=square,
-            landmarks=points.astype(np.float32),
+            landmarks=stored,
+            upright=points.astype(np.float32),
             digest=int64_hash(data),
         )
 
@@ -184,7 +191,7 @@ class PortraitReader:
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise RejectedRecord("odd_shape", f"{raw.key}: {width}×{height} is no portrait")
         if raw.box is None:
-            faces = detect_with_retries(image, self.detector)
+            faces = detect_upright(image, self.detector)
             return select_faces(faces, self.config.face, (height, width), raw.key)[0].landmarks
         box = self._to_pixels(raw.box.reshape(2, 2), width, height, scale).reshape(4)
         if min(box[2], width) - max(box[0], 0) < 2 or min(box[3], height) - max(box[1], 0) < 2:
@@ -205,21 +212,13 @@ def find_in_box(image: NDArray[np.uint8], box: NDArray[np.floating], detector: F
     right, bottom = np.minimum(np.ceil(box[2:] + margin + 1), [width, height]).astype(int)
     shift = np.array([left, top], np.float32)
     faces = []
-    for face in detect_with_retries(np.ascontiguousarray(image[top:bottom, left:right]), detector):
+    for face in detect_upright(np.ascontiguousarray(image[top:bottom, left:right]), detector):
         found = face.box + np.tile(shift, 2)
         faces.append(Face(box=found, landmarks=face.landmarks + shift, score=face.score))
     best = max(faces, key=lambda face: overlap(face.box, box), default=None)
     if best is None or overlap(best.box, box) < BOX_OVERLAP:
         raise NoFaceError(f"{name}: {len(faces)} faces near the given box, none of which overlaps with it")
     return best
-
-
-def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Intersection over union of two boxes (4,)."""
-    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
-    shared = float(np.prod(np.maximum(high - low, 0)))
-    areas = [float(np.prod(box[2:] - box[:2])) for box in (first, second)]
-    return shared / (sum(areas) - shared)
 
 
 def square_around(image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float) -> tuple[int, int, int]:

@@ -2,8 +2,6 @@
 
 from faceclip.faces.align import CROP_SIZE, align_face, align_tensor, similarity_transform
 from faceclip.faces.detect import (
-    Face,
-    FaceDetector,
     FacePolicy,
     InsightFaceDetector,
     MTCNNDetector,
@@ -13,6 +11,7 @@ from faceclip.faces.detect import (
     prepare_faces,
 )
 from faceclip.faces.images import ImageSource, load_image
+from faceclip.faces.looks import Face, FaceDetector
 
 __all__ = [
     "CROP_SIZE",

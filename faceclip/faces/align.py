@@ -11,6 +11,8 @@ the grey value. ``reference_size=size`` gives insightface's ``norm_crop`` at tha
 112). Where several pixels of the picture fall on one of the crop, crops have their mean, norm_crop one of them.
 """
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ CROP_SIZE = 448
 # Heads turned by 60° reach .10; left and right exchanged, or x and y, give .18 and more (both measured on renders).
 MAX_MISFIT = 0.15
 MAX_FINER = 8  # a crop is made at this many times its size at most, and reduced
+MAX_TILT = 60.0  # degrees that a head may be tilted in a picture that counts as upright
 MIN_CROP_SIDE = 12.0  # least side of the aligned crop in pixels of the picture
 
 # insightface's `arcface_dst`, for a crop of 112 px.
@@ -86,6 +89,38 @@ def crop_side(landmarks: NDArray[np.floating]) -> float:
     """Side of the aligned face crop in pixels of the picture that `landmarks` (5, 2) lie in."""
     matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
     return CROP_SIZE / max(float(np.hypot(*matrix[:, 0])), 1e-9)
+
+
+def tilt(landmarks: NDArray[np.floating]) -> float:
+    """Degrees by which a face with these landmarks (5, 2) is turned clockwise in its picture, from -180 to 180."""
+    matrix = similarity_transform(torch.as_tensor(np.asarray(landmarks, np.float64)), CROP_SIZE).numpy()
+    return -math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
+
+
+def quarter_turn(landmarks: NDArray[np.floating]) -> int:
+    """Quarters by which the picture must be turned counterclockwise (`np.rot90`) for the face to stand upright: 0 to 3.
+
+    A head that is tilted by up to `MAX_TILT` is upright.
+    """
+    angle = tilt(landmarks)
+    return 0 if abs(angle) <= MAX_TILT else round(angle / 90) % 4
+
+
+def turn_points(points: NDArray[np.floating], turn: int, height: int, width: int) -> NDArray[np.floating]:
+    """Where points (…, 2) px of a picture of this size lie after `np.rot90(picture, turn)`."""
+    x, y = points[..., 0], points[..., 1]
+    turned = ((x, y), (y, width - 1 - x), (width - 1 - x, height - 1 - y), (height - 1 - y, x))[turn % 4]
+    return np.stack(turned, axis=-1)
+
+
+def stand_up(
+    image: NDArray[np.uint8], landmarks: NDArray[np.floating]
+) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    """The picture (H, W, 3) and the landmarks (5, 2) turned by the quarters that make the face stand upright."""
+    turn = quarter_turn(landmarks)
+    if not turn:
+        return image, landmarks
+    return np.ascontiguousarray(np.rot90(image, turn)), turn_points(landmarks, turn, *image.shape[:2])
 
 
 def template_misfit(landmarks: NDArray[np.floating]) -> float:

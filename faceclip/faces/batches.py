@@ -10,7 +10,8 @@ from rich.progress import track
 from torch import Tensor
 
 from faceclip.faces.align import encoder_crop
-from faceclip.faces.detect import FaceDetector, MTCNNDetector, detect_with_retries
+from faceclip.faces.detect import MTCNNDetector
+from faceclip.faces.looks import FaceDetector, detect_with_retries
 
 
 @dataclass(frozen=True, kw_only=True)

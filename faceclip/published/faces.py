@@ -12,8 +12,9 @@ from torch import Tensor
 
 from faceclip.errors import UnreadableImageError
 from faceclip.faces.align import CROP_SIZE
-from faceclip.faces.detect import FaceDetector, prepare_face
+from faceclip.faces.detect import prepare_face
 from faceclip.faces.images import ImageSource, describe_source, load_image
+from faceclip.faces.looks import FaceDetector
 
 
 def published_faces(

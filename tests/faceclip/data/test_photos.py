@@ -120,7 +120,7 @@ def test_no_local_path_is_published(folder, table, tmp_path):
 def test_points_in_the_square_by_hand():
     none = np.zeros((1, 1, 3), np.uint8)
     points = np.array([[9.5, 19.5], [59.5, 69.5], [34.5, 44.5], [10, 20], [0, 0]], np.float32)
-    portrait = FoundPortrait(crop=none, picture=none, square=(10, 20, 50), landmarks=points, digest=0)
+    portrait = FoundPortrait(crop=none, picture=none, square=(10, 20, 50), landmarks=points, upright=points, digest=0)
     # Edges of the square are edges of the picture; the first pixel's center lies at half of one enlarged pixel.
     expected = [[-0.5, -0.5], [99.5, 99.5], [49.5, 49.5], [0.5, 0.5], [-19.5, -39.5]]
     np.testing.assert_allclose(points_in_square(portrait, 100), expected)

@@ -19,12 +19,12 @@ from faceclip.data.portrait_reader import (
     PortraitReader,
     build_detector,
     cut_square,
-    overlap,
     square_around,
 )
 from faceclip.errors import ConfigError, DataError
 from faceclip.faces.align import MAX_MISFIT, crop_side, encoder_crop, template, template_misfit
-from faceclip.faces.detect import MTCNNDetector, detect_with_retries
+from faceclip.faces.detect import MTCNNDetector
+from faceclip.faces.looks import detect_with_retries
 
 
 def record(image, **changes) -> RawRecord:
@@ -204,11 +204,6 @@ def test_square_around_a_face():
     np.testing.assert_array_equal(shifted, image[100:300, 200:400])  # moved inside
     assert square_around(image, points, 0) == (50, 0, 300)
     np.testing.assert_array_equal(cut_square(image, (50, 0, 300), 300), image[:, 50:350])
-
-
-def test_overlap_by_hand():
-    assert overlap(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])) == pytest.approx(2 / 6)
-    assert overlap(np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3])) == 0
 
 
 def test_detectors_are_named():

@@ -45,9 +45,8 @@ def raw(person: str, *captions: str) -> RawRecord:
 
 def found(digest: int) -> FoundPortrait:
     none = np.zeros((1, 1, 3), np.uint8)
-    return FoundPortrait(
-        crop=none, picture=none, square=(0, 0, 1), landmarks=np.full((5, 2), digest, np.float32), digest=digest
-    )
+    points = np.full((5, 2), digest, np.float32)
+    return FoundPortrait(crop=none, picture=none, square=(0, 0, 1), landmarks=points, upright=points, digest=digest)
 
 
 @pytest.fixture

@@ -14,18 +14,15 @@ from faceclip.data.arrays import load_arrays
 from faceclip.errors import CheckpointError, ConfigError, NoFaceError, SeveralFacesError
 from faceclip.faces.align import template
 from faceclip.faces.detect import (
-    MAX_LOOK_PIXELS,
-    Face,
     InsightFaceDetector,
     MTCNNDetector,
-    attempts_for,
-    detect_with_retries,
     find_faces,
     prepare_face,
     prepare_faces,
     select_faces,
 )
 from faceclip.faces.images import load_image
+from faceclip.faces.looks import MAX_LOOK_PIXELS, Face, attempts_for, detect_with_retries, overlap
 from faceclip.faces.mtcnn import suppress
 
 
@@ -189,6 +186,11 @@ def test_suppression_by_hand():
     assert suppress(boxes, scores, 0.34).tolist() == [1, 0, 2]
     assert suppress(boxes, scores, 0.32).tolist() == [1, 2]
     assert suppress(boxes, scores, 0.34, relative_to_smaller=True).tolist() == [1, 2]
+
+
+def test_overlap_by_hand():
+    assert overlap(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])) == pytest.approx(2 / 6)
+    assert overlap(np.array([0, 0, 1, 1]), np.array([2, 2, 3, 3])) == 0
 
 
 def test_insightface_is_opt_in_for_its_license():
