@@ -102,6 +102,20 @@ def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]
     return steps, per_prompt
 
 
+def check_schedule(eta: Any, guidance_rescale: Any, denoising_end: Any, cross_attention_kwargs: Any) -> None:
+    """Raises ConfigError, which names the argument, for values that no scheduler and no UNet can have."""
+    for name, value in (("eta", eta), ("guidance_rescale", guidance_rescale)):
+        if not 0 <= number(name, value) <= 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, got {value}")
+    if denoising_end is not None and not 0 < number("denoising_end", denoising_end) <= 1:
+        raise ConfigError(f"denoising_end must be above 0 and at most 1, got {denoising_end}")
+    if cross_attention_kwargs is not None:
+        if not isinstance(cross_attention_kwargs, dict):
+            raise ConfigError(f"cross_attention_kwargs must be a dictionary, got {cross_attention_kwargs!r}")
+        if "scale" in cross_attention_kwargs:
+            number('cross_attention_kwargs["scale"]', cross_attention_kwargs["scale"])
+
+
 def check_generator(generator: Any, count: int) -> None:
     """Raises ConfigError unless `generator` is None, a torch generator, or a list of `count` generators."""
     several = isinstance(generator, list)

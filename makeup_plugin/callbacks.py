@@ -29,12 +29,13 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
         tensors = {name: state.latents if name == "latents" else getattr(conditions, _FIELDS[name]) for name in names}
         changed = callback(pipeline, index, timestep, tensors) or {}
         ours = {ours: changed[name] for name, ours in _FIELDS.items() if name in changed}
-        if not pipeline.do_classifier_free_guidance:
+        guided = pipeline.do_classifier_free_guidance
+        if not guided:
             conditions, ours = _conditional_half(conditions, ours, len(state.latents))
         return DenoisingState(
             latents=changed.get("latents", state.latents),
             conditions=replace(conditions, **ours) if ours else conditions,
-            guidance_scale=pipeline.guidance_scale,
+            guidance_scale=pipeline.guidance_scale if guided else min(pipeline.guidance_scale, 1.0),
         )
 
     return after_step

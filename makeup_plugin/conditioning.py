@@ -248,12 +248,15 @@ def predict(
     identity_channel: IdentityChannel | None = None,
     shading_channel: ControlNetModel | None = None,
     shading_scale: float = 1.0,
+    timestep_cond: Tensor | None = None,
+    cross_attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
     """The UNet's prediction (noise or velocity, as its scheduler says) for noisy latents (B,4,h,w).
 
     A channel that is None does not run. The ControlNet does not run without a shading map or at `shading_scale` 0
     either. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
-    when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody.
+    when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody. `timestep_cond`
+    (B,T) and `cross_attention_kwargs` go to the UNet as they are.
     """
     added = None
     if conditions.pooled is not None:
@@ -296,6 +299,8 @@ def predict(
         latents,
         timesteps,
         encoder_hidden_states=context,
+        timestep_cond=timestep_cond,
+        cross_attention_kwargs=cross_attention_kwargs,
         added_cond_kwargs=added,
         return_dict=False,
         **residuals,

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from makeup_plugin.latents import from_unit_scale
 
 IGNORED = -100  # class of what is not to be told, as in `F.cross_entropy`
 
@@ -96,8 +98,7 @@ def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tenso
     ).mean()
 
 
-def decode_latents(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Scaled latents (B,C,h,w) -> images (B,3,H,W) in [0,1], with gradients."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    images = vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0]
+    images = vae.decode(from_unit_scale(vae, latents), return_dict=False)[0]
     return (images / 2 + 0.5).clamp(0, 1)

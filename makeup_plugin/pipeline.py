@@ -6,7 +6,7 @@ output.save("out")
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, ModelMixin, UNet2DConditionModel
@@ -19,19 +19,26 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces import FaceDetector, MTCNNDetector
+from faceclip.joint import JointEncoder
+from faceclip.towers.image import ImageTower
 from makeup_plugin.calls.generate import generate
 from makeup_plugin.calls.request import Request
+from makeup_plugin.calls.state import CallStateMixin
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.references import Images
 from makeup_plugin.saving.storage import PipelineStorageMixin
+from makeup_plugin.sharing import PipelineSharingMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
 from makeup_plugin.turns import Turns, call_in_turn
 
 
 class FaceMakeUpPipeline(
+    CallStateMixin,
     PipelineStorageMixin,
+    PipelineSharingMixin,
     PipelineSwitchesMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
@@ -66,11 +73,11 @@ class FaceMakeUpPipeline(
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
-        joint_encoder: ModelMixin,
-        image_encoder: ModelMixin = None,
-        identity_channel: IdentityChannel = None,
-        shading_channel: ControlNetModel = None,
-        face_fitter: ModelMixin = None,
+        joint_encoder: JointEncoder | ModelMixin,
+        image_encoder: ImageTower | ModelMixin | None = None,
+        identity_channel: IdentityChannel | None = None,
+        shading_channel: ControlNetModel | None = None,
+        face_fitter: FaceFitter | ModelMixin | None = None,
         add_watermark: bool = True,
     ):
         super().__init__()
@@ -100,29 +107,6 @@ class FaceMakeUpPipeline(
         self.whole_unet = False  # whether training changed all of the UNet (FaceCLIP-SDXL), not a LoRA
         self.replaced_unet: UNet2DConditionModel | None = None  # the base's, while an adapter brought one
         self._detector: FaceDetector | None = None
-        self._guidance_scale = 1.0
-        self._num_timesteps = 0
-        self._interrupt = False
-
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance scale of the current call. Callbacks may read it."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the current call also runs the unconditional half."""
-        return self._guidance_scale > 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of denoising steps of the current call."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """A callback may set `pipeline._interrupt = True` to stop early."""
-        return self._interrupt
 
     @property
     def detector(self) -> FaceDetector:
@@ -139,7 +123,7 @@ class FaceMakeUpPipeline(
     @call_in_turn
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         image: Images = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
@@ -153,11 +137,28 @@ class FaceMakeUpPipeline(
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_end: float | None = None,
         guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
+        eta: float = 0.0,
         guide_shading: bool = False,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        original_size: Sequence[int] | None = None,
+        crops_coords_top_left: Sequence[int] = (0, 0),
+        target_size: Sequence[int] | None = None,
+        negative_original_size: Sequence[int] | None = None,
+        negative_crops_coords_top_left: Sequence[int] = (0, 0),
+        negative_target_size: Sequence[int] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pil",
@@ -168,7 +169,7 @@ class FaceMakeUpPipeline(
         """Generate images of the person in `image` that follow `prompt`.
 
         Args:
-            prompt: one text or a list of texts.
+            prompt: one text or a list of texts, or None with prompt_embeds.
             image: photo of the person: a path, a PIL image, an array (H,W,3) of uint8 or of floats in [0,1], or a list
                 of these (one per prompt, or several for one prompt). An entry None uses the text alone. Without any
                 image the joint encoder uses its unconditional face (a zero image, prompt without template), the
@@ -185,10 +186,20 @@ class FaceMakeUpPipeline(
                 error).
             height, width: size in px, multiples of the VAE's factor. The default is the UNet's sample size.
             num_inference_steps, guidance_scale: the defaults 50 and 5.0 are those that FaceCLIP publishes.
+            timesteps, sigmas: a schedule of your own in place of num_inference_steps, in descending order.
+            denoising_end: stop after this part of the noise, in (0, 1]; another model may go on from the latents.
+            guidance_rescale, eta: between 0 and 1, as in diffusers. eta is for schedulers that have it.
             guide_shading: run the unconditional half without the shading map, so that guidance strengthens the map too.
             num_images_per_prompt: number of images per prompt. They lie next to each other in the output.
             generator: one torch generator, or a list of one per image.
             latents: initial noise (N,C,h,w) of unit variance, with the UNet's input channels. By default it is drawn.
+            prompt_embeds, pooled_prompt_embeds: context tokens (N,T,D) and pooled states (N,P) in place of `prompt`.
+                The channels still see the person in `image`.
+            negative_prompt_embeds, negative_pooled_prompt_embeds: the same in place of `negative_prompt`.
+            clip_skip: only None. The joint encoder has no text tower that could end early.
+            cross_attention_kwargs: as in diffusers; {"scale": s} weighs the LoRAs.
+            original_size, crops_coords_top_left, target_size: SDXL's size conditioning, (height, width) or (top, left)
+                in px. The default is the picture's size, uncropped. negative_…: that of the unconditional half.
             callback_on_step_end: called as (pipeline, step, timestep, tensors). It may return changed tensors.
             callback_on_step_end_tensor_inputs: names among "latents", "prompt_embeds", "add_text_embeds" and
                 "add_time_ids".

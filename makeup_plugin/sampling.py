@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from torch import Tensor
 
 from faceclip.errors import ConfigError, NonFiniteLatentsError
 from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.latents import from_unit_scale
 from makeup_plugin.marking import watermark
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -38,25 +42,56 @@ class DenoisingState:
 AfterStep = Callable[[int, Tensor, DenoisingState], DenoisingState]
 
 
-def make_timesteps(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
+def make_timesteps(
+    scheduler: Any,
+    steps: int,
+    device: torch.device | str,
+    *,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Tensor:
     """Prepare a scheduler for one pass of `steps` steps, and return its timesteps.
 
-    Raises ConfigError for a number of steps that the scheduler cannot make, and for schedulers of flow matching.
+    timesteps, sigmas: a schedule of your own in place of `steps`; one of the two, in descending order.
+
+    Raises ConfigError for a schedule that the scheduler cannot make, and for schedulers of flow matching.
     """
     if not hasattr(scheduler, "scale_model_input") or not hasattr(scheduler, "init_noise_sigma"):
         raise ConfigError(
             f"scheduler: {type(scheduler).__name__} is made for flow matching, and this UNet predicts noise: use"
             " DDIMScheduler, EulerDiscreteScheduler or another one of diffusers' KarrasDiffusionSchedulers"
         )
+    given: dict[str, Any] = {
+        name: list(x) for name, x in (("timesteps", timesteps), ("sigmas", sigmas)) if x is not None
+    }
+    kind = type(scheduler).__name__
+    if len(given) > 1:
+        raise ConfigError("timesteps and sigmas exclude each other: give one")
+    for name in given:
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ConfigError(f"{name}: {kind} takes no {name} of its caller; leave it out, or use another scheduler")
+    wanted = f"{next(iter(given))}={next(iter(given.values()))}" if given else f"num_inference_steps={steps}"
     try:
-        scheduler.set_timesteps(steps, device=device)
-    except ValueError as error:
-        raise ConfigError(
-            f"num_inference_steps={steps} is not possible with {type(scheduler).__name__}: {error}"
-        ) from error
+        scheduler.set_timesteps(**(given or {"num_inference_steps": steps}), device=device)
+    except (ValueError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f"{wanted} is not possible with {kind}: {error}") from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     return scheduler.timesteps
+
+
+def steps_until(scheduler: Any, timesteps: Tensor, end: float) -> Tensor:
+    """The timesteps of the first part of the noise, `end` of it in (0, 1], as diffusers' `denoising_end` counts them.
+
+    Raises ConfigError where no step is left.
+    """
+    if end == 1:
+        return timesteps
+    total = scheduler.config.num_train_timesteps
+    kept = timesteps[: int((timesteps >= round(total - end * total)).sum())]
+    if not len(kept):
+        raise ConfigError(f"denoising_end={end} leaves no step of {len(timesteps)}: give more steps, or a later end")
+    return kept
 
 
 def denoise(
@@ -70,6 +105,10 @@ def denoise(
     identity_channel: IdentityChannel | None = None,
     shading_channel: ControlNetModel | None = None,
     shading_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+    eta: float = 0.0,
+    timestep_cond: Tensor | None = None,
+    cross_attention_kwargs: dict[str, Any] | None = None,
     generator: Generators = None,
     after_step: AfterStep | None = None,
     interrupted: Callable[[], bool] | None = None,
@@ -80,7 +119,10 @@ def denoise(
     Args:
         conditions: N rows, or 2N rows with guidance, the unconditional half first.
         timesteps: those of `make_timesteps` for this scheduler, also inside a progress bar.
-        identity_channel, shading_channel, shading_scale: as for `predict`.
+        identity_channel, shading_channel, shading_scale, timestep_cond, cross_attention_kwargs: as for `predict`.
+        guidance_rescale: how far the guided prediction is brought back to the standard deviation of the conditional one
+            (Lin et al. 2023, arXiv:2305.08891, section 3.4), 0 to 1.
+        eta: of DDIM (Song et al. 2020, arXiv:2010.02502), for schedulers that have it.
         generator: one generator, or one per image, for schedulers that draw noise.
         after_step: may change latents and conditions, and may end guidance. It then returns the conditional half only.
         interrupted: called before every step. True ends the loop with the latents of the last step.
@@ -88,7 +130,7 @@ def denoise(
     Raises ConfigError when guidance has no unconditional half, as when `after_step` begins it late;
     NonFiniteLatentsError, which names the step, when latents become NaN or infinite.
     """
-    extra = _step_arguments(scheduler, generator)
+    extra = _step_arguments(scheduler, generator, eta)
     finite: list[Tensor] = []
     state = DenoisingState(
         latents=latents * scheduler.init_noise_sigma, conditions=conditions, guidance_scale=guidance_scale
@@ -112,10 +154,14 @@ def denoise(
             identity_channel=identity_channel,
             shading_channel=shading_channel,
             shading_scale=shading_scale,
+            timestep_cond=timestep_cond,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
         if guided:
             without, given = prediction.chunk(2)
             prediction = without + state.guidance_scale * (given - without)
+            if guidance_rescale > 0:
+                prediction = rescale_noise_cfg(prediction, given, guidance_rescale)
         latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
         finite.append(torch.isfinite(latents).all())  # looked at in the end: asking at each step would wait for it
         state = replace(state, latents=latents)
@@ -143,9 +189,8 @@ def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *,
     upcast = vae.dtype == torch.float16 and vae.config.force_upcast
     if upcast:
         vae.to(dtype=torch.float32)
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
     try:
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
+        pixels = vae.decode(from_unit_scale(vae, latents.to(vae.dtype)), return_dict=False)[0]
     finally:
         if upcast:
             vae.to(dtype=torch.float16)
@@ -170,7 +215,27 @@ def seeds_of(generator: Generators, count: int) -> list[int | None]:
     return [None if one is None else int(one.initial_seed()) for one in generators]
 
 
-def _step_arguments(scheduler: Any, generator: Generators) -> dict[str, Any]:
-    """Arguments of the scheduler's step: stochastic schedulers take the generator, others do not have the argument."""
+def guidance_embedding(scale: float, count: int, unet: UNet2DConditionModel) -> Tensor | None:
+    """The guidance scale as an input (count, time_cond_proj_dim) of a UNet that was distilled with it, else None.
+
+    Sines and cosines of 1000 (scale - 1) as in Meng et al. 2022 (arXiv:2210.03142) and diffusers.
+    """
+    width = unet.config.get("time_cond_proj_dim")
+    if width is None:
+        return None
+    frequencies = torch.exp(torch.arange(width // 2) * -(math.log(10000.0) / (width // 2 - 1)))
+    angles = (1000.0 * torch.tensor(scale - 1.0)) * frequencies
+    embedding = F.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))
+    return embedding.expand(count, -1).to(unet.device, unet.dtype)
+
+
+def _step_arguments(scheduler: Any, generator: Generators, eta: float) -> dict[str, Any]:
+    """Arguments of the scheduler's step: stochastic schedulers take the generator, others do not have the argument.
+
+    Raises ConfigError for an eta that the scheduler does not have.
+    """
     known = inspect.signature(scheduler.step).parameters
-    return {"generator": generator} if "generator" in known else {}
+    if eta != 0 and "eta" not in known:
+        raise ConfigError(f"eta={eta}: {type(scheduler).__name__} has no eta; leave it out, or use DDIMScheduler")
+    extra: dict[str, Any] = {"generator": generator} if "generator" in known else {}
+    return {**extra, "eta": eta} if eta != 0 else extra

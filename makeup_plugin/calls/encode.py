@@ -8,6 +8,7 @@ from torch import Tensor
 
 from faceclip.errors import ConfigError
 from makeup_plugin.arguments import check_generator
+from makeup_plugin.calls.embeddings import with_size_ids
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
@@ -31,7 +32,11 @@ def encode_references(
         identity_dim=None if channel is None else channel.config.identity_dim,
         shading=None if maps is None else maps.to(device),
     )
-    return conditions.to(device, pipeline.unet.dtype)
+    conditions = conditions.to(device, pipeline.unet.dtype)
+    if call.texts is not None:
+        times = len(conditions) // len(call.texts)
+        conditions = call.texts.repeat(times).put_into(conditions)
+    return with_size_ids(conditions, call.sizes)
 
 
 def complete_conditions(pipeline: PipelineParts, call: Call, conditions: Conditions) -> Conditions:
@@ -47,6 +52,14 @@ def complete_conditions(pipeline: PipelineParts, call: Call, conditions: Conditi
         width=call.width,
         keep_shading=not call.given.guide_shading,
     )
+    if call.negative_texts is not None:
+        negative = call.negative_texts.repeat(len(negative) // len(call.negative_texts)).put_into(negative)
+    negative = with_size_ids(negative, call.negative_sizes)
+    if negative.tokens.shape[1] != conditions.tokens.shape[1]:
+        raise ConfigError(
+            f"negative_prompt_embeds: the negative text has {negative.tokens.shape[1]} tokens and the prompt"
+            f" {conditions.tokens.shape[1]}: give equally many"
+        )
     return concatenate([negative, conditions])
 
 

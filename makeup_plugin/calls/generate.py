@@ -14,14 +14,13 @@ from makeup_plugin.marking import watermark as watermarking
 from makeup_plugin.marking.provenance import Provenance, make_records
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.references import References, shading_pictures
-from makeup_plugin.sampling import decode, denoise, make_timesteps, seeds_of
+from makeup_plugin.sampling import decode, denoise, guidance_embedding, make_timesteps, seeds_of, steps_until
 
 
 def generate(pipeline: PipelineParts, request: Request) -> FaceMakeUpOutput | tuple:
     """Check the arguments, find the faces, make conditions and latents, denoise, decode, and describe the result."""
     call = check_request(pipeline, request)
-    pipeline._guidance_scale = call.guidance_scale
-    pipeline._interrupt = False
+    begin(pipeline, call)
     device = pipeline._execution_device
 
     references = find_references(pipeline, call)
@@ -50,26 +49,44 @@ def generate(pipeline: PipelineParts, request: Request) -> FaceMakeUpOutput | tu
     return FaceMakeUpOutput(images=images, faces=faces, shading_maps=call.each(shading_maps), provenance=records)
 
 
+def begin(pipeline: PipelineParts, call: Call) -> None:
+    """Sets what callbacks may read."""
+    pipeline._guidance_scale = call.guidance_scale
+    pipeline._guidance_rescale = call.given.guidance_rescale
+    pipeline._denoising_end = call.given.denoising_end
+    pipeline._cross_attention_kwargs = call.given.cross_attention_kwargs
+    pipeline._interrupt = False
+
+
 def run_steps(pipeline: PipelineParts, call: Call, latents: Tensor, conditions: Conditions) -> Tensor:
     """The denoising steps of the call, with its callback and the pipeline's progress bar."""
     if pipeline.identity_channel is not None:
         pipeline.identity_channel.scale = call.identity_scale
-    timesteps = make_timesteps(pipeline.scheduler, call.steps, latents.device)
+    given = call.given
+    timesteps = make_timesteps(
+        pipeline.scheduler, call.steps, latents.device, timesteps=given.timesteps, sigmas=given.sigmas
+    )
+    if given.denoising_end is not None:
+        timesteps = steps_until(pipeline.scheduler, timesteps, given.denoising_end)
     pipeline._num_timesteps = len(timesteps)
     after_step = None
-    if call.given.callback_on_step_end is not None:
-        after_step = callback_after_step(pipeline, call.given.callback_on_step_end, call.callback_inputs)
+    if given.callback_on_step_end is not None:
+        after_step = callback_after_step(pipeline, given.callback_on_step_end, call.callback_inputs)
     return denoise(
         pipeline.unet,
         pipeline.scheduler,
         latents,
         conditions,
         timesteps=pipeline.progress_bar(timesteps),
-        guidance_scale=call.guidance_scale,
+        guidance_scale=call.guidance_scale if call.guided else 1.0,
+        guidance_rescale=given.guidance_rescale,
+        eta=given.eta,
+        timestep_cond=guidance_embedding(call.guidance_scale, len(latents), pipeline.unet),
+        cross_attention_kwargs=given.cross_attention_kwargs,
         identity_channel=pipeline.identity_channel,
         shading_channel=pipeline.shading_channel,
         shading_scale=call.shading_scale,
-        generator=call.given.generator,
+        generator=given.generator,
         after_step=after_step,
         interrupted=lambda: pipeline.interrupt,
     )

@@ -32,6 +32,9 @@ class PipelineParts(Protocol):
     _execution_device: torch.device
     _callback_tensor_inputs: list[str]
     _guidance_scale: float
+    _guidance_rescale: float
+    _denoising_end: float | None
+    _cross_attention_kwargs: dict[str, Any] | None
     _num_timesteps: int
     _interrupt: bool
 

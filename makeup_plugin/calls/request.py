@@ -11,16 +11,19 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from faceclip.errors import ConfigError
 from makeup_plugin.arguments import (
     channel_scale,
     check_call,
     check_callback,
     check_negative,
     check_precision,
+    check_schedule,
     image_size,
     number,
     texts_of,
 )
+from makeup_plugin.calls.embeddings import TextEmbeddings, size_ids, text_embeddings
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.references import Images
 
@@ -29,7 +32,7 @@ from makeup_plugin.references import Images
 class Request:
     """The arguments of a call as given. `FaceMakeUpPipeline.__call__` explains them and has their defaults."""
 
-    prompt: str | Sequence[str]
+    prompt: str | Sequence[str] | None
     image: Images
     negative_prompt: str | Sequence[str] | None
     identity_scale: float | None
@@ -41,7 +44,24 @@ class Request:
     face_policy: str
     height: int | None
     width: int | None
+    prompt_embeds: Tensor | None
+    negative_prompt_embeds: Tensor | None
+    pooled_prompt_embeds: Tensor | None
+    negative_pooled_prompt_embeds: Tensor | None
+    clip_skip: int | None
     num_inference_steps: int
+    timesteps: Sequence[int] | None
+    sigmas: Sequence[float] | None
+    denoising_end: float | None
+    eta: float
+    guidance_rescale: float
+    original_size: Sequence[int] | None
+    crops_coords_top_left: Sequence[int]
+    target_size: Sequence[int] | None
+    negative_original_size: Sequence[int] | None
+    negative_crops_coords_top_left: Sequence[int]
+    negative_target_size: Sequence[int] | None
+    cross_attention_kwargs: dict[str, Any] | None
     guidance_scale: float
     guide_shading: bool
     num_images_per_prompt: int
@@ -60,18 +80,25 @@ class Call:
     """A checked request.
 
     given: the request. prompts: one per image, before num_images_per_prompt, as soon as the references are known.
-    negative_prompts: as many as divide the images. height, width: px. steps, per_prompt: at least 1.
+    negative_prompts: as many as divide the images. texts, negative_texts: embeddings that the caller gives in their
+    place. height, width: px. sizes, negative_sizes: size conditioning (6,). steps, per_prompt: at least 1. guided:
+    whether the call begins with classifier-free guidance.
     identity_scale, shading_scale: 0 where the channel is absent. callback_inputs: tensors that the callback sees.
     """
 
     given: Request
     prompts: list[str]
     negative_prompts: list[str]
+    texts: TextEmbeddings | None
+    negative_texts: TextEmbeddings | None
+    sizes: Tensor
+    negative_sizes: Tensor
     height: int
     width: int
     steps: int
     per_prompt: int
     guidance_scale: float
+    guided: bool
     identity_scale: float
     shading_scale: float
     callback_inputs: Sequence[str]
@@ -81,15 +108,12 @@ class Call:
         """Number of images to generate."""
         return len(self.prompts) * self.per_prompt
 
-    @property
-    def guided(self) -> bool:
-        """Whether the call begins with classifier-free guidance."""
-        return self.guidance_scale > 1
-
     def for_people(self, people: int) -> Call:
         """The call with one prompt per reference. Raises ConfigError when the negative prompts do not fit then."""
         prompts = self.prompts * people if len(self.prompts) == 1 else self.prompts
         check_negative(len(self.negative_prompts), len(prompts), self.per_prompt)
+        _check_rows("prompt_embeds", self.texts, len(prompts))
+        _check_rows("negative_prompt_embeds", self.negative_texts, len(prompts))
         return replace(self, prompts=prompts)
 
     def each(self, values: Sequence[Any]) -> list[Any]:
@@ -102,9 +126,35 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
     callback, callback_inputs = given.callback_on_step_end, given.callback_on_step_end_tensor_inputs
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         callback_inputs = callback.tensor_inputs
-    prompts = texts_of("prompt", given.prompt)
+    texts = text_embeddings(pipeline.unet, given.prompt_embeds, given.pooled_prompt_embeds)
+    if texts is not None and given.prompt is not None:
+        raise ConfigError("prompt and prompt_embeds exclude each other: give one")
+    prompts = texts_of("prompt", given.prompt) if texts is None else [""] * len(texts)
+    negative_texts = text_embeddings(
+        pipeline.unet, given.negative_prompt_embeds, given.negative_pooled_prompt_embeds, prefix="negative_"
+    )
+    if negative_texts is not None and given.negative_prompt is not None:
+        raise ConfigError("negative_prompt and negative_prompt_embeds exclude each other: give one")
+    if given.clip_skip is not None:
+        raise ConfigError(
+            "clip_skip: the joint encoder's fusion reads the last layer of its text towers; leave clip_skip out"
+        )
     negative_prompts = texts_of("negative_prompt", "" if given.negative_prompt is None else given.negative_prompt)
     height, width = image_size(pipeline.unet, pipeline.vae_scale_factor, given.height, given.width)
+    sizes = size_ids(given.original_size, given.crops_coords_top_left, given.target_size, height=height, width=width)
+    negative_sizes = sizes
+    if given.negative_original_size is not None and given.negative_target_size is not None:  # as in diffusers
+        negative_sizes = size_ids(
+            given.negative_original_size,
+            given.negative_crops_coords_top_left,
+            given.negative_target_size,
+            height=height,
+            width=width,
+            prefix="negative_",
+        )
+    elif (given.negative_original_size, given.negative_target_size) != (None, None):
+        raise ConfigError("negative_original_size and negative_target_size go together: give both or neither")
+    check_schedule(given.eta, given.guidance_rescale, given.denoising_end, given.cross_attention_kwargs)
     steps, per_prompt = check_call(given.num_inference_steps, given.num_images_per_prompt, given.output_type)
     check_callback(callback, callback_inputs, pipeline._callback_tensor_inputs)
     identity_scale = channel_scale("identity", pipeline.identity_channel, given.identity_scale)
@@ -116,12 +166,22 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
         given=given,
         prompts=prompts,
         negative_prompts=negative_prompts,
+        texts=texts,
+        negative_texts=negative_texts,
+        sizes=sizes,
+        negative_sizes=negative_sizes,
         height=height,
         width=width,
         steps=steps,
         per_prompt=per_prompt,
         guidance_scale=guidance_scale,
+        guided=guidance_scale > 1 and pipeline.unet.config.get("time_cond_proj_dim") is None,
         identity_scale=identity_scale,
         shading_scale=shading_scale,
         callback_inputs=callback_inputs,
     )
+
+
+def _check_rows(name: str, texts: TextEmbeddings | None, count: int) -> None:
+    if texts is not None and len(texts) not in (1, count):
+        raise ConfigError(f"{name}: {len(texts)} rows do not fit {count} texts or people: give 1 or {count}")

@@ -14,6 +14,7 @@ from faceclip.errors import CheckpointError
 from faceclip.storage.hashes import files_hash, settings_text
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.placement import accelerator
+from makeup_plugin.latents import to_unit_scale
 from train_generator.loading import load_frozen
 from train_generator.towers.vae import encode_mean
 
@@ -47,8 +48,8 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> ShardedArray:
         return load_frozen(AutoencoderKL, vae, "vae", VAE_REMEDY).to(accelerator())
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
-        means = encode_mean(model(), arrays.images[start:stop]).numpy()
-        return {"latents": (means * model().config.scaling_factor).astype(np.float32)}
+        means = encode_mean(model(), arrays.images[start:stop])
+        return {"latents": to_unit_scale(model(), means).numpy().astype(np.float32)}
 
     facts = {
         "data": arrays.content_hash,

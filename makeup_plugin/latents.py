@@ -1,0 +1,38 @@
+"""The scale of latents: an autoencoder's own values and the values of unit variance that the UNet sees."""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+
+def to_unit_scale(vae: AutoencoderKL, values: Tensor) -> Tensor:
+    """What the autoencoder encodes (B,C,h,w) -> the latents of diffusion.
+
+    As in diffusers, `latents_mean` and `latents_std` of the configuration take the place of `shift_factor` where both
+    are given.
+    """
+    statistics = _statistics(vae, values)
+    if statistics is not None:
+        mean, std = statistics
+        return (values - mean) * vae.config.scaling_factor / std
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return (values - shift) * vae.config.scaling_factor if shift else values * vae.config.scaling_factor
+
+
+def from_unit_scale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The latents of diffusion (B,C,h,w) -> what the autoencoder decodes."""
+    statistics = _statistics(vae, latents)
+    if statistics is not None:
+        mean, std = statistics
+        return latents * std / vae.config.scaling_factor + mean
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return latents / vae.config.scaling_factor + shift
+
+
+def _statistics(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation per channel, (1,C,1,1), where the configuration has both."""
+    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return None
+    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
