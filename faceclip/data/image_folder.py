@@ -15,12 +15,14 @@ from typing import Any
 from faceclip.data.image_store import files_below, is_file, with_slashes
 from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.storage.regular import open_regular
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 UNREAD = frozenset({".heic", ".heif", ".avif"})  # pictures that nothing here decodes: counted, not passed over
 TEXTS = (".txt", ".caption")  # the first that is there counts
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # that hold rows of pictures
 METADATA = ("metadata.jsonl", "metadata.csv")
+MAX_TEXTS = 1 << 20  # bytes of a file with captions
 
 
 def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[list[dict[str, Any]], list[Path]]:
@@ -53,7 +55,12 @@ def _check_passed_over(root: Path, base: Path) -> None:
         entries = sorted(folder.iterdir())
         pictures = {file.stem for file in entries if file.suffix.lower() in SUFFIXES}  # with notes of their own
         for file in entries:
-            if file.suffix.lower() in TABLES and file.stem not in pictures and file.name[0] != "." and file.is_file():
+            if (
+                file.suffix.lower() in TABLES
+                and file.stem not in pictures
+                and file.name[0] != "."
+                and not file.is_dir()
+            ):
                 raise DataError(
                     f"{file} would be passed over beside the pictures: name it {base / METADATA[0]} (or .csv, with "
                     f"`file_name` relative to it), read it by data.path={file}, or take it out of {root}"
@@ -85,8 +92,14 @@ def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path
 
 
 def _lines(text: Path) -> list[str] | bytes:
-    """The lines of a file, or its bytes when they are not UTF-8: the row is counted as such when it is read."""
-    content = text.read_bytes()
+    """The lines of a file, or its bytes when they are not UTF-8: the row is counted as such when it is read.
+
+    Of a file that is too large for captions, its begin as one line, which is counted as too long.
+    """
+    with open_regular(text) as file:
+        content = file.read(MAX_TEXTS + 1)
+    if len(content) > MAX_TEXTS:
+        return [content.decode("utf-8", errors="replace")]
     try:
         return content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -113,7 +126,8 @@ def _from_metadata(table: Path) -> tuple[list[dict[str, Any]], list[Path]]:
 
 def _read(table: Path) -> list[Any]:
     try:
-        text = table.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
+        with io.TextIOWrapper(open_regular(table), encoding="utf-8-sig") as file:  # spreadsheets begin it with a mark
+            text = file.read()
         if table.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text), strict=True))
         else:  # not splitlines(), which splits at characters that JSON may hold inside of a text

@@ -23,7 +23,10 @@ from faceclip.storage.hashes import int64_hash
 Layout = Literal["auto", "local", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
 
 TABLES = tuple(KINDS)
+MAX_CAPTION = 100_000  # characters: text towers read the first few hundred
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
+# Beyond these a number is a slip of the keyboard that would fill the memory.
+MOST = {"shard_rows": 1_000_000, "batch_size": 65_536, "workers": 1024, "max_pixels": 4_000_000_000}
 
 
 @dataclass(kw_only=True)
@@ -104,9 +107,9 @@ class DataConfig:
         for name in ("validation_share", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name}: a share from 0 to 1 is expected, got {getattr(self, name)}")
-        for name in ("shard_rows", "batch_size", "workers", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}: must be at least 1, got {getattr(self, name)}")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"data.{name}: a number from 1 to {most:,} is expected, got {getattr(self, name):,}")
         if self.limit < 0:
             raise ConfigError(f"data.limit: must not be negative, got {self.limit}")
         if not 0 <= self.portrait <= MAX_REACH:
@@ -321,6 +324,8 @@ def _texts(cell: Any, where: str) -> list[str]:
     if cell is None:
         return []
     if isinstance(cell, str):
+        if len(cell) > MAX_CAPTION:
+            raise RejectedRecord("long_caption", f"{where} holds a text of more than {MAX_CAPTION:,} characters")
         return [cell.strip()] if cell.strip() else []
     if isinstance(cell, bytes):  # webdataset members of unknown type
         try:

@@ -31,6 +31,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.
 _READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, TypeError, DatasetGenerationError)
 _TABLES = {kind: KINDS[kind] for kind in (".parquet", ".arrow", ".tar", ".jsonl", ".csv", ".tsv")}
+_ARCHIVES = (".zip", ".7z", ".rar", ".tgz")
 _SPLITS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -88,6 +89,8 @@ def find_layout(config: DataConfig) -> str:
         lists = {".jsonl", ".json", ".csv", ".tsv"}
         return "files" if holds & lists and not holds & image_folder.SUFFIXES else "image_folder"
     if path.is_file():
+        if path.suffix.lower() in _ARCHIVES:
+            raise DataError(f"data.path={path}: an archive, which is not read as it is: unpack it and name its folder")
         if table_kind(path) is None:
             raise DataError(
                 f"data.path={path}: not a table by its ending ({', '.join(KINDS)}): name a folder or a table, or set "
@@ -197,18 +200,19 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
     if files is not None and path.is_dir():
         _check_left_out(config, {Path(str(file)) for part in files.values() for file in part})
     chosen = [str(file) for file in files[split]] if files is not None else []
+    texts = bool(chosen) and all(table_kind(Path(file)) == "csv" for file in chosen)
+    if texts:
+        arguments |= _guard(name, lambda: csv_arguments(chosen))
     if path.exists():
-        if chosen and all(table_kind(Path(file)) == "csv" for file in chosen):
-            arguments |= csv_arguments([Path(file) for file in chosen])
         for file in chosen:
-            if file.endswith(".tar"):
+            if file.lower().endswith(".tar"):
                 _check_whole(Path(file))
-        _check_tables([file for file in chosen if file.endswith(".parquet")])
+        _check_tables([file for file in chosen if file.lower().endswith(".parquet")])
         digest = content_hash([Path(file) for file in chosen], path if path.is_dir() else path.parent, memo)
     else:
         # Addresses of hub files hold the commit; what changes there changes its address.
         facts = [config.path, config.name, split, chosen, getattr(files and files[split], "origin_metadata", None)]
-        digest = json.dumps(facts, default=str)
+        digest = json.dumps([*facts, "cells are texts"] if texts else facts, default=str)
     stream = config.streaming or path.exists()
     found = _guard(name, lambda: datasets.load_dataset(**arguments, split=split, streaming=stream))
     count = None if stream else len(found)
@@ -217,22 +221,28 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
 
 
 def _tables_beside_pictures(path: Path) -> dict[str, Any]:
-    """Arguments by which `datasets` reads the tables of a folder that holds more pictures, which it would read alone.
+    """Arguments by which `datasets` reads the tables of a folder that it would not read by itself: those beside more
+    pictures, since it takes the most frequent ending for the folder's kind, and those with endings in capital letters.
 
-    It takes the most frequent ending for the folder's kind. Splits are told by words in the tables' names.
+    The split of a table is a word in its name or in that of its folders. Raises DataError for a pipe or device.
     """
     if _says_what_is_read(path):
         return {}
     names = [file for file in files_below(path) if file.suffix.lower() in {*_TABLES, *image_folder.SUFFIXES}]
-    kinds = Counter(file.suffix for file in names)
+    kinds = Counter(file.suffix.lower() for file in names)
     table = next((suffix for suffix in _TABLES if kinds[suffix]), None)
-    if table is None or len(kinds) == 1 or kinds.most_common(1)[0][0] in _TABLES:
+    if table is None:
+        return {}
+    tables = [file for file in names if file.suffix.lower() == table]
+    small = all(file.suffix == table for file in tables)
+    if small and (len(kinds) == 1 or kinds.most_common(1)[0][0] in _TABLES):
         return {}
     splits = defaultdict(list)
-    for file in names:
-        if file.suffix == table:
-            splits[_split_of(file.relative_to(path))].append(str(file))
-    unnamed = splits.pop("", [])  # where others have a name, `_check_left_out` tells of these
+    for file in tables:
+        if not file.is_file():
+            raise DataError(f"{file} is a pipe, a device or a link to nothing: put a file there, or take it out")
+        splits[_split_of(file.relative_to(path))].append(str(file))
+    unnamed = splits.pop("", [])  # where others have a name, `_check_left_out` names these
     return {"path": _TABLES[table], "data_files": dict(splits) or {"train": unnamed}}
 
 
@@ -254,13 +264,13 @@ def _check_left_out(config: DataConfig, read: set[Path]) -> None:
     path = Path(config.path)
     if _says_what_is_read(path):
         return
-    kinds = {file.suffix for file in read} & _TABLES.keys()
+    kinds = {file.suffix.lower() for file in read} & _TABLES.keys()
     real = {file.resolve() for file in read}
     pictures = Path(config.images).resolve() if config.images else None
     left = [
         file
         for file in files_below(path)
-        if file.suffix in kinds
+        if file.suffix.lower() in kinds
         and file.resolve() not in real
         and not (pictures and file.resolve().is_relative_to(pictures))
     ]

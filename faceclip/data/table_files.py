@@ -33,25 +33,28 @@ def table_kind(path: Path) -> str | None:
 
 
 def check_data_path(path: str, key: str) -> None:
-    """Raises ConfigError, which names `key`, for a path that no system can have and for the system's own folders."""
+    """Raises ConfigError, which names `key`, for a path that no system can have, for the system's own folders, and for
+    pipes and devices."""
     shown = path if len(path) <= 200 else f"{path[:200]}…"
     try:
-        Path(path).exists()
+        special = Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir())
         real = Path(path).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or links in a circle
         why = str(getattr(error, "strerror", None) or error)[:200]
         raise ConfigError(f"{key}={shown!r}: no path of this system ({why}); name a folder or a table") from error
     if any(real.is_relative_to(place) for place in _SYSTEM) and not real.is_relative_to(_MEMORY):
         raise ConfigError(f"{key}={shown}: belongs to the system and holds no data; name a folder or a table")
+    if special:
+        raise ConfigError(f"{key}={shown}: a pipe or device, which cannot be read twice; name a folder or a table")
 
 
-def csv_arguments(files: Sequence[Path]) -> dict[str, Any]:
+def csv_arguments(files: Sequence[str]) -> dict[str, Any]:
     """Arguments by which `datasets` reads every cell of CSV and TSV files as the text that stands there: no "NA"
-    becomes a missing value, no "007" a number.
+    becomes a missing value, no "007" a number. The files are paths or addresses of the hub (`hf://…`).
 
     Raises DataError for a header that cannot be read or differs from that of the first file.
     """
-    separators = ["\t" if ".tsv" in (ending.lower() for ending in file.suffixes) else "," for file in files]
+    separators = ["\t" if ".tsv" in (ending.lower() for ending in Path(file).suffixes) else "," for file in files]
     columns: list[str] = []
     for file, separator in zip(files, separators, strict=True):
         try:

@@ -340,7 +340,9 @@ def test_a_device_that_computes_nothing_is_named():
         named_device("meta")
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "ROWS.CSV", "rows.json", "rows.jsonl", "folder.csv"])
+@pytest.mark.parametrize(
+    "name", ["rows.csv", "rows.tsv", "ROWS.CSV", "rows.json", "rows.jsonl", "folder.csv", "folder.CSV", "folder.tsv"]
+)
 def test_tables_of_text_are_read_and_names_stay_text(tmp_path, name):
     names = ["NA", "None", "null", "007", "nan", "1e5", "True", "Ann"]
     rows = [{"image": f"{number}.png", "caption": "a, b", "identity": who} for number, who in enumerate(names)]

@@ -78,6 +78,29 @@ def test_parquet_streamed_and_downloaded(rows, environment, tower_arguments, tmp
     assert keys(tmp_path / "true") == keys(tmp_path / "false")  # known by the commit, however it is read
 
 
+CELLS = """
+import json, sys
+from pathlib import Path
+from faceclip.data.mapping import DataConfig
+from faceclip.data.sources import open_source
+for way in (True, False):
+    source = open_source(DataConfig(path="owner/faces", streaming=way), "train", Path(sys.argv[1]))
+    print(json.dumps([row["identity"] for row in source.rows(0)]))
+"""
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_cells_of_text_tables_stay_text(environment, tmp_path, ending):
+    """pandas takes some names for missing values, and others for numbers."""
+    names = ["NA", "null", "007", "1e5", "Ann"]
+    cells = [["image", "caption", "identity"], *(["0.png", "a man", name] for name in names)]
+    separator = {"csv": ",", "tsv": "\t"}[ending]
+    (tmp_path / "hub" / f"train.{ending}").write_text("".join(f"{separator.join(row)}\n" for row in cells))
+    command = [sys.executable, "-c", CELLS, str(tmp_path / "memo.json")]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=240)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [names, names], done.stderr
+
+
 def test_streamed_picture_files(tiny_dataset, environment, tower_arguments, tmp_path):
     for split in ("train", "validation"):
         arrays, lines = load_arrays(tiny_dataset, split), []
