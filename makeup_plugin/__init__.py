@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "FaceMakeUpPipeline": "makeup_plugin.pipeline",
     "FaceMakeUpOutput": "makeup_plugin.output",
+    "Identity": "makeup_plugin.identities",
     "IdentityChannel": "makeup_plugin.identity",
     "Conditions": "makeup_plugin.conditioning",
     "LoraSettings": "makeup_plugin.saving.adapters",

@@ -18,6 +18,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.image_tokens import FaceTower, image_tokens
 from makeup_plugin.shading import shading_residuals
@@ -108,7 +109,8 @@ class TextSide(Protocol):
     The result has tokens (B,77,D), pooled (B,P) or None, and identity (B,E), None where no faces are given.
     """
 
-    def encode(self, prompts: Sequence[str], faces: Tensor | None = None, *, has_face: Tensor | None = None) -> Any: ...
+    def encode(self, prompts: Sequence[str], faces: Tensor | None = None, **given: Any) -> Any:
+        """given: has_face (B,) bool, and face_features in place of faces."""
 
 
 def time_ids(height: int, width: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -125,6 +127,7 @@ def encode_conditions(
     width: int,
     image_encoder: FaceTower | None = None,
     has_face: Tensor | None = None,
+    encoded: EncodedFaces | None = None,
     identity_dim: int | None = None,
     shading: Tensor | None = None,
     with_identity: bool | None = None,
@@ -141,6 +144,8 @@ def encode_conditions(
         image_encoder: image tower of the identity channel. Without it the conditions hold no image tokens.
         has_face: (B,) bool. Rows without a face use the joint encoder's unconditional face (a zero image, no template)
             and zero identity. By default all rows have a face when `faces` is given.
+        encoded: what the encoders know of the faces, in place of `faces` and `has_face`. Neither face encoder nor image
+            tower run then.
         identity_dim: width of the identity embedding. It is needed only when no row has a face.
         shading: (B,3,height,width) in [0,1], or None.
         with_identity: whether the conditions hold an identity. By default they do where there is an image_encoder.
@@ -150,15 +155,26 @@ def encode_conditions(
     Raises ConfigError for sizes that do not fit together.
     """
     prompts = list(prompts)
-    present = _present_rows(faces, has_face, len(prompts))
-    if not bool(present.any()):
-        faces = None
-    joint = joint_encoder.encode(prompts, faces, has_face=None if faces is None or bool(present.all()) else present)
+    if encoded is not None:
+        if faces is not None or has_face is not None:
+            raise ConfigError("encoded stands in place of faces and has_face: give encoded alone, or these")
+        present = _checked_mask("encoded.has_face", encoded.has_face, len(prompts))
+        mask = None if bool(present.all()) else present
+        joint = joint_encoder.encode(prompts, face_features=encoded.features, has_face=mask)
+    else:
+        present = _present_rows(faces, has_face, len(prompts))
+        if not bool(present.any()):
+            faces = None
+        mask = None if faces is None or bool(present.all()) else present
+        joint = joint_encoder.encode(prompts, faces, has_face=mask)
     identity = tokens = None
     if image_encoder is not None or with_identity:
-        identity = _identities(joint, faces, present, identity_dim)
+        identity = _identities(joint, present, identity_dim)
     if image_encoder is not None:
-        tokens = _face_tokens(joint, image_encoder, faces, present, nobody)
+        seen = encoded.image_tokens if encoded is not None else None
+        if faces is not None:
+            seen = image_tokens(image_encoder, faces[present.to(faces.device)])
+        tokens = _face_tokens(joint, image_encoder, seen, present, nobody)
     return build_conditions(
         joint,
         height=height,
@@ -343,15 +359,19 @@ def _present_rows(faces: Tensor | None, has_face: Tensor | None, count: int) -> 
         return torch.zeros(count, dtype=torch.bool)
     if faces.shape[0] != count:
         raise ConfigError(f"{count} prompts need {count} face crops, got {faces.shape[0]}")
-    present = torch.ones(count, dtype=torch.bool) if has_face is None else has_face.bool().cpu()
-    if present.shape != (count,):
-        raise ConfigError(f"has_face must be ({count},), got {tuple(present.shape)}")
-    return present
+    return torch.ones(count, dtype=torch.bool) if has_face is None else _checked_mask("has_face", has_face, count)
 
 
-def _identities(joint: JointConditioning, faces: Tensor | None, present: Tensor, identity_dim: int | None) -> Tensor:
+def _checked_mask(name: str, mask: Tensor, count: int) -> Tensor:
+    mask = mask.bool().cpu()
+    if mask.shape != (count,):
+        raise ConfigError(f"{name} must be ({count},), got {tuple(mask.shape)}")
+    return mask
+
+
+def _identities(joint: JointConditioning, present: Tensor, identity_dim: int | None) -> Tensor:
     """Identities (B,E), zero rows where there is no face."""
-    if faces is not None:
+    if bool(present.any()):
         if joint.identity is None:
             raise ConfigError("faces are given, but nothing gives their identity: give a recognizer (face_encoder)")
         return joint.identity
@@ -363,18 +383,19 @@ def _identities(joint: JointConditioning, faces: Tensor | None, present: Tensor,
 def _face_tokens(
     joint: JointConditioning,
     image_encoder: FaceTower,
-    faces: Tensor | None,
+    seen: Tensor | None,
     present: Tensor,
     nobody: Tensor | None,
 ) -> Tensor:
-    """Image tokens (B,T,W); those of `nobody`, or zeros, where there is no face."""
+    """Image tokens (B,T,W): `seen` (F,T,W) in the F rows with a face, those of `nobody`, or zeros, in the others."""
     like = {"device": joint.tokens.device, "dtype": joint.tokens.dtype}
-    if faces is None:
+    if seen is None:
+        if bool(present.any()):
+            raise ConfigError("encoded holds no image tokens, which the identity channel reads: encode with its tower")
         empty = nobody
         if empty is None:
             empty = torch.zeros_like(image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=like["device"]))[0])
         return empty.to(**like).repeat(len(present), 1, 1)
-    seen = image_tokens(image_encoder, faces[present.to(faces.device)])
     tokens = torch.zeros(len(present), *seen.shape[1:], **like)
     if nobody is not None:
         tokens += nobody.to(**like)

@@ -24,15 +24,19 @@ from faceclip.faces import FaceDetector, MTCNNDetector
 from faceclip.joint import JointEncoder
 from faceclip.towers.image import ImageTower
 from makeup_plugin.calls.generate import generate
+from makeup_plugin.calls.identify import identity_of_photos
 from makeup_plugin.calls.request import Request
 from makeup_plugin.calls.state import CallStateMixin
+from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.known_faces import KnownFaces
 from makeup_plugin.output import FaceMakeUpOutput
+from makeup_plugin.placement import Placement
 from makeup_plugin.references import Images
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.sharing import PipelineSharingMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
-from makeup_plugin.turns import Turns, call_in_turn
+from makeup_plugin.turns import Turns, call_in_turn, change_in_turn
 
 
 class FaceMakeUpPipeline(
@@ -106,6 +110,7 @@ class FaceMakeUpPipeline(
         self.adapter_licence = ""  # licence of the adapter that load_adapter added
         self.whole_unet = False  # whether training changed all of the UNet (FaceCLIP-SDXL), not a LoRA
         self.replaced_unet: UNet2DConditionModel | None = None  # the base's, while an adapter brought one
+        self.known_faces = KnownFaces()
         self._detector: FaceDetector | None = None
 
     @property
@@ -118,6 +123,7 @@ class FaceMakeUpPipeline(
     @detector.setter
     def detector(self, value: FaceDetector | None) -> None:
         self._detector = value
+        self.known_faces.forget("face")
 
     @torch.no_grad()
     @call_in_turn
@@ -126,6 +132,7 @@ class FaceMakeUpPipeline(
         prompt: str | Sequence[str] | None = None,
         image: Images = None,
         *,
+        identity: Identity | Sequence[Identity | None] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         identity_scale: float | None = None,
         shading_scale: float | None = None,
@@ -133,6 +140,7 @@ class FaceMakeUpPipeline(
         shading_map: Images = None,
         landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
         shading_landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        reference_placement: Placement = "center",
         face_policy: str = "largest",
         height: int | None = None,
         width: int | None = None,
@@ -174,6 +182,8 @@ class FaceMakeUpPipeline(
                 of these (one per prompt, or several for one prompt). An entry None uses the text alone. Without any
                 image the joint encoder uses its unconditional face (a zero image, prompt without template), the
                 identity channel gets zero inputs, and the shading channel does not run.
+            identity: the person as `encode_identity` gives it, in place of `image`: one, or a list (one per prompt, or
+                several for one prompt). An entry None uses the text alone.
             negative_prompt: what the image should not show: one text for all, one per prompt or one per image. The
                 default is the empty text. It has an effect when guidance_scale > 1.
             identity_scale: weight of the identity channel's attention. The default is 1 where the channel exists.
@@ -182,6 +192,9 @@ class FaceMakeUpPipeline(
                 that of the person in `image`.
             shading_map: a ready shading map at image size in place of a fitted one, black where there is no face.
             landmarks, shading_landmarks: five points (5,2) in px per image. They replace the detection.
+            reference_placement: where the fitted face goes. "center": a square photo as it is, the face of any other as
+                a portrait in the middle. "keep": where it is in the photo, which lies whole in the middle. A box (left,
+                top, right, bottom) in px: as "center", in this part of the picture.
             face_policy: which face to use where there are several: "largest", "center" or "only" (more than one is an
                 error).
             height, width: size in px, multiples of the VAE's factor. The default is the UNet's sample size.
@@ -215,3 +228,36 @@ class FaceMakeUpPipeline(
                 (`NoFaceError`, `SeveralFacesError`, `UnreadableImageError`, …), and the message names the image.
         """
         return generate(self, Request(**{name: value for name, value in locals().items() if name != "self"}))
+
+    @torch.no_grad()
+    @change_in_turn
+    def encode_identity(
+        self,
+        images: Images,
+        weights: Sequence[float] | None = None,
+        *,
+        landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        face_policy: str = "largest",
+    ) -> Identity:
+        """One person from one photo or several, as a value: to draw many pictures, to keep in a file, to mix.
+
+        A warning names photos that seem to show another person (`Identity.photos` has a report on each).
+
+        Args:
+            images: one photo or a list of them, as for a call's `image`.
+            weights: how much each photo counts. By default all count the same.
+            landmarks, face_policy: as for a call.
+
+        Raises:
+            ConfigError: no photo, or weights that do not fit.
+            FaceError: a photo that gives no face; the message names it.
+        """
+        return identity_of_photos(self, images, weights=weights, landmarks=landmarks, policy=face_policy)
+
+    @change_in_turn
+    def forget_faces(self) -> None:
+        """Drop what is remembered of faces: detections, crops, features and fits of the last pictures.
+
+        This is never needed for right results, unless a detector was changed in place.
+        """
+        self.known_faces.forget()

@@ -17,6 +17,9 @@ from faceclip.errors import BadLandmarksError, ConfigError
 from faceclip.faces import Face, FaceDetector, PreparedFace, align_face, load_image, prepare_face
 from faceclip.faces.align import MIN_CROP_SIDE, check_landmarks, crop_side
 from faceclip.faces.images import ImageSource, describe_source
+from makeup_plugin.identities import Identity
+from makeup_plugin.known_faces import KnownFaces, picture_key
+from makeup_plugin.placement import Placement, place_shading
 
 Images = ImageSource | Sequence[ImageSource | None] | None
 
@@ -25,12 +28,14 @@ Images = ImageSource | Sequence[ImageSource | None] | None
 class References:
     """One entry per image to generate.
 
-    faces: the face used, or None. crops: (N,3,448,448) in [0,1], or None where no entry has a face. has_face: (N,).
+    faces: the face used, or None. crops: (N,3,448,448) in [0,1], or None where no entry has a face, or the people are
+    given as identities. has_face: (N,). identities: who is given as a value, or None; empty where photos are given.
     """
 
     faces: list[PreparedFace | None]
     crops: Tensor | None
     has_face: Tensor
+    identities: Sequence[Identity | None] = ()
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -44,6 +49,7 @@ def prepare_references(
     policy: str = "largest",
     detector: FaceDetector | None = None,
     what: str = "image",
+    known: KnownFaces | None = None,
 ) -> References:
     """Find and align the face of each image.
 
@@ -54,6 +60,7 @@ def prepare_references(
         policy: which face to use where there are several.
         detector: finds the faces.
         what: the caller's name for the argument `images`, used in messages.
+        known: remembers the faces of pictures, so that the same picture needs no detection and no crop again.
 
     Raises:
         ConfigError: a number of images or landmarks that does not fit.
@@ -64,7 +71,7 @@ def prepare_references(
         raise ConfigError(f"{what}: {len(sources)} images do not fit {count} prompts: give 1 or {count}")
     points = _landmark_list(landmarks, len(sources))
     faces = [
-        None if source is None else _prepare(source, given, f"{what} {index}", policy, detector)
+        None if source is None else _prepare(source, given, f"{what} {index}", policy, detector, known)
         for index, (source, given) in enumerate(zip(sources, points, strict=True))
     ]
     if count is not None and len(faces) == 1:
@@ -92,31 +99,38 @@ def as_list(images: Images, what: str = "image") -> list[ImageSource | None]:
     return [images]
 
 
+def identity_references(identities: Sequence[Identity | None]) -> References:
+    """The same of people who are given as values."""
+    faces = [None if identity is None else identity.face for identity in identities]
+    has_face = torch.tensor([identity is not None for identity in identities])
+    return References(faces=faces, crops=None, has_face=has_face, identities=tuple(identities))
+
+
 def fitted_shading(
-    fitter: Any, references: References, others: References | None, *, height: int, width: int
+    fitter: Any,
+    references: References,
+    others: References | None,
+    *,
+    height: int,
+    width: int,
+    placement: Placement = "center",
+    known: KnownFaces | None = None,
 ) -> Tensor:
     """Shading maps (N,3,height,width) in [0,1], black where there is no face.
 
     The shape is that of the reference person. Pose, expression, camera and light are those of `others` where given, and
-    else of the references.
+    else of the references. `placement`: where the face goes, as for `place_shading`. known: remembers fits.
     """
-    count = len(references)
-    maps = torch.zeros(count, 3, height, width)
-    sources = others if others is not None else references
-    rows = [row for row, face in enumerate(sources.faces) if face is not None]
-    if not rows:
-        return maps
-    fit = _fit(fitter, [sources.faces[row] for row in rows])
-    people = [row for row in rows if references.faces[row] is not None]
-    if others is not None and people:
-        shape = fit.shape.clone()
-        index = torch.tensor([rows.index(row) for row in people])
-        shape[index] = _fit(fitter, [references.faces[row] for row in people]).shape.to(shape)
-        fit = replace(fit, shape=shape)
-    side = min(height, width)
-    # The renderer draws square portraits. A longer picture gets the portrait in its middle.
-    top, left = (height - side) // 2, (width - side) // 2
-    maps[rows, :, top : top + side, left : left + side] = fitter.shading(fit, side).float().cpu()
+    maps = torch.zeros(len(references), 3, height, width)
+    fits = _fits(fitter, references if others is None else others, known)
+    shapes = fits if others is None else _fits(fitter, references, known)
+    for row, found in enumerate(fits):
+        if found is None:
+            continue
+        fit, size = found
+        if (person := shapes[row]) is not None and others is not None:
+            fit = replace(fit, shape=person[0].shape.to(fit.shape))
+        maps[row] = place_shading(fitter, fit, size, placement, height=height, width=width)
     return maps
 
 
@@ -146,16 +160,33 @@ def shading_pictures(maps: Tensor | None, keep: Tensor | None, count: int) -> li
 
 
 def _prepare(
-    source: ImageSource, landmarks: ArrayLike | None, place: str, policy: str, detector: FaceDetector | None
+    source: ImageSource,
+    landmarks: ArrayLike | None,
+    place: str,
+    policy: str,
+    detector: FaceDetector | None,
+    known: KnownFaces | None,
 ) -> PreparedFace:
     name = f"{place} ({describe_source(source)})"
-    if landmarks is None:
-        return prepare_face(source, policy=policy, detector=detector, name=name)
-    points = _as_numbers(landmarks)
-    if points is None or points.shape != (5, 2) or not np.isfinite(points).all():
-        found = "no numbers or lists of unequal length" if points is None else f"shape {points.shape}"
-        raise BadLandmarksError(f"landmarks of {name} must be five finite points (5, 2) px, got {found}")
+    points = None if landmarks is None else _check_points(landmarks, name)
     pixels = load_image(source, name=name)
+    if known is None:
+        return _prepared(pixels, points, name, policy, detector)
+    where = policy.encode() if points is None else points.tobytes()
+    found = known.recall(
+        "face", picture_key(pixels, where), lambda: _without_picture(_prepared(pixels, points, name, policy, detector))
+    )
+    # Copies: who changes a result must not change what is remembered.
+    face = replace(found.face, box=found.face.box.copy(), landmarks=found.face.landmarks.copy())
+    upright = np.ascontiguousarray(np.rot90(pixels, found.turn // 90)) if found.turn else pixels
+    return replace(found, crop=found.crop.copy(), face=face, image=upright, name=name)
+
+
+def _prepared(
+    pixels: NDArray[np.uint8], points: NDArray[np.float32] | None, name: str, policy: str, detector: FaceDetector | None
+) -> PreparedFace:
+    if points is None:
+        return prepare_face(pixels, policy=policy, detector=detector, name=name)
     height, width = pixels.shape[:2]
     check_landmarks(points, height, width, name)
     if (side := crop_side(points)) < MIN_CROP_SIDE:
@@ -166,6 +197,19 @@ def _prepare(
     box = np.concatenate([points.min(axis=0), points.max(axis=0)])
     face = Face(box=box, landmarks=points, score=1.0)
     return PreparedFace(crop=align_face(pixels, points), face=face, image=pixels, name=name)
+
+
+def _without_picture(prepared: PreparedFace) -> PreparedFace:
+    """The face alone: a memory of faces does not hold whole pictures."""
+    return replace(prepared, image=prepared.crop)
+
+
+def _check_points(landmarks: ArrayLike, name: str) -> NDArray[np.float32]:
+    points = _as_numbers(landmarks)
+    if points is None or points.shape != (5, 2) or not np.isfinite(points).all():
+        found = "no numbers or lists of unequal length" if points is None else f"shape {points.shape}"
+        raise BadLandmarksError(f"landmarks of {name} must be five finite points (5, 2) px, got {found}")
+    return points
 
 
 def _landmark_list(landmarks: Any, count: int) -> list[Any]:
@@ -191,8 +235,41 @@ def _as_numbers(values: Any) -> NDArray[np.float32] | None:
         return None
 
 
-def _fit(fitter: Any, faces: list[PreparedFace]) -> Any:
-    return fitter.fit([face.image for face in faces], np.stack([face.face.landmarks for face in faces]))
+def _fits(fitter: Any, references: References, known: KnownFaces | None) -> list[tuple[Any, tuple[int, int]] | None]:
+    """For every row the fit, in the frame of the photo's upper left square, with (height, width) of the photo."""
+    if references.identities:
+        return [None if one is None else _fit_of(one) for one in references.identities]
+    rows = [row for row, face in enumerate(references.faces) if face is not None]
+    found: list[tuple[Any, tuple[int, int]] | None] = [None] * len(references)
+    if not rows:
+        return found
+    faces = [face for face in references.faces if face is not None]
+    fit = fit_faces(fitter, faces, known)
+    for index, (row, face) in enumerate(zip(rows, faces, strict=True)):
+        found[row] = fit.rows(slice(index, index + 1)), face.image.shape[:2]
+    return found
+
+
+def fit_faces(fitter: Any, faces: Sequence[PreparedFace], known: KnownFaces | None = None) -> Any:
+    """Fits of faces, in the frames of their photos' upper left squares, from memory where these were fitted before."""
+
+    def fit() -> Any:
+        landmarks = np.stack([face.face.landmarks for face in faces])
+        return fitter.fit([face.image for face in faces], landmarks, framed=False)
+
+    if known is None:
+        return fit()
+    key = tuple(picture_key(face.image, np.ascontiguousarray(face.face.landmarks)) for face in faces)
+    return known.recall("fit", key, fit, by=fitter)
+
+
+def _fit_of(identity: Identity) -> tuple[Any, tuple[int, int]]:
+    if identity.fit is None or identity.photo_size is None:
+        raise ConfigError(
+            "identity has no fitted head, which the shading channel draws: encode it by a pipeline with a face_fitter,"
+            " give shading_map, or set shading_scale=0"
+        )
+    return identity.fit, identity.photo_size
 
 
 def _resized(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -172,6 +172,7 @@ class FaceFitter(ModelMixin, ConfigMixin):
         *,
         passes: int = 2,
         views: Sequence[tuple[float, float]] = VIEWS,
+        framed: bool = True,
     ) -> FaceFit:
         """Fit faces with `landmarks` (B, 5, 2) px in `images` (uint8 RGB, any sizes), in the frame of a portrait.
 
@@ -181,7 +182,8 @@ class FaceFitter(ModelMixin, ConfigMixin):
         `views` (docs/architecture.md has what that is worth).
 
         A square image is the portrait. Of any other image only the face counts: its pose is kept and the face is
-        framed as the training portraits are (camera of scale 1 in the middle). The fit is on the CPU.
+        framed as the training portraits are (camera of scale 1 in the middle); without `framed` the camera stays that
+        of the square at the image's upper left, whose side is the image's shorter one. The fit is on the CPU.
         Raises ValueError for passes below 1.
         """
         if passes < 1:
@@ -198,6 +200,8 @@ class FaceFitter(ModelMixin, ConfigMixin):
             moved = [moved_towards(fit, five, side) for fit, five, side in zip(found, given, sides, strict=True)]
             fits, points = [fit for fit, _ in moved], torch.stack([five for _, five in moved])
         fit = FaceFit(**{name: torch.cat([getattr(one, name) for one in fits]) for name in vars(fits[0])})
+        if not framed:
+            return fit
         fixed = torch.tensor([image.shape[0] != image.shape[1] for image in images])
         camera = fit.camera.clone()
         camera[fixed, :3] = torch.tensor([1.0, 0.0, 0.0])

@@ -9,6 +9,7 @@ from torch import Tensor
 from faceclip.errors import ConfigError
 from makeup_plugin.arguments import check_generator
 from makeup_plugin.calls.embeddings import with_size_ids
+from makeup_plugin.calls.identify import encode_faces
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
@@ -20,15 +21,14 @@ def encode_references(
 ) -> Conditions:
     """One row per prompt, on the device and in the UNet's precision."""
     channel = pipeline.identity_channel
-    crops = None if references.crops is None else references.crops.to(device)
     conditions = encode_conditions(
         pipeline.joint_encoder,
         call.prompts,
-        crops,
+        None,
         height=call.height,
         width=call.width,
         image_encoder=pipeline.image_encoder if channel is not None else None,
-        has_face=None if crops is None else references.has_face,
+        encoded=encode_faces(pipeline, references, device),
         identity_dim=None if channel is None else channel.config.identity_dim,
         shading=None if maps is None else maps.to(device),
     )

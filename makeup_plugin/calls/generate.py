@@ -105,7 +105,7 @@ def describe(pipeline: PipelineParts, call: Call, references: References, *, mar
     return make_records(
         model=str(getattr(pipeline.config, "_name_or_path", None) or "unnamed"),
         prompts=call.each(call.prompts),
-        has_face=[face is not None for face in call.each(references.faces)],
+        has_face=call.each(references.has_face.tolist()),
         seeds=seeds_of(call.given.generator, call.count),
         watermark=watermarking.METHOD if marked else None,
         settings=settings,

@@ -10,6 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from faceclip.faces import FaceDetector
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.known_faces import KnownFaces
 
 
 class PipelineParts(Protocol):
@@ -27,6 +28,7 @@ class PipelineParts(Protocol):
     image_processor: VaeImageProcessor
     vae_scale_factor: int
     detector: FaceDetector | None
+    known_faces: KnownFaces
     interrupt: bool
     _detector: FaceDetector | None
     _execution_device: torch.device

@@ -6,20 +6,50 @@ import numpy as np
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from makeup_plugin.calls.identify import check_identity
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
-from makeup_plugin.references import References, fitted_shading, given_shading, prepare_references
+from makeup_plugin.references import (
+    References,
+    fitted_shading,
+    given_shading,
+    identity_references,
+    prepare_references,
+)
 
 
 def find_references(pipeline: PipelineParts, call: Call) -> References:
-    """The face of each image of the request, one per prompt, or several for one prompt."""
+    """The face of each image or identity of the request, one per prompt, or several for one prompt."""
     image, landmarks = call.given.image, call.given.landmarks
+    if call.given.identity is not None:
+        return _given_people(pipeline, call)
     if image is None and landmarks is not None:
         raise ConfigError("landmarks belong to image: give image too, or leave landmarks out")
     several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
-    count = None if several and len(call.prompts) == 1 else len(call.prompts)
-    detector = pipeline.detector if image is not None and landmarks is None else pipeline._detector
-    return prepare_references(image, count=count, landmarks=landmarks, policy=call.given.face_policy, detector=detector)
+    return prepare_references(
+        image,
+        count=None if several and len(call.prompts) == 1 else len(call.prompts),
+        landmarks=landmarks,
+        policy=call.given.face_policy,
+        detector=pipeline.detector if image is not None and landmarks is None else pipeline._detector,
+        known=pipeline.known_faces,
+    )
+
+
+def _given_people(pipeline: PipelineParts, call: Call) -> References:
+    """One entry per prompt, or several for one prompt, of the request's identities."""
+    identity, count = call.given.identity, len(call.prompts)
+    if call.given.image is not None or call.given.landmarks is not None:
+        raise ConfigError("identity and image exclude each other: give one (landmarks belong to image)")
+    people = list(identity) if isinstance(identity, list | tuple) else [identity]
+    if not people:
+        raise ConfigError("identity is an empty list: give at least one identity, or None for text alone")
+    if count > 1 and len(people) not in (1, count):
+        raise ConfigError(f"identity: {len(people)} identities do not fit {count} prompts: give 1 or {count}")
+    for index, one in enumerate(people):
+        if one is not None:
+            check_identity(pipeline, one, f"identity[{index}]" if len(people) > 1 else "identity")
+    return identity_references(people * count if len(people) == 1 else people)
 
 
 def make_shading_maps(pipeline: PipelineParts, call: Call, references: References) -> Tensor | None:
@@ -48,6 +78,7 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
             policy=call.given.face_policy,
             detector=pipeline.detector if landmarks is None else pipeline._detector,
             what="shading_image",
+            known=pipeline.known_faces,
         )
     elif not bool(references.has_face.any()):
         return None
@@ -56,4 +87,12 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
             "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, or"
             " set shading_scale=0"
         )
-    return fitted_shading(pipeline.face_fitter, references, others, height=call.height, width=call.width)
+    return fitted_shading(
+        pipeline.face_fitter,
+        references,
+        others,
+        height=call.height,
+        width=call.width,
+        placement=call.placement,
+        known=pipeline.known_faces,
+    )

@@ -25,6 +25,8 @@ from makeup_plugin.arguments import (
 )
 from makeup_plugin.calls.embeddings import TextEmbeddings, size_ids, text_embeddings
 from makeup_plugin.calls.parts import PipelineParts
+from makeup_plugin.identities import Identity
+from makeup_plugin.placement import Placement, check_placement
 from makeup_plugin.references import Images
 
 
@@ -34,6 +36,7 @@ class Request:
 
     prompt: str | Sequence[str] | None
     image: Images
+    identity: Identity | Sequence[Identity | None] | None
     negative_prompt: str | Sequence[str] | None
     identity_scale: float | None
     shading_scale: float | None
@@ -41,6 +44,7 @@ class Request:
     shading_map: Images
     landmarks: Sequence[ArrayLike | None] | ArrayLike | None
     shading_landmarks: Sequence[ArrayLike | None] | ArrayLike | None
+    reference_placement: Placement
     face_policy: str
     height: int | None
     width: int | None
@@ -83,7 +87,8 @@ class Call:
     negative_prompts: as many as divide the images. texts, negative_texts: embeddings that the caller gives in their
     place. height, width: px. sizes, negative_sizes: size conditioning (6,). steps, per_prompt: at least 1. guided:
     whether the call begins with classifier-free guidance.
-    identity_scale, shading_scale: 0 where the channel is absent. callback_inputs: tensors that the callback sees.
+    identity_scale, shading_scale: 0 where the channel is absent. placement: where fitted maps go.
+    callback_inputs: tensors that the callback sees.
     """
 
     given: Request
@@ -101,6 +106,7 @@ class Call:
     guided: bool
     identity_scale: float
     shading_scale: float
+    placement: Placement
     callback_inputs: Sequence[str]
 
     @property
@@ -178,6 +184,7 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
         guided=guidance_scale > 1 and pipeline.unet.config.get("time_cond_proj_dim") is None,
         identity_scale=identity_scale,
         shading_scale=shading_scale,
+        placement=check_placement(given.reference_placement, height, width),
         callback_inputs=callback_inputs,
     )
 

@@ -1,7 +1,5 @@
 """Tiny real components: the classes of the full-size pipeline with few channels and random weights."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
 from faceclip.encoder import FaceCLIP
+from faceclip.face3d.frames import FaceFit
 from faceclip.towers.image import ImageTower
 from makeup_plugin.conditioning import Conditions, time_ids
 from makeup_plugin.identity import IdentityChannel
@@ -128,12 +127,6 @@ def make_image_tower() -> ImageTower:
     return ImageTower(image_size=8, patch_size=4, width=IMAGE, layers=2, heads=2, embed_dim=8).eval()
 
 
-@dataclass(frozen=True)
-class Fit:
-    shape: torch.Tensor
-    pose: torch.Tensor
-
-
 class MeanFitter(ModelMixin, ConfigMixin):
     """Smallest module with FaceFitter's methods: shape and "pose" are the image's mean brightness."""
 
@@ -143,10 +136,17 @@ class MeanFitter(ModelMixin, ConfigMixin):
         self.scale = nn.Parameter(torch.ones(1))
 
     @apply_forward_hook
-    def fit(self, images, landmarks):
-        assert landmarks.shape == (len(images), 5, 2)
+    def fit(self, images, landmarks, *, framed=True):
+        assert landmarks.shape == (len(images), 5, 2) and not framed
+        count = len(images)
         means = torch.tensor([[image.mean() / 255] for image in images], dtype=self.scale.dtype)
-        return Fit(shape=means * self.scale.cpu(), pose=means.clone())
+        return FaceFit(
+            shape=means * self.scale.cpu(),
+            expression=torch.zeros(count, 1),
+            pose=means.repeat(1, 3),
+            camera=torch.tensor([[1.0, 0.0, 0.0, 14.0]]).repeat(count, 1),
+            light=torch.zeros(count, 9, 3),
+        )
 
     def shading(self, fit, size):
         value = torch.stack([fit.shape[:, 0], fit.pose[:, 0], fit.pose[:, 0]], dim=1)

@@ -1,0 +1,216 @@
+"""From photos or identities to what the encoders know of their faces, for a pipeline that remembers the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from faceclip.errors import ConfigError
+from faceclip.face3d.frames import FaceFit
+from faceclip.faces import PreparedFace
+from faceclip.storage.hashes import bytes_hash
+from faceclip.towers.face import FaceFeatures
+from makeup_plugin.calls.parts import PipelineParts
+from makeup_plugin.encoded_faces import EncodedFaces
+from makeup_plugin.identities import (
+    Identity,
+    PhotoReport,
+    average,
+    average_features,
+    average_fit,
+    check_weights,
+    outliers,
+    similarities,
+)
+from makeup_plugin.image_tokens import image_tokens
+from makeup_plugin.known_faces import network_hash
+from makeup_plugin.references import Images, References, fit_faces, prepare_references
+
+logger = logging.get_logger(__name__)
+
+
+def identity_of_photos(
+    pipeline: PipelineParts,
+    images: Images,
+    *,
+    weights: Sequence[float] | None,
+    landmarks: Sequence[ArrayLike | None] | ArrayLike | None,
+    policy: str,
+) -> Identity:
+    """`encode_identity` of the pipeline."""
+    references = prepare_references(
+        images,
+        landmarks=landmarks,
+        policy=policy,
+        detector=pipeline.detector if landmarks is None else pipeline._detector,
+        what="images",
+        known=pipeline.known_faces,
+    )
+    faces = [face for face in references.faces if face is not None]
+    if len(faces) != len(references):
+        index = references.has_face.tolist().index(False)
+        raise ConfigError(f"images {index} is None: an identity needs a photo of the person in every place")
+    shares = check_weights(weights, len(faces), "images")
+    encoded = encode_faces(pipeline, references, pipeline._execution_device)
+    if encoded is None:
+        raise ConfigError("images shows nobody: give at least one photo")
+    rows = [_row(encoded.features, row) for row in range(len(faces))]
+    alike = similarities(torch.cat([row.identity for row in rows]), shares)
+    leader = shares.index(max(shares))
+    fit = None
+    if pipeline.face_fitter is not None:
+        fits = fit_faces(pipeline.face_fitter, faces, pipeline.known_faces)
+        fit = average_fit([_plain_fit(fits.rows(slice(row, row + 1))) for row in range(len(faces))], shares, leader)
+    tokens = None if encoded.image_tokens is None else _plain(encoded.image_tokens)
+    reports = [
+        _report(face, share, similarity, outlier)
+        for face, share, similarity, outlier in zip(faces, shares, alike, outliers(alike), strict=True)
+    ]
+    wrong = [f"images {index}" for index, photo in enumerate(reports) if photo.outlier]
+    if wrong:
+        logger.warning("%s: another person than in the other photos? Leave them out, or give them less weight", wrong)
+    return Identity(
+        features=average_features(rows, shares),
+        image_tokens=None if tokens is None else average(tokens.split(1), shares),
+        fit=fit,
+        photo_size=None if fit is None else _size(faces[leader]),
+        crops=np.stack([face.crop for face in faces]),
+        photos=tuple(reports),
+        recognizer=recognizer_hash(pipeline),
+        image_tower=None if tokens is None else image_tower_hash(pipeline),
+    )
+
+
+def encode_faces(pipeline: PipelineParts, references: References, device: torch.device) -> EncodedFaces | None:
+    """What the encoders know of the references, from memory where they have seen them; None where nobody is there."""
+    if not bool(references.has_face.any()):
+        return None
+    if references.identities:
+        return _encoded_identities(pipeline, references, device)
+    joint, tower, known = pipeline.joint_encoder, pipeline.image_encoder, pipeline.known_faces
+    present = references.has_face
+    key = (str(device), *(None if face is None else bytes_hash(face.crop) for face in references.faces))
+
+    def features() -> FaceFeatures:
+        return joint.face_features(_crops(references, device))
+
+    def tokens() -> Tensor:
+        return image_tokens(tower, _crops(references, device)[present.to(device)])
+
+    return EncodedFaces(
+        features=known.recall("features", key, features, by=joint),
+        image_tokens=None if pipeline.identity_channel is None else known.recall("image_tokens", key, tokens, by=tower),
+        has_face=present,
+    )
+
+
+def check_identity(pipeline: PipelineParts, identity: Any, name: str) -> Identity:
+    """The identity as given. Raises ConfigError, which names the argument, for anything that this pipeline's networks
+    did not make."""
+    if not isinstance(identity, Identity):
+        raise ConfigError(
+            f"{name} must be an Identity, got {type(identity).__name__}: pipeline.encode_identity makes one of photos,"
+            " and Identity.load reads a file"
+        )
+    if identity.recognizer != recognizer_hash(pipeline):
+        raise ConfigError(
+            f"{name} was made by another recognizer than this pipeline's (or by the same in another precision): make it"
+            " by this pipeline's encode_identity"
+        )
+    if _reads_image(pipeline):
+        if identity.image_tower is None:
+            raise ConfigError(
+                f"{name} holds no image tokens, which the identity channel reads: make it by this pipeline's"
+                " encode_identity"
+            )
+        if identity.image_tower != image_tower_hash(pipeline):
+            raise ConfigError(
+                f"{name} was made by another image tower than this pipeline's: make it by this pipeline's"
+                " encode_identity"
+            )
+    size = getattr(getattr(pipeline.face_fitter, "config", None), "shape_size", None)
+    if identity.fit is not None and size is not None and identity.fit.shape.shape[1] != size:
+        raise ConfigError(
+            f"{name}: its head has {identity.fit.shape.shape[1]} coefficients and this pipeline's fitter {size}:"
+            " make it by this pipeline's encode_identity"
+        )
+    return identity
+
+
+def recognizer_hash(pipeline: PipelineParts) -> str:
+    """The hash of the face encoders, computed again only when their weights change."""
+    joint = pipeline.joint_encoder
+
+    def make() -> str:
+        return bytes_hash(*(network_hash(encoder).encode() for encoder in joint.face_encoders))
+
+    return pipeline.known_faces.recall("recognizer", "hash", make, by=joint)
+
+
+def image_tower_hash(pipeline: PipelineParts) -> str:
+    """The hash of the image tower, computed again only when its weights change."""
+    tower = pipeline.image_encoder
+    return pipeline.known_faces.recall("image_tower", "hash", lambda: network_hash(tower), by=tower)
+
+
+def _encoded_identities(pipeline: PipelineParts, references: References, device: torch.device) -> EncodedFaces:
+    given = references.identities
+    people = [one for one in given if one is not None]
+    filler = people[0]  # what rows without a face hold does not matter
+    tokens = [one.image_tokens for one in people if one.image_tokens is not None]
+    return EncodedFaces(
+        features=_stacked([(one or filler).features for one in given], device),
+        image_tokens=torch.cat(tokens).to(device) if _reads_image(pipeline) else None,
+        has_face=references.has_face,
+    )
+
+
+def _reads_image(pipeline: PipelineParts) -> bool:
+    """Whether the identity channel reads image tokens."""
+    return pipeline.identity_channel is not None and pipeline.identity_channel.reads_image
+
+
+def _stacked(rows: Sequence[FaceFeatures], device: torch.device) -> FaceFeatures:
+    seconds = [row.second for row in rows if row.second is not None]
+    return FaceFeatures(
+        tokens=torch.cat([row.tokens for row in rows]).to(device),
+        identity=torch.cat([row.identity for row in rows]).to(device),
+        second=_stacked(seconds, device) if seconds else None,
+    )
+
+
+def _crops(references: References, device: torch.device) -> Tensor:
+    if references.crops is None:
+        raise ConfigError("these references hold no crops: nobody has a face")
+    return references.crops.to(device)
+
+
+def _row(features: FaceFeatures, row: int) -> FaceFeatures:
+    return FaceFeatures(
+        tokens=_plain(features.tokens[row : row + 1]),
+        identity=_plain(features.identity[row : row + 1]),
+        second=None if features.second is None else _row(features.second, row),
+    )
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float32, copy=True)
+
+
+def _plain_fit(fit: FaceFit) -> FaceFit:
+    return FaceFit(**{name: _plain(value) for name, value in vars(fit).items()})
+
+
+def _size(face: PreparedFace) -> tuple[int, int]:
+    return face.image.shape[0], face.image.shape[1]
+
+
+def _report(face: PreparedFace, share: float, similarity: float | None, outlier: bool) -> PhotoReport:
+    points = tuple((float(x), float(y)) for x, y in face.face.landmarks)
+    return PhotoReport(weight=share, similarity=similarity, outlier=outlier, size=_size(face), landmarks=points)
