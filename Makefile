@@ -7,7 +7,12 @@ BIN := $(VENV)/bin
 # Two workers on two cores; one thread each, so that they do not fight for the cores.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow mutants lint docs install clean
+# Gradio, which asks for pillow < 13, stands in an environment of its own above the main one: all else is tested with the
+# newest pillow.
+APP := build/app-environment
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+.PHONY: demo test test-slow test-app mutants lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +31,16 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+$(APP)/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv --clear $(APP)
+	$(BIN)/python $(SITE) > "$$($(APP)/bin/python $(SITE))/main.pth"
+	$(APP)/bin/python -m pip install --quiet --editable '.[app-test]'
+	@touch $@
+
+# The page, over HTTP and in Chromium (Debian's package chromium); without a browser those tests are skipped.
+test-app: $(APP)/.installed
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest tests/makeup_plugin/app
 
 # Do the tests notice small errors? See docs/reliability.md; more arguments by MUTANTS='--only faceclip.losses'.
 mutants: install
