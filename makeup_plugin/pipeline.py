@@ -36,7 +36,7 @@ from makeup_plugin.references import Images
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.sharing import PipelineSharingMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
-from makeup_plugin.turns import Turns, call_in_turn, change_in_turn
+from makeup_plugin.turns import call_in_turn, change_in_turn, turns_of
 
 
 class FaceMakeUpPipeline(
@@ -50,7 +50,8 @@ class FaceMakeUpPipeline(
 ):
     """SDXL conditioned by FaceCLIP, with an identity channel and a shading channel.
 
-    Threads may share a pipeline: they take turns, a call, a load or a save waits until the one before has ended.
+    Threads may share a pipeline, and so may pipelines that share a UNet: they take turns. A call, a load, a save or a
+    move to another device waits until the one before has ended.
 
     Args:
         vae, unet, scheduler: an SDXL base. The UNet has text_time conditioning.
@@ -85,7 +86,7 @@ class FaceMakeUpPipeline(
         add_watermark: bool = True,
     ):
         super().__init__()
-        self._turns = Turns()
+        self._turns = turns_of(unet)
         self.register_modules(
             vae=vae,
             unet=unet,

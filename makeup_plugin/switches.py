@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from faceclip.errors import ConfigError
-from makeup_plugin.turns import change_in_turn
+from makeup_plugin.turns import change_in_turn, move_in_turn
 
 _PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter")
 
 
 class PipelineSwitchesMixin:
     """For a diffusers pipeline with `unet` and `identity_channel`. It must stand before diffusers' own mixins."""
+
+    @move_in_turn
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As in diffusers. It waits for calls of other threads."""
+        return super().to(*args, **kwargs)
+
+    @move_in_turn
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers. It waits for calls of other threads."""
+        super().enable_model_cpu_offload(*args, **kwargs)
 
     @change_in_turn
     def set_attention_slice(self, slice_size: str | int | None) -> None:

@@ -1,11 +1,14 @@
-"""One pipeline, several threads: they take turns."""
+"""One pipeline, or several that share a UNet, and several threads: they take turns."""
 
 from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from torch import nn
 
 from faceclip.errors import ConfigError
 
@@ -14,7 +17,7 @@ R = TypeVar("R")
 
 
 class Turns:
-    """Whose turn it is on one pipeline.
+    """Whose turn it is on one pipeline, or on several that share a UNet.
 
     A call sets the scheduler, scales and flags that its steps read, and weights may move between devices meanwhile: so
     a second thread waits until the first one has its pictures, or has finished loading or saving.
@@ -26,6 +29,18 @@ class Turns:
 
     def __reduce__(self) -> tuple[type[Turns], tuple]:
         return Turns, ()  # a copy of a pipeline has turns of its own
+
+
+_turns_by_module: weakref.WeakKeyDictionary[nn.Module, Turns] = weakref.WeakKeyDictionary()
+_choosing = threading.Lock()
+
+
+def turns_of(unet: nn.Module | None) -> Turns:
+    """The turns of all pipelines that use this UNet. A call attaches processors to it and sets their scales."""
+    if unet is None:
+        return Turns()
+    with _choosing:
+        return _turns_by_module.setdefault(unet, Turns())
 
 
 class TakesTurns(Protocol):
@@ -61,6 +76,18 @@ def change_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concate
     def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._turns.lock:
             _check_outside(self._turns, f"{method.__name__} is not possible")
+            return method(self, *args, **kwargs)
+
+    return waiting
+
+
+def move_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """A method that moves weights, which waits until no other thread uses the pipeline. diffusers calls such methods at
+    the end of a call, too."""
+
+    @functools.wraps(method)
+    def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._turns.lock:
             return method(self, *args, **kwargs)
 
     return waiting

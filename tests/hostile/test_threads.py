@@ -1,6 +1,7 @@
 """Threads that share a pipeline draw what one thread draws, and what they save is whole."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,42 @@ def test_saving_and_loading_at_once_leave_modules_as_they_are(pipeline, tmp_path
     assert nn.Linear(2, 2).weight.device.type == "cpu"
     for loaded in results[2:]:
         assert not any(value.is_meta for value in loaded.unet.state_dict().values())
+
+
+def test_moving_waits_for_calls(pipeline) -> None:
+    order: list[str] = []
+    begun = threading.Event()
+
+    def callback(pipe, step, timestep, tensors):
+        begun.set()
+        time.sleep(0.05)  # long enough for a move that does not wait
+        order.append("step")
+        return {}
+
+    def draw() -> None:
+        pipeline("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
+
+    def move() -> None:
+        begun.wait()
+        pipeline.to(torch.float32)
+        order.append("moved")
+
+    results = at_once([draw, move])
+    assert [result for result in results if result is not None] == []
+    assert order == ["step", "step", "moved"]
+
+
+def test_pipelines_that_share_a_unet_take_turns(pipeline, photo, points) -> None:
+    other = FaceMakeUpPipeline.from_pipe(pipeline)
+    jobs = [
+        lambda scale=scale, one=one: run(one, photo, points, identity_scale=scale)
+        for scale, one in zip(SCALES, (pipeline, other) * 2, strict=True)
+    ]
+    wanted = [work() for work in jobs]
+    for found, alone in zip(at_once(jobs), wanted, strict=True):
+        assert np.array_equal(found, alone)
+    with pytest.raises(ConfigError, match="callback"):
+        pipeline("a man", num_inference_steps=1, callback_on_step_end=lambda *_: other.unload_adapter())
 
 
 def test_a_callback_cannot_change_the_pipeline_that_calls_it(pipeline, tmp_path: Path) -> None:
