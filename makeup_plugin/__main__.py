@@ -6,7 +6,7 @@ python -m makeup_plugin "a smiling person with red hair" --image portrait.png --
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,8 +33,8 @@ class DrawSettings:
     negative: str = setting("", "what the picture should not show")
     count: int = setting(1, "pictures; the first has --seed, the next --seed + 1, …")
     seed: int = setting(0, "of the first picture's noise")
-    steps: int | None = setting(None, "sampler steps; by default 8 for a base of at most 256 px, else 50")
-    guidance: float | None = setting(None, "guidance scale; by default 2 for a base of at most 256 px, else 5")
+    steps: int | None = setting(None, "sampler steps; by default those that suit the model")
+    guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
     identity_scale: float | None = setting(None, "weight of the identity channel, 1 by default")
     shading_scale: float | None = setting(None, "weight of the shading channel, 1 by default")
     shading_image: Path | None = setting(None, "photo that gives pose, expression and light in place of --image")
@@ -78,10 +78,6 @@ def draw_with(pipeline: "FaceMakeUpPipeline", settings: DrawSettings) -> list[Pa
     """
     import torch
 
-    from makeup_plugin.loading import sampler_settings
-
-    sampling = asdict(sampler_settings(pipeline))
-    chosen = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
     output: FaceMakeUpOutput = pipeline(  # type: ignore[assignment]  # a tuple is returned only on demand
         settings.prompt,
         settings.image,
@@ -96,7 +92,8 @@ def draw_with(pipeline: "FaceMakeUpPipeline", settings: DrawSettings) -> list[Pa
         generator=[torch.Generator().manual_seed(settings.seed + index) for index in range(settings.count)],
         watermark=None if settings.watermark else False,  # None: as the pipeline was saved
         record_prompt=settings.record_prompt,
-        **sampling | {name: value for name, value in chosen.items() if value is not None},
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
     )
     return output.save(settings.out, suffix=f".{settings.format}", first=next_number(settings.out))
 

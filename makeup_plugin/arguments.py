@@ -47,13 +47,13 @@ def check_adapter_name(name: str | None) -> None:
         raise ConfigError(f"adapter_name must be a text without dots, got {name!r}: give e.g. 'style'")
 
 
-def channel_scale(name: str, channel: nn.Module | None, value: float | None) -> float:
-    """Scale of a channel. None means 1 where the channel exists, and 0 where it does not.
+def channel_scale(name: str, channel: nn.Module | None, value: float | None, default: float | None = None) -> float:
+    """Scale of a channel. None means `default`, or 1, where the channel exists, and 0 where it does not.
 
     Raises ConfigError for a scale that is not a number, and for a scale other than 0 where the channel is absent.
     """
     if value is None:
-        return 0.0 if channel is None else 1.0
+        return 0.0 if channel is None else 1.0 if default is None else float(default)
     number(f"{name}_scale", value)
     if value != 0 and channel is None:
         raise ConfigError(f"{name}_scale={value}, but the pipeline has no {name}_channel: load one, or give 0")

@@ -1,8 +1,7 @@
-"""A pipeline as the command, the page and the nodes load it, and the sampler settings that suit its base."""
+"""A pipeline as the command, the page and the nodes load it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,16 +13,6 @@ if TYPE_CHECKING:
     from makeup_plugin.pipeline import FaceMakeUpPipeline
 
 DType = Literal["float32", "bfloat16", "float16"]
-SMALL_SIDE = 256  # px; a base that draws at most this was trained for few steps and little guidance
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """Arguments of the pipeline's call that depend on how the base was trained."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    guide_shading: bool
 
 
 def load_pipeline(model: str | Path = "tiny", *, device: str = "auto", dtype: DType = "float32") -> FaceMakeUpPipeline:
@@ -57,12 +46,3 @@ def named_device(device: str) -> torch.device:
     if place.type == "meta":
         raise ConfigError("device 'meta' computes nothing: give cpu")
     return place
-
-
-def sampler_settings(pipeline: FaceMakeUpPipeline) -> SamplerSettings:
-    """What suits the pipeline's base: FaceCLIP's published settings, or those of the tiny models."""
-    sample = pipeline.unet.config.sample_size
-    side = (sample if isinstance(sample, int) else max(sample)) * pipeline.vae_scale_factor
-    if side <= SMALL_SIDE:
-        return SamplerSettings(num_inference_steps=8, guidance_scale=2.0, guide_shading=True)
-    return SamplerSettings(num_inference_steps=50, guidance_scale=5.0, guide_shading=False)

@@ -5,7 +5,7 @@ output = pipeline("a smiling person with red hair", image="photo.jpg", generator
 output.save("out")
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces import FaceDetector, MTCNNDetector
 from faceclip.joint import JointEncoder
 from faceclip.towers.image import ImageTower
+from makeup_plugin.calls.defaults import CallDefaults, read_defaults
 from makeup_plugin.calls.generate import generate
 from makeup_plugin.calls.identify import identity_of_photos
 from makeup_plugin.calls.request import Request
@@ -61,6 +62,9 @@ class FaceMakeUpPipeline(
         shading_channel: ControlNet on the rendered, lit geometry of the face.
         face_fitter: `faceclip.face3d.fitter.FaceFitter`, which finds that geometry in a photo.
         add_watermark: the default of the call's `watermark` (see `makeup_plugin.marking.watermark`).
+        default_call: what a call uses where the caller gives nothing, the settings that suit this model: any of
+            num_inference_steps, guidance_scale, guide_shading, identity_scale and shading_scale. None: the published
+            ones. It is saved with the pipeline.
 
     Raises:
         ConfigError: an identity channel without `image_encoder`, or a shading channel without `identity_channel`.
@@ -84,6 +88,7 @@ class FaceMakeUpPipeline(
         shading_channel: ControlNetModel | None = None,
         face_fitter: FaceFitter | ModelMixin | None = None,
         add_watermark: bool = True,
+        default_call: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self._turns = turns_of(unet)
@@ -97,7 +102,10 @@ class FaceMakeUpPipeline(
             shading_channel=shading_channel,
             face_fitter=face_fitter,
         )
-        self.register_to_config(add_watermark=add_watermark)
+        read_defaults(default_call)
+        self.register_to_config(
+            add_watermark=add_watermark, default_call=None if default_call is None else dict(default_call)
+        )
         if identity_channel is not None:
             if image_encoder is None:
                 raise ConfigError("identity_channel needs image_encoder: give the image tower it was trained with")
@@ -113,6 +121,11 @@ class FaceMakeUpPipeline(
         self.replaced_unet: UNet2DConditionModel | None = None  # the base's, while an adapter brought one
         self.known_faces = KnownFaces()
         self._detector: FaceDetector | None = None
+
+    @property
+    def call_defaults(self) -> CallDefaults:
+        """What a call uses where the caller gives nothing, from `config.default_call`."""
+        return read_defaults(self.config.default_call)
 
     @property
     def detector(self) -> FaceDetector:
@@ -145,14 +158,14 @@ class FaceMakeUpPipeline(
         face_policy: str = "largest",
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         denoising_end: float | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         eta: float = 0.0,
-        guide_shading: bool = False,
+        guide_shading: bool | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -187,8 +200,9 @@ class FaceMakeUpPipeline(
                 several for one prompt). An entry None uses the text alone.
             negative_prompt: what the image should not show: one text for all, one per prompt or one per image. The
                 default is the empty text. It has an effect when guidance_scale > 1.
-            identity_scale: weight of the identity channel's attention. The default is 1 where the channel exists.
-            shading_scale: weight of the shading channel. The default is 1 where the channel exists.
+            identity_scale: weight of the identity channel's attention. The default is that of the model
+                (`call_defaults`), or 1 where the channel exists.
+            shading_scale: weight of the shading channel. The default is as for identity_scale.
             shading_image: photo that gives pose, expression and light in place of `image`. The shape of the head stays
                 that of the person in `image`.
             shading_map: a ready shading map at image size in place of a fitted one, black where there is no face.
@@ -199,7 +213,8 @@ class FaceMakeUpPipeline(
             face_policy: which face to use where there are several: "largest", "center" or "only" (more than one is an
                 error).
             height, width: size in px, multiples of the VAE's factor. The default is the UNet's sample size.
-            num_inference_steps, guidance_scale: the defaults 50 and 5.0 are those that FaceCLIP publishes.
+            num_inference_steps, guidance_scale: the defaults are those of the model (`call_defaults`), or 50 and 5.0,
+                which FaceCLIP publishes.
             timesteps, sigmas: a schedule of your own in place of num_inference_steps, in descending order.
             denoising_end: stop after this part of the noise, in (0, 1]; another model may go on from the latents.
             guidance_rescale, eta: between 0 and 1, as in diffusers. eta is for schedulers that have it.

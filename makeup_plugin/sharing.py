@@ -49,6 +49,8 @@ class PipelineSharingMixin:
         shared = kind(**parts)
         for fact in _FACTS:
             setattr(shared, fact, getattr(pipeline, fact, ""))
+        shared.whole_unet = getattr(pipeline, "whole_unet", False)
+        shared.replaced_unet = getattr(pipeline, "replaced_unet", None)
         origin = pipeline.config.get("_name_or_path")
         if origin:
             shared.register_to_config(_name_or_path=origin)

@@ -1,7 +1,7 @@
 """Configuration of stage 2."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +9,7 @@ from faceclip.data.mapping import DataConfig, data_at
 from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.training import TrainerConfig
+from makeup_plugin.calls.defaults import read_defaults
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -121,6 +122,19 @@ class DropoutConfig:
 
 
 @dataclass(kw_only=True)
+class DefaultCallConfig:
+    """The settings of a call that suit the model. The export holds them, and a caller who gives none gets them
+    (`makeup_plugin.calls.defaults`)."""
+
+    num_inference_steps: int = setting(50, "sampler steps where the caller gives none", resume="free")
+    guidance_scale: float = setting(5.0, "guidance scale where the caller gives none", resume="free")
+    guide_shading: bool = setting(False, "whether guidance then strengthens the shading channel too", resume="free")
+
+    def __post_init__(self) -> None:
+        read_defaults(asdict(self))
+
+
+@dataclass(kw_only=True)
 class GeneratorConfig:
     """Stage 2. `data`: data set; `encoder`: stage-1 export, or any FaceCLIP that `faceclip.published.load_faceclip`
     takes (the published file, its hub id); `image_tower`: the CLIP image tower that reads references, by what
@@ -153,6 +167,7 @@ class GeneratorConfig:
     same_picture: float = setting(
         0.15, "share of samples whose reference is the target; 1: no person needs a second picture"
     )
+    default_call: DefaultCallConfig = field(default_factory=DefaultCallConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,6 +65,7 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         joint_encoder=encoder,
         image_encoder=image_tower,
         face_fitter=_fitter(config.fitter),
+        default_call=asdict(config.default_call),
     )
     pipeline.base_model = config.base
     return pipeline

@@ -1,6 +1,6 @@
 """Evaluate a generator on the test identities of a data set, arm by arm.
 
-python -m eval.benchmark --model EXPORT --data DIR --out runs/generation --steps 8 --guidance 2 --guide-shading
+python -m eval.benchmark --model EXPORT --data DIR --out runs/generation
 
 The last three options are what was chosen for the tiny models.
 """
@@ -31,9 +31,11 @@ class BenchmarkSettings:
     out: Path = setting(help="receives images, results, report.html, examples.png")
     images_per_arm: int = setting(500, "pictures of each arm")
     arms: str = setting(",".join(ARMS), "comma-separated, of the default's")
-    steps: int = setting(SamplingConfig.steps, "sampler steps; 8 for the tiny models")
-    guidance: float = setting(SamplingConfig.guidance, "guidance scale; 2, with --guide-shading, for the tiny models")
-    guide_shading: bool = setting(False, "guidance strengthens the shading channel too")
+    steps: int | None = setting(None, "sampler steps; by default those that suit the model")
+    guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
+    guide_shading: bool | None = setting(
+        None, "whether guidance strengthens the shading channel too; by default as suits the model"
+    )
     batch: int = setting(SamplingConfig.batch, "pictures made at once")
     bf16: bool = setting(False, "bf16 autocast: faster, pictures differ by rounding")
     seed: int = setting(0, "of the choice of people and of the noise")
@@ -45,9 +47,11 @@ class BenchmarkSettings:
 
     def __post_init__(self) -> None:
         check_least("--images-per-arm", self.images_per_arm)
-        check_least("--steps", self.steps)
+        if self.steps is not None:
+            check_least("--steps", self.steps)
         check_least("--batch", self.batch)
-        check_guidance(self.guidance)
+        if self.guidance is not None:
+            check_guidance(self.guidance)
         check_seed(self.seed)
 
     @property
@@ -95,7 +99,7 @@ def generate_and_judge(settings: BenchmarkSettings) -> None:
     criteria = add_sections(report, result.scores, result.context, result.jobs, shown)
     content = to_json(result)
     content["settings"] = {
-        **asdict(settings.sampling),
+        **asdict(result.sampling),
         "images per arm": settings.images_per_arm,
         "seed": settings.seed,
         "split": settings.split,

@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,29 @@ from makeup_plugin.references import fitted_shading, prepare_references, shading
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """Steps and guidance of every arm, whether guidance strengthens the shading channel too (the pipeline's
-    `guide_shading`), how many pictures are made at once, and whether in bf16 autocast.
+    `guide_shading`), how many pictures are made at once, and whether in bf16 autocast. None: as the pipeline's own
+    `call_defaults` say.
 
     bf16 is two to three times faster on a CPU; its pictures differ from fp32's by rounding.
     """
 
-    steps: int = 20
-    guidance: float = 3.0
-    guide_shading: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    guide_shading: bool | None = None
     batch: int = 16
     bf16: bool = False
+
+    def suited_to(self, pipeline: FaceMakeUpPipeline) -> "SamplingConfig":
+        """With the pipeline's own settings where there are none."""
+        chosen = pipeline.call_defaults.filled(
+            num_inference_steps=self.steps, guidance_scale=self.guidance, guide_shading=self.guide_shading
+        )
+        return replace(
+            self,
+            steps=chosen.num_inference_steps,
+            guidance=chosen.guidance_scale,
+            guide_shading=chosen.guide_shading,
+        )
 
 
 def load_pipeline(directory: Path) -> FaceMakeUpPipeline:

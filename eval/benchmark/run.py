@@ -37,6 +37,7 @@ class GenerationResult:
     context: Mapping[str, Scores]
     arrays: FaceArrays
     maps: Mapping[int, NDArray[np.uint8]]
+    sampling: SamplingConfig
     made_by: Mapping[str, str]  # hashes of model, data, plan, code and judges
 
 
@@ -61,8 +62,8 @@ def evaluate(
     device: torch.device | str = "cpu",
 ) -> GenerationResult:
     """Make and score `count` pictures per arm. An interrupted run goes on where it stopped."""
-    sampling = sampling or SamplingConfig()
     pipeline = load_pipeline(model).to(device)
+    sampling = (sampling or SamplingConfig()).suited_to(pipeline)
     for arm in arms:
         if (arm.identity_scale and pipeline.identity_channel is None) or (
             arm.shading_scale and pipeline.shading_channel is None
@@ -74,7 +75,7 @@ def evaluate(
                 "fitter, or leave the arm out of --arms"
             )
     trained_steps = pipeline.scheduler.config.num_train_timesteps
-    if sampling.steps > trained_steps:
+    if sampling.steps is not None and sampling.steps > trained_steps:
         raise ConfigError(f"--steps must be at most {trained_steps}, which {model} was trained with")
     face, fitter = pipeline.joint_encoder.face_encoder, pipeline.face_fitter
     judges = load_judges(face, judge, second, device=pipeline.device, fitter=fitter)
@@ -126,7 +127,14 @@ def evaluate(
     made_by = {name: settings[name] for name in ("model", "data", "plan", "code")}
     made_by |= {"judge": module_hash(judges.judge), "second recognizer": module_hash(judges.second)}
     return GenerationResult(
-        jobs=jobs, pictures=pictures, scores=scores, context=context, arrays=arrays, maps=maps, made_by=made_by
+        jobs=jobs,
+        pictures=pictures,
+        scores=scores,
+        context=context,
+        arrays=arrays,
+        maps=maps,
+        made_by=made_by,
+        sampling=sampling,
     )
 
 

@@ -14,7 +14,6 @@ import torch
 from eval.benchmark.arms import load_pipeline
 from eval.demo.curves import add_curves
 from eval.demo.records import read_times
-from eval.demo.stages import GUIDANCE, SAMPLER_STEPS
 from eval.reports.report import Report
 from eval.reports.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
@@ -41,9 +40,6 @@ def draw_people(root: Path, arrays: FaceArrays, large: FaceArrays) -> tuple[list
             list(PROMPTS),
             image=np.asarray(large.images[row]),
             landmarks=np.asarray(large.landmarks_5[row]),
-            num_inference_steps=SAMPLER_STEPS,
-            guidance_scale=GUIDANCE,
-            guide_shading=True,
             generator=[torch.Generator().manual_seed(index) for index in range(len(PROMPTS))],
         )
         shading = output.shading_maps[0]

@@ -11,9 +11,6 @@ from faceclip.errors import ConfigError
 from faceclip.people.plan import Request, plan_shards
 from faceclip.settings import setting
 
-GUIDANCE = 2.0  # the tiny base was trained to follow its prompts; more makes colors and features coarse
-SAMPLER_STEPS = 8  # stage 2 looks at its own six-step samples; the person shows less with 20 steps
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
@@ -161,11 +158,6 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
                 str(root / "generation"),
                 "--images-per-arm",
                 str(config.images_per_arm),
-                "--guidance",
-                str(GUIDANCE),
-                "--guide-shading",
-                "--steps",
-                str(SAMPLER_STEPS),
                 "--bf16",
             ],
             expected=30,

@@ -12,7 +12,6 @@ from PIL import Image
 
 from faceclip.errors import FaceClipError
 from makeup_plugin.app.painter import LARGEST_SEED, FacePolicy, Order, Painter
-from makeup_plugin.loading import sampler_settings
 
 PICTURE_FILES = ["png", "jpg", "jpeg", "webp"]
 # Fonts of the system: the page loads nothing from other servers.
@@ -24,7 +23,7 @@ Photos = list[tuple[str, str | None]] | None
 def build_page(painter: Painter) -> gr.Blocks:
     """The page for one pipeline. Launch it by `launch_options`."""
     pipeline, limits = painter.pipeline, painter.limits
-    defaults = sampler_settings(pipeline)
+    defaults = pipeline.call_defaults
     identity, shading = pipeline.identity_channel is not None, pipeline.shading_channel is not None
 
     def find(photos: Photos, policy: FacePolicy) -> Image.Image | None:

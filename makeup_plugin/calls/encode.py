@@ -50,7 +50,7 @@ def complete_conditions(pipeline: PipelineParts, call: Call, conditions: Conditi
         conditions,
         height=call.height,
         width=call.width,
-        keep_shading=not call.given.guide_shading,
+        keep_shading=not call.guide_shading,
     )
     if call.negative_texts is not None:
         negative = call.negative_texts.repeat(len(negative) // len(call.negative_texts)).put_into(negative)

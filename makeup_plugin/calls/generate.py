@@ -97,6 +97,7 @@ def describe(pipeline: PipelineParts, call: Call, references: References, *, mar
     settings = {
         "num_inference_steps": call.steps,
         "guidance_scale": call.guidance_scale,
+        "guide_shading": call.guide_shading,
         "identity_scale": call.identity_scale,
         "shading_scale": call.shading_scale,
         "height": call.height,

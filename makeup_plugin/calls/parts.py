@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 
 from faceclip.faces import FaceDetector
+from makeup_plugin.calls.defaults import CallDefaults
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.known_faces import KnownFaces
 
@@ -30,6 +31,7 @@ class PipelineParts(Protocol):
     detector: FaceDetector | None
     known_faces: KnownFaces
     interrupt: bool
+    call_defaults: CallDefaults
     _detector: FaceDetector | None
     _execution_device: torch.device
     _callback_tensor_inputs: list[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from makeup_plugin.arguments import (
     number,
     texts_of,
 )
+from makeup_plugin.calls.defaults import CallDefaults
 from makeup_plugin.calls.embeddings import TextEmbeddings, size_ids, text_embeddings
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.identities import Identity
@@ -53,7 +54,7 @@ class Request:
     pooled_prompt_embeds: Tensor | None
     negative_pooled_prompt_embeds: Tensor | None
     clip_skip: int | None
-    num_inference_steps: int
+    num_inference_steps: int | None
     timesteps: Sequence[int] | None
     sigmas: Sequence[float] | None
     denoising_end: float | None
@@ -66,8 +67,8 @@ class Request:
     negative_crops_coords_top_left: Sequence[int]
     negative_target_size: Sequence[int] | None
     cross_attention_kwargs: dict[str, Any] | None
-    guidance_scale: float
-    guide_shading: bool
+    guidance_scale: float | None
+    guide_shading: bool | None
     num_images_per_prompt: int
     generator: torch.Generator | list[torch.Generator] | None
     latents: Tensor | None
@@ -104,6 +105,7 @@ class Call:
     per_prompt: int
     guidance_scale: float
     guided: bool
+    guide_shading: bool
     identity_scale: float
     shading_scale: float
     placement: Placement
@@ -161,11 +163,12 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
     elif (given.negative_original_size, given.negative_target_size) != (None, None):
         raise ConfigError("negative_original_size and negative_target_size go together: give both or neither")
     check_schedule(given.eta, given.guidance_rescale, given.denoising_end, given.cross_attention_kwargs)
-    steps, per_prompt = check_call(given.num_inference_steps, given.num_images_per_prompt, given.output_type)
+    chosen = pipeline.call_defaults.filled(**{field.name: getattr(given, field.name) for field in fields(CallDefaults)})
+    steps, per_prompt = check_call(chosen.num_inference_steps, given.num_images_per_prompt, given.output_type)
     check_callback(callback, callback_inputs, pipeline._callback_tensor_inputs)
-    identity_scale = channel_scale("identity", pipeline.identity_channel, given.identity_scale)
-    shading_scale = channel_scale("shading", pipeline.shading_channel, given.shading_scale)
-    guidance_scale = number("guidance_scale", given.guidance_scale)
+    identity_scale = channel_scale("identity", pipeline.identity_channel, given.identity_scale, chosen.identity_scale)
+    shading_scale = channel_scale("shading", pipeline.shading_channel, given.shading_scale, chosen.shading_scale)
+    guidance_scale = number("guidance_scale", chosen.guidance_scale)
     channels = {name: getattr(pipeline, name) for name in ("identity_channel", "shading_channel")}
     check_precision(pipeline.unet, **channels)
     return Call(
@@ -182,6 +185,7 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
         per_prompt=per_prompt,
         guidance_scale=guidance_scale,
         guided=guidance_scale > 1 and pipeline.unet.config.get("time_cond_proj_dim") is None,
+        guide_shading=chosen.guide_shading,
         identity_scale=identity_scale,
         shading_scale=shading_scale,
         placement=check_placement(given.reference_placement, height, width),

@@ -9,9 +9,10 @@ from pathlib import Path
 import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import check_folder
 from faceclip.storage.regular import read_settings
+from makeup_plugin.calls.defaults import read_defaults
 
 INDEX_FILE = "model_index.json"
 _REMEDY = "save or fetch the pipeline again"
@@ -35,6 +36,10 @@ def check_pipeline(
     index = read_settings(path)
     if not isinstance(index.get("_class_name"), str):
         raise CheckpointError(f"{path}: _class_name is {index.get('_class_name')!r}, not a name; {_REMEDY}")
+    try:
+        read_defaults(index.get("default_call"))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; {_REMEDY}") from error
     weighty = []
     for name in names:
         if name in given:

@@ -83,7 +83,7 @@ class PipelineStorageMixin:
         with building:
             weighty = check_pipeline(
                 directory,
-                [name for name in parts if name not in ("self", "add_watermark")],
+                [name for name in parts if name not in ("self", "add_watermark", "default_call")],
                 cls._optional_components,
                 given=kwargs,
                 variant=kwargs.get("variant"),

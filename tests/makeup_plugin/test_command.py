@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from makeup_plugin.__main__ import main
-from makeup_plugin.loading import load_pipeline, sampler_settings
+from makeup_plugin.loading import load_pipeline
 from makeup_plugin.marking.provenance import read_provenance
 
 
@@ -37,7 +37,7 @@ def test_pictures_with_provenance_and_the_next_numbers(model, portrait, tmp_path
     assert capsys.readouterr().out.split() == [str(out / f"image_000{number}.png") for number in (0, 1)]
     record = read_provenance(out / "image_0001.png")
     assert record["seed"] == 6 and record["has_reference_face"] and record["prompt"] is None
-    assert record["settings"]["num_inference_steps"] == 2 and record["settings"]["guidance_scale"] == 2.0
+    assert record["settings"]["num_inference_steps"] == 2 and record["settings"]["guidance_scale"] == 5.0
 
     assert main([*words, "--seed", "6", "--negative", "a woman", "--format", "webp", "--record-prompt"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["image_0000.png", "image_0001.png", "image_0002.webp"]
@@ -86,10 +86,5 @@ def test_every_mistake_is_one_line_and_leaves_no_folder(model, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "noise.png"]
 
 
-def test_sampler_settings_follow_the_size_of_the_base(model):
-    pipeline = load_pipeline(model, device="cpu", dtype="bfloat16")
-    assert pipeline.unet.dtype == torch.bfloat16
-    assert sampler_settings(pipeline).num_inference_steps == 8
-    pipeline.unet.register_to_config(sample_size=128)
-    large = sampler_settings(pipeline)
-    assert (large.num_inference_steps, large.guidance_scale, large.guide_shading) == (50, 5.0, False)
+def test_a_pipeline_loads_in_the_precision_that_is_asked_for(model):
+    assert load_pipeline(model, device="cpu", dtype="bfloat16").unet.dtype == torch.bfloat16

@@ -47,6 +47,7 @@ def test_an_adapter_takes_the_place_of_the_bases_unet_and_gives_it_back(tuned, b
     assert {path.name for path in tmp_path.iterdir()} == {"adapter.json", "identity_channel", "shading_channel", "unet"}
     base.load_adapter(tmp_path)
     assert np.array_equal(run(base, photo, points), wanted)
+    assert np.array_equal(run(FaceMakeUpPipeline.from_pipe(base), photo, points), wanted)
     base.unload_adapter()
     assert np.array_equal(run(base, photo, points), plain) and not base.whole_unet
     base.load_adapter(tmp_path)
