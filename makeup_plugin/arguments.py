@@ -13,7 +13,32 @@ from torch import nn
 
 from faceclip.errors import ConfigError
 
+CONTROL_MAPS = ("shading", "five_points")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_parts(pipeline: Any) -> None:
+    """Raises ConfigError, which names the part, for a pipeline whose parts lack what they read."""
+    channel, shading = pipeline.identity_channel, pipeline.shading_channel
+    if pipeline.config.control_map not in CONTROL_MAPS:
+        raise ConfigError(f"control_map must be one of {', '.join(CONTROL_MAPS)}, got {pipeline.config.control_map!r}")
+    for tower, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        if (getattr(pipeline, tower) is None) != (getattr(pipeline, tokenizer) is None):
+            raise ConfigError(f"{tower} and {tokenizer} go together: give both or neither")
+    if pipeline.joint_encoder is None and pipeline.text_encoder is None and pipeline.text_encoder_2 is None:
+        raise ConfigError("joint_encoder is missing: give it, or the base's text_encoder and tokenizer")
+    if channel is None and shading is not None:
+        raise ConfigError("shading_channel reads the tokens of the identity channel: give identity_channel too")
+    if channel is not None:
+        check_channel_inputs(pipeline, channel)
+
+
+def check_channel_inputs(pipeline: Any, channel: Any) -> None:
+    """Raises ConfigError for a pipeline that has not what the identity channel reads."""
+    if channel.reads_image and pipeline.image_encoder is None:
+        raise ConfigError("identity_channel needs image_encoder: give the image tower it was trained with")
+    if pipeline.joint_encoder is None and pipeline.face_encoder is None:
+        raise ConfigError("identity_channel needs face_encoder: give the recognizer it was trained with")
 
 
 def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, width: int | None) -> tuple[int, int]:
@@ -58,6 +83,20 @@ def channel_scale(name: str, channel: nn.Module | None, value: float | None, def
     if value != 0 and channel is None:
         raise ConfigError(f"{name}_scale={value}, but the pipeline has no {name}_channel: load one, or give 0")
     return float(value)
+
+
+def shortcut_weight(channel: Any, value: float | None) -> float:
+    """Weight of the identity channel's shortcut; None means 1.
+
+    Raises ConfigError for a weight that is not a number, and for one other than 1 where there is no shortcut.
+    """
+    weight = 1.0 if value is None else number("shortcut_scale", value)
+    if weight != 1 and (channel is None or not channel.has_shortcut):
+        raise ConfigError(
+            f"shortcut_scale={value}, but the pipeline has no identity_channel with a shortcut: load one, or leave"
+            " shortcut_scale out"
+        )
+    return weight
 
 
 def texts_of(name: str, value: Any) -> list[str]:

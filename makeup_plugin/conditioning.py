@@ -25,6 +25,7 @@ from makeup_plugin.shading import shading_residuals
 
 if TYPE_CHECKING:
     from faceclip.joint import JointConditioning
+    from faceclip.towers.face import FaceFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,15 @@ class TextSide(Protocol):
     The result has tokens (B,77,D), pooled (B,P) or None, and identity (B,E), None where no faces are given.
     """
 
-    def encode(self, prompts: Sequence[str], faces: Tensor | None = None, **given: Any) -> Any:
-        """given: has_face (B,) bool, and face_features in place of faces."""
+    def encode(
+        self,
+        prompts: Sequence[str],
+        faces: Tensor | None = None,
+        *,
+        face_features: FaceFeatures | None = None,
+        has_face: Tensor | None = None,
+    ) -> Any:
+        """has_face: (B,) bool. face_features: in place of faces."""
 
 
 def time_ids(height: int, width: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:

@@ -219,12 +219,17 @@ class IdentityChannel(ModelMixin, ConfigMixin):
 
     @shortcut_scale.setter
     def shortcut_scale(self, value: float) -> None:
-        if value != 1 and not getattr(self.projection, "shortcut", False):
+        if value != 1 and not self.has_shortcut:
             raise ConfigError(
                 f"shortcut_scale={value}, but this identity channel has no shortcut (form {self.config.form}, shortcut"
                 f" {self.config.shortcut}): leave shortcut_scale out"
             )
         self.projection.shortcut_scale = float(value)
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the perceiver's output is added to the projected identity."""
+        return bool(getattr(self.projection, "shortcut", False))
 
     @property
     def reads_image(self) -> bool:

@@ -14,6 +14,8 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from faceclip.cpu.inference import cpu_inference
+
 
 class FaceTower(Protocol):
     """The part of `faceclip.towers.image.ImageTower` that conditioning uses: `.tokens` (B,T,W) of images (B,3,H,W)."""
@@ -58,4 +60,5 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def _last_but_one(tower: CLIPVisionModelWithProjection, pixels: Tensor) -> Tensor:
-    return tower(pixels.to(tower.dtype), output_hidden_states=True).hidden_states[-2]
+    with cpu_inference(tower.device):
+        return tower(pixels.to(tower.dtype), output_hidden_states=True).hidden_states[-2]

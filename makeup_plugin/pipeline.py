@@ -17,22 +17,30 @@ from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from numpy.typing import ArrayLike
 from torch import Tensor
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
-from faceclip.errors import ConfigError
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces import FaceDetector, MTCNNDetector
 from faceclip.joint import JointEncoder
 from faceclip.towers.image import ImageTower
+from makeup_plugin.arguments import check_parts
 from makeup_plugin.calls.defaults import CallDefaults, read_defaults
 from makeup_plugin.calls.generate import generate
 from makeup_plugin.calls.identify import identity_of_photos
 from makeup_plugin.calls.request import Request
 from makeup_plugin.calls.state import CallStateMixin
+from makeup_plugin.conditioning import TextSide
 from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.known_faces import KnownFaces
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.placement import Placement
+from makeup_plugin.plain_text import PlainText
 from makeup_plugin.references import Images
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.sharing import PipelineSharingMixin
@@ -51,13 +59,16 @@ class FaceMakeUpPipeline(
 ):
     """SDXL conditioned by FaceCLIP, with an identity channel and a shading channel.
 
+    Published adapters draw on plain text instead: `from_published` builds such pipelines, on SDXL or SD 1.5.
+
     Threads may share a pipeline, and so may pipelines that share a UNet: they take turns. A call, a load, a save or a
     move to another device waits until the one before has ended.
 
     Args:
-        vae, unet, scheduler: an SDXL base. The UNet has text_time conditioning.
+        vae, unet, scheduler: an SDXL base, whose UNet has text_time conditioning, or with plain text an SD 1.5 base.
         joint_encoder: `faceclip.encoder.FaceCLIP`; its tokens are the UNet's context.
-        image_encoder: `faceclip.towers.image.ImageTower` of the identity channel.
+        image_encoder: `faceclip.towers.image.ImageTower` of the identity channel, or CLIPVisionModelWithProjection of
+            transformers. Only a channel of the perceiver form reads it.
         identity_channel: decoupled cross-attention to the person. The pipeline attaches it to the UNet.
         shading_channel: ControlNet on the rendered, lit geometry of the face.
         face_fitter: `faceclip.face3d.fitter.FaceFitter`, which finds that geometry in a photo.
@@ -65,13 +76,34 @@ class FaceMakeUpPipeline(
         default_call: what a call uses where the caller gives nothing, the settings that suit this model: any of
             num_inference_steps, guidance_scale, guide_shading, identity_scale and shading_scale. None: the published
             ones. It is saved with the pipeline.
+        text_encoder, tokenizer, text_encoder_2, tokenizer_2: the base's own CLIP text towers (one of SD 1.5, two of
+            SDXL). They are used where there is no joint encoder; beside one they are not kept.
+        face_encoder: the recognizer whose identity the channel was trained with, beside plain text towers.
+        control_map: what the shading channel reads: "shading", the fitted face, or "five_points", a drawing of eyes,
+            nose and mouth (see `makeup_plugin.five_points`).
+        force_zeros_for_empty_prompt: with plain text, an absent negative prompt gives zeros, as SDXL's bases want it.
+        published: kind, weights, revision and licence of the published weights, where `from_published` built this.
 
     Raises:
-        ConfigError: an identity channel without `image_encoder`, or a shading channel without `identity_channel`.
+        ConfigError: an identity channel without what it reads, a shading channel without `identity_channel`, no joint
+            encoder and no text towers either, or an unknown control_map.
     """
 
-    model_cpu_offload_seq = "face_fitter->joint_encoder->image_encoder->unet->vae"
-    _optional_components: ClassVar = ["image_encoder", "identity_channel", "shading_channel", "face_fitter"]
+    model_cpu_offload_seq = (
+        "face_fitter->joint_encoder->text_encoder->text_encoder_2->face_encoder->image_encoder->unet->vae"
+    )
+    _optional_components: ClassVar = [
+        "joint_encoder",
+        "image_encoder",
+        "identity_channel",
+        "shading_channel",
+        "face_fitter",
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "face_encoder",
+    ]
     # Its weights are used inside the UNet's forward pass, so it must be on the device whenever the UNet is.
     _exclude_from_cpu_offload: ClassVar = ["identity_channel"]
     _callback_tensor_inputs: ClassVar = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
@@ -82,16 +114,26 @@ class FaceMakeUpPipeline(
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
-        joint_encoder: JointEncoder | ModelMixin,
-        image_encoder: ImageTower | ModelMixin | None = None,
+        joint_encoder: JointEncoder | ModelMixin | None = None,
+        image_encoder: ImageTower | ModelMixin | CLIPVisionModelWithProjection | None = None,
         identity_channel: IdentityChannel | None = None,
         shading_channel: ControlNetModel | None = None,
         face_fitter: FaceFitter | ModelMixin | None = None,
         add_watermark: bool = True,
         default_call: Mapping[str, Any] | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        face_encoder: ModelMixin | None = None,
+        control_map: str = "shading",
+        force_zeros_for_empty_prompt: bool = False,
+        published: dict[str, Any] | None = None,
     ):
         super().__init__()
         self._turns = turns_of(unet)
+        if joint_encoder is not None:
+            text_encoder = tokenizer = text_encoder_2 = tokenizer_2 = None
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -101,17 +143,23 @@ class FaceMakeUpPipeline(
             identity_channel=identity_channel,
             shading_channel=shading_channel,
             face_fitter=face_fitter,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            face_encoder=face_encoder,
         )
         read_defaults(default_call)
         self.register_to_config(
-            add_watermark=add_watermark, default_call=None if default_call is None else dict(default_call)
+            add_watermark=add_watermark,
+            default_call=None if default_call is None else dict(default_call),
+            control_map=control_map,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            published=published,
         )
+        check_parts(self)
         if identity_channel is not None:
-            if image_encoder is None:
-                raise ConfigError("identity_channel needs image_encoder: give the image tower it was trained with")
             identity_channel.attach(unet)
-        elif shading_channel is not None:
-            raise ConfigError("shading_channel reads the tokens of the identity channel: give identity_channel too")
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.base_model = ""  # hub id or path of the base where it is known; save_pretrained writes it to adapter.json
@@ -126,6 +174,18 @@ class FaceMakeUpPipeline(
     def call_defaults(self) -> CallDefaults:
         """What a call uses where the caller gives nothing, from `config.default_call`."""
         return read_defaults(self.config.default_call)
+
+    @property
+    def text_side(self) -> TextSide:
+        """What turns prompts into the UNet's context: the joint encoder, or the base's own text towers."""
+        if self.joint_encoder is not None:
+            return self.joint_encoder
+        present = [name for name in ("text_encoder", "text_encoder_2") if getattr(self, name) is not None]
+        return PlainText(
+            tokenizers=[getattr(self, name.replace("text_encoder", "tokenizer")) for name in present],
+            towers=[getattr(self, name) for name in present],
+            recognizer=self.face_encoder,
+        )
 
     @property
     def detector(self) -> FaceDetector:
@@ -150,6 +210,7 @@ class FaceMakeUpPipeline(
         negative_prompt: str | Sequence[str] | None = None,
         identity_scale: float | None = None,
         shading_scale: float | None = None,
+        shortcut_scale: float | None = None,
         shading_image: Images = None,
         shading_map: Images = None,
         landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
@@ -203,6 +264,8 @@ class FaceMakeUpPipeline(
             identity_scale: weight of the identity channel's attention. The default is that of the model
                 (`call_defaults`), or 1 where the channel exists.
             shading_scale: weight of the shading channel. The default is as for identity_scale.
+            shortcut_scale: weight of the image tokens' part in the identity tokens, FaceID-PlusV2's `s_scale`. The
+                default is 1; only a channel with a shortcut takes another value.
             shading_image: photo that gives pose, expression and light in place of `image`. The shape of the head stays
                 that of the person in `image`.
             shading_map: a ready shading map at image size in place of a fitted one, black where there is no face.

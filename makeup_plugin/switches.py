@@ -10,7 +10,7 @@ import torch
 from faceclip.errors import ConfigError
 from makeup_plugin.turns import change_in_turn, move_in_turn
 
-_PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter")
+_PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter", "face_encoder")
 
 
 class PipelineSwitchesMixin:

@@ -13,24 +13,36 @@ from makeup_plugin.calls.identify import encode_faces
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
+from makeup_plugin.image_tokens import nobody_tokens
+from makeup_plugin.plain_text import PlainText
 from makeup_plugin.references import References
 
 
 def encode_references(
-    pipeline: PipelineParts, call: Call, references: References, maps: Tensor | None, device: torch.device
+    pipeline: PipelineParts,
+    call: Call,
+    references: References,
+    maps: Tensor | None,
+    device: torch.device,
+    *,
+    nobody: Tensor | None = None,
 ) -> Conditions:
-    """One row per prompt, on the device and in the UNet's precision."""
+    """One row per prompt, on the device and in the UNet's precision. nobody: what `tokens_of_nobody` gives."""
     channel = pipeline.identity_channel
+    reads_image = channel is not None and channel.reads_image
     conditions = encode_conditions(
-        pipeline.joint_encoder,
+        pipeline.text_side,
         call.prompts,
         None,
         height=call.height,
         width=call.width,
-        image_encoder=pipeline.image_encoder if channel is not None else None,
+        image_encoder=pipeline.image_encoder if reads_image else None,
         encoded=encode_faces(pipeline, references, device),
         identity_dim=None if channel is None else channel.config.identity_dim,
         shading=None if maps is None else maps.to(device),
+        with_identity=channel is not None,
+        normalized=channel is None or channel.config.normalized,
+        nobody=nobody,
     )
     conditions = conditions.to(device, pipeline.unet.dtype)
     if call.texts is not None:
@@ -39,18 +51,33 @@ def encode_references(
     return with_size_ids(conditions, call.sizes)
 
 
-def complete_conditions(pipeline: PipelineParts, call: Call, conditions: Conditions) -> Conditions:
+def tokens_of_nobody(pipeline: PipelineParts) -> Tensor | None:
+    """Image tokens (T,W) that the identity channel was trained to read where there is nobody; None for zeros."""
+    channel = pipeline.identity_channel
+    if channel is None or not channel.reads_image or channel.config.nobody != "zero_image":
+        return None
+    return nobody_tokens(pipeline.image_encoder)
+
+
+def complete_conditions(
+    pipeline: PipelineParts, call: Call, conditions: Conditions, *, nobody: Tensor | None = None
+) -> Conditions:
     """One row per image, and with guidance as many rows of the unconditional half before them."""
     conditions = conditions.repeat(call.per_prompt)
     if not call.guided:
         return conditions
+    text_side = pipeline.text_side
+    absent = call.given.negative_prompt is None and pipeline.config.force_zeros_for_empty_prompt
+    if absent and isinstance(text_side, PlainText):
+        text_side = text_side.silenced()
     negative = unconditional_half(
-        pipeline.joint_encoder,
+        text_side,
         call.negative_prompts,
         conditions,
         height=call.height,
         width=call.width,
         keep_shading=not call.guide_shading,
+        nobody=nobody,
     )
     if call.negative_texts is not None:
         negative = call.negative_texts.repeat(len(negative) // len(call.negative_texts)).put_into(negative)

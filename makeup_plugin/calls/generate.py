@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from makeup_plugin.callbacks import callback_after_step
-from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents
+from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents, tokens_of_nobody
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.people import find_references, make_shading_maps
 from makeup_plugin.calls.request import Call, Request, check_request
@@ -26,9 +26,10 @@ def generate(pipeline: PipelineParts, request: Request) -> FaceMakeUpOutput | tu
     references = find_references(pipeline, call)
     call = call.for_people(len(references))
     maps = make_shading_maps(pipeline, call, references)
-    conditions = encode_references(pipeline, call, references, maps, device)
+    nobody = tokens_of_nobody(pipeline)
+    conditions = encode_references(pipeline, call, references, maps, device, nobody=nobody)
     shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(call.prompts))
-    conditions = complete_conditions(pipeline, call, conditions)
+    conditions = complete_conditions(pipeline, call, conditions, nobody=nobody)
 
     latents = initial_latents(pipeline, call, device)
     pipeline.evict_models()
@@ -62,6 +63,7 @@ def run_steps(pipeline: PipelineParts, call: Call, latents: Tensor, conditions: 
     """The denoising steps of the call, with its callback and the pipeline's progress bar."""
     if pipeline.identity_channel is not None:
         pipeline.identity_channel.scale = call.identity_scale
+        pipeline.identity_channel.shortcut_scale = call.shortcut_scale
     given = call.given
     timesteps = make_timesteps(
         pipeline.scheduler, call.steps, latents.device, timesteps=given.timesteps, sigmas=given.sigmas

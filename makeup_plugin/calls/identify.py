@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers.utils import logging
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
 from faceclip.face3d.frames import FaceFit
@@ -93,19 +93,19 @@ def encode_faces(pipeline: PipelineParts, references: References, device: torch.
         return None
     if references.identities:
         return _encoded_identities(pipeline, references, device)
-    joint, tower, known = pipeline.joint_encoder, pipeline.image_encoder, pipeline.known_faces
+    side, tower, known = pipeline.text_side, pipeline.image_encoder, pipeline.known_faces
     present = references.has_face
     key = (str(device), *(None if face is None else bytes_hash(face.crop) for face in references.faces))
 
     def features() -> FaceFeatures:
-        return joint.face_features(_crops(references, device))
+        return side.face_features(_crops(references, device))
 
     def tokens() -> Tensor:
         return image_tokens(tower, _crops(references, device)[present.to(device)])
 
     return EncodedFaces(
-        features=known.recall("features", key, features, by=joint),
-        image_tokens=None if pipeline.identity_channel is None else known.recall("image_tokens", key, tokens, by=tower),
+        features=known.recall("features", key, features, by=_face_network(pipeline)),
+        image_tokens=known.recall("image_tokens", key, tokens, by=tower) if _reads_image(pipeline) else None,
         has_face=present,
     )
 
@@ -145,12 +145,12 @@ def check_identity(pipeline: PipelineParts, identity: Any, name: str) -> Identit
 
 def recognizer_hash(pipeline: PipelineParts) -> str:
     """The hash of the face encoders, computed again only when their weights change."""
-    joint = pipeline.joint_encoder
+    side = pipeline.text_side
 
     def make() -> str:
-        return bytes_hash(*(network_hash(encoder).encode() for encoder in joint.face_encoders))
+        return bytes_hash(*(network_hash(encoder).encode() for encoder in side.face_encoders))
 
-    return pipeline.known_faces.recall("recognizer", "hash", make, by=joint)
+    return pipeline.known_faces.recall("recognizer", "hash", make, by=_face_network(pipeline))
 
 
 def image_tower_hash(pipeline: PipelineParts) -> str:
@@ -169,6 +169,14 @@ def _encoded_identities(pipeline: PipelineParts, references: References, device:
         image_tokens=torch.cat(tokens).to(device) if _reads_image(pipeline) else None,
         has_face=references.has_face,
     )
+
+
+def _face_network(pipeline: PipelineParts) -> nn.Module:
+    """What encodes faces. Raises ConfigError for a pipeline in which nothing does."""
+    network = pipeline.joint_encoder if pipeline.joint_encoder is not None else pipeline.face_encoder
+    if network is None:
+        raise ConfigError("image: this pipeline has nothing that knows faces; give it joint_encoder or face_encoder")
+    return network
 
 
 def _reads_image(pipeline: PipelineParts) -> bool:

@@ -21,7 +21,9 @@ class PipelineParts(Protocol):
     unet: UNet2DConditionModel
     scheduler: Any
     joint_encoder: Any
+    text_side: Any
     image_encoder: Any
+    face_encoder: Any
     identity_channel: IdentityChannel | None
     shading_channel: ControlNetModel | None
     face_fitter: Any

@@ -9,6 +9,7 @@ from faceclip.errors import ConfigError
 from makeup_plugin.calls.identify import check_identity
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
+from makeup_plugin.five_points import five_point_maps
 from makeup_plugin.references import (
     References,
     fitted_shading,
@@ -82,6 +83,8 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
         )
     elif not bool(references.has_face.any()):
         return None
+    if pipeline.config.control_map == "five_points":
+        return five_point_maps(references, others, height=call.height, width=call.width)
     if pipeline.face_fitter is None:
         raise ConfigError(
             "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, or"

@@ -21,6 +21,7 @@ from makeup_plugin.arguments import (
     check_schedule,
     image_size,
     number,
+    shortcut_weight,
     texts_of,
 )
 from makeup_plugin.calls.defaults import CallDefaults
@@ -41,6 +42,7 @@ class Request:
     negative_prompt: str | Sequence[str] | None
     identity_scale: float | None
     shading_scale: float | None
+    shortcut_scale: float | None
     shading_image: Images
     shading_map: Images
     landmarks: Sequence[ArrayLike | None] | ArrayLike | None
@@ -88,8 +90,8 @@ class Call:
     negative_prompts: as many as divide the images. texts, negative_texts: embeddings that the caller gives in their
     place. height, width: px. sizes, negative_sizes: size conditioning (6,). steps, per_prompt: at least 1. guided:
     whether the call begins with classifier-free guidance.
-    identity_scale, shading_scale: 0 where the channel is absent. placement: where fitted maps go.
-    callback_inputs: tensors that the callback sees.
+    identity_scale, shading_scale: 0 where the channel is absent. shortcut_scale: 1 unless given. placement: where
+    fitted maps go. callback_inputs: tensors that the callback sees.
     """
 
     given: Request
@@ -109,6 +111,7 @@ class Call:
     identity_scale: float
     shading_scale: float
     placement: Placement
+    shortcut_scale: float
     callback_inputs: Sequence[str]
 
     @property
@@ -168,6 +171,7 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
     check_callback(callback, callback_inputs, pipeline._callback_tensor_inputs)
     identity_scale = channel_scale("identity", pipeline.identity_channel, given.identity_scale, chosen.identity_scale)
     shading_scale = channel_scale("shading", pipeline.shading_channel, given.shading_scale, chosen.shading_scale)
+    shortcut_scale = shortcut_weight(pipeline.identity_channel, given.shortcut_scale)
     guidance_scale = number("guidance_scale", chosen.guidance_scale)
     channels = {name: getattr(pipeline, name) for name in ("identity_channel", "shading_channel")}
     check_precision(pipeline.unet, **channels)
@@ -189,6 +193,7 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
         identity_scale=identity_scale,
         shading_scale=shading_scale,
         placement=check_placement(given.reference_placement, height, width),
+        shortcut_scale=shortcut_scale,
         callback_inputs=callback_inputs,
     )
 

@@ -289,11 +289,6 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
     check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
     if ADAPTER_NAME in getattr(pipeline.unet, "peft_config", {}):
         raise CheckpointError(f"the pipeline already has an adapter: call unload_adapter before loading {directory}")
-    if config["identity_channel"] and pipeline.image_encoder is None:
-        raise ConfigError(
-            f"{directory} has an identity channel, which needs image_encoder: give the pipeline the image tower that"
-            " the channel was trained with, e.g. from_base(..., image_encoder=tower)"
-        )
     dtype, device = pipeline.unet.dtype, pipeline.unet.device
     lora = read_lora_file(directory / LORA_FILE) if config["lora"] else None
     unet = read_unet(pipeline, directory, variant=variant) if holds_unet(config) else None
@@ -303,6 +298,7 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
         if config[name]
     }
     if "identity_channel" in loaded:
+        _check_inputs(pipeline, loaded["identity_channel"], directory)
         loaded["identity_channel"].check_layers(pipeline.unet)
     if lora is not None:
         with keep_active(pipeline.unet):
@@ -315,6 +311,14 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
     pipeline.register_modules(**loaded)
     pipeline.adapter_licence = licence_of(config)
     return config
+
+
+def _check_inputs(pipeline: AdaptedPipeline, channel: IdentityChannel, directory: Path) -> None:
+    if channel.reads_image and pipeline.image_encoder is None:
+        raise ConfigError(
+            f"{directory} has an identity channel, which needs image_encoder: give the pipeline the image tower that"
+            " the channel was trained with, e.g. from_base(..., image_encoder=tower)"
+        )
 
 
 def licence_of(config: dict[str, Any]) -> str:

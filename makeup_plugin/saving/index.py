@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import diffusers
@@ -19,7 +19,7 @@ _REMEDY = "save or fetch the pipeline again"
 
 
 def check_pipeline(
-    directory: Path, names: Iterable[str], optional: Iterable[str], *, given: Iterable[str], variant: str | None
+    directory: Path, names: Iterable[str], optional: Iterable[str], *, given: Container[str], variant: str | None
 ) -> list[str]:
     """Checks the index and, by their headers, the weights of all components that will be loaded; returns the names of
     those with weights.
@@ -46,7 +46,7 @@ def check_pipeline(
             continue
         kind = _class_of(index.get(name), f"{path}: {name}")
         if kind is None:
-            if name not in optional:
+            if name not in optional or (name == "joint_encoder" and not _has_text(index, given)):
                 raise CheckpointError(f"{path}: {name} is absent, and the pipeline needs it; {_REMEDY}")
         elif issubclass(kind, SchedulerMixin):
             read_settings(directory / name / "scheduler_config.json", infinite=True)
@@ -54,6 +54,12 @@ def check_pipeline(
             check_folder(directory / name, kind, variant=variant)
             weighty.append(name)
     return weighty
+
+
+def _has_text(index: Mapping[str, object], given: Container[str]) -> bool:
+    """Whether the base's own text towers stand in the place of a joint encoder."""
+    names = ("text_encoder", "text_encoder_2")
+    return any(name in given or index.get(name) not in (None, [None, None]) for name in names)
 
 
 def _class_of(entry: object, field: str) -> type | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.published.files import is_hub_id
 from faceclip.storage.loading import DAMAGE, building, check_finite
+from faceclip.storage.regular import read_settings
 from faceclip.storage.staging import staged
 from makeup_plugin.arguments import check_adapter_name
 from makeup_plugin.saving.adapters import (
@@ -45,8 +46,9 @@ from makeup_plugin.saving.adapters import (
     unload_adapter,
     write_lora,
 )
+from makeup_plugin.saving.clip_parts import load_clip_parts
 from makeup_plugin.saving.fingerprint import check_fingerprint
-from makeup_plugin.saving.index import check_pipeline
+from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
 from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from makeup_plugin.saving.whole_unet import holds_unet
@@ -58,8 +60,13 @@ COMPONENT_MODULES = (
     "faceclip.towers.image",
     "faceclip.image_tower",  # of pipelines saved before version 0.2
     "faceclip.face3d.fitter",
+    "faceclip.towers.face",
+    "faceclip.towers.onnx",
     "makeup_plugin.identity",
 )
+
+# Arguments of the pipeline that are settings and no parts.
+SETTINGS = ("add_watermark", "default_call", "control_map", "force_zeros_for_empty_prompt", "published")
 
 
 class PipelineStorageMixin:
@@ -81,15 +88,17 @@ class PipelineStorageMixin:
             importlib.import_module(module)
         parts, _ = cls._get_signature_keys(cls)
         with building:
+            names = [name for name in parts if name not in ("self", *SETTINGS)]
+            given = {**kwargs, **_clip_parts(directory, names, kwargs)}
             weighty = check_pipeline(
                 directory,
-                [name for name in parts if name not in ("self", "add_watermark", "default_call")],
+                names,
                 cls._optional_components,
-                given=kwargs,
+                given=given,
                 variant=kwargs.get("variant"),
             )
             try:
-                pipeline = super().from_pretrained(str(directory), **kwargs)
+                pipeline = super().from_pretrained(str(directory), **given)
             except (*DAMAGE, SafetensorError) as error:
                 raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
             for name in weighty:
@@ -198,7 +207,7 @@ class PipelineStorageMixin:
     def _licence_of_parts(self) -> str:
         """The known licences of pipeline, adapter and joint encoder, as they were loaded."""
         known = " AND ".join(dict.fromkeys(filter(None, (self.licence, self.adapter_licence))))
-        encoder = str(self.joint_encoder.config.get("licence") or "")
+        encoder = "" if self.joint_encoder is None else str(self.joint_encoder.config.get("licence") or "")
         return f"{known or UNKNOWN_LICENCE} AND {encoder}" if encoder not in known else known
 
     @change_in_turn
@@ -313,6 +322,12 @@ class PipelineStorageMixin:
         `from_pretrained`.
         """
         unload_adapter(self)
+
+
+def _clip_parts(directory: Path, names: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    """Text towers, tokenizers and image tower of transformers' classes in a saved pipeline."""
+    dtype = given.get("torch_dtype", given.get("dtype"))
+    return load_clip_parts(directory, read_settings(directory / INDEX_FILE), names, given=given, dtype=dtype)
 
 
 def _scheduler(base: str | Path) -> SchedulerMixin:
