@@ -31,6 +31,7 @@ from faceclip.published.files import (
     writing,
 )
 from faceclip.published.unet import UNET_FILE, load_unet
+from faceclip.storage.loading import check_finite
 
 __all__ = ["CONFIG", "LICENSE", "convert", "export", "load_faceclip", "load_unet", "read_checkpoint"]
 
@@ -248,12 +249,14 @@ def load_faceclip(
 
     Raises:
         CheckpointError: as `read_checkpoint` and `from_published` do, or a directory that is damaged, of another
-            configuration, or not ours. Damage inside the tensors of a `.pt` file is not noticed here: `convert` does.
+            configuration, or not ours; a tensor holds NaN or infinity. Other damage inside the tensors of a `.pt` file
+            is not noticed here: `convert` does.
         ConfigError: `config` describes no FaceCLIP, or no path is given.
     """
     path = resolve(path_or_hub_id, FILE)
     if path.is_dir():
         model, state, metadata = _read_directory(path, config)
+        check_finite(state, path)
         model.load_state_dict(state, strict=True, assign=True)
         if metadata.get("license") == LICENSE:  # a directory that was converted before its configuration said so
             model.register_to_config(licence=LICENSE)
@@ -263,6 +266,7 @@ def load_faceclip(
         tensors = read_checkpoint(path)
         model = _empty_model_for(tensors, config)
         state, _ = from_published(tensors, model, str(path))
+        check_finite(tensors, path)
         model.load_state_dict(state, strict=True, assign=True)
         mention_license(str(path))
     # Not by ModelMixin.to: diffusers 0.42 then warns of float32 modules even of models that have none.

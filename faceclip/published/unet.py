@@ -22,6 +22,7 @@ from faceclip.published.files import (
     resolve,
     without_prefix,
 )
+from faceclip.storage.loading import check_finite
 
 UNET_FILE = "model/unet.pt"
 WEIGHTS = "diffusion_pytorch_model"
@@ -64,6 +65,7 @@ def load_unet(
         state = without_prefix(read_checkpoint(path), "conv_in.weight", str(path))
         what = "UNet of this configuration" if config else "UNet of SDXL (the release's file is model/unet.pt)"
     check_keys(state, {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}, str(path), what)
+    check_finite(state, path)
     unet.load_state_dict(state, strict=True, assign=True)
     mention_license(str(path))
     return unet.to(dtype).eval() if dtype is not None else unet.eval()

@@ -116,6 +116,12 @@ def test_weights_that_are_no_floating_point(state, converted, tmp_path, dtype):
     assert "mistyped: face_encoder.blocks.0.attn.proj.weight" in refused(directory, config=None)
 
 
+@pytest.mark.parametrize("name", ["face_clip_l.proj1.bias", "face_clip_g.logit_scale"])
+def test_weights_that_are_not_finite_are_named(state, tmp_path, name):
+    text = refused(changed(state, tmp_path, **{name: torch.full_like(state[name], torch.nan)}))
+    assert name in text and "NaN" in text
+
+
 def test_counters_may_be_integers_or_not(state, tmp_path):
     """The batch norms' counters, that is: a file cast as a whole to 16 bits has them so."""
     counters = {name for name, tensor in state.items() if not tensor.is_floating_point()}

@@ -8,12 +8,13 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import ControlNetModel, UNet2DConditionModel
 from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 
 from faceclip.errors import CheckpointError
 from makeup_plugin.conditioning import predict
 from makeup_plugin.identity import cross_attention_layers
+from makeup_plugin.published.adapters import convert_state, empty_channel, load_facemakeup
 from makeup_plugin.saving.adapters import ADAPTER_NAME
-from makeup_plugin.saving.published import convert_state, empty_channel, load_facemakeup, read_checkpoint
 
 SHAPES = Path(__file__).parent / "data" / "facemakeup_state_dict.json"
 SD15 = {
@@ -176,16 +177,16 @@ def test_damaged_or_foreign_files_are_refused(small, tmp_path):
     unet, state = small
     path = tmp_path / "makeup.bin"
     with pytest.raises(CheckpointError, match=r"/makeup\.bin .*Face-MakeUp"):
-        read_checkpoint(path)
+        load_facemakeup(path, unet)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match=r"/makeup\.bin .*weights_only|/makeup\.bin .*tensors"):
-        read_checkpoint(path)
+        load_facemakeup(path, unet)
     torch.save({"image_proj": Path("/")}, path)
     with pytest.raises(CheckpointError, match=r"/makeup\.bin .*weights_only|/makeup\.bin .*tensors"):
-        read_checkpoint(path)
+        load_facemakeup(path, unet)
     torch.save({"weights": {}}, path)
     with pytest.raises(CheckpointError, match=r"/makeup\.bin: .*image_proj, ip_adapter, controlnet, .*\['weights'\]"):
-        read_checkpoint(path)
+        load_facemakeup(path, unet)
     missing = {**state, "controlnet": dict(list(state["controlnet"].items())[1:])}
     torch.save(missing, path)
     with pytest.raises(CheckpointError, match=r"^controlnet .*1 missing: conv_in\.weight"):
@@ -206,3 +207,66 @@ def test_damaged_or_foreign_files_are_refused(small, tmp_path):
     torch.save({**state, "ip_adapter": {**state["ip_adapter"], "99.to_k_ip.weight": torch.ones(1)}}, path)
     with pytest.raises(CheckpointError, match=r"^ip_adapter\.99\.to_k_ip\.weight .*\b32 layers"):
         load_facemakeup(path, unet)
+
+
+LORA = "0.to_q_lora.down.weight"
+FAULTS = {
+    "a scalar": ("image_proj", {"norm.weight": torch.ones(())}, r"image_proj: norm\.weight .*\(\)"),
+    "nothing": ("image_proj", {"norm.weight": torch.ones(0)}, r"image_proj: norm\.weight .*\(0,\)"),
+    "no name": ("image_proj", {7: torch.ones(1)}, r"image_proj\.7 "),
+    "expanded": (
+        "image_proj",
+        {"proj.2.bias": torch.ones(1).expand(100_000, 100_000)},
+        r"image_proj\.proj\.2\.bias",
+    ),
+    "meta": ("controlnet", {"conv_in.weight": torch.ones(2, device="meta")}, r"controlnet\.conv_in\.weight .*storage"),
+    "sparse": ("controlnet", {"conv_in.weight": torch.ones(2, 2).to_sparse()}, r"controlnet\.conv_in\.weight .*sparse"),
+    "a far layer": ("image_proj", {"perceiver_resampler.layers.20000.1.0.weight": torch.ones(64)}, r"layers\.20000"),
+    "integers": ("ip_adapter", {LORA: torch.ones(4, 32, dtype=torch.int64)}, r"ip_adapter\.0\.to_q_lora.*int64"),
+    "NaN": ("ip_adapter", {LORA: torch.full((4, 32), torch.nan)}, r"ip_adapter\.0\.to_q_lora\.down\.weight .*NaN"),
+    "half a pair": ("ip_adapter", {"1.to_v_lora.up.weight": None}, r"attn2\.to_v\.lora_B\.weight is missing"),
+    "two ranks": ("ip_adapter", {LORA: torch.ones(3, 32)}, r"one rank, found \[3, 4\]"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_tensors_that_no_weight_can_be_are_named_at_once(small, tmp_path, fault):
+    unet, state = small
+    root, changes, message = FAULTS[fault]
+    tensors = {**state[root], **changes}
+    path = tmp_path / "makeup.bin"
+    torch.save({**state, root: {key: value for key, value in tensors.items() if value is not None}}, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_facemakeup(path, unet)
+
+
+def _equal(first, second):
+    return all(
+        torch.equal(value, getattr(second, part).state_dict()[key])
+        for part in ("identity_channel", "shading_channel")
+        for key, value in getattr(first, part).state_dict().items()
+    )
+
+
+def test_every_published_layout_is_read(small, tmp_path):
+    unet, state = small
+    torch.save(state, tmp_path / "makeup.bin")
+    wanted = load_facemakeup(tmp_path / "makeup.bin", unet)
+    flat = {f"{root}.{key}": value.clone() for root, tensors in state.items() for key, value in tensors.items()}
+    save_file(flat, tmp_path / "makeup.safetensors")
+    raw_roots = {"image_proj": "image_proj_model", "ip_adapter": "adapter_modules", "controlnet": "contorlnet"}
+    raw = {f"{raw_roots[root]}.{key}": value for root, tensors in state.items() for key, value in tensors.items()}
+    torch.save(raw | {"unet.conv_in.weight": unet.conv_in.weight}, tmp_path / "raw.bin")
+    names = list(unet.attn_processors)
+    once = {key: value.clone() for key, value in raw.items() if not key.startswith("adapter_modules.")}
+    for key, value in state["ip_adapter"].items():
+        index, _, rest = key.partition(".")
+        once[f"unet.{names[int(index)]}.{rest}"] = value.clone()
+    save_file(once, tmp_path / "raw.safetensors")
+    for name in ("makeup.safetensors", "raw.bin", "raw.safetensors"):
+        found = load_facemakeup(tmp_path / name, unet)
+        assert _equal(wanted, found) and found.lora_settings == wanted.lora_settings, name
+        assert all(torch.equal(value, found.lora[key]) for key, value in wanted.lora.items())
+    save_file({"image_proj.x": torch.ones(1), "strange": torch.ones(1)}, tmp_path / "strange.safetensors")
+    with pytest.raises(CheckpointError, match=r"/strange\.safetensors: strange "):
+        load_facemakeup(tmp_path / "strange.safetensors", unet)

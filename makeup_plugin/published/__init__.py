@@ -1,0 +1,1 @@
+"""Published adapters and models of other projects, drawn with by `FaceMakeUpPipeline.from_published`."""
