@@ -27,7 +27,12 @@ class DrawSettings:
     """What is drawn, by which pipeline, and where the pictures go."""
 
     prompt: str = setting(help="what the picture shows", positional=True)
-    image: Path | None = setting(None, "photo of the person; without one the prompt alone is drawn")
+    image: Path | tuple[Path, ...] | None = setting(
+        None,
+        "photo of the person, or '[a.jpg, b.jpg]' for several of one person; without any the prompt alone is drawn",
+    )
+    identity: Path | None = setting(None, "file of `Identity.save`, in place of --image")
+    save_identity: Path | None = setting(None, "file to write that keeps the person of --image for --identity")
     out: Path = setting(Path("pictures"), "folder; pictures that are there stay, and new ones get the next numbers")
     model: str = setting("tiny", "pipeline: a folder, a hub id, or the one that ships", path=True)
     negative: str = setting("", "what the picture should not show")
@@ -52,6 +57,15 @@ class DrawSettings:
             raise ConfigError(f"--count must be at least 1, got {self.count}")
         if not 0 <= self.seed <= LARGEST_SEED - self.count:
             raise ConfigError(f"--seed must be a whole number from 0 below 2^63, got {self.seed}")
+        if self.identity is not None and self.images:
+            raise ConfigError("--identity and --image exclude each other: give one")
+        if self.save_identity is not None and not self.images:
+            raise ConfigError("--save-identity needs the photos of a person: give --image")
+
+    @property
+    def images(self) -> list[Path]:
+        """The photos of the person."""
+        return list(self.image) if isinstance(self.image, tuple) else [] if self.image is None else [self.image]
 
 
 def draw(settings: DrawSettings) -> None:
@@ -62,8 +76,9 @@ def draw(settings: DrawSettings) -> None:
     check_place(settings.out, "--out ")
     if settings.out.exists() and not settings.out.is_dir():
         raise ConfigError(f"--out {settings.out}: is a file; name a folder")
-    for option, photo in (("--image", settings.image), ("--shading-image", settings.shading_image)):
-        if photo is not None:  # before a large pipeline is loaded
+    pose = [] if settings.shading_image is None else [settings.shading_image]
+    for option, photos in (("--image", settings.images), ("--shading-image", pose)):
+        for photo in photos:  # before a large pipeline is loaded
             load_image(photo, name=f"{option} {photo}")
     pipeline = load_pipeline(settings.model, device=settings.device, dtype=settings.dtype)
     pipeline.set_progress_bar_config(desc="drawing")
@@ -78,9 +93,17 @@ def draw_with(pipeline: "FaceMakeUpPipeline", settings: DrawSettings) -> list[Pa
     """
     import torch
 
+    from makeup_plugin.identities import Identity
+
+    identity = None if settings.identity is None else Identity.load(settings.identity)
+    if len(settings.images) > 1 or settings.save_identity is not None:
+        identity = pipeline.encode_identity(settings.images, face_policy=settings.face)
+    if identity is not None and settings.save_identity is not None:
+        identity.save(settings.save_identity)
     output: FaceMakeUpOutput = pipeline(  # type: ignore[assignment]  # a tuple is returned only on demand
         settings.prompt,
-        settings.image,
+        settings.images[0] if settings.images and identity is None else None,
+        identity=identity,
         negative_prompt=settings.negative,
         identity_scale=settings.identity_scale,
         shading_scale=settings.shading_scale,

@@ -24,6 +24,7 @@ def build_page(painter: Painter) -> gr.Blocks:
     """The page for one pipeline. Launch it by `launch_options`."""
     pipeline, limits = painter.pipeline, painter.limits
     defaults = pipeline.call_defaults
+    start = [1.0 if scale is None else scale for scale in (defaults.identity_scale, defaults.shading_scale)]
     identity, shading = pipeline.identity_channel is not None, pipeline.shading_channel is not None
 
     def find(photos: Photos, policy: FacePolicy) -> Image.Image | None:
@@ -69,7 +70,7 @@ def build_page(painter: Painter) -> gr.Blocks:
         gr.Markdown(f"# Face-MakeUp\nPictures of the person in your photo that follow your words. {_about(painter)}")
         with gr.Row():
             with gr.Column():
-                photos = _photo("Photo of the person (without one the words alone are drawn)", "photos")
+                photos = _photo("Photos of one person (without any the words alone are drawn)", "photos")
                 prompt = gr.Textbox(
                     label="Prompt",
                     value="a smiling person with red hair",
@@ -79,8 +80,8 @@ def build_page(painter: Painter) -> gr.Blocks:
                 )
                 button = gr.Button("Draw", variant="primary", elem_id="draw")
                 with gr.Row():
-                    identity_scale = gr.Slider(0, 2, 1, step=0.05, label="Identity", visible=identity)
-                    shading_scale = gr.Slider(0, 2, 1, step=0.05, label="Pose and light", visible=shading)
+                    identity_scale = gr.Slider(0, 2, start[0], step=0.05, label="Identity", visible=identity)
+                    shading_scale = gr.Slider(0, 2, start[1], step=0.05, label="Pose and light", visible=shading)
                 with gr.Row():
                     count = gr.Slider(1, limits.pictures, 1, step=1, label="Pictures", elem_id="count")
                     seed = gr.Number(

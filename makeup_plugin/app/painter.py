@@ -27,8 +27,12 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one visitor may ask for: pictures per call, sampler steps, pixels of a photo, and characters of a prompt."""
+    """What one visitor may ask for.
 
+    photos: of a person. pictures, steps: of one drawing. pixels: of a photo. characters: of a prompt.
+    """
+
+    photos: int = 8
     pictures: int = 4
     steps: int = 100
     pixels: int = 40_000_000
@@ -39,7 +43,7 @@ class Limits:
 class Order:
     """One press of the button.
 
-    photos: of the person, none for text alone. pose_photo: gives pose, expression and light. Scales: None where the
+    photos: of one person, none for text alone. pose_photo: gives pose, expression and light. Scales: None where the
     pipeline has no such channel.
     """
 
@@ -100,7 +104,8 @@ class Painter:
 
         output: FaceMakeUpOutput = self.pipeline(  # type: ignore[assignment]  # a tuple is returned only on demand
             order.prompt,
-            images[0] if images else None,
+            images[0] if len(images) == 1 else None,
+            identity=self.pipeline.encode_identity(images, face_policy=order.face) if len(images) > 1 else None,
             negative_prompt=order.negative_prompt,
             identity_scale=order.identity_scale,
             shading_scale=order.shading_scale,
@@ -145,5 +150,5 @@ class Painter:
         for name, text in (("prompt", order.prompt), ("negative prompt", order.negative_prompt)):
             if len(text) > limits.characters:
                 raise ConfigError(f"{name}: {len(text)} characters are too many, the limit is {limits.characters}")
-        if len(order.photos) > 1:
-            raise ConfigError(f"photos: {len(order.photos)} are too many, give one")
+        if len(order.photos) > limits.photos:
+            raise ConfigError(f"photos: {len(order.photos)} are too many, the limit is {limits.photos}")

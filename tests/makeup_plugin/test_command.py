@@ -56,6 +56,15 @@ def test_the_prompt_alone_and_channels_off(model, tmp_path):
     assert record["settings"]["identity_scale"] == record["settings"]["shading_scale"] == 0
 
 
+def test_several_photos_are_one_person_who_is_kept_in_a_file(model, portrait, tmp_path):
+    words = ["a man", "--model", str(model), "--out", str(tmp_path), "--steps", "1"]
+    person = tmp_path / "person.safetensors"
+    assert main([*words, "--image", f"[{portrait}, {portrait}]", "--save-identity", str(person)]) == 0
+    assert main([*words, "--identity", str(person)]) == 0
+    assert (tmp_path / "image_0000.png").read_bytes() == (tmp_path / "image_0001.png").read_bytes()
+    assert read_provenance(tmp_path / "image_0001.png")["has_reference_face"]
+
+
 @pytest.mark.parametrize(
     ("words", "place"),
     [
@@ -64,6 +73,10 @@ def test_the_prompt_alone_and_channels_off(model, tmp_path):
         (["a man", "another man"], "another man"),
         (["a man", "--image", "nowhere.png"], "--image nowhere.png"),
         (["a man", "--shading-image", "nowhere.png"], "--shading-image nowhere.png"),
+        (["a man", "--image", "[noise.png, nowhere.png]"], "--image nowhere.png"),
+        (["a man", "--image", "noise.png", "--identity", "file"], "--identity"),
+        (["a man", "--save-identity", "person.safetensors"], "--save-identity"),
+        (["a man", "--model", "MODEL", "--identity", "file"], "file"),
         (["a man", "--count", "0"], "--count"),
         (["a man", "--seed", "-1"], "--seed"),
         (["a man", "--model", "nowhere"], "nowhere"),

@@ -1,6 +1,7 @@
 """What the page does with the pipeline, without a browser."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -34,6 +35,12 @@ def test_a_drawing_has_files_with_provenance_and_the_face_and_map_that_were_used
     assert result.shading_map.size == (32, 32)
 
 
+def test_several_photos_are_one_person(painter, portrait):
+    result = painter.draw(Order(prompt="a man", photos=[portrait, portrait], steps=1))
+    assert len(result.files) == 1 and result.records[0]["has_reference_face"]
+    assert result.face.tobytes() == painter.find_face(portrait).tobytes()
+
+
 def test_words_alone_have_neither_face_nor_map(painter):
     result = painter.draw(Order(prompt="a man", steps=1, identity_scale=0.0))
     assert result.face is None and result.shading_map is None and not result.records[0]["has_reference_face"]
@@ -49,6 +56,7 @@ def test_files_of_the_latest_drawings_stay_and_older_ones_go(painter, monkeypatc
     ("changes", "argument"),
     [
         ({"count": 3}, "pictures"),
+        ({"photos": [Path("a.png")] * 9}, "photos"),
         ({"count": 0}, "pictures"),
         ({"steps": 9}, "steps"),
         ({"seed": -1}, "seed"),
