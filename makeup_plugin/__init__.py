@@ -8,6 +8,8 @@ from typing import Any
 
 _HOME = {
     "FaceMakeUpPipeline": "makeup_plugin.pipeline",
+    "FaceMakeUpImg2ImgPipeline": "makeup_plugin.editing",
+    "FaceMakeUpInpaintPipeline": "makeup_plugin.editing",
     "FaceMakeUpOutput": "makeup_plugin.output",
     "Identity": "makeup_plugin.identities",
     "IdentityChannel": "makeup_plugin.identity",

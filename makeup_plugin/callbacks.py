@@ -41,6 +41,17 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
     return after_step
 
 
+def in_order(hooks: Sequence[AfterStep]) -> AfterStep:
+    """Several changes after a step, one after another."""
+
+    def after_step(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
+        for hook in hooks:
+            state = hook(index, timestep, state)
+        return state
+
+    return after_step
+
+
 def _conditional_half(
     conditions: Conditions, changed: dict[str, Tensor], count: int
 ) -> tuple[Conditions, dict[str, Tensor]]:

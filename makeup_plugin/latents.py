@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@contextmanager
+def in_range(vae: AutoencoderKL) -> Iterator[None]:
+    """The autoencoder in 32 bits where its 16 bits overflow (SDXL's), and as it was afterwards."""
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    if upcast:
+        vae.to(dtype=torch.float32)
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(dtype=torch.float16)
+
+
+def encode_pixels(vae: AutoencoderKL, pixels: Tensor, generator: Generators = None) -> Tensor:
+    """Latents of unit variance (N,C,h,w) of pixels (N,3,H,W) in [-1,1], drawn from the posterior.
+
+    generator: one for all, or a list of one per picture.
+    """
+    with in_range(vae):
+        pixels = pixels.to(vae.dtype)
+        if isinstance(generator, list):
+            drawn = [vae.encode(pixels[row : row + 1]).latent_dist.sample(one) for row, one in enumerate(generator)]
+            values = torch.cat(drawn)
+        else:
+            values = vae.encode(pixels).latent_dist.sample(generator)
+    return to_unit_scale(vae, values)
 
 
 def to_unit_scale(vae: AutoencoderKL, values: Tensor) -> Tensor:

@@ -19,10 +19,8 @@ from torch import Tensor
 from faceclip.errors import ConfigError, NonFiniteLatentsError
 from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.identity import IdentityChannel
-from makeup_plugin.latents import from_unit_scale
+from makeup_plugin.latents import Generators, from_unit_scale, in_range
 from makeup_plugin.marking import watermark
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +107,7 @@ def denoise(
     eta: float = 0.0,
     timestep_cond: Tensor | None = None,
     cross_attention_kwargs: dict[str, Any] | None = None,
+    started: bool = False,
     generator: Generators = None,
     after_step: AfterStep | None = None,
     interrupted: Callable[[], bool] | None = None,
@@ -123,6 +122,7 @@ def denoise(
         guidance_rescale: how far the guided prediction is brought back to the standard deviation of the conditional one
             (Lin et al. 2023, arXiv:2305.08891, section 3.4), 0 to 1.
         eta: of DDIM (Song et al. 2020, arXiv:2010.02502), for schedulers that have it.
+        started: the latents already have the noise of the first timestep, as where a picture is edited.
         generator: one generator, or one per image, for schedulers that draw noise.
         after_step: may change latents and conditions, and may end guidance. It then returns the conditional half only.
         interrupted: called before every step. True ends the loop with the latents of the last step.
@@ -132,9 +132,8 @@ def denoise(
     """
     extra = _step_arguments(scheduler, generator, eta)
     finite: list[Tensor] = []
-    state = DenoisingState(
-        latents=latents * scheduler.init_noise_sigma, conditions=conditions, guidance_scale=guidance_scale
-    )
+    begin = latents if started else latents * scheduler.init_noise_sigma
+    state = DenoisingState(latents=begin, conditions=conditions, guidance_scale=guidance_scale)
     for index, timestep in enumerate(timesteps):
         if interrupted is not None and interrupted():
             break
@@ -183,17 +182,21 @@ def _check_finite(finite: list[Tensor], latents: Tensor) -> None:
         )
 
 
-def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *, output_type: str, marked: bool) -> Any:
-    """Latents -> images as "pil", "np" (N,H,W,3) or "pt" (N,3,H,W) in [0,1], with the watermark if `marked`."""
-    # SDXL's VAE overflows in half precision.
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-    if upcast:
-        vae.to(dtype=torch.float32)
-    try:
+def decode(
+    vae: AutoencoderKL,
+    processor: VaeImageProcessor,
+    latents: Tensor,
+    *,
+    output_type: str,
+    marked: bool,
+    finish: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
+    """Latents -> images as "pil", "np" (N,H,W,3) or "pt" (N,3,H,W) in [0,1], with the watermark if `marked`.
+
+    finish: what happens to the pixels (N,3,H,W) in the end.
+    """
+    with in_range(vae):
         pixels = vae.decode(from_unit_scale(vae, latents.to(vae.dtype)), return_dict=False)[0]
-    finally:
-        if upcast:
-            vae.to(dtype=torch.float16)
     if not bool(torch.isfinite(pixels).all()):
         raise NonFiniteLatentsError(
             f"the pixels hold NaN or infinity: the autoencoder in {str(vae.dtype).removeprefix('torch.')} cannot decode"
@@ -203,6 +206,8 @@ def decode(vae: AutoencoderKL, processor: VaeImageProcessor, latents: Tensor, *,
     if marked:
         arrays = np.stack([watermark.embed(array) for array in pixels.cpu().permute(0, 2, 3, 1).numpy()])
         pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).to(pixels.device)
+    if finish is not None:
+        pixels = finish(pixels)
     if output_type == "pt":
         return pixels
     arrays = processor.pt_to_numpy(pixels)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from torch import Tensor
 
-from makeup_plugin.callbacks import callback_after_step
+from makeup_plugin.arguments import check_generator
+from makeup_plugin.callbacks import callback_after_step, in_order
+from makeup_plugin.calls.edit import Edit, EditLatents, encode_edit, steps_from
 from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents, tokens_of_nobody
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.people import find_references, make_shading_maps
@@ -17,8 +22,11 @@ from makeup_plugin.references import References, shading_pictures
 from makeup_plugin.sampling import decode, denoise, guidance_embedding, make_timesteps, seeds_of, steps_until
 
 
-def generate(pipeline: PipelineParts, request: Request) -> FaceMakeUpOutput | tuple:
-    """Check the arguments, find the faces, make conditions and latents, denoise, decode, and describe the result."""
+def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None) -> FaceMakeUpOutput | tuple:
+    """Check the arguments, find the faces, make conditions and latents, denoise, decode, and describe the result.
+
+    edit: the picture that the result changes.
+    """
     call = check_request(pipeline, request)
     begin(pipeline, call)
     device = pipeline._execution_device
@@ -31,23 +39,38 @@ def generate(pipeline: PipelineParts, request: Request) -> FaceMakeUpOutput | tu
     shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(call.prompts))
     conditions = complete_conditions(pipeline, call, conditions, nobody=nobody)
 
+    edited = None
+    if edit is not None:
+        edit = edit.rows(call.count)
+        check_generator(request.generator, call.count)
+        edited = encode_edit(pipeline, edit, device, request.generator)
     latents = initial_latents(pipeline, call, device)
     pipeline.evict_models()
-    latents = run_steps(pipeline, call, latents, conditions)
+    latents = run_steps(pipeline, call, latents, conditions, edited)
 
     output_type, watermark = request.output_type, request.watermark
     marked = (pipeline.config.add_watermark if watermark is None else watermark) and output_type != "latent"
     images = latents
     pipeline.evict_models()
     if output_type != "latent":
-        images = decode(pipeline.vae, pipeline.image_processor, latents, output_type=output_type, marked=marked)
+        images = decode(
+            pipeline.vae,
+            pipeline.image_processor,
+            latents,
+            output_type=output_type,
+            marked=marked,
+            finish=None if edit is None else edit.paste,
+        )
     pipeline.maybe_free_model_hooks()
 
     faces = call.each(references.faces)
     if not request.return_dict:
         return images, faces
-    records = describe(pipeline, call, references, marked=marked)
-    return FaceMakeUpOutput(images=images, faces=faces, shading_maps=call.each(shading_maps), provenance=records)
+    records = describe(pipeline, call, references, marked=marked, strength=None if edit is None else edit.strength)
+    output = FaceMakeUpOutput(images=images, faces=faces, shading_maps=call.each(shading_maps), provenance=records)
+    if marked and edit is not None and edit.mask is not None:
+        output.provenance = still_marked(output)
+    return output
 
 
 def begin(pipeline: PipelineParts, call: Call) -> None:
@@ -59,8 +82,10 @@ def begin(pipeline: PipelineParts, call: Call) -> None:
     pipeline._interrupt = False
 
 
-def run_steps(pipeline: PipelineParts, call: Call, latents: Tensor, conditions: Conditions) -> Tensor:
-    """The denoising steps of the call, with its callback and the pipeline's progress bar."""
+def run_steps(
+    pipeline: PipelineParts, call: Call, latents: Tensor, conditions: Conditions, edited: EditLatents | None = None
+) -> Tensor:
+    """The denoising steps of the call from noise `latents`, with its callback and the pipeline's progress bar."""
     if pipeline.identity_channel is not None:
         pipeline.identity_channel.scale = call.identity_scale
         pipeline.identity_channel.shortcut_scale = call.shortcut_scale
@@ -70,10 +95,17 @@ def run_steps(pipeline: PipelineParts, call: Call, latents: Tensor, conditions: 
     )
     if given.denoising_end is not None:
         timesteps = steps_until(pipeline.scheduler, timesteps, given.denoising_end)
+    hooks = []
+    steps = call.steps if given.timesteps is None and given.sigmas is None else len(timesteps)
+    if edited is not None:
+        timesteps = steps_from(pipeline.scheduler, timesteps, steps, edited.strength)
+        if edited.mask is not None:
+            hooks.append(edited.blend(pipeline.scheduler, latents, timesteps))
+        if not edited.from_noise:
+            latents = edited.noised(pipeline.scheduler, latents, timesteps[:1])
     pipeline._num_timesteps = len(timesteps)
-    after_step = None
     if given.callback_on_step_end is not None:
-        after_step = callback_after_step(pipeline, given.callback_on_step_end, call.callback_inputs)
+        hooks.append(callback_after_step(pipeline, given.callback_on_step_end, call.callback_inputs))
     return denoise(
         pipeline.unet,
         pipeline.scheduler,
@@ -88,14 +120,17 @@ def run_steps(pipeline: PipelineParts, call: Call, latents: Tensor, conditions: 
         identity_channel=pipeline.identity_channel,
         shading_channel=pipeline.shading_channel,
         shading_scale=call.shading_scale,
+        started=edited is not None and not edited.from_noise,
         generator=given.generator,
-        after_step=after_step,
+        after_step=in_order(hooks) if hooks else None,
         interrupted=lambda: pipeline.interrupt,
     )
 
 
-def describe(pipeline: PipelineParts, call: Call, references: References, *, marked: bool) -> list[Provenance]:
-    """The provenance of each image."""
+def describe(
+    pipeline: PipelineParts, call: Call, references: References, *, marked: bool, strength: float | None
+) -> list[Provenance]:
+    """The provenance of each image. `strength`: of an edit."""
     settings = {
         "num_inference_steps": call.steps,
         "guidance_scale": call.guidance_scale,
@@ -105,6 +140,8 @@ def describe(pipeline: PipelineParts, call: Call, references: References, *, mar
         "height": call.height,
         "width": call.width,
     }
+    if strength is not None:
+        settings["strength"] = strength
     return make_records(
         model=str(getattr(pipeline.config, "_name_or_path", None) or "unnamed"),
         prompts=call.each(call.prompts),
@@ -114,3 +151,11 @@ def describe(pipeline: PipelineParts, call: Call, references: References, *, mar
         settings=settings,
         record_prompt=call.given.record_prompt,
     )
+
+
+def still_marked(output: FaceMakeUpOutput) -> list[Provenance]:
+    """The records of edited images, which name the watermark only where it is found: outside of the mask it is gone."""
+    return [
+        replace(record, watermark=watermarking.METHOD if watermarking.detect(np.asarray(image) / 255) else None)
+        for record, image in zip(output.provenance, output.pil_images(), strict=True)
+    ]
