@@ -46,8 +46,8 @@ class FaceMakeUpImg2ImgPipeline(FaceMakeUpPipeline):
                 `identity` says the same with a value. Pose, expression and light are those of `image` in any case,
                 unless shading_image or shading_map is given. Where `image` shows no face, set shading_scale=0.
             arguments: those of `FaceMakeUpPipeline`. height and width are the picture's by default, reduced to
-                multiples of the VAE's factor; reference_placement is "keep". landmarks are those of reference_image, or of `image` where there is
-                none.
+                multiples of the VAE's factor; reference_placement is "keep". landmarks are those of reference_image, or
+                of `image` where there is none.
 
         Raises what `FaceMakeUpPipeline` raises.
         """
