@@ -3,8 +3,9 @@
 from faceclip.settings import from_dict, load_config, parse_config, to_dict
 from faceclip.training.command import run_training
 from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
+from faceclip.training.run_folder import check_output
 from faceclip.training.sampler import MapSource
-from faceclip.training.trainer import Trainer, check_output
+from faceclip.training.trainer import Trainer
 
 __all__ = [
     "ContrastiveTask",

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from faceclip.errors import CheckpointError
 from faceclip.storage.files import disk_errors, write_json
 from faceclip.storage.folders import sync_folder, verify, write_atomically
 from faceclip.storage.places import check_place
+from faceclip.training.collectives import gather_rows
 
 TENSORS = "state.safetensors"
 FACTS = "state.json"
@@ -147,3 +149,22 @@ def checkpoints(directory: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """Number of steps after which a checkpoint was written."""
     return int(folder.name.removeprefix("step-"))
+
+
+def check_unused(folder: Path) -> None:
+    """Raises CheckpointError for a folder that holds a checkpoint, when a training is told to begin anew."""
+    if found := checkpoints(folder):
+        raise CheckpointError(
+            f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside it: use another output "
+            "directory, delete this one, or resume"
+        )
+
+
+def check_same_start(directory: Path, folder: Path | None, device: torch.device) -> None:
+    """Raises CheckpointError where the ranks see different newest checkpoints, since they would train different
+    weights. `folder` is what this rank sees."""
+    step = torch.tensor([-1 if folder is None else step_of(folder)], device=device)
+    if gather_rows(step).unique().numel() > 1:
+        raise CheckpointError(
+            f"{directory}: the processes see different newest checkpoints; all need the same shared folder"
+        )

@@ -19,21 +19,20 @@ from faceclip.cpu.training import cpu_training
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.storage.folders import remove_leftovers, write_atomically
 from faceclip.storage.locks import locked
-from faceclip.storage.places import check_place
 from faceclip.training.accumulation import first_pass
 from faceclip.training.best import BestExport
 from faceclip.training.checkpoints import (
     add_facts,
     check_fit,
-    checkpoints,
+    check_same_start,
+    check_unused,
     load_checkpoint,
     make_folder,
     newest_checkpoint,
     resumable_checkpoint,
     save_checkpoint,
-    step_of,
 )
-from faceclip.training.collectives import gather_rows, sum_over_ranks, world_size
+from faceclip.training.collectives import sum_over_ranks, world_size
 from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
 from faceclip.training.ema import ParameterAverage
 from faceclip.training.engines import Engine, layout, prepare, start
@@ -41,21 +40,10 @@ from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, T
 from faceclip.training.logging import Display, RunLog, Window
 from faceclip.training.optimization import make_optimizer, rate_factor
 from faceclip.training.prefetch import Prefetcher
+from faceclip.training.run_folder import BEST, CHECKPOINTS, EXPORT, LOCK
 from faceclip.training.sampler import MapSource, OrderedSampler, fetch
 from faceclip.training.step_module import StepModule
 from faceclip.training.stopping import StopRequest
-
-CHECKPOINTS = "checkpoints"
-EXPORT = "export"
-BEST = "best"
-LOCK = "run.lock"
-# Of which every run's folder has one, also where the run was killed early.
-MARKS = (LOCK, "log.jsonl", f"{CHECKPOINTS}/step-*", f"{CHECKPOINTS}/.step-*.tmp", f".{EXPORT}.*.tmp")
-
-
-def check_output(directory: Path) -> None:
-    """Raises ConfigError, before a command works, for a run's folder at `/` or among files of something else."""
-    check_place(Path(directory), "out=", MARKS)
 
 
 class Trainer:
@@ -369,21 +357,18 @@ class Trainer:
             remove_leftovers(self.directory)
             remove_leftovers(folder)
         self.accelerator.wait_for_everyone()
-        if not self.config.resume and (found := checkpoints(folder)):
-            raise CheckpointError(
-                f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside "
-                "it: use another output directory, delete this one, or resume"
-            )
+        if not self.config.resume:
+            check_unused(folder)
 
     def _resume(self) -> dict[str, Tensor] | None:
         """Takes over the newest checkpoint; returns the optimizer state in it."""
         folder = resumable_checkpoint(self.directory / CHECKPOINTS)
-        self._agree_on_start(folder)
+        check_same_start(self.directory, folder, self.device)
         if folder is None:
             return None
         tensors, facts = load_checkpoint(folder)
         check_same_run(folder, self._identity(), noted_run(facts))
-        average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
+        average = _below(tensors, "average.")
         if bool(average) != bool(self.average):
             was, now = ("set", "null") if average else ("null", "set")
             raise CheckpointError(
@@ -391,7 +376,7 @@ class Trainer:
             )
         check_same_run(folder, self.settings, facts.get("settings", {}))
         check_steps(folder, facts["step"], self.config.steps)
-        model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        model = _below(tensors, "model.")
         check_fit(folder, model, self._model_state())
         self.task.modules.load_state_dict(model, strict=False)  # frozen weights are not stored
         if self.average:
@@ -399,19 +384,15 @@ class Trainer:
         self.best.take_over(facts)
         self.step = self.saved = facts["step"]
         self._unvalidated = not facts.get("validated", True)
-        return {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-
-    def _agree_on_start(self, folder: Path | None) -> None:
-        """All ranks must see the same checkpoints, or they would train different weights."""
-        step = torch.tensor([-1 if folder is None else step_of(folder)], device=self.device)
-        if gather_rows(step).unique().numel() > 1:
-            raise CheckpointError(
-                f"{self.directory}: the processes see different newest checkpoints; all need the same shared folder"
-            )
+        return _below(tensors, "optimizer.")
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
