@@ -19,6 +19,7 @@ from faceclip.storage.regular import read_settings
 from faceclip.storage.tensors import find_weights, read_header
 
 _LISTED = 3
+_COUNTED = ("layers", "depth", "blocks")  # words in the names of fields that count parts of a model
 _DRAWING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "uniform_", "normal_"}
 # What a damaged file or configuration gives.
 DAMAGE = (
@@ -86,6 +87,7 @@ def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = N
     files = find_weights(folder, variant=variant)
     where = str(files[0] if len(files) == 1 else folder)
     found = {key: value for file in files for key, value in read_header(file).items()}
+    _check_counts(config, len(found), path, where)
     try:
         with torch.device("meta"), _Uninitialized(), _at_most(len(found), where):
             model = kind.from_config(config)
@@ -96,6 +98,21 @@ def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = N
     except DAMAGE as error:
         raise CheckpointError(f"{path} does not describe a {kind.__name__} ({error}): {remedy}") from error
     compare(found, expected, where, f"does not fit {path}", remedy)
+
+
+def _check_counts(value: Any, tensors: int, path: Path, where: str, field: str = "") -> None:
+    """Raises CheckpointError for a field that counts more layers than the file `where` has tensors: diffusers makes
+    lists of that length before it builds the first layer."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_counts(part, tensors, path, where, f"{field}.{name}" if field else str(name))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_counts(part, tensors, path, where, field)
+    elif isinstance(value, int) and value > tensors and any(word in field.rsplit(".", 1)[-1] for word in _COUNTED):
+        raise CheckpointError(
+            f"{path}: {field} is {value:,}, and {where} has {tensors:,} tensors: save or fetch the folder again"
+        )
 
 
 def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, what: str, remedy: str) -> None:
@@ -160,7 +177,7 @@ def _at_most(tensors: int, where: str) -> Iterator[None]:
 
     hooks = [
         registration.register_module_parameter_registration_hook(lambda *_: count("parameter", 2 * tensors + 100)),
-        registration.register_module_module_registration_hook(lambda *_: count("module", 20 * tensors + 1000)),
+        registration.register_module_module_registration_hook(lambda *_: count("module", 5 * tensors + 1000)),
     ]
     try:
         yield
