@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from faceclip.cpu.waiting import let_threads_sleep
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 
@@ -78,6 +79,7 @@ def serve(settings: AppSettings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m makeup_plugin.app`; returns the exit status."""
+    let_threads_sleep()
     return run(serve, AppSettings, arguments, flags=True, usage=USAGE)
 
 
