@@ -60,7 +60,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "faceclip.retrieval.queries": ("tests/faceclip/retrieval/test_queries.py",),
     "eval.retrieval.search": ("tests/eval/retrieval/test_search.py",),
     "eval.retrieval.spaces": ("tests/eval/retrieval/test_spaces.py",),
-    "eval.benchmark.scores": ("tests/eval/benchmark/test_scores.py",),
+    "eval.arms.scores": ("tests/eval/arms/test_scores.py",),
 }
 
 # Tests of these files that start other processes or take seconds, left out of every run.

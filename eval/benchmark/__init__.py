@@ -1,1 +1,1 @@
-"""Generation of test identities by several arms, judged by networks that did not train the generator."""
+"""The benchmark: any methods on any references, drawn with the same seeds and compared by metrics with versions."""

@@ -1,184 +1,212 @@
-"""The generation report: figures per arm, comparisons, the criteria, and pictures."""
+"""The benchmark's report: one HTML file with tables, charts, a picture wall and everything to run it again."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
 
-from eval.benchmark.plan import ARMS, Job, first_people
-from eval.benchmark.scores import Scores, compare, summarize
-from eval.reports.report import Report, interval_bars
-from faceclip.data.arrays import FaceArrays
-from faceclip.statistics import Estimate
-from faceclip.training.towers.labels import JUDGED
+from eval.benchmark.compare import SLICED, Comparison
+from eval.benchmark.drawing import Gallery, failures
+from eval.benchmark.measure import Measured, metric_of
+from eval.benchmark.panel import Panel
+from eval.benchmark.suite import Suite
+from eval.benchmark.wall import wall
+from eval.metrics.registry import FAMILIES, METRICS
+from eval.reports.report import PALETTE, Best, Cell, Report, clean_axes, interval_bars
+from eval.slices import FEW, TOO_FEW
 
+WIDE = 5  # columns of a table
+ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
+TEXT = ("clip_t/l14@1", "clip_t/b16@1", "clip_t/shipped@1", "prompt/judge@1")
 RULES = (
-    "Every arm draws the same people with the same words and the same noise. References and gallery portraits are cut "
-    "by their true landmarks, those of the labels, for arms and recognizers alike; generated faces by the judge's. "
-    "Shading maps are not the true ones: the pipeline's fitter makes them from the reference, as it would from a "
-    "photograph. Identity is the cosine between the "
-    "generated and the reference face, by the recognizer that conditions the generator and by a second one of "
-    "other architecture and seed that no training ever saw (the shipped one; results.json has the hashes of the "
-    "networks that were used). A face that the detector does not find counts as "
-    "similarity 0 and as not recognized. Recognized: among the frontal portraits of all identities of the split the "
-    "reference person's is the nearest, ties counted against. Pose error: mean of yaw, pitch and roll between the "
-    "judge's estimate and the reference's true pose; the judge is another network than the one that fits the "
-    "shading map. Prompt accuracy: share of the named hair colors, glasses, hats, beards and expressions that the "
-    "judge sees. Prompts are other people's captions, and one that names an expression is used only where the "
-    "reference has that very expression, because the shading map shows the reference's face as it is: few prompts name "
-    "one, and prompt accuracy hardly tests whether words change the expression (the counts stand with the attributes). "
-    "Light error: how differently the light that the fitter sees on the face and the reference's shade a head, with "
-    "brightness left out. Judge and detector agree: their five points lie within 5 % of the face's width. "
-    "Intervals are 95 %, from 2,000 resamples of whole identities. Fréchet distance: computed as FID, "
-    "between the pictures and all portraits of the split, by the judge's features instead of Inception's; it falls "
-    "with the number of pictures and has no interval. The real portraits are among those that they are compared with."
+    "All methods draw the same references with the same prompts and seeds. Intervals are 95 %, from 2,000 resamples "
+    "of whole persons. A value is bold only where its method leads the column and the permutation test over persons "
+    "against every other method is below .05 after Holm's correction over all tests of the report. Rows of real photos "
+    "say what the metrics give to them; they do not compete. ↑: higher is better; ↓: lower is better."
 )
-MAIN = (
-    "similarity, recognizer",
-    "similarity, second recognizer",
-    "recognized, recognizer",
-    "recognized, second recognizer",
-    "pose error (°)",
-    "light error",
-    "prompt accuracy, all",
-    "faces found",
-    "judge and detector agree",
-)
-MAX_PROMPT_LOSS = 0.03
 
 
-def add_sections(
-    report: Report,
-    scores: Mapping[str, Scores],
-    context: Mapping[str, Scores],
-    jobs: Sequence[Job],
-    examples: "Examples",
-) -> list[tuple[str, str, bool]]:
-    """Everything about generation; returns the criteria with their outcome."""
-    summaries = {name: summarize(value) for name, value in scores.items()}
-    real = {name: summarize(value) for name, value in context.items()}
-    report.section("Generation")
+def make_report(
+    suite: Suite,
+    panel: Panel,
+    protocol: Mapping[str, Any],
+    galleries: Mapping[str, Gallery],
+    measured: Mapping[str, Measured],
+    comparison: Comparison,
+    contenders: Sequence[str],
+) -> Report:
+    """The whole page."""
+    people = len({suite.references.photos[row].person for row in suite.references.chosen})
+    report = Report(
+        f"Benchmark: {suite.settings.name}",
+        f"{len(suite.jobs):,} pictures per method of {people} persons, {len(suite.prompts)} prompts.",
+    )
+    report.section("Results")
     report.text(RULES)
-    report.text(
-        f"{len(jobs):,} pictures per arm of {len({int(i) for i in next(iter(scores.values())).identity})} "
-        "identities. A model trained on renders alone: figures say nothing about photographs."
-    )
-    report.image_grid(
-        examples.grid,
-        row_labels=examples.prompts,
-        column_labels=examples.headers,
-        pixels=112,
-        caption="Prompts were written for other people; the first pictures of the plan, not chosen.",
-    )
-    _main_table(report, summaries, real, {name: value.frechet for name, value in {**scores, **context}.items()})
-    report.figure(_bars(summaries), "Identity similarity by both recognizers, with 95 % intervals.")
-    _attribute_table(report, summaries, real)
-    _difference_table(report, scores)
-    criteria = check_criteria(scores)
-    report.subsection("What was asked, and what came out")
-    report.table(
-        ["criterion", "measured", "met"],
-        [[text, measured, "yes" if met else "no"] for text, measured, met in criteria],
-    )
-    return criteria
+    _warnings(report, suite, panel, galleries, measured)
+    _tables(report, comparison)
+    _sets(report, comparison)
+    first = contenders[0] if contenders else next(iter(galleries))
+    pareto = _pareto(comparison)
+    if pareto is not None:
+        report.section("Identity against text")
+        report.figure(*pareto)
+    report.section("Pictures")
+    report.block(wall(suite, galleries, measured, first, comparison.columns))
+    _differences(report, comparison)
+    _categories(report, comparison)
+    _slices(report, comparison)
+    report.section("Protocol")
+    report.text("Everything that is needed to run this again; values of every picture are in values.csv.")
+    report.code(json.dumps(protocol, indent=1, ensure_ascii=False, default=str))
+    return report
 
 
-def _main_table(
+def _warnings(
     report: Report,
-    summaries: Mapping[str, Mapping[str, Estimate]],
-    real: Mapping[str, Mapping[str, Estimate]],
-    frechet: Mapping[str, float],
+    suite: Suite,
+    panel: Panel,
+    galleries: Mapping[str, Gallery],
+    measured: Mapping[str, Measured],
 ) -> None:
-    rows = [
-        [name, *(figures.get(column) for column in MAIN), frechet[name]]
-        for name, figures in {**summaries, **real}.items()
+    for name, shown in galleries.items():
+        missing = int((shown.applies & ~shown.drawn).sum())
+        if missing:
+            most, count = next(iter(failures(shown.records).items()))
+            text = f"{name}: {missing} of {int(shown.applies.sum())} pictures failed, {count} of them with {most}"
+            report.text(
+                f"{text}. They count as 0 in facesim/all, detection and gallery, and nowhere else.", warning=True
+            )
+        for note in measured[name].notes:
+            report.text(f"{name}: {note}.", warning=True)
+    if suite.references.without_face:
+        names = ", ".join(suite.references.without_face[:5])
+        count = len(suite.references.without_face)
+        report.text(f"{count} photos without a face were left out: {names}{' …' if count > 5 else ''}.", warning=True)
+    if suite.empty_lines:
+        report.text(f"{suite.empty_lines} empty lines of the prompts file were skipped.", warning=True)
+    if suite.references.rendered:
+        report.text("The references are renders: figures say nothing about photographed people.", warning=True)
+    else:
+        report.text("Networks trained on renders do not know photographed people.", warning=True)
+
+
+def _tables(report: Report, comparison: Comparison) -> None:
+    for family in FAMILIES:
+        columns = [name for name in comparison.columns if METRICS[metric_of(name)].family == family]
+        for start in range(0, len(columns), WIDE):
+            part = columns[start : start + WIDE]
+            rows = []
+            for method, figures in comparison.figures.items():
+                cells: list[Cell] = [method]
+                for name in part:
+                    found = figures.get(name)
+                    lead = found is not None and comparison.best.get(name) == method
+                    cells.append(Best(found) if lead and found is not None else found)
+                rows.append(cells)
+            headers = ["method", *(f"{name}{ARROW[METRICS[metric_of(name)].better]}" for name in part)]
+            report.table(headers, rows, caption=family if not start else f"{family}, continued")
+
+
+def _sets(report: Report, comparison: Comparison) -> None:
+    names = list(dict.fromkeys(name for found in comparison.sets.values() for name in found))
+    if not names:
+        return
+    rows: list[list[Cell]] = []
+    for method, found in comparison.sets.items():
+        cells: list[Cell] = [method]
+        for name in names:
+            figure = found.get(name)
+            if figure is None:
+                cells.append("not measured")
+            else:
+                spread = "" if figure.deviation is None else f" ± {figure.deviation:.3f}"
+                cells.append(f"{figure.value:.3f}{spread} (n {figure.n:,}, {figure.m:,} references)")
+        rows.append(cells)
+    report.table(["method", *(f"{name} ↓" for name in names)], rows, caption="Distances of whole sets")
+
+
+def missing_rows(panel: Panel) -> list[tuple[str, str, str]]:
+    """(metric, "not measured", why and by which command it can be) of every metric without its network."""
+    return [
+        (name, "not measured", panel.missing[metric.role])
+        for name, metric in METRICS.items()
+        if metric.role in panel.missing
     ]
-    caption = "Per arm; below, what real portraits get under the same rules"
-    report.table(["arm", *MAIN, "Fréchet distance"], rows, caption=caption)
-    report.table(
-        ["arm", "what conditions it"],
-        [[name, ARMS[name].description] for name in summaries],
-    )
 
 
-def _attribute_table(
-    report: Report, summaries: Mapping[str, Mapping[str, Estimate]], real: Mapping[str, Mapping[str, Estimate]]
-) -> None:
-    columns = [f"prompt accuracy, {attribute}" for attribute in JUDGED]
-    named = next(iter(summaries.values()))
-    counts = [f"{named[column].count:,} of {named[column].identities:,} people" for column in columns]
-    rows = [[name, *(figures[column] for column in columns)] for name, figures in {**summaries, **real}.items()]
-    report.table(["arm", *JUDGED], [["prompts that name it", *counts], *rows], caption="Prompt accuracy by attribute")
-
-
-def _difference_table(report: Report, scores: Mapping[str, Scores]) -> None:
-    """Nothing where there is no arm `text` to compare with, or nothing else."""
-    names = ("all", *JUDGED)
-    rows = []
-    for arm in scores:
-        if arm != "text" and "text" in scores:
-            difference = compare(scores[arm], scores["text"])
-            rows.append([arm, *(difference[f"prompt accuracy, {name}"] for name in names)])
-    if rows:
-        report.table(["arm", *names], rows, caption="Prompt accuracy minus that of text only, same prompts and noise")
-
-
-def _bars(summaries: Mapping[str, Mapping[str, Estimate]]):
-    series = [
-        (name, [figures[f"similarity, {name}"] for figures in summaries.values()])
-        for name in ("recognizer", "second recognizer")
-    ]
-    return interval_bars(list(summaries), series, label="cosine to the reference")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Rows of pictures: the prompt of each row, what each column shows, and the pictures (H, W, 3) or None."""
-
-    prompts: list[str]
-    headers: list[str]
-    grid: list[list[NDArray[np.uint8] | None]]
-
-
-def first_examples(
-    jobs: Sequence[Job],
-    pictures: Mapping[str, NDArray[np.uint8]],
-    arrays: FaceArrays,
-    maps: Mapping[int, NDArray[np.uint8]],
-) -> Examples:
-    """The first picture of each of the first people of the plan, by every arm, beside the reference and the shading map
-    that was fitted to it (`maps`, by the reference's row; a gap where there is none)."""
-    grid, prompts = [], []
-    for number in first_people(jobs, arrays.identity):
-        row = jobs[number].reference
-        made = [images[number] for images in pictures.values()]
-        grid.append([np.asarray(arrays.images[row]), maps.get(row), *made])
-        prompts.append(jobs[number].prompt)
-    return Examples(prompts=prompts, headers=["reference", "shading map fitted to it", *pictures], grid=grid)
-
-
-def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool]]:
-    """The project's criteria: (text, measured, met). Met is what the whole 95 % interval of the paired difference
-    says, not its middle."""
-    criteria: list[tuple[str, str, bool]] = []
-    for name in scores:
-        if name == "text" or "text" not in scores:
+def _pareto(comparison: Comparison) -> tuple[Figure, str] | None:
+    identity = [name for name in comparison.columns if metric_of(name) == "facesim/all@1"]
+    text = [name for name in comparison.columns if name in TEXT]
+    if not identity or not text:
+        return None
+    x_name, y_name = text[0], identity[-1]
+    figure = Figure(figsize=(7.0, 4.2))
+    axes = figure.subplots()
+    for number, (method, figures) in enumerate(comparison.figures.items()):
+        x, y = figures.get(x_name), figures.get(y_name)
+        if x is None or y is None or np.isnan(x.value) or np.isnan(y.value):
             continue
-        difference = compare(scores[name], scores["text"])
-        for judge in scores[name].similarity:
-            value = difference[f"similarity, {judge}"]
-            criteria.append((f"{name} beats text only on similarity by the {judge}", f"{value}", value.low > 0))
-        value = difference["prompt accuracy, all"]
-        criteria.append(
-            (f"{name} loses at most {MAX_PROMPT_LOSS} of prompt accuracy", f"{value}", value.low >= -MAX_PROMPT_LOSS)
-        )
-    for name in scores:
-        other = ARMS[name].counterpart
-        if other in scores:
-            value = compare(scores[name], scores[other])["pose error − half the other's (°)"]
-            mine, theirs = scores[name].pose_error.mean(), scores[other].pose_error.mean()
-            text = f"{name} at least halves the pose error of {other}"
-            measured = f"{mine:.1f}° against {theirs:.1f}°; difference to the half {value}°"
-            criteria.append((text, measured, value.high <= 0))
-    return criteria
+        color = PALETTE[number % len(PALETTE)]
+        spread = [[[max(e.value - e.low, 0)], [max(e.high - e.value, 0)]] for e in (x, y)]
+        axes.errorbar(x.value, y.value, xerr=spread[0], yerr=spread[1], fmt="o", color=color, capsize=2, lw=1)
+        axes.annotate(_plain(method), (x.value, y.value), textcoords="offset points", xytext=(6, 6), color=color)
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    clean_axes(axes)
+    return figure, "Further up and further right is better; bars are 95 % intervals over persons."
+
+
+def _plain(text: str) -> str:
+    """A name as matplotlib shows it: a pair of dollars would be a formula."""
+    return text.replace("$", r"\$")
+
+
+def _differences(report: Report, comparison: Comparison) -> None:
+    if not comparison.differences:
+        return
+    report.section("Paired differences")
+    report.text("The leader of each column minus the others, on the pictures that both have.")
+    rows: list[list[Cell]] = [[d.column, d.leader, d.other, d.estimate, d.p] for d in comparison.differences]
+    report.table(["column", "leader", "other", "difference", "p, Holm"], rows)
+
+
+def _categories(report: Report, comparison: Comparison) -> None:
+    names = list(dict.fromkeys(part for found in comparison.categories.values() for part in found))
+    columns = [name for name in comparison.columns if metric_of(name) in SLICED]
+    if not names or not columns:
+        return
+    report.section("By category of prompts")
+    for column in columns:
+        series = [
+            (_plain(method), [found[part].get(column) if part in found else None for part in names])
+            for method, found in comparison.categories.items()
+        ]
+        report.figure(interval_bars([_plain(name) for name in names], series, label=column), column)
+
+
+def _slices(report: Report, comparison: Comparison) -> None:
+    if not any(comparison.slices.values()):
+        return
+    report.section("Slices")
+    report.text(f"By the reference. Fewer than {FEW} pictures: {TOO_FEW}. Groups of a gap were picked as its extremes.")
+    for column in [name for name in comparison.columns if metric_of(name) in SLICED]:
+        report.subsection(column)
+        kinds = list(dict.fromkeys(kind for found in comparison.slices.values() for kind in found.get(column, {})))
+        for kind in kinds:
+            methods = [method for method, found in comparison.slices.items() if kind in found.get(column, {})]
+            labels = list(dict.fromkeys(s.label for m in methods for s in comparison.slices[m][column][kind].slices))
+            rows: list[list[Cell]] = []
+            for method in methods:
+                found = comparison.slices[method][column][kind]
+                by_label = {part.label: part for part in found.slices}
+                cells: list[Cell] = [method]
+                for label in labels:
+                    part = by_label.get(label)
+                    cells.append(None if part is None else part.estimate or f"{TOO_FEW} ({part.count})")
+                cells.append(f"{found.gap.high} − {found.gap.low}" if found.gap else None)
+                cells.append(found.gap.difference if found.gap else None)
+                rows.append(cells)
+            report.table(["method", *labels, "largest gap", "difference"], rows, caption=kind)

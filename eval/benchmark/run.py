@@ -1,184 +1,142 @@
-"""The generation evaluation: pictures of every arm, their scores, and what real portraits get."""
+"""The whole benchmark: claim the folder, draw, measure, compare, write."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eval.benchmark.arms import (
-    SamplingConfig,
-    claim_folder,
-    fitted_maps,
-    generate_arm,
-    load_pipeline,
+from eval.benchmark.compare import compare
+from eval.benchmark.drawing import claim, draw_all, gallery
+from eval.benchmark.measure import Measured, Views, measure, reference_views
+from eval.benchmark.methods import CALIBRATION, FACELESS, Method, MethodSettings, load_method, read_methods
+from eval.benchmark.page import make_report, missing_rows
+from eval.benchmark.panel import Panel, load_panel
+from eval.benchmark.suite import SYNTHETIC, Suite, read_suite
+from eval.benchmark.synthetic import SyntheticSettings, synthetic_methods, synthetic_suite
+from eval.benchmark.tables import write_all
+from eval.hashes import code_hash
+from faceclip.errors import ConfigError
+from faceclip.settings import to_dict
+from faceclip.storage.locks import locked
+from makeup_plugin.marking.provenance import software_version
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
 )
-from eval.benchmark.plan import Arm, Job, first_people, plan_jobs
-from eval.benchmark.scores import Scores, compare, embed_references, judge_pictures, summarize
-from eval.hashes import code_hash, model_hash
-from eval.judges.panel import Judges, load_judges
-from faceclip.data.arrays import FaceArrays, load_arrays
-from faceclip.errors import ConfigError, DataError
-from faceclip.retrieval.labels import labels_of
-from faceclip.storage.hashes import bytes_hash, module_hash
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationResult:
-    """Jobs, pictures and scores per arm, the scores of real portraits for comparison, and the fitted shading maps of
-    the references that examples show, by row."""
-
-    jobs: list[Job]
-    pictures: Mapping[str, NDArray[np.uint8]]
-    scores: Mapping[str, Scores]
-    context: Mapping[str, Scores]
-    arrays: FaceArrays
-    maps: Mapping[int, NDArray[np.uint8]]
-    sampling: SamplingConfig
-    made_by: Mapping[str, str]  # hashes of model, data, plan, code and judges
-
-
-def require_gallery(arrays: FaceArrays) -> None:
-    """Raises DataError where no portrait can stand in the gallery: nobody could be recognized."""
-    if not (np.asarray(arrays.index) == 0).any():
-        raise DataError("--data has no frontal test portrait (index 0): the gallery needs one per person")
-
-
-def evaluate(
-    model: Path,
-    data: Path,
+def benchmark(
+    suite: Path | str,
+    methods: Path | None,
     out: Path,
-    arms: Sequence[Arm],
     *,
-    count: int,
-    seed: int = 0,
-    sampling: SamplingConfig | None = None,
-    judge: Path | None = None,
-    second: Path | None = None,
-    split: str = "test",
-    device: torch.device | str = "cpu",
-) -> GenerationResult:
-    """Make and score `count` pictures per arm. An interrupted run goes on where it stopped."""
-    pipeline = load_pipeline(model).to(device)
-    sampling = (sampling or SamplingConfig()).suited_to(pipeline)
-    for arm in arms:
-        if (arm.identity_scale and pipeline.identity_channel is None) or (
-            arm.shading_scale and pipeline.shading_channel is None
-        ):
-            raise ConfigError(f"{model} lacks a channel that arm {arm.name} needs: leave it out of --arms")
-        if arm.shading_scale and pipeline.face_fitter is None:
-            raise ConfigError(
-                f"{model} has no face_fitter, whose shading maps arm {arm.name} needs: train with a "
-                "fitter, or leave the arm out of --arms"
-            )
-    trained_steps = pipeline.scheduler.config.num_train_timesteps
-    if sampling.steps is not None and sampling.steps > trained_steps:
-        raise ConfigError(f"--steps must be at most {trained_steps}, which {model} was trained with")
-    face, fitter = pipeline.joint_encoder.face_encoder, pipeline.face_fitter
-    judges = load_judges(face, judge, second, device=pipeline.device, fitter=fitter)
-    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    arrays = load_arrays(data, split, size=size)
-    source = load_arrays(data, split)
-    require_gallery(arrays)
-    jobs = plan_jobs(labels_of(arrays), count, seed=seed)
-    settings = {
-        "model": model_hash(model),
-        "data": arrays.content_hash,
-        # The same command may mean other prompts, or other pictures, after a change of the code or of numpy.
-        "plan": bytes_hash(repr(jobs).encode()),
-        "code": code_hash("faceclip", "makeup_plugin", "eval"),
-        "seed": seed,
-        "count": count,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "guide_shading": sampling.guide_shading,
-        "bf16": sampling.bf16,
-    }
-    claim_folder(out, settings)
-    pictures = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("pictures", total=len(arms) * len(jobs))
-        for arm in arms:
-            bar.update(task, description=f"arm {arm.name}")
-            pictures[arm.name] = generate_arm(
-                pipeline,
-                arm,
-                jobs,
-                source,
-                out / "images" / arm.name,
-                sampling,
-                progress=lambda number: bar.advance(task, number),
-            )
-    references = embed_references(judges, arrays)
-    scores = {name: judge_pictures(judges, images, jobs, arrays, references) for name, images in pictures.items()}
-    context = real_portraits(judges, jobs, arrays, references)
-    shown = [jobs[number].reference for number in first_people(jobs, arrays.identity)]
-    maps = fitted_maps(pipeline, shown, source)
-    made_by = {name: settings[name] for name in ("model", "data", "plan", "code")}
-    made_by |= {"judge": module_hash(judges.judge), "second recognizer": module_hash(judges.second)}
-    return GenerationResult(
-        jobs=jobs,
-        pictures=pictures,
-        scores=scores,
-        context=context,
-        arrays=arrays,
-        maps=maps,
-        made_by=made_by,
-        sampling=sampling,
-    )
+    synthetic: SyntheticSettings | None = None,
+    device: str = "cpu",
+    retry: bool = False,
+    draw_only: bool = False,
+) -> Path | None:
+    """Draws what is missing, measures everything and writes the report, whose path is returned; None with `draw_only`.
 
-
-@torch.no_grad()
-def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, references) -> dict[str, Scores]:
-    """What the measurements say of real portraits: another one of the person, and a stranger's.
-
-    Their prompt is what the portrait really shows, so that its accuracy is the judge's own. The frontal portrait,
-    which stands in the gallery, is never shown: it would recognize itself. Jobs for which nothing is left are left
-    out, and so is a row without any.
+    suite: a file, or "synthetic". methods: a file; None is allowed for the synthetic suite. Raises ConfigError,
+    DataError, CheckpointError or a face error.
     """
-    generator = np.random.default_rng(0)
-    values = arrays.seen_values
-    result = {}
-    for label, same in (("real: another portrait of the person", True), ("real: a stranger", False)):
-        shown, truth = [], []
-        for job in jobs:
-            mine = arrays.identity == arrays.identity[job.reference]
-            allowed = (mine if same else ~mine) & (arrays.index != 0)
-            allowed[job.reference] = False
-            if not allowed.any():
-                continue
-            row = int(generator.choice(np.flatnonzero(allowed)))
-            names = {name: str(values[name][row]) for name in job.names if values[name][row]}
-            shown.append(row)
-            truth.append(Job(reference=job.reference, prompt="", names=names, seed=0))
-        if not shown:
-            continue
-        result[label] = judge_pictures(judges, np.asarray(arrays.images)[shown], truth, arrays, references)
-    return result
+    if suite == SYNTHETIC:
+        built = synthetic_suite(out / "data", synthetic or SyntheticSettings())
+    else:
+        built = read_suite(Path(suite))
+    if methods is None and suite != SYNTHETIC:
+        raise ConfigError("methods: name the file of the methods")
+    wanted = synthetic_methods() if methods is None else read_methods(methods)
+    return run_suite(built, wanted, out, device=device, retry=retry, draw_only=draw_only)
 
 
-def to_json(result: GenerationResult) -> dict:
-    """Figures per arm, comparisons with text only, and the rows of real portraits."""
+def run_suite(
+    suite: Suite,
+    wanted: list[MethodSettings],
+    out: Path,
+    *,
+    device: str = "cpu",
+    retry: bool = False,
+    draw_only: bool = False,
+) -> Path | None:
+    """`benchmark` of a suite and methods that were read already."""
+    panel = None if draw_only else load_panel(suite, device)  # what is wrong with a network is said before drawing
+    loaded: dict[str, Method] = {}
+    facts: dict[str, Any] = {}
+    for settings in wanted:
+        # One method at a time: several large pipelines do not fit side by side.
+        method = load_method(settings, suite, device)
+        facts[settings.name] = {"kind": settings.kind, "licence": settings.licence, **method.facts}
+        if len(wanted) == 1 or settings.kind in (*CALIBRATION, "folder", "base"):
+            loaded[settings.name] = method
+        del method
+    claim(out, suite, facts)
+    with Progress(*COLUMNS) as bar:
+        task = bar.add_task("pictures", total=len(wanted) * len(suite.jobs))
+        for settings in wanted:
+            bar.update(task, description=settings.name)
 
-    def plain(figures) -> dict:
-        return {name: value.to_dict() for name, value in figures.items()}
+            def load(settings: MethodSettings = settings) -> Method:
+                return loaded.get(settings.name) or load_method(settings, suite, device)
 
-    arms = {name: plain(summarize(value)) for name, value in result.scores.items()}
-    content = {"arms": arms, "real": {name: plain(summarize(value)) for name, value in result.context.items()}}
-    content["frechet distance"] = {name: value.frechet for name, value in {**result.scores, **result.context}.items()}
-    if "text" in result.scores:
-        base = result.scores["text"]
-        content["difference from text only"] = {
-            name: plain(compare(value, base)) for name, value in result.scores.items() if name != "text"
-        }
-    return content
+            draw_all(out, suite, settings, load, progress=lambda n: bar.advance(task, n), retry=retry)
+    if panel is None:
+        return None
+    with locked(out / ".measure.lock"):
+        return _measure(suite, panel, wanted, facts, out)
+
+
+def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: dict[str, Any], out: Path) -> Path:
+    galleries = {settings.name: gallery(out, suite, settings.name) for settings in wanted}
+    references = reference_views(suite, panel)
+    plain: Views | None = None
+    drawn = None
+    measured: dict[str, Measured] = {}
+    # Pictures without identity come first: others are compared with them.
+    for settings in sorted(wanted, key=lambda item: item.kind not in FACELESS):
+        shown = galleries[settings.name]
+        measured[settings.name], views = measure(suite, panel, references, shown, plain, drawn)
+        if plain is None and settings.kind in FACELESS:
+            plain, drawn = views, shown.drawn
+    measured = {settings.name: measured[settings.name] for settings in wanted}
+    contenders = [settings.name for settings in wanted if settings.kind not in CALIBRATION]
+    comparison = compare(suite, measured, contenders)
+    protocol = make_protocol(suite, panel, wanted, facts)
+    write_all(out, suite, protocol, galleries, measured, comparison)
+    report = make_report(suite, panel, protocol, galleries, measured, comparison, contenders)
+    rows = missing_rows(panel)
+    if rows:
+        report.section("Not measured")
+        report.table(["metric", "", "why"], rows)
+    return report.write(out / "report.html")
+
+
+def make_protocol(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: dict[str, Any]) -> dict[str, Any]:
+    """What is needed to run it again: suite, methods, networks with hashes, code, and what was not measured."""
+    photos = suite.references.photos
+    return json.loads(
+        json.dumps(
+            {
+                "suite": to_dict(suite.settings),
+                "plan": suite.plan_hash,
+                "references": {
+                    "chosen": len(suite.references.chosen),
+                    "photos": len(photos),
+                    "without a face": list(suite.references.without_face),
+                    "rendered": suite.references.rendered,
+                },
+                "prompts": [asdict(prompt) for prompt in suite.prompts],
+                "methods": [{**to_dict(settings), "facts": facts[settings.name]} for settings in wanted],
+                "networks": {name: found.to_dict() for name, found in panel.facts.items()},
+                "not measured": dict(panel.missing),
+                "software": {"version": software_version(), "code": code_hash("faceclip", "makeup_plugin", "eval")},
+            },
+            default=str,
+        )
+    )

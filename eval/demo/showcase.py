@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.benchmark.arms import load_pipeline
+from eval.arms.arms import load_pipeline
 from eval.demo.curves import add_curves
 from eval.demo.records import read_times
 from eval.reports.report import Report

@@ -149,7 +149,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
             title="evaluate generation",
             command=[
                 *python,
-                "eval.benchmark",
+                "eval.arms",
                 "--model",
                 str(generator / "export"),
                 "--data",

@@ -1,6 +1,6 @@
 """The networks that look at pictures together, and what they see in many of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,9 @@ def load_judges(
 
 
 @torch.no_grad()
-def embed_faces(embed: Embed, size: int, images: NDArray[np.uint8], faces: FacePoints) -> NDArray[np.float32]:
+def embed_faces(
+    embed: Embed, size: int, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], faces: FacePoints
+) -> NDArray[np.float32]:
     """Unit embeddings (N, D); zero rows where there is no face."""
     result = None
     for rows, crops in crop_batches(images, faces, size):

@@ -4,7 +4,7 @@ from eval.metrics.metric import Metric
 
 FACE = "aligned by the detector's five points, as the recognizer was trained"
 RECOGNIZER = "each recognizer of the suite; at least one that conditioned nothing"
-ZERO = "no face: 0"
+ZERO = "no face, or not drawn: 0"
 OUT = "no face: left out; read it beside detection@1"
 
 ENTRIES = (
@@ -122,7 +122,7 @@ ENTRIES = (
         role="recognizer",
         model=RECOGNIZER,
         crop=FACE,
-        failures="no face: a miss",
+        failures="no face, or not drawn: a miss",
         source="identity retrieval of arXiv:2512.19026",
         traps="falls with the number of persons: compare runs of one suite only",
     ),
@@ -134,7 +134,7 @@ ENTRIES = (
         role="recognizer",
         model=RECOGNIZER,
         crop=FACE,
-        failures="no face: 0",
+        failures="no face, or not drawn: 0",
         source="identity retrieval of arXiv:2512.19026",
         traps="as gallery/rank1@1",
     ),

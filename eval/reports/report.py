@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,7 +57,15 @@ pre { padding: 12px 16px; overflow-x: auto; border-radius: 6px; }
 .warning { border-left: 3px solid #edae49; padding: 2px 0 2px 14px; }
 """
 
-Cell = str | int | float | Estimate | None
+
+@dataclass(frozen=True)
+class Best:
+    """A cell that stands in bold."""
+
+    cell: "str | int | float | Estimate"
+
+
+Cell = str | int | float | Estimate | Best | None
 
 
 class Report:
@@ -143,6 +152,10 @@ class Report:
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
 
+    def block(self, markup: str) -> None:
+        """Markup that is HTML already; whoever makes it escapes what is in it."""
+        self._blocks.append(markup)
+
     def save_parts(self, path: Path) -> None:
         """Keep the content as JSON, so that another report can take it over with `append_parts`."""
         write_json(path, {"blocks": self._blocks, "sections": list(self._sections.items())})
@@ -194,6 +207,8 @@ def format_cell(cell: Cell) -> str:
     """One table cell as HTML: estimates with interval, floats to three places, None as a dash."""
     if cell is None or (isinstance(cell, float) and np.isnan(cell)):
         return "–"
+    if isinstance(cell, Best):
+        return f"<strong>{format_cell(cell.cell)}</strong>"
     if isinstance(cell, Estimate):
         if np.isnan(cell.value):
             return "–"

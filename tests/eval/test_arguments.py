@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.arguments import load_model
-from eval.benchmark.__main__ import main as generation
+from eval.arms.__main__ import main as generation
 from eval.demo import __main__ as demo
 from eval.demo import showcase
 from eval.judges.networks import Judge, SecondRecognizer

@@ -178,7 +178,7 @@ def test_commands_are_the_documented_ones(tmp_path):
     shown = [item.shown(tmp_path / "demo") for item in stages]
     modules = [words.split()[2] for words in shown]
     assert modules[:3] == ["faceclip.people", "train_encoder", "train_generator"]
-    assert modules[3:] == ["eval.retrieval", "eval.benchmark", "eval.demo.showcase"]
+    assert modules[3:] == ["eval.retrieval", "eval.arms", "eval.demo.showcase"]
     assert not any(str(tmp_path) in words for words in shown)
     assert sum(item.expected for item in stages) < 15 * 60
     relative = [item.shown(Path("demo")) for item in make_stages(Path("demo"), DemoConfig())]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.benchmark.looks import agreement, facing_normals, fitted_light, light_error
+from eval.arms.looks import agreement, facing_normals, fitted_light, light_error
 from faceclip import weights
 from faceclip.data.arrays import load_arrays
 from faceclip.face3d.fitter import FaceFitter

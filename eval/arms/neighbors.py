@@ -1,6 +1,6 @@
 """Are pictures copied? The nearest training portrait of each, on a sheet and as a figure.
 
-    python -m eval.benchmark.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
+    python -m eval.arms.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
 
 The distance is that of the judge's features, which see the whole picture. Held-out portraits have a nearest training
 portrait, too: pictures that are nearer to theirs than those to theirs would be copies.
@@ -119,8 +119,8 @@ def compare(settings: NeighborSettings) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.benchmark.neighbors`; returns the exit status."""
-    usage = "usage: python -m eval.benchmark.neighbors --images DIR --data DIR --out DIR [--key VALUE …]"
+    """Entry point of `python -m eval.arms.neighbors`; returns the exit status."""
+    usage = "usage: python -m eval.arms.neighbors --images DIR --data DIR --out DIR [--key VALUE …]"
     return run(compare, NeighborSettings, arguments, flags=True, usage=usage)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.benchmark.neighbors import main, nearest
+from eval.arms.neighbors import main, nearest
 from faceclip.data.arrays import load_arrays
 
 

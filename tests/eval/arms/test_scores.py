@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.benchmark.page import check_criteria
-from eval.benchmark.plan import Job
-from eval.benchmark.scores import Scores, compare, embed_references, judge_pictures, summarize
+from eval.arms.page import check_criteria
+from eval.arms.plan import Job
+from eval.arms.scores import Scores, compare, embed_references, judge_pictures, summarize
 from eval.judges.networks import Judge, SecondRecognizer
 from eval.judges.panel import Judges, embed_faces, look
 from faceclip.data.arrays import load_arrays

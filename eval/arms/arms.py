@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.benchmark.plan import Arm, Job, batches
+from eval.arms.plan import Arm, Job, batches
 from eval.reports.report import write_json
 from faceclip.data.arrays import FaceArrays
 from faceclip.errors import ConfigError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.benchmark.plan import ARMS, Job, first_people, plan_jobs, select_arms
+from eval.arms.plan import ARMS, Job, first_people, plan_jobs, select_arms
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.retrieval.labels import Description, Labels, labels_of

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.benchmark.looks import agreement, fitted_light, light_error
-from eval.benchmark.plan import Job
+from eval.arms.looks import agreement, fitted_light, light_error
+from eval.arms.plan import Job
 from eval.judges.panel import Judges, embed_faces, look
 from eval.metrics.distances import angle_difference, frechet_distance
 from eval.prompt import prompt_scores

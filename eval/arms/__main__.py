@@ -1,0 +1,128 @@
+"""Evaluate a generator on the test identities of a data set, arm by arm.
+
+python -m eval.arms --model EXPORT --data DIR --out runs/generation
+
+The last three options are what was chosen for the tiny models.
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from eval.arguments import check_export, check_guidance, check_least, check_seed, use_device, use_threads
+from eval.arms.arms import SamplingConfig
+from eval.arms.page import RULES, add_sections, first_examples
+from eval.arms.plan import ARMS, select_arms
+from eval.arms.run import evaluate, to_json
+from eval.reports.report import Report, write_json
+from eval.reports.sheet import save_sheet
+from faceclip.settings import run, setting
+from faceclip.training.checkpoints import make_folder
+from makeup_plugin.marking.provenance import sheet_record
+
+
+@dataclass(kw_only=True)
+class BenchmarkSettings:
+    """What is evaluated, how its pictures are made, and who looks at them."""
+
+    model: Path = setting(help="pipeline folder (export of train_generator)")
+    data: Path = setting(help="data set folder")
+    out: Path = setting(help="receives images, results, report.html, examples.png")
+    images_per_arm: int = setting(500, "pictures of each arm")
+    arms: str = setting(",".join(ARMS), "comma-separated, of the default's")
+    steps: int | None = setting(None, "sampler steps; by default those that suit the model")
+    guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
+    guide_shading: bool | None = setting(
+        None, "whether guidance strengthens the shading channel too; by default as suits the model"
+    )
+    batch: int = setting(SamplingConfig.batch, "pictures made at once")
+    bf16: bool = setting(False, "bf16 autocast: faster, pictures differ by rounding")
+    seed: int = setting(0, "of the choice of people and of the noise")
+    split: Literal["test", "validation"] = setting("test", "choose settings on validation, report test")
+    device: str = setting("cpu", "of pipeline and judges, as cuda; faces are found on the CPU")
+    threads: int | None = setting(None, "torch threads")
+    judge: Path | None = setting(None, "folder of another judge than the shipped one")
+    second_recognizer: Path | None = setting(None, "folder of another second recognizer")
+
+    def __post_init__(self) -> None:
+        check_least("--images-per-arm", self.images_per_arm)
+        if self.steps is not None:
+            check_least("--steps", self.steps)
+        check_least("--batch", self.batch)
+        if self.guidance is not None:
+            check_guidance(self.guidance)
+        check_seed(self.seed)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How every arm's pictures are made."""
+        return SamplingConfig(
+            steps=self.steps,
+            guidance=self.guidance,
+            guide_shading=self.guide_shading,
+            batch=self.batch,
+            bf16=self.bf16,
+        )
+
+
+def check_folders(settings: BenchmarkSettings) -> None:
+    """Raises CheckpointError for what would fail only after a long run."""
+    check_export("--model", settings.model, "model_index.json", "the export folder of `python -m train_generator`")
+    for option, folder in (("--judge", settings.judge), ("--second-recognizer", settings.second_recognizer)):
+        if folder is not None:
+            check_export(option, folder, "config.json", "the folder of a trained one, or leave the option out")
+
+
+def generate_and_judge(settings: BenchmarkSettings) -> None:
+    """Makes and judges the pictures, writes the results and the report, and prints which criteria are met."""
+    check_folders(settings)
+    arms = select_arms(settings.arms)
+    use_threads(settings.threads)
+    device = use_device(settings.device)
+    make_folder(settings.out, "--out ")
+    result = evaluate(
+        settings.model,
+        settings.data,
+        settings.out,
+        arms,
+        count=settings.images_per_arm,
+        seed=settings.seed,
+        sampling=settings.sampling,
+        judge=settings.judge,
+        second=settings.second_recognizer,
+        split=settings.split,
+        device=device,
+    )
+    report = Report("Generation", f"{settings.images_per_arm:,} pictures per arm of {settings.split} people.")
+    shown = first_examples(result.jobs, result.pictures, result.arrays, result.maps)
+    criteria = add_sections(report, result.scores, result.context, result.jobs, shown)
+    content = to_json(result)
+    content["settings"] = {
+        **asdict(result.sampling),
+        "images per arm": settings.images_per_arm,
+        "seed": settings.seed,
+        "split": settings.split,
+        **result.made_by,
+    }
+    content["rules"] = RULES
+    content["criteria"] = [{"criterion": text, "measured": seen, "met": met} for text, seen, met in criteria]
+    write_json(settings.out / "results.json", content)
+    path = report.write(settings.out / "report.html")
+    report.save_parts(settings.out / "report.json")
+    record = sheet_record(model=str(settings.model), prompts=shown.prompts)
+    save_sheet(settings.out / "examples.png", shown.grid, shown.headers, row_labels=shown.prompts, provenance=record)
+    for text, seen, met in criteria:
+        print(f"{'met    ' if met else 'NOT met'}  {text}: {seen}")
+    print(f"report: {path}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.arms`; returns the exit status."""
+    usage = "usage: python -m eval.arms --model EXPORT --data DIR --out DIR [--key VALUE …]"
+    interrupted = "interrupted; the same command goes on"
+    return run(generate_and_judge, BenchmarkSettings, arguments, flags=True, usage=usage, interrupted=interrupted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
