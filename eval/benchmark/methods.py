@@ -11,7 +11,7 @@ methods:
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -34,7 +34,7 @@ from faceclip.settings import load_config, setting
 from faceclip.storage.hashes import file_hash
 from faceclip.towers.text import TextTower
 from faceclip.towers.text_pair import TextPair
-from makeup_plugin.loading import load_pipeline, sampler_settings
+from makeup_plugin.loading import load_pipeline
 from makeup_plugin.marking.provenance import Provenance
 from makeup_plugin.plain_sampling import sample_portraits
 
@@ -53,8 +53,8 @@ class MethodSettings:
     name: str = setting(help="in tables; unique")
     kind: Literal["pipeline", "plain", "base", "peer", "folder", "real", "stranger"]
     model: str = setting("tiny", "pipeline, plain: folder, hub id, or the one that ships", path=True)
-    steps: int | None = setting(None, "sampler steps; by default those that suit the base")
-    guidance: float | None = setting(None, "guidance scale; by default the one that suits the base")
+    steps: int | None = setting(None, "sampler steps; by default those that suit the model")
+    guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
     guide_shading: bool | None = setting(None, "whether guidance strengthens the shading channel")
     identity_scale: float | None = setting(None, "weight of the identity channel")
     shading_scale: float | None = setting(None, "weight of the shading channel")
@@ -281,14 +281,15 @@ def _load(settings: MethodSettings, suite: Suite, device: str) -> Method:
         return _load_base(settings, suite)
     pipeline = load_pipeline(settings.model, device=device)
     pipeline.set_progress_bar_config(disable=True)
-    suited = sampler_settings(pipeline)
-    call: dict[str, Any] = {
-        "num_inference_steps": settings.steps or suited.num_inference_steps,
-        "guidance_scale": suited.guidance_scale if settings.guidance is None else settings.guidance,
-        "guide_shading": suited.guide_shading if settings.guide_shading is None else settings.guide_shading,
-        "identity_scale": settings.identity_scale,
-        "shading_scale": settings.shading_scale,
-    }
+    call = asdict(
+        pipeline.call_defaults.filled(
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            guide_shading=settings.guide_shading,
+            identity_scale=settings.identity_scale,
+            shading_scale=settings.shading_scale,
+        )
+    )
     place = Path(settings.model)
     facts = {"model": model_hash(place) if place.is_dir() else settings.model, **call}
     return PipelineMethod(pipeline=pipeline, suite=suite, call=call, face=settings.kind == "pipeline", facts=facts)

@@ -14,7 +14,8 @@ from faceclip.errors import CheckpointError, ConfigError, DataError, MissingExtr
 
 
 def test_our_pipeline_draws_what_its_call_draws(suite, pipeline_export):
-    method = load_method(MethodSettings(name="ours", kind="pipeline", model=str(pipeline_export), steps=2), suite)
+    given = {"steps": 2, "guidance": 2.0, "guide_shading": True}
+    method = load_method(MethodSettings(name="ours", kind="pipeline", model=str(pipeline_export), **given), suite)
     job = suite.jobs[1]
     drawn = method.draw(job)
     photo = suite.references.photos[job.reference]
