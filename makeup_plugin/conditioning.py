@@ -7,7 +7,6 @@ everything that is trained.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +17,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from makeup_plugin.contexts import contexts
 from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.image_tokens import FaceTower, image_tokens
@@ -37,6 +37,11 @@ class Conditions:
     time_ids. identity (B,E), of length one unless the identity channel wants it as it is, and image_tokens (B,T,W),
     None for a channel that reads none: the identity channel's inputs, as for nobody where dropped. shading (B,3,H,W)
     in [0,1] at image resolution and shading_keep (B,): the shading channel's input and whether it counts.
+    identity_scale (B,): how much the identity counts beside the channel's own scale; None for 1.
+
+    Of K people in the picture, beside all this: people_tokens (B,K,77,D), people_identity (B,K,E), people_image_tokens
+    (B,K,T,W) as above, people_shares (B,K+1,h,w) at the latents' size, which sum to 1, first that of nobody, and
+    people_scale (B,K). `identity` is nobody's then.
     """
 
     tokens: Tensor
@@ -46,6 +51,12 @@ class Conditions:
     image_tokens: Tensor | None = None
     shading: Tensor | None = None
     shading_keep: Tensor | None = None
+    identity_scale: Tensor | None = None
+    people_tokens: Tensor | None = None
+    people_identity: Tensor | None = None
+    people_image_tokens: Tensor | None = None
+    people_shares: Tensor | None = None
+    people_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         sizes = {name: value.shape[0] for name, value in self.tensors().items()}
@@ -64,6 +75,11 @@ class Conditions:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def by_regions(self) -> bool:
+        """Whether attention differs between people or pictures: `predict` then needs `regional_attention`."""
+        return self.people_tokens is not None or self.identity_scale is not None
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditions:
         """Moved and cast."""
         return replace(self, **{name: x.to(device=device, dtype=dtype) for name, x in self.tensors().items()})
@@ -79,14 +95,19 @@ class Conditions:
     def drop_identity(self, mask: Tensor, nobody: Tensor | None = None) -> Conditions:
         """The identity channel's inputs as for nobody where mask (B,) is true: identity zero, and the image tokens
         `nobody` (T,W), or zero without it."""
-        if self.identity is None:
+        changed = {}
+        for name, value in self.tensors().items():
+            if name in ("identity", "people_identity", "image_tokens", "people_image_tokens"):
+                empty = value.new_zeros(()) if nobody is None or name.endswith("identity") else nobody.to(value)
+                changed[name] = torch.where(mask.to(value.device).view(-1, *[1] * (value.ndim - 1)), empty, value)
+        return replace(self, **changed) if changed else self
+
+    def with_one_text(self) -> Conditions:
+        """The text of the picture for all people too."""
+        if self.people_tokens is None:
             return self
-        rows = mask.to(self.identity.device)
-        tokens = self.image_tokens
-        if tokens is not None:
-            empty = torch.zeros_like(tokens[0]) if nobody is None else nobody.to(tokens)
-            tokens = torch.where(rows[:, None, None], empty, tokens)
-        return replace(self, identity=self.identity.masked_fill(rows[:, None], 0.0), image_tokens=tokens)
+        people = self.people_tokens.shape[1]
+        return replace(self, people_tokens=self.tokens[:, None].expand(-1, people, -1, -1))
 
     def drop_shading(self, mask: Tensor) -> Conditions:
         """No residuals of the shading channel where mask (B,) is true."""
@@ -259,7 +280,7 @@ def unconditional_half(
     text = text.to(positive.tokens.device, positive.tokens.dtype).repeat(count // len(texts))
     everything = torch.ones(count, dtype=torch.bool)
     negative = replace(positive, tokens=text.tokens, pooled=text.pooled, time_ids=text.time_ids)
-    negative = negative.drop_identity(everything, nobody)
+    negative = negative.with_one_text().drop_identity(everything, nobody)
     return negative if keep_shading else negative.drop_shading(everything)
 
 
@@ -279,36 +300,23 @@ def predict(
 
     A channel that is None does not run. The ControlNet does not run without a shading map or at `shading_scale` 0
     either. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
-    when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody. `timestep_cond`
-    (B,T) and `cross_attention_kwargs` go to the UNet as they are.
+    when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody. Several people, and
+    a scale per picture, need `regional_attention`. `timestep_cond` (B,T) and `cross_attention_kwargs` go to the UNet as
+    they are.
     """
     added = None
     if conditions.pooled is not None:
         added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
-    context: Tensor | tuple[Tensor, list[Tensor]] = conditions.tokens
-    identity_tokens = None
-    if identity_channel is not None and conditions.identity is not None:
-        if not identity_channel.is_attached(unet):
-            raise ConfigError(
-                "the identity channel is not in the UNet: another one is, or whatever replaces attention processors"
-                " (slicing, xformers, set_attn_processor) has dropped it; call identity_channel.attach(unet)"
-            )
-        identity_tokens = identity_channel(conditions.identity, conditions.image_tokens)
-        context = (conditions.tokens, [identity_tokens])
-    elif identity_channel is not None and identity_channel.scale != 0:
-        raise ConfigError(
-            "identity_channel is given but conditions.identity is absent: pass image_encoder to encode_conditions,"
-            " or identity_channel=None"
-        )
+    context, identity_context = contexts(unet, conditions, identity_channel)
     residuals = {}
     if shading_channel is not None and conditions.shading is not None and shading_scale != 0:
-        if identity_tokens is None:
+        if identity_context is None:
             raise ConfigError("shading_channel reads identity tokens: give identity_channel and conditions.identity")
         control = shading_residuals(
             shading_channel,
             latents,
             timesteps,
-            identity_tokens=identity_tokens,
+            identity_tokens=identity_context,
             shading=conditions.shading,
             pooled=conditions.pooled,
             time_ids=conditions.time_ids,
@@ -329,35 +337,6 @@ def predict(
         return_dict=False,
         **residuals,
     )[0]
-
-
-def phrase_token_mask(text: str, start: int, end: int, *, prefix: str = "", length: int = 77) -> Tensor:
-    """Mask (length,) of the context's positions that hold text[start:end].
-
-    `prefix` is the template that the encoder puts before the text. Spans are widened to whole words. The part beyond
-    the context is cut, so the mask can be empty.
-    """
-    from open_clip.tokenizer import SimpleTokenizer
-
-    if not 0 <= start < end <= len(text):
-        raise ConfigError(f"span {start}:{end} does not lie in a text of {len(text)} characters")
-    global _TOKENIZER
-    if _TOKENIZER is None:
-        _TOKENIZER = SimpleTokenizer()
-    # Parts of words have other tokens than whole words.
-    words = [word.span() for word in _WORD.finditer(text) if word.start() < end and word.end() > start]
-    start = min([start, *(first for first, _ in words)])
-    end = max([end, *(last for _, last in words)])
-    before = len(_TOKENIZER.encode(prefix + text[:start]))
-    through = len(_TOKENIZER.encode(prefix + text[:end]))
-    mask = torch.zeros(length, dtype=torch.bool)
-    # Position 0 is the start token; the last position is kept for the end token when a text is cut.
-    mask[min(1 + before, length - 1) : min(1 + through, length - 1)] = True
-    return mask
-
-
-_TOKENIZER = None
-_WORD = re.compile(r"[^\W\d_]+|(?:[^\w\s]|_)+")  # runs that CLIP's tokenizer merges: letters, punctuation
 
 
 def _present_rows(faces: Tensor | None, has_face: Tensor | None, count: int) -> Tensor:

@@ -52,8 +52,8 @@ def five_point_maps(references: References, others: References | None, *, height
     is no face."""
     sources = references if others is None else others
     maps = torch.zeros(len(references), 3, height, width)
-    for row, face in enumerate(sources.faces):
-        if face is not None:
-            points = placed_points(face.face.landmarks, face.image.shape[:2], height, width)
+    for row in range(len(maps)):
+        if (found := sources.points(row)) is not None:
+            points = placed_points(*found, height, width)
             maps[row] = torch.from_numpy(draw_five_points(points, height, width)).permute(2, 0, 1) / 255
     return maps

@@ -118,6 +118,19 @@ class Identity:
         face = Face(box=box, landmarks=template(side), score=1.0)
         return PreparedFace(crop=crop, face=face, image=crop, name="identity")
 
+    @property
+    def points(self) -> tuple[np.ndarray, tuple[int, int]]:
+        """The face's five points (5, 2) px in the photo with the largest weight, and (height, width) of that photo.
+
+        Raises ConfigError for a mixture, which has no photo.
+        """
+        if not self.photos:
+            raise ConfigError(
+                "identity is a mixture, which has no photo whose five points can be drawn: give shading_map"
+            )
+        leader = max(self.photos, key=lambda photo: photo.weight)
+        return np.array(leader.landmarks, np.float32), leader.size
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, those of a second face encoder and of the fit by dotted names."""
         found = _feature_tensors("features", self.features)

@@ -16,7 +16,7 @@ state dict therefore stays that of the base model, and nothing is stored or trai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -204,12 +204,23 @@ class IdentityChannel(ModelMixin, ConfigMixin):
 
     @property
     def scale(self) -> float:
-        """Weight of the identity attention. At 0 it does not run, which gives the base model's output."""
-        return self.attention[0].scale[0]
+        """Weight of the identity attention, the largest where layers differ. At 0 it does not run, which gives the base
+        model's output."""
+        return max(self.layer_scales, key=abs)
 
     @scale.setter
     def scale(self, value: float) -> None:
         for weights in self.attention:
+            weights.scale = [float(value)]
+
+    @property
+    def layer_scales(self) -> list[float]:
+        """Weight of the identity attention of each layer, in the order of `config.layer_names`."""
+        return [weights.scale[0] for weights in self.attention]
+
+    @layer_scales.setter
+    def layer_scales(self, values: Sequence[float]) -> None:
+        for weights, value in zip(self.attention, values, strict=True):
             weights.scale = [float(value)]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from diffusers.utils import BaseOutput, logging
 from PIL import Image
 
 from faceclip.errors import ConfigError
-from faceclip.faces import PreparedFace
 from makeup_plugin.marking.provenance import Provenance, save_image
 
 logger = logging.get_logger(__name__)
@@ -24,13 +24,14 @@ class FaceMakeUpOutput(BaseOutput):
     Attributes:
         images: depends on `output_type`: a list of PIL images, an array (N,H,W,3) in [0,1], a tensor (N,3,H,W) in
             [0,1], or latents.
-        faces: for each image, the reference face that was found and used (crop, box, landmarks), or None.
+        faces: for each image, the reference face that was found and used (crop, box, landmarks), or None; a list of
+            these for a picture of several people.
         shading_maps: for each image, the map that the shading channel saw, or None.
         provenance: for each image, the record that `save` writes.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
-    faces: list[PreparedFace | None]
+    faces: list[Any]
     shading_maps: list[Image.Image | None]
     provenance: list[Provenance]
 

@@ -42,7 +42,9 @@ from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.placement import Placement
 from makeup_plugin.plain_text import PlainText
 from makeup_plugin.references import Images
+from makeup_plugin.regions import Region
 from makeup_plugin.saving.storage import PipelineStorageMixin
+from makeup_plugin.scales import Schedule
 from makeup_plugin.sharing import PipelineSharingMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
 from makeup_plugin.turns import call_in_turn, change_in_turn, turns_of
@@ -207,8 +209,13 @@ class FaceMakeUpPipeline(
         image: Images = None,
         *,
         identity: Identity | Sequence[Identity | None] | None = None,
+        regions: Sequence[Region] | None = None,
+        region_prompts: Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        identity_scale: float | None = None,
+        identity_scale: float | Sequence[float] | Mapping[str, Any] | None = None,
+        identity_start: float = 0.0,
+        identity_end: float = 1.0,
+        identity_schedule: Schedule | None = None,
         shading_scale: float | None = None,
         shortcut_scale: float | None = None,
         shading_image: Images = None,
@@ -256,14 +263,23 @@ class FaceMakeUpPipeline(
             image: photo of the person: a path, a PIL image, an array (H,W,3) of uint8 or of floats in [0,1], or a list
                 of these (one per prompt, or several for one prompt). An entry None uses the text alone. Without any
                 image the joint encoder uses its unconditional face (a zero image, prompt without template), the
-                identity channel gets zero inputs, and the shading channel does not run.
+                identity channel gets zero inputs, and the shading channel does not run. A list of lists is several
+                people in one picture, each with one photo or more.
             identity: the person as `encode_identity` gives it, in place of `image`: one, or a list (one per prompt, or
                 several for one prompt). An entry None uses the text alone.
+            regions: one box (left, top, right, bottom) in px or one mask of the picture's size per person. The entries
+                of `image` or `identity` are then people of one picture. By default several people get a column each.
+            region_prompts: one text per person, of which only the region knows. By default that is `prompt`.
             negative_prompt: what the image should not show: one text for all, one per prompt or one per image. The
                 default is the empty text. It has an effect when guidance_scale > 1.
             identity_scale: weight of the identity channel's attention. The default is that of the model
-                (`call_defaults`), or 1 where the channel exists.
-            shading_scale: weight of the shading channel. The default is as for identity_scale.
+                (`call_defaults`), or 1 where the channel exists. A list has one per prompt or image, or one per person
+                of a picture. A dictionary weighs blocks of the UNet as in diffusers' `set_ip_adapter_scale`, for
+                example {"down": {"block_2": 0.5}, "up": 1.0}.
+            identity_start, identity_end: shares of the steps between which the identity channel runs.
+            identity_schedule: factor of the identity's weight: one per step, or a function of the share of the steps
+                that are done.
+            shading_scale: weight of the shading channel. The default is that of the model, or 1.
             shortcut_scale: weight of the image tokens' part in the identity tokens, FaceID-PlusV2's `s_scale`. The
                 default is 1; only a channel with a shortcut takes another value.
             shading_image: photo that gives pose, expression and light in place of `image`. The shape of the head stays

@@ -40,6 +40,14 @@ class References:
     def __len__(self) -> int:
         return len(self.faces)
 
+    def points(self, row: int) -> tuple[np.ndarray, tuple[int, int]] | None:
+        """The five points (5, 2) px of a row's face, with (height, width) of its photo; None without a face."""
+        if self.identities:
+            identity = self.identities[row]
+            return None if identity is None else identity.points
+        face = self.faces[row]
+        return None if face is None else (face.face.landmarks, (face.image.shape[0], face.image.shape[1]))
+
 
 def prepare_references(
     images: Images,
@@ -238,7 +246,7 @@ def _as_numbers(values: Any) -> NDArray[np.float32] | None:
 def _fits(fitter: Any, references: References, known: KnownFaces | None) -> list[tuple[Any, tuple[int, int]] | None]:
     """For every row the fit, in the frame of the photo's upper left square, with (height, width) of the photo."""
     if references.identities:
-        return [None if one is None else _fit_of(one) for one in references.identities]
+        return [None if one is None else fit_of(one) for one in references.identities]
     rows = [row for row, face in enumerate(references.faces) if face is not None]
     found: list[tuple[Any, tuple[int, int]] | None] = [None] * len(references)
     if not rows:
@@ -263,7 +271,8 @@ def fit_faces(fitter: Any, faces: Sequence[PreparedFace], known: KnownFaces | No
     return known.recall("fit", key, fit, by=fitter)
 
 
-def _fit_of(identity: Identity) -> tuple[Any, tuple[int, int]]:
+def fit_of(identity: Identity) -> tuple[Any, tuple[int, int]]:
+    """The fit of an identity with (height, width) of its photo. Raises ConfigError where it has none."""
     if identity.fit is None or identity.photo_size is None:
         raise ConfigError(
             "identity has no fitted head, which the shading channel draws: encode it by a pipeline with a face_fitter,"

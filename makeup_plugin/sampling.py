@@ -109,6 +109,7 @@ def denoise(
     cross_attention_kwargs: dict[str, Any] | None = None,
     started: bool = False,
     generator: Generators = None,
+    before_step: Callable[[int], None] | None = None,
     after_step: AfterStep | None = None,
     interrupted: Callable[[], bool] | None = None,
 ) -> Tensor:
@@ -124,6 +125,7 @@ def denoise(
         eta: of DDIM (Song et al. 2020, arXiv:2010.02502), for schedulers that have it.
         started: the latents already have the noise of the first timestep, as where a picture is edited.
         generator: one generator, or one per image, for schedulers that draw noise.
+        before_step: called with the index of a step before it runs.
         after_step: may change latents and conditions, and may end guidance. It then returns the conditional half only.
         interrupted: called before every step. True ends the loop with the latents of the last step.
 
@@ -137,6 +139,8 @@ def denoise(
     for index, timestep in enumerate(timesteps):
         if interrupted is not None and interrupted():
             break
+        if before_step is not None:
+            before_step(index)
         latents, guided = state.latents, state.guidance_scale > 1
         if guided and len(state.conditions) != 2 * len(latents):
             raise ConfigError(

@@ -14,6 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
+from makeup_plugin.regional_attention import RegionalContext
 
 # diffusers' widths for an eightfold VAE; one stride-2 step fewer for each halving of the factor.
 _EMBEDDING_WIDTHS = (16, 32, 96, 256)
@@ -62,7 +63,7 @@ def shading_residuals(
     latents: Tensor,
     timesteps: Tensor,
     *,
-    identity_tokens: Tensor,
+    identity_tokens: Tensor | RegionalContext,
     shading: Tensor,
     pooled: Tensor | None,
     time_ids: Tensor | None,
@@ -71,7 +72,8 @@ def shading_residuals(
 ) -> ShadingResiduals:
     """Residuals for noisy latents (B,4,h,w), identity tokens (B,n,D) and shading maps (B,3,H,W) in [0,1].
 
-    pooled and time_ids: as for the UNet; None for a base without text_time.
+    identity_tokens may be those of several people. pooled and time_ids: as for the UNet; None for a base without
+    text_time.
 
     `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives exactly what no channel would give.
     """

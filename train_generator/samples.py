@@ -11,7 +11,7 @@ from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError
 from faceclip.towers.text import tokenize
 from faceclip.training import MapSource
-from makeup_plugin.conditioning import phrase_token_mask
+from makeup_plugin.phrases import phrase_token_mask
 from train_generator.config import DropoutConfig
 from train_generator.reference_features import ReferenceFeatures
 from train_generator.towers.attributes import attribute_classes

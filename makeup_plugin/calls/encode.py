@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -13,6 +16,7 @@ from makeup_plugin.calls.identify import encode_faces
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
+from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.image_tokens import nobody_tokens
 from makeup_plugin.plain_text import PlainText
 from makeup_plugin.references import References
@@ -28,23 +32,42 @@ def encode_references(
     nobody: Tensor | None = None,
 ) -> Conditions:
     """One row per prompt, on the device and in the UNet's precision. nobody: what `tokens_of_nobody` gives."""
+    encoded = encode_faces(pipeline, references, device)
+    return with_given(call, conditions_of(pipeline, call, call.prompts, encoded, maps, device, nobody=nobody))
+
+
+def conditions_of(
+    pipeline: PipelineParts,
+    call: Call,
+    prompts: Sequence[str],
+    encoded: EncodedFaces | None,
+    maps: Tensor | None,
+    device: torch.device,
+    *,
+    nobody: Tensor | None = None,
+) -> Conditions:
+    """One row per text, on the device and in the UNet's precision."""
     channel = pipeline.identity_channel
     reads_image = channel is not None and channel.reads_image
     conditions = encode_conditions(
         pipeline.text_side,
-        call.prompts,
+        prompts,
         None,
         height=call.height,
         width=call.width,
         image_encoder=pipeline.image_encoder if reads_image else None,
-        encoded=encode_faces(pipeline, references, device),
+        encoded=encoded,
         identity_dim=None if channel is None else channel.config.identity_dim,
         shading=None if maps is None else maps.to(device),
         with_identity=channel is not None,
         normalized=channel is None or channel.config.normalized,
         nobody=nobody,
     )
-    conditions = conditions.to(device, pipeline.unet.dtype)
+    return conditions.to(device, pipeline.unet.dtype)
+
+
+def with_given(call: Call, conditions: Conditions) -> Conditions:
+    """The conditions with the texts and sizes that the caller gives as numbers."""
     if call.texts is not None:
         times = len(conditions) // len(call.texts)
         conditions = call.texts.repeat(times).put_into(conditions)
@@ -63,7 +86,7 @@ def complete_conditions(
     pipeline: PipelineParts, call: Call, conditions: Conditions, *, nobody: Tensor | None = None
 ) -> Conditions:
     """One row per image, and with guidance as many rows of the unconditional half before them."""
-    conditions = conditions.repeat(call.per_prompt)
+    conditions = _with_scales(call, conditions.repeat(call.per_prompt))
     if not call.guided:
         return conditions
     text_side = pipeline.text_side
@@ -81,13 +104,27 @@ def complete_conditions(
     )
     if call.negative_texts is not None:
         negative = call.negative_texts.repeat(len(negative) // len(call.negative_texts)).put_into(negative)
-    negative = with_size_ids(negative, call.negative_sizes)
+    negative = with_size_ids(negative.with_one_text(), call.negative_sizes)
     if negative.tokens.shape[1] != conditions.tokens.shape[1]:
         raise ConfigError(
             f"negative_prompt_embeds: the negative text has {negative.tokens.shape[1]} tokens and the prompt"
             f" {conditions.tokens.shape[1]}: give equally many"
         )
     return concatenate([negative, conditions])
+
+
+def _with_scales(call: Call, conditions: Conditions) -> Conditions:
+    """The conditions with the identity's scale of each image, where the call gives a list of them."""
+    rows = call.identity_scale.rows
+    if rows is None or conditions.people_tokens is not None:
+        return conditions
+    if len(rows) not in (len(call.prompts), call.count):
+        raise ConfigError(
+            f"identity_scale: {len(rows)} numbers do not fit {call.count} images of {len(call.prompts)} prompts: give"
+            " one for all, one per prompt or one per image"
+        )
+    each = rows if len(rows) == call.count else call.each(rows)
+    return replace(conditions, identity_scale=conditions.tokens.new_tensor(each))
 
 
 def initial_latents(pipeline: PipelineParts, call: Call, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from makeup_plugin.arguments import check_generator
 from makeup_plugin.callbacks import callback_after_step, in_order
 from makeup_plugin.calls.edit import Edit, EditLatents, encode_edit, steps_from
 from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents, tokens_of_nobody
+from makeup_plugin.calls.group import encode_group, find_group, group_shading
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.people import find_references, make_shading_maps
 from makeup_plugin.calls.request import Call, Request, check_request
@@ -19,7 +20,9 @@ from makeup_plugin.marking import watermark as watermarking
 from makeup_plugin.marking.provenance import Provenance, make_records
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.references import References, shading_pictures
+from makeup_plugin.regional_attention import regional_attention
 from makeup_plugin.sampling import decode, denoise, guidance_embedding, make_timesteps, seeds_of, steps_until
+from makeup_plugin.scales import scale_steps
 
 
 def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None) -> FaceMakeUpOutput | tuple:
@@ -31,11 +34,18 @@ def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None
     begin(pipeline, call)
     device = pipeline._execution_device
 
-    references = find_references(pipeline, call)
-    call = call.for_people(len(references))
-    maps = make_shading_maps(pipeline, call, references)
     nobody = tokens_of_nobody(pipeline)
-    conditions = encode_references(pipeline, call, references, maps, device, nobody=nobody)
+    group = find_group(pipeline, call)
+    if group is None:
+        references = find_references(pipeline, call)
+        call = call.for_people(len(references))
+        maps = make_shading_maps(pipeline, call, references)
+        conditions = encode_references(pipeline, call, references, maps, device, nobody=nobody)
+    else:
+        call = call.for_people(1)
+        references = group.references(len(call.prompts))
+        maps = group_shading(pipeline, call, group)
+        conditions = encode_group(pipeline, call, group, maps, device, nobody=nobody)
     shading_maps = shading_pictures(conditions.shading, conditions.shading_keep, len(call.prompts))
     conditions = complete_conditions(pipeline, call, conditions, nobody=nobody)
 
@@ -46,7 +56,9 @@ def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None
         edited = encode_edit(pipeline, edit, device, request.generator)
     latents = initial_latents(pipeline, call, device)
     pipeline.evict_models()
-    latents = run_steps(pipeline, call, latents, conditions, edited)
+    regional = (pipeline.unet, pipeline.shading_channel) if conditions.by_regions else ()
+    with regional_attention(*regional):
+        latents = run_steps(pipeline, call, latents, conditions, edited)
 
     output_type, watermark = request.output_type, request.watermark
     marked = (pipeline.config.add_watermark if watermark is None else watermark) and output_type != "latent"
@@ -63,7 +75,7 @@ def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None
         )
     pipeline.maybe_free_model_hooks()
 
-    faces = call.each(references.faces)
+    faces = call.each(references.faces if group is None else [group.faces] * len(call.prompts))
     if not request.return_dict:
         return images, faces
     records = describe(pipeline, call, references, marked=marked, strength=None if edit is None else edit.strength)
@@ -87,7 +99,6 @@ def run_steps(
 ) -> Tensor:
     """The denoising steps of the call from noise `latents`, with its callback and the pipeline's progress bar."""
     if pipeline.identity_channel is not None:
-        pipeline.identity_channel.scale = call.identity_scale
         pipeline.identity_channel.shortcut_scale = call.shortcut_scale
     given = call.given
     timesteps = make_timesteps(
@@ -122,6 +133,7 @@ def run_steps(
         shading_scale=call.shading_scale,
         started=edited is not None and not edited.from_noise,
         generator=given.generator,
+        before_step=scale_steps(pipeline.identity_channel, call.identity_scale, len(timesteps)),
         after_step=in_order(hooks) if hooks else None,
         interrupted=lambda: pipeline.interrupt,
     )
@@ -135,7 +147,7 @@ def describe(
         "num_inference_steps": call.steps,
         "guidance_scale": call.guidance_scale,
         "guide_shading": call.guide_shading,
-        "identity_scale": call.identity_scale,
+        **call.identity_scale.record(),
         "shading_scale": call.shading_scale,
         "height": call.height,
         "width": call.width,

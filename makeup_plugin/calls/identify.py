@@ -42,24 +42,25 @@ def identity_of_photos(
     weights: Sequence[float] | None,
     landmarks: Sequence[ArrayLike | None] | ArrayLike | None,
     policy: str,
+    what: str = "images",
 ) -> Identity:
-    """`encode_identity` of the pipeline."""
+    """`encode_identity` of the pipeline; what: the caller's name for the argument `images`, used in messages."""
     references = prepare_references(
         images,
         landmarks=landmarks,
         policy=policy,
         detector=pipeline.detector if landmarks is None else pipeline._detector,
-        what="images",
+        what=what,
         known=pipeline.known_faces,
     )
     faces = [face for face in references.faces if face is not None]
     if len(faces) != len(references):
         index = references.has_face.tolist().index(False)
-        raise ConfigError(f"images {index} is None: an identity needs a photo of the person in every place")
-    shares = check_weights(weights, len(faces), "images")
+        raise ConfigError(f"{what} {index} is None: an identity needs a photo of the person in every place")
+    shares = check_weights(weights, len(faces), what)
     encoded = encode_faces(pipeline, references, pipeline._execution_device)
     if encoded is None:
-        raise ConfigError("images shows nobody: give at least one photo")
+        raise ConfigError(f"{what} shows nobody: give at least one photo")
     rows = [_row(encoded.features, row) for row in range(len(faces))]
     alike = similarities(torch.cat([row.identity for row in rows]), shares)
     leader = shares.index(max(shares))
@@ -72,7 +73,7 @@ def identity_of_photos(
         _report(face, share, similarity, outlier)
         for face, share, similarity, outlier in zip(faces, shares, alike, outliers(alike), strict=True)
     ]
-    wrong = [f"images {index}" for index, photo in enumerate(reports) if photo.outlier]
+    wrong = [f"{what} {index}" for index, photo in enumerate(reports) if photo.outlier]
     if wrong:
         logger.warning("%s: another person than in the other photos? Leave them out, or give them less weight", wrong)
     return Identity(
@@ -165,7 +166,7 @@ def _encoded_identities(pipeline: PipelineParts, references: References, device:
     filler = people[0]  # what rows without a face hold does not matter
     tokens = [one.image_tokens for one in people if one.image_tokens is not None]
     return EncodedFaces(
-        features=_stacked([(one or filler).features for one in given], device),
+        features=stacked_features([(one or filler).features for one in given], device),
         image_tokens=torch.cat(tokens).to(device) if _reads_image(pipeline) else None,
         has_face=references.has_face,
     )
@@ -184,12 +185,13 @@ def _reads_image(pipeline: PipelineParts) -> bool:
     return pipeline.identity_channel is not None and pipeline.identity_channel.reads_image
 
 
-def _stacked(rows: Sequence[FaceFeatures], device: torch.device) -> FaceFeatures:
+def stacked_features(rows: Sequence[FaceFeatures], device: torch.device) -> FaceFeatures:
+    """Features of one row each as one batch on a device."""
     seconds = [row.second for row in rows if row.second is not None]
     return FaceFeatures(
         tokens=torch.cat([row.tokens for row in rows]).to(device),
         identity=torch.cat([row.identity for row in rows]).to(device),
-        second=_stacked(seconds, device) if seconds else None,
+        second=stacked_features(seconds, device) if seconds else None,
     )
 
 

@@ -47,10 +47,11 @@ def _given_people(pipeline: PipelineParts, call: Call) -> References:
         raise ConfigError("identity is an empty list: give at least one identity, or None for text alone")
     if count > 1 and len(people) not in (1, count):
         raise ConfigError(f"identity: {len(people)} identities do not fit {count} prompts: give 1 or {count}")
-    for index, one in enumerate(people):
-        if one is not None:
-            check_identity(pipeline, one, f"identity[{index}]" if len(people) > 1 else "identity")
-    return identity_references(people * count if len(people) == 1 else people)
+    checked = [
+        None if one is None else check_identity(pipeline, one, f"identity[{index}]" if len(people) > 1 else "identity")
+        for index, one in enumerate(people)
+    ]
+    return identity_references(checked * count if len(checked) == 1 else checked)
 
 
 def make_shading_maps(pipeline: PipelineParts, call: Call, references: References) -> Tensor | None:

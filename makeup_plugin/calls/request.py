@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.identities import Identity
 from makeup_plugin.placement import Placement, check_placement
 from makeup_plugin.references import Images
+from makeup_plugin.regions import Region
+from makeup_plugin.scales import IdentityScale, check_identity_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,13 @@ class Request:
     prompt: str | Sequence[str] | None
     image: Images
     identity: Identity | Sequence[Identity | None] | None
+    regions: Sequence[Region] | None
+    region_prompts: Sequence[str] | None
     negative_prompt: str | Sequence[str] | None
-    identity_scale: float | None
+    identity_scale: float | Sequence[float] | Mapping[str, Any] | None
+    identity_start: float
+    identity_end: float
+    identity_schedule: Callable[[float], float] | Sequence[float] | None
     shading_scale: float | None
     shortcut_scale: float | None
     shading_image: Images
@@ -90,8 +97,8 @@ class Call:
     negative_prompts: as many as divide the images. texts, negative_texts: embeddings that the caller gives in their
     place. height, width: px. sizes, negative_sizes: size conditioning (6,). steps, per_prompt: at least 1. guided:
     whether the call begins with classifier-free guidance.
-    identity_scale, shading_scale: 0 where the channel is absent. shortcut_scale: 1 unless given. placement: where
-    fitted maps go. callback_inputs: tensors that the callback sees.
+    shading_scale: 0 where the channel is absent. shortcut_scale: 1 unless given. placement: where fitted maps go.
+    callback_inputs: tensors that the callback sees.
     """
 
     given: Request
@@ -108,7 +115,7 @@ class Call:
     guidance_scale: float
     guided: bool
     guide_shading: bool
-    identity_scale: float
+    identity_scale: IdentityScale
     shading_scale: float
     placement: Placement
     shortcut_scale: float
@@ -169,7 +176,14 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
     chosen = pipeline.call_defaults.filled(**{field.name: getattr(given, field.name) for field in fields(CallDefaults)})
     steps, per_prompt = check_call(chosen.num_inference_steps, given.num_images_per_prompt, given.output_type)
     check_callback(callback, callback_inputs, pipeline._callback_tensor_inputs)
-    identity_scale = channel_scale("identity", pipeline.identity_channel, given.identity_scale, chosen.identity_scale)
+    identity_scale = check_identity_scale(
+        pipeline.identity_channel,
+        given.identity_scale,
+        chosen.identity_scale,
+        start=given.identity_start,
+        end=given.identity_end,
+        schedule=given.identity_schedule,
+    )
     shading_scale = channel_scale("shading", pipeline.shading_channel, given.shading_scale, chosen.shading_scale)
     shortcut_scale = shortcut_weight(pipeline.identity_channel, given.shortcut_scale)
     guidance_scale = number("guidance_scale", chosen.guidance_scale)

@@ -11,10 +11,10 @@ from makeup_plugin.conditioning import (
     build_conditions,
     concatenate,
     encode_conditions,
-    phrase_token_mask,
     time_ids,
     unconditional_half,
 )
+from makeup_plugin.phrases import phrase_token_mask
 
 PROMPTS = ["man", "woman old", "young b"]
 SIZE = {"height": 16, "width": 24}

@@ -7,7 +7,7 @@ import torch
 
 from faceclip.errors import ConfigError
 from makeup_plugin.attention import AttentionCapture, layer_downsampling, layers_at, text_attention
-from makeup_plugin.conditioning import phrase_token_mask, predict
+from makeup_plugin.conditioning import predict
 from makeup_plugin.losses import (
     IGNORED,
     attribute_loss,
@@ -16,6 +16,7 @@ from makeup_plugin.losses import (
     noise_prediction_loss,
     semantic_alignment_loss,
 )
+from makeup_plugin.phrases import phrase_token_mask
 
 
 def test_weighted_noise_loss():
