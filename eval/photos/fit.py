@@ -1,0 +1,172 @@
+"""How well the 3D fit holds on photographs, and on renders whose truth is known.
+
+    python -m eval.photos.fit photos=FOLDER [people=100] [per_person=2] [renders=60] [out=FILE.json]
+
+FOLDER has one folder of photos per person. Nothing of the photos is written, only figures.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.photos.figures import area, by_people, pairs
+from eval.photos.people import Photo, choose_photos, read_photos
+from eval.reports.report import write_json
+from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.face3d.light import shade
+from faceclip.face3d.mesh_fitter import MeshFit, MeshFitter, skin_samples
+from faceclip.face3d.model import default_head
+from faceclip.faces import MTCNNDetector
+from faceclip.faces.detect import detect_with_retries
+from faceclip.people.framing import framed
+from faceclip.people.render import PortraitRenderer
+from faceclip.people.sample import sample_identity, sample_scene
+from faceclip.settings import run, setting
+from faceclip.statistics import Estimate
+
+LIMIT = 0.04  # of the distance of the eye corners
+NEAR = 4.0  # degrees
+RENDER_SEED, RENDER_SIZE, RENDER_YAW = 77, 256, 45.0
+ANGLES = ("yaw", "pitch", "roll")
+
+
+@dataclass(kw_only=True)
+class FitConfig:
+    """What is measured."""
+
+    photos: str = setting("", "folder with one folder of photos per person; '': renders only", path=True)
+    people: int = setting(100, "people drawn from it")
+    per_person: int = setting(2, "photos of each at most")
+    seed: int = setting(0, "which people are drawn")
+    renders: int = setting(60, "synthetic people that are rendered; 0: none")
+    out: str = setting("", "file that gets the figures as JSON", path=True)
+
+    def __post_init__(self) -> None:
+        if self.people < 2 or self.per_person < 2:
+            raise ConfigError(f"people, per_person: at least 2 are expected, got {self.people} and {self.per_person}")
+        if self.renders < 0 or not (self.photos or self.renders):
+            raise ConfigError(f"photos: name a folder, or renders: at least 1 is expected, got {self.renders}")
+
+
+def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate]:
+    """Figures of photos of people. Raises EmptyDatasetError where no photo has a face."""
+    seen = [photo for photo in photos if photo.face is not None]
+    if not seen:
+        raise EmptyDatasetError("no photo shows a face that the detector finds: give larger or upright faces")
+    everybody = np.array([photo.person for photo in photos])
+    found = np.array([photo.face is not None for photo in photos], np.float64)
+    start = time.process_time()
+    fits = fitter.measure([p.image for p in seen], np.stack([p.face.landmarks for p in seen if p.face is not None]))
+    seconds = time.process_time() - start
+    who = np.array([photo.person for photo in seen])
+    kept = fits.usable
+    rows = np.flatnonzero(kept)
+    people = who[rows]
+    residual = fits.residual.numpy()[rows]
+    apart = (fits.fit.pose - fits.rigid_pose).abs().numpy()[rows]
+    shape = fits.fit.shape.numpy()[rows]
+    shape = shape - shape.mean(axis=0)
+    shape /= np.linalg.norm(shape, axis=1, keepdims=True)
+    fitted = np.array([_explained(photo.image, fits, row) for row, photo in enumerate(seen)])[rows]
+    figures = {
+        "face found": by_people(lambda r: float(found[r].mean()), everybody),
+        "of these fitted": by_people(lambda r: float(kept[r].mean()), who),
+        "residual, mean": by_people(lambda r: float(residual[r].mean()), people),
+        "residual, 95th percentile": by_people(lambda r: float(np.quantile(residual[r], 0.95)), people),
+        f"residual at most {LIMIT:.0%}": by_people(lambda r: float((residual[r] <= LIMIT).mean()), people),
+        "correlation of luminance and shading on skin, median": by_people(
+            lambda r: float(np.median(fitted[r])), people
+        ),
+        "area under ROC of shape": by_people(lambda r: area(*pairs(shape @ shape.T, people, r)), people),
+    }
+    for column, angle in enumerate(ANGLES):
+        values = apart[:, column]
+        figures[f"{angle} within {NEAR:.0f}° of the rigid pose"] = by_people(
+            lambda r, values=values: float((values[r] <= NEAR).mean()), people
+        )
+        figures[f"{angle} from the rigid pose, 95th percentile"] = by_people(
+            lambda r, values=values: float(np.quantile(values[r], 0.95)), people
+        )
+    speed = len(seen) / max(seconds, 1e-6)
+    figures["faces/s per core"] = Estimate(
+        value=speed, low=speed, high=speed, count=len(seen), identities=len(set(who))
+    )
+    return figures
+
+
+def _explained(image: NDArray[np.uint8], fits: MeshFit, row: int) -> float:
+    """Correlation of the photo's luminance with the fit's shading over the skin of one face; 0 where there is none."""
+    fit = fits.fit.rows([row])
+    luminance, normals, skin = skin_samples(image, fit, fits.dense.points[row])
+    if skin.sum() < 50:
+        return 0.0
+    shading = shade(normals[skin], fit.light[0].numpy())[:, 0]
+    if min(shading.std(), luminance[skin].std()) < 1e-6:
+        return 0.0
+    return float(np.corrcoef(luminance[skin], shading)[0, 1])
+
+
+def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
+    """Errors against the truth on renders turned by at most 45°, one of each person, at the detector's points."""
+    head, renderer, detector = default_head(), PortraitRenderer(), MTCNNDetector()
+    angles, errors, missed, people = [], [], [], []
+    for number in range(count):
+        identity = sample_identity(RENDER_SEED, number)
+        scene = framed(identity, sample_scene(RENDER_SEED, number, 1), "head", head)
+        if abs(scene.pose[0]) > RENDER_YAW:
+            continue
+        portrait = renderer.render(identity, scene, RENDER_SIZE)
+        faces = detect_with_retries(portrait.image, detector)
+        fits = fitter.measure([portrait.image], faces[0].landmarks[None]) if faces else None
+        people.append(number)
+        if fits is None or not fits.usable[0]:
+            missed.append(1.0)
+            angles.append(np.full(3, np.nan))
+            errors.append(np.nan)
+            continue
+        missed.append(0.0)
+        angles.append(np.abs(fits.fit.pose[0].numpy() - scene.pose))
+        drawn = fitter.shading(fits.fit, RENDER_SIZE)[0].permute(1, 2, 0).numpy()
+        truth = portrait.shading.astype(np.float32) / 255
+        face = truth.max(axis=2) > 0
+        errors.append(float(np.sqrt(np.square(drawn - truth)[face].mean())))
+    off, wrong, who = np.stack(angles), np.array(errors), np.array(people)
+    none = np.array(missed)
+    figures = {"renders without a fit": by_people(lambda r: float(none[r].mean()), who)}
+    for column, angle in enumerate(ANGLES):
+        figures[f"renders, error of {angle} in degrees, mean"] = by_people(
+            lambda r, column=column: float(np.nanmean(off[r, column])), who
+        )
+    figures["renders, error of the three angles in degrees, mean"] = by_people(lambda r: float(np.nanmean(off[r])), who)
+    figures["renders, RMSE of the shading map on the face"] = by_people(lambda r: float(np.nanmean(wrong[r])), who)
+    return figures
+
+
+def measure(config: FitConfig) -> None:
+    """Measures on one core, prints the figures and writes them where asked to."""
+    torch.set_num_threads(1)
+    fitter = MeshFitter()
+    figures: dict[str, Estimate] = {}
+    if config.photos:
+        chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+        figures |= photo_figures(list(read_photos(chosen)), fitter)
+    if config.renders:
+        figures |= render_figures(config.renders, fitter)
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    if config.out:
+        write_json(Path(config.out), {name: figure.to_dict() for name, figure in figures.items()})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.photos.fit`; returns the exit status."""
+    return run(measure, FitConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Photographs of people, one folder per person, and the face in the middle of each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from faceclip.errors import DataError, EmptyDatasetError, FaceError, NoFaceError
+from faceclip.faces import Face, FaceDetector, MTCNNDetector, load_image
+from faceclip.faces.detect import detect_with_retries, select_faces
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """person: number of the person. name: PERSON/FILE. face: None where none was found. fault: why there is none."""
+
+    person: int
+    name: str
+    image: NDArray[np.uint8]
+    face: Face | None
+    fault: str = ""
+
+
+def choose_photos(folder: Path, people: int, photos: int, seed: int) -> list[tuple[int, Path]]:
+    """Person and file of at most `photos` photos, in the order of their names, of `people` people drawn by `seed`.
+
+    Raises DataError for a folder that is missing, EmptyDatasetError for one without people of two photos or more.
+    """
+    if not folder.is_dir():
+        raise DataError(f"photos={folder} is no folder: give one with a folder of photos for each person")
+    found = {
+        place.name: files
+        for place in sorted(folder.iterdir())
+        if place.is_dir()
+        and len(files := sorted(file for file in place.iterdir() if file.suffix.lower() in ENDINGS)) > 1
+    }
+    if not found:
+        raise EmptyDatasetError(f"photos={folder} has no folder with two photos or more: one folder per person is read")
+    names = sorted(found)
+    drawn = np.random.default_rng(seed).permutation(len(names))[:people]
+    return [(number, file) for number, row in enumerate(drawn) for file in found[names[row]][:photos]]
+
+
+def read_photos(
+    chosen: list[tuple[int, Path]], detector: FaceDetector | None = None, *, label: str = "photos"
+) -> Iterator[Photo]:
+    """Reads the photos one after another and looks for the face in the middle of each."""
+    detector = detector or MTCNNDetector()
+    for person, file in track(chosen, description=label, transient=True):
+        name = f"{file.parent.name}/{file.name}"
+        try:
+            image = load_image(file, name=name)
+        except FaceError as error:
+            yield Photo(person=person, name=name, image=np.zeros((1, 1, 3), np.uint8), face=None, fault=str(error))
+            continue
+        try:
+            face = select_faces(detect_with_retries(image, detector), "center", image.shape[:2], name)[0]
+        except NoFaceError:
+            yield Photo(person=person, name=name, image=image, face=None, fault=_cause(image))
+            continue
+        yield Photo(person=person, name=name, image=image, face=face)
+
+
+def _cause(image: NDArray[np.uint8]) -> str:
+    """Why a detector may have found nothing, as far as the picture itself tells."""
+    grey = image.astype(np.float32).mean(axis=2)
+    if min(image.shape[:2]) < 40:
+        return "too small"
+    if grey.mean() < 40:
+        return "dark"
+    if grey.std() < 20:
+        return "without contrast"
+    return "turned, covered or other"
