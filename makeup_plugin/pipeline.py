@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.mesh_fitter import default_mesh_fitter
 from faceclip.faces import FaceDetector, MTCNNDetector
+from faceclip.faces.dense import is_installed
 from faceclip.joint import JointEncoder
 from faceclip.towers.image import ImageTower
 from makeup_plugin.arguments import check_parts
@@ -73,7 +75,7 @@ class FaceMakeUpPipeline(
             transformers. Only a channel of the perceiver form reads it.
         identity_channel: decoupled cross-attention to the person. The pipeline attaches it to the UNet.
         shading_channel: ControlNet on the rendered, lit geometry of the face.
-        face_fitter: `faceclip.face3d.fitter.FaceFitter`, which finds that geometry in a photo.
+        face_fitter: `faceclip.face3d.fitter.FaceFitter`, which finds that geometry in a render (see `fitter`).
         add_watermark: the default of the call's `watermark` (see `makeup_plugin.marking.watermark`).
         default_call: what a call uses where the caller gives nothing, the settings that suit this model: any of
             num_inference_steps, guidance_scale, guide_shading, identity_scale and shading_scale. None: the published
@@ -171,6 +173,7 @@ class FaceMakeUpPipeline(
         self.replaced_unet: UNet2DConditionModel | None = None  # the base's, while an adapter brought one
         self.known_faces = KnownFaces()
         self._detector: FaceDetector | None = None
+        self._fitter: Any = None
 
     @property
     def call_defaults(self) -> CallDefaults:
@@ -200,6 +203,27 @@ class FaceMakeUpPipeline(
     def detector(self, value: FaceDetector | None) -> None:
         self._detector = value
         self.known_faces.forget("face")
+
+    @property
+    def fitter(self) -> Any:
+        """What fits the head model to faces: what you set, else `face_fitter`, else, for shading maps and
+        where the extra `photos` is installed, a `MeshFitter`; None where there is nothing.
+
+        The shipped `face_fitter` learned renders. Set "mesh" for photographs; None takes that choice back.
+        """
+        if self._fitter is not None:
+            return self._fitter
+        if self.face_fitter is not None:
+            return self.face_fitter
+        drawn = self.shading_channel is not None and self.config.control_map != "five_points"
+        return default_mesh_fitter() if drawn and is_installed() else None
+
+    @fitter.setter
+    def fitter(self, value: Any) -> None:
+        if isinstance(value, str) and value != "mesh":
+            raise ConfigError(f'fitter={value!r}: "mesh", a fitter, or None for the face_fitter is expected')
+        self._fitter = default_mesh_fitter() if isinstance(value, str) else value
+        self.known_faces.forget("fit")
 
     @torch.no_grad()
     @call_in_turn

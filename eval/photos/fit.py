@@ -22,12 +22,12 @@ from faceclip.face3d.light import shade
 from faceclip.face3d.mesh_fitter import MeshFit, MeshFitter, skin_samples
 from faceclip.face3d.model import default_head
 from faceclip.faces import MTCNNDetector
-from faceclip.faces.detect import detect_with_retries
+from faceclip.faces.looks import detect_with_retries
 from faceclip.people.framing import framed
 from faceclip.people.render import PortraitRenderer
 from faceclip.people.sample import sample_identity, sample_scene
 from faceclip.settings import run, setting
-from faceclip.statistics import Estimate
+from faceclip.statistics import Estimate, identity_bootstrap
 
 LIMIT = 0.04  # of the distance of the eye corners
 NEAR = 4.0  # degrees
@@ -74,24 +74,19 @@ def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate
     shape /= np.linalg.norm(shape, axis=1, keepdims=True)
     fitted = np.array([_explained(photo.image, fits, row) for row, photo in enumerate(seen)])[rows]
     figures = {
-        "face found": by_people(lambda r: float(found[r].mean()), everybody),
-        "of these fitted": by_people(lambda r: float(kept[r].mean()), who),
-        "residual, mean": by_people(lambda r: float(residual[r].mean()), people),
+        "face found": identity_bootstrap(found, everybody),
+        "of these fitted": identity_bootstrap(kept, who),
+        "residual, mean": identity_bootstrap(residual, people),
         "residual, 95th percentile": by_people(lambda r: float(np.quantile(residual[r], 0.95)), people),
-        f"residual at most {LIMIT:.0%}": by_people(lambda r: float((residual[r] <= LIMIT).mean()), people),
+        f"residual at most {LIMIT:.0%}": identity_bootstrap(residual <= LIMIT, people),
         "correlation of luminance and shading on skin, median": by_people(
             lambda r: float(np.median(fitted[r])), people
         ),
         "area under ROC of shape": by_people(lambda r: area(*pairs(shape @ shape.T, people, r)), people),
     }
     for column, angle in enumerate(ANGLES):
-        values = apart[:, column]
-        figures[f"{angle} within {NEAR:.0f}° of the rigid pose"] = by_people(
-            lambda r, values=values: float((values[r] <= NEAR).mean()), people
-        )
-        figures[f"{angle} from the rigid pose, 95th percentile"] = by_people(
-            lambda r, values=values: float(np.quantile(values[r], 0.95)), people
-        )
+        near = (apart[:, column] <= NEAR).astype(np.float64)
+        figures[f"{angle} within {NEAR:.0f}° of the rigid pose"] = identity_bootstrap(near, people)
     speed = len(seen) / max(seconds, 1e-6)
     figures["faces/s per core"] = Estimate(
         value=speed, low=speed, high=speed, count=len(seen), identities=len(set(who))
@@ -127,23 +122,26 @@ def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
         if fits is None or not fits.usable[0]:
             missed.append(1.0)
             angles.append(np.full(3, np.nan))
-            errors.append(np.nan)
+            errors.append([np.nan, np.nan])
             continue
         missed.append(0.0)
         angles.append(np.abs(fits.fit.pose[0].numpy() - scene.pose))
         drawn = fitter.shading(fits.fit, RENDER_SIZE)[0].permute(1, 2, 0).numpy()
         truth = portrait.shading.astype(np.float32) / 255
         face = truth.max(axis=2) > 0
-        errors.append(float(np.sqrt(np.square(drawn - truth)[face].mean())))
+        squares = np.square(drawn - truth)
+        errors.append([np.sqrt(squares[face].mean()), np.sqrt(squares.mean())])
     off, wrong, who = np.stack(angles), np.array(errors), np.array(people)
     none = np.array(missed)
-    figures = {"renders without a fit": by_people(lambda r: float(none[r].mean()), who)}
+    fitted = none == 0
+    figures = {"renders without a fit": identity_bootstrap(none, who)}
     for column, angle in enumerate(ANGLES):
-        figures[f"renders, error of {angle} in degrees, mean"] = by_people(
-            lambda r, column=column: float(np.nanmean(off[r, column])), who
-        )
-    figures["renders, error of the three angles in degrees, mean"] = by_people(lambda r: float(np.nanmean(off[r])), who)
-    figures["renders, RMSE of the shading map on the face"] = by_people(lambda r: float(np.nanmean(wrong[r])), who)
+        figures[f"renders, error of {angle} in degrees, mean"] = identity_bootstrap(off[fitted, column], who[fitted])
+    mean = off[fitted].mean(axis=1)
+    figures["renders, error of the three angles in degrees, mean"] = identity_bootstrap(mean, who[fitted])
+    for column, where in enumerate(("on the face", "over the whole picture")):
+        error = wrong[fitted, column]
+        figures[f"renders, RMSE of the shading map {where}"] = identity_bootstrap(error, who[fitted])
     return figures
 
 

@@ -10,7 +10,8 @@ from rich.progress import track
 
 from faceclip.errors import DataError, EmptyDatasetError, FaceError, NoFaceError
 from faceclip.faces import Face, FaceDetector, MTCNNDetector, load_image
-from faceclip.faces.detect import detect_with_retries, select_faces
+from faceclip.faces.detect import select_faces
+from faceclip.faces.looks import detect_with_retries
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 

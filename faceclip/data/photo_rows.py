@@ -2,16 +2,26 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from faceclip import weights
 from faceclip.data.mapping import RawRecord
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, caption_to_dict
 from faceclip.data.writing import encode_png
+from faceclip.face3d import dense_points
 from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.frames import FaceFit
+from faceclip.face3d.mesh_fitter import MeshFitter
+from faceclip.faces import dense
+from faceclip.storage.hashes import bytes_hash, file_hash, module_hash
+from faceclip.storage.loading import load_strictly
+
+MESH = "mesh"
 
 
 class PhotoRows:
@@ -20,7 +30,7 @@ class PhotoRows:
     size: px of the portraits that it is given.
     """
 
-    def __init__(self, fitter: FaceFitter, size: int) -> None:
+    def __init__(self, fitter: FaceFitter | MeshFitter, size: int) -> None:
         self.fitter, self.size = fitter, size
         self.people: dict[str, int] = {}
         self.pictures: Counter[str] = Counter()
@@ -30,16 +40,19 @@ class PhotoRows:
         self.people |= dict(zip(persons, identities, strict=True))
         self.pictures.update(persons)
 
-    def make(self, portraits: Sequence[tuple[str, RawRecord, FoundPortrait]]) -> list[dict[str, Any]]:
-        """Rows of some portraits, each with the name of its person."""
+    def make(self, portraits: Sequence[tuple[str, RawRecord, FoundPortrait]]) -> list[dict[str, Any] | None]:
+        """Rows of some portraits, each with the name of its person; None for a face that the head model cannot fit."""
         if not portraits:
             return []
         points = np.stack([points_in_square(portrait, self.size) for _, _, portrait in portraits])
-        fit = self.fitter.fit([portrait.picture for _, _, portrait in portraits], points)
+        fit, fits = self._fit([portrait.picture for _, _, portrait in portraits], points)
         maps = (self.fitter.shading(fit, self.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         many = self.fitter.landmarks_68(fit, self.size)
-        rows = []
+        rows: list[dict[str, Any] | None] = []
         for row, (person, raw, portrait) in enumerate(portraits):
+            if not fits[row]:
+                rows.append(None)
+                continue
             fitted = {
                 name: getattr(fit, name)[row].flatten().tolist() for name in ("shape", "expression", "camera", "light")
             }
@@ -60,6 +73,33 @@ class PhotoRows:
             )
             self.pictures[person] += 1
         return rows
+
+    def _fit(
+        self, pictures: Sequence[NDArray[np.uint8]], points: NDArray[np.float32]
+    ) -> tuple[FaceFit, NDArray[np.bool_]]:
+        """Fits of square pictures, and which of them hold."""
+        if isinstance(self.fitter, MeshFitter):
+            found = self.fitter.measure(pictures, points)
+            return found.fit, found.usable
+        return self.fitter.fit(pictures, points), np.ones(len(pictures), bool)
+
+
+def load_fitter(name: str) -> FaceFitter | MeshFitter:
+    """ "mesh", or a `FaceFitter` by its folder or shipped name.
+
+    Raises CheckpointError for another folder or name, MissingExtraError for "mesh" without the extra `photos`.
+    """
+    if name == MESH:
+        return MeshFitter()
+    path = Path(name) if Path(name).is_dir() else weights.path(name)
+    return load_strictly(FaceFitter.from_pretrained, FaceFitter, path).eval()
+
+
+def fitter_hash(fitter: FaceFitter | MeshFitter) -> str:
+    """SHA-256 that changes with what the fitter computes, as far as files decide it."""
+    if isinstance(fitter, MeshFitter):
+        return bytes_hash(dense.SHA256.encode(), file_hash(dense_points.ASSET).encode())
+    return module_hash(fitter)
 
 
 def points_in_square(portrait: FoundPortrait, size: int) -> NDArray[np.float32]:

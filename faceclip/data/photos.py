@@ -21,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceclip import weights
 from faceclip.data.blocks import SourceBlocks, usable
 from faceclip.data.mapping import MAX_REACH, DataConfig, RawRecord, RejectedRecord, kept_for_validation, text_hash
-from faceclip.data.photo_rows import PhotoRows
+from faceclip.data.photo_rows import PhotoRows, fitter_hash, load_fitter
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import SPLITS, features
@@ -32,11 +31,9 @@ from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import find_layout, open_source
 from faceclip.data.writing import write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
-from faceclip.face3d.fitter import FaceFitter
 from faceclip.settings import run, setting
 from faceclip.storage.files import read_json, write_json, write_text
-from faceclip.storage.hashes import file_hash, module_hash
-from faceclip.storage.loading import load_strictly
+from faceclip.storage.hashes import file_hash
 from faceclip.storage.locks import locked
 from faceclip.storage.places import check_place
 
@@ -51,8 +48,9 @@ class PhotosConfig:
     """data: the photos, as for stage 1. out: folder of the data set. test: split of the data, or value of
     `data.columns.split`, for `python -m eval.retrieval` ("": none). size: px of the portraits. reach: side of a
     portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference whose shading map it draws.
-    min_side: px that the portrait has in its photo at least, a smaller one is an unusable row. fitter: `FaceFitter`, a
-    folder or what the package ships (trained on renders: of photos it gives a rough map)."""
+    min_side: px that the portrait has in its photo at least, a smaller one is an unusable row. fitter: "mesh"
+    (photos, with the extra `photos`), or a `FaceFitter`, a folder or what the package ships (trained on renders: of
+    photos it gives a rough map)."""
 
     data: DataConfig = field(default_factory=DataConfig)
     out: str = setting("", "folder of the data set", path=True)
@@ -62,7 +60,7 @@ class PhotosConfig:
         1.7, "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference"
     )
     min_side: int = setting(128, "px that a portrait has in its photo at least")
-    fitter: str = setting("tiny/fitter", "`FaceFitter`: a folder or what the package ships", path=True)
+    fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= MAX_SIZE or self.size % 8:
@@ -116,8 +114,7 @@ class PhotoImport:
                 )
         # What each source gives: a split, or None where its rows are divided.
         self.gives = [None, SPLITS[2]] if by_value or by_share else list(SPLITS)
-        path = Path(config.fitter) if Path(config.fitter).is_dir() else weights.path(config.fitter)
-        self.fitter = load_strictly(FaceFitter.from_pretrained, FaceFitter, path).eval()
+        self.fitter = load_fitter(config.fitter)
         self.rows = PhotoRows(self.fitter, config.size)
 
     def _open(self) -> None:
@@ -144,7 +141,7 @@ class PhotoImport:
         return {
             "version": VERSION,
             "sources": [blocks.facts for blocks in self.sources],
-            "fitter": module_hash(self.fitter),
+            "fitter": fitter_hash(self.fitter),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side")},
         }
@@ -223,8 +220,11 @@ class PhotoImport:
             for outcomes in block.parts(self.data.batch_size):
                 placed = list(self._placed(number, usable(outcomes, rejected), rejected))
                 made = self.rows.make([named for _, named in placed])
-                for (split, _), row in zip(placed, made, strict=True):
-                    tables.setdefault(split, []).append(row)
+                for (split, (_, raw, _)), row in zip(placed, made, strict=True):
+                    if row is None:
+                        rejected.add(RejectedRecord("no_fit", f"{raw.key}: the head model cannot fit its face"))
+                    else:
+                        tables.setdefault(split, []).append(row)
             files = []
             for split, table in tables.items():
                 path = self.partial / "data" / f"{split}-{number}{block.number:05d}.parquet"

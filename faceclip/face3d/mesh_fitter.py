@@ -6,12 +6,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from faceclip.errors import NoFaceError
 from faceclip.face3d.camera import Camera, pose_vertices, project
@@ -50,8 +51,8 @@ class MeshFit:
         return (self.dense.presence >= MIN_PRESENCE) & (self.residual.numpy() <= MAX_RESIDUAL)
 
 
-class MeshFitter:
-    """Photographs → `FaceFit`. Frozen, on the CPU, without gradient.
+class MeshFitter(nn.Module):
+    """Photographs → `FaceFit`. Frozen, on the CPU, without gradient; nothing of it is saved.
 
     Raises MissingExtraError and CheckpointError as `DenseLandmarker` does.
     """
@@ -59,22 +60,26 @@ class MeshFitter:
     def __init__(
         self, landmarker: DenseLandmarker | None = None, *, priors: Priors | None = None, steps: int = 8
     ) -> None:
+        super().__init__()
         self.landmarker = landmarker or DenseLandmarker()
         self.priors, self.steps = priors or Priors(), steps
         places = default_dense_points()
         self.head = places.head
         self.points = linear_points(places)
-        self.canonical = torch.from_numpy(places.canonical)
+        self.register_buffer("canonical", torch.from_numpy(places.canonical), persistent=False)
         weights = 0.02 / torch.from_numpy(places.spread).clamp_min(0.02)
         weights[torch.from_numpy(OUTLINE)] *= 0.5
-        self.weights = weights
+        self.register_buffer("weights", weights, persistent=False)
         self.inner = torch.from_numpy(np.setdiff1d(np.arange(COUNT), OUTLINE))
 
-    def fit(self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating]) -> FaceFit:
+    def fit(
+        self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating], *, framed: bool = True
+    ) -> FaceFit:
         """Fit faces with `landmarks` (B, 5, 2) px in `images` (uint8 RGB, any sizes), in the frame of a portrait.
 
         A square image is the portrait. Of any other image only the face counts: its pose is kept and the face is
-        framed as the training portraits are (camera of scale 1 in the middle), as `FaceFitter.fit` does.
+        framed as the training portraits are (camera of scale 1 in the middle); without `framed` the camera stays that
+        of the square at the image's upper left. All as `FaceFitter.fit` does.
 
         Raises:
             NoFaceError: where an image shows no face at the landmarks, or one that the head model cannot reach.
@@ -86,6 +91,8 @@ class MeshFitter:
                 f"{float(found.residual[row]):.1%} of the distance of the eye corners, at most {MAX_RESIDUAL:.0%}): "
                 "give a photograph in which the face is not covered and is turned by less than 70°"
             )
+        if not framed:
+            return found.fit
         fixed = torch.tensor([image.shape[0] != image.shape[1] for image in images], dtype=torch.bool)
         camera = found.fit.camera.clone()
         camera[fixed, :3] = torch.tensor([1.0, 0.0, 0.0])
@@ -116,6 +123,12 @@ class MeshFitter:
     shading = staticmethod(FaceFitter.shading)
     landmarks_68 = staticmethod(FaceFitter.landmarks_68)
     landmarks_5 = staticmethod(FaceFitter.landmarks_5)
+
+
+@cache
+def default_mesh_fitter() -> MeshFitter:
+    """One for all pipelines of this process. Raises MissingExtraError without the extra."""
+    return MeshFitter()
 
 
 def linear_points(places: DensePoints) -> LinearPoints:
@@ -167,7 +180,7 @@ def skin_samples(
     matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
     flags = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
     luminance = cv2.warpAffine(_reduced(image, zoom), _of_reduced(matrix, zoom), (LIGHT_SIDE, LIGHT_SIDE), flags=flags)
-    luminance = luminance.astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) / 255
+    luminance = luminance.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     placed[:, :2] = placed[:, :2] * zoom + shift
     triangle, weights, _ = rasterize(placed, head.faces, LIGHT_SIDE)
     values = np.concatenate([vertex_normals(posed, head.faces), head.face_mask[:, None].astype(np.float32)], axis=1)

