@@ -24,6 +24,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from faceclip.errors import ConfigError
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face3d.mesh_fitter import default_mesh_fitter
 from faceclip.faces import FaceDetector, MTCNNDetector
