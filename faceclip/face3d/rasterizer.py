@@ -9,7 +9,7 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True, fastmath=False)
-def _fill(points, faces, triangle, weights, depth):  # pragma: no cover - compiled
+def _fill(points, faces, left, top, triangle, weights, depth):  # pragma: no cover - compiled
     height, width = triangle.shape
     for f in range(faces.shape[0]):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
@@ -19,10 +19,10 @@ def _fill(points, faces, triangle, weights, depth):  # pragma: no cover - compil
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0.0 or not np.isfinite(area):
             continue
-        x0 = max(0, int(np.ceil(min(ax, bx, cx))))
-        x1 = min(width - 1, int(np.floor(max(ax, bx, cx))))
-        y0 = max(0, int(np.ceil(min(ay, by, cy))))
-        y1 = min(height - 1, int(np.floor(max(ay, by, cy))))
+        x0 = max(left, int(np.ceil(min(ax, bx, cx))))
+        x1 = min(left + width - 1, int(np.floor(max(ax, bx, cx))))
+        y0 = max(top, int(np.ceil(min(ay, by, cy))))
+        y1 = min(top + height - 1, int(np.floor(max(ay, by, cy))))
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):
                 wa = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area
@@ -31,22 +31,24 @@ def _fill(points, faces, triangle, weights, depth):  # pragma: no cover - compil
                 if wa < 0.0 or wb < 0.0 or wc < 0.0:
                     continue
                 z = wa * az + wb * bz + wc * cz
-                if z > depth[y, x]:
-                    depth[y, x] = z
-                    triangle[y, x] = f
-                    weights[y, x, 0] = wa
-                    weights[y, x, 1] = wb
-                    weights[y, x, 2] = wc
+                row, column = y - top, x - left
+                if z > depth[row, column]:
+                    depth[row, column] = z
+                    triangle[row, column] = f
+                    weights[row, column, 0] = wa
+                    weights[row, column, 1] = wb
+                    weights[row, column, 2] = wc
 
 
 def rasterize(
-    points: np.ndarray, faces: np.ndarray, height: int, width: int | None = None
+    points: np.ndarray, faces: np.ndarray, height: int, width: int | None = None, *, corner: tuple[int, int] = (0, 0)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nearest triangle of every pixel.
 
     Args:
         points: (V, 3) x and y in pixels, z depth, larger is nearer. Both windings are drawn.
         faces: (F, 3) vertex indices.
+        height, width: px of the window that is drawn. corner: x and y of its first pixel.
 
     Returns:
         triangle (H, W) int32, −1 where nothing is hit; barycentric weights (H, W, 3) float32; depth (H, W)
@@ -56,7 +58,8 @@ def rasterize(
     triangle = np.full((height, width), -1, np.int32)
     weights = np.zeros((height, width, 3), np.float32)
     depth = np.full((height, width), -np.inf, np.float32)
-    _fill(np.ascontiguousarray(points, np.float32), np.ascontiguousarray(faces, np.int32), triangle, weights, depth)
+    mesh = np.ascontiguousarray(points, np.float32), np.ascontiguousarray(faces, np.int32)
+    _fill(*mesh, *corner, triangle, weights, depth)
     return triangle, weights, depth
 
 

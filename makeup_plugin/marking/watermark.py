@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ _LOWEST = 4.0
 _LEAST_CHANGE = 10**-4.2
 # Strongest push, in medians of the coefficients' magnitudes.
 _STRONGEST = 30.0
+_LEVELS = 4096  # pushes that are told apart
 _KEY = b"FaceMakeUp generated image 1"
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -49,15 +51,45 @@ def embed(image: NDArray[np.floating]) -> NDArray[np.float32]:
     grid = _GRIDS[1] if min(image.shape[:2]) >= _FINE_FROM else _GRIDS[0]
     values = _coefficients(image, grid)
     scale = max(float(np.median(np.abs(values))), 1e-3)
-    # Bisection for the weakest push that reaches the target after rounding. In smooth pictures that would be less
-    # than JPEG removes, so it also has to use up a change that nobody sees.
-    low, high = 0.0, _STRONGEST
-    for _ in range(12):
-        middle = (low + high) / 2
-        marked = _push(image, values, middle * scale, grid)
-        enough = np.square(marked - image).mean() > _LEAST_CHANGE and _score_on(marked, grid) > _TARGET
+    # The weakest push that reaches the target after rounding. In smooth pictures that would be less than JPEG removes,
+    # so it also has to use up a change that nobody sees. The spectrum alone says nearly where that is; what it does not
+    # know, rounding and the limits of brightness, is measured at every try and corrected for.
+    marked: dict[int, NDArray[np.float64]] = {}
+    low, high, corrections = 0, _LEVELS, (1.0, 1.0)
+    difference = np.empty_like(image)
+    for tries in count():
+        if high - low <= 1:
+            break
+        level = _expected_level(image, values, scale, grid, corrections) if tries < 6 else (low + high) // 2
+        level = min(max(level, low + 1), high - 1)
+        push = level * _STRONGEST / _LEVELS * scale
+        marked[level] = _push(image, values, push, grid)
+        np.subtract(marked[level], image, out=difference)
+        change, z = np.square(difference, out=difference).mean(), _score_on(marked[level], grid)
+        low, high = (low, level) if change > _LEAST_CHANGE and z > _TARGET else (level, high)
+        expected = _expected_change(image, values, push, grid), _statistic(_pushed(values, push, grid))
+        corrections = float(change / expected[0]), float(z / expected[1])
+    if high not in marked:
+        marked[high] = _push(image, values, high * _STRONGEST / _LEVELS * scale, grid)
+    return marked[high].astype(np.float32)
+
+
+def _expected_level(
+    image: NDArray[np.floating],
+    values: NDArray[np.floating],
+    scale: float,
+    grid: int,
+    corrections: tuple[float, float],
+) -> int:
+    """The weakest push, of `_LEVELS`, whose spectrum reaches the target, with `corrections` of change and statistic."""
+    low, high = 0, _LEVELS
+    while high - low > 1:
+        middle = (low + high) // 2
+        push = middle * _STRONGEST / _LEVELS * scale
+        enough = _expected_change(image, values, push, grid) * corrections[0] > _LEAST_CHANGE
+        enough = enough and _statistic(_pushed(values, push, grid)) * corrections[1] > _TARGET
         low, high = (low, middle) if enough else (middle, high)
-    return _push(image, values, high * scale, grid).astype(np.float32)
+    return high
 
 
 def score(image: NDArray[np.floating]) -> float:
@@ -72,25 +104,56 @@ def detect(image: NDArray[np.floating], *, threshold: float = THRESHOLD) -> bool
 
 
 def _score_on(image: NDArray[np.floating], grid: int) -> float:
-    values = _coefficients(image, grid)
-    limit = np.median(np.abs(values))
-    clipped = np.clip(values, -limit, limit)
+    return _statistic(_signed(_coefficients(image, grid), grid))
+
+
+def _signed(values: NDArray[np.floating], grid: int) -> NDArray[np.float64]:
+    """Coefficients times their signs."""
+    return _carriers(grid)[0] * values
+
+
+def _statistic(along: NDArray[np.floating]) -> float:
+    """z of coefficients times their signs."""
+    limit = np.median(np.abs(along))
+    clipped = np.clip(along, -limit, limit)
     norm = float(np.sqrt(np.square(clipped).sum()))
-    return float((_carriers(grid)[0] * clipped).sum() / norm) if norm > 0 else 0.0
+    return float(clipped.sum() / norm) if norm > 0 else 0.0
+
+
+def _pushed(values: NDArray[np.floating], level: float, grid: int) -> NDArray[np.float64]:
+    """Coefficients times their signs after a push: none is below `level` that was within ± `level`."""
+    along = _signed(values, grid)
+    return np.where(np.abs(along) < level, level, along)
+
+
+def _change(values: NDArray[np.floating], level: float, grid: int) -> NDArray[np.float64]:
+    """The spectrum (grid, grid) that a push adds."""
+    signs, frequency, rows, columns = _carriers(grid)
+    spectrum = np.zeros((grid, grid))
+    spectrum[rows, columns] = signs * (_pushed(values, level, grid) - signs * values) / frequency
+    return spectrum
+
+
+def _expected_change(image: NDArray[np.floating], values: NDArray[np.floating], level: float, grid: int) -> float:
+    """Mean squared change of the pixels by a push and by rounding to 8 bits."""
+    height, width = image.shape[:2]
+    spectrum = _change(values, level, grid)
+    energy = (_overlaps(height, grid) @ spectrum * (spectrum @ _overlaps(width, grid))).sum()
+    return float(energy) / (height * width) + 1 / (12 * 255**2)
 
 
 def _push(image: NDArray[np.floating], values: NDArray[np.floating], level: float, grid: int) -> NDArray[np.float64]:
     """The picture with every coefficient of magnitude below `level` moved to sign times `level`, in 8-bit
     steps.
     """
-    signs, frequency, rows, columns = _carriers(grid)
-    along = signs * values
-    change = np.where(np.abs(along) < level, level - along, 0.0)
-    spectrum = np.zeros((grid, grid))
-    spectrum[rows, columns] = signs * change / frequency
     height, width = image.shape[:2]
-    delta = _synthesis(height, grid).T @ spectrum @ _synthesis(width, grid)
-    return np.round(np.clip(image + delta[..., None], 0, 1) * 255) / 255
+    delta = _synthesis(height, grid).T @ _change(values, level, grid) @ _synthesis(width, grid)
+    marked = image + delta[..., None]
+    np.clip(marked, 0, 1, out=marked)
+    marked *= 255
+    np.round(marked, out=marked)
+    marked /= 255
+    return marked
 
 
 def _coefficients(image: NDArray[np.floating], grid: int) -> NDArray[np.float64]:
@@ -135,3 +198,10 @@ def _synthesis(size: int, grid: int) -> NDArray[np.float64]:
     # Gain of averaging r samples of a cosine: sin(pi f) / (r sin(pi f / r)).
     gain = np.sin(np.pi * frequency) / (ratio * np.sin(np.pi * frequency / ratio))
     return _cosines(size, grid) / np.concatenate([[1.0], gain])[:, None]
+
+
+@lru_cache(maxsize=16)
+def _overlaps(size: int, grid: int) -> NDArray[np.float64]:
+    """Inner products (grid, grid) of the rows of `_synthesis`."""
+    rows = _synthesis(size, grid)
+    return rows @ rows.T
