@@ -293,6 +293,7 @@ def predict(
     identity_channel: IdentityChannel | None = None,
     shading_channel: ControlNetModel | None = None,
     shading_scale: float = 1.0,
+    shading_rows: Tensor | None = None,
     timestep_cond: Tensor | None = None,
     cross_attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
@@ -302,14 +303,16 @@ def predict(
     either. The identity channel must be attached to the UNet; its scale is `identity_channel.scale`. Raises ConfigError
     when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody. Several people, and
     a scale per picture, need `regional_attention`. `timestep_cond` (B,T) and `cross_attention_kwargs` go to the UNet as
-    they are.
+    they are. `shading_rows`: the samples that have a map, where not all have one; the ControlNet runs on these alone
+    (of several people, on all or none).
     """
     added = None
     if conditions.pooled is not None:
         added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
     context, identity_context = contexts(unet, conditions, identity_channel)
     residuals = {}
-    if shading_channel is not None and conditions.shading is not None and shading_scale != 0:
+    no_map = shading_rows is not None and not len(shading_rows)
+    if shading_channel is not None and conditions.shading is not None and shading_scale != 0 and not no_map:
         if identity_context is None:
             raise ConfigError("shading_channel reads identity tokens: give identity_channel and conditions.identity")
         control = shading_residuals(
@@ -322,6 +325,7 @@ def predict(
             time_ids=conditions.time_ids,
             scale=shading_scale,
             keep=conditions.shading_keep,
+            rows=shading_rows if isinstance(identity_context, Tensor) else None,
         )
         residuals = {
             "down_block_additional_residuals": control.down,

@@ -16,7 +16,8 @@ state dict therefore stays that of the base model, and nothing is stored or trai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -126,6 +127,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         nobody: str = "zero_tokens",
     ) -> None:
         super().__init__()
+        self._remembered: list[tuple[Tensor, Tensor | None, Tensor]] | None = None
         if len(layer_names) != len(layer_widths):
             raise ConfigError(f"layer_names has {len(layer_names)} entries but layer_widths has {len(layer_widths)}")
         if form not in FORMS:
@@ -247,12 +249,34 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         """Whether the channel reads image tokens beside the identity."""
         return self.config.form == "perceiver"
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While it is open, the same input tensors give the tokens of an earlier pass, which is not run again.
+
+        For the steps of one call, within which neither the inputs nor the weights change.
+        """
+        before, self._remembered = self._remembered, []
+        try:
+            yield
+        finally:
+            self._remembered = before
+
     def forward(self, identity: Tensor, image_tokens: Tensor | None = None) -> Tensor:
         """Identity (B, identity_dim) and, where the form reads them, image tokens (B, P, image_dim) -> (B, num_tokens,
         context).
 
         A dropped identity is a row of zeros. It takes the same path and has no learned embedding of its own.
         """
+        if self._remembered is None or torch.is_grad_enabled():
+            return self._project(identity, image_tokens)
+        for first, second, tokens in self._remembered:
+            if first is identity and second is image_tokens:
+                return tokens
+        tokens = self._project(identity, image_tokens)
+        self._remembered = [(identity, image_tokens, tokens), *self._remembered[:3]]
+        return tokens
+
+    def _project(self, identity: Tensor, image_tokens: Tensor | None) -> Tensor:
         if identity.ndim != 2 or identity.shape[1] != self.config.identity_dim:
             raise ConfigError(f"identity must be (B, {self.config.identity_dim}), got {tuple(identity.shape)}")
         if not self.reads_image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.latents import Generators, from_unit_scale, in_range
 from makeup_plugin.marking import watermark
+from makeup_plugin.shading import rows_with_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,40 +138,45 @@ def denoise(
     finite: list[Tensor] = []
     begin = latents if started else latents * scheduler.init_noise_sigma
     state = DenoisingState(latents=begin, conditions=conditions, guidance_scale=guidance_scale)
-    for index, timestep in enumerate(timesteps):
-        if interrupted is not None and interrupted():
-            break
-        if before_step is not None:
-            before_step(index)
-        latents, guided = state.latents, state.guidance_scale > 1
-        if guided and len(state.conditions) != 2 * len(latents):
-            raise ConfigError(
-                f"guidance at step {index} needs {2 * len(latents)} rows of conditions, the unconditional half first, "
-                f"got {len(state.conditions)}: call the pipeline with guidance_scale > 1, and let a callback only end "
-                "it"
+    seen, rows = None, None
+    with nullcontext() if identity_channel is None else identity_channel.remembering():
+        for index, timestep in enumerate(timesteps):
+            if interrupted is not None and interrupted():
+                break
+            if before_step is not None:
+                before_step(index)
+            latents, guided = state.latents, state.guidance_scale > 1
+            if guided and len(state.conditions) != 2 * len(latents):
+                raise ConfigError(
+                    f"guidance at step {index} needs {2 * len(latents)} rows of conditions, the unconditional half"
+                    f" first, got {len(state.conditions)}: call the pipeline with guidance_scale > 1, and let a callback"
+                    " only end it"
+                )
+            if state.conditions is not seen:
+                seen, rows = state.conditions, rows_with_map(state.conditions.shading_keep)
+            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+            prediction = predict(
+                unet,
+                inputs,
+                timestep,
+                state.conditions,
+                identity_channel=identity_channel,
+                shading_channel=shading_channel,
+                shading_scale=shading_scale,
+                shading_rows=rows,
+                timestep_cond=timestep_cond,
+                cross_attention_kwargs=cross_attention_kwargs,
             )
-        inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        prediction = predict(
-            unet,
-            inputs,
-            timestep,
-            state.conditions,
-            identity_channel=identity_channel,
-            shading_channel=shading_channel,
-            shading_scale=shading_scale,
-            timestep_cond=timestep_cond,
-            cross_attention_kwargs=cross_attention_kwargs,
-        )
-        if guided:
-            without, given = prediction.chunk(2)
-            prediction = without + state.guidance_scale * (given - without)
-            if guidance_rescale > 0:
-                prediction = rescale_noise_cfg(prediction, given, guidance_rescale)
-        latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-        finite.append(torch.isfinite(latents).all())  # looked at in the end: asking at each step would wait for it
-        state = replace(state, latents=latents)
-        if after_step is not None:
-            state = after_step(index, timestep, state)
+            if guided:
+                without, given = prediction.chunk(2)
+                prediction = without + state.guidance_scale * (given - without)
+                if guidance_rescale > 0:
+                    prediction = rescale_noise_cfg(prediction, given, guidance_rescale)
+            latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+            finite.append(torch.isfinite(latents).all())  # looked at in the end: asking at each step would wait for it
+            state = replace(state, latents=latents)
+            if after_step is not None:
+                state = after_step(index, timestep, state)
     _check_finite(finite, state.latents)
     return state.latents
 

@@ -69,18 +69,37 @@ def shading_residuals(
     time_ids: Tensor | None,
     scale: float = 1.0,
     keep: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> ShadingResiduals:
     """Residuals for noisy latents (B,4,h,w), identity tokens (B,n,D) and shading maps (B,3,H,W) in [0,1].
 
     identity_tokens may be those of several people. pooled and time_ids: as for the UNet; None for a base without
     text_time.
 
-    `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives exactly what no channel would give.
+    `rows`: indices of the samples that have a map, where not all have one. The network runs on these alone, and the
+    residuals of the others are zero. `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives
+    exactly what no channel would give.
     """
     factor = 2 ** (len(channel.config.conditioning_embedding_out_channels) - 1)
     expected = (latents.shape[0], 3, latents.shape[2] * factor, latents.shape[3] * factor)
     if tuple(shading.shape) != expected:
         raise ConfigError(f"shading must be {expected} for latents {tuple(latents.shape)}, got {tuple(shading.shape)}")
+    if rows is not None:
+        return _spread(
+            shading_residuals(
+                channel,
+                latents[rows],
+                timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps,
+                identity_tokens=identity_tokens[rows],
+                shading=shading[rows],
+                pooled=None if pooled is None else pooled[rows],
+                time_ids=None if time_ids is None else time_ids[rows],
+                scale=scale,
+                keep=None if keep is None else keep[rows],
+            ),
+            rows,
+            len(latents),
+        )
     down, mid = channel(
         latents,
         timesteps,
@@ -96,3 +115,19 @@ def shading_residuals(
         down = [torch.where(factors == 0, torch.zeros_like(x), x * factors) for x in down]
         mid = torch.where(factors == 0, torch.zeros_like(mid), mid * factors)
     return ShadingResiduals(down=list(down), mid=mid)
+
+
+def rows_with_map(keep: Tensor | None) -> Tensor | None:
+    """Indices of the samples whose `keep` (B,) is not zero; None where that is all of them."""
+    if keep is None or bool((keep != 0).all()):
+        return None
+    return keep.nonzero()[:, 0]
+
+
+def _spread(some: ShadingResiduals, rows: Tensor, count: int) -> ShadingResiduals:
+    """Residuals of `rows` as those of `count` samples."""
+
+    def spread(x: Tensor) -> Tensor:
+        return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
+
+    return ShadingResiduals(down=[spread(x) for x in some.down], mid=spread(some.mid))
