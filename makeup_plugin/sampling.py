@@ -149,8 +149,8 @@ def denoise(
             if guided and len(state.conditions) != 2 * len(latents):
                 raise ConfigError(
                     f"guidance at step {index} needs {2 * len(latents)} rows of conditions, the unconditional half"
-                    f" first, got {len(state.conditions)}: call the pipeline with guidance_scale > 1, and let a callback"
-                    " only end it"
+                    f" first, got {len(state.conditions)}: call the pipeline with guidance_scale > 1, and let a"
+                    " callback only end it"
                 )
             if state.conditions is not seen:
                 seen, rows = state.conditions, rows_with_map(state.conditions.shading_keep)
