@@ -325,7 +325,7 @@ def predict(
             time_ids=conditions.time_ids,
             scale=shading_scale,
             keep=conditions.shading_keep,
-            rows=shading_rows if isinstance(identity_context, Tensor) else None,
+            rows=shading_rows,
         )
         residuals = {
             "down_block_additional_residuals": control.down,

@@ -77,14 +77,14 @@ def shading_residuals(
     text_time.
 
     `rows`: indices of the samples that have a map, where not all have one. The network runs on these alone, and the
-    residuals of the others are zero. `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives
+    residuals of the others are zero; of several people, on all samples. `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives
     exactly what no channel would give.
     """
     factor = 2 ** (len(channel.config.conditioning_embedding_out_channels) - 1)
     expected = (latents.shape[0], 3, latents.shape[2] * factor, latents.shape[3] * factor)
     if tuple(shading.shape) != expected:
         raise ConfigError(f"shading must be {expected} for latents {tuple(latents.shape)}, got {tuple(shading.shape)}")
-    if rows is not None:
+    if rows is not None and isinstance(identity_tokens, Tensor):
         return _spread(
             shading_residuals(
                 channel,
