@@ -76,9 +76,9 @@ def shading_residuals(
     identity_tokens may be those of several people. pooled and time_ids: as for the UNet; None for a base without
     text_time.
 
-    `rows`: indices of the samples that have a map, where not all have one. The network runs on these alone, and the
-    residuals of the others are zero; of several people, on all samples. `keep` (B,) multiplies each sample's residuals. 0 drops the condition and gives
-    exactly what no channel would give.
+    `rows`: indices of the samples that have a map, where not all have one. The network runs on these alone (of several
+    people, on all), and the residuals of the others are zero. `keep` (B,) multiplies each sample's residuals. 0 drops
+    the condition and gives exactly what no channel would give.
     """
     factor = 2 ** (len(channel.config.conditioning_embedding_out_channels) - 1)
     expected = (latents.shape[0], 3, latents.shape[2] * factor, latents.shape[3] * factor)
