@@ -20,6 +20,7 @@ from faceclip.storage.hashes import bytes_hash, settings_text, tensors_hash
 T = TypeVar("T")
 MAX_BYTES = 2**28  # of everything that is kept: 256 MiB
 MAX_ENTRIES = 64
+_NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
 
 
 class WeightsMark:
@@ -89,9 +90,16 @@ def network_hash(network: nn.Module) -> str:
     Rounding gives one hash for weights that were stored in 16 bits, whether they are loaded in that precision or in
     float32. A network that was trained in float32 has another hash after a cast to float16.
     """
-    head = type(network).__name__ + settings_text(getattr(network, "config", {}))
+    head = type(network).__name__ + settings_text(_settings(getattr(network, "config", {})))
     rounded = ((name, value.detach().to(torch.bfloat16)) for name, value in network.state_dict().items())
     return tensors_hash(rounded, head)
+
+
+def _settings(config: Any) -> Any:
+    """A configuration as a dictionary. transformers' own holds versions and precisions too, which are left out."""
+    if not hasattr(config, "to_diff_dict"):
+        return config
+    return {key: value for key, value in config.to_diff_dict().items() if key not in _NO_SETTINGS}
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

@@ -54,10 +54,10 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and not known
 
 
-def resolve(path_or_hub_id: str | Path, file: str) -> Path:
+def resolve(path_or_hub_id: str | Path, file: str, *, revision: str | None = None) -> Path:
     """The local path of what a user names: a file, a directory of ours, or `file` of a repository.
 
-    A repository is a hub id, from which `file` is downloaded, or a directory that holds a copy of it.
+    A repository is a hub id, from which `file` is downloaded (at `revision`), or a directory that holds a copy of it.
 
     Raises:
         CheckpointError: nothing of that name, or a download that failed. ConfigError: no path at all.
@@ -79,7 +79,7 @@ def resolve(path_or_hub_id: str | Path, file: str) -> Path:
             f"{path} is neither a file, nor a directory, nor a hub id such as ByteDance/FaceCLIP{here}"
         )
     try:
-        return Path(hf_hub_download(str(path_or_hub_id), file))
+        return Path(hf_hub_download(str(path_or_hub_id), file, revision=revision))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
             f"{path_or_hub_id} is no local path, and {file} could not be downloaded from the hub ({error}): "

@@ -34,6 +34,7 @@ from makeup_plugin.saving.lora_files import check_lora
 
 ALL_ATTENTION = r".*\.(attn1|attn2)\.(to_q|to_k|to_v|to_out\.0)"
 _DIM_HEAD = 64  # of perceiver and resampler
+_SHRINKS = 4  # how often a ControlNet may halve its map
 _BLOCKS = (
     (re.compile(r"^(layers\.\d+)\.0\.norm1\."), r"\1.ln0."),
     (re.compile(r"^(layers\.\d+)\.0\.norm2\."), r"\1.ln1."),
@@ -120,7 +121,7 @@ def load_adapter_file(
         raise CheckpointError(f"{path}: image_proj is of the form {states.form}, expected {form}: is it another kind?")
     with building, init_empty_weights():
         channel = empty_channel(states, unet, **settings)
-        control = ControlNetModel.from_unet(unet, load_weights_from_unet=False) if states.controlnet else None
+        control = _empty_control(states.controlnet, unet) if states.controlnet else None
     _fill(channel.projection, states.projection, dtype, "image_proj")
     _fill(channel.attention, states.attention, dtype, "ip_adapter")
     if control is not None:
@@ -238,6 +239,15 @@ def empty_channel(states: PublishedStates, unet: UNet2DConditionModel, **setting
         **sizes,
         **settings,
     )
+
+
+def _empty_control(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet whose map is shrunk as often as the tensors say: three times for the VAEs of SD 1.5 and SDXL."""
+    embedding = "controlnet_cond_embedding"
+    names = [f"{embedding}.conv_in.bias", *(f"{embedding}.blocks.{2 * step + 1}.bias" for step in range(_SHRINKS))]
+    widths = tuple(len(tensors[name]) for name in names if name in tensors and tensors[name].ndim == 1)
+    settings = {"conditioning_embedding_out_channels": widths} if widths else {}
+    return ControlNetModel.from_unet(unet, load_weights_from_unet=False, **settings)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging
 from huggingface_hub import create_repo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -50,6 +49,7 @@ from makeup_plugin.saving.clip_parts import load_clip_parts
 from makeup_plugin.saving.fingerprint import check_fingerprint
 from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
+from makeup_plugin.saving.schedulers import load_scheduler
 from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from makeup_plugin.saving.whole_unet import holds_unet
 from makeup_plugin.turns import change_in_turn
@@ -190,7 +190,7 @@ class PipelineStorageMixin:
             raise ConfigError("from_base needs joint_encoder=: the base has only plain text encoders")
         try:
             if scheduler is None:
-                scheduler = _scheduler(base)
+                scheduler = load_scheduler(base)
             if unet is None:
                 unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
             if vae is None:
@@ -203,6 +203,33 @@ class PipelineStorageMixin:
         if adapter is not None:
             pipeline.load_adapter(adapter)
         return pipeline
+
+    @classmethod
+    def from_published(cls, kind: str, weights: str | Path, *, base: str | Path, **parts: Any) -> Self:
+        """A pipeline of weights that others published, ready to draw.
+
+        Args:
+            kind: "faceclip-sdxl", "facemakeup-v1", "facemakeup-v2", "ip-adapter-faceid", "ip-adapter-faceid-plus",
+                "ip-adapter-faceid-plusv2" or "instantid".
+            weights: the file, a folder with a copy of the repository, or its hub id.
+            base: SD 1.5 or SDXL in diffusers' layout, a folder or a hub id.
+            parts: of an adapter, `face_encoder`: the recognizer it was trained with, "onnx:w600k_r50.onnx" or a module;
+                `image_encoder`: for the kinds that read image tokens, a CLIP tower's folder, hub id or module;
+                `controlnet`: InstantID's ControlNet where it does not lie beside the file; `face_fitter`: draws the
+                shading maps of facemakeup-v2; `lora`: True for the one in the file, False for none, or a file of its
+                own; `shortcut`: whether the perceiver's output is added to the identity, where the kind leaves a
+                choice. Of faceclip-sdxl, `unet`: the release's UNet where it does not lie beside the encoder. Of all,
+                `vae`, `scheduler`, `dtype`, and `revision` of a hub id.
+
+        The licence of the weights is logged, and saved with the pipeline (`config.published`, adapter.json).
+
+        Raises:
+            ConfigError: an unknown kind, a part that is missing or that the kind does not have, or parts that do not
+                fit together. CheckpointError: a file that is missing, damaged, or of another kind or base.
+        """
+        from makeup_plugin.published.build import build_published
+
+        return build_published(cls, kind, weights, base=base, **parts)
 
     def _licence_of_parts(self) -> str:
         """The known licences of pipeline, adapter and joint encoder, as they were loaded."""
@@ -328,16 +355,6 @@ def _clip_parts(directory: Path, names: list[str], given: dict[str, Any]) -> dic
     """Text towers, tokenizers and image tower of transformers' classes in a saved pipeline."""
     dtype = given.get("torch_dtype", given.get("dtype"))
     return load_clip_parts(directory, read_settings(directory / INDEX_FILE), names, given=given, dtype=dtype)
-
-
-def _scheduler(base: str | Path) -> SchedulerMixin:
-    """The base's scheduler, an object of the class that its configuration names."""
-    config = DDIMScheduler.load_config(base, subfolder="scheduler")
-    name = config.get("_class_name")
-    kind = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise CheckpointError(f"{base}: diffusers has no scheduler {name!r}; give scheduler= of another class")
-    return kind.from_config(config)
 
 
 def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:

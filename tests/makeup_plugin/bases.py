@@ -38,16 +38,16 @@ def make_text_tower(kind: type, width: int, seed: int, **changes: Any) -> torch.
     return kind(CLIPTextConfig(max_position_embeddings=77, **sizes, **tokens, **changes)).eval()
 
 
-def make_base(kind: str) -> dict[str, Any]:
+def make_base(kind: str, *, context: int = CONTEXT) -> dict[str, Any]:
     """The parts of a base that a pipeline with plain text has, the same on every call."""
     parts: dict[str, Any] = {"vae": make_vae(), "scheduler": DDIMScheduler(**SCHEDULE), "tokenizer": make_tokenizer()}
     if kind == "sd15":
-        text = make_text_tower(CLIPTextModel, CONTEXT, 21)
-        return parts | {"unet": make_unet(**SD15), "text_encoder": text}
+        text = make_text_tower(CLIPTextModel, context, 21)
+        return parts | {"unet": make_unet(**SD15, cross_attention_dim=context), "text_encoder": text}
     second = make_text_tower(CLIPTextModelWithProjection, POOLED, 23, projection_dim=POOLED, hidden_act="gelu")
     return parts | {
-        "unet": make_unet(),
-        "text_encoder": make_text_tower(CLIPTextModel, CONTEXT - POOLED, 22),
+        "unet": make_unet(cross_attention_dim=context),
+        "text_encoder": make_text_tower(CLIPTextModel, context - POOLED, 22),
         "text_encoder_2": second,
         "tokenizer_2": make_tokenizer("!"),
     }
