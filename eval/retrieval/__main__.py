@@ -16,6 +16,7 @@ from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
+from eval.retrieval.terms import data_terms
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.batches import detected_faces, labelled_faces
@@ -130,6 +131,8 @@ class RetrievalSettings:
     seed: int = setting(0, "of the choice of queries")
     detector: bool = setting(True, "--no-detector leaves out the pass with detected faces")
     device: str = setting("cpu", "of the model, as cuda; faces are found on the CPU")
+    licence: str = setting("", "of the data; required for photographs")
+    origin: str = setting("", "of the data; required for photographs")
 
     def __post_init__(self) -> None:
         check_least("--queries", self.queries)
@@ -144,6 +147,7 @@ def search_and_report(settings: RetrievalSettings) -> None:
     make_folder(settings.out, "--out ")
     model = RetrievalModel.from_pretrained(settings.model, device)
     test = load_arrays(settings.data, "test", labelled=False)
+    terms = data_terms(test.regions is not None, settings.licence, settings.origin)
     validation = load_arrays(settings.data, "validation", labelled=False)
     results, found, facts = evaluate(
         model,
@@ -160,10 +164,14 @@ def search_and_report(settings: RetrievalSettings) -> None:
         "model": model_hash(settings.model),
         "data": test.content_hash,
         "validation data": validation.content_hash,
+        "data terms": terms,
     }
     write_results(settings.out, results, found, facts, noted)
     people = len(np.unique(test.identity))
-    report = Report("Retrieval", f"{people} test identities, {len(test):,} portraits.")
+    report = Report(
+        "Retrieval",
+        f"{people} test identities, {len(test):,} portraits. Data: {terms['licence']}; {terms['origin']}.",
+    )
     add_sections(report, results, test.images)
     add_detected(report, found, facts)
     path = report.write(settings.out / "report.html")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.retrieval.search import Outcome, concatenate, score_queries, search
+from eval.retrieval.search import Outcome, best_rows, concatenate, score_queries, search
 from eval.retrieval.spaces import (
     Portraits,
     RetrievalModel,
@@ -69,7 +69,7 @@ def evaluate_kind(
         scores = search(gallery, asked)
         outcomes[name] = score_queries(scores, queries)
         shown = np.where(queries.excluded, -np.inf, scores)
-        top[name] = np.argsort(-shown, axis=1, kind="stable")[:, :5]
+        top[name] = best_rows(shown, 5)
         if queries.described is not None:
             first[name] = explain_top(scores, queries, labels)
     joint = recall_at(outcomes[JOINT].ranks, 1)

@@ -1,9 +1,11 @@
-"""Exact inner-product search with FAISS, and the figures of one query kind in one space."""
+"""Cosines of all queries with all of a gallery, and the figures of one query kind in one space.
+
+Whole tables of scores suit galleries of some ten thousand portraits; `eval.retrieval.streaming` searches larger ones.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,9 +46,9 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def search(gallery: Embeddings, queries: Embeddings, *, block: int = 1024) -> NDArray[np.float32]:
-    """Cosine of every query with every gallery item (Q, G) by FAISS; −inf where either has no face.
+    """Cosine of every query with every gallery item (Q, G); −inf where either has no face.
 
-    Raises CheckpointError for embeddings that are not finite: FAISS would give them some place without a word.
+    Raises CheckpointError for embeddings that are not finite: a search would give them some place without a word.
     """
     if gallery.vectors.shape[1] != queries.vectors.shape[1]:
         raise ValueError(f"gallery has dimension {gallery.vectors.shape[1]}, queries {queries.vectors.shape[1]}")
@@ -61,14 +63,28 @@ def search(gallery: Embeddings, queries: Embeddings, *, block: int = 1024) -> ND
     scores = np.full((len(queries.vectors), len(gallery.vectors)), -np.inf, dtype=np.float32)
     if not len(known):
         return scores
-    index = faiss.IndexFlatIP(gallery.vectors.shape[1])
-    index.add(unit(gallery.vectors[known]))
+    items = unit(gallery.vectors[known]).T
     asked = np.flatnonzero(queries.present)
     for start in range(0, len(asked), block):
         rows = asked[start : start + block]
-        found, position = index.search(unit(queries.vectors[rows]), len(known))
-        scores[rows[:, None], known[position]] = found
+        scores[np.ix_(rows, known)] = unit(queries.vectors[rows]) @ items
     return scores
+
+
+def best_rows(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Columns (Q, count) of the largest of scores (Q, G), the best first, equal ones in their order; fewer where G is
+    less. As a stable sort of all scores, without sorting them."""
+    count = min(count, scores.shape[1])
+    result = np.empty((len(scores), count), np.int64)
+    if not count:
+        return result
+    last = np.partition(scores, scores.shape[1] - count, axis=1)[:, -count]
+    for row, (values, limit) in enumerate(zip(scores, last, strict=True)):
+        above = np.flatnonzero(values > limit)
+        above = above[np.argsort(-values[above], kind="stable")]
+        equal = np.flatnonzero(values == limit)[: count - len(above)]
+        result[row] = np.concatenate([above, equal])
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,9 @@ def test_photos_are_asked_for_by_their_own_words(joint_export, tiny_dataset, tmp
     )
     assert status == 0, capsys.readouterr()
     arguments = ["--model", str(joint_export), "--data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--no-detector"]) == 2
+    assert "--licence" in capsys.readouterr().err
+    arguments += ["--licence", "CC0-1.0", "--origin", "rendered, as if photographed"]
     assert main([*arguments, "--no-detector"]) == 0, capsys.readouterr()
     figures = json.loads((tmp_path / "out" / "results.json").read_text())["labelled faces"]
     assert figures["face+text"]["queries"] == figures["face"]["queries"] == 8

@@ -1,13 +1,14 @@
 """Queries and right answers of a hand-made gallery: two people, three portraits each."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from faceclip.errors import DataError, EmptyDatasetError
-from faceclip.retrieval.labels import Description, Labels, Wording, fitting, matches
-from faceclip.retrieval.queries import Query, build_queries, explain_top, queries_of, rank1
+from faceclip.retrieval.labels import Description, Labels, Wording, fits_among, fitting, matches
+from faceclip.retrieval.queries import QUERY_KINDS, Query, build_queries, explain_top, queries_of, rank1
 
 # Person 7: red hair and glasses (frontal), red hair, black hair. Person 9: red hair, black hair, black hair.
 HAIR = ["red", "red", "black", "red", "black", "black"]
@@ -190,3 +191,28 @@ def test_a_gallery_without_frontal_portraits_allows_no_frontal_query(labels):
         build_queries(replace(labels, index=None), "face_frontal")
     with pytest.raises(EmptyDatasetError, match=r"\btext query "):
         queries_of(labels, "text", [])
+
+
+def test_queries_are_found_at_a_linear_cost_and_are_those_of_the_definition(labels):
+    for kind in QUERY_KINDS:
+        queries = build_queries(labels, kind, seed=3)
+        rows = range(len(labels))
+        asked = [row for row in rows if kind != "face_frontal" or labels.index[row] != 0]
+        assert len(queries) == len(asked) and queries.relevant.any(axis=1).all()
+    big = replace(
+        labels,
+        identity=np.repeat(np.arange(20_000), 3),
+        index=np.tile(np.arange(3), 20_000),
+        attributes={name: np.tile(values, 10_000) for name, values in labels.attributes.items()},
+        descriptions=list(labels.descriptions) * 10_000,
+    )
+    began = time.process_time()
+    assert len(build_queries(big, "face+text", limit=10)) == 10
+    assert time.process_time() - began < 30  # about 2 s; a quadratic search takes minutes
+
+
+def test_what_fits_among_some_rows_is_what_fits(labels):
+    rows = np.array([1, 3, 5])
+    for row in range(len(labels)):
+        np.testing.assert_array_equal(fits_among(labels, row, 1, rows), fitting(labels, row, 1)[rows])
+    np.testing.assert_array_equal(labels.same_person(4), [3, 4, 5])
