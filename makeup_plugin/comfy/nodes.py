@@ -41,7 +41,7 @@ class LoadPipeline(io.ComfyNode):
                 io.Combo.Input("device", options=["auto", "cpu", "cuda"], default="auto"),
                 io.Combo.Input("dtype", options=["float32", "bfloat16", "float16"], default="float32"),
             ],
-            outputs=[Pipeline.Output("pipeline")],
+            outputs=[Pipeline.Output("pipeline", display_name="pipeline")],
         )
 
     @classmethod
@@ -66,7 +66,10 @@ class EncodeIdentity(io.ComfyNode):
                 io.Image.Input("photos"),
                 io.Combo.Input("face", options=["largest", "center", "only"], default="largest"),
             ],
-            outputs=[Person.Output("identity"), io.Image.Output("faces", display_name="faces that were found")],
+            outputs=[
+                Person.Output("identity", display_name="identity"),
+                io.Image.Output("faces", display_name="faces that were found"),
+            ],
         )
 
     @classmethod
@@ -102,7 +105,11 @@ class Draw(io.ComfyNode):
                 io.Image.Input("pose_photo", optional=True, tooltip="Gives pose, expression and light."),
                 io.Image.Input("shading_map", optional=True, tooltip="A ready map in place of a fitted one."),
             ],
-            outputs=[io.Image.Output("images"), io.Image.Output("maps"), Drawing.Output("drawing")],
+            outputs=[
+                io.Image.Output("images", display_name="images"),
+                io.Image.Output("maps", display_name="shading maps"),
+                Drawing.Output("drawing", display_name="drawing"),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
