@@ -4,6 +4,7 @@ import runpy
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -58,3 +59,79 @@ def test_search_sees_the_square_around_the_face_wherever_it_lies(export, tmp_pat
     scores = {Path(name).stem: float(score) for score, name in map(str.split, capsys.readouterr().out.splitlines())}
     assert scores.keys() == {"alone", "wide"}
     assert scores["alone"] == scores["wide"]  # whole pictures, squashed, give .196 and .180
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory) -> Path:
+    """A folder with a tiny pipeline of random weights in `model`, a portrait, and a mask."""
+    from tests.makeup_plugin.conftest import make_pipeline
+
+    folder = tmp_path_factory.mktemp("drawing")
+    pipeline = make_pipeline()
+    pipeline.register_to_config(default_call={"num_inference_steps": 2})
+    pipeline.save_pretrained(folder / "model")
+    portrait = Image.open(files("skimage") / "data/astronaut.png").convert("RGB").crop((128, 0, 320, 192))
+    portrait.save(folder / "portrait.png")
+    portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    mask = Image.new("L", portrait.size)
+    mask.paste(255, (0, 0, 192, 64))
+    mask.save(folder / "mask.png")
+    return folder
+
+
+def run_example(monkeypatch, folder: Path, name: str, *words: str) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", [name, *words])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "pictures"),
+    [
+        ("draw.py", ["portrait.png", "--prompts", "[a man, a woman, a man old]"], 3),
+        ("several_photos.py", ["[portrait.png, mirrored.png]", "--keep", "person.safetensors"], 1),
+        ("mix.py", ["portrait.png", "mirrored.png", "--steps", "3"], 3),
+        ("pose.py", ["portrait.png", "mirrored.png"], 2),
+        ("two_people.py", ["portrait.png", "mirrored.png", "--left-prompt", "a man", "--right-prompt", "a woman"], 1),
+    ],
+)
+def test_every_example_draws(drawing, tmp_path, monkeypatch, name, words, pictures):
+    prompt = [] if name == "draw.py" else ["--prompt", "a man"]
+    run_example(monkeypatch, drawing, name, *words, *prompt, "--model", "model", "--out", str(tmp_path))
+    assert len(list(tmp_path.glob("*.png"))) == pictures
+
+
+def test_pictures_outside_of_the_edited_part_stay(drawing, tmp_path, monkeypatch):
+    words = ["portrait.png", "mask.png", "--prompt", "a man", "--model", "model", "--out", str(tmp_path)]
+    run_example(monkeypatch, drawing, "edit.py", *words)
+    before, after = (np.asarray(Image.open(path)) for path in (drawing / "portrait.png", tmp_path / "image_0000.png"))
+    assert np.array_equal(before[64:], after[64:]) and not np.array_equal(before[:64], after[:64])
+
+
+def test_scales_are_a_table(drawing, tmp_path, monkeypatch):
+    words = ["portrait.png", "--identity", "[0, 1]", "--shading", "[0, 1, 0.5]", "--prompt", "a man"]
+    run_example(monkeypatch, drawing, "scales.py", *words, "--model", "model", "--out", str(tmp_path / "table.png"))
+    cells = np.asarray(Image.open(tmp_path / "table.png")).reshape(3, 32, 2, 32, 3).transpose(0, 2, 1, 3, 4)
+    assert len({cell.tobytes() for cell in cells.reshape(6, -1)}) == 6
+
+
+def test_provenance_is_told(drawing, tmp_path, monkeypatch, capsys):
+    run_example(
+        monkeypatch,
+        drawing,
+        "draw.py",
+        "portrait.png",
+        "--prompts",
+        "[a man]",
+        "--model",
+        "model",
+        "--out",
+        str(tmp_path),
+    )
+    Image.open(drawing / "portrait.png").save(tmp_path / "photo.png")
+    (tmp_path / "text.jpg").write_text("no picture")
+    capsys.readouterr()
+    run_example(monkeypatch, drawing, "provenance.py", str(tmp_path))
+    first, photo, text = capsys.readouterr().out.splitlines()
+    assert "image_0000.png: record of model, seed 0" in first
+    assert photo == "photo.png: no record, no watermark" and text.startswith("text.jpg: ")
