@@ -35,6 +35,7 @@ class FaceCLIPBranch(nn.Module):
         rows, or (B,) bool.
         """
         plain = self.text.tower.token_embedding(self.text.rows(tokens[:, ID_INDEX]))
+        identity = identity.to(self.identity_projection.weight.dtype)  # the towers may be in 16 bits, and this not
         word = self.identity_projection(F.normalize(identity, dim=-1)).to(plain.dtype)
         start = tokens.new_tensor(TEMPLATE_START)
         replaced = (tokens[:, 1 : 1 + len(start)] == start).all(dim=1) & has_face
@@ -47,11 +48,13 @@ class FaceCLIPBranch(nn.Module):
             text: (B, 77, width) states of the text tower. face: (B, P, face width) tokens of the face encoder.
             face_position: (1, P, face width), its positional embedding.
         """
+        dtype = self.text_projection.weight.dtype
+        position = self.text.tower.positional_embedding[None, : text.shape[1]]
         return self.fusion(
-            self.face_projection(face),
-            self.face_position_projection(face_position),
-            self.text_projection(text),
-            self.text_position_projection(self.text.tower.positional_embedding[None, : text.shape[1]]),
+            self.face_projection(face.to(dtype)),
+            self.face_position_projection(face_position.to(dtype)),
+            self.text_projection(text.to(dtype)),
+            self.text_position_projection(position.to(dtype)),
         )
 
     @torch.no_grad()

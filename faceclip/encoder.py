@@ -168,11 +168,11 @@ class FaceCLIP(JointEncoder):
         heads = self._heads()
         prompts = check_prompts(prompts)
         found = self.encode(prompts, faces, face_features=face_features, has_face=has_face)
-        device = found.tokens.device
+        device, dtype = found.tokens.device, next(heads.parameters()).dtype
         return heads(
-            found.tokens,
-            identity=found.identity,
-            text=self.g.text(tokenize(prompts).to(device)).embedding,
+            found.tokens.to(dtype),
+            identity=None if found.identity is None else found.identity.to(dtype),
+            text=self.g.text(tokenize(prompts).to(device)).embedding.to(dtype),
             has_text=torch.tensor([bool(prompt.strip()) for prompt in prompts], device=device),
             has_face=None if has_face is None else has_face.to(device),
         )

@@ -234,7 +234,11 @@ def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tupl
 
 
 def load_faceclip(
-    path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
+    path_or_hub_id: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    fusion_dtype: torch.dtype | None = None,
+    config: dict[str, Any] | None = None,
 ) -> FaceCLIP:
     """FaceCLIP with the published weights or those of an export of stage 1, in evaluation mode.
 
@@ -243,7 +247,10 @@ def load_faceclip(
     Args:
         path_or_hub_id: `face_clip_encoder.pt`, a directory made by `convert` or by `FaceCLIP.save_pretrained` (or
             with a copy of the repository), or a hub id (`ByteDance/FaceCLIP`).
-        dtype: dtype of the weights. None keeps the stored one, 16 bits.
+        dtype: dtype of the towers. None keeps the stored one, 16 bits.
+        fusion_dtype: dtype of fusion, projections and heads. None means float32 beside towers of 16 bits, as the
+            release runs: in bfloat16 the fusion's rounding would change the tokens as much as another prompt does. It
+            means the towers' dtype otherwise.
         config: configuration of a file whose size differs from the release. For a directory, the configuration that it
             must have.
 
@@ -270,7 +277,21 @@ def load_faceclip(
         model.load_state_dict(state, strict=True, assign=True)
         mention_license(str(path))
     # Not by ModelMixin.to: diffusers 0.42 then warns of float32 modules even of models that have none.
-    return nn.Module.to(model, dtype).eval()
+    nn.Module.to(model, dtype)
+    _set_fusion_dtype(model, fusion_dtype)
+    return model.eval()
+
+
+def _set_fusion_dtype(model: FaceCLIP, dtype: torch.dtype | None) -> None:
+    """Casts all parts but the towers; None means float32 beside towers of 16 bits."""
+    if dtype is None:
+        dtype = torch.float32 if model.l.text.dtype in (torch.float16, torch.bfloat16) else model.l.text.dtype
+    for branch in model.branches:
+        for name, part in branch.named_children():
+            if name != "text":
+                part.to(dtype)
+    if model.heads is not None:
+        model.heads.to(dtype)
 
 
 def _read_directory(

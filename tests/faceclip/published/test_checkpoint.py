@@ -109,7 +109,8 @@ def test_convert_and_export_bit_for_bit(file, tmp_path, prefix):
     assert all(back[n].dtype == t.dtype and torch.equal(back[n], t) for n, t in original.items())
 
     direct, converted = load_faceclip(source, config=SMALL), load_faceclip(tmp_path / "ours")
-    assert direct.l.identity_projection.weight.dtype == torch.bfloat16
+    assert direct.dtype == direct.l.text.dtype == torch.bfloat16
+    assert direct.l.identity_projection.weight.dtype == torch.float32
     assert all(torch.equal(t, converted.state_dict()[n]) for n, t in direct.state_dict().items())
     stored = [n for f in (tmp_path / "ours").glob("diffusion*.safetensors") for n in load_file(f)]
     assert sum(name.startswith("face_encoder.") for name in stored) * 2 == sum(
@@ -151,6 +152,21 @@ def test_a_file_with_two_face_encoders_keeps_both(state, model, tmp_path):
     assert all(torch.equal(tensor, (state | own)[name]) for name, tensor in back.items())
     for loaded in (load_faceclip(tmp_path / "ours"), FaceCLIP.from_pretrained(tmp_path / "ours").eval()):
         assert torch.equal(loaded.encode(PROMPTS, faces()).tokens, found.tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_that_of_the_release(file, dtype):
+    """Towers in 16 bits and fusion in 32 lie nearer to the numbers of 32 bits than everything in 16 bits."""
+    wanted = load_faceclip(file, config=SMALL, dtype=torch.float32).encode(PROMPTS, faces()).tokens
+    mode = load_faceclip(file, config=SMALL, dtype=dtype)
+    coarse = load_faceclip(file, config=SMALL, dtype=dtype, fusion_dtype=dtype)
+    assert mode.dtype == dtype and mode.l.fusion.layers[0].text.query.weight.dtype == torch.float32
+    found, rough = mode.encode(PROMPTS, faces()).tokens, coarse.encode(PROMPTS, faces()).tokens
+    assert found.dtype == torch.float32 and rough.dtype == dtype
+    assert (found - wanted).norm() < 0.5 * (rough.float() - wanted).norm()
+    some = torch.tensor([True, False] * (len(PROMPTS) // 2))
+    assert torch.isfinite(mode.encode(PROMPTS, faces(), has_face=some).tokens).all()
 
 
 def test_license_is_mentioned_and_printed(file, tmp_path, monkeypatch, caplog, capsys):
