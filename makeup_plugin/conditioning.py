@@ -21,7 +21,7 @@ from makeup_plugin.contexts import contexts
 from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.image_tokens import FaceTower, image_tokens
-from makeup_plugin.shading import shading_residuals
+from makeup_plugin.shading import ShadingResiduals, shading_residuals
 
 if TYPE_CHECKING:
     from faceclip.joint import JointConditioning
@@ -294,6 +294,7 @@ def predict(
     shading_channel: ControlNetModel | None = None,
     shading_scale: float = 1.0,
     shading_rows: Tensor | None = None,
+    residuals: ShadingResiduals | None = None,
     timestep_cond: Tensor | None = None,
     cross_attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
@@ -304,13 +305,12 @@ def predict(
     when that scale is not 0 and the conditions hold no identity: a row of zeros stands for nobody. Several people, and
     a scale per picture, need `regional_attention`. `timestep_cond` (B,T) and `cross_attention_kwargs` go to the UNet as
     they are. `shading_rows`: the samples that have a map, where not all have one; the ControlNet runs on these alone
-    (of several people, on all or none).
+    (of several people, on all or none). `residuals`: of other ControlNets.
     """
     added = None
     if conditions.pooled is not None:
         added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
     context, identity_context = contexts(unet, conditions, identity_channel)
-    residuals = {}
     no_map = shading_rows is not None and not len(shading_rows)
     if shading_channel is not None and conditions.shading is not None and shading_scale != 0 and not no_map:
         if identity_context is None:
@@ -327,9 +327,12 @@ def predict(
             keep=conditions.shading_keep,
             rows=shading_rows,
         )
-        residuals = {
-            "down_block_additional_residuals": control.down,
-            "mid_block_additional_residual": control.mid,
+        residuals = control if residuals is None else residuals.plus(control)
+    control_inputs: dict[str, Any] = {}
+    if residuals is not None:
+        control_inputs = {
+            "down_block_additional_residuals": residuals.down,
+            "mid_block_additional_residual": residuals.mid,
         }
     return unet(
         latents,
@@ -339,7 +342,7 @@ def predict(
         cross_attention_kwargs=cross_attention_kwargs,
         added_cond_kwargs=added,
         return_dict=False,
-        **residuals,
+        **control_inputs,
     )[0]
 
 

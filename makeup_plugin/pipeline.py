@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, ModelMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DiffusionPipeline,
+    ModelMixin,
+    MultiControlNetModel,
+    UNet2DConditionModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
@@ -24,20 +31,17 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from faceclip.errors import ConfigError
 from faceclip.face3d.fitter import FaceFitter
-from faceclip.face3d.mesh_fitter import default_mesh_fitter
-from faceclip.faces import FaceDetector, MTCNNDetector
-from faceclip.faces.dense import is_installed
 from faceclip.joint import JointEncoder
 from faceclip.towers.image import ImageTower
 from makeup_plugin.arguments import check_parts
 from makeup_plugin.calls.defaults import CallDefaults, read_defaults
 from makeup_plugin.calls.generate import generate
-from makeup_plugin.calls.identify import identity_of_photos
 from makeup_plugin.calls.request import Request
 from makeup_plugin.calls.state import CallStateMixin
 from makeup_plugin.conditioning import TextSide
+from makeup_plugin.controls import as_one, check_controlnet
+from makeup_plugin.face_side import FaceSideMixin
 from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.known_faces import KnownFaces
@@ -50,11 +54,12 @@ from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.scales import Schedule
 from makeup_plugin.sharing import PipelineSharingMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
-from makeup_plugin.turns import call_in_turn, change_in_turn, turns_of
+from makeup_plugin.turns import call_in_turn, turns_of
 
 
 class FaceMakeUpPipeline(
     CallStateMixin,
+    FaceSideMixin,
     PipelineStorageMixin,
     PipelineSharingMixin,
     PipelineSwitchesMixin,
@@ -88,6 +93,8 @@ class FaceMakeUpPipeline(
             nose and mouth (see `makeup_plugin.five_points`).
         force_zeros_for_empty_prompt: with plain text, an absent negative prompt gives zeros, as SDXL's bases want it.
         published: kind, weights, revision and licence of the published weights, where `from_published` built this.
+        controlnet: further ControlNets of the base, one or a list. They see `control_image` and the text, as in
+            diffusers.
 
     Raises:
         ConfigError: an identity channel without what it reads, a shading channel without `identity_channel`, no joint
@@ -108,6 +115,7 @@ class FaceMakeUpPipeline(
         "text_encoder_2",
         "tokenizer_2",
         "face_encoder",
+        "controlnet",
     ]
     # Its weights are used inside the UNet's forward pass, so it must be on the device whenever the UNet is.
     _exclude_from_cpu_offload: ClassVar = ["identity_channel"]
@@ -134,6 +142,7 @@ class FaceMakeUpPipeline(
         control_map: str = "shading",
         force_zeros_for_empty_prompt: bool = False,
         published: dict[str, Any] | None = None,
+        controlnet: ControlNetModel | MultiControlNetModel | Sequence[ControlNetModel] | None = None,
     ):
         super().__init__()
         self._turns = turns_of(unet)
@@ -153,6 +162,7 @@ class FaceMakeUpPipeline(
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
             face_encoder=face_encoder,
+            controlnet=as_one(controlnet),
         )
         read_defaults(default_call)
         self.register_to_config(
@@ -163,6 +173,7 @@ class FaceMakeUpPipeline(
             published=published,
         )
         check_parts(self)
+        check_controlnet(self.controlnet, unet)
         if identity_channel is not None:
             identity_channel.attach(unet)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
@@ -173,8 +184,6 @@ class FaceMakeUpPipeline(
         self.whole_unet = False  # whether training changed all of the UNet (FaceCLIP-SDXL), not a LoRA
         self.replaced_unet: UNet2DConditionModel | None = None  # the base's, while an adapter brought one
         self.known_faces = KnownFaces()
-        self._detector: FaceDetector | None = None
-        self._fitter: Any = None
 
     @property
     def call_defaults(self) -> CallDefaults:
@@ -192,39 +201,6 @@ class FaceMakeUpPipeline(
             towers=[getattr(self, name) for name in present],
             recognizer=self.face_encoder,
         )
-
-    @property
-    def detector(self) -> FaceDetector:
-        """The face detector. Unless you set another one, the pipeline creates an `MTCNNDetector` on first use."""
-        if self._detector is None:
-            self._detector = MTCNNDetector()
-        return self._detector
-
-    @detector.setter
-    def detector(self, value: FaceDetector | None) -> None:
-        self._detector = value
-        self.known_faces.forget("face")
-
-    @property
-    def fitter(self) -> Any:
-        """What fits the head model to faces: what you set, else `face_fitter`, else, for shading maps and
-        where the extra `photos` is installed, a `MeshFitter`; None where there is nothing.
-
-        The shipped `face_fitter` learned renders. Set "mesh" for photographs; None takes that choice back.
-        """
-        if self._fitter is not None:
-            return self._fitter
-        if self.face_fitter is not None:
-            return self.face_fitter
-        drawn = self.shading_channel is not None and self.config.control_map != "five_points"
-        return default_mesh_fitter() if drawn and is_installed() else None
-
-    @fitter.setter
-    def fitter(self, value: Any) -> None:
-        if isinstance(value, str) and value != "mesh":
-            raise ConfigError(f'fitter={value!r}: "mesh", a fitter, or None for the face_fitter is expected')
-        self._fitter = default_mesh_fitter() if isinstance(value, str) else value
-        self.known_faces.forget("fit")
 
     @torch.no_grad()
     @call_in_turn
@@ -249,6 +225,10 @@ class FaceMakeUpPipeline(
         shading_landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
         reference_placement: Placement = "center",
         face_policy: str = "largest",
+        control_image: Images | Sequence[Images] = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -316,6 +296,10 @@ class FaceMakeUpPipeline(
                 top, right, bottom) in px: as "center", in this part of the picture.
             face_policy: which face to use where there are several: "largest", "center" or "only" (more than one is an
                 error).
+            control_image: what the `controlnet` sees, resized to the picture: one or one per prompt; with several
+                ControlNets a list with an entry for each. Without it they do not run.
+            controlnet_conditioning_scale: weight of the `controlnet`, one or a list of one for each.
+            control_guidance_start, control_guidance_end: shares of the steps between which it runs; as the weight.
             height, width: size in px, multiples of the VAE's factor. The default is the UNet's sample size.
             num_inference_steps, guidance_scale: the defaults are those of the model (`call_defaults`), or 50 and 5.0,
                 which FaceCLIP publishes.
@@ -348,36 +332,3 @@ class FaceMakeUpPipeline(
                 (`NoFaceError`, `SeveralFacesError`, `UnreadableImageError`, …), and the message names the image.
         """
         return generate(self, Request(**{name: value for name, value in locals().items() if name != "self"}))
-
-    @torch.no_grad()
-    @change_in_turn
-    def encode_identity(
-        self,
-        images: Images,
-        weights: Sequence[float] | None = None,
-        *,
-        landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
-        face_policy: str = "largest",
-    ) -> Identity:
-        """One person from one photo or several, as a value: to draw many pictures, to keep in a file, to mix.
-
-        A warning names photos that seem to show another person (`Identity.photos` has a report on each).
-
-        Args:
-            images: one photo or a list of them, as for a call's `image`.
-            weights: how much each photo counts. By default all count the same.
-            landmarks, face_policy: as for a call.
-
-        Raises:
-            ConfigError: no photo, or weights that do not fit.
-            FaceError: a photo that gives no face; the message names it.
-        """
-        return identity_of_photos(self, images, weights=weights, landmarks=landmarks, policy=face_policy)
-
-    @change_in_turn
-    def forget_faces(self) -> None:
-        """Drop what is remembered of faces: detections, crops, features and fits of the last pictures.
-
-        This is never needed for right results, unless a detector was changed in place.
-        """
-        self.known_faces.forget()

@@ -167,6 +167,13 @@ def shading_pictures(maps: Tensor | None, keep: Tensor | None, count: int) -> li
     return [Image.fromarray(array) if there else None for array, there in zip(arrays, kept, strict=True)]
 
 
+def resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """A picture (H,W) or (H,W,3) at another size, as diffusers resizes it; itself where it has that size."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
 def _prepare(
     source: ImageSource,
     landmarks: ArrayLike | None,

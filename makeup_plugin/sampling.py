@@ -22,7 +22,7 @@ from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.latents import Generators, from_unit_scale, in_range
 from makeup_plugin.marking import watermark
-from makeup_plugin.shading import rows_with_map
+from makeup_plugin.shading import ShadingResiduals, rows_with_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class DenoisingState:
     guidance_scale: float
 
 
+# Called before a step with its index, the UNet's inputs, its timestep and the conditions.
+ResidualsAt = Callable[[int, Tensor, Tensor, Conditions], ShadingResiduals | None]
 # Called after a step with its index, its timestep and the state; returns the state that the next step starts from.
 AfterStep = Callable[[int, Tensor, DenoisingState], DenoisingState]
 
@@ -105,6 +107,7 @@ def denoise(
     identity_channel: IdentityChannel | None = None,
     shading_channel: ControlNetModel | None = None,
     shading_scale: float = 1.0,
+    residuals: ResidualsAt | None = None,
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
     timestep_cond: Tensor | None = None,
@@ -122,6 +125,8 @@ def denoise(
         conditions: N rows, or 2N rows with guidance, the unconditional half first.
         timesteps: those of `make_timesteps` for this scheduler, also inside a progress bar.
         identity_channel, shading_channel, shading_scale, timestep_cond, cross_attention_kwargs: as for `predict`.
+        residuals: what other ControlNets add at a step, called with its index, the inputs of the UNet, the timestep and
+            the conditions.
         guidance_rescale: how far the guided prediction is brought back to the standard deviation of the conditional one
             (Lin et al. 2023, arXiv:2305.08891, section 3.4), 0 to 1.
         eta: of DDIM (Song et al. 2020, arXiv:2010.02502), for schedulers that have it.
@@ -164,6 +169,7 @@ def denoise(
                 shading_channel=shading_channel,
                 shading_scale=shading_scale,
                 shading_rows=rows,
+                residuals=None if residuals is None else residuals(index, inputs, timestep, state.conditions),
                 timestep_cond=timestep_cond,
                 cross_attention_kwargs=cross_attention_kwargs,
             )

@@ -27,6 +27,11 @@ class ShadingResiduals:
     down: list[Tensor]
     mid: Tensor
 
+    def plus(self, other: ShadingResiduals) -> ShadingResiduals:
+        """The sum of both."""
+        down = [ours + theirs for ours, theirs in zip(self.down, other.down, strict=True)]
+        return ShadingResiduals(down=down, mid=self.mid + other.mid)
+
 
 def shading_channel_from_unet(unet: UNet2DConditionModel, *, vae_scale_factor: int = 8) -> ControlNetModel:
     """A ControlNet for `unet` that starts as a copy of its encoder and adds nothing (zero output

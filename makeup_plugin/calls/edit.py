@@ -20,7 +20,7 @@ from faceclip.faces.images import describe_source
 from makeup_plugin.arguments import number, whole_number
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.latents import encode_pixels
-from makeup_plugin.references import Images, as_list
+from makeup_plugin.references import Images, as_list, resized
 from makeup_plugin.sampling import AfterStep, DenoisingState, Generators
 
 
@@ -126,7 +126,7 @@ def read_edit(
     if masks is not None:
         mask = _read_masks(masks, [one.shape[:2] for one in pictures], height, width)
     return Edit(
-        pictures=np.stack([_resized(one, height, width) for one in pictures]),
+        pictures=np.stack([resized(one, height, width) for one in pictures]),
         mask=mask,
         strength=float(strength),
         scales=np.stack(scales),
@@ -186,17 +186,11 @@ def _read_masks(masks: Images, sizes: Sequence[tuple[int, int]], height: int, wi
                 " mask of the picture's size"
             )
         white = np.asarray(Image.fromarray(mask).convert("L"))
-        rows.append((_resized(white, height, width) >= 128).astype(np.float32))
+        rows.append((resized(white, height, width) >= 128).astype(np.float32))
     found = torch.from_numpy(np.stack(rows))[:, None]
     if not bool(found.flatten(1).any(dim=1).all()):
         raise ConfigError("mask_image is black, so nothing may change: paint white what is to be drawn anew")
     return found
-
-
-def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _points(landmarks: ArrayLike) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.people import find_references, make_shading_maps
 from makeup_plugin.calls.request import Call, Request, check_request
 from makeup_plugin.conditioning import Conditions
+from makeup_plugin.controls import control_residuals, read_controls
 from makeup_plugin.marking import watermark as watermarking
 from makeup_plugin.marking.provenance import Provenance, make_records
 from makeup_plugin.output import FaceMakeUpOutput
@@ -114,7 +115,17 @@ def run_steps(
             hooks.append(edited.blend(pipeline.scheduler, latents, timesteps))
         if not edited.from_noise:
             latents = edited.noised(pipeline.scheduler, latents, timesteps[:1])
-    pipeline._num_timesteps = len(timesteps)
+    controls = read_controls(
+        pipeline.controlnet,
+        given.control_image,
+        scale=given.controlnet_conditioning_scale,
+        start=given.control_guidance_start,
+        end=given.control_guidance_end,
+        count=len(latents),
+        height=call.height,
+        width=call.width,
+    )
+    pipeline._num_timesteps = count = len(timesteps)
     if given.callback_on_step_end is not None:
         hooks.append(callback_after_step(pipeline, given.callback_on_step_end, call.callback_inputs))
     return denoise(
@@ -131,6 +142,7 @@ def run_steps(
         identity_channel=pipeline.identity_channel,
         shading_channel=pipeline.shading_channel,
         shading_scale=call.shading_scale,
+        residuals=(lambda index, *inputs: control_residuals(controls, index, count, *inputs)) if controls else None,
         started=edited is not None and not edited.from_noise,
         generator=given.generator,
         before_step=scale_steps(pipeline.identity_channel, call.identity_scale, len(timesteps)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, MultiControlNetModel, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 
 from faceclip.faces import FaceDetector
@@ -27,6 +27,7 @@ class PipelineParts(Protocol):
     identity_channel: IdentityChannel | None
     shading_channel: ControlNetModel | None
     face_fitter: Any
+    controlnet: ControlNetModel | MultiControlNetModel | None
     fitter: Any
     config: Any
     image_processor: VaeImageProcessor

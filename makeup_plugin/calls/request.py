@@ -55,6 +55,10 @@ class Request:
     landmarks: Sequence[ArrayLike | None] | ArrayLike | None
     shading_landmarks: Sequence[ArrayLike | None] | ArrayLike | None
     reference_placement: Placement
+    control_image: Any
+    controlnet_conditioning_scale: float | Sequence[float]
+    control_guidance_start: float | Sequence[float]
+    control_guidance_end: float | Sequence[float]
     face_policy: str
     height: int | None
     width: int | None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, MultiControlNetModel, UNet2DConditionModel
 from diffusers.utils import logging
 from huggingface_hub import create_repo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -139,6 +139,11 @@ class PipelineStorageMixin:
         """
         check_unfused(self.unet)
         check_there(self.components)
+        if isinstance(getattr(self, "controlnet", None), MultiControlNetModel):
+            raise ConfigError(
+                "controlnet: several ControlNets cannot be saved with the pipeline; save them apart, and add them by"
+                " from_pipe(pipeline, controlnet=[...]) after loading"
+            )
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
