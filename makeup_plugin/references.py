@@ -171,7 +171,7 @@ def resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     """A picture (H,W) or (H,W,3) at another size, as diffusers resizes it; itself where it has that size."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _prepare(
