@@ -4,12 +4,13 @@ DeepSpeed ZeRO a part of it per process."""
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
@@ -20,6 +21,7 @@ class Engine(Protocol):
 
     model: nn.Module
     forward_together: bool  # whether every forward pass, validation too, needs all processes
+    passes_over: bool  # whether `step` does nothing where a flag on the device says so
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -38,9 +40,10 @@ class Engine(Protocol):
         """Clips the step's gradient; returns its norm before that, None if only `step` knows it."""
         ...
 
-    def step(self) -> Tensor | None:
-        """Updates the weights and clears gradients. Returns the gradient's norm if `clip` could not; a norm that is
-        not finite means that nothing was updated."""
+    def step(self, skip: Tensor | None = None) -> Tensor | None:
+        """Updates the weights and clears gradients; where `passes_over`, no weight changes if `skip` (), float32 on the
+        device, is 1. Returns the gradient's norm if `clip` could not; a norm that is not finite means that nothing was
+        updated."""
         ...
 
     def full_parameters(self) -> AbstractContextManager[None]:
@@ -61,22 +64,24 @@ class Engine(Protocol):
         ...
 
 
-def start(*, cpu: bool) -> Accelerator:
-    """Joins the processes that a launcher has started. `cpu`: leave accelerators alone.
+def start(*, cpu: bool, timeout: timedelta = timedelta(minutes=30)) -> Accelerator:
+    """Joins the processes that a launcher has started. `cpu`: leave accelerators alone; `timeout`: how long a process
+    waits for the others.
 
     On a machine without an accelerator accelerate would start every process of a launcher as a run of its own, and
     does not know DeepSpeed at all: its process state is set up for gloo first.
     """
     cpu = cpu or not torch.accelerator.is_available()
     if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        return Accelerator(cpu=cpu)
+        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
     if cpu:
         import deepspeed
 
         # DeepSpeed would compile its shared-memory collectives at the start; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        PartialState(cpu=True)
-    return Accelerator()
+        PartialState(cpu=True, timeout=timeout)
+        return Accelerator()
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
 
 
 def layout(accelerator: Accelerator) -> str:
@@ -99,9 +104,10 @@ def prepare(
 
 
 class ReplicatedEngine:
-    """One process, or DistributedDataParallel."""
+    """One process, or DistributedDataParallel. A step is passed over as by a gradient scaler, by `found_inf` of the
+    fused optimizer."""
 
-    forward_together = False
+    forward_together, passes_over = False, True
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
@@ -123,7 +129,8 @@ class ReplicatedEngine:
     def clip(self) -> Tensor | None:
         return self._accelerator.clip_grad_norm_(self._parameters, self._limit)
 
-    def step(self) -> Tensor | None:
+    def step(self, skip: Tensor | None = None) -> Tensor | None:
+        self._plain.found_inf = skip  # type: ignore[attr-defined]  # torch asks for it by getattr
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return None
@@ -152,7 +159,10 @@ class ZeroEngine:
 
     DeepSpeed's own checkpoints are pickles in a folder of its own shape. Here the flat pieces (fp32 weights and
     moments) are joined on the main process, one after another, and go into the same sealed file as everything else.
+    DeepSpeed reads the gradient's norm in every step, so that the trainer reads its flags at once, too.
     """
+
+    passes_over = False
 
     def __init__(
         self,
@@ -195,7 +205,7 @@ class ZeroEngine:
     def clip(self) -> Tensor | None:
         return None
 
-    def step(self) -> Tensor | None:
+    def step(self, skip: Tensor | None = None) -> Tensor | None:
         self.model.step()
         norm = torch.as_tensor(self.model.get_global_grad_norm() or 0.0, device=self._device)
         return norm if self.model.was_step_applied() else torch.full_like(norm, math.inf)

@@ -91,7 +91,9 @@ class TrainerConfig:
     figure whose best export is kept in `best/` (larger is better unless `best_mode` is "min"). `resume`: go on
     from the newest checkpoint; without it a folder that holds checkpoints is refused. `num_threads`: torch threads
     of this process. `device`: "auto" is the accelerator that the launcher gives this process, the CPU if the machine
-    has none; choose GPUs by CUDA_VISIBLE_DEVICES.
+    has none; choose GPUs by CUDA_VISIBLE_DEVICES. `tf32`: float32 products on CUDA, null: with bf16. `timeout_minutes`:
+    how long processes wait for each other, in validations of the main one too. `peak_tflops`: of a device, to which
+    flops_percent in the log relates.
     """
 
     steps: int = setting(1000, "optimizer steps, each over batch_size × accumulate samples per process", resume="free")
@@ -128,6 +130,11 @@ class TrainerConfig:
     device: Literal["auto", "cpu"] = setting(
         "auto", "auto: the accelerator of this process, if any; choose GPUs by CUDA_VISIBLE_DEVICES", resume="free"
     )
+    tf32: bool | None = setting(None, "float32 products on CUDA by TF32; null: with precision bf16", resume="free")
+    timeout_minutes: float = setting(30.0, "how long processes wait for each other before they give up", resume="free")
+    peak_tflops: float | None = setting(
+        None, "peak of a device, for flops_percent in the log; null: a known GPU's for bf16", resume="free"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "keep_checkpoints"):
@@ -147,6 +154,10 @@ class TrainerConfig:
             raise ConfigError(f"trainer.min_lr_ratio: must be from 0 to 1, got {self.min_lr_ratio}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"trainer.ema_decay: must be in [0, 1) or null, got {self.ema_decay}")
+        for name in ("timeout_minutes", "peak_tflops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"trainer.{name}: must be positive, got {value}")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"trainer.num_threads: must be at least 1 or null, got {self.num_threads}")
         if not 0 <= self.seed < 2**32:  # the seeds of steps and ranks, made of it, must fit 64 bits

@@ -146,10 +146,12 @@ class Display:
 
 @dataclass
 class Window:
-    """Sums since the last log line; they stay on the device until then."""
+    """Sums since the last log line; they stay on the device until then. `steps` are done, `begun` counts the one under
+    way too."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+    begun: int = 0
     data_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 

@@ -32,7 +32,12 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with ``"muon": True`` are stepped by Muon, with Nesterov momentum."""
+    """AdamW whose groups with ``"muon": True`` are stepped by Muon, with Nesterov momentum.
+
+    Where `found_inf` (), which the engine sets, is 1, no weight changes.
+    """
+
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -49,13 +54,20 @@ class MuonAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
-        momentum = state["momentum"]
+        momentum, rate = state["momentum"], group["lr"]
+        if self.found_inf is not None:
+            gradient = torch.where(self.found_inf > 0, 0.0, gradient)
+            rate = rate * (1 - self.found_inf)
         momentum.lerp_(gradient, 1 - MOMENTUM)
         update = orthogonalized(gradient.lerp(momentum, MOMENTUM).flatten(1))
         rows, columns = update.shape
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.mul_(1 - rate * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(rows, columns))
-        parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale)
+        step = update.reshape(parameter.shape).to(parameter.dtype)
+        if isinstance(rate, Tensor):
+            parameter.sub_(step * (rate * scale))
+        else:
+            parameter.add_(step, alpha=-rate * scale)
 
 
 def muon_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:

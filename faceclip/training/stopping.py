@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as wishes to stop after the current step, on which all processes agree."""
+"""SIGTERM and Ctrl-C as wishes to stop after the current step; `faceclip.training.watch` lets all processes agree."""
 
 import math
 import os
@@ -8,9 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-
-import torch
-from accelerate import Accelerator
 
 SAME = 1.0  # seconds within which a launcher passes on the Ctrl-C that the terminal sent to its processes, too
 
@@ -48,12 +45,10 @@ class StopRequest:
                 # Not print: the signal may have come while something was printed.
                 os.write(2, b"stopping after this step; Ctrl-C again stops at once, without saving\n")
 
-    def agreed(self, accelerator: Accelerator) -> int:
-        """128 and the number of the signal by which any process was asked, as a shell counts them; 0 without one.
+    @property
+    def status(self) -> int:
+        """128 and the number of the signal by which this process was asked, as a shell counts them; 0 without one.
 
-        All processes must call it. Of several signals the highest number counts: SIGTERM before SIGINT.
+        Of the statuses of several processes the highest counts: SIGTERM before SIGINT.
         """
-        if accelerator.num_processes == 1:
-            return 128 + self.asked if self.asked else 0
-        mine = torch.tensor([float(128 + self.asked if self.asked else 0)], device=accelerator.device)
-        return int(accelerator.gather(mine).max().item())
+        return 128 + self.asked if self.asked else 0

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from faceclip.cpu.training import cpu_training
-from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
+from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.folders import remove_leftovers, write_atomically
 from faceclip.storage.locks import locked
+from faceclip.training.accelerators import FlopMeter, memory_gib, moved, pinned, policy
 from faceclip.training.accumulation import first_pass
 from faceclip.training.best import BestExport
 from faceclip.training.checkpoints import (
@@ -44,6 +46,7 @@ from faceclip.training.run_folder import BEST, CHECKPOINTS, EXPORT, LOCK
 from faceclip.training.sampler import MapSource, OrderedSampler, fetch
 from faceclip.training.step_module import StepModule
 from faceclip.training.stopping import StopRequest
+from faceclip.training.watch import Watch, reads_late
 
 
 class Trainer:
@@ -72,7 +75,7 @@ class Trainer:
         self.directory = Path(output_dir)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        self.accelerator = start(cpu=config.device == "cpu")
+        self.accelerator = start(cpu=config.device == "cpu", timeout=timedelta(minutes=config.timeout_minutes))
         self.device = self.accelerator.device
         self.trainable = {n: p for n, p in task.modules.named_parameters() if p.requires_grad}
         if not self.trainable:
@@ -102,6 +105,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 make_folder(self.directory)
                 stack.enter_context(locked(self.directory / LOCK, wait=False, kind=CheckpointError))
+            stack.enter_context(policy(self.config, self.device))
             return self._fit()
 
     def _fit(self) -> Result:
@@ -121,6 +125,8 @@ class Trainer:
         if display and self.step == config.steps and not self._unvalidated:
             print(f"{self.directory}: already at step {self.step}, nothing left to train", flush=True)
         metrics: dict[str, float] = {}
+        self._watch = Watch(self.device, late=reads_late(self.device) and engine.passes_over)
+        self._meter = FlopMeter.of(config, self.device)
         window = Window()
         try:
             with self._stop.heard(), cpu_training(), Prefetcher(self._read) as self._batches:
@@ -130,14 +136,18 @@ class Trainer:
                         engine.model.train()
                     if self.step >= self.config.steps:
                         break
-                    self._train_step(engine, window)
+                    with self._meter.step():
+                        self._train_step(engine, window)
                     if display:
                         display.advance(self.step)
+                    last = self.step == self.config.steps
+                    plans = (config.log_every, config.validate_every, config.save_every)
+                    self._watch.check(window, now=last or any(_due(self.step, every) for every in plans))
                     if _due(self.step, self.config.log_every):
                         window = self._log(log, display, window)
-                    last = self.step == self.config.steps
                     self._unvalidated = last or _due(self.step, self.config.validate_every)
-                    stop = self._stop.agreed(self.accelerator)
+                    if stop := self._watch.asked(self._stop.status):
+                        self._watch.check(window, now=True)
                     if last or stop or _due(self.step, self.config.save_every):
                         self._save()
                     if stop and not last:
@@ -160,6 +170,7 @@ class Trainer:
 
     def _train_step(self, engine: Engine, window: Window) -> None:
         config = self.config
+        window.begun += 1
         rank = self.accelerator.process_index
         factor = rate_factor(
             self.step,
@@ -178,11 +189,11 @@ class Trainer:
         exact = config.accumulate > 1 and isinstance(self.task, ContrastiveTask)
         total = (self._one_large_batch if exact else self._mean_of_chunks)(engine, generator, window)
         norm = engine.clip()
-        self._check_finite(total, norm, window)
-        late = engine.step()
+        asked = self._stop.status
+        late = engine.step(self._watch.judge(self.step, total, norm, asked, window))
         if late is not None:
             norm = late
-            self._check_finite(total, norm, window)
+            self._watch.judge(self.step, total, norm, asked, window)
         self.step += 1
         window.steps += 1
         window.add({"loss": total} if norm is None else {"loss": total, "grad_norm": norm})
@@ -193,7 +204,7 @@ class Trainer:
         count = self.config.accumulate
         total = torch.zeros((), device=self.device)
         for micro in range(count):
-            batch = _to_device(self._fetch(micro, window), self.device)
+            batch = moved(self._fetch(micro, window), self.device)
             with engine.accumulating(micro + 1 == count):
                 loss, parts = engine.model(batch, self._context(micro, generator))
                 engine.backward(loss / count)
@@ -210,7 +221,7 @@ class Trainer:
 
         def encode(context: StepContext) -> dict[str, Tensor]:
             batches.append(self._fetch(context.micro_step, window))  # the next chunk is read meanwhile
-            return self.module(_to_device(batches[-1], self.device), context, only_features=True)
+            return self.module(moved(batches[-1], self.device), context, only_features=True)
 
         def loss(features: dict[str, Tensor]) -> Tensor:
             value, parts = self.module.loss_of(features, contexts[0])
@@ -224,7 +235,7 @@ class Trainer:
         for number, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
             with engine.accumulating(number + 1 == count), first.replayed(number):
                 pull = (first.cotangents[number], own)
-                engine.backward(engine.model(_to_device(batch, self.device), context, pull=pull))
+                engine.backward(engine.model(moved(batch, self.device), context, pull=pull))
         return first.value.float()
 
     def _fetch(self, micro: int, window: Window) -> dict[str, Any]:
@@ -239,26 +250,12 @@ class Trainer:
         """This process's part of a chunk, in a thread of its own."""
         position = chunk * self.accelerator.num_processes + self.accelerator.process_index
         size = self.config.batch_size
-        return fetch(self.source, self.sampler.slots(position * size, size), self.config.seed)
+        return pinned(fetch(self.source, self.sampler.slots(position * size, size), self.config.seed), self.device)
 
     def _context(self, micro: int, generator: torch.Generator) -> StepContext:
         return StepContext(
             step=self.step, steps=self.config.steps, micro_step=micro, device=self.device, generator=generator
         )
-
-    def _check_finite(self, total: Tensor, norm: Tensor | None, window: Window) -> None:
-        """Stop all processes before a NaN reaches the weights (the price: one synchronization per step)."""
-        healthy = total if norm is None else total + norm
-        bad = (~torch.isfinite(healthy)).float()
-        if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad, reduction="sum")
-        if bad.item():
-            values = {name: value.item() / (window.steps + 1) for name, value in window.sums.items()}
-            raise NonFiniteLossError(
-                f"step {self.step}: loss {total.item()} or its gradient (norm {norm}) is not finite; mean parts "
-                f"of steps {self.step - window.steps} to {self.step}: {values}. Weights and checkpoints are "
-                "untouched: lower trainer.learning_rate or check the data of these steps, then resume"
-            )
 
     def _log(self, log: RunLog | None, display: Display | None, window: Window) -> Window:
         seconds = time.perf_counter() - window.started
@@ -270,6 +267,7 @@ class Trainer:
         samples = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes * window.steps
         values["samples_per_second"] = samples / seconds
         values["data_percent"] = 100 * window.data_seconds / seconds
+        values |= self._meter.percent(seconds / window.steps) | {"memory_gib": memory_gib(self.device)}
         values["learning_rate"] = self.engine.groups[0]["lr"]
         log.write(self.step, values, kind="train")
         display.note(self.step, values, (self.config.steps - self.step) * seconds / window.steps)
@@ -393,7 +391,3 @@ def _due(step: int, every: int) -> bool:
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

@@ -9,9 +9,9 @@ SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
-sys.path.insert(0, os.getcwd())
+sys.path.insert(0, FOLDER)
 from faceclip.training import Trainer, trainer
-from tests.faceclip.training.test_trainer import Line, Numbers, config
+from test_trainer import Line, Numbers, config
 
 out = Path(sys.argv[1])
 
@@ -45,7 +45,7 @@ if sys.argv[2] == "stop":
         (out / f"left-{os.environ['RANK']}.txt").write_text(f"{leaving.code} {seen}")
 else:
     Trainer(config(steps=2, ema_decay=None), task, Numbers(), out).fit()
-"""
+""".replace("FOLDER", repr(str(Path(__file__).parent)))
 
 
 def test_no_rank_leaves_before_the_checkpoint_is_written_and_each_draws_for_itself(tmp_path: Path) -> None:
