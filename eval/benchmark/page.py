@@ -17,7 +17,7 @@ from eval.metrics.registry import FAMILIES, METRICS
 from eval.reports.report import PALETTE, Best, Cell, Report, clean_axes, interval_bars
 from eval.slices import FEW, TOO_FEW
 
-WIDE = 5  # columns of a table
+WIDE = 4  # columns of a table
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 TEXT = ("clip_t/l14@1", "clip_t/b16@1", "clip_t/shipped@1", "prompt/judge@1")
 RULES = (

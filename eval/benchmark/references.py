@@ -1,5 +1,7 @@
 """Photos of people as references: folders of photographs, data sets of renders, renders made for the purpose."""
 
+import csv
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,10 @@ from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, NoFaceError
 from faceclip.faces import load_image
 from faceclip.faces.batches import detected_faces
+from faceclip.people.sample import sample_identity
 from faceclip.storage.hashes import bytes_hash
 
+SKIN = (0.45, 0.7)  # luminance of a rendered skin between dark, medium and light
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -147,6 +151,7 @@ def read_renders(folder: Path, split: str, *, people: int | None, each: int, siz
     photos: list[Photo] = []
     chosen: list[int] = []
     seen_values = arrays.seen_values
+    groups = render_groups(folder, [int(person) for person in np.unique(identity)[:people]])
     for person in np.unique(identity)[:people]:
         rows = np.flatnonzero(identity == person)
         order = [*rows[np.asarray(arrays.index)[rows] != 0], *rows[np.asarray(arrays.index)[rows] == 0]][:each]
@@ -164,15 +169,30 @@ def read_renders(folder: Path, split: str, *, people: int | None, each: int, siz
                     pose=np.array(arrays.pose[row]),
                     light=np.array(arrays.light[row]),
                     shows={name: str(values[row]) for name, values in seen_values.items() if values[row]},
+                    groups=groups.get(int(person), {}),
                 )
             )
     return References(photos=tuple(photos), chosen=tuple(chosen), without_face=(), rendered=True)
 
 
+def render_groups(folder: Path, people: Sequence[int]) -> dict[int, dict[str, str]]:
+    """Skin tone and age lines of rendered persons, which the data set's seed decides; empty for other data sets."""
+    facts = folder / "dataset.json"
+    seed = json.loads(facts.read_bytes()).get("seed") if facts.is_file() else None
+    if not isinstance(seed, int):
+        return {}
+    found = {}
+    for person in people:
+        identity = sample_identity(seed, person)
+        luminance = float(np.asarray(identity.skin_tone) @ (0.2126, 0.7152, 0.0722))
+        tone = "dark" if luminance < SKIN[0] else "medium" if luminance < SKIN[1] else "light"
+        lines = "none" if identity.age_lines == 0 else "some" if identity.age_lines < 0.5 else "many"
+        found[person] = {"skin tone": tone, "age lines": lines}
+    return found
+
+
 def read_groups(path: Path) -> dict[str, dict[str, str]]:
     """Person → labels, from a CSV file whose first column is `person`. Raises DataError naming line and column."""
-    import csv
-
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

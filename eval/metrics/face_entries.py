@@ -203,7 +203,7 @@ ENTRIES = (
         role="masks",
         model="exact masks of renders, a parser's on photos",
         failures="regions below 20 px are left out",
-        source="the claim of Face-MakeUpV2 (arXiv:2510.21775); protocol ours",
+        source="the claim of Face-MakeUpV2 (arXiv:2510.21775); protocol ours, `eval.benchmark.binding`",
         traps="masks are those of the reference: the picture must keep its layout",
     ),
     Metric(

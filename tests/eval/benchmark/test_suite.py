@@ -17,6 +17,8 @@ def test_every_reference_is_drawn_with_every_prompt_and_its_own_seed(suite, tiny
     assert len(suite.references.chosen) == len(people) == 2 and len(suite.prompts) == 3
     assert len(suite.jobs) == 6 and len({job.seed for job in suite.jobs}) == 6
     assert len({job.key for job in suite.jobs}) == 6
+    groups = [photo.groups for photo in suite.references.photos]
+    assert all(set(found) == {"skin tone", "age lines"} for found in groups) and groups[0] == groups[1]
     held = suite.references.held
     assert len(held) == 2 and not set(held.values()) & set(suite.references.chosen)
 
