@@ -23,6 +23,7 @@ from faceclip.joint import JointConditioning, JointEncoder
 from faceclip.towers.dlib import DlibFaceEncoder
 from faceclip.towers.face import FaceFeatures, FaceViT
 from faceclip.towers.inputs import check_prompts, check_vectors
+from faceclip.towers.iresnet import FaceResNet
 from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.recognizers import FaceEncoder
 from faceclip.towers.text import TextTower, tokenize
@@ -200,6 +201,8 @@ class FaceCLIP(JointEncoder):
 def _face_encoder(settings: dict[str, Any]) -> FaceEncoder:
     if "dlib_layers" in settings:
         return DlibFaceEncoder(**settings)
+    if "layers" in settings:
+        return FaceResNet(**settings)
     return (OnnxFaceEncoder if "onnx_bytes" in settings else FaceViT)(**settings)
 
 

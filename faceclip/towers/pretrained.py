@@ -1,7 +1,7 @@
 """Towers of other projects in our classes: CLIP towers by open_clip id, face encoders of arcface_torch and insightface.
 
     open_clip:ViT-L-14-quickgelu/metaclip_fullcc     a model of open_clip and its pretrained tag (empty: random)
-    arcface:backbone.pth                             arcface_torch's `vit_l_dp005_mask_005` alone (non-commercial)
+    arcface:backbone.pth                             a ViT or ResNet of arcface_torch, any depth (non-commercial)
     onnx:w600k_r50.onnx                              a recognizer of an insightface pack (non-commercial)
     dlib, dlib:FILE                                  dlib's recognizer (CC0) of the extra `photos`, or a file of it
 
@@ -9,11 +9,12 @@ open_clip downloads hub weights. `load_tower` resolves these names, and also tak
 shipped weights (`tiny/recognizer`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import open_clip
-from torch import nn
+from torch import Tensor, nn
 
 from faceclip import weights
 from faceclip.errors import CheckpointError, ConfigError
@@ -22,6 +23,7 @@ from faceclip.storage.loading import load_strictly
 from faceclip.towers.dlib import DlibFaceEncoder
 from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
+from faceclip.towers.iresnet import FaceResNet, is_resnet, resnet_of
 from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.text import TextTower
 
@@ -133,13 +135,38 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
     return tower
 
 
-def face_encoder_from_arcface(path: Path) -> FaceViT:
-    """The face encoder `vit_l_dp005_mask_005` from an arcface_torch file (our parameter names are the same)."""
+def face_encoder_from_arcface(path: Path) -> FaceViT | FaceResNet:
+    """The face encoder in an arcface_torch file, a vision transformer or a residual network of any depth and width (our
+    parameter names are the same). Transformers have eight heads, as all that are published."""
     if path.suffix == ".onnx":
         raise ConfigError(f"arcface:{path} is an ONNX file: write onnx:{path}")
-    encoder = FaceViT()
-    _load(encoder, read_checkpoint(path), str(path))
+    state = read_checkpoint(path)
+    if is_resnet(state):
+        resnet = resnet_of(state, str(path))
+        _load(resnet, {"pos_embed": resnet.pos_embed} | state, str(path))
+        return resnet
+    encoder = FaceViT(**_transformer_sizes(state, str(path)))
+    _load(encoder, {"mask_token": encoder.mask_token.detach()} | state, str(path))  # used in training only
     return encoder
+
+
+def _transformer_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """Arguments of `FaceViT` for a state of arcface_torch."""
+    needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "feature.2.weight")
+    missing = [name for name in needed if name not in state]
+    if missing:
+        remedy = "give a backbone of insightface's arcface_torch"
+        raise CheckpointError(f"{where} has no {missing[0]}, as a vision transformer has: {remedy}", missing=missing)
+    width, patch = int(state[needed[0]].shape[0]), int(state[needed[0]].shape[-1])
+    grid = round(state["pos_embed"].shape[1] ** 0.5)
+    return {
+        "image_size": 112 if 112 // patch == grid else grid * patch,
+        "patch_size": patch,
+        "width": width,
+        "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+        "embedding_dim": int(state["feature.2.weight"].shape[0]),
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
+    }
 
 
 def _load(module: nn.Module, state: dict, where: str) -> None:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from faceclip.towers.dlib import DlibFaceEncoder
 from faceclip.towers.face import FaceViT
+from faceclip.towers.iresnet import FaceResNet
 from faceclip.towers.onnx import OnnxFaceEncoder
 
-FaceEncoder = FaceViT | OnnxFaceEncoder | DlibFaceEncoder
+FaceEncoder = FaceViT | FaceResNet | OnnxFaceEncoder | DlibFaceEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def recognizer_facts(name: str, encoder: FaceEncoder) -> RecognizerFacts:
         licence = "that of the file; insightface's packs are for non-commercial research only"
         commercial = False
     else:
-        mean, scale = 0.0, 255.0
+        mean, scale = (127.5, 127.5) if isinstance(encoder, FaceResNet) else (0.0, 255.0)
         published = source == "arcface"
         licence = "insightface: non-commercial research only" if published else "that of the weights' model card"
         commercial = False

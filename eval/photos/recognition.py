@@ -1,0 +1,154 @@
+"""How well recognizers tell people of a folder of photographs apart, and how many faces the detector finds.
+
+    python -m eval.photos.recognition photos=FOLDER [recognizers='["tiny/recognizer","dlib"]'] [people=150] […]
+
+FOLDER has one folder of photos per person. Nothing of the photos is written, only figures.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.photos.figures import accepted, area, by_people, one_shot, pairs
+from eval.photos.people import Photo, choose_photos, read_photos
+from eval.reports.report import write_json
+from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.faces.align import crop_side, encoder_crop
+from faceclip.settings import run, setting
+from faceclip.statistics import Estimate, identity_bootstrap
+from faceclip.towers.dlib import CHIP, DlibFaceEncoder, warp_to_chips
+from faceclip.towers.pretrained import load_tower
+from faceclip.towers.recognizers import FaceEncoder, recognizer_facts
+
+FALSE_RATE = 1e-3
+BATCH = 16
+Crop = Callable[[NDArray[np.uint8], NDArray[np.floating]], Tensor]
+
+
+@dataclass(kw_only=True)
+class RecognitionConfig:
+    """What is measured."""
+
+    photos: str = setting("", "folder with one folder of photos per person", path=True)
+    recognizers: list[str] = field(default_factory=lambda: ["tiny/recognizer", "dlib"])
+    people: int = setting(150, "people drawn from it")
+    per_person: int = setting(3, "photos of each at most")
+    seed: int = setting(0, "which people are drawn")
+    out: str = setting("", "file that gets the figures as JSON", path=True)
+
+    def __post_init__(self) -> None:
+        if not self.photos:
+            raise ConfigError("photos: name a folder, as in photos=DIR")
+        if not self.recognizers:
+            raise ConfigError("recognizers: name at least one, as in recognizers='[\"dlib\"]'")
+        if self.people < 2 or self.per_person < 2:
+            raise ConfigError(f"people, per_person: at least 2 are expected, got {self.people} and {self.per_person}")
+
+
+def chip_of(image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> Tensor:
+    """dlib's chip (3, 150, 150) in [0, 1] of a face with five points in a picture, which is reduced before where the
+    face is more than twice as large."""
+    times = max(int(crop_side(landmarks) / CHIP), 1)
+    if times > 1:
+        size = (max(image.shape[1] // times, 1), max(image.shape[0] // times, 1))
+        landmarks = (landmarks + 0.5) * (np.array(size) / image.shape[1::-1]) - 0.5
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    return warp_to_chips(pixels, torch.from_numpy(np.asarray(landmarks, np.float32))[None])[0]
+
+
+def ways(name: str, encoder: FaceEncoder) -> dict[str, tuple[Crop, Callable[[Tensor], Tensor]]]:
+    """How faces reach a recognizer: as the aligned crop that all encoders get, and for dlib also as its own chip."""
+    size = int(encoder.config.image_size)
+
+    def crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> Tensor:
+        return torch.from_numpy(encoder_crop(image, landmarks, size)).permute(2, 0, 1).float() / 255
+
+    found: dict[str, tuple[Crop, Callable[[Tensor], Tensor]]] = {name: (crop, lambda x: encoder(x).identity)}
+    if isinstance(encoder, DlibFaceEncoder):
+        found[f"{name}, its own chip"] = (chip_of, lambda x: encoder.encode_chips(x).identity)
+    return found
+
+
+@torch.no_grad()
+def embed(photos: list[Photo], crop: Crop, network: Callable[[Tensor], Tensor]) -> tuple[NDArray[np.float32], float]:
+    """Embeddings (N, E) of the photos' faces, and the seconds of one core for one face, cutting included."""
+    start, parts = time.process_time(), []
+    for first in range(0, len(photos), BATCH):
+        batch = [crop(p.image, p.face.landmarks) for p in photos[first : first + BATCH] if p.face is not None]
+        parts.append(network(torch.stack(batch)).float().numpy())
+    return np.concatenate(parts), (time.process_time() - start) / len(photos)
+
+
+def scores_of(vectors: NDArray[np.float32], *, euclidean: bool) -> NDArray[np.float64]:
+    """Likeness (N, N): cosine, or for dlib, which was trained by it, the negative distance."""
+    vectors = vectors.astype(np.float64)
+    if euclidean:
+        square = np.square(vectors).sum(axis=1)
+        return -np.sqrt(np.maximum(square[:, None] + square[None] - 2 * vectors @ vectors.T, 0))
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors @ vectors.T
+
+
+def recognition_figures(scores: NDArray[np.float64], people: NDArray[np.int64]) -> dict[str, Estimate]:
+    """Verification of all pairs and identification by the first photo of each person, with intervals by person."""
+    first = np.zeros(len(people), bool)
+    first[np.unique(people, return_index=True)[1]] = True
+    right, probes = one_shot(scores, people, first)
+    return {
+        "area under ROC, 1:1": by_people(lambda rows: area(*pairs(scores, people, rows)), people),
+        f"true accepts at {FALSE_RATE:g} false": by_people(
+            lambda rows: accepted(*pairs(scores, people, rows), FALSE_RATE), people
+        ),
+        "rank-1 by one photo": identity_bootstrap(right, probes),
+    }
+
+
+def measure(config: RecognitionConfig) -> None:
+    """Measures on one core, prints the figures and writes them where asked to."""
+    torch.set_num_threads(1)
+    encoders = {name: load_tower(name, "face") for name in config.recognizers}
+    chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+    photos = list(read_photos(chosen))
+    seen = [photo for photo in photos if photo.face is not None]
+    if len({photo.person for photo in seen}) < 2:
+        raise EmptyDatasetError(f"photos={config.photos}: the detector finds faces of fewer than two people")
+    found = np.array([photo.face is not None for photo in photos], np.float64)
+    report: dict[str, dict] = {
+        "detection": {"face found": identity_bootstrap(found, np.array([photo.person for photo in photos])).to_dict()},
+        "missed, by cause": dict(Counter(photo.fault for photo in photos if photo.face is None)),
+    }
+    print(f"face found: {identity_bootstrap(found, np.array([photo.person for photo in photos]))}")
+    print(f"missed, by cause: {report['missed, by cause'] or 'none'}")
+    people = np.array([photo.person for photo in seen])
+    for name, encoder in encoders.items():
+        facts = recognizer_facts(name, encoder)
+        for way, (crop, network) in ways(name, encoder).items():
+            vectors, seconds = embed(seen, crop, network)
+            scores = scores_of(vectors, euclidean=isinstance(encoder, DlibFaceEncoder))
+            figures = recognition_figures(scores, people)
+            print(f"{way} ({facts.licence}): {1 / max(seconds, 1e-9):.0f} faces/s per core")
+            for figure, value in figures.items():
+                print(f"  {figure}: {value}")
+            report[way] = {figure: value.to_dict() for figure, value in figures.items()}
+            report[way] |= {"faces_per_second": 1 / max(seconds, 1e-9), "licence": facts.licence}
+    if config.out:
+        write_json(Path(config.out), report)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.photos.recognition`; returns the exit status."""
+    return run(measure, RecognitionConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
