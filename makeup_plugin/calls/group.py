@@ -100,13 +100,14 @@ def _map_in(pipeline: PipelineParts, identity: Identity, box: Box, height: int, 
         landmarks, size = identity.points
         points = placed_points(landmarks, size, bottom - top, right - left) + np.array([left, top])
         return torch.from_numpy(draw_five_points(points, height, width)).permute(2, 0, 1) / 255
-    if pipeline.face_fitter is None:
+    fitter = pipeline.fitter
+    if fitter is None:
         raise ConfigError(
             "the shading channel needs a map and this pipeline has no face_fitter to draw one: pass shading_map, or set"
             " shading_scale=0"
         )
     fit, size = fit_of(identity)
-    return place_shading(pipeline.face_fitter, fit, size, box, height=height, width=width)
+    return place_shading(fitter, fit, size, box, height=height, width=width)
 
 
 def encode_group(

@@ -135,7 +135,7 @@ def check_identity(pipeline: PipelineParts, identity: Any, name: str) -> Identit
                 f"{name} was made by another image tower than this pipeline's: make it by this pipeline's"
                 " encode_identity"
             )
-    size = getattr(getattr(pipeline.face_fitter, "config", None), "shape_size", None)
+    size = getattr(getattr(pipeline.fitter, "config", None), "shape_size", None)
     if identity.fit is not None and size is not None and identity.fit.shape.shape[1] != size:
         raise ConfigError(
             f"{name}: its head has {identity.fit.shape.shape[1]} coefficients and this pipeline's fitter {size}:"

@@ -104,6 +104,18 @@ def test_a_second_picture_of_a_face_needs_no_preparation(pipeline, photo, points
     assert counts == {"face": 3, "fit": 2, "tower": 3}
 
 
+def test_another_precision_encodes_faces_anew_and_takes_the_same_identity(pipeline, identity, photo, points):
+    pipeline.to(torch.bfloat16)
+    seen = []
+    pipeline.joint_encoder.face_encoder.register_forward_hook(lambda *_: seen.append(1))
+    again = pipeline.encode_identity(photo, landmarks=points)
+    assert seen and again.recognizer == identity.recognizer and again.image_tower == identity.image_tower
+    assert not torch.equal(again.features.tokens, identity.features.tokens)
+    torch.testing.assert_close(again.embedding, identity.embedding, atol=0.05, rtol=0)
+    output = pipeline("a man", identity=[identity, again], num_inference_steps=1, output_type="np")
+    assert np.isfinite(output.images).all()
+
+
 def test_a_known_face_is_found_by_the_detector_that_is_set(pipeline, photo, points):
     class Detector:
         def __init__(self, shift: float) -> None:
