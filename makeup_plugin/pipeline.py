@@ -42,6 +42,7 @@ from makeup_plugin.calls.state import CallStateMixin
 from makeup_plugin.conditioning import TextSide
 from makeup_plugin.controls import as_one, check_controlnet
 from makeup_plugin.face_side import FaceSideMixin
+from makeup_plugin.fit_edits import Expression, Pose
 from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.known_faces import KnownFaces
@@ -223,6 +224,9 @@ class FaceMakeUpPipeline(
         shading_map: Images = None,
         landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
         shading_landmarks: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        pose: Pose | None = None,
+        expression: Expression | None = None,
+        light: ArrayLike | None = None,
         reference_placement: Placement = "center",
         face_policy: str = "largest",
         control_image: Images | Sequence[Images] = None,
@@ -291,6 +295,9 @@ class FaceMakeUpPipeline(
                 that of the person in `image`.
             shading_map: a ready shading map at image size in place of a fitted one, black where there is no face.
             landmarks, shading_landmarks: five points (5,2) in px per image. They replace the detection.
+            pose: (yaw, pitch, roll) of the head in degrees, or some by name such as {"yaw": 30}, instead of the fit's.
+            expression: controls of the head model such as {"smile": 0.8} in place of the fit's, or "neutral".
+            light: direction (x right, y up, z to the viewer) to a lamp, or (9,3) spherical harmonics.
             reference_placement: where the fitted face goes. "center": a square photo as it is, the face of any other as
                 a portrait in the middle. "keep": where it is in the photo, which lies whole in the middle. A box (left,
                 top, right, bottom) in px: as "center", in this part of the picture.

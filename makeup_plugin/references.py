@@ -17,6 +17,7 @@ from faceclip.errors import BadLandmarksError, ConfigError
 from faceclip.faces import Face, FaceDetector, PreparedFace, align_face, load_image, prepare_face
 from faceclip.faces.align import MIN_CROP_SIDE, check_landmarks, crop_side
 from faceclip.faces.images import ImageSource, describe_source
+from makeup_plugin.fit_edits import FitEdits
 from makeup_plugin.identities import Identity
 from makeup_plugin.known_faces import KnownFaces, picture_key
 from makeup_plugin.placement import Placement, place_shading
@@ -123,11 +124,13 @@ def fitted_shading(
     width: int,
     placement: Placement = "center",
     known: KnownFaces | None = None,
+    edits: FitEdits | None = None,
 ) -> Tensor:
     """Shading maps (N,3,height,width) in [0,1], black where there is no face.
 
     The shape is that of the reference person. Pose, expression, camera and light are those of `others` where given, and
-    else of the references. `placement`: where the face goes, as for `place_shading`. known: remembers fits.
+    else of the references. `placement`: where the face goes, as for `place_shading`. known: remembers fits. edits:
+    what changes in every fit.
     """
     maps = torch.zeros(len(references), 3, height, width)
     fits = _fits(fitter, references if others is None else others, known)
@@ -138,6 +141,8 @@ def fitted_shading(
         fit, size = found
         if (person := shapes[row]) is not None and others is not None:
             fit = replace(fit, shape=person[0].shape.to(fit.shape))
+        if edits is not None:
+            fit = edits.apply(fit)
         maps[row] = place_shading(fitter, fit, size, placement, height=height, width=width)
     return maps
 

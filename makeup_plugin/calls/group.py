@@ -64,6 +64,8 @@ def find_group(pipeline: PipelineParts, call: Call) -> Group | None:
         return None
     if given.shading_image is not None:
         raise ConfigError("shading_image shows one person: for several people give shading_map")
+    if call.edits is not None:
+        raise ConfigError("pose, expression and light change one person: for several people give shading_map")
     if not isinstance(call.placement, str):
         raise ConfigError("reference_placement does not fit several people, whose faces go to their regions")
     people = _identities(pipeline, call, nested=nested)

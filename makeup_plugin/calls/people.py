@@ -61,6 +61,9 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
         raise ConfigError("shading_image and shading_map exclude each other: give one")
     if image is None and landmarks is not None:
         raise ConfigError("shading_landmarks belong to shading_image: give shading_image too, or leave them out")
+    if call.edits is not None and (pipeline.shading_channel is None or given_map is not None):
+        why = "shading_map is drawn as it is" if given_map is not None else "the pipeline has no shading_channel"
+        raise ConfigError(f"pose, expression and light change the fitted face, and {why}: leave them out")
     if pipeline.shading_channel is None:
         if image is not None or given_map is not None:
             raise ConfigError(
@@ -85,6 +88,8 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
     elif not bool(references.has_face.any()):
         return None
     if pipeline.config.control_map == "five_points":
+        if call.edits is not None:
+            raise ConfigError("pose, expression and light change a fit, and five points are none: leave them out")
         return five_point_maps(references, others, height=call.height, width=call.width)
     fitter = pipeline.fitter
     if fitter is None:
@@ -99,5 +104,6 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
         height=call.height,
         width=call.width,
         placement=call.placement,
+        edits=call.edits,
         known=pipeline.known_faces,
     )

@@ -27,6 +27,7 @@ from makeup_plugin.arguments import (
 from makeup_plugin.calls.defaults import CallDefaults
 from makeup_plugin.calls.embeddings import TextEmbeddings, size_ids, text_embeddings
 from makeup_plugin.calls.parts import PipelineParts
+from makeup_plugin.fit_edits import Expression, FitEdits, Pose, read_fit_edits
 from makeup_plugin.identities import Identity
 from makeup_plugin.placement import Placement, check_placement
 from makeup_plugin.references import Images
@@ -54,6 +55,9 @@ class Request:
     shading_map: Images
     landmarks: Sequence[ArrayLike | None] | ArrayLike | None
     shading_landmarks: Sequence[ArrayLike | None] | ArrayLike | None
+    pose: Pose | None
+    expression: Expression | None
+    light: ArrayLike | None
     reference_placement: Placement
     control_image: Any
     controlnet_conditioning_scale: float | Sequence[float]
@@ -101,7 +105,8 @@ class Call:
     negative_prompts: as many as divide the images. texts, negative_texts: embeddings that the caller gives in their
     place. height, width: px. sizes, negative_sizes: size conditioning (6,). steps, per_prompt: at least 1. guided:
     whether the call begins with classifier-free guidance.
-    shading_scale: 0 where the channel is absent. shortcut_scale: 1 unless given. placement: where fitted maps go.
+    shading_scale: 0 where the channel is absent. shortcut_scale: 1 unless given. placement, edits: where
+    fitted maps go, and what changes in the fits.
     callback_inputs: tensors that the callback sees.
     """
 
@@ -122,6 +127,7 @@ class Call:
     identity_scale: IdentityScale
     shading_scale: float
     placement: Placement
+    edits: FitEdits | None
     shortcut_scale: float
     callback_inputs: Sequence[str]
 
@@ -211,6 +217,7 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
         identity_scale=identity_scale,
         shading_scale=shading_scale,
         placement=check_placement(given.reference_placement, height, width),
+        edits=read_fit_edits(given.pose, given.expression, given.light),
         shortcut_scale=shortcut_scale,
         callback_inputs=callback_inputs,
     )
