@@ -33,6 +33,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
+from makeup_plugin.views import VIEWS
 
 FORMS = ("perceiver", "mlp", "resampler")
 NOBODY = ("zero_tokens", "zero_image")
@@ -103,8 +104,9 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         normalized: whether the identity is brought to length one before the channel reads it.
         nobody: what the channel was trained to read where there is nobody, beside an identity of zeros: "zero_tokens",
             or "zero_image" for the image tower's tokens of an image that is zero after normalization.
+        view: what its image tower sees of a photo, "aligned", "square" or "picture" (see `makeup_plugin.views`).
 
-    Raises ConfigError for an unknown form, an unknown `nobody`, or an image_dim that the form does not have.
+    Raises ConfigError for an unknown form, `nobody` or view, or an image_dim that the form does not have.
     """
 
     @register_to_config
@@ -125,6 +127,7 @@ class IdentityChannel(ModelMixin, ConfigMixin):
         hidden_dim: int | None = None,
         normalized: bool = True,
         nobody: str = "zero_tokens",
+        view: str = "aligned",
     ) -> None:
         super().__init__()
         self._remembered: list[tuple[Tensor, Tensor | None, Tensor]] | None = None
@@ -132,6 +135,8 @@ class IdentityChannel(ModelMixin, ConfigMixin):
             raise ConfigError(f"layer_names has {len(layer_names)} entries but layer_widths has {len(layer_widths)}")
         if form not in FORMS:
             raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        if view not in VIEWS:
+            raise ConfigError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
         if nobody not in NOBODY:
             raise ConfigError(f"nobody must be one of {', '.join(NOBODY)}, got {nobody!r}")
         if (image_dim is None) == (form == "perceiver"):

@@ -29,8 +29,9 @@ from makeup_plugin.identities import (
     similarities,
 )
 from makeup_plugin.image_tokens import image_tokens
-from makeup_plugin.known_faces import network_hash
+from makeup_plugin.known_faces import network_hash, picture_key
 from makeup_plugin.references import Images, References, fit_faces, prepare_references
+from makeup_plugin.views import tower_view
 
 logger = logging.get_logger(__name__)
 
@@ -97,16 +98,21 @@ def encode_faces(pipeline: PipelineParts, references: References, device: torch.
     side, tower, known = pipeline.text_side, pipeline.image_encoder, pipeline.known_faces
     present = references.has_face
     key = (str(device), *(None if face is None else bytes_hash(face.crop) for face in references.faces))
+    view = _view(pipeline)
 
     def features() -> FaceFeatures:
         return side.face_features(_crops(references, device))
 
     def tokens() -> Tensor:
-        return image_tokens(tower, _crops(references, device)[present.to(device)])
+        if view == "aligned":
+            return image_tokens(tower, _crops(references, device)[present.to(device)])
+        faces = [face for face in references.faces if face is not None]
+        return image_tokens(tower, torch.stack([tower_view(face, view, _side(tower)) for face in faces]).to(device))
 
+    seen = key if view == "aligned" else (*key, view, *_picture_keys(references))
     return EncodedFaces(
         features=known.recall("features", key, features, by=_face_network(pipeline)),
-        image_tokens=known.recall("image_tokens", key, tokens, by=tower) if _reads_image(pipeline) else None,
+        image_tokens=known.recall("image_tokens", seen, tokens, by=tower) if _reads_image(pipeline) else None,
         has_face=present,
     )
 
@@ -156,8 +162,12 @@ def recognizer_hash(pipeline: PipelineParts) -> str:
 
 def image_tower_hash(pipeline: PipelineParts) -> str:
     """The hash of the image tower, computed again only when its weights change."""
-    tower = pipeline.image_encoder
-    return pipeline.known_faces.recall("image_tower", "hash", lambda: network_hash(tower), by=tower)
+    tower, view = pipeline.image_encoder, _view(pipeline)
+
+    def make() -> str:
+        return network_hash(tower) if view == "aligned" else bytes_hash(network_hash(tower).encode(), view.encode())
+
+    return pipeline.known_faces.recall("image_tower", f"hash {view}", make, by=tower)
 
 
 def _encoded_identities(pipeline: PipelineParts, references: References, device: torch.device) -> EncodedFaces:
@@ -170,6 +180,21 @@ def _encoded_identities(pipeline: PipelineParts, references: References, device:
         image_tokens=torch.cat(tokens).to(device) if _reads_image(pipeline) else None,
         has_face=references.has_face,
     )
+
+
+def _view(pipeline: PipelineParts) -> str:
+    """What the image tower sees of a photo."""
+    channel = pipeline.identity_channel
+    return "aligned" if channel is None else channel.config.view
+
+
+def _side(tower: Any) -> int:
+    return int(tower.config.image_size)
+
+
+def _picture_keys(references: References) -> list[str]:
+    faces = [face for face in references.faces if face is not None]
+    return [picture_key(face.image, face.face.landmarks.tobytes()) for face in faces]
 
 
 def _face_network(pipeline: PipelineParts) -> nn.Module:

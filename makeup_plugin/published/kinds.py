@@ -16,10 +16,10 @@ _RESEARCH = "research only, no commercial use (its model card)"
 class PublishedKind:
     """One kind of published adapter.
 
-    form, shortcut, normalized, nobody: of its `IdentityChannel`. files: name in its repository, by base. bases: those
-    that it is made for. roots: entries
-    of the file. control_folder: a ControlNet's folder beside the file. control_map: what the ControlNet reads, "" where
-    there is none. licence: of the weights. The recognizers that go with them have their own.
+    form, shortcut, normalized, nobody, view: of its `IdentityChannel`. files: name in its repository, by base. bases:
+    those that it is made for. roots: entries of the file. control_folder: a ControlNet's folder beside the file.
+    control_map: what the ControlNet reads, "" where there is none. licence: of the weights. The recognizers that go
+    with them have their own.
     """
 
     form: str
@@ -29,6 +29,7 @@ class PublishedKind:
     shortcut: bool = False
     normalized: bool = True
     nobody: str = "zero_tokens"
+    view: str = "aligned"
     control_map: str = ""
     control_folder: str = ""
     bases: tuple[str, ...] = ("sd15", "sdxl")
@@ -38,7 +39,7 @@ class PublishedKind:
 
         Raises ConfigError for a shortcut where there is none.
         """
-        settings: dict[str, Any] = {"normalized": self.normalized, "nobody": self.nobody}
+        settings: dict[str, Any] = {"normalized": self.normalized, "nobody": self.nobody, "view": self.view}
         if self.form == "perceiver":
             return settings | {"shortcut": self.shortcut if shortcut is None else shortcut}
         if shortcut is not None:
@@ -49,7 +50,7 @@ class PublishedKind:
 FACECLIP = "faceclip-sdxl"
 
 
-def _makeup(control_map: str, licence: str) -> PublishedKind:
+def _makeup(control_map: str, view: str, licence: str) -> PublishedKind:
     return PublishedKind(
         form="perceiver",
         files={"sd15": "model.bin"},
@@ -57,14 +58,15 @@ def _makeup(control_map: str, licence: str) -> PublishedKind:
         roots=("image_proj", "ip_adapter", "controlnet"),
         shortcut=True,
         nobody="zero_image",
+        view=view,
         control_map=control_map,
         licence=licence,
     )
 
 
 KINDS = {
-    "facemakeup-v1": _makeup("five_points", "not stated"),
-    "facemakeup-v2": _makeup("shading", "MIT"),
+    "facemakeup-v1": _makeup("five_points", "picture", "not stated"),
+    "facemakeup-v2": _makeup("shading", "square", "MIT"),
     "ip-adapter-faceid": PublishedKind(
         form="mlp",
         files={"sd15": "ip-adapter-faceid_sd15.bin", "sdxl": "ip-adapter-faceid_sdxl.bin"},

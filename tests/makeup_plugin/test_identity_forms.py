@@ -45,6 +45,7 @@ def test_channels_that_read_the_identity_alone(form, unet, channel_factory, cond
     [
         ({"form": "transformer"}, "form .*'transformer'"),
         ({"nobody": "grey"}, "nobody .*'grey'"),
+        ({"view": "round"}, "view .*'round'"),
         ({"form": "mlp"}, "image_dim=20 .*'mlp'"),
         ({"image_dim": None}, "image_dim=None .*'perceiver'"),
     ],
