@@ -16,6 +16,7 @@ from faceclip import weights
 from faceclip.errors import CheckpointError
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces.batches import FacePoints, crop_batches, to_unit
+from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceViT
 from faceclip.training.towers.labels import JUDGED
 
@@ -97,7 +98,7 @@ class Sight:
 
 
 @torch.no_grad()
-def look(judge: Judge, images: NDArray[np.uint8], *, batch: int = 64) -> Sight:
+def look(judge: Judge, images: NDArray[np.uint8] | ShardedArray, *, batch: int = 64) -> Sight:
     """Judge pictures (N, S, S, 3)."""
     values: dict[str, list[str]] = {}
     arrays: dict[str, list[NDArray]] = {"pose": [], "landmarks": [], "features": []}

@@ -1,22 +1,21 @@
 """A split of a portrait data set as numpy arrays: decoded once, then memory-mapped.
 
-The cache lies beside the data in ``DIR/.arrays``, keyed by the content of the shards, the size and this
-module's format; it is built in a temporary folder and renamed, so that a killed process leaves nothing half.
-Shards are compared with the hashes in ``dataset.json``: parquet has no checksum of its own, and a changed byte in a
-column of numbers would pass as another label.
+The arrays are shards (`faceclip.storage.shards`) beside the data in ``DIR/.arrays``, keyed by the content of the
+parquet files and the size; a build that was killed resumes where it stopped. The parquet files are compared with the
+hashes in ``dataset.json``: parquet has no checksum of its own, and a changed byte in a column of numbers would pass as
+another label.
 """
 
 import io
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -25,17 +24,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceclip.data.blocks import ROWS, kept_rows
 from faceclip.data.portraits import number_captions
+from faceclip.data.recorded import pack_texts, unpack_texts
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
-from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.people.captions import seen_values
 from faceclip.storage.hashes import bytes_hash, file_hash
-from faceclip.storage.locks import locked
+from faceclip.storage.shards import ShardedArray
 
-_FORMAT = "1"
+_FORMAT = "2"
 _IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
-_NOT_ARRAYS = ("vocabularies", "content_hash", "captions_path")
-_ROW_BATCH = 256
+_NOT_NUMBERS = (*_IMAGES.values(), "attributes", "vocabularies", "content_hash", "texts", "cache")
 T = TypeVar("T")
 
 
@@ -47,9 +47,9 @@ class FaceArrays:
     light, shading and landmarks_68.
     """
 
-    images: NDArray[np.uint8]  # (N, S, S, 3) RGB
-    regions: NDArray[np.uint8] | None  # (N, S, S) labels of `REGIONS`; None of photos
-    shading: NDArray[np.uint8]  # (N, S, S, 3) lit grey geometry, black outside the face
+    images: ShardedArray  # (N, S, S, 3) uint8 RGB, on disk
+    regions: ShardedArray | None  # (N, S, S) uint8 labels of `REGIONS`, on disk; None of photos
+    shading: ShardedArray  # (N, S, S, 3) uint8 lit grey geometry, black outside the face, on disk
     identity: NDArray[np.int64]  # (N,)
     index: NDArray[np.int64]  # (N,) within the identity; 0 is the frontal portrait
     pose: NDArray[np.float32]  # (N, 3) yaw, pitch, roll
@@ -62,15 +62,11 @@ class FaceArrays:
     attributes: dict[str, NDArray[np.int64]]  # name → (N,) classes, positions in `vocabularies`; empty of photos
     vocabularies: dict[str, tuple[str, ...]]
     content_hash: str
-    captions_path: Path
+    texts: Iterable[str]  # (N,) the captions of each portrait as JSON
+    cache: Path  # the folder beside the data for what is computed of them
 
     def __len__(self) -> int:
         return len(self.identity)
-
-    @property
-    def cache(self) -> Path:
-        """The folder beside the data for what is computed of them."""
-        return self.captions_path.parent.parent
 
     @property
     def size(self) -> int:
@@ -81,10 +77,11 @@ class FaceArrays:
     def captions(self) -> list[list[Caption]]:
         """The captions of each portrait; parsed on first use."""
         try:
-            rows = json.loads(self.captions_path.read_bytes())
-            return [[caption_from_dict(stored) for stored in row] for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.captions_path.parent, error) from error
+            return [[caption_from_dict(stored) for stored in json.loads(row)] for row in self.texts]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"captions in {self.cache} are damaged ({error!r}): delete it, it is built again"
+            ) from error
 
     @cached_property
     def names(self) -> list[str]:
@@ -139,10 +136,26 @@ def load_arrays(
     shards = shard_paths(root, split)
     content = _content_hash(root, split, shards)
     names = _columns(shards[0], labelled)
-    cache = root / ".arrays" / f"{split}-{size or 'stored'}-{content[:16]}-{_FORMAT}"
-    if not cache.is_dir():
-        _build(cache, shards, names, size, workers)
-    return _open(cache, content, labelled=LABELS[0] in names)
+    count = sum(_row_count(shard) for shard in shards)
+    if count == 0:
+        raise EmptyDatasetError(f"{shards[0].parent} holds no portraits in {shards[0].name.split('-')[0]}")
+    rows: Iterator[tuple[Path, dict]] | None = None
+
+    def build(start: int, stop: int) -> dict[str, NDArray]:
+        nonlocal rows
+        rows = rows or islice(_rows(shards, names), start, None)
+        with ThreadPoolExecutor(workers) as pool:
+            return _arrays_of(list(islice(rows, stop - start)), size, pool)
+
+    kind, cache = f"{split}-{size or 'stored'}", root / ".arrays"
+    facts = {"content": content, "kind": kind, "format": _FORMAT}
+    try:
+        stored = kept_rows(cache, kind, facts, count, build, hashes=False)
+    except ConfigError as error:
+        raise DataError(
+            f"the arrays of {count:,} portraits cannot be kept in {cache} ({error}): make that folder writable"
+        ) from error
+    return _open(stored, cache, content, labelled=LABELS[0] in names)
 
 
 def _columns(shard: Path, labelled: bool) -> list[str]:
@@ -207,32 +220,6 @@ def _announced_hashes(path: Path) -> dict[str, str]:
         raise DataError(f"{path} is corrupt ({error}): delete it and run what made it again") from error
 
 
-def _build(cache: Path, shards: list[Path], names: list[str], size: int | None, workers: int) -> None:
-    count = sum(_row_count(shard) for shard in shards)
-    if count == 0:
-        raise EmptyDatasetError(f"{shards[0].parent} holds no portraits in {shards[0].name.split('-')[0]}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # One builder at a time, so whatever has the temporary name was left by a killed one.
-        with locked(cache.parent / ".lock"):
-            for leftover in cache.parent.glob(".partial-*"):
-                shutil.rmtree(leftover)
-            if cache.is_dir():
-                return
-            temporary = cache.with_name(f".partial-{cache.name}")
-            temporary.mkdir()
-            try:
-                _write_arrays(temporary, shards, names, count, size, workers)
-                temporary.rename(cache)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the arrays of {count:,} portraits to {cache} ({error}): free space on this disk or make "
-            "the folder writable, and run again"
-        ) from error
-
-
 def _row_count(shard: Path) -> int:
     return _read(shard, lambda: pq.ParquetFile(shard).metadata.num_rows)
 
@@ -245,43 +232,26 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
         raise DataError(f"{shard} is corrupt ({error}): delete it and run what made it again") from error
 
 
-def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, list[dict]]]:
+def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, dict]]:
+    """Each row, with the file that it lies in."""
     for shard in shards:
         file = _read(shard, lambda shard=shard: pq.ParquetFile(shard))
         missing = sorted(set(names) - set(file.schema_arrow.names))
         if missing:
             raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
-        batches = file.iter_batches(batch_size=_ROW_BATCH, columns=names)
+        batches = file.iter_batches(batch_size=ROWS, columns=names)
         while (batch := _read(shard, lambda batches=batches: next(batches, None))) is not None:
-            yield shard, _read(shard, batch.to_pylist)
+            for row in _read(shard, batch.to_pylist):
+                yield shard, row
 
 
-def _write_arrays(
-    target: Path, shards: list[Path], names: list[str], count: int, size: int | None, workers: int
-) -> None:
-    captions: list[list[dict]] = []
-    with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
-        files: dict[str, tuple[BinaryIO, NDArray]] = {}
-        for shard, rows in _rows(shards, names):
-            decoded = list(pool.map(lambda row, shard=shard: _decode(row, size, shard), rows))
-            for name in decoded[0]:
-                stacked = _stack([row[name] for row in decoded], name, shard)
-                if name not in files:
-                    # Plain writes, not a memory map: on a full disk a map ends the process by SIGBUS.
-                    files[name] = stack.enter_context((target / f"{name}.npy").open("wb")), stacked[:0]
-                    _write_header(files[name][0], (count, *stacked.shape[1:]), stacked.dtype)
-                file, first = files[name]
-                if first.shape[1:] != stacked.shape[1:]:
-                    raise DataError(f"{shard}: {name} has shape {stacked.shape[1:]}, before {first.shape[1:]}")
-                file.write(np.ascontiguousarray(stacked).data)
-            for row in rows:
-                _check_captions(row, shard)
-                captions.append(row["captions"])
-        captions_file = stack.enter_context((target / "captions.json").open("wb"))
-        captions_file.write(json.dumps(captions).encode())
-        for file in (captions_file, *(file for file, _ in files.values())):
-            file.flush()
-            os.fsync(file.fileno())
+def _arrays_of(rows: list[tuple[Path, dict]], size: int | None, pool: ThreadPoolExecutor) -> dict[str, NDArray]:
+    """The fields of a block of rows, each with its file."""
+    for shard, row in rows:
+        _check_captions(row, shard)
+    decoded = list(pool.map(lambda found: _decode(found[1], size, found[0]), rows))
+    texts = pack_texts("captions", [json.dumps(row["captions"]) for _, row in rows])
+    return {name: _stack([row[name] for row in decoded], name, rows[0][0]) for name in decoded[0]} | texts
 
 
 def _check_captions(row: dict, shard: Path) -> None:
@@ -297,11 +267,6 @@ def _check_captions(row: dict, shard: Path) -> None:
                     f"{where}: {phrase.text!r} ({phrase.region}) is not at {phrase.start} to {phrase.end} of "
                     f"{caption.text!r}, or its region is none of {', '.join(REGIONS)}"
                 )
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, description)
 
 
 def _stack(values: list[NDArray], name: str, shard: Path) -> NDArray:
@@ -368,24 +333,35 @@ def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]
     return picture
 
 
-def _damaged(cache: Path, error: Exception) -> DataError:
-    return DataError(f"the cache {cache} is damaged ({error!r}): delete this folder, it is built again")
-
-
-def _open(cache: Path, content: str, *, labelled: bool) -> FaceArrays:
-    names = [item.name for item in fields(FaceArrays) if item.name not in (*_NOT_ARRAYS, *LABELS)]
+def _open(stored: dict[str, ShardedArray], cache: Path, content: str, *, labelled: bool) -> FaceArrays:
+    names = [item.name for item in fields(FaceArrays) if item.name not in _NOT_NUMBERS]
     vocabularies = dict(VOCABULARIES) if labelled else {}
-    try:
-        plain = {name: np.load(cache / f"{name}.npy", mmap_mode="r") for name in names}
-        regions = np.load(cache / "regions.npy", mmap_mode="r") if labelled else None
-        attributes = {name: np.load(cache / f"attribute_{name}.npy") for name in vocabularies}
-    except (OSError, ValueError) as error:
-        raise _damaged(cache, error) from error
     return FaceArrays(
-        **plain,
-        regions=regions,
-        attributes=attributes,
+        **{name: _numbers(stored[name]) for name in names},
+        images=stored["images"],
+        regions=stored["regions"] if labelled else None,
+        shading=stored["shading"],
+        attributes={name: _numbers(stored[f"attribute_{name}"]) for name in vocabularies},
         vocabularies=vocabularies,
         content_hash=content,
-        captions_path=cache / "captions.json",
+        texts=_StoredTexts(tuple(zip(stored["captions_text"].parts, stored["captions_end"].parts, strict=True))),
+        cache=cache,
     )
+
+
+@dataclass(frozen=True)
+class _StoredTexts:
+    """Texts on disk, decoded when they are read: bytes and ends of each shard."""
+
+    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+    def __iter__(self) -> Iterator[str]:
+        for data, ends in self.parts:
+            yield from unpack_texts("t", {"t_text": data, "t_end": ends})
+
+
+def _numbers(stored: ShardedArray) -> NDArray:
+    """A field of few bytes per portrait, in memory and read-only."""
+    values = stored[:]
+    values.flags.writeable = False
+    return values

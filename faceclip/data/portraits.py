@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.records import Caption
 from faceclip.errors import DataError
+from faceclip.storage.shards import ShardedArray
 
 
 class Portraits(Protocol):
@@ -43,11 +44,11 @@ class Portraits(Protocol):
         """(N, 5, 2) px of the stored pictures; None where no pictures are stored."""
 
     @property
-    def regions(self) -> NDArray[np.uint8] | None:
+    def regions(self) -> NDArray[np.uint8] | ShardedArray | None:
         """(N, S, S) labels of `records.REGIONS`; None where nobody knows them."""
 
     @property
-    def shading(self) -> NDArray[np.uint8] | None:
+    def shading(self) -> NDArray[np.uint8] | ShardedArray | None:
         """(N, S, S, 3) lit grey geometry of the true or fitted head; None where there is none."""
 
     @property

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -95,9 +96,9 @@ def test_cache_is_used_and_follows_the_content(tmp_path):
     path = write(tmp_path, [make_row(1, 0)])
     load_arrays(tmp_path, "test")
     (cache,) = caches(tmp_path)
-    stamp = (cache / "images.npy").stat().st_mtime_ns
+    stamp = (cache / "00000.safetensors").stat().st_mtime_ns
     load_arrays(tmp_path, "test")
-    assert (cache / "images.npy").stat().st_mtime_ns == stamp
+    assert (cache / "00000.safetensors").stat().st_mtime_ns == stamp
     path.unlink()
     write(tmp_path, [make_row(2, 0)])
     assert load_arrays(tmp_path, "test").identity.tolist() == [2]
@@ -105,8 +106,40 @@ def test_cache_is_used_and_follows_the_content(tmp_path):
 
 def test_arrays_are_read_only(tmp_path):
     write(tmp_path, [make_row(1, 0)])
-    with pytest.raises(ValueError, match="read-only"):
-        load_arrays(tmp_path, "test").images[0] = 0
+    arrays = load_arrays(tmp_path, "test")
+    with pytest.raises(TypeError, match="item assignment"):
+        arrays.images[0] = 0
+    for values in (arrays.identity, arrays.pose, arrays.attributes["hat"]):
+        with pytest.raises(ValueError, match="read-only"):
+            values[0] = 0
+
+
+def test_a_killed_build_resumes_with_the_same_arrays(tmp_path, monkeypatch):
+    rows = [make_row(1, number, captions=[make_row(1, 0)["captions"][0]] * (1 + number % 3)) for number in range(600)]
+    for number in range(2):
+        write(tmp_path, rows[number * 300 : (number + 1) * 300], name=f"test-{number:05d}-of-00002")
+    read = []
+
+    def decode(data, **formats):
+        read.append(data)
+        if len(read) == 3 * 400:  # in the second block of 256 rows
+            raise KeyboardInterrupt
+        return Image.open(data, **formats)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("faceclip.data.arrays.Image", SimpleNamespace(open=decode))
+        with pytest.raises(KeyboardInterrupt):
+            load_arrays(tmp_path, "test", workers=1)
+    (cache,) = caches(tmp_path)
+    assert [path.name for path in sorted(cache.iterdir())] == ["00000.safetensors", "manifest.json"]
+    stamp = (cache / "00000.safetensors").stat().st_mtime_ns
+    arrays = load_arrays(tmp_path, "test")
+    assert (cache / "00000.safetensors").stat().st_mtime_ns == stamp
+    assert len(arrays) == 600 and arrays.index.tolist() == list(range(600))
+    assert [len(row) for row in arrays.captions] == [1 + number % 3 for number in range(600)]
+    for row in (0, 255, 256, 299, 300, 599):
+        stored = np.array(Image.open(io.BytesIO(rows[row]["image"]["bytes"])))
+        np.testing.assert_array_equal(arrays.images[row], stored)
 
 
 def test_missing_data_say_what_to_run(tmp_path):
@@ -118,12 +151,14 @@ def test_missing_data_say_what_to_run(tmp_path):
         load_arrays(tmp_path, "test", size=0)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b'[[{"text"')])
-def test_captions_lost_from_the_cache_are_named(tmp_path, damage):
+def test_captions_that_changed_in_the_cache_are_named(tmp_path):
     write(tmp_path, [make_row(1, 0)])
+    load_arrays(tmp_path, "test")
+    (cache,) = caches(tmp_path)
+    shard = cache / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes().replace(b'"text": "A person', b'"text"; "A person'))
     arrays = load_arrays(tmp_path, "test")
-    damage(arrays.captions_path)
-    with pytest.raises(DataError, match=r"\.arrays/test-stored-"):
+    with pytest.raises(DataError, match=r"captions .*\.arrays "):
         _ = arrays.captions
 
 
@@ -217,28 +252,26 @@ def test_text_that_is_no_utf8_is_a_corrupt_shard(tmp_path):
 
 def test_full_disk_is_a_typed_error_and_leaves_nothing_half(tmp_path):
     write(tmp_path, [make_row(1, number) for number in range(8)])
-    with largest_file(3000), pytest.raises(DataError, match=r"\b8 .*\.arrays.*Errno 27"):
+    with largest_file(3000), pytest.raises(DataError, match=r"\.arrays/test-stored-.*Errno 27"):
         load_arrays(tmp_path, "test")
-    assert caches(tmp_path) == []
+    assert not list(tmp_path.glob(".arrays/*/*.safetensors"))
     assert len(load_arrays(tmp_path, "test")) == 8
-
-
-def test_what_a_killed_builder_left_goes_away(tmp_path):
-    write(tmp_path, [make_row(1, 0)])
-    left = tmp_path / ".arrays" / ".partial-train-64-0123456789abcdef-1"
-    left.mkdir(parents=True)
-    (left / "images.npy").write_bytes(b"half")
-    load_arrays(tmp_path, "test")
-    assert [path.name.split("-")[0] for path in caches(tmp_path)] == ["test"]
 
 
 def test_damaged_cache_is_named(tmp_path):
     write(tmp_path, [make_row(1, 0)])
     load_arrays(tmp_path, "test")
-    images = caches(tmp_path)[0] / "images.npy"
-    images.write_bytes(images.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"\.arrays/test-stored-"):
+    shard = caches(tmp_path)[0] / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"\.arrays/test-stored-.*00000\.safetensors is corrupt"):
         load_arrays(tmp_path, "test")
-    images.unlink()
-    with pytest.raises(DataError, match=r"\.arrays/test-stored-"):
+    shard.unlink()
+    with pytest.raises(DataError, match=r"\.arrays/test-stored-.*00000\.safetensors cannot be read"):
+        load_arrays(tmp_path, "test")
+
+
+def test_a_data_folder_that_cannot_hold_a_cache_is_named(tmp_path):
+    write(tmp_path, [make_row(1, 0)])
+    (tmp_path / ".arrays").write_text("")
+    with pytest.raises(DataError, match=r"1 portraits cannot be kept in .*\.arrays"):
         load_arrays(tmp_path, "test")

@@ -31,9 +31,8 @@ def test_descriptions_hold_the_values_of_their_own_portrait(arrays: FaceArrays) 
     assert named > len(arrays)
 
 
-def test_the_frontal_photo_of_a_person_is_the_least_turned_one(arrays: FaceArrays, tmp_path: Path) -> None:
-    file = tmp_path / "captions.json"
-    file.write_text(json.dumps([[caption_to_dict(Caption(text=f"photo {row}", kind="free"))] for row in range(5)]))
+def test_the_frontal_photo_of_a_person_is_the_least_turned_one(arrays: FaceArrays) -> None:
+    texts = [json.dumps([caption_to_dict(Caption(text=f"photo {row}", kind="free"))]) for row in range(5)]
     photos = replace(
         arrays,
         identity=np.array([9, 4, 9, 4, 9]),
@@ -43,7 +42,7 @@ def test_the_frontal_photo_of_a_person_is_the_least_turned_one(arrays: FaceArray
         attributes={},
         vocabularies={},
         regions=None,
-        captions_path=file,
+        texts=texts,
     )
     labels = labels_of(photos)
     assert labels.index.tolist() == [1, 0, 2, 1, 0]
