@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         (["photos.py", "--model", "."], "adapter.json is missing"),
     ],
 )
-def test_what_is_missing_is_told(tmp_path, monkeypatch, capsys, arguments, message):
+def test_missing_inputs_are_named(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as left:

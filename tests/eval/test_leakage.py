@@ -59,7 +59,7 @@ def test_blocks_of_rows_give_what_all_rows_give(monkeypatch):
     assert nearest_person(features, identity) == whole and 0 < whole[0].value < 1
 
 
-def test_one_person_or_one_portrait_each_tells_nothing(tiny_dataset):
+def test_leakage_needs_two_persons_and_two_portraits_of_one(tiny_dataset):
     arrays = load_arrays(tiny_dataset, "test")
     for identity in (np.zeros(len(arrays), dtype=int), np.arange(len(arrays))):
         with pytest.raises(EmptyDatasetError, match=r"--split .*--data"):

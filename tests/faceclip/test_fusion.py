@@ -51,7 +51,7 @@ def test_face_and_text_attend_to_each_other_by_one_matrix(update_face: bool) -> 
             torch.testing.assert_close(new_face[row], f)
 
 
-def test_layer_scales_start_as_told() -> None:
+def test_layer_scales_start_at_the_given_value() -> None:
     layer = BiAttention(8, 8, 2, 0.25, update_face=True)
     assert layer.text_scale.tolist() == layer.face_scale.tolist() == [0.25] * 8
 

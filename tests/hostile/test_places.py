@@ -70,7 +70,7 @@ def test_folders_of_earlier_and_killed_runs_are_ours(tmp_path: Path, name: str) 
     check_output(tmp_path)
 
 
-def test_empty_folders_and_those_with_a_log_alone_are_nobodys(tmp_path: Path) -> None:
+def test_empty_folders_and_folders_with_only_a_log_are_free(tmp_path: Path) -> None:
     check_place(tmp_path / "new", "out=", ("mark",))
     check_place(tmp_path, "out=", ("mark",))
     (tmp_path / "nohup.out").touch()
@@ -108,7 +108,7 @@ def test_the_cache_of_a_folder_or_table(tmp_path: Path) -> None:
         assert parse_config(EncoderConfig, [f"data={data}"]).cache_path == tmp_path / ".features"
 
 
-def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path) -> None:
+def test_a_second_process_learns_who_holds_the_run(tmp_path: Path) -> None:
     Trainer(config(steps=4), Line(), Numbers(), tmp_path).fit()
     before = weights(tmp_path)
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run.lock")]

@@ -93,7 +93,7 @@ def test_the_projects_own_layout_is_computed_on_the_device_in_batches(tiny_datas
             load_features(data, "validation", towers, tmp_path / "none")
 
 
-def test_a_killed_build_goes_on_with_the_same_bytes(parquet, tower_arguments, tmp_path):
+def test_a_killed_build_resumes_with_the_same_bytes(parquet, tower_arguments, tmp_path):
     arguments = [
         f"data.path={parquet}",
         "data.columns.image=photo",
@@ -170,7 +170,7 @@ def test_two_builders_at_once(parquet, tower_arguments, tmp_path):
     assert all("features in" in output for output in outputs)
 
 
-def test_a_full_disk_is_named_and_the_build_goes_on(parquet, towers, tmp_path):
+def test_a_full_disk_is_named_and_the_build_resumes(parquet, towers, tmp_path):
     config = config_of(parquet, validation_share=0.3)
     load_features(config, "train", towers, tmp_path / "whole")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

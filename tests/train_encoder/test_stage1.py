@@ -162,7 +162,7 @@ def test_impossible_losses_are_named(word, message):
         parse_config(EncoderConfig, [word], presets=PRESETS)
 
 
-def test_people_of_both_splits_are_told(arguments):
+def test_people_in_both_splits_are_refused(arguments):
     config = parse_config(EncoderConfig, arguments, presets=PRESETS)
     features = load_features(config.data, "validation", load_towers(config.towers), config.cache_path)
     count = len(np.unique(features.portraits.identity))

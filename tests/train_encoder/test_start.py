@@ -189,7 +189,7 @@ def test_identities_of_other_crops_have_other_states(prepared):
     assert np.abs(other.states[:9].astype(np.float32) - states.states[:9]).max() > 0.05
 
 
-def test_a_build_that_was_stopped_goes_on(prepared, tmp_path, monkeypatch):
+def test_a_stopped_build_resumes(prepared, tmp_path, monkeypatch):
     config, model, found, whole = prepared
     config = replace(config, cache=str(tmp_path), data=replace(config.data, shard_rows=8))
     text_states, calls = FaceCLIP.text_states, []

@@ -149,7 +149,7 @@ def test_few_large_pictures_are_encoded_at_once(parts, encoded):
         torch.testing.assert_close(found[3:], model.encode(pixels).latent_dist.mean, atol=1e-4, rtol=1e-4)
 
 
-def test_interrupted_latents_go_on(tiny_dataset, tmp_path, monkeypatch, encoded):
+def test_interrupted_latents_resume(tiny_dataset, tmp_path, monkeypatch, encoded):
     monkeypatch.setattr("train_generator.towers.latents.kept_rows", partial(kept_rows, rows=8))
     arrays = load_arrays(tiny_dataset, "train", size=32)
     folder = save_base(tmp_path) / "vae"

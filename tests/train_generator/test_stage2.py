@@ -454,7 +454,7 @@ def test_a_sample_says_who_is_known_and_the_terms_are_summed_by_their_weights(ar
     assert float(total.detach()) == pytest.approx(expected, rel=1e-5) and total.requires_grad
 
 
-def test_samples_tell_what_their_text_names(arguments, tmp_path):
+def test_samples_list_the_attributes_that_their_text_names(arguments, tmp_path):
     config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
     pipeline = build_pipeline(config)
     features = reference_features(

@@ -87,7 +87,7 @@ def test_an_interrupted_stage_keeps_its_folder_unless_its_command_changed(monkey
         ({}, []),
     ],
 )
-def test_what_a_change_of_the_sizes_clears(tmp_path, change, anew):
+def test_a_change_of_the_sizes_clears_later_stages(tmp_path, change, anew):
     root = tmp_path / "demo"
     stages = make_stages(root, DemoConfig())
     first = Records(root, stages, shipped())

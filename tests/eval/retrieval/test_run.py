@@ -103,7 +103,7 @@ def test_kinds_are_chosen_and_checked_before_anything_is_computed(joint_export, 
     assert "--kinds: 'faces' is none of face, face_frontal" in capsys.readouterr().err
 
 
-def test_what_a_split_does_not_allow_is_told_first(model, arrays):
+def test_impossible_queries_are_refused_before_encoding(model, arrays):
     alone = replace(arrays, identity=np.arange(len(arrays)))
     with pytest.raises(EmptyDatasetError, match=r"^validation split: .*\bface\+text query .*--kinds"):
         evaluate(None, arrays, alone)  # without a model: nothing was encoded

@@ -29,7 +29,7 @@ def test_missing_faces_have_no_score():
 
 
 @pytest.mark.parametrize("side", ["gallery", "queries"])
-def test_embeddings_that_are_no_numbers_are_told(side):
+def test_embeddings_that_are_not_numbers_are_refused(side):
     """FAISS gives no score for them, and places that are other items'."""
     broken, whole = (RNG.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
     broken[1] = np.nan

@@ -45,7 +45,7 @@ def test_built_once_and_equal(tmp_path):
     assert second.calls == []
 
 
-def test_interrupted_build_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_build_resumes_where_it_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         read(tmp_path, Counting(fail_after=2))
     rest = Counting()
@@ -107,7 +107,7 @@ def test_the_context_is_entered_only_to_build(tmp_path):
     assert entered == [1, 2]
 
 
-def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path):
+def test_a_full_disk_is_named_and_the_build_resumes(tmp_path):
     whole = {field: np.array(values) for field, values in read(tmp_path / "whole", Counting()).items()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))

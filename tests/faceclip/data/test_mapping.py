@@ -197,7 +197,7 @@ def test_columns_are_taken_by_the_first_name_that_the_data_has():
     assert (record.image, record.captions, record.person, record.key) == (b"x", ("t",), "1", "3")
 
 
-def test_facts_tell_every_role_and_whether_persons_are_told():
+def test_facts_hold_every_role_and_the_meaning_of_identity():
     names = ("image", "caption", "identity", "bbox", "points", "fold", "key")
     plain = mapping(names)
     assert plain.facts == (
@@ -246,7 +246,7 @@ def test_a_rejection_survives_another_process():
 @pytest.mark.parametrize("name", ["shard_rows", "batch_size", "workers", "max_pixels"])
 def test_counts_begin_at_one(name):
     assert getattr(DataConfig(path="x", **{name: 1}), name) == 1
-    with pytest.raises(ConfigError, match=rf"data\.{name}"):
+    with pytest.raises(ConfigError, match=rf"data\.{name}: .*, got 0$"):
         DataConfig(path="x", **{name: 0})
 
 
@@ -254,5 +254,5 @@ def test_shares_and_limits_at_their_borders():
     for changes in ({"validation_share": 1.0}, {"max_bad_share": 0.0}, {"limit": 0, "portrait": 0.0}):
         DataConfig(path="x", **changes)
     for changes in ({"max_bad_share": -0.1}, {"portrait": -1.0}, {"validation_share": 1.01}):
-        with pytest.raises(ConfigError, match=rf"data\.{next(iter(changes))}|data\.limit and data\.portrait"):
+        with pytest.raises(ConfigError, match=rf"data\.{next(iter(changes))}: "):
             DataConfig(path="x", **changes)

@@ -154,7 +154,7 @@ def table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("broken_at", [2, 3, 4])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_an_interrupted_import_goes_on(folder, table, tmp_path, monkeypatch, broken_at, streamed):
+def test_an_interrupted_import_resumes(folder, table, tmp_path, monkeypatch, broken_at, streamed):
     more = table if streamed else []
     assert main(words(folder, tmp_path / "whole", *more)) == 0
     write, calls = photos.write_json, []
@@ -274,9 +274,9 @@ def test_bad_input_is_named(folder, tmp_path, capsys, change, message):
 
 
 def test_folders_that_cannot_be_written_to(folder, table, tiny_dataset, tmp_path, monkeypatch, capsys):
-    for more in ([], table):
+    for more, key in (([], "path"), (table, "images")):
         config = parse_config(PhotosConfig, words(folder, folder / "train" / "set", *more))
-        with pytest.raises(ConfigError, match=r"^out=.* data\.(path|images)="):
+        with pytest.raises(ConfigError, match=rf"^out=.* data\.{key}="):
             photos.PhotoImport(config)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -70,7 +70,7 @@ def test_rows_in_order_from_any_start_and_undecoded(stored, tmp_path):
     assert open_rows(stored, tmp_path).content_hash == source.content_hash
 
 
-def test_a_stream_goes_on_where_it_stood(stored, tmp_path):
+def test_a_stream_resumes_where_it_stood(stored, tmp_path):
     source = open_rows(stored, tmp_path)
     rows = source.rows(0)
     first = [next(rows)["identity"] for _ in range(5)]
@@ -106,7 +106,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     pq.write_table(pa.table({"caption": ["x" * 50] * 2000, "identity": list(range(2000))}), path, compression=None)
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-40])
-    with pytest.raises(DataError, match=r"/a\.parquet "):
+    with pytest.raises(DataError, match=r"/a\.parquet cannot be read .*damaged"):
         list(open_rows(path, tmp_path).rows(0))
 
 
@@ -224,8 +224,8 @@ def test_pictures_that_nothing_decodes_and_captions_in_other_encodings_are_count
     rows = list(open_rows(root, tmp_path).rows(0))
     assert [row["file_name"] for row in rows if row["identity"] == "ann"] == ["ann/0.png", "ann/1.png", "ann/2.HEIC"]
     read = RowMapping(DataConfig(path=str(root)), "image_folder", tuple(rows[0]), str(root))
-    for number in (0, 3):
-        with pytest.raises(RejectedRecord, match=r"(ann|bob)/0\.png.*'caption'.*UTF-8") as caught:
+    for number, person in ((0, "ann"), (3, "bob")):
+        with pytest.raises(RejectedRecord, match=rf"{person}/0\.png.*'caption'.*UTF-8") as caught:
             read.read(rows[number], number)
         assert caught.value.reason == "not_utf8"
     assert read.read(rows[1], 1).captions == ("a man",)
@@ -265,7 +265,7 @@ def test_tables_of_no_split_are_not_passed_over(tmp_path):
     assert len(list(open_rows(tmp_path, tmp_path).rows(0))) == 4
 
 
-def test_layouts_are_told_apart(tmp_path):
+def test_layouts_are_distinguished(tmp_path):
     root = folder(tmp_path / "f")
     (root / ".features").mkdir()
     (root / ".features" / "report.json").write_text("{}")
@@ -417,7 +417,7 @@ def test_a_tar_that_was_cut_is_named(tmp_path):
     assert len(list(open_rows(path, tmp_path).rows(0))) == 5
     for stop in (ends[3] + 100, ends[3] + 512, ends[2] - 512, ends[-1] - 513, 300):
         path.write_bytes(whole[:stop])
-        with pytest.raises(DataError, match=r"/a\.tar "):
+        with pytest.raises(DataError, match=r"/a\.tar is damaged or cut off "):
             open_rows(path.parent, tmp_path)
 
 

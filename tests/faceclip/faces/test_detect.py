@@ -236,7 +236,7 @@ def test_insightface_gets_bgr_and_its_faces_come_best_first(monkeypatch):
     assert np.array_equal(np.argsort(best.landmarks[:, 0]), np.argsort(template(112)[:, 0]))
 
 
-def test_without_network_or_with_a_broken_pack_the_remedy_is_told(monkeypatch, tmp_path):
+def test_without_network_or_with_a_broken_pack_the_error_gives_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there: no connection leaves this machine

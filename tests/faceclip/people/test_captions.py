@@ -73,7 +73,7 @@ def test_emotion_captions_state_the_emotion_alone():
         assert "expression" in both.named and len(both.named) > 1
 
 
-def test_what_is_hidden_is_not_stated():
+def test_hidden_attributes_are_not_stated():
     hidden = ALL_VISIBLE.copy()
     hidden[np.isin(hidden, [REGIONS.index("hair"), REGIONS.index("clothes"), REGIONS.index("glasses")])] = 0
     for seed in range(30):

@@ -100,7 +100,7 @@ def test_shapes_and_types(renderer):
         ({"hair_length": "long"}, "hair"),
     ],
 )
-def test_what_is_worn_is_labelled(renderer, words, region):
+def test_worn_things_are_labelled(renderer, words, region):
     bare = {"glasses": "none", "hat": "none", "beard": "none", "hair_length": "bald"}
     identity = sample_identity(1, 0)
     without = share(renderer.render(identity, scene_with(**bare), SIZE), region)

@@ -43,7 +43,7 @@ def test_matches_needs_every_named_value(labels):
         matches(labels, {"shoes": "red"})
 
 
-def test_free_words_fit_what_they_were_written_for():
+def test_free_captions_fit_the_pictures_they_were_written_for():
     texts = [["at sea", "a man"], ["at home"], ["at sea"], ["at home", "a man"], ["at sea"]]
     free = [[Description(text=text, kind="free", names={}) for text in row] for row in texts]
     labels = Labels(identity=np.array([7, 7, 7, 9, 9]), index=np.zeros(5, int), attributes={}, descriptions=free)
@@ -116,7 +116,7 @@ def test_single_portraits_allow_no_face_query():
         build_queries(alone, "face")
 
 
-def test_one_person_is_nobody_to_be_told_from(labels):
+def test_queries_need_two_persons(labels):
     with pytest.raises(EmptyDatasetError, match="one person"):
         build_queries(replace(labels, identity=np.zeros(len(labels), int)), "face")
 

@@ -28,7 +28,7 @@ def test_a_picture_replaces_the_earlier_one_or_leaves_it(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_a_block_raises_leaves_the_file(tmp_path):
+def test_an_error_within_the_block_leaves_the_file(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt), replacing(path) as file:

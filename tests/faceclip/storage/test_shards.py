@@ -33,7 +33,7 @@ def test_written_read_and_plain_safetensors(tmp_path):
     np.testing.assert_array_equal(load_file(found.path(1))["b"], [4, 5, 6, 7])
 
 
-def test_a_build_that_stopped_goes_on_with_the_same_bytes(tmp_path):
+def test_a_stopped_build_resumes_with_the_same_bytes(tmp_path):
     fill(tmp_path / "whole")
     part = ShardFolder(tmp_path / "part", {"why": "test"})
     part.append(ShardFolder(tmp_path / "whole", {}).read(0))
@@ -137,7 +137,7 @@ def test_a_shard_written_after_a_cut_is_read_anew(tmp_path):
     assert shards.open()["b"][:].tolist() == [0, 1, 2, 3, 70, 71, 80]
 
 
-def test_the_manifest_tells_sizes_hashes_and_facts(tmp_path):
+def test_the_manifest_holds_sizes_hashes_and_facts(tmp_path):
     shards = ShardFolder(tmp_path / "s", {"why": "test"})
     shards.append({"a": np.arange(3)}, rows=3, first=[1, 2])
     stored = json.loads((tmp_path / "s" / "manifest.json").read_text())

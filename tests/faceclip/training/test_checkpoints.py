@@ -94,7 +94,7 @@ def test_a_folder_without_manifest_is_not_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", '{"sha256": 3}', '{"sha256": [1]}', "not JSON"])
-def test_a_manifest_of_something_else_is_told(tmp_path: Path, content: str) -> None:
+def test_a_foreign_manifest_is_reported(tmp_path: Path, content: str) -> None:
     (save(tmp_path, 5) / "manifest.json").write_text(content)
     with pytest.warns(UserWarning, match=r"manifest\.json "):
         assert newest_checkpoint(tmp_path) is None

@@ -78,7 +78,7 @@ def test_first_and_last_layers_and_embeddings_stay_with_adamw():
     assert [(group["muon"], group["weight_decay"]) for group in groups] == [(True, 0.1), (False, 0.1), (False, 0.0)]
 
 
-def test_a_state_that_was_saved_goes_on_to_the_bit():
+def test_a_saved_state_resumes_to_the_bit():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
     whole = MuonAdamW(muon_groups(model.named_parameters(), 0.01), lr=0.01)

@@ -48,7 +48,7 @@ def test_a_failing_validation_loses_nothing(tmp_path: Path, fail_at: int) -> Non
     assert validations(tmp_path / "broken") == validations(tmp_path / "whole") == [5, 10, 15, 20]
 
 
-def test_a_stopped_run_validates_when_it_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_validates_when_it_resumes(tmp_path: Path) -> None:
     task = scoring(Line())
     inner = task.loss
 

@@ -17,7 +17,7 @@ def draw() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_losses_count_who_is_known_and_what_is_named():
+def test_losses_count_known_persons_and_named_attributes():
     torch.manual_seed(2)
     reader = LatentRecognizer(4, 8, (16, 16), 1, 32, READ).eval()
     named = torch.tensor([[True, False], [False, False]])

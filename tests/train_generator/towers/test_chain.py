@@ -20,7 +20,7 @@ def people(count: int) -> list[str]:
     return ["faceclip.people", "--out={out}/people", *words.split()]
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, capsys) -> None:
+def test_finished_stages_are_not_run_again(tmp_path: Path, capsys) -> None:
     config = ChainConfig(out=str(tmp_path), stages={"people": people(1), "poem": ["this"]})
     assert run_chain(config)
     assert json.loads((tmp_path / "people" / "dataset.json").read_text())["identities"] == 1
@@ -65,7 +65,7 @@ def test_finished_exports_are_packed_in_parts(tmp_path: Path) -> None:
     assert not list((tmp_path / "unpacked").rglob("large.bin"))
 
 
-def test_the_command_tells_when_to_try_again(tmp_path: Path, capsys) -> None:
+def test_the_command_says_when_to_try_again(tmp_path: Path, capsys) -> None:
     words = [f"out={tmp_path}", "only=[people]", "more.people=[--size=32]", "seconds=0.001", "grace=1"]
     assert main([*words, f"parts={tmp_path / 'parts'}"]) == TRY_AGAIN
     assert "people: not done yet" in capsys.readouterr().out
