@@ -23,7 +23,7 @@ class ForeignFolderError(FaceClipError):
 def shipped() -> str:
     """A hash of the project's code and of the weights that ship with it: results of others are not this version's."""
     packages = faceclip, makeup_plugin, evaluation
-    weights = "".join(model_hash(Path(package.__file__).parent / "weights") for package in packages)
+    weights = "".join(model_hash(Path(str(package.__file__)).parent / "weights") for package in packages)
     code = code_hash("faceclip", "makeup_plugin", "eval", "train_encoder", "train_generator")
     return f"code {code[:16]} weights {bytes_hash(weights.encode())[:16]}"
 

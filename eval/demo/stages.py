@@ -64,7 +64,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         images_per_identity=config.images_per_identity,
         size=config.size,
         seed=config.data_seed,
-        splits=tuple(config.splits),
+        splits=(config.splits[0], config.splits[1], config.splits[2]),
     )
     shards = len(plan_shards(request))
     python = [sys.executable, "-m"]

@@ -75,7 +75,7 @@ def load_judges(
 
 @torch.no_grad()
 def embed_faces(
-    embed: Embed, size: int, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], faces: FacePoints
+    embed: Embed, size: int, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | ShardedArray, faces: FacePoints
 ) -> NDArray[np.float32]:
     """Unit embeddings (N, D); zero rows where there is no face."""
     result = None

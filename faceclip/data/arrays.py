@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -235,12 +235,12 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
 def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, dict]]:
     """Each row, with the file that it lies in."""
     for shard in shards:
-        file = _read(shard, lambda shard=shard: pq.ParquetFile(shard))
+        file = _read(shard, partial(pq.ParquetFile, shard))
         missing = sorted(set(names) - set(file.schema_arrow.names))
         if missing:
             raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
         batches = file.iter_batches(batch_size=ROWS, columns=names)
-        while (batch := _read(shard, lambda batches=batches: next(batches, None))) is not None:
+        while (batch := _read(shard, partial(next, batches, None))) is not None:
             for row in _read(shard, batch.to_pylist):
                 yield shard, row
 

@@ -119,8 +119,8 @@ class ImageStore:
     def _files(self, pattern: str) -> list[Path]:
         """The files below the folder, in order of their names, but for hidden ones and the cache's."""
         found = sorted(file for file in files_below(self.root) if fnmatchcase(file.name, pattern))
-        inside = self.cache is not None and self.cache.is_relative_to(self.root.resolve())
-        return [file for file in found if file.is_file() and not (inside and file.resolve().is_relative_to(self.cache))]
+        cache = self.cache if self.cache and self.cache.is_relative_to(self.root.resolve()) else None
+        return [file for file in found if file.is_file() and not (cache and file.resolve().is_relative_to(cache))]
 
     def _add_shard(self, table: Path) -> None:
         try:

@@ -214,7 +214,7 @@ class RowMapping:
                 "(every row is another person), or add such a column and set data.columns.identity"
             )
         names = (chosen["captions"],) if isinstance(chosen["captions"], str) else chosen["captions"]
-        self.captions = tuple(self._find("captions", name) for name in names)
+        self.captions = tuple(found for name in names if (found := self._find("captions", name)))
         self.image = self._find("image", chosen["image"], needed="image" in explicit or not chosen["url"])
         self.url = self._find("url", chosen["url"], needed=not self.image)
         # `image_folder` writes this column itself: paths that it found or compared with the folder.
@@ -275,10 +275,11 @@ class RowMapping:
         captions = [text for name in self.captions for text in _texts(row.get(name), f"{key}, column {name!r}")]
         if not captions:
             raise RejectedRecord("empty_caption", f"{key}: no text in {', '.join(self.captions)}")
-        image, url = None, ""
+        image: bytes | str | Path | None = None
+        url = ""
         if self.image:
             image = _image_cell(row.get(self.image), f"{key}, column {self.image!r}")
-            if self.walked:
+            if self.walked and isinstance(image, str):
                 image = Path(image)
         elif self.url:
             url = str(row.get(self.url) or "")

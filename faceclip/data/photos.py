@@ -179,7 +179,9 @@ class PhotoImport:
             _check_files(self.out, summary["files"], self.out)
             return summary
         progress = self.partial / "progress.json"
-        state = read_json(progress) if progress.is_file() else {"request": request, "blocks": [], "complete": []}
+        state: dict[str, Any] = {"request": request, "blocks": [], "complete": []}
+        if progress.is_file():
+            state = read_json(progress)
         _check_same(self.out, state["request"], request)
         (self.partial / "data").mkdir(parents=True, exist_ok=True)
         counts = RejectCounts()
@@ -267,7 +269,8 @@ class PhotoImport:
             shutil.rmtree(final)  # of an import that was killed here
         final.mkdir()
         written = {file["path"]: file for block in state["blocks"] for file in block["files"]}
-        files, parts, homes = [], {}, {}
+        files, parts = [], {}
+        homes: dict[int, str] = {}
         for split in SPLITS if self.config.test else SPLITS[:2]:
             people: set[int] = set()
             images = 0

@@ -78,7 +78,9 @@ class PortraitPool:
     @staticmethod
     def _result(number: int, raw: RawRecord | None, job: Future | RejectedRecord) -> Outcome:
         found = job if isinstance(job, RejectedRecord) else job.result()
-        return found if isinstance(found, RejectedRecord) else (number, raw, found)
+        if raw is None or isinstance(found, RejectedRecord):
+            return found
+        return number, raw, found
 
     def _prepare(self, located: Located) -> FoundPortrait | RejectedRecord:
         try:
@@ -97,6 +99,7 @@ def _start(config: DataConfig, crop_size: int, picture_size: int) -> None:
 
 
 def _prepare_in_process(located: Located) -> FoundPortrait | RejectedRecord:
+    assert _reader is not None  # `_start` ran first in this process
     try:
         return _reader.prepare(*located)
     except RejectedRecord as rejected:

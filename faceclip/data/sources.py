@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,7 @@ def _check_tables(files: list[str]) -> None:
     columns: dict[str, str] = {}  # name → the first file that has it
     kinds: dict[str, tuple[str, str]] = {}  # name → what the first file holds, which is that file
     for file in files:
-        metadata = _guard(file, lambda file=file: pq.read_metadata(file))
+        metadata = _guard(file, partial(pq.read_metadata, file))
         if not metadata.num_rows or not metadata.num_columns:
             what = "rows" if metadata.num_columns else "columns"
             raise EmptyDatasetError(f"{file} has no {what}: write it again, or take it out of the folder")

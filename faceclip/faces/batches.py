@@ -12,6 +12,7 @@ from torch import Tensor
 from faceclip.faces.align import encoder_crop
 from faceclip.faces.detect import MTCNNDetector
 from faceclip.faces.looks import FaceDetector, detect_with_retries
+from faceclip.storage.shards import ShardedArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,11 @@ def detected_faces(
 
 
 def crop_batches(
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], faces: FacePoints, size: int, *, batch: int = 64
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | ShardedArray,
+    faces: FacePoints,
+    size: int,
+    *,
+    batch: int = 64,
 ) -> Iterable[tuple[NDArray[np.int64], Tensor]]:
     """Rows with a face and the crops (B, 3, size, size) in [0, 1] that an encoder sees, batch by batch."""
     rows = np.flatnonzero(faces.found)

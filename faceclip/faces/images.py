@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,14 +181,14 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     # Not by `ImageOps.exif_transpose`, which writes the EXIF block anew and fails at tags that have nothing to do with
     # the orientation.
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except _DAMAGE as error:  # of the EXIF block alone: the pixels are there
         logger.warning("%s has a damaged EXIF block (%s): it is taken as it lies, not turned upright", name, error)
         return image
     return image if turn is None else image.transpose(turn)
 
 
-def _from_array(array: NDArray[np.generic], max_pixels: int | None, name: str) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], max_pixels: int | None, name: str) -> NDArray[np.uint8]:
     if not isinstance(array, np.ndarray):
         raise UnreadableImageError(f"{name}: expected a path, a PIL image or a numpy array")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):

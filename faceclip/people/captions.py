@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.records import REGIONS, VOCABULARIES, Caption, CaptionKind, Phrase
 from faceclip.errors import DataError
+from faceclip.storage.shards import ShardedArray
 
 VISIBLE_SHARE = 0.004
 """A region is visible when it covers at least this share of the picture."""
@@ -142,7 +143,9 @@ def _check(attributes: Mapping[str, str]) -> None:
             raise DataError(f"attribute {name}={attributes.get(name)!r}: expected one of {', '.join(values)}")
 
 
-def seen_values(values: Mapping[str, NDArray[np.str_]], regions: NDArray[np.uint8]) -> dict[str, NDArray[np.str_]]:
+def seen_values(
+    values: Mapping[str, NDArray[np.str_]], regions: NDArray[np.uint8] | ShardedArray
+) -> dict[str, NDArray[np.str_]]:
     """What N pictures show of their attributes: `values` (N,) by name, and "" where a value cannot be seen and no
     caption would state it (the hair color of a bald head, the length of hair under a hat). regions: (N, S, S)."""
     shares = np.stack([np.bincount(labels.ravel(), minlength=len(REGIONS)) for labels in regions]) / regions[0].size

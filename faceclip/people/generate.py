@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -118,7 +118,7 @@ def _render_shards(
         began, done = time.monotonic(), 0
         people = _people(request, missing, workers)
         for shard in missing:
-            rows: list[dict] = []
+            rows: list[Mapping[str, Any]] = []
             for _ in range(shard.first, shard.last):
                 rows += next(people)
                 done += request.images_per_identity
@@ -127,7 +127,7 @@ def _render_shards(
             write_shard(directory / shard.path, pa.Table.from_pylist(rows, schema=schema))
 
 
-def _people(request: Request, shards: list[Shard], workers: int) -> Iterator[list[dict]]:
+def _people(request: Request, shards: list[Shard], workers: int) -> Iterator[Sequence[Mapping[str, Any]]]:
     """Rows of every identity of the shards, in order, rendered by `workers` processes some people ahead."""
     order = [index for shard in shards for index in range(shard.first, shard.last)]
     if workers <= 1:

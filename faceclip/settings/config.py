@@ -44,6 +44,7 @@ def parse_config(
     if preset is not None:
         if preset not in available:
             raise ConfigError(f"--preset {shown(preset)}: no such preset{_nearest(preset, available)}")
+        assert presets is not None  # otherwise none is available
         _merge(values, read_yaml(presets / f"{preset}.yaml"))
     file = words.config
     if file is not None:

@@ -91,12 +91,13 @@ class _Builder:
         """The value that begins with an event, and its height in levels."""
         before = self._nodes
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self._anchors:
-                raise self._refusal(f"alias *{event.anchor[:60]} has no anchor before it", event)
+            if event.anchor is None or event.anchor not in self._anchors:
+                raise self._refusal(f"alias *{(event.anchor or '')[:60]} has no anchor before it", event)
             value, size, height = self._anchors[event.anchor]
             self._count(size, depth + height, event)
             return value, height
         self._count(1, depth, event)
+        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
             raise self._refusal(f"tags such as {event.tag[:60]} are not supported", event)
         height = 0
@@ -143,4 +144,4 @@ class _Builder:
             raise self._refusal(f"nested deeper than {_DEEPEST} levels", event)
 
     def _refusal(self, reason: str, event: yaml.Event) -> ConfigError:
-        return ConfigError(f"{self._where}: {reason} (line {event.start_mark.line + 1})")
+        return ConfigError(f"{self._where}: {reason} (line {event.start_mark.line + 1 if event.start_mark else '?'})")

@@ -8,7 +8,7 @@ listed yet is written again, with the same bytes.
 import errno
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +178,10 @@ class ShardedArray:
     def take(self, rows: NDArray[np.int64]) -> "ShardedArray":
         """The same data showing only `rows`."""
         return ShardedArray(self.parts, rows if self.rows is None else self.rows[rows])
+
+    def __iter__(self) -> Iterator[NDArray]:
+        """The rows, each a copy."""
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: Any) -> NDArray:
         """An int, a slice, or integers of any shape; a copy with that shape before the rest."""

@@ -132,6 +132,7 @@ class FaceViT(ModelMixin, ConfigMixin):
         """
         conv, width = self.patch_embed.proj, self.pos_embed.shape[-1]
         conv.weight.mul_(4)
+        assert conv.bias is not None  # this convolution has one
         conv.bias.copy_(-0.5 * conv.weight.sum(dim=(1, 2, 3)))
         self.pos_embed.copy_(0.5 * sine_positions(self.grid, width)[None])
 

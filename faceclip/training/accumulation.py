@@ -32,7 +32,7 @@ class FirstPass:
 
     value: Tensor
     cotangents: list[dict[str, Tensor]]
-    own: list[Tensor | None]
+    own: Sequence[Tensor | None]
     states: list[list[Tensor]]
     generators: Generators
 

@@ -43,6 +43,7 @@ class StepModule(nn.Module):
             features = self._encode(batch, context)
             if only_features:
                 return features
+            assert pull is not None
             cotangents, own = pull
             scalar = pull_back(features, cotangents)
             for parameter, gradient in own:

@@ -6,6 +6,7 @@ python -m train_encoder.towers.fitter data=DIR [--preset tiny] [trainer.steps=â€
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class FittedSource(MapSource):
     def __len__(self) -> int:
         return len(self.arrays)
 
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One training sample; its parameters are added for the whole batch in `collate`."""
         arrays = self.arrays
         if self.small is not None and rng.random() < self.jitter.half_resolution:

@@ -128,7 +128,8 @@ def pack(out: Path, parts: Path, part_mib: float) -> list[Path]:
         for path in sorted((*out.glob("*/export"), *out.glob("*/log.jsonl"), out / "logs", out / DONE)):
             if path.exists():
                 tar.add(path, arcname=str(path.relative_to(out)))
-    limit, found = int(part_mib * 2**20), []
+    limit = int(part_mib * 2**20)
+    found: list[Path] = []
     with archive.open("rb") as whole:
         while chunk := whole.read(limit):
             found.append(parts / f"chain.tar.{len(found):03d}")

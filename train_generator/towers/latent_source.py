@@ -34,6 +34,7 @@ class LatentSource(MapSource):
         face_tokens: NDArray[np.float16] | None = None,
     ) -> None:
         self.arrays, self.latents = arrays, cached_latents(vae, arrays)
+        assert arrays.regions is not None  # of renders
         self.regions = arrays.regions
         self.weights = weight_table(weights or {})
         self.captions = tokenized_captions(arrays)

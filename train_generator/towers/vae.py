@@ -21,6 +21,7 @@ from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
+from faceclip.storage.shards import ShardedArray
 from faceclip.training import MapSource, StepContext, Task
 from train_generator.loading import load_frozen
 from train_generator.towers.command import TowerConfig, run_tower
@@ -115,6 +116,7 @@ class WeightedSource(MapSource):
         """A batch, half of it mirrored: the autoencoder need not know left from right."""
         rows = np.asarray(indices)
         flips = np.array([rng.random() < 0.5 for rng in rngs])[:, None, None]
+        assert self.arrays.regions is not None  # of renders
         images, regions = self.arrays.images[rows], self.arrays.regions[rows]
         images = whole = np.where(flips[..., None], images[:, :, ::-1], images)
         regions = np.where(flips, regions[:, :, ::-1], regions)
@@ -234,7 +236,7 @@ def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def psnr(model: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def psnr(model: AutoencoderKL, images: NDArray[np.uint8] | ShardedArray) -> NDArray[np.float64]:
     """Peak signal-to-noise ratio in dB of each restored image (N,), rounded to 8 bits as a file would be."""
     values, batch = [], batch_at(images.shape[1])
     for start in range(0, len(images), batch):

@@ -30,7 +30,7 @@ class Card:
     notes: str = ""
 
 
-def dataset_facts(directory: Path) -> dict[str, object]:
+def dataset_facts(directory: Path) -> dict[str, Any]:
     """What identifies a data set, from its `dataset.json`: seed, version, sizes, splits, counts.
 
     Raises DataError when the file is missing or not JSON.
@@ -82,7 +82,7 @@ def renew_figures(directory: Path, metrics: Mapping[str, Metric]) -> None:
     readme.write_text(renewed)
 
 
-def data_command(facts: Mapping[str, object]) -> str:
+def data_command(facts: Mapping[str, Any]) -> str:
     """The command that makes a data set again, from its `dataset_facts`; options that they lack are left out."""
     options = {"identities": "identities", "images_per_identity": "images-per-identity", "size": "size"}
     options |= {"seed": "seed", "framing": "framing"}
@@ -142,7 +142,7 @@ def _plain(metrics: Mapping[str, Metric]) -> dict[str, object]:
     return {name: asdict(value) if isinstance(value, Estimate) else value for name, value in metrics.items()}
 
 
-def _metric(value: object) -> Metric:
+def _metric(value: Any) -> Metric:
     return Estimate(**value) if isinstance(value, Mapping) else value
 
 

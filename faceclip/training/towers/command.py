@@ -195,7 +195,11 @@ def _finish(export: Path, config: TowerConfig, tower: Tower, card: Card) -> Mapp
         metrics = tower.measure(copy, config)
         for folder in _card_folders(copy, tower):
             write_card(folder, card, metrics)
-        write_atomically(export, lambda folder: shutil.copytree(copy, folder, dirs_exist_ok=True))
+
+        def put(folder: Path) -> None:
+            shutil.copytree(copy, folder, dirs_exist_ok=True)
+
+        write_atomically(export, put)
     return metrics
 
 
