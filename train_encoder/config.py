@@ -88,8 +88,8 @@ class HeadsConfig:
 class LossConfig:
     """Weights of the loss terms and the start of every term's scale and bias (Zhai et al. 2023).
 
-    tokens: keeps the fused tokens near the towers' own states, the space in which a generator reads text, so that
-    stage 2 has to teach it the face only.
+    A generator reads text in the space of the towers' own states. The fused tokens stay near it, so that stage 2 has to
+    teach it the face only.
     """
 
     face: float = setting(1.0, "weight: joint embedding against the face's")
@@ -128,15 +128,12 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """Stage 1. `data`: data set directory, or where any other data lie and what their columns mean (docs/data.md);
-    `out`: run directory; `cache`: frozen features (default: below `data`).
+    """Stage 1: fusion and projections against frozen towers.
 
-    init: a joint encoder to train further with a new optimizer, by what `faceclip.published.load_faceclip` takes (the
-    published file, its hub id, a converted directory) or an export of this command; it brings its towers and fusion,
-    and heads if it has them. Where no image tower lies beside it, `towers.image` names that of its text tower G.
-    train_identity: whether the projections are trained that put the identity into the prompt; without (`init` only)
-    the text towers run forward alone, and their states can be cached. cached_text: read these from disk; every caption
-    then has one reference picture, drawn once, not anew in every epoch.
+    With `init`, the towers and the fusion are those of that encoder, and so are its heads if it has any; where no image
+    tower lies beside it, `towers.image` names that of its text tower G. Without `train_identity`, the text towers run
+    forward alone, and their states can be cached; every caption then has one reference picture, which is drawn once and
+    not in every epoch anew.
     """
 
     data: str | DataConfig = setting(

@@ -56,19 +56,13 @@ class AdapterConfig:
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the terms. min_snr_gamma: Hang et al. 2023; 0 is the plain mean, right for a base with velocity
-    prediction down to zero signal, where min-SNR would leave the noisiest steps, which decide layout and pose,
-    without weight. alignment_factor: the layers whose grid is so many times smaller than the latents.
+    """Weights of the loss terms, and where they count.
 
-    identity_below: the facial perceptual loss counts at timesteps up to this one, where the estimated clean image shows
-    a face; identity_rows: at most so many samples of a batch are decoded for it. latent_identity: the same by a network
-    that reads noisy latents (`GeneratorConfig.latent_recognizer`), at all timesteps and without decoding; by that
-    network also latent_attributes, of what the text names, and latent_features, the distance of its features to those
-    of the true latents.
-
-    sampled_identity: the facial perceptual loss on pictures that the model draws from noise itself (reward feedback,
-    `train_generator.terms.sampled_identity`): sampled_rows of a batch, with a sampler of sampled_steps steps that is
-    left at a random one of its timesteps up to sampled_below.
+    Min-SNR weights (Hang et al. 2023) leave the noisiest steps, which decide layout and pose, without weight on a base
+    with velocity prediction down to zero signal; the plain mean is right there. At low noise the estimated clean image
+    shows a face, which the facial perceptual loss needs. A network that reads noisy latents needs no decoding and
+    counts at all timesteps. The sampled identity (reward feedback, `train_generator.terms.sampled_identity`) is that of
+    pictures that the model draws from noise itself.
 
     Raises ConfigError for a negative weight, and for less than one row, step or factor.
     """
@@ -79,15 +73,15 @@ class LossConfig:
     alignment: float = setting(1e-3, "weight of the semantic alignment loss")
     alignment_factor: int = setting(2, "layers whose grid is so many times smaller than the latents")
     identity: float = setting(0.1, "weight of the facial perceptual loss on the estimated clean picture")
-    identity_below: int = setting(300, "it counts at timesteps up to this one")
-    identity_rows: int = setting(8, "most samples of a batch decoded for it")
+    identity_below: int = setting(300, "the facial perceptual loss counts at timesteps up to this one")
+    identity_rows: int = setting(8, "most samples of a batch decoded for the facial perceptual loss")
     latent_identity: float = setting(0.0, "weight of the identity read from noisy latents by latent_recognizer")
     latent_attributes: float = setting(0.0, "weight of the named attributes, read by the same network")
     latent_features: float = setting(0.0, "weight of the distance of its features to the true latents'")
     sampled_identity: float = setting(0.0, "weight of the identity loss on pictures sampled from noise")
-    sampled_rows: int = setting(2, "samples of a batch for it")
-    sampled_steps: int = setting(6, "steps of its sampler")
-    sampled_below: int = setting(700, "highest timestep at which that sampler is left")
+    sampled_rows: int = setting(2, "samples of a batch drawn from noise")
+    sampled_steps: int = setting(6, "steps of their sampler")
+    sampled_below: int = setting(700, "highest timestep at which their sampler stops, at random")
 
     def __post_init__(self) -> None:
         weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
@@ -136,16 +130,13 @@ class DefaultCallConfig:
 
 @dataclass(kw_only=True)
 class GeneratorConfig:
-    """Stage 2. `data`: data set; `encoder`: stage-1 export, or any FaceCLIP that `faceclip.published.load_faceclip`
-    takes (the published file, its hub id); `image_tower`: the CLIP image tower that reads references, by what
-    `faceclip.towers.pretrained.load_tower` takes ("": the one of the export, which a published FaceCLIP has not);
-    `base`: directory with vae, unet, scheduler (a name such as `tiny` is what the package ships); `fitter`: 3D
-    fitter saved with the pipeline ("" leaves it out); `latent_recognizer`: export of
-    `train_generator.towers.latent_recognizer` for this autoencoder, this schedule and this recognizer, read if a
-    `loss.latent_…` is not 0; `init`: an adapter to train further with a new optimizer, such as an export of this
-    command (an interrupted run goes on by itself); `gradient_checkpointing`: less memory for the UNet and the
-    shading channel, in more time; `licence`: of the export, which holds base, encoder and fitter (and what `init`
-    began with) too: name another where theirs ask for it."""
+    """Stage 2: LoRA, identity channel and shading channel on a frozen base.
+
+    Encoder and image tower are what `faceclip.published.load_faceclip` and `faceclip.towers.pretrained.load_tower`
+    take; a published FaceCLIP has no image tower of its own. The latent recognizer must be made for this autoencoder,
+    schedule and recognizer. The export holds base, encoder, fitter and what `init` began with, so their licences count.
+    An interrupted run resumes by itself, without `init`.
+    """
 
     data: str | DataConfig = setting(
         "", "data set directory in this project's own layout, as data= or data.path=", resume="free", path=True

@@ -31,43 +31,27 @@ MOST = {"shard_rows": 1_000_000, "batch_size": 65_536, "workers": 1024, "max_pix
 
 @dataclass(kw_only=True)
 class ColumnsConfig:
-    """Names of columns; empty: what the layout's ready mapping says (`READY`).
-
-    image: picture as bytes, `datasets.Image`, or a path below `data.images`. url: key into the local pictures of
-    `data.images`. captions: one or more columns; a cell is a text, a list of texts, or a list of structs with `text`.
-    identity: equal values are one person; a blank cell or NaN says nothing. box: four numbers (list, JSON text, or
-    struct). landmarks: five points.
-    split: a value per row that says which split it is in. key: a name for reports and for files of `data.images`.
-    """
+    """Names of the columns that hold the parts of a record; an empty name takes what the layout's ready mapping
+    (`READY`) says."""
 
     image: str = setting("", "picture as bytes, `datasets.Image`, or a path below data.images")
     url: str = setting("", "key into the pictures of data.images")
-    captions: str | tuple[str, ...] = setting((), "one or more columns of texts")
-    identity: str = setting("", "equal values are one person")
+    captions: str | tuple[str, ...] = setting(
+        (), "one or more columns; a cell is a text, a list of texts, or a list of structs with `text`"
+    )
+    identity: str = setting("", "equal values are one person; a blank cell or NaN says nothing")
     box: str = setting("", "four numbers: list, JSON text or struct")
-    landmarks: str = setting("", "five points")
+    landmarks: str = setting("", "five points (x, y): eyes, nose tip, mouth corners")
     split: str = setting("", "a value per row: the split it is in")
     key: str = setting("", "a name for reports and for files of data.images")
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Any data set as training data.
+    """Any data set as training data (docs/data.md).
 
-    path: local folder or file, or a hub id (`owner/name`). layout: "auto" looks at the path; "local" does so, too, and
-    takes no hub id. name, revision: of a hub
-    data set. streaming: read a hub data set in order without downloading it first (local files always are).
-    identity: "column" reads `columns.identity`; "none" says that every row is another person, which leaves no
-    composed queries with a second picture (see docs/data.md). images: folder of pictures for urls and relative paths.
-    train, validation: names of the splits, or values of `columns.split`; validation_share: share of the persons kept
-    for validation in place of a split of its own; undivided: the split that either of these two divides.
-    detector: "mtcnn" or "insightface:PACK" (non-commercial, with accept_non_commercial). face: which of several faces,
-    when no box says so. portrait: side of the square given to the image tower, in sides of the aligned face crop; 0:
-    the center square of the whole picture. max_bad_share: above it, building stops. few_pictures: what happens to
-    persons with fewer pictures than `sampling.images`. limit: read only the first rows (0: all). shard_rows: source
-    rows per cache shard. batch_size, device: of the frozen towers (of this project's own layout the CPU takes 256 rows
-    at once); workers: how many threads (or processes, by worker_kind) decode and find faces.
-    verify: "hashes" reads every shard at the start, "sizes" only looks at their lengths.
+    `identity` "none" leaves no composed queries with a second picture. Local files are always read as a stream.
+    Raises ConfigError for sizes out of range, shares beyond 0 to 1, and paths that hold no data.
     """
 
     path: str = setting("", "local folder or file, or a hub id (owner/name)", resume="free", path=True)
@@ -84,7 +68,7 @@ class DataConfig:
     validation: str = setting("validation", "name of the split, or value of columns.split")
     validation_share: float = setting(0.0, "share of the persons kept for validation in place of a split of its own")
     undivided: str = setting("train", "split that validation_share or columns.split divides")
-    detector: str = setting("mtcnn", "mtcnn or insightface:PACK")
+    detector: str = setting("mtcnn", "mtcnn, or insightface:PACK (non-commercial, with accept_non_commercial)")
     accept_non_commercial: bool = setting(False, "allow parts whose licence forbids commercial use", resume="free")
     face: Literal["largest", "center", "only"] = setting("largest", "which of several faces, where no box says so")
     portrait: float = setting(2.5, "side of the image tower's square in sides of the face crop; 0: the center square")
@@ -95,8 +79,10 @@ class DataConfig:
     )
     limit: int = setting(0, "read only the first rows; 0: all")
     shard_rows: int = setting(1024, "source rows per cache shard", resume="free")
-    batch_size: int = setting(64, "rows of the frozen towers at once", resume="free")
-    workers: int = setting(2, "threads or processes that decode and find faces", resume="free")
+    batch_size: int = setting(
+        64, "rows of the frozen towers at once; the CPU takes 256 of this project's own layout", resume="free"
+    )
+    workers: int = setting(2, "threads or processes (worker_kind) that decode and find faces", resume="free")
     worker_kind: Literal["threads", "processes"] = setting("threads", "what the workers are", resume="free")
     device: str = setting("cpu", "of the frozen towers", resume="free")
     verify: Literal["hashes", "sizes"] = setting(

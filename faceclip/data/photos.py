@@ -45,21 +45,19 @@ CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
 @dataclass(kw_only=True)
 class PhotosConfig:
-    """data: the photos, as for stage 1. out: folder of the data set. test: split of the data, or value of
-    `data.columns.split`, for `python -m eval.retrieval` ("": none). size: px of the portraits. reach: side of a
-    portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference whose shading map it draws.
-    min_side: px that the portrait has in its photo at least, a smaller one is an unusable row. fitter: "mesh"
-    (photos, with the extra `photos`), or a `FaceFitter`, a folder or what the package ships (trained on renders: of
-    photos it gives a rough map)."""
+    """Photos, and how portraits are cut from them. The shipped fitter was trained on renders and gives a rough map of
+    photos."""
 
     data: DataConfig = field(default_factory=DataConfig)
     out: str = setting("", "folder of the data set", path=True)
-    test: str = setting("", "split of the data, or value of data.columns.split, for evaluation; '': none")
+    test: str = setting(
+        "", "split of the data, or value of data.columns.split, for `python -m eval.retrieval`; '': none"
+    )
     size: int = setting(512, "px of the portraits")
     reach: float = setting(
         1.7, "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference"
     )
-    min_side: int = setting(128, "px that a portrait has in its photo at least")
+    min_side: int = setting(128, "px that a portrait has in its photo at least; a smaller one is an unusable row")
     fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
 
     def __post_init__(self) -> None:

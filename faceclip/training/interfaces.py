@@ -81,19 +81,10 @@ class ContrastiveTask(Task):
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """steps: optimizer steps, each over batch_size × accumulate samples per process. With `accumulate` above 1 the
-    gradients of the chunks are averaged; of a `ContrastiveTask` they are those of the one large batch.
+    """How long and how a task is trained, and what is kept of it.
 
-    Rates: `optimizer` at `learning_rate` after `warmup_steps`, then `schedule` down to min_lr_ratio. "muon" steps inner
-    matrices and kernels by Muon and the rest by AdamW (`faceclip.training.muon`).
-    `max_grad_norm` 0 switches clipping off. `ema_decay`: validate and export averaged weights. `precision`
-    "bf16" is autocast. *_every count optimizer steps, 0 is never; `best_metric`: name of the validation
-    figure whose best export is kept in `best/` (larger is better unless `best_mode` is "min"). `resume`: go on
-    from the newest checkpoint; without it a folder that holds checkpoints is refused. `num_threads`: torch threads
-    of this process. `device`: "auto" is the accelerator that the launcher gives this process, the CPU if the machine
-    has none; choose GPUs by CUDA_VISIBLE_DEVICES. `tf32`: float32 products on CUDA, null: with bf16. `timeout_minutes`:
-    how long processes wait for each other, in validations of the main one too. `peak_tflops`: of a device, to which
-    flops_percent in the log relates.
+    The gradients of the chunks of a step are averaged; those of a `ContrastiveTask` are the gradients of the one large
+    batch. Muon steps inner matrices and kernels, and AdamW the rest (`faceclip.training.muon`).
     """
 
     steps: int = setting(1000, "optimizer steps, each over batch_size × accumulate samples per process", resume="free")

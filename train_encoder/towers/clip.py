@@ -54,10 +54,8 @@ class TextSizes:
 class ClipConfig(TowerConfig):
     """Everything that decides the towers' training.
 
-    attributes: weight of a second loss, attribute classes read from image and caption by the same linear
-    heads. It gives each tower a teacher of its own, so that few steps suffice, and ties the spaces together.
-    template: share of captions that get stage 1's template in front, which the towers must have read; unknown:
-    share of words replaced by a word outside the vocabulary, so that its embedding row is trained too.
+    The readout of attributes gives each tower a teacher of its own, so that few steps suffice, and ties the spaces
+    together. The towers must have read stage 1's template, and the embedding of unknown words must be trained too.
     """
 
     out: str = setting("runs/towers/clip", "folder of the run", resume="free", path=True)

@@ -51,14 +51,10 @@ class FitterSizes:
 
 @dataclass(kw_only=True)
 class LossWeights:
-    """Weights of the terms.
-
-    parameters: standardized; pose: per 10°; points: projected, per 1 % of the crop; shading: of the surface,
-    per .1.
-    """
+    """Weights of the terms."""
 
     parameters: float = setting(1.0, "standardized parameters")
-    pose: float = setting(1.0, "per 10°")
+    pose: float = setting(1.0, "angles of the head, per 10°")
     points: float = setting(0.5, "projected points, per 1 % of the crop")
     shading: float = setting(1.0, "of the surface, per 0.1")
 

@@ -53,9 +53,7 @@ class NetConfig:
 
 @dataclass(kw_only=True)
 class LatentRecognizerConfig(TowerConfig):
-    """The frozen autoencoder and recognizer (empty: the shipped ones) and the sizes. Timesteps are drawn as
-    T · u ** `low_noise` with uniform u: above 1 they lean to low noise, where there is something to see.
-    `attributes` are read too, their loss times `attribute_weight`.
+    """The frozen autoencoder and recognizer, the draw of timesteps, and the sizes.
 
     Raises ConfigError for an attribute that no vocabulary knows and for a negative weight.
     """
@@ -63,9 +61,11 @@ class LatentRecognizerConfig(TowerConfig):
     out: str = setting("runs/towers/latent_recognizer", "folder of the run", resume="free", path=True)
     vae: str = setting("", "autoencoder; '': the shipped one", resume="free", path=True)
     recognizer: str = setting("", "recognizer; '': the shipped one", resume="free", path=True)
-    low_noise: float = setting(1.5, "timesteps are T · u ** low_noise; above 1 they lean to low noise")
-    attributes: list[str] = setting(factory=lambda: list(JUDGED), help="read too")
-    attribute_weight: float = setting(0.3, "weight of their loss")
+    low_noise: float = setting(
+        1.5, "timesteps are T · u ** low_noise, u uniform; above 1 they lean to low noise, where a face is visible"
+    )
+    attributes: list[str] = setting(factory=lambda: list(JUDGED), help="attributes that it reads beside the identity")
+    attribute_weight: float = setting(0.3, "weight of the attributes' loss")
     model: NetConfig = field(default_factory=NetConfig)
 
     def __post_init__(self) -> None:

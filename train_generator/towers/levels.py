@@ -20,16 +20,17 @@ Draw = Literal["uniform", "logit-normal"]
 
 @dataclass(kw_only=True)
 class LevelConfig:
-    """draw: "uniform", or "logit-normal", in which t = T · sigmoid(mean + deviation · n) with normal n. min_snr: γ of
-    the weights min(SNR, γ) / (SNR + 1) of a velocity's error, 0 for none.
+    """The draw of noise levels, and their weights in the loss.
 
     Raises ConfigError for an unknown draw, a deviation that is not positive, and a negative γ.
     """
 
-    draw: Draw = setting("uniform", "distribution of the noise levels")
+    draw: Draw = setting(
+        "uniform", "distribution of the noise levels; logit-normal is T · sigmoid(mean + deviation · n), n normal"
+    )
     mean: float = setting(0.0, "of the logit-normal draw")
     deviation: float = setting(1.0, "of the logit-normal draw")
-    min_snr: float = setting(0.0, "γ of the min-SNR weights of a velocity's error; 0: none")
+    min_snr: float = setting(0.0, "γ of the weights min(SNR, γ) / (SNR + 1) of a velocity's error; 0: none")
 
     def __post_init__(self) -> None:
         if self.draw not in get_args(Draw):

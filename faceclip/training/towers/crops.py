@@ -19,20 +19,12 @@ from faceclip.training import MapSource
 
 @dataclass(kw_only=True)
 class JitterConfig:
-    """Sizes of the random changes; all zero leaves the image as it is.
-
-    landmarks: standard deviation of the noise on the five points, as a fraction of the crop.
-    gain, contrast: half widths of the uniform factors around 1; color: the same per channel (kept small,
-    since skin color belongs to the identity).
-    blur: greatest Gaussian sigma in px of the image; noise: greatest standard deviation in grey levels, in
-    half of the images.
-    half_resolution: probability of a portrait at 64 px in place of the full one.
-    """
+    """Sizes of the random changes; all zero leaves the image as it is."""
 
     landmarks: float = setting(0.0, "standard deviation of the noise on the five points, as a fraction of the crop")
     gain: float = setting(0.0, "half width of the uniform factor around 1")
     contrast: float = setting(0.0, "half width of the uniform factor around 1")
-    color: float = setting(0.0, "the same per channel; small, since skin color belongs to the identity")
+    color: float = setting(0.0, "half width of a factor per channel; small, since skin color belongs to the identity")
     blur: float = setting(0.0, "greatest Gaussian sigma in px")
     noise: float = setting(0.0, "greatest standard deviation in grey levels, in half of the images")
     half_resolution: float = setting(0.0, "probability of a portrait at 64 px in place of the full one")

@@ -26,17 +26,12 @@ LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself
 
 @dataclass(kw_only=True)
 class MarginConfig:
-    """ArcFace's weight, margin (radians) and scale: nothing for `warmup` steps, then a ramp of `ramp` steps to both.
+    """ArcFace's weight, margin and scale, and readouts from the embedding that help it.
 
-    A network that has learned nothing yet gets little from telling thousands of people apart; geometry and traits
-    teach it what to look at first.
-
-    geometry: weight of the second loss, a linear readout of the head's shape coefficients from the embedding.
-    An identity label says only "another person"; the coefficients say how the heads differ, which a small
-    network on few people needs.
-    traits: the same for what else makes a synthetic person (skin, lip and eye color, freckles, lines, brows).
-    landmarks: weight of one more loss, the 68 landmarks read linearly from the mean patch token, for networks with
-    tokens: without it a small transformer spends its first epochs on finding out where things are.
+    A network that has learned nothing yet gets little from distinguishing thousands of people: geometry and traits
+    teach it what to look at first. An identity label says only "another person", the shape coefficients say how the
+    heads differ. The readout of landmarks helps networks with tokens: without it a small transformer spends its first
+    epochs on finding out where things are.
     """
 
     arcface: float = setting(1.0, "weight after warmup and ramp")

@@ -111,7 +111,7 @@ def test_settings_can_be_chosen_on_other_people(finished, arguments, tiny_datase
     assert run["data"] == load_arrays(tiny_dataset, "validation").content_hash != test["data"]
 
 
-def test_what_the_model_or_the_data_do_not_allow(finished, arguments, tiny_dataset, capsys):
+def test_arguments_that_model_or_data_do_not_allow(finished, arguments, tiny_dataset, capsys):
     assert main([*arguments, "--out", str(finished), "--steps", "1001"]) == 2
     assert "--steps must be at most 1000" in capsys.readouterr().err
     arrays = load_arrays(tiny_dataset, "test")
