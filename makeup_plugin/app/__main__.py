@@ -47,6 +47,8 @@ def serve(settings: AppSettings) -> None:
     """Loads the pipeline and serves the page until Ctrl-C."""
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs gradio: install the extra by `pip install 'faceclip-makeup[app]'`")
+    from PIL import Image
+
     from makeup_plugin.loading import load_pipeline
 
     pipeline = load_pipeline(settings.model, device=settings.device, dtype=settings.dtype)
@@ -56,7 +58,9 @@ def serve(settings: AppSettings) -> None:
         from makeup_plugin.app.page import build_page, launch_options
         from makeup_plugin.app.painter import Limits, Painter
 
-        page = build_page(Painter(pipeline, Path(folder), Limits(pictures=settings.pictures)))
+        limits = Limits(pictures=settings.pictures)
+        Image.MAX_IMAGE_PIXELS = limits.pixels // 2  # Pillow, with which gradio opens the canvas, refuses twice as many
+        page = build_page(Painter(pipeline, Path(folder), limits))
         page.queue(max_size=settings.queue, default_concurrency_limit=1)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the folder goes then, too
         try:

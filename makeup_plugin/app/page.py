@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from faceclip.errors import FaceClipError
+from makeup_plugin.app.edit_tab import add_edit_tab
 from makeup_plugin.app.painter import LARGEST_SEED, FacePolicy, Order, Painter
+from makeup_plugin.app.parts import Photos, enlarged, paths_of, photo_input, shown_errors
 
-PICTURE_FILES = ["png", "jpg", "jpeg", "webp"]
 # Fonts of the system: the page loads nothing from other servers.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-SHOWN_SIDE = 256  # px
-Photos = list[tuple[str, str | None]] | None
 
 
 def build_page(painter: Painter) -> gr.Blocks:
@@ -29,7 +25,7 @@ def build_page(painter: Painter) -> gr.Blocks:
 
     def find(photos: Photos, policy: FacePolicy) -> Image.Image | None:
         with shown_errors():
-            return painter.find_face(_paths(photos)[0], policy) if photos else None
+            return painter.find_face(paths_of(photos)[0], policy) if photos else None
 
     def draw(
         prompt: str | None,
@@ -51,8 +47,8 @@ def build_page(painter: Painter) -> gr.Blocks:
             order = Order(
                 prompt=prompt or "",
                 negative_prompt=negative or "",  # gradio sends null for an empty field
-                photos=_paths(photos),
-                pose_photo=next(iter(_paths(pose)), None),
+                photos=paths_of(photos),
+                pose_photo=next(iter(paths_of(pose)), None),
                 face=policy,
                 count=int(count),
                 seed=int(seed or 0),
@@ -64,74 +60,85 @@ def build_page(painter: Painter) -> gr.Blocks:
                 record_prompt=record,
             )
             result = painter.draw(order, lambda done, all_: progress((done, all_), desc="drawing", unit="steps"))
-        return [str(file) for file in result.files], result.face, _enlarged(result.shading_map), result.records
+        return [str(file) for file in result.files], result.face, enlarged(result.shading_map), result.records
 
     with gr.Blocks(title="Face-MakeUp", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# Face-MakeUp\nPictures of the person in your photo that follow your words. {_about(painter)}")
-        with gr.Row():
-            with gr.Column():
-                photos = _photo("Photos of one person (without any the words alone are drawn)", "photos")
-                prompt = gr.Textbox(
-                    label="Prompt",
-                    value="a smiling person with red hair",
-                    lines=2,
-                    max_length=limits.characters,
-                    elem_id="prompt",
-                )
-                button = gr.Button("Draw", variant="primary", elem_id="draw")
-                with gr.Row():
-                    identity_scale = gr.Slider(0, 2, start[0], step=0.05, label="Identity", visible=identity)
-                    shading_scale = gr.Slider(0, 2, start[1], step=0.05, label="Pose and light", visible=shading)
-                with gr.Row():
-                    count = gr.Slider(1, limits.pictures, 1, step=1, label="Pictures", elem_id="count")
-                    seed = gr.Number(
-                        0,
-                        label="Seed of the first picture",
-                        precision=0,
-                        minimum=0,
-                        maximum=LARGEST_SEED,
-                        elem_id="seed",
+        with gr.Tab("Draw"):
+            with gr.Row():
+                with gr.Column():
+                    photos = photo_input("Photos of one person (without any the words alone are drawn)", "photos")
+                    prompt = gr.Textbox(
+                        label="Prompt",
+                        value="a smiling person with red hair",
+                        lines=2,
+                        max_length=limits.characters,
+                        elem_id="prompt",
                     )
-                with gr.Accordion("More", open=False):
-                    negative = gr.Textbox(label="What the picture should not show", max_length=limits.characters)
-                    policy = gr.Radio(["largest", "center", "only"], value="largest", label="Which face of several")
-                    pose = _photo("Photo that gives pose, expression and light instead", "pose", visible=shading)
+                    button = gr.Button("Draw", variant="primary", elem_id="draw")
                     with gr.Row():
-                        steps = gr.Slider(1, limits.steps, defaults.num_inference_steps, step=1, label="Steps")
-                        guidance = gr.Slider(1, 12, defaults.guidance_scale, step=0.1, label="Guidance")
-                    guide = gr.Checkbox(defaults.guide_shading, label="Guide pose and light too", visible=shading)
-                    record = gr.Checkbox(False, label="Write the prompt's text into the files, not only its hash")
-            with gr.Column():
-                pictures = gr.Gallery(
-                    label="Pictures",
-                    format="png",
-                    columns=2,
-                    height=330,
-                    object_fit="contain",
-                    buttons=["download", "fullscreen"],
-                    elem_id="pictures",
-                )
-                with gr.Row():
-                    face = gr.Image(
-                        label="Face that was found", interactive=False, height=260, buttons=[], elem_id="face"
+                        identity_scale = gr.Slider(0, 2, start[0], step=0.05, label="Identity", visible=identity)
+                        shading_scale = gr.Slider(0, 2, start[1], step=0.05, label="Pose and light", visible=shading)
+                    with gr.Row():
+                        count = gr.Slider(1, limits.pictures, 1, step=1, label="Pictures", elem_id="count")
+                        seed = gr.Number(
+                            0,
+                            label="Seed of the first picture",
+                            precision=0,
+                            minimum=0,
+                            maximum=LARGEST_SEED,
+                            elem_id="seed",
+                        )
+                    with gr.Accordion("More", open=False):
+                        negative = gr.Textbox(label="What the picture should not show", max_length=limits.characters)
+                        policy = gr.Radio(["largest", "center", "only"], value="largest", label="Which face of several")
+                        pose = photo_input(
+                            "Photo that gives pose, expression and light instead", "pose", visible=shading
+                        )
+                        with gr.Row():
+                            steps = gr.Slider(1, limits.steps, defaults.num_inference_steps, step=1, label="Steps")
+                            guidance = gr.Slider(1, 12, defaults.guidance_scale, step=0.1, label="Guidance")
+                        guide = gr.Checkbox(defaults.guide_shading, label="Guide pose and light too", visible=shading)
+                        record = gr.Checkbox(False, label="Write the prompt's text into the files, not only its hash")
+                with gr.Column():
+                    pictures = gr.Gallery(
+                        label="Pictures",
+                        format="png",
+                        columns=2,
+                        height=330,
+                        object_fit="contain",
+                        buttons=["download", "fullscreen"],
+                        elem_id="pictures",
                     )
-                    shading_map = gr.Image(
-                        label="Shading map", interactive=False, height=260, buttons=[], visible=shading, elem_id="map"
-                    )
-                with gr.Accordion("Provenance of each file", open=False):
-                    records = gr.JSON(label="Records", elem_id="records")
-        for event in (photos.change, policy.change):
-            event(find, [photos, policy], face, api_visibility="private", show_progress="hidden")
-        given = [prompt, negative, photos, policy, pose, identity_scale, shading_scale, guide, steps, guidance]
-        gr.on(
-            [button.click, prompt.submit],
-            draw,
-            [*given, count, seed, record],
-            [pictures, face, shading_map, records],
-            api_name="draw",
-            concurrency_limit=1,
-            show_progress_on=pictures,
-        )
+                    with gr.Row():
+                        face = gr.Image(
+                            label="Face that was found", interactive=False, height=260, buttons=[], elem_id="face"
+                        )
+                        shading_map = gr.Image(
+                            label="Shading map",
+                            interactive=False,
+                            height=260,
+                            buttons=[],
+                            visible=shading,
+                            elem_id="map",
+                        )
+                    with gr.Accordion("Provenance of each file", open=False):
+                        records = gr.JSON(label="Records", elem_id="records")
+            for event in (photos.change, policy.change):
+                event(find, [photos, policy], face, api_visibility="private", show_progress="hidden")
+            given = [prompt, negative, photos, policy, pose, identity_scale, shading_scale, guide, steps, guidance]
+            gr.on(
+                [button.click, prompt.submit],
+                draw,
+                [*given, count, seed, record],
+                [pictures, face, shading_map, records],
+                api_name="draw",
+                concurrency_limit=1,
+                concurrency_id="drawing",
+                show_progress_on=pictures,
+            )
+        with gr.Tab("Edit"):
+            add_edit_tab(painter)
     return page
 
 
@@ -155,44 +162,6 @@ def launch_options(*, upload_megabytes: int) -> dict[str, Any]:
         "footer_links": [],
         "theme": THEME,
     }
-
-
-@contextmanager
-def shown_errors() -> Iterator[None]:
-    """Errors that a visitor can mend are shown on the page; others are not told to the browser."""
-    try:
-        yield
-    except FaceClipError as error:
-        raise gr.Error(str(error), title="This does not work", print_exception=False) from error
-
-
-def _photo(label: str, name: str, *, visible: bool = True) -> gr.Gallery:
-    # A gallery hands over the file as it was sent, so that our own reader limits its pixels before it is decoded.
-    return gr.Gallery(
-        label=label,
-        type="filepath",
-        file_types=[f".{ending}" for ending in PICTURE_FILES],
-        sources=["upload"],
-        columns=3,
-        height=260,
-        object_fit="contain",
-        fit_columns=False,
-        interactive=True,
-        visible=visible,
-        elem_id=name,
-    )
-
-
-def _paths(photos: Photos) -> list[Path]:
-    return [Path(file) for file, _ in photos or []]
-
-
-def _enlarged(picture: Image.Image | None) -> Image.Image | None:
-    """The shading map of a small base, so large that the eye sees it."""
-    if picture is None or min(picture.size) >= SHOWN_SIDE:
-        return picture
-    scale = SHOWN_SIDE / min(picture.size)
-    return picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
 
 
 def _about(painter: Painter) -> str:

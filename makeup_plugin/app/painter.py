@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from faceclip.errors import ConfigError
+from faceclip.errors import ConfigError, ImageTooLargeError
 from faceclip.faces import load_image, prepare_face
+from makeup_plugin.editing import FaceMakeUpImg2ImgPipeline, FaceMakeUpInpaintPipeline
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 
@@ -94,32 +95,61 @@ class Painter:
         Raises ConfigError for an order beyond the limits, and the errors of the pipeline.
         """
         self._check(order)
-        images = [self._read(photo, "photo") for photo in order.photos]
-        pose = None if order.pose_photo is None else self._read(order.pose_photo, "pose photo")
-
-        def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            if on_step is not None:
-                on_step(index + 1, pipeline.num_timesteps)
-            return {}
-
+        images = self._photos(order)
         output: FaceMakeUpOutput = self.pipeline(  # type: ignore[assignment]  # a tuple is returned only on demand
             order.prompt,
             images[0] if len(images) == 1 else None,
             identity=self.pipeline.encode_identity(images, face_policy=order.face) if len(images) > 1 else None,
-            negative_prompt=order.negative_prompt,
-            identity_scale=order.identity_scale,
-            shading_scale=order.shading_scale,
-            shading_image=pose,
-            face_policy=order.face,
-            num_inference_steps=order.steps,
-            guidance_scale=order.guidance,
-            guide_shading=order.guide_shading,
+            shading_image=None if order.pose_photo is None else self._read(order.pose_photo, "pose photo"),
             num_images_per_prompt=order.count,
             generator=[torch.Generator().manual_seed(order.seed + index) for index in range(order.count)],
-            callback_on_step_end=after_step,
-            record_prompt=order.record_prompt,
+            **_arguments(order, on_step),
         )
         return self._result(output)
+
+    def edit(
+        self,
+        order: Order,
+        picture: NDArray[np.uint8],
+        mask: NDArray[np.bool_] | None,
+        strength: float,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Result:
+        """Draw a part of a picture (H,W,3) anew, where the mask (H,W) is true, or all of it without a mask.
+
+        The person is the one in the picture, or the one of the order's photos. The result has the size of the base: its
+        longer side is that of the base's pictures.
+
+        Raises ConfigError and the errors of the pipeline.
+        """
+        self._check(order)
+        if picture.shape[0] * picture.shape[1] > self.limits.pixels:
+            raise ImageTooLargeError(f"picture: more than {self.limits.pixels:,} pixels, give a smaller one")
+        images = self._photos(order)
+        several = len(images) > 1
+        height, width = self._edit_size(picture.shape[0], picture.shape[1])
+        arguments = _arguments(order, on_step) | {
+            "height": height,
+            "width": width,
+            "strength": strength,
+            "reference_image": images[0] if len(images) == 1 else None,
+            "identity": self.pipeline.encode_identity(images, face_policy=order.face) if several else None,
+            "generator": torch.Generator().manual_seed(order.seed),
+        }
+        edit: Any = FaceMakeUpImg2ImgPipeline
+        if mask is not None:
+            edit, arguments["mask_image"] = FaceMakeUpInpaintPipeline, mask.astype(np.uint8) * 255
+        output = edit.from_pipe(self.pipeline)(order.prompt, picture, **arguments)
+        return self._result(output)
+
+    def _edit_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in px of the edited picture, multiples of the autoencoder's factor."""
+        factor, sample = self.pipeline.vae_scale_factor, self.pipeline.unet.config.sample_size
+        scale = (sample if isinstance(sample, int) else max(sample)) * factor / max(height, width)
+        return max(round(height * scale / factor), 1) * factor, max(round(width * scale / factor), 1) * factor
+
+    def _photos(self, order: Order) -> list[NDArray[np.uint8]]:
+        return [self._read(photo, "photo") for photo in order.photos]
 
     def _result(self, output: FaceMakeUpOutput) -> Result:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
@@ -152,3 +182,24 @@ class Painter:
                 raise ConfigError(f"{name}: {len(text)} characters are too many, the limit is {limits.characters}")
         if len(order.photos) > limits.photos:
             raise ConfigError(f"photos: {len(order.photos)} are too many, the limit is {limits.photos}")
+
+
+def _arguments(order: Order, on_step: Callable[[int, int], None] | None) -> dict[str, Any]:
+    """The arguments of a call that drawing and editing share."""
+
+    def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(index + 1, pipeline.num_timesteps)
+        return {}
+
+    return {
+        "negative_prompt": order.negative_prompt,
+        "identity_scale": order.identity_scale,
+        "shading_scale": order.shading_scale,
+        "face_policy": order.face,
+        "num_inference_steps": order.steps,
+        "guidance_scale": order.guidance,
+        "guide_shading": order.guide_shading,
+        "callback_on_step_end": after_step,
+        "record_prompt": order.record_prompt,
+    }

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote, urlparse
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -35,7 +36,9 @@ def address(tmp_path_factory):
         from makeup_plugin.app.page import build_page, launch_options
         from makeup_plugin.app.painter import Painter
 
-        page = build_page(Painter(make_pipeline(), folder)).queue(max_size=2, default_concurrency_limit=1)
+        pipeline = make_pipeline()
+        pipeline.register_to_config(default_call={"num_inference_steps": 4})
+        page = build_page(Painter(pipeline, folder)).queue(max_size=2, default_concurrency_limit=1)
         options = launch_options(upload_megabytes=MEGABYTES)
         _, local, public = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options)
         assert not public
@@ -60,7 +63,7 @@ def browser_page(address):
     with play.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(150_000)
         hosts = set()
         page.on("request", lambda request: hosts.add(urlparse(request.url).hostname))
         page.goto(address)
@@ -84,6 +87,29 @@ def test_a_visitor_sends_a_photo_sees_the_face_and_draws(browser_page, address, 
     page.click("text=Provenance of each file")
     assert "trainedAlgorithmicMedia" in page.wait_for_selector("#records").inner_text()
     assert hosts - {None} == {"127.0.0.1"}
+
+
+@pytest.mark.browser
+def test_a_visitor_paints_and_edits(browser_page, portrait):
+    page, _ = browser_page
+    page.click("button[role=tab]:has-text('Edit')")
+    page.set_input_files("#canvas input[type=file]", str(portrait))
+    page.wait_for_timeout(3000)  # the canvas draws the picture
+    box = page.locator("#canvas canvas").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.35)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.4, steps=2)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.fill("#edit-prompt textarea", "a man")
+    page.click("#edit")
+    source = page.wait_for_selector("#edited img").get_attribute("src")
+    file = BytesIO(urllib.request.urlopen(source).read())
+    assert read_provenance(file)["has_reference_face"]
+    edited = np.asarray(Image.open(file))
+    before = np.asarray(Image.open(portrait).resize((32, 32), Image.Resampling.LANCZOS))
+    changed = (edited != before).any(axis=2)
+    assert changed.any() and not changed.all()  # only what was painted
 
 
 @pytest.mark.browser

@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -84,3 +85,23 @@ def test_messages_name_a_photo_and_not_its_place(painter, tmp_path):
         assert str(tmp_path) not in str(found.value)
     with pytest.raises(ImageTooLargeError, match=r"pose photo large\.png"):
         painter.draw(Order(prompt="a man", steps=1, pose_photo=tmp_path / "large.png"))
+
+
+@pytest.mark.parametrize("painted", [True, False])
+def test_an_edit_changes_what_was_painted_or_all(painter, portrait, painted):
+    picture = np.asarray(Image.open(portrait))[:144]  # 192 × 144
+    mask = None
+    if painted:
+        mask = np.zeros(picture.shape[:2], dtype=bool)
+        mask[:72] = True
+    result = painter.edit(Order(prompt="a man", steps=4), picture, mask, 0.5)
+    edited = np.asarray(Image.open(result.files[0]))
+    small = np.asarray(Image.fromarray(picture).resize((32, 24), Image.Resampling.LANCZOS))
+    assert edited.shape == small.shape
+    assert np.array_equal(edited[12:], small[12:]) == painted and not np.array_equal(edited[:12], small[:12])
+    assert result.records[0]["has_reference_face"]
+
+
+def test_a_picture_beyond_the_limit_is_not_edited(painter):
+    with pytest.raises(ImageTooLargeError, match="picture"):
+        painter.edit(Order(prompt="a man", steps=1), np.zeros((201, 200, 3), np.uint8), None, 0.5)
