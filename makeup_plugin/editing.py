@@ -15,6 +15,7 @@ import torch
 from faceclip.errors import ConfigError
 from makeup_plugin.calls.edit import Edit, read_edit
 from makeup_plugin.calls.generate import generate
+from makeup_plugin.calls.pictures import readable
 from makeup_plugin.calls.request import Request
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.pipeline import FaceMakeUpPipeline
@@ -51,6 +52,8 @@ class FaceMakeUpImg2ImgPipeline(FaceMakeUpPipeline):
 
         Raises what `FaceMakeUpPipeline` raises.
         """
+        urls = bool(arguments.get("allow_urls", False))
+        image = readable("image", image, allow_urls=urls)
         edit = read_edit(self, image, None, strength, height=arguments.get("height"), width=arguments.get("width"))
         return generate(self, _request(self, edit, prompt, reference_image, arguments), edit)
 
@@ -83,6 +86,9 @@ class FaceMakeUpInpaintPipeline(FaceMakeUpPipeline):
         """
         if mask_image is None:
             raise ConfigError("mask_image is missing: give a mask, or use FaceMakeUpImg2ImgPipeline")
+        urls = bool(arguments.get("allow_urls", False))
+        image = readable("image", image, allow_urls=urls)
+        mask_image = readable("mask_image", mask_image, allow_urls=urls)
         size = {"height": arguments.get("height"), "width": arguments.get("width")}
         edit = read_edit(self, image, mask_image, strength, **size)
         return generate(self, _request(self, edit, prompt, reference_image, arguments), edit)
@@ -109,7 +115,7 @@ def _request(
         given["image"] = pictures
         given["landmarks"] = edit.move(arguments.get("landmarks"))
     else:
-        given["image"] = reference
+        given["image"] = readable("reference_image", reference, allow_urls=bool(arguments.get("allow_urls", False)))
         wants_map = pipeline.shading_channel is not None and arguments.get("shading_scale") != 0
         if wants_map and arguments.get("shading_image") is None and arguments.get("shading_map") is None:
             given["shading_image"] = pictures

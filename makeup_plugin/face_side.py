@@ -14,6 +14,7 @@ from faceclip.face3d.mesh_fitter import default_mesh_fitter
 from faceclip.faces import FaceDetector, MTCNNDetector
 from faceclip.faces.dense import is_installed
 from makeup_plugin.calls.identify import identity_of_photos
+from makeup_plugin.calls.pictures import readable
 from makeup_plugin.identities import Identity
 from makeup_plugin.known_faces import KnownFaces
 from makeup_plugin.references import Images
@@ -88,6 +89,7 @@ class FaceSideMixin:
             FaceError: a photo that gives no face; the message names it.
         """
         pipeline: Any = self
+        images = readable("images", images)
         return identity_of_photos(pipeline, images, weights=weights, landmarks=landmarks, policy=face_policy)
 
     @change_in_turn

@@ -262,6 +262,7 @@ class FaceMakeUpPipeline(
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         output_type: str = "pil",
         return_dict: bool = True,
+        allow_urls: bool = False,
         watermark: bool | None = None,
         record_prompt: bool = False,
     ) -> FaceMakeUpOutput | tuple:
@@ -269,10 +270,10 @@ class FaceMakeUpPipeline(
 
         Args:
             prompt: one text or a list of texts, or None with prompt_embeds.
-            image: photo of the person: a path, a PIL image, an array (H,W,3) of uint8 or of floats in [0,1], or a list
-                of these (one per prompt, or several for one prompt). An entry None uses the text alone. Without any
-                image the joint encoder uses its unconditional face (a zero image, prompt without template), the
-                identity channel gets zero inputs, and the shading channel does not run. A list of lists is several
+            image: photo of the person: a path, a PIL image, an array (H,W,3) or tensor (3,H,W) of uint8 or of floats in
+                [0,1], or a list of these (one per prompt, or several for one prompt). An entry None uses the text alone.
+                Without any image the joint encoder uses its unconditional face (a zero image, prompt without template),
+                the identity channel gets zero inputs, and the shading channel does not run. A list of lists is several
                 people in one picture, each with one photo or more.
             identity: the person as `encode_identity` gives it, in place of `image`: one, or a list (one per prompt, or
                 several for one prompt). An entry None uses the text alone.
@@ -329,6 +330,8 @@ class FaceMakeUpPipeline(
                 "add_time_ids".
             output_type: "pil", "np" (N,H,W,3), "pt" (N,3,H,W) or "latent".
             return_dict: False returns the tuple (images, faces).
+            allow_urls: whether pictures may be http and https addresses of the public internet. By default they are
+                rejected.
             watermark: False leaves the pixels unmarked, and the provenance records that. The default is
                 `config.add_watermark`.
             record_prompt: store the prompt's text in the provenance as well as its hash.

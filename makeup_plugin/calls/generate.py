@@ -14,6 +14,7 @@ from makeup_plugin.calls.encode import complete_conditions, encode_references, i
 from makeup_plugin.calls.group import encode_group, find_group, group_shading
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.people import find_references, make_shading_maps
+from makeup_plugin.calls.pictures import with_pictures
 from makeup_plugin.calls.request import Call, Request, check_request
 from makeup_plugin.conditioning import Conditions
 from makeup_plugin.controls import control_residuals, read_controls
@@ -31,6 +32,7 @@ def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None
 
     edit: the picture that the result changes.
     """
+    request = with_pictures(request)
     call = check_request(pipeline, request)
     begin(pipeline, call)
     device = pipeline._execution_device

@@ -93,6 +93,7 @@ class Request:
     callback_on_step_end_tensor_inputs: Sequence[str]
     output_type: str
     return_dict: bool
+    allow_urls: bool
     watermark: bool | None
     record_prompt: bool
 
