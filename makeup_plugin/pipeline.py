@@ -273,8 +273,8 @@ class FaceMakeUpPipeline(
             image: photo of the person: a path, a PIL image, an array (H,W,3) or tensor (3,H,W) of uint8 or of floats in
                 [0,1], or a list of these (one per prompt, or several for one prompt). An entry None uses the text
                 alone. Without any image the joint encoder uses its unconditional face (a zero image, prompt without
-                template), the identity channel gets zero inputs, and the shading channel does not run. A list of lists is several
-                people in one picture, each with one photo or more.
+                template), the identity channel gets zero inputs, and the shading channel does not run. A list of
+                lists is several people in one picture, each with one photo or more.
             identity: the person as `encode_identity` gives it, in place of `image`: one, or a list (one per prompt, or
                 several for one prompt). An entry None uses the text alone.
             regions: one box (left, top, right, bottom) in px or one mask of the picture's size per person. The entries
