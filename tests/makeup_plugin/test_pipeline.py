@@ -329,7 +329,6 @@ def test_real_photo_is_detected_aligned_and_reported(pipeline):
         ({"shading_scale": float("inf")}, "^shading_scale .* inf"),
         ({"guidance_scale": float("nan")}, "^guidance_scale .* nan"),
         ({"guidance_scale": "2"}, "^guidance_scale .*'2'"),
-        ({"guidance_scale": None}, "^guidance_scale .* None"),
         ({"callback_on_step_end": "x"}, r"^callback_on_step_end .*'x'"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, r"^latents .*\(1, 4, 8, 8\), .*\(1, 4, 4, 4\)"),
         ({"latents": np.zeros((1, 4, 8, 8))}, r"^latents .*\(1, 4, 8, 8\), .*ndarray"),
@@ -423,7 +422,7 @@ def test_absent_channels_are_not_ignored_silently(base_parts, photo, points):
 
 
 def test_a_map_is_needed_where_nothing_can_fit_one(pipeline, photo, points, monkeypatch):
-    monkeypatch.setattr("makeup_plugin.pipeline.is_installed", lambda: False)
+    monkeypatch.setattr("makeup_plugin.face_side.is_installed", lambda: False)
     pipeline.register_modules(face_fitter=None)
     with pytest.raises(ConfigError, match=r"shading_map, .*shading_scale=0"):
         pipeline("a man", photo, landmarks=points, **PLAIN)
