@@ -47,10 +47,11 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
             "caches the features of one: give an encoder of shared_face=true"
         )
     weighed = [name for name in ("identity", "sampled_identity") if getattr(config.loss, name)]
-    if weighed and isinstance(encoder.face_encoder, OnnxFaceEncoder):
+    face = encoder.face_encoder
+    if weighed and isinstance(face, OnnxFaceEncoder) and not face.differentiable:
         raise ConfigError(
             f"loss.{weighed[0]} needs the gradient of the recognizer, and that of encoder={config.encoder} is an ONNX "
-            f"graph, which has none: set {' '.join(f'loss.{name}=0' for name in weighed)}"
+            f"graph that torch cannot compute: set {' '.join(f'loss.{name}=0' for name in weighed)}"
         )
     width = encoder.l.text.config.width + encoder.g.text.config.width
     if unet.config.cross_attention_dim != width:

@@ -1,7 +1,8 @@
 """A face recognizer from an ONNX file, such as insightface's `w600k_r50.onnx`, in the place of `FaceViT`.
 
-The identity is the file's output, and the tokens are its last feature map. onnxruntime runs the graph, so it is frozen
-and no gradient passes through it. The recognizers of insightface's packs are for non-commercial research only.
+The identity is the file's output, and the tokens are its last feature map. onnxruntime runs the frozen graph; where a
+gradient to the pictures is asked for, torch does, once both agreed on it (`faceclip.towers.onnx_torch`). The
+recognizers of insightface's packs are for non-commercial research only.
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.towers.face import FaceFeatures, sine_positions
+from faceclip.towers.onnx_torch import OnnxGraph, differentiable_graph
 
 
 class OnnxFaceEncoder(ModelMixin, ConfigMixin):
@@ -48,6 +50,7 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
         self.register_buffer("graph", torch.zeros(onnx_bytes, dtype=torch.uint8))
         self.register_buffer("pos_embed", 0.5 * sine_positions(grid, width)[None])
         self._session: tuple[str, onnxruntime.InferenceSession] | None = None
+        self._torch: tuple[OnnxGraph | ConfigError] | None = None  # in a tuple: it is no part of the state
 
     @classmethod
     def from_onnx(cls, path: str | Path) -> "OnnxFaceEncoder":
@@ -67,7 +70,12 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
         encoder.graph.copy_(torch.from_numpy(content.copy()))
         return encoder.eval()
 
-    @torch.no_grad()
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients pass to the pictures: torch knows all operators and computes what onnxruntime does. The
+        first question costs one pass of each."""
+        return isinstance(self._in_torch(), OnnxGraph)
+
     def forward(self, images: Tensor) -> FaceFeatures:
         """Encode RGB crops (B, 3, H, W) in [0, 1]; any size is resized. Tokens are normalized over their channels.
 
@@ -80,11 +88,30 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
         pixels = (images * 255 - config.pixel_mean) / config.pixel_scale
+        if pixels.requires_grad and torch.is_grad_enabled():
+            graph = self._in_torch()
+            if isinstance(graph, ConfigError):
+                raise ConfigError(f"no gradient passes through this ONNX recognizer: {graph}")
+            identity, feature_map = graph(pixels)
+        else:
+            identity, feature_map = (torch.from_numpy(found) for found in self._run(pixels.detach().cpu().numpy()))
+        tokens = F.layer_norm(feature_map.flatten(2).transpose(1, 2), (config.width,))
+        return FaceFeatures(tokens=tokens.to(self.pos_embed), identity=identity.to(self.pos_embed))
+
+    def _run(self, pixels: np.ndarray) -> list[np.ndarray]:
         session = self._open()
-        identity, feature_map = session.run(None, {session.get_inputs()[0].name: pixels.cpu().numpy()})
-        tokens = torch.from_numpy(feature_map).flatten(2).transpose(1, 2)
-        tokens = F.layer_norm(tokens, (config.width,))
-        return FaceFeatures(tokens=tokens.to(self.pos_embed), identity=torch.from_numpy(identity).to(self.pos_embed))
+        return session.run(None, {session.get_inputs()[0].name: pixels})
+
+    def _in_torch(self) -> OnnxGraph | ConfigError:
+        """The graph in torch on the module's device, or why there is none. It is built and compared on first use."""
+        if self._torch is None:
+            try:
+                model = onnx.load_model_from_string(self.graph.cpu().numpy().tobytes())
+                self._torch = (differentiable_graph(model, self._run),)
+            except ConfigError as error:
+                self._torch = (error,)
+        (found,) = self._torch
+        return found.to(self.graph.device) if isinstance(found, OnnxGraph) else found
 
     def _open(self) -> onnxruntime.InferenceSession:
         """The graph, ready to run on the module's device. It is opened on first use."""
@@ -99,7 +126,7 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
         return self._session[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None}  # a session cannot be copied; it is opened again
+        return self.__dict__ | {"_session": None, "_torch": None}  # a session cannot be copied; both are made again
 
 
 def _find_outputs(model: onnx.ModelProto, where: str) -> dict[str, Any]:

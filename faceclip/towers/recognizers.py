@@ -61,5 +61,5 @@ def recognizer_facts(name: str, encoder: FaceEncoder) -> RecognizerFacts:
         scale=scale,
         licence=licence,
         commercial_ok=commercial,
-        differentiable=not isinstance(encoder, OnnxFaceEncoder),
+        differentiable=encoder.differentiable if isinstance(encoder, OnnxFaceEncoder) else True,
     )
