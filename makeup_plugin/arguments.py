@@ -26,7 +26,7 @@ def check_parts(pipeline: Any) -> None:
         if (getattr(pipeline, tower) is None) != (getattr(pipeline, tokenizer) is None):
             raise ConfigError(f"{tower} and {tokenizer} go together: give both or neither")
     if pipeline.joint_encoder is None and pipeline.text_encoder is None and pipeline.text_encoder_2 is None:
-        raise ConfigError("joint_encoder is missing: give it, or the base's text_encoder and tokenizer")
+        raise ConfigError("joint_encoder is missing: give joint_encoder=, or the base's text_encoder= and tokenizer=")
     if channel is None and shading is not None:
         raise ConfigError("shading_channel reads the tokens of the identity channel: give identity_channel too")
     if channel is not None:

@@ -321,7 +321,8 @@ class FaceMakeUpPipeline(
             prompt_embeds, pooled_prompt_embeds: context tokens (N,T,D) and pooled states (N,P) in place of `prompt`.
                 The channels still see the person in `image`.
             negative_prompt_embeds, negative_pooled_prompt_embeds: the same in place of `negative_prompt`.
-            clip_skip: only None. The joint encoder has no text tower that could end early.
+            clip_skip: layers that the base's own text towers leave out at their end, with plain text only. The joint
+                encoder has no text tower that could end early.
             cross_attention_kwargs: as in diffusers; {"scale": s} weighs the LoRAs.
             original_size, crops_coords_top_left, target_size: SDXL's size conditioning, (height, width) or (top, left)
                 in px. The default is the picture's size, uncropped. negative_…: that of the unconditional half.

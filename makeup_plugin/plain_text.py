@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from faceclip.cpu.inference import cpu_inference
 from faceclip.errors import ConfigError
 from faceclip.towers.face import FaceFeatures
+from makeup_plugin.arguments import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class PlainText:
         tokenizers, towers: one or two of each, in the base's order.
         recognizer: aligned crops (B,3,H,W) in [0,1] → an object with `.identity` (B,E).
         silent: give zeros in place of every text, as SDXL wants it where no negative prompt is given.
+        clip_skip: how many more layers to leave out at the towers' end, as diffusers' argument of that name.
     """
 
     tokenizers: Sequence[Any]
     towers: Sequence[nn.Module]
     recognizer: nn.Module | None = None
     silent: bool = False
+    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.tokenizers) != len(self.towers) or len(self.towers) not in (1, 2):
@@ -105,12 +108,31 @@ class PlainText:
             ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             _tell_cut(tokenizer, prompts, length)
             output = tower(ids.input_ids.to(get_module_execution_device(tower)), output_hidden_states=True)
-            states.append(output.last_hidden_state if len(self.towers) == 1 else output.hidden_states[-2])
+            states.append(self._states(tower, output))
             pooled = output.text_embeds if len(self.towers) == 2 and tower is self.towers[-1] else None
         tokens = torch.cat(states, dim=-1)
         if self.silent:
             return torch.zeros_like(tokens), None if pooled is None else torch.zeros_like(pooled)
         return tokens, pooled
+
+    def _states(self, tower: Any, output: Any) -> Tensor:
+        if len(self.towers) == 2:
+            return output.hidden_states[-2 - (self.clip_skip or 0)]
+        if self.clip_skip is None:
+            return output.last_hidden_state
+        norm = getattr(tower, "text_model", tower).final_layer_norm
+        return norm(output.hidden_states[-1 - self.clip_skip])
+
+
+def check_clip_skip(text_side: Any, value: Any) -> None:
+    """Raises ConfigError for a text side other than `PlainText`, or a number of layers that its towers do not have."""
+    if not isinstance(text_side, PlainText):
+        raise ConfigError(
+            "clip_skip: the joint encoder's fusion reads the last layer of its text towers; leave clip_skip out"
+        )
+    most = min(int(tower.config.num_hidden_layers) for tower in text_side.towers) - 1  # type: ignore[union-attr, arg-type]
+    if not 0 <= whole_number("clip_skip", value) <= most:
+        raise ConfigError(f"clip_skip must be a number from 0 to {most}, the layers that this base can do without")
 
 
 def _tell_cut(tokenizer: Any, prompts: list[str], length: int) -> None:

@@ -15,7 +15,7 @@ from makeup_plugin.calls.embeddings import with_size_ids
 from makeup_plugin.calls.identify import encode_faces
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
-from makeup_plugin.conditioning import Conditions, concatenate, encode_conditions, unconditional_half
+from makeup_plugin.conditioning import Conditions, TextSide, concatenate, encode_conditions, unconditional_half
 from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.image_tokens import nobody_tokens
 from makeup_plugin.plain_text import PlainText
@@ -50,7 +50,7 @@ def conditions_of(
     channel = pipeline.identity_channel
     reads_image = channel is not None and channel.reads_image
     conditions = encode_conditions(
-        pipeline.text_side,
+        _text_side(pipeline, call),
         prompts,
         None,
         height=call.height,
@@ -82,6 +82,11 @@ def tokens_of_nobody(pipeline: PipelineParts) -> Tensor | None:
     return nobody_tokens(pipeline.image_encoder)
 
 
+def _text_side(pipeline: PipelineParts, call: Call) -> TextSide:
+    side = pipeline.text_side
+    return replace(side, clip_skip=call.given.clip_skip) if isinstance(side, PlainText) else side
+
+
 def complete_conditions(
     pipeline: PipelineParts, call: Call, conditions: Conditions, *, nobody: Tensor | None = None
 ) -> Conditions:
@@ -89,7 +94,7 @@ def complete_conditions(
     conditions = _with_scales(call, conditions.repeat(call.per_prompt))
     if not call.guided:
         return conditions
-    text_side = pipeline.text_side
+    text_side = _text_side(pipeline, call)
     absent = call.given.negative_prompt is None and pipeline.config.force_zeros_for_empty_prompt
     if absent and isinstance(text_side, PlainText):
         text_side = text_side.silenced()

@@ -30,6 +30,7 @@ from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.fit_edits import Expression, FitEdits, Pose, read_fit_edits
 from makeup_plugin.identities import Identity
 from makeup_plugin.placement import Placement, check_placement
+from makeup_plugin.plain_text import check_clip_skip
 from makeup_plugin.references import Images
 from makeup_plugin.regions import Region
 from makeup_plugin.scales import IdentityScale, check_identity_scale
@@ -165,9 +166,7 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
     if negative_texts is not None and given.negative_prompt is not None:
         raise ConfigError("negative_prompt and negative_prompt_embeds exclude each other: give one")
     if given.clip_skip is not None:
-        raise ConfigError(
-            "clip_skip: the joint encoder's fusion reads the last layer of its text towers; leave clip_skip out"
-        )
+        check_clip_skip(pipeline.text_side, given.clip_skip)
     negative_prompts = texts_of("negative_prompt", "" if given.negative_prompt is None else given.negative_prompt)
     height, width = image_size(pipeline.unet, pipeline.vae_scale_factor, given.height, given.width)
     sizes = size_ids(given.original_size, given.crops_coords_top_left, given.target_size, height=height, width=width)

@@ -224,8 +224,8 @@ def test_from_pipe_takes_a_plain_sdxl_pipeline(parts):
         theirs.vae.to(torch.float32)
     with pytest.raises(ConfigError, match=r"\bjoint_encoder="):
         FaceMakeUpPipeline.from_pipe(theirs)
-    with pytest.raises(ConfigError, match=r"\btext_encoder\b"):
-        FaceMakeUpPipeline.from_pipe(ours, text_encoder=None)
+    with pytest.raises(ConfigError, match=r"\bsafety_checker\b"):
+        FaceMakeUpPipeline.from_pipe(ours, safety_checker=None)
 
 
 @pytest.mark.parametrize(

@@ -46,15 +46,41 @@ def make_personal(kind: str, **settings) -> FaceMakeUpPipeline:
     return pipeline
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("negative", [None, "ugly hat"])
-def test_without_a_person_a_plain_base_draws_what_diffusers_draws(kind, negative) -> None:
-    call = {**CALL, "prompt": ["a man", "an old woman"], "negative_prompt": negative}
+@pytest.mark.parametrize(
+    ("kind", "negative", "clip_skip"),
+    [
+        ("sd15", None, None),
+        ("sd15", "ugly hat", None),
+        ("sdxl", None, None),
+        ("sdxl", "ugly hat", None),
+        ("sdxl", None, 1),
+    ],
+)
+def test_without_a_person_a_plain_base_draws_what_diffusers_draws(kind, negative, clip_skip) -> None:
+    call = {**CALL, "prompt": ["a man", "an old woman"], "negative_prompt": negative, "clip_skip": clip_skip}
     wanted = diffusers_pipeline(kind)(
         **call | {"negative_prompt": negative and [negative] * 2}, generator=torch.manual_seed(0), return_dict=False
     )[0]
     found = make_plain(kind)(**call, generator=torch.manual_seed(0)).images
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_sd15_reads_an_earlier_layer_through_the_last_norm() -> None:
+    """diffusers' own form of it does not run with transformers 5."""
+    base = make_base("sd15")
+    tower = base["text_encoder"]
+    text = PlainText(tokenizers=[base["tokenizer"]], towers=[tower], clip_skip=1)
+    ids = base["tokenizer"](["a man"], padding="max_length", return_tensors="pt").input_ids
+    states = tower(ids, output_hidden_states=True).hidden_states
+    norm = next(module for name, module in tower.named_modules() if name.endswith("final_layer_norm"))
+    torch.testing.assert_close(text.encode(["a man"]).tokens, norm(states[-2]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-1, 2, 1.5])
+def test_layers_that_a_tower_does_not_have_are_not_skipped(value) -> None:
+    with pytest.raises(ConfigError, match=r"^clip_skip "):
+        make_plain("sd15")("a man", clip_skip=value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
