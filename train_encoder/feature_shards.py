@@ -4,7 +4,7 @@ Four kinds of shards per split, each in a folder of its own key, so that another
 `records` (usable rows: person, captions, landmarks; key: content hash + column mapping + face finding), `faces`
 (recognizer: identity and patch tokens), `images` (image tower) and `captions` (text tower), each keyed by the records,
 the tower's hash and its preprocessing. Shard i is a function of source rows [i·K, (i+1)·K) alone, which makes a build
-that was killed go on with the same bytes.
+that was killed resume with the same bytes.
 """
 
 import json

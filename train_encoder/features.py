@@ -137,7 +137,7 @@ def build(config: EncoderConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run(build, EncoderConfig, argv, presets=PRESETS, interrupted="interrupted; the same command goes on")
+    return run(build, EncoderConfig, argv, presets=PRESETS, interrupted="interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

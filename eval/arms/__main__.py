@@ -120,7 +120,7 @@ def generate_and_judge(settings: BenchmarkSettings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `python -m eval.arms`; returns the exit status."""
     usage = "usage: python -m eval.arms --model EXPORT --data DIR --out DIR [--key VALUE …]"
-    interrupted = "interrupted; the same command goes on"
+    interrupted = "interrupted; the same command resumes"
     return run(generate_and_judge, BenchmarkSettings, arguments, flags=True, usage=usage, interrupted=interrupted)
 
 

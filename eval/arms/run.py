@@ -61,7 +61,7 @@ def evaluate(
     split: str = "test",
     device: torch.device | str = "cpu",
 ) -> GenerationResult:
-    """Make and score `count` pictures per arm. An interrupted run goes on where it stopped."""
+    """Make and score `count` pictures per arm. An interrupted run resumes where it stopped."""
     pipeline = load_pipeline(model).to(device)
     sampling = (sampling or SamplingConfig()).suited_to(pipeline)
     for arm in arms:

@@ -66,7 +66,7 @@ def compare(settings: BenchmarkSettings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `python -m eval.benchmark`; returns the exit status."""
     usage = "usage: python -m eval.benchmark --suite SUITE.yaml --methods METHODS.yaml --out DIR [--key VALUE …]"
-    interrupted = "interrupted; the same command goes on"
+    interrupted = "interrupted; the same command resumes"
     return run(compare, BenchmarkSettings, arguments, flags=True, usage=usage, interrupted=interrupted)
 
 

@@ -2,7 +2,7 @@
 
 python -m eval.demo --out runs/demo
 
-Finished stages are skipped when the command is run again; an interrupted one goes on where it stopped. A stage whose
+Finished stages are skipped when the command is run again; an interrupted one resumes where it stopped. A stage whose
 command changed, and all after it, start from nothing; so does everything after an upgrade of the package or weights.
 """
 
@@ -104,7 +104,7 @@ def demonstrate(settings: DemoSettings) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes from here", file=sys.stderr)
         return 128 + stop.number
     console.print(f"\nreport: [bold]{path.resolve()}[/bold]")
     return 0

@@ -48,7 +48,7 @@ class Records:
     (whether the seconds are those of its last part alone).
 
     finished: stage → seconds, of the leading stages that ran to their end by the same command and weights. A stage is
-    noted before its command starts, so that an interrupted one is told from one that another command began.
+    noted before its command starts, so that an interrupted one is distinguished from one that another command began.
     """
 
     def __init__(self, root: Path, stages: list[Stage], made_by: str) -> None:
@@ -100,7 +100,7 @@ class Records:
         return [name for name, paths in there.items() if paths]
 
     def begin(self, stage: Stage) -> None:
-        """Note that a stage's command starts or goes on."""
+        """Note that a stage's command starts or resumes."""
         self._set(stage, None, resumed=stage.name in self.entries)
 
     def finish(self, stage: Stage, seconds: float) -> None:

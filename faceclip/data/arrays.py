@@ -43,7 +43,7 @@ T = TypeVar("T")
 class FaceArrays:
     """N portraits of one split at S px. Landmarks are pixels of these S px images; angles are degrees.
 
-    Photos have no regions and no attributes, and what the 3D fitter says of them for shape, expression, pose, camera,
+    Photos have no regions and no attributes, and the 3D fitter's estimates of shape, expression, pose, camera,
     light, shading and landmarks_68.
     """
 
@@ -167,7 +167,7 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
         return [name for name in expected if name in present]
     if missing == list(LABELS):
         raise DataError(
-            f"{shard.parent.parent} holds photos, of which nobody knows regions and attributes: only stage 2 and "
+            f"{shard.parent.parent} holds photos, which have no regions and attributes: only stage 2 and "
             "eval.retrieval read them; stage 1 takes the photos themselves by data.path="
         )
     if missing:

@@ -315,7 +315,7 @@ class PhotoImport:
         if single and self.data.few_pictures == "error":
             raise DataError(
                 f"{len(single)} persons of {split} have a single usable picture, {min(single)!r} for one: stage 2 "
-                "takes another picture as the reference; leave them out by data.few_pictures=drop, which goes on "
+                "takes another picture as the reference; leave them out by data.few_pictures=drop, which resumes "
                 "here, or say by data.identity=none, with another out=, that every row is its own person (then train "
                 "with same_picture=1)"
             )
@@ -392,7 +392,7 @@ def import_photos(config: PhotosConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run(import_photos, PhotosConfig, argv, interrupted="interrupted; the same command goes on")
+    return run(import_photos, PhotosConfig, argv, interrupted="interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

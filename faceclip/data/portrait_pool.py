@@ -64,7 +64,7 @@ class PortraitPool:
         except BrokenProcessPool as error:
             raise DataError(
                 f"a worker process died at rows {start} to {start + len(rows)} (out of memory?): use fewer "
-                "data.workers and run again, it goes on here"
+                "data.workers and run again, it resumes here"
             ) from error
 
     def _submit(self, number: int, row: Mapping[str, Any], landmarks: Mapping[int, NDArray] | None) -> tuple:

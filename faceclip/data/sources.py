@@ -48,7 +48,7 @@ class RowSource:
 
     count: number of rows, None when only reading to the end tells. folder: base of relative picture paths.
     position(): where the rows read so far end, as JSON, or None where a start number is enough; `rows(start, position)`
-    goes on from there without reading the files before it again, which for a remote stream means fetching them.
+    continues from there without reading the files before it again, which a remote stream would have to fetch.
     """
 
     name: str
@@ -277,7 +277,7 @@ def _check_left_out(config: DataConfig, read: set[Path]) -> None:
     ]
     if left:
         raise DataError(
-            f"{left[0]} and {len(left) - 1} more would not be read: splits are told by the names of other files "
+            f"{left[0]} and {len(left) - 1} more would not be read: the names of other files say their splits "
             f"(as {min(read).name}); name them alike, take them out of {path}, or let its README.md say what is read "
             "(`configs:`, as on the hub)"
         )

@@ -40,7 +40,7 @@ def generate(directory: Path, request: Request, *, workers: int, quiet: bool = F
     The files are a function of the request alone, whatever `workers` is and however often it was interrupted.
     Shards that are whole stay; lost, truncated and changed ones are made again. Raises `ConfigError` when the folder
     holds another data set, `DataError` when it cannot be written (full disk), is being written by another process, or
-    a worker died. After any of them, and after a kill, the same call goes on.
+    a worker died. After any of them, and after a kill, the same call resumes.
     """
     check_place(directory, "--out ", (".lock", "request.json", "dataset.json"))
     try:

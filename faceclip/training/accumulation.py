@@ -38,7 +38,7 @@ class FirstPass:
 
     @contextmanager
     def replayed(self, number: int) -> Iterator[None]:
-        """Context in which chunk `number` draws what it drew in the first pass; afterwards draws go on as before."""
+        """Context in which chunk `number` draws what it drew in the first pass; afterwards draws continue as before."""
         after = _random_state(self.generators)
         _set_random_state(self.states[number], self.generators)
         try:

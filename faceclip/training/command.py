@@ -9,7 +9,7 @@ from faceclip.training.collectives import is_main_process
 from faceclip.training.interfaces import Result
 
 T = TypeVar("T")
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+INTERRUPTED = "interrupted; the same command resumes from the last checkpoint"
 
 
 def run_training(

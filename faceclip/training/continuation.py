@@ -36,7 +36,7 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, A
 
 
 def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its run, with what went without saying when older ones were written."""
+    """The facts of a checkpoint's run, with those that older checkpoints did not write because they had one value."""
     unsaid = {"layout": "replicated"}
     if not facts.get("settings", {}).get("init"):
         unsaid["init"] = "none"

@@ -54,7 +54,7 @@ class Trainer:
 
     output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (on demand).
 
-    facts: what else, by name, must be as it was for a run to go on, such as hashes of frozen models and of the data;
+    facts: what else, by name, must be as it was for a run to resume, such as hashes of frozen models and of the data;
     `task.facts()` is added. settings: the command's configuration, of which the same is true
     (`faceclip.training.continuation` says what may change).
     """
@@ -96,7 +96,7 @@ class Trainer:
     def fit(self) -> Result:
         """Train or resume to the last step, validate, export; SIGTERM (Ctrl-C) saves and exits with 143 (130).
 
-        A step that is both saved and validated is saved first; a run that went no further validates when it goes on.
+        A step that is both saved and validated is saved first; a run that went no further validates when it resumes.
 
         Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails, a
         checkpoint in the folder is of another run, all of them are damaged, or another process trains there.
@@ -153,7 +153,7 @@ class Trainer:
                     if stop and not last:
                         self.accelerator.wait_for_everyone()  # a launcher kills the others once one has left
                         if display:
-                            print(f"{self.directory}: saved at step {self.step}; the same command goes on", flush=True)
+                            print(f"{self.directory}: saved at step {self.step}; the same command resumes", flush=True)
                         raise SystemExit(stop)
                 with engine.full_parameters(), self._averaged():
                     if self.accelerator.is_main_process:

@@ -121,7 +121,7 @@ def test_a_signal_saves_and_exits(arguments, tmp_path, number):
     process = start("train_encoder", *arguments, f"out={tmp_path}", *endless)
     status, output, step = stop_before_checkpoints(process, tmp_path, number)
     assert status == 128 + number
-    assert step > 0 and f"saved at step {step}; the same command goes on" in output and "Traceback" not in output
+    assert step > 0 and f"saved at step {step}; the same command resumes" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize("command", [train_encoder.__main__, train_generator.__main__])
@@ -131,7 +131,7 @@ def test_an_interrupt_that_does_not_wait_for_the_step_is_one_line(monkeypatch, c
 
     monkeypatch.setattr(command, "train", interrupted)
     assert command.main([]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes from the last checkpoint\n"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_sigterm_saves_and_exits(arguments, tmp_path):
     endless = ["trainer.steps=100000", "trainer.save_every=0", "trainer.log_every=1"]
     process = start("train_generator", *arguments, f"out={tmp_path}", *endless)
     status, output, step = stop_before_checkpoints(process, tmp_path, signal.SIGTERM)
-    assert status == 143 and step > 0 and f"saved at step {step}; the same command goes on" in output
+    assert status == 143 and step > 0 and f"saved at step {step}; the same command resumes" in output
 
 
 def test_a_layout_in_which_ranks_would_wait_for_each_other_is_refused(arguments, tmp_path, capsys, monkeypatch):

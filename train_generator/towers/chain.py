@@ -1,9 +1,9 @@
-"""Make the tiny weights one after another, in pieces of limited time: each goes on where the last one stopped.
+"""Make the tiny weights one after another, in pieces of limited time: each resumes where the last one stopped.
 
 python -m train_generator.towers.chain out=DIR [--preset portraits] [seconds=540] [machine=gpu] [only=[vae]] [parts=DIR]
 
 Every stage is a command of this project. A stage that still runs when the time is over gets SIGTERM: trainings save and
-end, the generator of people keeps its finished shards, and the same command goes on. Exit status: 0 when all stages are
+end, the generator of people keeps its finished shards, and the same command resumes. Exit status: 0 when all stages are
 done, 75 (try again) when the time was over. `parts`: a folder that gets what is finished, as files of limited size.
 """
 
@@ -77,7 +77,7 @@ def run_chain(config: ChainConfig) -> bool:
             print(f"{name}: done", flush=True)
             continue
         if time.monotonic() >= deadline or not _run_stage(name, words, out / "logs" / f"{name}.log", deadline, config):
-            print(f"{name}: not done yet; the same command goes on", flush=True)
+            print(f"{name}: not done yet; the same command resumes", flush=True)
             return False
         marker.write_text(json.dumps({"words": made, "command": words}))
     return True
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if not any(word.startswith(("--preset", "--config", "-h", "--help")) for word in words):
         words = ["--preset", "portraits", *words]
-    return run(make, ChainConfig, words, presets=PRESETS, interrupted="interrupted; the same command goes on")
+    return run(make, ChainConfig, words, presets=PRESETS, interrupted="interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

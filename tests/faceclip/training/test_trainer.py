@@ -126,7 +126,7 @@ def test_a_signal_saves_and_exits(tmp_path: Path, capfd: pytest.CaptureFixture, 
         Trainer(config(save_every=0), task, Numbers(), tmp_path).fit()
     assert raised.value.code == status
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000007"]
-    assert capfd.readouterr().out.splitlines()[-1] == f"{tmp_path}: saved at step 7; the same command goes on"
+    assert capfd.readouterr().out.splitlines()[-1] == f"{tmp_path}: saved at step 7; the same command resumes"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert Trainer(config(save_every=0), Line(), Numbers(), tmp_path).fit().step == 20
 
