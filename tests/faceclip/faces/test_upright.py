@@ -117,7 +117,7 @@ def edges() -> np.ndarray:
 @pytest.mark.parametrize(
     ("scores", "turn"),
     [
-        ({50: 0.999, 100: 0.9999}, 0),  # sure enough as it was found
+        ({50: 0.999999, 100: 1.0}, 0),  # sure enough as it was found
         ({50: 0.95, 100: 0.999}, 1),
         ({50: 0.95, 150: 0.999}, 2),
         ({50: 0.95, 200: 0.999, 100: 0.99}, 3),
