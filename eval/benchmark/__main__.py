@@ -7,6 +7,7 @@ The same command resumes an interrupted run, and several processes with the same
 form renders its references and draws them with what ships.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,10 @@ class BenchmarkSettings:
 def compare(settings: BenchmarkSettings) -> None:
     """Draws, measures, writes the report and prints where it is."""
     use_threads(settings.threads)
-    use_device(settings.device)
+    device = settings.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # of `accelerate launch` and torchrun
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    use_device(device)
     check_place(settings.out, "--out ", ("run.json", "data/request.json", ".claim.lock"))
     synthetic = SyntheticSettings(
         people=settings.people, prompts=settings.prompts, pictures=settings.pictures, seed=settings.seed
@@ -56,7 +60,7 @@ def compare(settings: BenchmarkSettings) -> None:
         settings.methods,
         settings.out,
         synthetic=synthetic,
-        device=settings.device,
+        device=device,
         retry=settings.retry,
         draw_only=settings.draw_only,
     )

@@ -19,6 +19,8 @@ from eval.benchmark.tables import write_all
 from eval.hashes import code_hash
 from faceclip.errors import ConfigError
 from faceclip.settings import to_dict
+from faceclip.storage.files import write_text
+from faceclip.storage.hashes import bytes_hash
 from faceclip.storage.locks import locked
 from makeup_plugin.marking.provenance import software_version
 
@@ -93,7 +95,14 @@ def run_suite(
 
 
 def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: dict[str, Any], out: Path) -> Path:
+    """Measures and writes everything; of several processes that finish together, the first does it for all."""
     galleries = {settings.name: gallery(out, suite, settings.name) for settings in wanted}
+    protocol = make_protocol(suite, panel, wanted, facts)
+    records = repr([(name, shown.records) for name, shown in galleries.items()])
+    key = bytes_hash(json.dumps(protocol, sort_keys=True).encode(), records.encode())
+    done = out / "measured.json"
+    if done.is_file() and (out / "report.html").is_file() and done.read_text().strip() == json.dumps({"of": key}):
+        return out / "report.html"
     references = reference_views(suite, panel)
     plain: Views | None = None
     drawn = None
@@ -107,14 +116,15 @@ def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: di
     measured = {settings.name: measured[settings.name] for settings in wanted}
     contenders = [settings.name for settings in wanted if settings.kind not in CALIBRATION]
     comparison = compare(suite, measured, contenders)
-    protocol = make_protocol(suite, panel, wanted, facts)
     write_all(out, suite, protocol, galleries, measured, comparison)
     report = make_report(suite, panel, protocol, galleries, measured, comparison, contenders)
     rows = missing_rows(panel)
     if rows:
         report.section("Not measured")
         report.table(["metric", "", "why"], rows)
-    return report.write(out / "report.html")
+    path = report.write(out / "report.html")
+    write_text(done, json.dumps({"of": key}))
+    return path
 
 
 def make_protocol(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: dict[str, Any]) -> dict[str, Any]:
