@@ -1,5 +1,7 @@
 """The grid of pictures that a validation of stage 2 draws."""
 
+from dataclasses import replace
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +21,7 @@ def draw_columns(
     under the conditions."""
     size = batch["shading"].shape[-1]
     without = unconditional_half(pipeline.joint_encoder, [""], conditions, height=size, width=size, keep_shading=True)
+    without = replace(without, time_ids=conditions.time_ids)
     noise = noise.to(conditions.tokens.device)
     latents = denoise(
         pipeline.unet,

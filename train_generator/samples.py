@@ -22,7 +22,8 @@ MAX_PHRASES = 6
 class GenerationSource(MapSource):
     """One sample: target portrait, one of its captions, and a reference of the same person.
 
-    Fields: latents (C, h, w), shading (3, S, S) uint8, landmarks (5, 2) px at S, target_identity (E,); the reference's
+    Fields: latents (C, h, w), shading (3, S, S) uint8, landmarks (5, 2) px at S, target_identity (E,), time_ids (6,)
+    of the target's true size and place; the reference's
     face_tokens, face_identity, image_tokens; tokens (77,) ids as the joint encoder reads them; phrase_masks
     (M, S, S) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of `attributes` and named (A,)
     bool, whether the text names them; keep_text, keep_face, keep_identity, keep_shading bool.
@@ -76,6 +77,7 @@ class GenerationSource(MapSource):
             "shading": np.ascontiguousarray(np.asarray(arrays.shading[index]).transpose(2, 0, 1)),
             "landmarks": np.array(arrays.landmarks_5[index], np.float32),
             "target_identity": np.array(features.identity[index]),
+            "time_ids": self._time_ids(index),
             "face_tokens": np.array(features.tokens[reference]),
             "face_identity": np.array(features.identity[reference]),
             "image_tokens": np.array(features.image_tokens[reference]),
@@ -89,6 +91,13 @@ class GenerationSource(MapSource):
             "keep_identity": not everything and bool(draw[3] >= self.dropout.identity),
             "keep_shading": bool(draw[4] >= self.dropout.shading),
         }
+
+    def _time_ids(self, index: int) -> np.ndarray:
+        """SDXL's size conditioning (6,): the true size of the picture and the crop's place in it, where the data know
+        them; else an uncropped picture of the generated size, as renders are."""
+        arrays = self.features.arrays
+        known = (arrays.size, arrays.size, 0, 0) if arrays.sizes is None else arrays.sizes[index]
+        return np.array([*known, arrays.size, arrays.size], np.float32)
 
     def _absent(self, phrase: Phrase, index: int) -> bool:
         """Whether a phrase says what is not there ("no hat"): its words have nothing to look at."""

@@ -1,6 +1,7 @@
 """The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ class GeneratorTask(Task):
             inputs["has_identity"] = batch["keep_identity"]
         if pipeline.shading_channel is not None:
             inputs |= {"shading": batch["shading"].float() / 255, "has_shading": batch["keep_shading"]}
-        return build_conditions(joint, height=size, width=size, **inputs).to(dtype=torch.float32)
+        built = build_conditions(joint, height=size, width=size, **inputs)
+        return replace(built, time_ids=batch["time_ids"]).to(dtype=torch.float32)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean, generator = batch["latents"], context.generator

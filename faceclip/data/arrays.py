@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from faceclip.data.blocks import ROWS, kept_rows
+from faceclip.data.placement import PLACEMENT, crop_sizes
 from faceclip.data.portraits import number_captions
 from faceclip.data.recorded import pack_texts, unpack_texts
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
@@ -35,7 +36,7 @@ from faceclip.storage.shards import ShardedArray
 
 _FORMAT = "2"
 _IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
-_NOT_NUMBERS = (*_IMAGES.values(), "attributes", "vocabularies", "content_hash", "texts", "cache")
+_NOT_NUMBERS = (*_IMAGES.values(), "attributes", "vocabularies", "content_hash", "texts", "cache", "sizes")
 T = TypeVar("T")
 
 
@@ -64,6 +65,7 @@ class FaceArrays:
     content_hash: str
     texts: Iterable[str]  # (N,) the captions of each portrait as JSON
     cache: Path  # the folder beside the data for what is computed of them
+    sizes: NDArray[np.float32] | None = None  # (N, 4) of `placement.crop_sizes` at S px; None of renders
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -162,9 +164,10 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
     """The columns that are read. Raises DataError where one is missing."""
     expected = list(features())
     present = _read(shard, lambda: pq.ParquetFile(shard)).schema_arrow.names
+    known = [PLACEMENT] if PLACEMENT in present else []
     missing = [name for name in expected if name not in present]
     if missing == list(LABELS) and not labelled:
-        return [name for name in expected if name in present]
+        return [name for name in expected if name in present] + known
     if missing == list(LABELS):
         raise DataError(
             f"{shard.parent.parent} holds photos, which have no regions and attributes: only stage 2 and "
@@ -172,7 +175,7 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
         )
     if missing:
         raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
-    return expected
+    return expected + known
 
 
 def shard_paths(root: Path, split: str) -> list[Path]:
@@ -298,6 +301,8 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
     if "regions" in result and result["regions"].max() >= len(REGIONS):
         raise DataError(f"{where}: regions hold label {result['regions'].max()}, the last known is {len(REGIONS) - 1}")
     scale = (size or stored) / stored
+    if PLACEMENT in row:
+        result["sizes"] = crop_sizes(row[PLACEMENT], size or stored, where)
     for name, shape in (("landmarks_5", (5, 2)), ("landmarks_68", (68, 2))):
         points = np.asarray(row[name], dtype=np.float32)
         if points.shape != shape:
@@ -346,6 +351,7 @@ def _open(stored: dict[str, ShardedArray], cache: Path, content: str, *, labelle
         content_hash=content,
         texts=_StoredTexts(tuple(zip(stored["captions_text"].parts, stored["captions_end"].parts, strict=True))),
         cache=cache,
+        sizes=_numbers(stored["sizes"]) if "sizes" in stored else None,
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from faceclip import weights
 from faceclip.data.mapping import RawRecord
+from faceclip.data.placement import PLACEMENT, placement
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, caption_to_dict
 from faceclip.data.writing import encode_png
@@ -62,6 +63,7 @@ class PhotoRows:
                     "image": encode_png(portrait.picture),
                     "person": person,
                     "key": raw.key,
+                    PLACEMENT: placement(portrait.whole, portrait.square),
                     "identity": self.people.setdefault(person, len(self.people)),
                     "index": self.pictures[person],
                     "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),

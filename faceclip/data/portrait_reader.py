@@ -54,16 +54,17 @@ _REASONS = {
 @dataclass(frozen=True, kw_only=True)
 class FoundPortrait:
     """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it, which lies at `square` (left, top, side)
-    in the whole picture; landmarks (5, 2): pixels of the whole picture as it is stored; digest: 64 bits of the encoded
-    picture's SHA-256.
+    in the whole picture, whose height and width are `whole`; landmarks (5, 2): pixels of the whole picture as it is
+    stored; digest: 64 bits of the encoded picture's SHA-256.
 
-    Of a whole picture that lies on its side or upside down, `square` and `upright` (5, 2), the same five points, are
-    pixels once it is turned so that the face stands upright.
+    Of a whole picture that lies on its side or upside down, `square`, `whole` and `upright` (5, 2), the same five
+    points, are pixels once it is turned so that the face stands upright.
     """
 
     crop: NDArray[np.uint8]
     picture: NDArray[np.uint8]
     square: tuple[int, int, int]
+    whole: tuple[int, int]
     landmarks: NDArray[np.float32]
     upright: NDArray[np.float32]
     digest: int
@@ -145,6 +146,7 @@ class PortraitReader:
             crop=encoder_crop(image, points, self.crop_size),
             picture=cut_square(image, square, self.picture_size),
             square=square,
+            whole=(image.shape[0], image.shape[1]),
             landmarks=stored,
             upright=points.astype(np.float32),
             digest=int64_hash(data),

@@ -10,6 +10,8 @@ from typing import Literal
 import datasets
 from datasets import Features, List, Value
 
+from faceclip.data.placement import PLACEMENT
+
 SPLITS = ("train", "validation", "test")
 
 REGIONS = (
@@ -119,7 +121,8 @@ LABELS = ("attributes", "regions")
 def features(*, labelled: bool = True) -> Features:
     """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees.
 
-    Without labels, those of a photo (`faceclip.data.photos`): no `LABELS`, but who it shows and which row it was.
+    Without labels, those of a photo (`faceclip.data.photos`): no `LABELS`, but who it shows, which row it was, and
+    where in its picture the portrait lies (`faceclip.data.placement`).
     """
     numbers = List(Value("float32"))
     points = List(List(Value("float32")))
@@ -151,4 +154,4 @@ def features(*, labelled: bool = True) -> Features:
     if labelled:
         return columns
     kept = {name: kind for name, kind in columns.items() if name not in LABELS}
-    return Features(kept | {"person": Value("string"), "key": Value("string")})
+    return Features(kept | {"person": Value("string"), "key": Value("string"), PLACEMENT: List(Value("int32"))})

@@ -484,6 +484,20 @@ def test_samples_list_the_attributes_that_their_text_names(arguments, tmp_path):
     assert not silent.get(0, np.random.default_rng(0))["named"].any()
 
 
+def test_samples_and_conditions_tell_the_true_size_of_a_picture(arguments, tmp_path):
+    config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
+    pipeline = build_pipeline(config)
+    add_adapter(pipeline, config.adapter)
+    renders = validation_features(config, pipeline)
+    sizes = np.tile(np.array([[900, 1600, 256, 1280]], np.float32), (len(renders.arrays), 1))
+    cut = replace(renders, arrays=replace(renders.arrays, sizes=sizes))
+    side = float(config.size)
+    for features, expected in ((renders, [side, side, 0, 0]), (cut, [900, 1600, 256, 1280])):
+        task = GeneratorTask(pipeline, config, features)
+        batch = fetch(task.validation_source, [(row, 0) for row in range(2)], 0)
+        assert task.conditions(batch).time_ids.tolist() == [[*expected, side, side]] * 2
+
+
 def test_dropout_shares_are_checked():
     with pytest.raises(ValueError, match=r"dropout\.face"):
         DropoutConfig(face=-0.1)

@@ -83,6 +83,12 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
     ]
     assert np.mean(inside) > 0.9
 
+    # Where each portrait lies in its picture, a square of 64 px.
+    heights, widths, tops, lefts = arrays.sizes.T
+    assert set(heights) == set(widths) == {len(truth.images[0])}
+    assert tops.min() >= 0 and 64 < max(tops.max(), lefts.max()) + 64 <= 64 * 1.8
+    assert truth.sizes is None
+
     loaded = datasets.load_dataset(str(out), split="validation", cache_dir=str(tmp_path / "hf"))
     assert loaded[0]["person"] == f"person {loaded[0]['identity']}" and loaded[0]["key"] == "8-0.png"
     with pytest.raises(DataError, match=r"/set .*data\.path="):
@@ -133,7 +139,9 @@ def test_no_local_path_is_published(folder, table, tmp_path):
 def test_points_in_the_square_by_hand():
     none = np.zeros((1, 1, 3), np.uint8)
     points = np.array([[9.5, 19.5], [59.5, 69.5], [34.5, 44.5], [10, 20], [0, 0]], np.float32)
-    portrait = FoundPortrait(crop=none, picture=none, square=(10, 20, 50), landmarks=points, upright=points, digest=0)
+    portrait = FoundPortrait(
+        crop=none, picture=none, square=(10, 20, 50), whole=(90, 80), landmarks=points, upright=points, digest=0
+    )
     # Edges of the square are edges of the picture; the first pixel's center lies at half of one enlarged pixel.
     expected = [[-0.5, -0.5], [99.5, 99.5], [49.5, 49.5], [0.5, 0.5], [-19.5, -39.5]]
     np.testing.assert_allclose(points_in_square(portrait, 100), expected)

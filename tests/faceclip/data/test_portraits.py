@@ -46,7 +46,9 @@ def raw(person: str, *captions: str) -> RawRecord:
 def found(digest: int) -> FoundPortrait:
     none = np.zeros((1, 1, 3), np.uint8)
     points = np.full((5, 2), digest, np.float32)
-    return FoundPortrait(crop=none, picture=none, square=(0, 0, 1), landmarks=points, upright=points, digest=digest)
+    return FoundPortrait(
+        crop=none, picture=none, square=(0, 0, 1), whole=(1, 1), landmarks=points, upright=points, digest=digest
+    )
 
 
 @pytest.fixture
