@@ -28,6 +28,11 @@ from train_encoder.text_states import text_states_of
 
 def train(config: EncoderConfig) -> Result:
     """Runs or resumes stage 1."""
+    return prepare(config).fit()
+
+
+def prepare(config: EncoderConfig) -> Trainer:
+    """Stage 1 up to its first step: towers, features, encoder and loss. Raises what a user can mend."""
     check_output(Path(config.out))
     check_data(config)
     if config.trainer.num_threads is not None:
@@ -55,7 +60,7 @@ def train(config: EncoderConfig) -> Result:
         trained = sum(p.numel() for p in trainer.trainable.values()) / 1e6
         begun = f"init={config.init}" if config.init else f"towers {vars(config.towers)}"
         print(f"stage 1: {trained:.2f} M trainable parameters, {begun}")
-    return trainer.fit()
+    return trainer
 
 
 def training_facts(start: Start, features: SplitFeatures) -> dict[str, str]:

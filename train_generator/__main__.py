@@ -27,6 +27,11 @@ from train_generator.task import GeneratorTask
 
 def train(config: GeneratorConfig) -> Result:
     """Runs or resumes stage 2."""
+    return prepare(config).fit()
+
+
+def prepare(config: GeneratorConfig) -> Trainer:
+    """Stage 2 up to its first step: data, features, base, adapter and losses. Raises what a user can mend."""
     check_output(Path(config.out))
     for name, place in (("data", config.data.path), ("encoder", config.encoder)):
         if not place:
@@ -74,7 +79,7 @@ def train(config: GeneratorConfig) -> Result:
         )
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
-    return trainer.fit()
+    return trainer
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,61 @@
+"""Is everything there for stage 1? Looks at machine, data and weights, and rehearses three steps.
+
+    python -m train_encoder.check --preset bigg14 data=DIR [what the run itself gets …]
+
+Takes the words of `python -m train_encoder`, in one process, and leaves nothing but the caches that the run uses too.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+
+from faceclip.errors import ConfigError
+from faceclip.settings import run, setting
+from faceclip.training import Trainer, TrainerConfig
+from faceclip.training.rehearsal import machine, memory_plan, one_process, rehearse, report
+from train_encoder.__main__ import prepare
+from train_encoder.config import PRESETS, EncoderConfig
+from train_encoder.queries import QuerySource
+from train_encoder.task import EncoderTask
+
+
+@dataclass(kw_only=True)
+class CheckConfig(EncoderConfig):
+    """The configuration of stage 1, and what only the check asks."""
+
+    price_per_hour: float = setting(0.0, "of the device, for the expected cost; 0: none", resume="free")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.price_per_hour < 0:
+            raise ConfigError(f"price_per_hour: must be 0 or more, got {self.price_per_hour}")
+
+
+def check(config: CheckConfig) -> None:
+    """Prints what it finds; raises what the run would."""
+    one_process()
+    plans: list[dict[str, int]] = []
+
+    def begin(short: TrainerConfig, out: str) -> Trainer:
+        trainer = prepare(replace(config, trainer=short, out=out))
+        lines, task, source = machine(trainer.device), trainer.task, trainer.source
+        assert isinstance(task, EncoderTask) and isinstance(source, QuerySource)
+        for split, features in (("train", source.features), ("validation", task.validation)):
+            people, captions = len(set(features.portraits.identity.tolist())), len(features.caption)
+            count = len(features.portraits.identity)
+            lines.append(f"data, {split}: {count} portraits of {people} persons, {captions} captions")
+        lines.append("weights: " + ", ".join(f"{name} {value}" for name, value in trainer.facts.items()))
+        print("\n".join(lines), flush=True)
+        plans.append(memory_plan(trainer))
+        return trainer
+
+    found = rehearse(config.trainer, config.out, begin)
+    print("\n".join(report(found, config.trainer, plans[0], config.price_per_hour)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run(check, CheckConfig, argv, presets=PRESETS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
