@@ -121,6 +121,10 @@ class TrainerConfig:
     device: Literal["auto", "cpu"] = setting(
         "auto", "auto: the accelerator of this process, if any; choose GPUs by CUDA_VISIBLE_DEVICES", resume="free"
     )
+    trackers: tuple[Literal["wandb", "tensorboard"], ...] = setting(
+        (), "trackers of accelerate beside the run's own log: wandb, tensorboard", resume="free"
+    )
+    tracker_project: str = setting("faceclip-makeup", "project by which trackers group runs", resume="free")
     tf32: bool | None = setting(None, "float32 products on CUDA by TF32; null: with precision bf16", resume="free")
     timeout_minutes: float = setting(30.0, "how long processes wait for each other before they give up", resume="free")
     peak_tflops: float | None = setting(

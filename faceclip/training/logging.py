@@ -5,12 +5,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,13 +30,15 @@ from faceclip.storage.files import disk_errors, write_text
 
 
 class RunLog:
-    """Writes `log.jsonl` and `tensorboard/` below a run directory; on resume, lines past the step are dropped.
+    """Writes `log.jsonl` and `tensorboard/` below a run directory, and to `trackers`.
+
+    On resume, lines past the step are dropped; what trackers keep of them stays.
 
     All methods raise DataError when the disk is full or not writable.
     """
 
-    def __init__(self, directory: Path, *, start: int) -> None:
-        self.path = Path(directory) / "log.jsonl"
+    def __init__(self, directory: Path, *, start: int, trackers: Sequence[GeneralTracker] = ()) -> None:
+        self.path, self._trackers = Path(directory) / "log.jsonl", list(trackers)
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._forget_after(start)
@@ -46,12 +49,16 @@ class RunLog:
         """One record; `kind` is "train" or "validation"."""
         with disk_errors(self.path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        self._board.write(step, named)
+        for tracker in self._trackers:
+            tracker.log(named, step=step)
 
     def close(self) -> None:
         """Flush everything."""
         with disk_errors(self.path), closing(self._board), closing(self._file):
-            pass
+            for tracker in self._trackers:
+                tracker.finish()
 
     def _forget_after(self, step: int) -> None:
         if not self.path.exists():

@@ -46,6 +46,7 @@ from faceclip.training.run_folder import BEST, CHECKPOINTS, EXPORT, LOCK
 from faceclip.training.sampler import MapSource, OrderedSampler, fetch
 from faceclip.training.step_module import StepModule
 from faceclip.training.stopping import StopRequest
+from faceclip.training.trackers import check_trackers, open_trackers
 from faceclip.training.watch import Watch, reads_late
 
 
@@ -73,6 +74,7 @@ class Trainer:
         self.facts = task.facts() | dict(facts or {})
         self.settings = settings_of(config, settings)
         self.directory = Path(output_dir)
+        check_trackers(config.trackers)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.accelerator = start(cpu=config.device == "cpu", timeout=timedelta(minutes=config.timeout_minutes))
@@ -120,7 +122,7 @@ class Trainer:
         )
         if optimizer_state is not None:
             engine.load_optimizer_state(optimizer_state)
-        log = RunLog(self.directory, start=self.step) if self.accelerator.is_main_process else None
+        log = self._open_log() if self.accelerator.is_main_process else None
         display = Display(self.config.steps, self.step, self.directory.name) if log else None
         if display and self.step == config.steps and not self._unvalidated:
             print(f"{self.directory}: already at step {self.step}, nothing left to train", flush=True)
@@ -167,6 +169,10 @@ class Trainer:
         return Result(
             step=self.step, seconds=seconds, metrics=metrics, export=self.directory / EXPORT, checkpoint=checkpoint
         )
+
+    def _open_log(self) -> RunLog:
+        trackers = open_trackers(self.config.trackers, self.config.tracker_project, self.directory, self.settings)
+        return RunLog(self.directory, start=self.step, trackers=trackers)
 
     def _train_step(self, engine: Engine, window: Window) -> None:
         config = self.config
