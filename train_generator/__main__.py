@@ -68,7 +68,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
             embedding_dim=pipeline.joint_encoder.face_encoder.config.embedding_dim,
             attributes=config.loss.latent_attributes > 0,
         )
-    task = GeneratorTask(pipeline, config, features[1], reader)
+    task = GeneratorTask(pipeline, config, features[1], reader, training=features[0])
     source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture, attributes=task.attributes)
     facts = {"data": features[0].arrays.content_hash[:16], "init": begun[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)

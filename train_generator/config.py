@@ -64,7 +64,14 @@ class LossConfig:
     counts at all timesteps. The sampled identity (reward feedback, `train_generator.terms.sampled_identity`) is that of
     pictures that the model draws from noise itself.
 
-    Raises ConfigError for a negative weight, and for less than one row, step or factor.
+    offset_noise: noise that is constant over each channel of a picture, as a share of the noise (Guttenberg 2023), so
+    that a base without zero terminal signal learns very dark and bright pictures. identity_contrast: beside each loss
+    that recognizes faces in pictures, and as a multiple of it, the cross-entropy of the person among
+    `identity_negatives` faces of other persons of the training split (as in WithAnyone), at
+    `identity_temperature`.
+
+    Raises ConfigError for a negative weight, a temperature that is not positive, and for less than one row, step,
+    factor or negative.
     """
 
     min_snr_gamma: float = setting(
@@ -78,6 +85,12 @@ class LossConfig:
     latent_identity: float = setting(0.0, "weight of the identity read from noisy latents by latent_recognizer")
     latent_attributes: float = setting(0.0, "weight of the named attributes, read by the same network")
     latent_features: float = setting(0.0, "weight of the distance of its features to the true latents'")
+    offset_noise: float = setting(0.0, "share of noise that is constant over each channel; 0: none")
+    identity_contrast: float = setting(
+        0.0, "weight of telling the person from others, beside identity and sampled_identity and as a multiple of them"
+    )
+    identity_negatives: int = setting(4096, "most faces of others for it")
+    identity_temperature: float = setting(0.1, "of that comparison")
     sampled_identity: float = setting(0.0, "weight of the identity loss on pictures sampled from noise")
     sampled_rows: int = setting(2, "samples of a batch drawn from noise")
     sampled_steps: int = setting(6, "steps of their sampler")
@@ -85,10 +98,13 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
-        for name in (*weights, "sampled_identity", "min_snr_gamma"):
+        if not 0 < self.identity_temperature < math.inf:
+            raise ConfigError(f"loss.identity_temperature: must be positive, got {self.identity_temperature}")
+        weights += ("sampled_identity", "min_snr_gamma", "offset_noise", "identity_contrast")
+        for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"loss.{name}: must be finite and not negative, got {getattr(self, name)}")
-        for name in ("alignment_factor", "identity_rows", "sampled_rows", "sampled_steps"):
+        for name in ("alignment_factor", "identity_rows", "identity_negatives", "sampled_rows", "sampled_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loss.{name}: must be at least 1, got {getattr(self, name)}")
 

@@ -23,7 +23,7 @@ class GenerationSource(MapSource):
     """One sample: target portrait, one of its captions, and a reference of the same person.
 
     Fields: latents (C, h, w), shading (3, S, S) uint8, landmarks (5, 2) px at S, target_identity (E,), time_ids (6,)
-    of the target's true size and place; the reference's
+    of the target's true size and place, person () its number; the reference's
     face_tokens, face_identity, image_tokens; tokens (77,) ids as the joint encoder reads them; phrase_masks
     (M, S, S) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of `attributes` and named (A,)
     bool, whether the text names them; keep_text, keep_face, keep_identity, keep_shading bool.
@@ -78,6 +78,7 @@ class GenerationSource(MapSource):
             "landmarks": np.array(arrays.landmarks_5[index], np.float32),
             "target_identity": np.array(features.identity[index]),
             "time_ids": self._time_ids(index),
+            "person": int(features.arrays.identity[index]),
             "face_tokens": np.array(features.tokens[reference]),
             "face_identity": np.array(features.identity[reference]),
             "image_tokens": np.array(features.image_tokens[reference]),

@@ -21,13 +21,13 @@ from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.marking.provenance import save_image, sheet_record
 from train_generator.checkpointing import checkpoint_gradients
-from train_generator.config import GeneratorConfig
+from train_generator.config import GeneratorConfig, LossConfig
 from train_generator.reference_features import ReferenceFeatures
 from train_generator.sample_grid import draw_columns, grid_picture
 from train_generator.samples import GenerationSource
 from train_generator.terms.alignment import aligned_phrases, predict_aligned
 from train_generator.terms.denoising import denoising_loss
-from train_generator.terms.identity import LatentFaces, facial_perceptual_loss
+from train_generator.terms.identity import LatentFaces, OtherPeople, facial_perceptual_loss
 from train_generator.terms.latent import latent_losses
 from train_generator.terms.sample import Sample, join
 from train_generator.terms.sampled_identity import finished_identity_distance, sampled_identity_loss, sampler_stops
@@ -35,7 +35,7 @@ from train_generator.terms.sampled_identity import finished_identity_distance, s
 
 class GeneratorTask(Task):
     """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter. `latent_recognizer`: frozen,
-    for the losses `loss.latent_…`."""
+    for the losses `loss.latent_…`; `training`: the split whose faces are the others of `loss.identity_contrast`."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class GeneratorTask(Task):
         config: GeneratorConfig,
         validation: ReferenceFeatures,
         latent_recognizer: LatentRecognizer | None = None,
+        training: ReferenceFeatures | None = None,
     ) -> None:
         self.pipeline, self.config, self.validation = pipeline, config, validation
         parts = {
@@ -50,6 +51,8 @@ class GeneratorTask(Task):
             for name in ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")
         }
         parts["latent_recognizer"] = latent_recognizer
+        others = other_people(training, config.loss) if training is not None else None
+        parts["others"] = others
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         if config.gradient_checkpointing:
             for part in (pipeline.unet, pipeline.shading_channel):
@@ -58,7 +61,7 @@ class GeneratorTask(Task):
         # With the whole UNet in training nothing else of the run knows what it began with.
         self.base_hash = (module_hash if config.adapter.unet == "full" else frozen_hash)(pipeline.unet)
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
-        self.faces = LatentFaces(vae=pipeline.vae, recognizer=pipeline.joint_encoder.face_encoder)
+        self.faces = LatentFaces(vae=pipeline.vae, recognizer=pipeline.joint_encoder.face_encoder, others=others)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
         self.attributes: tuple[str, ...] = ()
@@ -109,6 +112,8 @@ class GeneratorTask(Task):
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean, generator = batch["latents"], context.generator
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        if share := self.config.loss.offset_noise:
+            noise = noise + share * torch.randn((*clean.shape[:2], 1, 1), generator=generator, device=clean.device)
         timesteps = torch.randint(len(self.schedule), (len(clean),), generator=generator, device=clean.device)
         sample = self.sample(batch, noise, timesteps)
         total, parts = self.terms(sample, generator)
@@ -222,6 +227,21 @@ class GeneratorTask(Task):
     def export(self, directory: Path) -> None:
         """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""
         self.pipeline.save_pretrained(directory, licence=self.config.licence)
+
+
+def other_people(features: ReferenceFeatures, config: LossConfig) -> OtherPeople | None:
+    """At most `identity_negatives` faces spread over a split; None where the loss does not compare with others."""
+    if not config.identity_contrast:
+        return None
+    count = len(features.identity)
+    rows = np.unique(np.linspace(0, count - 1, min(count, config.identity_negatives)).astype(int))
+    identity = np.stack([features.identity[int(row)] for row in rows])
+    return OtherPeople(
+        torch.from_numpy(identity),
+        torch.from_numpy(np.asarray(features.arrays.identity)[rows]),
+        weight=config.identity_contrast,
+        temperature=config.identity_temperature,
+    )
 
 
 def _parts(batch: dict[str, Tensor], at_once: int) -> Iterator[dict[str, Tensor]]:

@@ -498,6 +498,20 @@ def test_samples_and_conditions_tell_the_true_size_of_a_picture(arguments, tmp_p
         assert task.conditions(batch).time_ids.tolist() == [[*expected, side, side]] * 2
 
 
+def test_options_of_the_loss_are_trained_with(arguments, tmp_path, capsys):
+    """Offset noise, and faces told from those of others; both change what is learnt, and are compared on resume."""
+    words = [*arguments, "trainer.device=cpu", "trainer.steps=2", "loss.identity=0.5", "loss.identity_below=999"]
+    changes = {"plain": [], "offset": ["loss.offset_noise=0.1"], "others": ["loss.identity_contrast=0.5"]}
+    for name, more in changes.items():
+        assert main([*words, *more, f"out={tmp_path / name}"]) == 0, capsys.readouterr()
+    assert not same_weights(tmp_path / "plain" / "export", tmp_path / "offset" / "export")
+    assert not same_weights(tmp_path / "plain" / "export", tmp_path / "others" / "export")
+    assert main([*words, "loss.identity_contrast=0.1", f"out={tmp_path / 'others'}"]) == 2
+    assert "loss.identity_contrast was 0.5, now 0.1" in capsys.readouterr().err
+    assert main([*words, "loss.identity_temperature=0", f"out={tmp_path / 'others'}"]) == 2
+    assert "loss.identity_temperature" in capsys.readouterr().err
+
+
 def test_dropout_shares_are_checked():
     with pytest.raises(ValueError, match=r"dropout\.face"):
         DropoutConfig(face=-0.1)

@@ -8,6 +8,7 @@ differentiable recognizer compares it with the person.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,22 +31,58 @@ def face_distance(
     return (1 - F.cosine_similarity(embed(crops).float(), identity.float(), dim=-1)).mean()
 
 
+class OtherPeople(nn.Module):
+    """Faces of the training split, against which a face in a picture is told from others. `weight`: of that, as a
+    multiple of the distance to its own person.
+
+    identity (K, E) of any length, person (K,): constants that move with the module and are in no checkpoint.
+    """
+
+    def __init__(self, identity: Tensor, person: Tensor, *, weight: float, temperature: float) -> None:
+        super().__init__()
+        self.weight, self.temperature = weight, temperature
+        self.register_buffer("identity", F.normalize(identity.float(), dim=-1), persistent=False)
+        self.register_buffer("person", person, persistent=False)
+
+    def forward(self, seen: Tensor, identity: Tensor, person: Tensor) -> Tensor:
+        """Mean cross-entropy of the own person of faces seen (N, E), with identity (N, E) and number person (N,), among
+        all others; pictures of the same person are none of them."""
+        seen = F.normalize(seen.float(), dim=-1)
+        own = (seen * F.normalize(identity.float(), dim=-1)).sum(dim=-1, keepdim=True)
+        others = (seen @ self.identity.T).masked_fill(person[:, None] == self.person, -torch.inf)
+        scores = torch.cat([own, others], dim=1) / self.temperature
+        return -scores.log_softmax(dim=1)[:, 0].mean()
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentFaces:
-    """Compares faces in latents with persons: the autoencoder that decodes them, and the recognizer that sees them."""
+    """Compares faces in latents with persons: the autoencoder that decodes them, the recognizer that sees them, and
+    others from whom they are told (None: only their own person counts)."""
 
     vae: nn.Module
     recognizer: nn.Module
+    others: OtherPeople | None = None
 
     def distance(self, latents: Tensor, sample: Sample, rows: Tensor) -> Tensor:
-        """`face_distance` of latents (N, C, h, w) to the persons of `rows` of a sample, indices (N,)."""
-        return face_distance(
+        """`face_distance` of latents (N, C, h, w) to the persons of `rows` of a sample, indices (N,), plus the weighted
+        loss against others."""
+        faces: list[Tensor] = []
+
+        def embed(crops: Tensor) -> Tensor:
+            faces.append(self.recognizer(crops).identity)
+            return faces[-1]
+
+        identity = sample.batch["target_identity"][rows]
+        distance = face_distance(
             decode_latents(self.vae, latents),
             sample.batch["landmarks"][rows],
-            sample.batch["target_identity"][rows],
-            lambda crops: self.recognizer(crops).identity,
+            identity,
+            embed,
             crop_size=self.recognizer.config.image_size,
         )
+        if self.others is None:
+            return distance
+        return distance + self.others.weight * self.others(faces[0], identity, sample.batch["person"][rows])
 
 
 def facial_perceptual_loss(sample: Sample, faces: LatentFaces, *, below: int, limit: int, at_once: int) -> Tensor:

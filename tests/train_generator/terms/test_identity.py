@@ -8,7 +8,7 @@ from faceclip.faces.align import align_tensor
 from faceclip.towers.face import FaceViT
 from makeup_plugin.losses import decode_latents
 from tests.train_generator.terms.samples import TEMPLATE, gradient_rows, sample_of
-from train_generator.terms.identity import LatentFaces, face_distance, facial_perceptual_loss
+from train_generator.terms.identity import LatentFaces, OtherPeople, face_distance, facial_perceptual_loss
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,28 @@ def test_the_noisiest_samples_within_the_window_that_know_the_person_count(faces
     ]
     nothing = facial_perceptual_loss(sample, faces, below=10, limit=8, at_once=2)
     assert nothing == 0 and nothing.requires_grad
+
+
+def test_a_face_is_told_from_those_of_others_and_not_from_its_own_person():
+    others = OtherPeople(5 * torch.eye(3), torch.tensor([7, 8, 9]), weight=0.5, temperature=0.5)
+    seen = torch.tensor([[0.6, 0.8, 0.0]], requires_grad=True)
+    own = torch.tensor([[2.0, 0.0, 0.0]])
+    # Person 7 among 8 and 9: cosines .6 against .8 and 0, over the temperature.
+    expected = -torch.tensor([1.2, 1.6, 0.0]).log_softmax(0)[0]
+    found = others(seen, own, torch.tensor([7]))
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert seen.grad[0, 0] < 0 < seen.grad[0, 1]  # towards its own person, away from the one it looks like
+    assert not others.state_dict()
+
+
+def test_others_add_their_weighted_loss(faces):
+    sample = sample_of([100, 200], [True, True])
+    sample.batch["person"] = torch.tensor([1, 2])
+    people = OtherPeople(torch.randn(6, 32), torch.arange(6), weight=0.25, temperature=0.1)
+    rows, latents = torch.tensor([0, 1]), sample.estimate(torch.tensor([0, 1]))
+    plain = faces.distance(latents, sample, rows)
+    crops = align_tensor(decode_latents(faces.vae, latents), sample.batch["landmarks"], 18)
+    own = people(faces.recognizer(crops).identity, sample.batch["target_identity"], sample.batch["person"])
+    told = LatentFaces(vae=faces.vae, recognizer=faces.recognizer, others=people)
+    torch.testing.assert_close(told.distance(latents, sample, rows), plain + 0.25 * own)
