@@ -47,7 +47,7 @@ def test_bad_rows_are_counted(tiny_dataset: Path):
     arrays = load_arrays(tiny_dataset, "train")
     good = look_at_rows(arrays, 5)
     assert good == {"rows": 5, "blank": 0, "faces cut": 0, "empty maps": 0, "without words": 0, "captions cut": 0}
-    images, shading, points = (np.array(x) for x in (arrays.images, arrays.shading, arrays.landmarks_5))
+    images, shading, points = (np.array(x[:]) for x in (arrays.images, arrays.shading, arrays.landmarks_5))
     images[0], shading[0], points[0, 0] = 7, 0, [-3, 0]
     bad = replace(arrays, images=images, shading=shading, landmarks_5=points)
     said = [list(row) for row in arrays.captions]
