@@ -180,6 +180,9 @@ class GeneratorConfig:
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     gradient_checkpointing: bool = setting(False, "less memory for UNet and shading channel, in more time")
     validation_rows: int = setting(64, "most rows of a validation", resume="free")
+    validation_pictures: int = setting(
+        0, "pictures drawn in a validation for its figures of identity, text and pose; 0: none", resume="free"
+    )
     sample_steps: int = setting(12, "sampler steps of the sample pictures", resume="free")
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -188,6 +191,8 @@ class GeneratorConfig:
         for name in ("size", "validation_rows", "sample_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.validation_pictures < 0:
+            raise ConfigError(f"validation_pictures: must be 0 or more, got {self.validation_pictures}")
         if not 0 <= self.same_picture <= 1:
             raise ConfigError(f"same_picture: must be in [0, 1], got {self.same_picture}")
         if self.loss.sampled_identity and not self.adapter.shading:

@@ -14,16 +14,12 @@ from makeup_plugin.sampling import denoise, make_timesteps
 GUIDANCE = 3.0
 
 
-def draw_columns(
-    pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
-) -> Tensor:
-    """B columns of the grid, (3, 3 S, B S) in [0, 1]: targets, shading maps, and what is drawn from noise (B, C, h, w)
-    under the conditions."""
-    size = batch["shading"].shape[-1]
+def draw(pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, size: int, steps: int) -> Tensor:
+    """Latents (B, C, h, w) of pictures of `size` px that are drawn from noise of this shape under the conditions."""
     without = unconditional_half(pipeline.joint_encoder, [""], conditions, height=size, width=size, keep_shading=True)
     without = replace(without, time_ids=conditions.time_ids)
     noise = noise.to(conditions.tokens.device)
-    latents = denoise(
+    return denoise(
         pipeline.unet,
         pipeline.scheduler,
         noise,
@@ -33,6 +29,14 @@ def draw_columns(
         identity_channel=pipeline.identity_channel,
         shading_channel=pipeline.shading_channel,
     )
+
+
+def draw_columns(
+    pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
+) -> Tensor:
+    """B columns of the grid, (3, 3 S, B S) in [0, 1]: targets, shading maps, and what is drawn from noise (B, C, h, w)
+    under the conditions."""
+    latents = draw(pipeline, conditions, noise, size=batch["shading"].shape[-1], steps=steps)
     rows = [decode_latents(pipeline.vae, batch["latents"]), batch["shading"].float() / 255]
     rows.append(decode_latents(pipeline.vae, latents))
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

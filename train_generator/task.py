@@ -31,6 +31,7 @@ from train_generator.terms.identity import LatentFaces, OtherPeople, facial_perc
 from train_generator.terms.latent import latent_losses
 from train_generator.terms.sample import Sample, join
 from train_generator.terms.sampled_identity import finished_identity_distance, sampled_identity_loss, sampler_stops
+from train_generator.validation_pictures import draw_pictures, picture_figures, picture_names
 
 
 class GeneratorTask(Task):
@@ -208,15 +209,36 @@ class GeneratorTask(Task):
                 at_once=at_once,
             )
             figures["loss"] += config.sampled_identity * figures["loss_sampled_identity"]
+        if self.config.validation_pictures:
+            figures |= self._picture_figures(batch, self.config.validation_pictures)
         self._save_grid(batch, Path(self.config.out) / "samples" / f"{step:06d}.png")
         return figures
+
+    def figures(self) -> tuple[str, ...]:
+        """The names of what `validate` gives."""
+        config, names = self.config.loss, ["loss", "loss_noise", "loss_alignment", "loss_identity"]
+        if "latent_recognizer" in self.modules:
+            names += ["loss_latent_identity", "loss_latent_features"]
+            names += ["loss_latent_attributes"] if config.latent_attributes else []
+        names += ["loss_sampled_identity"] if config.sampled_identity else []
+        return (*names, *(picture_names(self.pipeline) if self.config.validation_pictures else ()))
+
+    def _picture_figures(self, batch: dict[str, Tensor], count: int) -> dict[str, float]:
+        """Figures of pictures of the first `count` samples under all conditions, from noise that is always the same."""
+        config, shown = self.config, _with_everything(batch, count)
+        noise = torch.randn(shown["latents"].shape, generator=torch.Generator().manual_seed(4))
+        parts = zip(_parts(shown, config.trainer.batch_size), noise.split(config.trainer.batch_size), strict=True)
+        pictures = [
+            draw_pictures(self.pipeline, self.conditions(part), start, size=config.size, steps=config.sample_steps)
+            for part, start in parts
+        ]
+        return picture_figures(self.pipeline, shown, torch.cat(pictures))
 
     def _save_grid(self, batch: dict[str, Tensor], path: Path, count: int = 8) -> None:
         """Pictures of the first `count` samples under all conditions."""
         count = min(count, len(batch["latents"]))
         noise = torch.randn((count, *batch["latents"].shape[1:]), generator=torch.Generator().manual_seed(3))
-        shown = {name: value[:count] for name, value in batch.items()}
-        shown |= {name: torch.ones_like(value) for name, value in shown.items() if name.startswith("keep_")}
+        shown = _with_everything(batch, count)
         at_once, columns = self.config.trainer.batch_size, []
         for part, start in zip(_parts(shown, at_once), noise.split(at_once), strict=True):
             columns.append(
@@ -242,6 +264,12 @@ def other_people(features: ReferenceFeatures, config: LossConfig) -> OtherPeople
         weight=config.identity_contrast,
         temperature=config.identity_temperature,
     )
+
+
+def _with_everything(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The first `count` samples of a batch under all conditions."""
+    shown = {name: value[:count] for name, value in batch.items()}
+    return shown | {name: torch.ones_like(value) for name, value in shown.items() if name.startswith("keep_")}
 
 
 def _parts(batch: dict[str, Tensor], at_once: int) -> Iterator[dict[str, Tensor]]:

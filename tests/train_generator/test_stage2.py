@@ -498,6 +498,26 @@ def test_samples_and_conditions_tell_the_true_size_of_a_picture(arguments, tmp_p
         assert task.conditions(batch).time_ids.tolist() == [[*expected, side, side]] * 2
 
 
+def test_a_validation_draws_fixed_people_and_tells_figures_that_choose_the_best(arguments, tmp_path, capsys):
+    words = [*arguments, "trainer.device=cpu", "trainer.steps=2", f"out={tmp_path / 'run'}", "fitter=tiny/fitter"]
+    words += ["validation_pictures=3", "trainer.best_metric=picture_identity"]
+    assert main(words) == 0, capsys.readouterr()
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert -1 <= line["picture_identity"] <= 1 and round(3 * line["picture_identity_rank1"], 4) in (0, 1, 2, 3)
+    assert -1 <= line["picture_text"] <= 1 and 0 <= line["picture_pose"] < 180
+    assert (tmp_path / "run" / "best" / "adapter.json").is_file()
+    config = parse_config(GeneratorConfig, words, presets=PRESETS)
+    pipeline = build_pipeline(config)
+    add_adapter(pipeline, config.adapter)
+    reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
+    task = GeneratorTask(pipeline, config, validation_features(config, pipeline), reader)
+    assert {"step", "kind", *task.figures()} == line.keys()
+    assert main([*words, f"out={tmp_path / 'other'}", "trainer.best_metric=picture_identiti"]) == 2
+    assert "trainer.best_metric: picture_identiti" in capsys.readouterr().err
+    assert main([*words, "validation_pictures=-1"]) == 2
+    assert "validation_pictures" in capsys.readouterr().err
+
+
 def test_options_of_the_loss_are_trained_with(arguments, tmp_path, capsys):
     """Offset noise, and faces told from those of others; both change what is learnt, and are compared on resume."""
     words = [*arguments, "trainer.device=cpu", "trainer.steps=2", "loss.identity=0.5", "loss.identity_below=999"]
