@@ -24,7 +24,7 @@ from faceclip.data import image_folder
 from faceclip.data.declared_files import check_arrow, check_card
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
-from faceclip.data.table_files import KINDS, csv_arguments, table_kind
+from faceclip.data.table_files import KINDS, column_kind, csv_arguments, table_kind
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import content_hash
 
@@ -296,10 +296,10 @@ def _check_tables(files: list[str]) -> None:
             raise EmptyDatasetError(f"{file} has no {what}: write it again, or take it out of the folder")
         for field in metadata.schema.to_arrow_schema():
             columns.setdefault(field.name, file)
-            kind, first = kinds.setdefault(field.name, (_kind(field.type), file))
-            if _kind(field.type) not in (kind, "nothing"):
+            kind, first = kinds.setdefault(field.name, (column_kind(field.type), file))
+            if column_kind(field.type) not in (kind, "nothing"):
                 raise DataError(
-                    f"{file}: column {field.name!r} holds {_kind(field.type)}, in {first} {kind}: write "
+                    f"{file}: column {field.name!r} holds {column_kind(field.type)}, in {first} {kind}: write "
                     "one of them again, or take it out of the folder"
                 )
     lacking = {name: file for name, file in columns.items() if file != files[0]}
@@ -308,15 +308,6 @@ def _check_tables(files: list[str]) -> None:
         raise DataError(
             f"{files[0]} lacks column {names}, which {other} has: write it again, or take it out of the folder"
         )
-
-
-def _kind(column: pa.DataType) -> str:
-    """What a column holds, as far as `datasets` does not convert it."""
-    if pa.types.is_null(column):
-        return "nothing"
-    if pa.types.is_struct(column):
-        return "structures"
-    return "lists" if pa.types.is_nested(column) else "single values"
 
 
 def _check_whole(tar: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 
 from faceclip.errors import ConfigError, DataError
 
@@ -68,3 +69,12 @@ def csv_arguments(files: Sequence[str]) -> dict[str, Any]:
             raise DataError(f"{file} has other columns or separators than {files[0]}: write them alike")
     kinds = datasets.Features({name: datasets.Value("string") for name in columns})
     return {"sep": separators[0], "keep_default_na": False, "features": kinds}
+
+
+def column_kind(column: pa.DataType) -> str:
+    """What a column holds, as far as `datasets` does not convert it."""
+    if pa.types.is_null(column):
+        return "nothing"
+    if pa.types.is_struct(column):
+        return "structures"
+    return "lists" if pa.types.is_nested(column) else "single values"
