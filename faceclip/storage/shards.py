@@ -184,10 +184,14 @@ class ShardedArray:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: Any) -> NDArray:
-        """An int, a slice, or integers of any shape; a copy with that shape before the rest."""
+        """An int, a slice, integers of any shape, or a mask of all rows; a copy with that shape before the rest."""
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
         index = np.asarray(index)
+        if index.dtype == bool:
+            if index.shape != (len(self),):
+                raise IndexError(f"a mask of shape {index.shape} does not fit {len(self)} rows")
+            index = np.flatnonzero(index)
         if index.size and (index.min() < -len(self) or index.max() >= len(self)):
             raise IndexError(f"row {index.max()} of {len(self)}")
         flat = np.where(index < 0, index + len(self), index).reshape(-1).astype(np.int64)

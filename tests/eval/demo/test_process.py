@@ -74,7 +74,7 @@ def test_a_stopped_demo_lets_the_stage_save_and_leaves_nothing_running(
     while is_running(int((tmp_path / "worker").read_text())):
         assert time.monotonic() < deadline, "a worker outlived the demo"
         time.sleep(0.05)
-    assert "goes on from here" in capsys.readouterr().err
+    assert "resumes from here" in capsys.readouterr().err
 
 
 def test_signals_are_as_before_afterwards(harmless_signals):

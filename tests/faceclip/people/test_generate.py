@@ -62,12 +62,13 @@ def test_labels_agree_with_each_other(tiny_dataset):
     # Eyes are above the mouth; in frontal portraits the left eye is left of the right one.
     assert (arrays.landmarks_5[:, :2, 1].mean(axis=1) < arrays.landmarks_5[:, 3:, 1].mean(axis=1)).all()
     assert (arrays.landmarks_5[frontal, 0, 0] < arrays.landmarks_5[frontal, 1, 0]).all()
-    glasses = (arrays.regions == REGIONS.index("glasses")).any(axis=(1, 2))
+    regions, shading = np.asarray(arrays.regions), np.asarray(arrays.shading)
+    glasses = (regions == REGIONS.index("glasses")).any(axis=(1, 2))
     assert not glasses[arrays.attribute_values("glasses") == "none"].any()
     assert glasses[arrays.attribute_values("glasses") != "none"].mean() > 0.8
     # The shading map lies where the face is, and is black elsewhere.
-    background = arrays.regions == REGIONS.index("background")
-    assert arrays.shading[background].mean() < 8 < arrays.shading[~background].mean()
+    background = regions == REGIONS.index("background")
+    assert shading[background].mean() < 8 < shading[~background].mean()
 
 
 def test_captions_describe_visible_regions(tiny_dataset):

@@ -106,6 +106,13 @@ def test_joined_array_indexes_like_numpy():
         joined[-11]
 
 
+def test_a_mask_chooses_rows():
+    joined = ShardedArray([np.arange(4), np.arange(4, 6)])
+    assert joined[np.array([True, False, False, True, True, False])].tolist() == [0, 3, 4]
+    with pytest.raises(IndexError, match=r"\(3,\).* 6 rows"):
+        joined[np.array([True, False, True])]
+
+
 def test_keys_depend_on_every_part():
     assert short_key("a", "b") == short_key("a", "b")
     assert len({short_key("a", "b"), short_key("ab", ""), short_key("a", "b", ""), short_key("b", "a")}) == 4

@@ -49,7 +49,7 @@ def test_weighted_mean():
 def test_mirrored_portraits_keep_their_weights(tiny_dataset):
     """What weighs nine is lips, whichever way the portrait faces."""
     source = WeightedSource(tiny_dataset, "train", size=32, weights={"lips": 9})
-    rows = [int(np.flatnonzero((source.arrays.regions == REGIONS.index("lips")).any(axis=(1, 2)))[0])] * 8
+    rows = [int(np.flatnonzero((np.asarray(source.arrays.regions) == REGIONS.index("lips")).any(axis=(1, 2)))[0])] * 8
     batch = source.get_batch(rows, [np.random.default_rng(seed) for seed in range(8)])
     image, lips = source.arrays.images[rows[0]], source.arrays.regions[rows[0]] == REGIONS.index("lips")
     mirrored = 0
