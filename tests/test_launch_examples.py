@@ -56,7 +56,10 @@ def test_zero_is_chosen_by_the_environment(programs) -> None:
 
 RANK = """#!/bin/bash
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $*" >> "$NOTES"
-if [ "$MODE" = fail ] && [ "$RANK" = 1 ]; then exit 2; fi
+if [ "$MODE" = fail ] && [ "$RANK" = 1 ]; then
+    until [ "$(wc -l < "$NOTES")" = 2 ]; do sleep 0.02; done
+    exit 2
+fi
 if [ "$MODE" = work ]; then exit 0; fi
 trap 'echo "saved $RANK" >> "$NOTES"; exit 143' TERM
 while true; do sleep 0.05; done

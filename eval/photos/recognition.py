@@ -116,8 +116,8 @@ def recognition_figures(scores: NDArray[np.float64], people: NDArray[np.int64]) 
 def measure(config: RecognitionConfig) -> None:
     """Measures on one core, prints the figures and writes them where asked to."""
     torch.set_num_threads(1)
-    encoders = {name: load_tower(name, "face") for name in config.recognizers}
     chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+    encoders = {name: load_tower(name, "face") for name in config.recognizers}
     photos = list(read_photos(chosen))
     seen = [photo for photo in photos if photo.face is not None]
     if len({photo.person for photo in seen}) < 2:

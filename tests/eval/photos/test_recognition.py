@@ -80,5 +80,8 @@ def test_a_chip_has_the_points_where_they_belong_however_large_the_picture():
 )
 def test_bad_input_is_named(words, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "person").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "person" / name).touch()
     assert main(words) == 2
     assert named in capsys.readouterr().err

@@ -60,9 +60,8 @@ def test_finished_exports_are_packed_in_parts(tmp_path: Path) -> None:
     whole = tmp_path / "whole.tar"
     whole.write_bytes(b"".join(part.read_bytes() for part in found))
     with tarfile.open(whole) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
-    assert (tmp_path / "unpacked" / "vae" / "export" / "weights.bin").read_bytes() == bytes(range(256)) * 2000
-    assert not list((tmp_path / "unpacked").rglob("large.bin"))
+        assert not any("large.bin" in name for name in tar.getnames())
+        assert tar.extractfile("vae/export/weights.bin").read() == bytes(range(256)) * 2000
 
 
 def test_the_command_says_when_to_try_again(tmp_path: Path, capsys) -> None:
