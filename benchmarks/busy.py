@@ -4,7 +4,7 @@
 
 The step is that of the joint encoder on the shipped towers: 8 faces and prompts, forward and backward, float32, on all
 cores. Each row is a process of its own, with or without sleeping threads (`faceclip.cpu.waiting`); the busy program is
-an endless loop at the lowest priority. Rows take turns, and the figure is the median of the rounds.
+an endless loop in a session of its own. Rows take turns, and the figure is the median of the rounds.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from faceclip.cpu.waiting import VARIABLE
 
 SPIN, SLEEP = "spin (OpenMP's own)", "sleep (PASSIVE)"
 MEASURE = "--measure"
-LOOP = "import os; os.nice(19)\nwhile True: pass"
+LOOP = "while True: pass"
 
 
 def measure(seconds: float) -> float:
@@ -73,7 +73,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for waiting in (SPIN, SLEEP):
             for busy in (False, True):
-                other = subprocess.Popen([sys.executable, "-c", LOOP]) if busy else None
+                other = subprocess.Popen([sys.executable, "-c", LOOP], start_new_session=True) if busy else None
                 try:
                     found.setdefault((waiting, busy), []).append(run(waiting, arguments.seconds))
                 finally:

@@ -1,5 +1,5 @@
 """Evaluation: retrieval, generation, leakage, and the reports that show them."""
 
-from faceclip.cpu.waiting import let_threads_sleep
+from faceclip.cpu.waiting import choose_waiting
 
-let_threads_sleep()
+choose_waiting()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from faceclip.cpu.waiting import let_threads_sleep
+from faceclip.cpu.waiting import choose_waiting
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 from faceclip.storage.places import check_place
@@ -130,7 +130,7 @@ def next_number(folder: Path, prefix: str = "image") -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m makeup_plugin`; returns the exit status."""
-    let_threads_sleep()
+    choose_waiting()
     return run(draw, DrawSettings, arguments, flags=True, usage=USAGE)
 
 

@@ -1,5 +1,5 @@
 """Stage 1: training of the joint encoder, and of the tiny towers (`train_encoder.towers`)."""
 
-from faceclip.cpu.waiting import let_threads_sleep
+from faceclip.cpu.waiting import choose_waiting
 
-let_threads_sleep()
+choose_waiting()

@@ -1,5 +1,5 @@
 """Stage 2: training of the generator plugin, and of the tiny base it stands on."""
 
-from faceclip.cpu.waiting import let_threads_sleep
+from faceclip.cpu.waiting import choose_waiting
 
-let_threads_sleep()
+choose_waiting()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from faceclip.cpu.waiting import let_threads_sleep
+from faceclip.cpu.waiting import choose_waiting
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 
@@ -83,7 +83,7 @@ def serve(settings: AppSettings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m makeup_plugin.app`; returns the exit status."""
-    let_threads_sleep()
+    choose_waiting()
     return run(serve, AppSettings, arguments, flags=True, usage=USAGE)
 
 
