@@ -23,6 +23,18 @@ class FaceFeatures:
     second: "FaceFeatures | None" = None
 
 
+def resized_crops(images: Tensor, size: int) -> Tensor:
+    """RGB crops (B, 3, H, W) in [0, 1] at (size, size), bilinear as published; those of that size as they are.
+
+    Raises ValueError for another number of dimensions or channels.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected RGB crops (B, 3, H, W) in [0, 1], got shape {tuple(images.shape)}")
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+
+
 def sine_positions(grid: int, width: int) -> Tensor:
     """Two-dimensional sines (grid², width) in [−1, 1] (Vaswani et al. 2017, as in MoCo v3), row by row."""
     axis = torch.arange(grid, dtype=torch.float32)
@@ -141,11 +153,7 @@ class FaceViT(ModelMixin, ConfigMixin):
 
         Raises ValueError for another number of dimensions or channels.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected RGB crops (B, 3, H, W) in [0, 1], got shape {tuple(images.shape)}")
-        size = self.config.image_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+        images = resized_crops(images, self.config.image_size)
         x = self.patch_embed(images) + self.pos_embed
         hidden = self._hidden_tokens(x) if self.training and self.config.mask_ratio > 0 else None
         if hidden is not None:

@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError
-from faceclip.towers.face import FaceFeatures, sine_positions
+from faceclip.towers.face import FaceFeatures, resized_crops, sine_positions
 
 EPS = 1e-5  # of the batch normalizations, as published
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
@@ -84,11 +84,7 @@ class FaceResNet(ModelMixin, ConfigMixin):
 
         Raises ValueError for another number of dimensions or channels.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected RGB crops (B, 3, H, W) in [0, 1], got shape {tuple(images.shape)}")
-        size = self.config.image_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+        images = resized_crops(images, self.config.image_size)
         x = self.prelu(self.bn1(self.conv1(images * 2 - 1)))
         for number in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{number}")(x)

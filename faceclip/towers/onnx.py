@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.towers.face import FaceFeatures, sine_positions
+from faceclip.towers.face import FaceFeatures, resized_crops, sine_positions
 from faceclip.towers.onnx_torch import OnnxGraph, differentiable_graph
 
 
@@ -81,12 +81,8 @@ class OnnxFaceEncoder(ModelMixin, ConfigMixin):
 
         Raises ValueError for another number of dimensions or channels.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected RGB crops (B, 3, H, W) in [0, 1], got shape {tuple(images.shape)}")
-        config, size = self.config, self.config.image_size
-        images = images.float()
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+        config = self.config
+        images = resized_crops(images.float(), config.image_size)
         pixels = (images * 255 - config.pixel_mean) / config.pixel_scale
         if pixels.requires_grad and torch.is_grad_enabled():
             graph = self._in_torch()
