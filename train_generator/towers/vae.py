@@ -4,14 +4,16 @@ python -m train_generator.towers.vae data=DIR [--preset tiny | portraits] [train
 python -m eval.restoration --vae EXPORT --data DIR    # what restored portraits lose in the eyes of the judges
 """
 
+import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from faceclip.storage.loading import load_strictly
 from faceclip.storage.shards import ShardedArray
 from faceclip.training import MapSource, StepContext, Task
 from train_generator.loading import load_frozen
+from train_generator.towers.balance import balance_latents
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.crops import cut, draw_corners, mirror_points, put_back
 from train_generator.towers.frozen import recognizer_at
@@ -54,8 +57,12 @@ class VaeConfig(TowerConfig):
     weights of the distances that `recognizer` (a folder; empty: the shipped one) sees between the restored and the true
     face (`train_generator.towers.likeness`). `init`: an export of this command whose weights the training starts from.
 
-    Raises ConfigError for a window that is larger than the portraits or no multiple of the latents' cell, and for
-    negative weights.
+    `balance`: how far the export's latent channels are brought to one variance (`train_generator.towers.balance`).
+    `decoder_only`: the encoder of `init` and its latents stay as they are, so that a base that learns them may train
+    beside it.
+
+    Raises ConfigError for a window that is larger than the portraits or no multiple of the latents' cell, for negative
+    weights, a balance that is no share, and decoder_only without init or with a balance.
     """
 
     out: str = setting("runs/towers/vae", "folder of the run", resume="free", path=True)
@@ -70,11 +77,19 @@ class VaeConfig(TowerConfig):
     region_weights: dict[str, float] = setting(
         factory=dict, help="weights of pixels that show a region, 1 for those not named"
     )
+    balance: float = setting(
+        0.0, "0 … 1: how far the export's latent channels are brought to one variance; 0: not at all", resume="free"
+    )
+    decoder_only: bool = setting(False, "train the decoder of `init` alone; its latents stay as they are")
 
     def __post_init__(self) -> None:
         for name in ("tokens", "identity"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError(f"balance: must be a share, 0 to 1, got {self.balance}")
+        if self.decoder_only and (not self.init or self.balance):
+            raise ConfigError("decoder_only: needs init, the export whose latents stay as they are, and no balance")
         cell = 2 ** (len(self.model.widths) - 1)
         if not 0 <= self.window <= self.size or self.window % cell:
             raise ConfigError(
@@ -166,6 +181,9 @@ class VaeTask(Task):
     def __init__(self, model: AutoencoderKL, config: VaeConfig, likeness: Likeness | None = None) -> None:
         self.modules, self.likeness = model, likeness
         self.config = config
+        if config.decoder_only:
+            model.encoder.requires_grad_(False)
+            model.quant_conv.requires_grad_(False)
         self.validation = load_arrays(config.data, "validation", size=config.size)
         self.training = load_arrays(config.data, "train", size=config.size)
 
@@ -208,10 +226,17 @@ class VaeTask(Task):
 
     def export(self, directory: Path) -> None:
         """Weights, and the factor that gives the latents unit variance (as SDXL's `scaling_factor`)."""
+        if self.config.decoder_only:  # latents and factor are those of `init`
+            self.modules.save_pretrained(directory)
+            return
+        model = copy.deepcopy(self.modules)
         rows = np.linspace(0, len(self.training) - 1, min(512, len(self.training))).astype(int)
-        latents = encode_mean(self.modules, self.training.images[rows])
-        self.modules.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
-        self.modules.save_pretrained(directory)
+        images = self.training.images[rows]
+        if self.config.balance:
+            balance_latents(model, encode_mean(model, images), mean_variance(model, images), self.config.balance)
+        latents = encode_mean(model, images)
+        model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        model.save_pretrained(directory)
 
 
 def to_model(images: Tensor) -> Tensor:
@@ -228,11 +253,20 @@ def batch_at(size: int) -> int:
 @torch.no_grad()
 def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
     """Posterior means (N, C, s, s), unscaled, of images (N, S, S, 3)."""
-    parts, batch = [], batch_at(images.shape[1])
+    return torch.cat([posterior.mean.float().cpu() for posterior in _posteriors(model, images)])
+
+
+@torch.no_grad()
+def mean_variance(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
+    """Posterior variances (C,), averaged over images (N, S, S, 3) and places."""
+    return torch.cat([posterior.var.float().cpu() for posterior in _posteriors(model, images)]).mean(dim=(0, 2, 3))
+
+
+def _posteriors(model: AutoencoderKL, images: NDArray[np.uint8]) -> Iterator[DiagonalGaussianDistribution]:
+    batch = batch_at(images.shape[1])
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2)))
-        parts.append(model.encode(to_model(pixels).to(model.device)).latent_dist.mean.float().cpu())
-    return torch.cat(parts)
+        yield model.encode(to_model(pixels).to(model.device)).latent_dist
 
 
 @torch.no_grad()
@@ -274,6 +308,7 @@ def start_from(model: AutoencoderKL, export: str) -> None:
     if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
         raise ConfigError(f"init: the autoencoder in {export} has other sizes than this configuration's model")
     model.load_state_dict(weights)
+    model.register_to_config(scaling_factor=earlier.config.scaling_factor)
 
 
 def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:
