@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from faceclip.errors import ConfigError
+from makeup_plugin.turns import give_turns
 
 # What a pipeline knows beside its components.
 _FACTS = ("base_model", "licence", "adapter_licence")
@@ -46,6 +47,8 @@ class PipelineSharingMixin:
                 f"from_pipe: {type(pipeline).__name__} has no {needed[0]}, and {cls.__name__} needs it; give"
                 f" {needed[0]}="
             )
+        if turns := getattr(pipeline, "_turns", None):
+            give_turns(parts["unet"], turns)
         shared = kind(**parts)
         for fact in _FACTS:
             setattr(shared, fact, getattr(pipeline, fact, ""))

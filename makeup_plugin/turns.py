@@ -43,6 +43,12 @@ def turns_of(unet: nn.Module | None) -> Turns:
         return _turns_by_module.setdefault(unet, Turns())
 
 
+def give_turns(unet: nn.Module, turns: Turns) -> None:
+    """Lets all pipelines that use this UNet take these turns, unless it has turns of its own already."""
+    with _choosing:
+        _turns_by_module.setdefault(unet, turns)
+
+
 class TakesTurns(Protocol):
     _turns: Turns
 

@@ -43,6 +43,7 @@ from makeup_plugin.saving.whole_unet import (
     read_unet,
     restore_unet,
 )
+from makeup_plugin.turns import Turns
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
@@ -94,6 +95,7 @@ class AdaptedPipeline(Protocol):
     image_encoder: torch.nn.Module | None
     identity_channel: IdentityChannel | None
     shading_channel: ControlNetModel | None
+    _turns: Turns
 
     def register_modules(self, **modules: Any) -> None: ...
 

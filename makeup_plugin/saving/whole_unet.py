@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import load_strictly
+from makeup_plugin.turns import Turns, give_turns
 
 UNET_FOLDER = "unet"
 FULL = "full"
@@ -25,6 +26,7 @@ class WholeUNetPipeline(Protocol):
     unet: UNet2DConditionModel
     whole_unet: bool
     replaced_unet: UNet2DConditionModel | None
+    _turns: Turns
 
     def register_modules(self, **modules: Any) -> None: ...
 
@@ -59,8 +61,12 @@ def read_unet(pipeline: WholeUNetPipeline, directory: Path, *, variant: str | No
 
 
 def exchange_unet(pipeline: WholeUNetPipeline, unet: UNet2DConditionModel) -> None:
-    """Puts an adapter's UNet in place of the base's, which the pipeline keeps for `restore_unet`."""
+    """Puts an adapter's UNet in place of the base's, which the pipeline keeps for `restore_unet`.
+
+    Pipelines that use either UNet go on taking turns: they may share a scheduler and the channels.
+    """
     base = pipeline.unet
+    give_turns(unet, pipeline._turns)
     pipeline.register_modules(unet=unet)
     pipeline.replaced_unet, pipeline.whole_unet = base, True
 

@@ -1,5 +1,6 @@
 """Adapters that hold all of the UNet: saved apart, put in place of the base's, and taken away again."""
 
+import copy
 import json
 
 import numpy as np
@@ -52,6 +53,27 @@ def test_an_adapter_takes_the_place_of_the_bases_unet_and_gives_it_back(tuned, b
     assert np.array_equal(run(base, photo, points), plain) and not base.whole_unet
     base.load_adapter(tmp_path)
     assert np.array_equal(run(base, photo, points), wanted)
+
+
+def test_pipelines_that_share_an_adapters_unet_take_turns(tuned, base, tmp_path):
+    tuned.save_adapter(tmp_path)
+    before = FaceMakeUpPipeline.from_pipe(base)
+    base.load_adapter(tmp_path)
+    after = FaceMakeUpPipeline.from_pipe(base)
+    copied = copy.deepcopy(base)
+    for drawing, others in ((base, (before, after)), (after, (base, before)), (copied, (copied.from_pipe(copied),))):
+        refused = []
+
+        def callback(pipe, step, timestep, tensors, others=others, refused=refused):
+            for other in others:
+                with pytest.raises(ConfigError, match="callback"):
+                    other.unload_adapter()
+                refused.append(other)
+
+        drawing("a man", num_inference_steps=1, output_type="latent", callback_on_step_end=callback)
+        assert len(refused) == len(others)
+    after.unload_adapter()
+    assert base.whole_unet and not after.whole_unet
 
 
 def test_no_lora_is_lost(tuned, pipeline, base, tmp_path):
