@@ -33,7 +33,7 @@ from train_generator.towers.frozen import recognizer_at
 from train_generator.towers.likeness import Likeness
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
-PASS_PIXELS = 1 << 20  # pixels that go through an autoencoder at once
+PASS_PIXELS = 1 << 17  # pixels that go through an autoencoder at once; more fall out of a processor's caches
 
 
 @dataclass(kw_only=True)
@@ -245,9 +245,9 @@ def to_model(images: Tensor) -> Tensor:
 
 
 def batch_at(size: int) -> int:
-    """How many pictures of `size` px go through an autoencoder at once: 64, fewer where they are large (SDXL's takes
-    about 2.5 GiB for one of 1024 px)."""
-    return max(1, min(64, PASS_PIXELS // size**2))
+    """How many pictures of `size` px go through an autoencoder at once: 8 of 128 px, fewer where they are larger (SDXL's
+    takes about 2.5 GiB for one of 1024 px)."""
+    return max(1, min(32, PASS_PIXELS // size**2))
 
 
 @torch.no_grad()
