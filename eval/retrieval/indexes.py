@@ -121,9 +121,9 @@ def distractor_curve(
     sizes: Sequence[int],
     *,
     seed: int = 0,
-) -> list[tuple[int, float]]:
-    """(number of distractors, rank-1) for growing numbers of planted distractors of nobody: random directions around
-    the gallery's mean with its covariance.
+) -> list[tuple[int, NDArray[np.bool_]]]:
+    """(number of distractors, whether each query finds its person first) for growing numbers of planted distractors of
+    nobody: random directions around the gallery's mean with its covariance.
 
     They are as near to each other as the gallery's people are on average, not as look-alikes are: real distractors are
     harder. Raises ConfigError for sizes that do not grow.
@@ -134,12 +134,13 @@ def distractor_curve(
     base = unit(gallery)
     mean, root = base.mean(axis=0), np.linalg.cholesky(np.cov(base.T) + 1e-6 * np.eye(base.shape[1]))
     index = flat_index(base)
-    relevant, curve, planted = Ragged.same_label(query_label, gallery_label), [], 0
+    relevant, planted = Ragged.same_label(query_label, gallery_label), 0
+    curve: list[tuple[int, NDArray[np.bool_]]] = []
     for size in sizes:
         while planted < size:
             count = min(65_536, size - planted)
             index.add(unit(mean + generator.standard_normal((count, base.shape[1])) @ root.T))
             planted += count
         ranks = search_exactly(index, queries, relevant).ranks
-        curve.append((size, float((ranks == 1).mean())))
+        curve.append((size, ranks == 1))
     return curve

@@ -6,8 +6,7 @@ people protect it; these functions measure what it does to encoder, retrieval an
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
@@ -83,35 +82,6 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
     "mask, share": (mask, (0, 0.5, 1)),
     "sunglasses, size": (sunglasses, (0, 0.5, 1)),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Strengths (K,) and the cosine to the undamaged photo per strength and picture (K, N); NaN where no face was
-    embedded."""
-
-    name: str
-    strengths: tuple[float, ...]
-    kept: NDArray[np.float64]
-
-
-def curve(
-    name: str,
-    images: Sequence[Picture],
-    landmarks: NDArray[np.floating],
-    embed: Callable[[Sequence[Picture]], NDArray[np.floating]],
-) -> Curve:
-    """Identity kept under one of `DAMAGES`. `embed` gives embeddings (N, D) of pictures, rows of zeros without a face;
-    landmarks (N, 5, 2) px."""
-    damage, strengths = DAMAGES[name]
-    clean = np.asarray(embed(images), np.float64)
-    kept = []
-    for strength in strengths:
-        damaged = [damage(image, strength, points) for image, points in zip(images, landmarks, strict=True)]
-        found = np.asarray(embed(damaged), np.float64)
-        length = np.linalg.norm(clean, axis=1) * np.linalg.norm(found, axis=1)
-        kept.append(np.where(length > 0, (clean * found).sum(axis=1) / np.where(length > 0, length, 1), np.nan))
-    return Curve(name=name, strengths=strengths, kept=np.array(kept))
 
 
 def fgsm(images: Tensor, embed: Callable[[Tensor], Tensor], epsilon: float) -> Tensor:

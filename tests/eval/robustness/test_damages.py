@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.metrics.robustness import DAMAGES, curve, fgsm, pgd
+from eval.robustness.damages import DAMAGES, fgsm, pgd
 
 POINTS = np.array([[20.0, 24], [44, 24], [32, 36], [24, 48], [40, 48]])
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -39,15 +39,6 @@ def test_mask_covers_the_mouth_and_glasses_cover_the_eyes():
     assert covered[48, 24:41].mean() > 0.9 and covered[24].mean() == 0
     covered = np.abs(DAMAGES["sunglasses, size"][0](PICTURE, 1, POINTS).astype(int) - PICTURE).sum(axis=2) > 0
     assert covered[24, 20] and covered[24, 44] and covered[48].mean() == 0
-
-
-def test_a_curve_starts_at_one_and_marks_lost_faces():
-    def embed(images):
-        return np.stack([image.reshape(-1)[:6] * float(image.std() > 40) for image in images])
-
-    found = curve("blur, px", [PICTURE], POINTS[None], embed)
-    assert found.kept.shape == (5, 1) and found.kept[0, 0] == pytest.approx(1)
-    assert np.isnan(found.kept[-1, 0])  # a strong blur left too little
 
 
 def test_attacks_stay_within_their_bounds_and_beat_noise(encoder):
