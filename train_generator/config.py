@@ -116,10 +116,14 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class DropoutConfig:
-    """Shares of samples without: words and face (`all`), the words, the face of the joint encoder, the identity
-    channel, the shading channel."""
+    """Shares of samples without: words and face (`all`), every trace of the reference so that words are left
+    (`reference`), the words, the face of the joint encoder, the identity channel, the shading channel.
+
+    Raises ConfigError for shares that are not in [0, 1), and where `all` and `reference` leave nothing.
+    """
 
     all: float = setting(0.08, "share of samples without words and face")
+    reference: float = setting(0.0, "without face, identity and shading channel: words alone")
     text: float = setting(0.05, "without the words")
     face: float = setting(0.15, "without the face of the joint encoder")
     identity: float = setting(0.10, "without the identity channel")
@@ -129,6 +133,8 @@ class DropoutConfig:
         for name, value in vars(self).items():
             if not 0 <= value < 1:
                 raise ConfigError(f"dropout.{name}: must be in [0, 1), got {value}")
+        if self.all + self.reference >= 1:
+            raise ConfigError(f"dropout: all={self.all} and reference={self.reference} together must be less than 1")
 
 
 @dataclass(kw_only=True)

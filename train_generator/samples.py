@@ -60,8 +60,9 @@ class GenerationSource(MapSource):
         caption = choice[int(rng.integers(len(choice)))]
         draw = rng.random(5)
         everything = draw[0] < self.dropout.all
-        keep_text = not everything and draw[1] >= self.dropout.text
-        keep_face = not everything and draw[2] >= self.dropout.face
+        alone = not everything and draw[0] < self.dropout.all + self.dropout.reference  # words without a reference
+        keep_text = not everything and (alone or draw[1] >= self.dropout.text)
+        keep_face = not everything and not alone and draw[2] >= self.dropout.face
         text = caption.text if keep_text else ""
         prefix = TEMPLATE if keep_face else ""
         masks = np.zeros((MAX_PHRASES, arrays.size, arrays.size), np.uint8)
@@ -89,8 +90,8 @@ class GenerationSource(MapSource):
             "named": np.array([keep_text and name in caption.named for name in self.attributes], bool),
             "keep_text": keep_text,
             "keep_face": keep_face,
-            "keep_identity": not everything and bool(draw[3] >= self.dropout.identity),
-            "keep_shading": bool(draw[4] >= self.dropout.shading),
+            "keep_identity": not everything and not alone and bool(draw[3] >= self.dropout.identity),
+            "keep_shading": not alone and bool(draw[4] >= self.dropout.shading),
         }
 
     def _time_ids(self, index: int) -> np.ndarray:

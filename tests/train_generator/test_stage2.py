@@ -482,6 +482,10 @@ def test_samples_list_the_attributes_that_their_text_names(arguments, tmp_path):
         assert sample["classes"].tolist() == [features.arrays.attributes[name][index] for name in names]
     silent = GenerationSource(features, DropoutConfig(text=0.999), same_picture=0.0, attributes=names)
     assert not silent.get(0, np.random.default_rng(0))["named"].any()
+    words = GenerationSource(features, DropoutConfig(all=0, text=0.999, reference=0.999), same_picture=0.0)
+    sample = words.get(0, np.random.default_rng(0))
+    assert not any(sample[name] for name in ("keep_face", "keep_identity", "keep_shading"))
+    assert sample["keep_text"]  # whatever the share of dropped texts
 
 
 def test_samples_and_conditions_tell_the_true_size_of_a_picture(arguments, tmp_path):
@@ -535,3 +539,5 @@ def test_options_of_the_loss_are_trained_with(arguments, tmp_path, capsys):
 def test_dropout_shares_are_checked():
     with pytest.raises(ValueError, match=r"dropout\.face"):
         DropoutConfig(face=-0.1)
+    with pytest.raises(ValueError, match="reference"):
+        DropoutConfig(all=0.5, reference=0.5)
