@@ -4,6 +4,7 @@ python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR [--
 python -m eval.judges.base export=DIR data=DIR    # adds to its card what a judge finds in its pictures
 """
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
+from faceclip.storage.folders import MANIFEST
 from faceclip.storage.hashes import module_hash
 from faceclip.towers.face import FaceViT
 from faceclip.towers.text import TextTower
@@ -244,9 +246,10 @@ class BaseTask(Task):
         return {"validation_noise": float(np.mean([float(part.mean()) for part in parts]))}
 
     def export(self, directory: Path) -> None:
-        """The folders `unet` and `scheduler` of an SDXL pipeline."""
+        """The folders `unet`, `scheduler` and `vae` of an SDXL pipeline, which stage 2 takes as `base=`."""
         self.modules["unet"].save_pretrained(directory / "unet")
         self.scheduler.save_pretrained(directory / "scheduler")
+        shutil.copytree(self.vae, directory / "vae", ignore=shutil.ignore_patterns(MANIFEST))
 
 
 def predict(

@@ -150,12 +150,14 @@ def test_dropped_texts_are_the_empty_one(vae_export, tiny_dataset):
     np.testing.assert_array_equal(batch["latents"].numpy(), source.latents[:2])
 
 
-def test_base_export_is_an_sdxl_unet_with_its_scheduler(base_export):
+def test_base_export_is_an_sdxl_base(base_export, vae_export):
     unet = UNet2DConditionModel.from_pretrained(base_export / "unet")
     assert unet.config.addition_embed_type == "text_time" and unet.config.cross_attention_dim == 40
     scheduler = DDIMScheduler.from_pretrained(base_export / "scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert float(scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)  # starts from pure noise
+    vae, copied = (AutoencoderKL.from_pretrained(one).state_dict() for one in (vae_export, base_export / "vae"))
+    assert all(torch.equal(copied[name], value) for name, value in vae.items())
     metrics = json.loads((base_export / "unet" / "metrics.json").read_text())["metrics"]
     assert metrics["velocity error"]["count"] == 8 and metrics["velocity error"]["value"] > 0
 
