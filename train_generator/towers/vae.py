@@ -245,8 +245,8 @@ def to_model(images: Tensor) -> Tensor:
 
 
 def batch_at(size: int) -> int:
-    """How many pictures of `size` px go through an autoencoder at once: 8 of 128 px, fewer where they are larger (that of
-    SDXL takes about 2.5 GiB for one of 1024 px)."""
+    """How many pictures of `size` px go through an autoencoder at once: 8 of 128 px, fewer where they are larger (the
+    autoencoder of SDXL takes about 2.5 GiB for one of 1024 px)."""
     return max(1, min(32, PASS_PIXELS // size**2))
 
 

@@ -303,7 +303,8 @@ def test_weights_without_a_classifier_are_refused(base_words, tmp_path, capsys, 
 
 def test_the_classifier_is_trained_but_not_exported(base_words, tmp_path):
     assert base.main([*base_words, f"out={tmp_path}", "attribute_weight=0.5"]) == 0
-    assert sorted(path.name for path in (tmp_path / "export").iterdir() if path.is_dir()) == ["scheduler", "unet", "vae"]
+    folders = sorted(path.name for path in (tmp_path / "export").iterdir() if path.is_dir())
+    assert folders == ["scheduler", "unet", "vae"]
     trained, _ = load_checkpoint(newest_checkpoint(tmp_path / "checkpoints"))
     assert any("classifier.heads" in name for name in trained)
 
