@@ -87,7 +87,8 @@ def test_every_stage_is_a_command_that_takes_its_words(machine: str, capsys) -> 
         for name in config.stages:
             module, *words = config.words(name)
             flags = words[0].startswith("--") and not words[0].startswith("--preset")
-            command = importlib.import_module(module if module != "faceclip.people" else f"{module}.__main__")
+            packages = ("faceclip.people", "train_encoder", "train_generator")
+            command = importlib.import_module(f"{module}.__main__" if module in packages else module)
             assert command.main([*words, *(["--nobody=1"] if flags else ["nobody=1"])]) == 2
             assert re.match(r"error: (--)?nobody: ", capsys.readouterr().err), name
 
