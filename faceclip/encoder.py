@@ -166,7 +166,7 @@ class FaceCLIP(JointEncoder):
 
         Raises what `encode` raises, and ConfigError without joint heads or for token ids.
         """
-        heads = self._heads()
+        heads = self.joint_heads()
         prompts = check_prompts(prompts)
         found = self.encode(prompts, faces, face_features=face_features, has_face=has_face)
         device, dtype = found.tokens.device, next(heads.parameters()).dtype
@@ -185,14 +185,15 @@ class FaceCLIP(JointEncoder):
         identity: (B, E) of their faces. image: their CLIP image embedding (B, C). Raises ConfigError for other widths,
         for numbers that are not finite, and without joint heads.
         """
-        heads = self._heads()
+        heads = self.joint_heads()
         check_vectors("identity", identity, heads.face_dim)
         check_vectors("image", image, self.g.text.config.embed_dim)
         if len(identity) != len(image):
             raise ConfigError(f"{len(identity)} identities need as many image embeddings, got {len(image)}")
         return heads.gallery(identity, image)
 
-    def _heads(self) -> JointHeads:
+    def joint_heads(self) -> JointHeads:
+        """The retrieval heads. Raises ConfigError where there are none."""
         if self.heads is None:
             raise ConfigError("this FaceCLIP has no joint heads (config joint=null): train stage 1 with joint heads")
         return self.heads

@@ -382,16 +382,16 @@ def _face_tokens(
     nobody: Tensor | None,
 ) -> Tensor:
     """Image tokens (B,T,W): `seen` (F,T,W) in the F rows with a face, those of `nobody`, or zeros, in the others."""
-    like = {"device": joint.tokens.device, "dtype": joint.tokens.dtype}
+    device, dtype = joint.tokens.device, joint.tokens.dtype
     if seen is None:
         if bool(present.any()):
             raise ConfigError("encoded holds no image tokens, which the identity channel reads: encode with its tower")
         empty = nobody
         if empty is None:
-            empty = torch.zeros_like(image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=like["device"]))[0])
-        return empty.to(**like).repeat(len(present), 1, 1)
-    tokens = torch.zeros(len(present), *seen.shape[1:], **like)
+            empty = torch.zeros_like(image_tokens(image_encoder, torch.zeros(1, 3, 64, 64, device=device))[0])
+        return empty.to(device, dtype).repeat(len(present), 1, 1)
+    tokens = torch.zeros(len(present), *seen.shape[1:], device=device, dtype=dtype)
     if nobody is not None:
-        tokens += nobody.to(**like)
-    tokens[present.to(like["device"])] = seen.to(like["dtype"])
+        tokens += nobody.to(device, dtype)
+    tokens[present.to(device)] = seen.to(dtype)
     return tokens

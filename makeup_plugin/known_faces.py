@@ -79,7 +79,7 @@ class KnownFaces:
         return sum(_size(value) for value in self._entries.values())
 
 
-def picture_key(pixels: np.ndarray, *others: bytes) -> str:
+def picture_key(pixels: np.ndarray, *others: bytes | np.ndarray) -> str:
     """A key of a picture (H,W,3) uint8, together with other bytes."""
     return bytes_hash(str(pixels.shape).encode(), np.ascontiguousarray(pixels), *others)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def as_list(images: Images, what: str = "image") -> list[ImageSource | None]:
         if not len(images):
             raise ConfigError(f"{what} is an empty list: give at least one image, or None for text alone")
         return list(images)
-    return [images]
+    return [cast("ImageSource | None", images)]
 
 
 def identity_references(identities: Sequence[Identity | None]) -> References:
@@ -206,7 +206,7 @@ def _prepared(
     pixels: NDArray[np.uint8], points: NDArray[np.float32] | None, name: str, policy: str, detector: FaceDetector | None
 ) -> PreparedFace:
     if points is None:
-        return prepare_face(pixels, policy=policy, detector=detector, name=name)
+        return prepare_face(pixels, policy=cast(Any, policy), detector=detector, name=name)
     height, width = pixels.shape[:2]
     check_landmarks(points, height, width, name)
     if (side := crop_side(points)) < MIN_CROP_SIDE:

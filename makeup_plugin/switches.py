@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from faceclip.errors import ConfigError
 from makeup_plugin.turns import change_in_turn, move_in_turn
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Mixed  # the class whose methods these override
+else:
+    Mixed = object
+
 _PLACED_BY_WEIGHTS = ("joint_encoder", "image_encoder", "face_fitter", "face_encoder")
 
 
-class PipelineSwitchesMixin:
+class PipelineSwitchesMixin(Mixed):
     """For a diffusers pipeline with `unet` and `identity_channel`. It must stand before diffusers' own mixins."""
+
+    _exclude_from_cpu_offload: ClassVar[list[str]]
 
     @move_in_turn
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -45,7 +52,8 @@ class PipelineSwitchesMixin:
 
         They place their inputs where their weights are, and accelerate's hooks keep weights nowhere between calls.
         """
-        self._exclude_from_cpu_offload = [*type(self)._exclude_from_cpu_offload, *_PLACED_BY_WEIGHTS]
+        excluded = [*type(self)._exclude_from_cpu_offload, *_PLACED_BY_WEIGHTS]
+        self._exclude_from_cpu_offload = excluded  # type: ignore[misc]  # hides that of the class
         try:
             super().enable_sequential_cpu_offload(gpu_id=gpu_id, device=device)
         finally:

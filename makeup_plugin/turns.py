@@ -6,7 +6,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from torch import nn
 
@@ -69,7 +69,7 @@ def call_in_turn(method: Callable[P, R]) -> Callable[P, R]:
             finally:
                 self._turns.calling = False
 
-    return waiting
+    return cast("Callable[P, R]", waiting)
 
 
 def change_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:

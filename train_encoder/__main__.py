@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from faceclip.data.mapping import data_at
 from faceclip.storage.hashes import module_hash
 from faceclip.training import Result, Trainer, check_output, run_training
 from train_encoder.config import PRESETS, EncoderConfig
@@ -39,7 +40,7 @@ def prepare(config: EncoderConfig) -> Trainer:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     start = load_start(config)
-    data, cache = config.data, config.cache_path
+    data, cache = data_at(config.data), config.cache_path
     train_features = load_features(data, "train", start.towers, cache, pictures=config.sampling.images)
     validation = load_features(data, "validation", start.towers, cache)
     check_apart(train_features, validation)

@@ -170,7 +170,7 @@ class EncoderConfig:
     @property
     def cache_path(self) -> Path:
         """The folder of frozen features."""
-        return cache_folder(self.data, self.cache)
+        return cache_folder(data_at(self.data), self.cache)
 
     def check_widths(self, text_l: int, text_g: int) -> None:
         """Raises ConfigError for attention heads that do not divide the widths of the text towers."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.arrays import load_arrays
 from faceclip.data.blocks import ROWS, Builder, kept_rows
-from faceclip.data.mapping import DataConfig
+from faceclip.data.mapping import DataConfig, data_at
 from faceclip.data.portraits import check_pairs
 from faceclip.data.recorded import RecordedPortraits, rows_of_split
 from faceclip.data.sources import check_own_layout, find_layout
@@ -36,7 +36,7 @@ from train_encoder.towers_io import Towers
 def check_data(config: EncoderConfig) -> None:
     """Raises ConfigError for words of `data` that would change nothing, and for a metric that the data cannot give;
     DataError when there are no data."""
-    data = config.data
+    data = data_at(config.data)
     if find_layout(data) == "portraits":
         used = {"device"} | ({"batch_size"} if data.device != "cpu" else set())
         check_own_layout(data, used | ({"batch_size", "verify", "shard_rows"} if config.cached_text else set()))
@@ -113,16 +113,16 @@ def split_features(
 def build_all(config: EncoderConfig) -> Iterator[str]:
     """Builds both splits, and the states of the text towers where they are to be read; yields a line about each."""
     check_data(config)
-    start = load_start(config)
+    start, data = load_start(config), data_at(config.data)
     for split in ("train", "validation"):
-        found = load_features(config.data, split, start.towers, config.cache_path, pictures=config.sampling.images)
+        found = load_features(data, split, start.towers, config.cache_path, pictures=config.sampling.images)
         people = len(np.unique(found.portraits.identity))
         yield (
             f"{split}: {len(found.portraits):,} pictures of {people:,} persons, {len(found.caption):,} captions, "
             f"tokens {found.tokens.shape}"
         )
         if split == "train" and config.cached_text:
-            states = text_states_of(start.model(config), found, config.sampling, config.data, config.cache_path)
+            states = text_states_of(start.model(config), found, config.sampling, data, config.cache_path)
             yield f"{split}: states of the text towers {states.states.shape}"
 
 

@@ -52,7 +52,7 @@ class FrozenTowers:
             tokens.append(found.tokens.to(torch.float16).cpu().numpy())
         return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
 
-    def images(self, pictures: Sequence[NDArray[np.uint8]]) -> Fields:
+    def images(self, pictures: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Fields:
         """image (N, C) float32 of square pictures (S, S, 3), not normalized."""
         found = [np.empty((0, self.towers.image.config.embed_dim), np.float32)]
         found += [self.towers.image(batch).embedding.float().cpu().numpy() for batch in self._batches(pictures)]
@@ -72,8 +72,8 @@ class FrozenTowers:
             found.append(self.towers.text_g(ids).embedding.float().cpu().numpy())
         return {"caption": np.concatenate(found)}, cut
 
-    def _batches(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+    def _batches(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Iterator[torch.Tensor]:
         """(B, 3, S, S) in [0, 1] on the device."""
         for start in range(0, len(images), self.batch):
-            stacked = torch.from_numpy(np.stack(images[start : start + self.batch]))
+            stacked = torch.from_numpy(np.stack(list(images[start : start + self.batch])))
             yield stacked.to(named_device(self.device)).permute(0, 3, 1, 2).float() / 255

@@ -65,7 +65,8 @@ class EncoderTask(ContrastiveTask):
         conditioning = self.model.encode(
             flat["tokens"], face_features=features, has_face=has_face, text_states=flat.get("text_states")
         )
-        query = self.model.heads(
+        heads = self.model.joint_heads()
+        query = heads(
             conditioning.tokens,
             identity=conditioning.identity,
             text=flat["text"],
@@ -78,7 +79,7 @@ class EncoderTask(ContrastiveTask):
             "query_face": query.face,
             "query_text": query.text,
             "query_joint": query.joint,
-            "gallery": self.model.heads.gallery(flat["answer_identity"], flat["answer_image"]),
+            "gallery": heads.gallery(flat["answer_identity"], flat["answer_image"]),
             "drift": (conditioning.tokens.float() - plain).square().mean((1, 2)),
             "power": plain.detach().square().mean((1, 2)),
             "labels": torch.stack([flat["person"], flat["row"], flat["words"]], dim=1),

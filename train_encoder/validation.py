@@ -80,7 +80,7 @@ def scores_of(
     (Q,): the rows of the queries' captions among the features."""
     device = model.face_encoder.pos_embed.device
     everyone = (torch.tensor(np.asarray(x), device=device) for x in (features.identity, features.image))
-    gallery = model.heads.gallery(*everyone)
+    gallery = model.joint_heads().gallery(*everyone)
     joint, face = [], []
     for start in range(0, len(queries), 128):
         at = slice(start, start + 128)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from faceclip.data.mapping import cache_folder
+from faceclip.data.mapping import cache_folder, data_at
 from faceclip.data.sources import own_folder
 from faceclip.errors import ConfigError
 from faceclip.training import Result, Trainer, check_output, run_training
@@ -33,14 +33,15 @@ def train(config: GeneratorConfig) -> Result:
 def prepare(config: GeneratorConfig) -> Trainer:
     """Stage 2 up to its first step: data, features, base, adapter and losses. Raises what a user can mend."""
     check_output(Path(config.out))
-    for name, place in (("data", config.data.path), ("encoder", config.encoder)):
+    given = data_at(config.data)
+    for name, place in (("data", given.path), ("encoder", config.encoder)):
         if not place:
             raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     pipeline = build_pipeline(config)
-    data, cache = own_folder(config.data), cache_folder(config.data, config.cache)
+    data, cache = own_folder(given), cache_folder(given, config.cache)
     vae = base_directory(config.base) / "vae"
     features = [
         reference_features(
@@ -61,9 +62,10 @@ def prepare(config: GeneratorConfig) -> Trainer:
         add_adapter(pipeline, config.adapter)
     reader = None
     if config.loss.reads_latents:
+        channels, side = features[0].latents.shape[1:3]
         reader = load_latent_recognizer(
             config.latent_recognizer,
-            latents=features[0].latents.shape[1:3],
+            latents=(channels, side),
             vocabularies=features[0].arrays.vocabularies,
             embedding_dim=pipeline.joint_encoder.face_encoder.config.embedding_dim,
             attributes=config.loss.latent_attributes > 0,

@@ -101,7 +101,7 @@ class GeneratorTask(Task):
         pipeline, size = self.pipeline, self.config.size
         features = FaceFeatures(tokens=batch["face_tokens"], identity=batch["face_identity"])
         joint = pipeline.joint_encoder.encode(batch["tokens"], face_features=features, has_face=batch["keep_face"])
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, Any] = {}
         if pipeline.identity_channel is not None:
             inputs |= {"identity": batch["face_identity"].float(), "image_tokens": batch["image_tokens"]}
             inputs["has_identity"] = batch["keep_identity"]
@@ -189,7 +189,8 @@ class GeneratorTask(Task):
         generator = torch.Generator(device).manual_seed(5)
         noise = torch.randn(batch["latents"].shape, generator=generator, device=device)
         timesteps = torch.linspace(20, len(self.schedule) - 20, len(rows), device=device).long()
-        samples, aligned, phrases = [], 0.0, 0
+        samples: list[Sample] = []
+        aligned, phrases = noise.new_zeros(()), 0
         for part in _parts(batch, at_once):
             place = slice(len(samples) * at_once, (len(samples) + 1) * at_once)
             samples.append(self.sample(part, noise[place], timesteps[place]))

@@ -100,7 +100,7 @@ def generate_arm(
             save_image(image, paths[number], record)
         if progress is not None:
             progress(len(part))
-    return np.stack([_read_picture(path) for path in paths])
+    return np.stack([np.asarray(_read_picture(path)) for path in paths])
 
 
 @torch.no_grad()

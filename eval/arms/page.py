@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eval.arms.plan import ARMS, Job, first_people
 from eval.arms.scores import Scores, compare, summarize
-from eval.reports.report import Report, interval_bars
+from eval.reports.report import Cell, Report, interval_bars
 from faceclip.data.arrays import FaceArrays
 from faceclip.statistics import Estimate
 from faceclip.training.towers.labels import JUDGED
@@ -108,14 +108,15 @@ def _attribute_table(
     columns = [f"prompt accuracy, {attribute}" for attribute in JUDGED]
     named = next(iter(summaries.values()))
     counts = [f"{named[column].count:,} of {named[column].identities:,} people" for column in columns]
-    rows = [[name, *(figures[column] for column in columns)] for name, figures in {**summaries, **real}.items()]
-    report.table(["arm", *JUDGED], [["prompts that name it", *counts], *rows], caption="Prompt accuracy by attribute")
+    rows: list[list[Cell]] = [["prompts that name it", *counts]]
+    rows += [[name, *(figures[column] for column in columns)] for name, figures in {**summaries, **real}.items()]
+    report.table(["arm", *JUDGED], rows, caption="Prompt accuracy by attribute")
 
 
 def _difference_table(report: Report, scores: Mapping[str, Scores]) -> None:
     """Nothing where there is no arm `text` to compare with, or nothing else."""
     names = ("all", *JUDGED)
-    rows = []
+    rows: list[list[Cell]] = []
     for arm in scores:
         if arm != "text" and "text" in scores:
             difference = compare(scores[arm], scores["text"])
@@ -175,7 +176,7 @@ def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool]]:
         )
     for name in scores:
         other = ARMS[name].counterpart
-        if other in scores:
+        if other is not None and other in scores:
             value = compare(scores[name], scores[other])["pose error − half the other's (°)"]
             mine, theirs = scores[name].pose_error.mean(), scores[other].pose_error.mean()
             text = f"{name} at least halves the pose error of {other}"

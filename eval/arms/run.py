@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def evaluate(
     context = real_portraits(judges, jobs, arrays, references)
     shown = [jobs[number].reference for number in first_people(jobs, arrays.identity)]
     maps = fitted_maps(pipeline, shown, source)
-    made_by = {name: settings[name] for name in ("model", "data", "plan", "code")}
+    made_by = {name: str(settings[name]) for name in ("model", "data", "plan", "code")}
     made_by |= {"judge": module_hash(judges.judge), "second recognizer": module_hash(judges.second)}
     return GenerationResult(
         jobs=jobs,
@@ -174,7 +175,10 @@ def to_json(result: GenerationResult) -> dict:
         return {name: value.to_dict() for name, value in figures.items()}
 
     arms = {name: plain(summarize(value)) for name, value in result.scores.items()}
-    content = {"arms": arms, "real": {name: plain(summarize(value)) for name, value in result.context.items()}}
+    content: dict[str, Any] = {
+        "arms": arms,
+        "real": {name: plain(summarize(value)) for name, value in result.context.items()},
+    }
     content["frechet distance"] = {name: value.frechet for name, value in {**result.scores, **result.context}.items()}
     if "text" in result.scores:
         base = result.scores["text"]

@@ -86,6 +86,7 @@ def judge_pictures(
         best_own = np.where(own, scores, -np.inf).max(axis=1)
         best_other = np.where(own, -np.inf, scores).max(axis=1)
         recognized[name] = (found & (best_own > best_other + TIE_TOLERANCE)).astype(np.float64)
+    assert faces.widths is not None  # a detector found them
     light = np.full(len(rows), np.nan)
     if judges.fitter is not None:
         light = light_error(fitted_light(judges.fitter, images, sight.landmarks), np.asarray(arrays.light)[rows])

@@ -6,6 +6,7 @@ python -m eval.retrieval --model runs/encoder/export --data DIR --out runs/retri
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rich.progress import Progress
@@ -21,12 +22,12 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.retrieval.labels import labels_of
-from faceclip.retrieval.queries import QUERY_KINDS, build_queries
+from faceclip.retrieval.queries import QUERY_KINDS, QueryKind, build_queries
 from faceclip.settings import run, setting
 from faceclip.training.checkpoints import make_folder
 
-COMPOSED = "face+text"
-DETECTED_KINDS = ("face_frontal", COMPOSED)
+COMPOSED: QueryKind = "face+text"
+DETECTED_KINDS: tuple[QueryKind, ...] = ("face_frontal", COMPOSED)
 
 
 def evaluate(
@@ -34,11 +35,11 @@ def evaluate(
     test: FaceArrays,
     validation: FaceArrays,
     *,
-    kinds: tuple[str, ...] = QUERY_KINDS,
+    kinds: tuple[QueryKind, ...] = QUERY_KINDS,
     limit: int | None = 2000,
     seed: int = 0,
     detector: bool = True,
-) -> tuple[dict[str, KindResult], dict[str, KindResult], dict]:
+) -> tuple[dict[QueryKind, KindResult], dict[QueryKind, KindResult], dict]:
     """Results with labelled faces, results with detected faces, and facts about both.
 
     Raises EmptyDatasetError, before anything is computed, for queries that a split does not allow.
@@ -52,7 +53,8 @@ def evaluate(
             except EmptyDatasetError as error:
                 raise EmptyDatasetError(f"{split} split: {error} (--kinds chooses what is asked)") from error
     portraits = encode_portraits(model, test.images, labelled_faces(test.landmarks_5))
-    facts, weight = {"test portraits": len(test)}, None
+    facts: dict[str, float] = {"test portraits": len(test)}
+    weight = None
     if composed:
         tuning = encode_portraits(model, validation.images, labelled_faces(validation.landmarks_5))
         weight = tune_weight(model, tuning, others, seed=seed, limit=1000)
@@ -86,7 +88,7 @@ def evaluate(
 
 
 def write_results(
-    out: Path, results: dict[str, KindResult], found: dict[str, KindResult], facts: dict, settings: dict
+    out: Path, results: dict[QueryKind, KindResult], found: dict[QueryKind, KindResult], facts: dict, settings: dict
 ) -> dict:
     """results.json; returns its content."""
     content = {
@@ -100,7 +102,7 @@ def write_results(
     return content
 
 
-def add_detected(report: Report, found: dict[str, KindResult], facts: dict) -> None:
+def add_detected(report: Report, found: dict[QueryKind, KindResult], facts: dict) -> None:
     """The section on faces that must be found first."""
     if not found:
         return
@@ -153,7 +155,7 @@ def search_and_report(settings: RetrievalSettings) -> None:
         model,
         test,
         validation,
-        kinds=tuple(settings.kinds.split(",")),
+        kinds=cast("tuple[QueryKind, ...]", tuple(settings.kinds.split(","))),
         limit=settings.queries,
         seed=settings.seed,
         detector=settings.detector,

@@ -1,13 +1,14 @@
 """The retrieval report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.reports.report import Report, interval_bars, line_plot
+from eval.reports.report import Cell, Report, interval_bars, line_plot
 from eval.retrieval.run import JOINT, KindResult, cumulative_match
-from faceclip.retrieval.queries import DESCRIPTIONS
+from faceclip.retrieval.queries import DESCRIPTIONS, QueryKind
+from faceclip.storage.shards import ShardedArray
 
 TIE_RULE = (
     "Ties count against the model: a wrong portrait with the same score as the right one (to 10⁻⁶) is ranked before "
@@ -26,8 +27,8 @@ TITLES = {
 
 def add_sections(
     report: Report,
-    results: Mapping[str, KindResult],
-    images: NDArray[np.uint8],
+    results: Mapping[QueryKind, KindResult],
+    images: NDArray[np.uint8] | ShardedArray,
     *,
     examples: int = 6,
 ) -> None:
@@ -70,7 +71,7 @@ def _table(report: Report, result: KindResult) -> None:
 
 def _first_table(report: Report, result: KindResult) -> None:
     columns = list(next(iter(result.first.values())))
-    rows = [[name, *(shares[column] for column in columns)] for name, shares in result.first.items()]
+    rows: list[list[Cell]] = [[name, *(shares[column] for column in columns)] for name, shares in result.first.items()]
     report.table(["space", *columns], rows, caption="What stands first, as shares of the queries", emphasized=[0])
 
 
@@ -82,7 +83,7 @@ def _curves(report: Report, result: KindResult) -> None:
     report.figure(figure, "Composed queries answered within a rank.")
 
 
-def _examples(report: Report, result: KindResult, images: NDArray[np.uint8], count: int) -> None:
+def _examples(report: Report, result: KindResult, images: NDArray[np.uint8] | ShardedArray, count: int) -> None:
     """The same queries answered by the joint space and by the concatenation."""
     rows = np.unique(np.linspace(0, len(result.queries) - 1, count).astype(int))
     other = "concatenation [face ; text]"
@@ -98,7 +99,7 @@ def _examples(report: Report, result: KindResult, images: NDArray[np.uint8], cou
 
 
 def _grid(
-    result: KindResult, images: NDArray[np.uint8], rows: Sequence[int], name: str
+    result: KindResult, images: NDArray[np.uint8] | ShardedArray, rows: NDArray[np.integer], name: str
 ) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
     grid = []
     for row in rows:

@@ -81,7 +81,7 @@ def evaluate_kind(
     return KindResult(queries=queries, outcomes=outcomes, differences=differences, first=first, top=top)
 
 
-def to_json(results: Mapping[str, KindResult]) -> dict:
+def to_json(results: Mapping[QueryKind, KindResult]) -> dict:
     """Figures of all kinds as plain JSON values."""
     return {
         kind: {

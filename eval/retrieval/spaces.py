@@ -14,6 +14,7 @@ from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
 from faceclip.faces.batches import FacePoints, crop_batches, to_unit
 from faceclip.retrieval.queries import Queries
+from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceFeatures
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import tokenize, used_tokens
@@ -65,13 +66,13 @@ class Portraits:
     def image_space(self) -> Embeddings:
         return all_present(self.image.numpy())
 
-    def features(self, rows: Sequence[int]) -> FaceFeatures:
+    def features(self, rows: Sequence[int] | NDArray[np.integer]) -> FaceFeatures:
         return FaceFeatures(tokens=self.tokens[rows], identity=self.identity[rows])
 
 
 @torch.no_grad()
 def encode_portraits(
-    model: RetrievalModel, images: NDArray[np.uint8], faces: FacePoints, *, batch: int = 64
+    model: RetrievalModel, images: NDArray[np.uint8] | ShardedArray, faces: FacePoints, *, batch: int = 64
 ) -> Portraits:
     """Face and image embeddings of portraits (N, S, S, 3); zeros for the face where none was found."""
     encoder = model.encoder.face_encoder

@@ -20,7 +20,7 @@ def record_fields(good: Sequence[tuple[int, RawRecord, FoundPortrait]]) -> dict[
     """The fields of a shard of records, of usable rows: their numbers, records and portraits."""
     texts = [raw.captions for _, raw, _ in good]
     flat = [text for row in texts for text in row]
-    fields = {
+    fields: dict[str, NDArray] = {
         "row": np.array([number for number, _, _ in good], np.int64),
         "person": np.array([text_hash(raw.person) for _, raw, _ in good], np.int64),
         "split": np.array([text_hash(raw.split) for _, raw, _ in good], np.int64),
@@ -135,7 +135,7 @@ class _Texts(Sequence):
 class CaptionTexts(_Texts):
     """The captions of each row."""
 
-    def __getitem__(self, index: int) -> list[Caption]:
+    def __getitem__(self, index: int) -> list[Caption]:  # type: ignore[override]  # one row at a time
         shard, row = self._at(index)
         begin = int(shard["captions"][:row].sum())
         texts = [self._text(shard, "caption", begin + c) for c in range(int(shard["captions"][row]))]
@@ -145,6 +145,6 @@ class CaptionTexts(_Texts):
 class PersonNames(_Texts):
     """Who each row shows, as the data set says it."""
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # one row at a time
         shard, row = self._at(index)
         return self._text(shard, "name", row)

@@ -172,8 +172,8 @@ def local_controls(targets: Targets) -> list[tuple[str, list[str], list[str], fl
 def sample_people(targets: Targets, people: int, vertices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Offsets (people, len(vertices), 3) of random plausible adults."""
     controls = local_controls(targets)
-    low = np.stack([sum(targets[n] for n in lows)[vertices] for _, lows, _, _ in controls])
-    high = np.stack([sum(targets[n] for n in highs)[vertices] for _, _, highs, _ in controls])
+    low = np.stack([np.sum([targets[n] for n in lows], axis=0)[vertices] for _, lows, _, _ in controls])
+    high = np.stack([np.sum([targets[n] for n in highs], axis=0)[vertices] for _, _, highs, _ in controls])
     sigma = np.asarray([s for *_, s in controls])
     weights = np.clip(rng.normal(size=(people, len(controls))) * sigma, -1.0, 1.0)
     flat = len(vertices) * 3

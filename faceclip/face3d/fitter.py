@@ -1,5 +1,6 @@
 """From one aligned face crop to the 3D channel's parameters, and from them to a shading map."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,7 +55,8 @@ class Corrector(nn.Module):
         with torch.autocast(values.device.type, enabled=False):  # bf16 would move a point by half a pixel
             places = self.points.positions(fit)[:, None] * 2 - 1
             # Zeros outside of the crop.
-            found = sum(F.grid_sample(level, places, align_corners=False) for level in levels)
+            looks = (F.grid_sample(level, places, align_corners=False) for level in levels)
+            found = functools.reduce(torch.add, looks)
             features = torch.cat([found.flatten(1), values], dim=1)
         return _float32(self.update, F.relu(self.look(features.to(self.look.weight.dtype))))
 

@@ -31,7 +31,7 @@ def labelled_faces(landmarks: NDArray[np.float32]) -> FacePoints:
 
 
 def detected_faces(
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | ShardedArray,
     detector: FaceDetector | None = None,
     *,
     label: str = "faces",

@@ -55,7 +55,7 @@ _TURNS = {
 }
 
 
-def describe_source(source: ImageSource) -> str:
+def describe_source(source: Any) -> str:
     """A name for error messages: the path, or the kind of object."""
     if isinstance(source, str | os.PathLike):
         name = str(source)

@@ -98,7 +98,7 @@ class Descriptions(Sequence[Sequence[Description]]):
     def __len__(self) -> int:
         return len(self.captions)
 
-    def __getitem__(self, row: int) -> list[Description]:
+    def __getitem__(self, row: int) -> list[Description]:  # type: ignore[override]  # one row at a time
         return [
             Description(
                 text=caption.text,

@@ -99,7 +99,7 @@ def queries_of(labels: Labels, kind: QueryKind, asked: Sequence[Query]) -> Queri
         relevant=np.stack([right for right, _ in masks]),
         excluded=np.stack([out for _, out in masks]),
         identity=labels.identity[[query.row for query in asked]],
-        described=np.stack(fits) if kind == "face+text" else None,
+        described=np.stack([fit for fit in fits if fit is not None]) if kind == "face+text" else None,
     )
 
 
@@ -120,7 +120,7 @@ _NEEDS: dict[QueryKind, str] = {
 def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generator) -> Query | None:
     """The query about a portrait, if there is one with an answer."""
     face, number = row, None
-    if kind == "face_frontal" and labels.index[row] == 0:
+    if kind == "face_frontal" and labels.index is not None and labels.index[row] == 0:
         return None
     if kind in ("text", "face+text"):
         number = _pick_description(labels.descriptions[row], generator)
@@ -154,7 +154,7 @@ def _answers(
     fits, None where it has none."""
     same = labels.identity == labels.identity[query.row]
     if kind == "face_frontal":
-        frontal = labels.index == 0
+        frontal = np.asarray(labels.index) == 0
         return same & frontal, ~frontal
     out = np.zeros(len(labels), dtype=bool)
     if query.face >= 0 and not query.stays:
@@ -187,6 +187,7 @@ def explain_top(scores: NDArray[np.floating], queries: Queries, labels: Labels) 
     order = np.where(wrong.any(axis=1), wrong.argmax(axis=1), equal.argmax(axis=1))
     person = (labels.identity[order] == queries.identity) & answered
     other = ~person & answered
+    assert queries.described is not None  # of composed queries
     fits = queries.described[np.arange(len(queries)), order]
     right = queries.relevant[np.arange(len(queries)), order] & answered
     return {

@@ -90,8 +90,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, prefix: str = "", flag
 
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'config'}: expected keys and values, got {shown(values)}")
-    hints = type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    kind: Any = cls
+    hints = type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     arguments = {}
     for key, value in values.items():
         if key not in fields:
@@ -188,7 +189,7 @@ def _field(cls: type, keys: list[str], name: str) -> tuple[Any, bool]:
     hint: Any = cls
     path = False
     for number, key in enumerate(keys):
-        below = [option for option in options(hint) if dataclasses.is_dataclass(option)]
+        below: list[Any] = [option for option in options(hint) if dataclasses.is_dataclass(option)]
         if below:
             fields = {field.name: field for field in dataclasses.fields(below[0]) if field.init}
             if key not in fields:

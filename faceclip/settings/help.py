@@ -17,7 +17,7 @@ def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usa
     lines = [usage or f"usage: {words}"]
     if presets is not None:
         lines += ["", "presets: " + ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))]
-    groups: list[tuple[type, str]] = [(cls, "")]
+    groups: list[tuple[Any, str]] = [(cls, "")]
     while groups:
         kind, prefix = groups.pop(0)
         said = inspect.getdoc(kind) or ""
@@ -25,7 +25,7 @@ def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usa
             said = ""
         lines += ["", *said.splitlines()]
         hints = type_hints(kind)
-        below: list[tuple[type, str]] = []
+        below: list[tuple[Any, str]] = []
         for field in dataclasses.fields(kind):
             hint = hints[field.name]
             # An option of its own is a short form beside a whole configuration.

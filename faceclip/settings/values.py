@@ -107,7 +107,7 @@ def _coerced(value: Any, hint: Any, key: str, nested: Nested, path: bool) -> Any
         if value is None or (isinstance(value, Plain) and value in _NULL):
             return None
         raise _Unfit
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
@@ -159,7 +159,7 @@ def _sequence(value: Any, kind: type, parameters: tuple[Any, ...], key: str, nes
     return kind(coerce(item, inner, f"{key}[{i}]", nested) for i, item in enumerate(value))
 
 
-def _scalar(value: Any, hint: type, key: str, path: bool) -> Any:
+def _scalar(value: Any, hint: Any, key: str, path: bool) -> Any:
     if hint in (str, Path):
         if isinstance(value, Plain) and value in _NULL and not (path and value == "~"):
             raise ConfigError(

@@ -97,7 +97,7 @@ def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]], head: str = "") ->
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -161,8 +161,9 @@ class Trainer:
                     if self.accelerator.is_main_process:
                         write_atomically(self.directory / EXPORT, self.task.export)
         finally:
-            if log:
+            if display:
                 display.close()
+            if log:
                 log.close()
         self.accelerator.wait_for_everyone()
         seconds, checkpoint = time.perf_counter() - started, newest_checkpoint(self.directory / CHECKPOINTS)
@@ -267,7 +268,7 @@ class Trainer:
         seconds = time.perf_counter() - window.started
         # Means over the ranks, which for the loss is the loss of all ranks' rows together.
         sums = sum_over_ranks(torch.stack([value.to(self.device) for value in window.sums.values()])) / world_size()
-        if log is None:
+        if log is None or display is None:
             return Window()
         values = dict(zip(window.sums, (sums / window.steps).tolist(), strict=True))
         samples = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes * window.steps
@@ -290,7 +291,7 @@ class Trainer:
         self._unvalidated = False
         if log and self.saved == self.step:
             add_facts(self.directory / CHECKPOINTS, self.step, self._validated())
-        if log and metrics:
+        if log and display and metrics:
             log.write(self.step, metrics, kind="validation")
             display.note(self.step, metrics, math.nan if display.progress else 0)
         return metrics

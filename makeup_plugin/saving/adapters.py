@@ -79,7 +79,7 @@ class LoraSettings:
         alternatives = "|".join(name.replace(".", r"\.") for name in self.targets)
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]  # any number
             target_modules=rf".*\.({'|'.join(self.attentions)})\.({alternatives})",
             init_lora_weights=True,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import AutoencoderKL, MultiControlNetModel, UNet2DConditionModel
@@ -54,6 +54,11 @@ from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from makeup_plugin.saving.whole_unet import holds_unet
 from makeup_plugin.turns import change_in_turn
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Mixed  # the class whose methods these override
+else:
+    Mixed = object
+
 logger = logging.get_logger(__name__)
 COMPONENT_MODULES = (
     "faceclip.encoder",
@@ -69,8 +74,10 @@ COMPONENT_MODULES = (
 SETTINGS = ("add_watermark", "default_call", "control_map", "force_zeros_for_empty_prompt", "published")
 
 
-class PipelineStorageMixin:
+class PipelineStorageMixin(Mixed):
     """`from_pretrained`, `save_pretrained`, `from_base`, and adapters, for a diffusers pipeline."""
+
+    unet: UNet2DConditionModel
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, **kwargs: Any) -> Self:

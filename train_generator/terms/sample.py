@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +47,11 @@ class Sample:
 def join(samples: Sequence[Sample], *, batch: Mapping[str, Tensor], alignment: Tensor) -> Sample:
     """Samples of the parts of a batch as one of the whole batch; alignment: of all."""
     names = ("knows_person", "noise", "noisy", "timesteps", "prediction")
+    tensors: dict[str, Any] = {name: torch.cat([getattr(sample, name) for sample in samples]) for name in names}
     return replace(
         samples[0],
         batch=batch,
         conditions=concatenate([sample.conditions for sample in samples]),
         alignment=alignment,
-        **{name: torch.cat([getattr(sample, name) for sample in samples]) for name in names},
+        **tensors,
     )

@@ -168,7 +168,8 @@ class BaseTask(Task):
         self.validation = LatentSource(arrays, vae, text_dropout=0.0)
         if config.attribute_weight:
             classes = [len(arrays.vocabularies[name]) for name in JUDGED]
-            self.modules["classifier"] = LatentClassifier(self.validation.latents.shape[1:3], classes)
+            channels, side = self.validation.latents.shape[1:3]
+            self.modules["classifier"] = LatentClassifier((channels, side), classes)
         if recognizer is not None:
             self.recognizer = dict(recognizer.config)
             self.frozen = {"recognizer": module_hash(recognizer)[:16]}
@@ -182,9 +183,8 @@ class BaseTask(Task):
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         clean = batch["latents"]
-        draw = {"generator": context.generator, "device": clean.device}
         timesteps = draw_timesteps(self.config.levels, len(clean), len(self.schedule), context.generator)
-        noise = torch.randn(clean.shape, **draw)
+        noise = torch.randn(clean.shape, generator=context.generator, device=clean.device)
         noisy = self.schedule.add_noise(clean, noise, timesteps)
         looks = middle_features if "alignment" in self.modules else nullcontext
         with looks(self.modules["unet"]) as middle:
@@ -310,9 +310,10 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
         weights=config.region_weights,
         face_tokens=None if recognizer is None else portrait_tokens(arrays, recognizer, "train"),
     )
+    channels, side = source.latents.shape[1:3]
     unet = make_model(
         config.model,
-        latents=source.latents.shape[1:3],
+        latents=(channels, side),
         context=towers.l.config.width + towers.g.config.width,
         pooled=towers.g.config.width,
     )

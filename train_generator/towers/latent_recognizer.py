@@ -26,6 +26,7 @@ from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
+from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceViT
 from faceclip.training import MapSource, StepContext, Task
 from faceclip.training.towers.labels import JUDGED
@@ -82,7 +83,7 @@ class IdentitySource(MapSource):
     def __init__(
         self,
         arrays: FaceArrays,
-        latents: NDArray[np.float32],
+        latents: NDArray[np.float32] | ShardedArray,
         persons: NDArray[np.float32],
         classes: NDArray[np.int64],
     ) -> None:
@@ -93,7 +94,11 @@ class IdentitySource(MapSource):
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
         rows = np.asarray(indices)
-        parts = {"latents": self.latents, "person": self.persons, "classes": self.classes}
+        parts: dict[str, NDArray | ShardedArray] = {
+            "latents": self.latents,
+            "person": self.persons,
+            "classes": self.classes,
+        }
         return {name: torch.from_numpy(part[rows]) for name, part in parts.items()}
 
 
@@ -137,9 +142,11 @@ class LatentRecognizerTask(Task):
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch["latents"]
-        draw = {"generator": context.generator, "device": latents.device}
-        timesteps = (len(self.schedule) * torch.rand(len(latents), **draw) ** self.config.low_noise).long()
-        noisy = self.schedule.add_noise(latents, torch.randn(latents.shape, **draw), timesteps)
+        generator, device = context.generator, latents.device
+        share = torch.rand(len(latents), generator=generator, device=device)
+        timesteps = (len(self.schedule) * share**self.config.low_noise).long()
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
         found = self.modules["model"](noisy, timesteps)
         distance = 1 - F.cosine_similarity(found.identity, batch["person"]).mean()
         attributes = attribute_loss(list(found.attributes.values()), batch["classes"])

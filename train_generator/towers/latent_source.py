@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.storage.shards import ShardedArray
 from faceclip.towers.text import tokenize
 from faceclip.training import MapSource
 from faceclip.training.towers.labels import JUDGED
@@ -31,7 +32,7 @@ class LatentSource(MapSource):
         *,
         text_dropout: float,
         weights: Mapping[str, float] | None = None,
-        face_tokens: NDArray[np.float16] | None = None,
+        face_tokens: NDArray[np.float16] | ShardedArray | None = None,
     ) -> None:
         self.arrays, self.latents = arrays, cached_latents(vae, arrays)
         assert arrays.regions is not None  # of renders
