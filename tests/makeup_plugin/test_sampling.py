@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from faceclip.errors import ConfigError
+from faceclip.errors import ConfigError, NonFiniteLatentsError
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
 from makeup_plugin.marking import watermark
 from makeup_plugin.sampling import DenoisingState, decode, denoise, make_timesteps, seeds_of
@@ -95,6 +95,14 @@ def test_impossible_steps_are_named() -> None:
         make_timesteps(DDIMScheduler(), 2000, "cpu")
 
 
+def test_a_schedule_begins_at_its_first_step_whatever_the_scheduler_did_before() -> None:
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(2)
+    timesteps = make_timesteps(scheduler, 3, torch.device("cpu"))
+    assert scheduler.begin_index == 0 and len(timesteps) == 3
+
+
 @torch.no_grad()
 def test_an_interrupt_keeps_the_latents_of_the_last_step(base) -> None:
     given, asked = conditions_of(5, 2), []
@@ -155,6 +163,15 @@ def test_a_16_bit_vae_decodes_in_32_bits_where_it_would_overflow(base) -> None:
     vae.decoder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
     decode(vae, base.image_processor, LATENTS, output_type="pt", marked=False)
     assert seen == [torch.float32] and vae.dtype == torch.float16
+
+
+@torch.no_grad()
+def test_one_picture_that_is_not_finite_is_enough_to_refuse_all(base) -> None:
+    latents = LATENTS.clone()
+    latents[0] = torch.nan
+    with pytest.raises(NonFiniteLatentsError, match="pixels"):
+        decode(base.vae, base.image_processor, latents, output_type="np", marked=False)
+    decode(base.vae, base.image_processor, latents[1:], output_type="np", marked=False)
 
 
 def test_every_image_has_the_seed_of_its_generator() -> None:

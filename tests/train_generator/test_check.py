@@ -9,11 +9,10 @@ import pytest
 
 from faceclip.data.arrays import load_arrays
 from faceclip.data.records import Caption
-from tests.train_generator.test_stage2 import arguments  # noqa: F401 - a fixture
 from train_generator.check import look_at_rows, main
 
 
-def test_the_rehearsal_measures_and_leaves_nothing(arguments, tmp_path, capsys):  # noqa: F811 - the fixture
+def test_the_rehearsal_measures_and_leaves_nothing(arguments, tmp_path, capsys):
     words = [*arguments, f"out={tmp_path / 'runs' / 'one'}", "trainer.device=cpu", "trainer.steps=100"]
     assert main([*words, "price_per_hour=3"]) == 0, capsys.readouterr()
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
@@ -26,14 +25,14 @@ def test_the_rehearsal_measures_and_leaves_nothing(arguments, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_too_small_for_the_run_is_named(arguments, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_disk_that_is_too_small_for_the_run_is_named(arguments, tmp_path, capsys, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
     assert main([*arguments, f"out={tmp_path / 'run'}", "trainer.device=cpu"]) == 2
     assert "error: out=" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_what_the_run_refuses_and_several_processes_are_refused(arguments, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_what_the_run_refuses_and_several_processes_are_refused(arguments, tmp_path, capsys, monkeypatch):
     assert main([*arguments, f"out={tmp_path / 'run'}", "encoder=/nowhere"]) == 2
     assert "encoder=/nowhere" in capsys.readouterr().err
     assert main([*arguments, "check_rows=0"]) == 2

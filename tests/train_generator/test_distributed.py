@@ -8,7 +8,6 @@ import pytest
 
 from tests.ranks import run_ranks
 from tests.stages import same_weights
-from tests.train_generator.test_stage2 import arguments  # noqa: F401 - a fixture
 
 STEPS, HALF = 6, 3
 ZERO_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -24,7 +23,7 @@ def train(out: Path, logs: Path, words: list[str], environment: dict[str, str]) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_ranks_train_the_same_in_both_layouts_and_resume_exactly(arguments, tmp_path):  # noqa: F811 - the fixture
+def test_two_ranks_train_the_same_in_both_layouts_and_resume_exactly(arguments, tmp_path):
     # Losses on pictures: each rank decodes and samples for its own rows, at their own noise levels.
     words = [
         *arguments,

@@ -11,7 +11,6 @@ from faceclip.errors import ConfigError
 from faceclip.training import parse_config
 from faceclip.training.sampler import fetch
 from makeup_plugin.sampling import denoise, make_timesteps
-from tests.train_generator.test_stage2 import arguments  # noqa: F401  (fixture)
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig, LossConfig
 from train_generator.loading import build_pipeline
@@ -23,7 +22,7 @@ LATENTS_OFF = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.laten
 
 
 @pytest.fixture
-def task(arguments, tmp_path) -> GeneratorTask:  # noqa: F811
+def task(arguments, tmp_path) -> GeneratorTask:
     words = [*arguments, *LATENTS_OFF, f"out={tmp_path}", "loss.sampled_identity=0.5", "loss.sampled_steps=4"]
     config = parse_config(GeneratorConfig, words, presets=PRESETS)
     pipeline = build_pipeline(config)
@@ -154,7 +153,7 @@ def test_validation_shows_finished_pictures_of_all_that_count(task):
     assert figures["loss"] == pytest.approx(sum(weights[name] * rest[name] for name in rest), rel=1e-5)
 
 
-def test_the_loss_needs_the_shading_channel(arguments, tmp_path):  # noqa: F811
+def test_the_loss_needs_the_shading_channel(arguments, tmp_path):
     words = [*arguments, f"out={tmp_path}", "loss.sampled_identity=0.5", "adapter.shading=false"]
     with pytest.raises(ConfigError, match=r"loss\.sampled_identity.*adapter\.shading"):
         parse_config(GeneratorConfig, words, presets=PRESETS)
