@@ -310,9 +310,10 @@ def predict(
     added = None
     if conditions.pooled is not None:
         added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
-    context, identity_context = contexts(unet, conditions, identity_channel)
     no_map = shading_rows is not None and not len(shading_rows)
-    if shading_channel is not None and conditions.shading is not None and shading_scale != 0 and not no_map:
+    shaded = shading_channel is not None and conditions.shading is not None and shading_scale != 0 and not no_map
+    context, identity_context = contexts(unet, conditions, identity_channel, shaded=shaded)
+    if shaded:
         if identity_context is None:
             raise ConfigError("shading_channel reads identity tokens: give identity_channel and conditions.identity")
         control = shading_residuals(

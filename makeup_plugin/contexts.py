@@ -39,16 +39,20 @@ class Conditions(Protocol):
 
 
 def contexts(
-    unet: UNet2DConditionModel, conditions: Conditions, channel: IdentityChannel | None
+    unet: UNet2DConditionModel, conditions: Conditions, channel: IdentityChannel | None, *, shaded: bool
 ) -> tuple[Any, Tensor | RegionalContext | None]:
     """The context of the UNet, and that of the shading channel: the identity's tokens, None without an identity.
+
+    shaded: whether the shading channel runs. A channel of scale 0 whose tokens nobody reads does not run either.
 
     Raises ConfigError for a channel that is not attached or has no inputs, and for several people or a scale per
     picture outside of `regional_attention`.
     """
-    tokens = _identity_tokens(unet, conditions, channel)
+    silent = channel is not None and channel.scale == 0
+    tokens = None if silent and not shaded else _identity_tokens(unet, conditions, channel)
     if not conditions.by_regions:
-        return (conditions.tokens if tokens is None else (conditions.tokens, [tokens])), tokens
+        plain = silent or tokens is None
+        return (conditions.tokens if plain else (conditions.tokens, [tokens])), tokens
     if not reads_regions(unet):
         raise ConfigError("conditions of several people or with a scale per picture need regional_attention(unet)")
     if conditions.people_tokens is None or conditions.people_shares is None:

@@ -328,12 +328,16 @@ class IdentityChannel(ModelMixin, ConfigMixin):
 
     def is_attached(self, unet: UNet2DConditionModel) -> bool:
         """Whether this channel, and no other, sits in the UNet, also below a processor that captures attention."""
-        found = (unet.attn_processors.get(name) for name in self.config.layer_names)
-        inner = (getattr(processor, "inner", processor) for processor in found)
-        return all(
-            isinstance(processor, DecoupledAttention) and processor.weights is weights
-            for processor, weights in zip(inner, self.attention, strict=True)
-        )
+        network = unwrap_module(unet)  # asked at every step: walk to the layers, not through all modules
+        for name, weights in zip(self.config.layer_names, self.attention, strict=True):
+            try:
+                processor = network.get_submodule(name.removesuffix(".processor")).processor
+            except AttributeError:
+                return False
+            processor = getattr(processor, "inner", processor)
+            if not isinstance(processor, DecoupledAttention) or processor.weights is not weights:
+                return False
+        return True
 
 
 def detach_identity(unet: UNet2DConditionModel) -> None:

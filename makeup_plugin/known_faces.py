@@ -1,4 +1,5 @@
 """What a pipeline remembers of faces that it has seen: the second picture of a face costs no detection, crop or fit.
+The joint encoder's conditioning of negative texts is remembered, too.
 
 Everything is kept by content, never by path or object, and what a network made is kept only as long as that network has
 the same weights at the same place in the same precision.
@@ -103,7 +104,9 @@ def _settings(config: Any) -> Any:
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+    # One walk for parameters and buffers: this runs in every call.
+    held = (values for module in network.modules() for values in (module._parameters, module._buffers))
+    return [tensor for values in held for tensor in values.values() if tensor is not None]
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from faceclip.joint import JointConditioning, JointEncoder
 from makeup_plugin.arguments import check_generator
 from makeup_plugin.calls.embeddings import with_size_ids
 from makeup_plugin.calls.identify import encode_faces
@@ -18,6 +20,7 @@ from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions, TextSide, concatenate, encode_conditions, unconditional_half
 from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.image_tokens import nobody_tokens
+from makeup_plugin.known_faces import KnownFaces
 from makeup_plugin.plain_text import PlainText
 from makeup_plugin.references import References
 
@@ -32,7 +35,7 @@ def encode_references(
     nobody: Tensor | None = None,
 ) -> Conditions:
     """One row per prompt, on the device and in the UNet's precision. nobody: what `tokens_of_nobody` gives."""
-    encoded = encode_faces(pipeline, references, device)
+    encoded = encode_faces(pipeline, references, device, for_channel=call.reads_identity)
     return with_given(call, conditions_of(pipeline, call, call.prompts, encoded, maps, device, nobody=nobody))
 
 
@@ -47,7 +50,7 @@ def conditions_of(
     nobody: Tensor | None = None,
 ) -> Conditions:
     """One row per text, on the device and in the UNet's precision."""
-    channel = pipeline.identity_channel
+    channel = pipeline.identity_channel if call.reads_identity else None
     reads_image = channel is not None and channel.reads_image
     conditions = encode_conditions(
         _text_side(pipeline, call),
@@ -79,7 +82,19 @@ def tokens_of_nobody(pipeline: PipelineParts) -> Tensor | None:
     channel = pipeline.identity_channel
     if channel is None or not channel.reads_image or channel.config.nobody != "zero_image":
         return None
-    return nobody_tokens(pipeline.image_encoder)
+    tower = pipeline.image_encoder
+    return pipeline.known_faces.recall("nobody", "tokens", lambda: nobody_tokens(tower), by=tower)
+
+
+@dataclass(frozen=True)
+class _WithoutFaces:
+    """A joint encoder's conditioning of texts without a face, from memory where the pipeline has seen them."""
+
+    encoder: JointEncoder
+    known: KnownFaces
+
+    def encode(self, prompts: Sequence[str], *_: Any, **__: Any) -> JointConditioning:
+        return self.known.recall("texts", tuple(prompts), lambda: self.encoder.encode(prompts), by=self.encoder)
 
 
 def _text_side(pipeline: PipelineParts, call: Call) -> TextSide:
@@ -99,7 +114,7 @@ def complete_conditions(
     if absent and isinstance(text_side, PlainText):
         text_side = text_side.silenced()
     negative = unconditional_half(
-        text_side,
+        _WithoutFaces(text_side, pipeline.known_faces) if isinstance(text_side, JointEncoder) else text_side,
         call.negative_prompts,
         conditions,
         height=call.height,

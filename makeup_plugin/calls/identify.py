@@ -89,12 +89,18 @@ def identity_of_photos(
     )
 
 
-def encode_faces(pipeline: PipelineParts, references: References, device: torch.device) -> EncodedFaces | None:
-    """What the encoders know of the references, from memory where they have seen them; None where nobody is there."""
+def encode_faces(
+    pipeline: PipelineParts, references: References, device: torch.device, *, for_channel: bool = True
+) -> EncodedFaces | None:
+    """What the encoders know of the references, from memory where they have seen them; None where nobody is there.
+
+    for_channel: whether the identity channel will read it. Otherwise its image tower does not run.
+    """
     if not bool(references.has_face.any()):
         return None
     if references.identities:
         return _encoded_identities(pipeline, references, device)
+    for_channel = for_channel and _reads_image(pipeline)
     side, tower, known = pipeline.text_side, pipeline.image_encoder, pipeline.known_faces
     present = references.has_face
     key = (str(device), *(None if face is None else bytes_hash(face.crop) for face in references.faces))
@@ -112,7 +118,7 @@ def encode_faces(pipeline: PipelineParts, references: References, device: torch.
     seen = key if view == "aligned" else (*key, view, *_picture_keys(references))
     return EncodedFaces(
         features=known.recall("features", key, features, by=_face_network(pipeline)),
-        image_tokens=known.recall("image_tokens", seen, tokens, by=tower) if _reads_image(pipeline) else None,
+        image_tokens=known.recall("image_tokens", seen, tokens, by=tower) if for_channel else None,
         has_face=present,
     )
 

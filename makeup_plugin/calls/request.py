@@ -134,6 +134,12 @@ class Call:
     callback_inputs: Sequence[str]
 
     @property
+    def reads_identity(self) -> bool:
+        """Whether a step may read the identity channel's inputs: at scale 0 without a shading channel none does. A
+        callback may raise the scale."""
+        return any(self.identity_scale.layers) or self.shading_scale != 0 or self.given.callback_on_step_end is not None
+
+    @property
     def count(self) -> int:
         """Number of images to generate."""
         return len(self.prompts) * self.per_prompt

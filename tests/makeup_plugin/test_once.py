@@ -44,6 +44,34 @@ def test_only_rows_with_a_map_pass_through_the_shading_channel(pipeline, photo, 
     assert rows == [1]
 
 
+def test_a_negative_text_is_encoded_once(pipeline, photo, points):
+    rows = runs_of(pipeline.joint_encoder.branches[0].fusion)
+    first = draw(pipeline, photo, points, negative_prompt="a hat")
+    assert rows == [1, 1]
+    assert torch.equal(draw(pipeline, photo, points, negative_prompt="a hat"), first)
+    assert rows == [1, 1, 1]
+    draw(pipeline, photo, points, negative_prompt="glasses")
+    assert rows == [1] * 5
+    with torch.no_grad():
+        pipeline.joint_encoder.branches[0].text_projection.weight.mul_(2)
+    changed = draw(pipeline, photo, points, negative_prompt="a hat")
+    assert rows == [1] * 7 and not torch.equal(changed, first)
+
+
+def test_an_identity_channel_at_scale_0_does_not_run(pipeline, photo, points):
+    projections, towers = runs_of(pipeline.identity_channel.projection), runs_of(pipeline.image_encoder)
+    keys = runs_of(pipeline.identity_channel.attention[0].to_k_ip[0])
+    off = {"identity_scale": 0, "shading_scale": 0}
+    without = draw(pipeline, photo, points, **off)
+    assert (projections, towers, keys) == ([], [], [])
+    seen = draw(pipeline, photo, points, callback_on_step_end=lambda *_: {}, **off)
+    assert torch.equal(seen, without) and len(towers) == 1  # the callback might raise the scale
+    draw(pipeline, photo, points, identity_scale=0)
+    assert len(projections) == 1 and keys == []  # the shading channel reads the tokens
+    draw(pipeline, photo, points, identity_schedule=[0.0, 1.0, 0.0], shading_scale=0)
+    assert len(projections) == 2 and len(keys) == 1
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("keep", [[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
 def test_skipped_rows_change_nothing(pipeline, conditions, noisy, keep):
