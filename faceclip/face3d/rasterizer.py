@@ -19,14 +19,28 @@ def _fill(points, faces, left, top, triangle, weights, depth):  # pragma: no cov
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0.0 or not np.isfinite(area):
             continue
+        side = 1.0 if area > 0.0 else -1.0
         x0 = max(left, int(np.ceil(min(ax, bx, cx))))
         x1 = min(left + width - 1, int(np.floor(max(ax, bx, cx))))
         y0 = max(top, int(np.ceil(min(ay, by, cy))))
         y1 = min(top + height - 1, int(np.floor(max(ay, by, cy))))
         for y in range(y0, y1 + 1):
-            for x in range(x0, x1 + 1):
-                wa = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area
-                wb = ((cx - x) * (ay - y) - (cy - y) * (ax - x)) / area
+            first, last = x0, x1  # of the row, those of the box that can lie within, and one more on each side
+            for px, py, qx, qy in ((bx, by, cx, cy), (cx, cy, ax, ay), (ax, ay, bx, by)):
+                slope = (py - qy) * side
+                if abs(slope) > 1e-3:  # of flatter edges rounding could move the place by more than a pixel
+                    edge = (px * (y - qy) + (py - y) * qx) * side / slope
+                    edge = min(max(edge, x0 - 2.0), x1 + 2.0)
+                    if slope > 0.0:
+                        first = max(first, int(np.floor(edge)) - 1)
+                    else:
+                        last = min(last, int(np.ceil(edge)) + 1)
+            for x in range(first, last + 1):
+                pa = (bx - x) * (cy - y) - (by - y) * (cx - x)
+                pb = (cx - x) * (ay - y) - (cy - y) * (ax - x)
+                if pa * side < 0.0 or pb * side < 0.0:  # outside, as most of the box is: not worth a division
+                    continue
+                wa, wb = pa / area, pb / area
                 wc = 1.0 - wa - wb
                 if wa < 0.0 or wb < 0.0 or wc < 0.0:
                     continue
@@ -84,6 +98,23 @@ def interpolate(values: np.ndarray, faces: np.ndarray, triangle: np.ndarray, wei
     _interpolate(
         np.ascontiguousarray(values, np.float32), np.ascontiguousarray(faces, np.int32), triangle, weights, out
     )
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _unit_normals(values, places, start, out):  # pragma: no cover - compiled
+    least = np.float32(1e-6)
+    for i in range(out.shape[0]):
+        place = places[start + i]
+        x, y, z = values[place, 0], values[place, 1], values[place, 2]
+        length = max(np.sqrt(x * x + y * y + z * z), least)
+        out[i, 0], out[i, 1], out[i, 2] = x / length, y / length, z / length
+
+
+def unit_normals(values: np.ndarray, places: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Unit vectors (stop − start, 3) of the first three columns of `values` (N, C) float32 at `places[start:stop]`."""
+    out = np.empty((stop - start, 3), np.float32)
+    _unit_normals(values, places, start, out)
     return out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from faceclip.face3d.camera import Camera, pose_vertices, project
 from faceclip.face3d.light import shade
 from faceclip.face3d.model import HeadModel, default_head
-from faceclip.face3d.rasterizer import interpolate, rasterize, vertex_normals
+from faceclip.face3d.rasterizer import interpolate, rasterize, unit_normals, vertex_normals
 
 ALBEDO = 180 / 255
 _AT_ONCE = 2**14  # pixels that are shaded together, so that all of it stays in a core's cache
@@ -65,9 +65,7 @@ def shade_face(
     values, grey = values.reshape(-1, 4), np.zeros((height * width, 3), np.float32)
     for start in range(0, len(pixels), _AT_ONCE):
         part = pixels[start : start + _AT_ONCE]
-        x, y, z = values[part, :3].T
-        length = np.maximum(np.sqrt(x * x + y * y + z * z), 1e-6)
-        normal = np.stack([x / length, y / length, z / length], axis=-1)
+        normal = unit_normals(values, pixels, start, start + len(part))
         grey[part] = np.clip(ALBEDO * shade(normal, light), 0, 1)
     grey = grey.reshape(height, width, 3)
     small = cv2.resize(grey, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
