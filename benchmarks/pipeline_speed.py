@@ -2,15 +2,19 @@
 
     python benchmarks/pipeline_speed.py [--steps 30] [--batch 1] [--repeat 3]
 
-The shipped tiny towers, UNet and autoencoder, with a fusion and channels of random weights: time does not depend on
-them. All calls are interleaved, and each row is the ratio of least processor times. "known face" draws a face that the
-pipeline remembers; "new face" is the first call with one, without detection. Below: the shading map and the watermark
-of 1,024 px.
+The shipped tiny towers, UNet and autoencoder, with a fusion of the tiny preset's sizes (`--fusion published`: of the
+published ones, several times those of this UNet) and channels of random weights: time does not depend on weights. All
+calls are interleaved, each with a prompt of its own, and each row is the ratio of least processor times. "known face"
+draws a face that the pipeline remembers; "new face" is the first call with one, without detection. "ControlNet alone"
+is what the shading channel's network takes in these steps by itself. Below: the shading map and the watermark of
+1,024 px.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -30,12 +34,13 @@ from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.marking import watermark
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from makeup_plugin.shading import shading_channel_from_unet
+from train_encoder.config import FusionConfig
 
-PROMPT = "a smiling person with red hair"
+PROMPTS = (f"a smiling person with red hair, number {number}" for number in itertools.count())
 POINTS = np.array([[48, 56], [80, 56], [64, 76], [52, 92], [76, 92]], dtype=np.float32)
 
 
-def parts() -> dict:
+def parts(fusion: dict) -> dict:
     """The shipped towers and base, and a fusion of random weights."""
     kinds = (FaceViT, "tiny/recognizer"), (TextTower, "tiny/text_tower_l"), (TextTower, "tiny/text_tower_g")
     towers = [kind.from_pretrained(weights.path(name)) for kind, name in kinds]
@@ -43,13 +48,14 @@ def parts() -> dict:
         "unet": UNet2DConditionModel.from_pretrained(weights.path("tiny/unet", package="makeup_plugin")),
         "vae": AutoencoderKL.from_pretrained(weights.path("tiny/vae", package="makeup_plugin")),
     }
-    return {**base, "scheduler": DDIMScheduler(), "joint_encoder": FaceCLIP.from_components(*towers).eval()}
+    joint_encoder = FaceCLIP.from_components(*towers, fusion=fusion).eval()
+    return {**base, "scheduler": DDIMScheduler(), "joint_encoder": joint_encoder}
 
 
-def arms(steps: int, batch: int) -> dict[str, Callable[[], object]]:
+def arms(steps: int, batch: int, fusion: dict) -> dict[str, Callable[[], object]]:
     """The calls that are compared; the first is the reference."""
     torch.manual_seed(0)
-    base = parts()
+    base = parts(fusion)
     plain = FaceMakeUpPipeline(**base, add_watermark=False)
     adapted = base["unet"].__class__.from_config(base["unet"].config)
     adapted.load_state_dict(base["unet"].state_dict())
@@ -75,7 +81,7 @@ def arms(steps: int, batch: int) -> dict[str, Callable[[], object]]:
 
     @torch.no_grad()
     def reference() -> None:
-        states = base["joint_encoder"].text_states([PROMPT, ""])
+        states = base["joint_encoder"].text_states([next(PROMPTS), ""])
         pooled = states[:, 0, -plain.joint_encoder.branches[-1].text.config.width :]
         rows = {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:]}
         rows |= {"pooled_prompt_embeds": pooled[:1], "negative_pooled_prompt_embeds": pooled[1:]}
@@ -85,9 +91,27 @@ def arms(steps: int, batch: int) -> dict[str, Callable[[], object]]:
         def call() -> None:
             if not known:
                 pipeline.forget_faces()
-            pipeline(PROMPT, photo, landmarks=POINTS, num_images_per_prompt=batch, **settings, **arguments)
+            pipeline(next(PROMPTS), photo, landmarks=POINTS, num_images_per_prompt=batch, **settings, **arguments)
 
         return call
+
+    @torch.no_grad()
+    def controlnet_alone() -> None:
+        network, width = full.shading_channel, full.unet.config.cross_attention_dim
+        size, unet = full.unet.config.sample_size, full.unet.config
+        pooled = full.joint_encoder.branches[-1].text.config.width
+        inputs = torch.zeros(2 * batch, unet.in_channels, size, size), torch.tensor(10)
+        added = {"text_embeds": torch.zeros(2 * batch, pooled), "time_ids": torch.zeros(2 * batch, 6)}
+        tokens = torch.zeros(2 * batch, channel.config.num_tokens, width)
+        shading = torch.zeros(2 * batch, 3, size * full.vae_scale_factor, size * full.vae_scale_factor)
+        for _ in range(steps):
+            network(
+                *inputs,
+                encoder_hidden_states=tokens,
+                controlnet_cond=shading,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
 
     return {
         "StableDiffusionXLPipeline": reference,
@@ -98,6 +122,7 @@ def arms(steps: int, batch: int) -> dict[str, Callable[[], object]]:
         "all channels, map guided": ours(full, guide_shading=True),
         "all channels": ours(full),
         "all channels, new face": ours(full, known=False),
+        "ControlNet alone": controlnet_alone,
     }
 
 
@@ -106,9 +131,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--fusion", choices=("tiny", "published"), default="tiny")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    calls = arms(options.steps, options.batch)
+    calls = arms(options.steps, options.batch, {} if options.fusion == "published" else asdict(FusionConfig()))
     least = dict.fromkeys(calls, float("inf"))
     for number in range(options.repeat + 1):  # the first warms up
         for name, call in calls.items():
