@@ -5,6 +5,7 @@ import pytest
 
 from faceclip.statistics import (
     NEVER,
+    TIE_TOLERANCE,
     average_precision,
     first_right_rank,
     holm,
@@ -71,6 +72,8 @@ def test_rounding_noise_is_a_tie():
     scores, relevant = np.array([[0.5 + 1e-8, 0.5]]), np.array([[True, False]])
     assert first_right_rank(scores, relevant).tolist() == [2]
     assert average_precision(scores, relevant).tolist() == [0.5]
+    at_the_limit = np.array([[TIE_TOLERANCE, 0.0]])
+    assert first_right_rank(at_the_limit, np.array([[True, False]])).tolist() == [2]
 
 
 def test_average_precision_equals_the_definition_on_random_scores():
