@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from eval.arms.arms import (
     SamplingConfig,
@@ -25,6 +25,7 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, DataError
 from faceclip.retrieval.labels import labels_of
 from faceclip.storage.hashes import bytes_hash, module_hash
+from faceclip.training.progress import counting_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +101,7 @@ def evaluate(
     }
     claim_folder(out, settings)
     pictures = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
+    with Progress(*counting_columns()) as bar:
         task = bar.add_task("pictures", total=len(arms) * len(jobs))
         for arm in arms:
             bar.update(task, description=f"arm {arm.name}")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from eval.benchmark.compare import compare
 from eval.benchmark.drawing import claim, draw_all, gallery
@@ -22,15 +22,8 @@ from faceclip.settings import to_dict
 from faceclip.storage.files import write_text
 from faceclip.storage.hashes import bytes_hash
 from faceclip.storage.locks import locked
+from faceclip.training.progress import counting_columns
 from makeup_plugin.marking.provenance import software_version
-
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 def benchmark(
@@ -79,7 +72,7 @@ def run_suite(
             loaded[settings.name] = method
         del method
     claim(out, suite, facts)
-    with Progress(*COLUMNS) as bar:
+    with Progress(*counting_columns()) as bar:
         task = bar.add_task("pictures", total=len(wanted) * len(suite.jobs))
         for settings in wanted:
             bar.update(task, description=settings.name)

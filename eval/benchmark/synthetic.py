@@ -5,7 +5,6 @@ from pathlib import Path
 
 from eval.benchmark.methods import MethodSettings
 from eval.benchmark.suite import PromptSettings, ReferenceSettings, Suite, SuiteSettings, build_suite
-from faceclip import weights
 from faceclip.errors import CheckpointError
 from faceclip.people.generate import generate
 from faceclip.people.plan import Request
@@ -73,13 +72,5 @@ def has_pipeline() -> bool:
     """Whether a trained pipeline ships with this installation."""
     try:
         return (shipped_pipeline("tiny") / "model_index.json").is_file()
-    except CheckpointError:
-        return False
-
-
-def has_base() -> bool:
-    """Whether a trained base ships with this installation."""
-    try:
-        return weights.path("tiny/unet", package="makeup_plugin").is_dir()
     except CheckpointError:
         return False

@@ -3,7 +3,26 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def counting_columns() -> tuple[ProgressColumn, ...]:
+    """Columns of a bar that counts what is done: title, bar, m/n, time so far, time left."""
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
 
 
 @contextmanager
@@ -12,14 +31,7 @@ def bar(title: str, total: int | None) -> Iterator[Callable[[int, int | None], N
 
     A total of None is one that nobody knows.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*columns, transient=True)
+    progress = Progress(*counting_columns(), transient=True)
     task = None
 
     def advance(done: int, count: int | None) -> None:

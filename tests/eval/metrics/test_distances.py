@@ -65,4 +65,7 @@ def test_gaussian_distance_by_hand():
     first, second = np.array([[2.0, 0.0]]), np.array([[0.0, 5.0]])
     assert gaussian_mmd(first, second) == pytest.approx(1000 * (2 - 2 * np.exp(-0.01)))
     assert gaussian_mmd(first, first) == pytest.approx(0, abs=1e-9)
+    # Both of these vectors against the first: (2 + 2e) / 4 + 1 − 2 (1 + e) / 2 with e = exp(−2 / 2σ²).
+    both = np.concatenate([first, second])
+    assert gaussian_mmd(both, first) == pytest.approx(1000 * (1 - np.exp(-0.01)) / 2)
     assert np.isnan(gaussian_mmd(first[:0], second))
