@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, NoFaceError
 from faceclip.faces import load_image
-from faceclip.faces.batches import detected_faces
+from faceclip.faces.batches import upright_faces
 from faceclip.people.sample import sample_identity
 from faceclip.storage.hashes import bytes_hash
 
@@ -114,8 +114,7 @@ def read_photos(
     for person, path in files:
         by_person[person].append(path)
     taken = [(person, path) for person, paths in list(by_person.items())[:people] for path in paths[:each]]
-    images = [load_image(path) for _, path in taken]
-    faces = detected_faces(images, label="faces of the references")
+    images, faces = upright_faces([load_image(path) for _, path in taken], label="faces of the references")
     photos: list[Photo] = []
     chosen: list[int] = []
     without: list[str] = []

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from faceclip.errors import DataError, EmptyDatasetError, FaceError, NoFaceError
-from faceclip.faces import Face, FaceDetector, MTCNNDetector, load_image
-from faceclip.faces.detect import select_faces
-from faceclip.faces.looks import detect_with_retries
+from faceclip.faces import Face, FaceDetector, MTCNNDetector, load_image, prepare_face
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -50,7 +48,7 @@ def choose_photos(folder: Path, people: int, photos: int, seed: int) -> list[tup
 def read_photos(
     chosen: list[tuple[int, Path]], detector: FaceDetector | None = None, *, label: str = "photos"
 ) -> Iterator[Photo]:
-    """Reads the photos one after another and looks for the face in the middle of each."""
+    """Reads the photos one after another and looks for the face in the middle of each, which then stands upright."""
     detector = detector or MTCNNDetector()
     for person, file in track(chosen, description=label, transient=True):
         name = f"{file.parent.name}/{file.name}"
@@ -60,11 +58,11 @@ def read_photos(
             yield Photo(person=person, name=name, image=np.zeros((1, 1, 3), np.uint8), face=None, fault=str(error))
             continue
         try:
-            face = select_faces(detect_with_retries(image, detector), "center", image.shape[:2], name)[0]
+            prepared = prepare_face(image, policy="center", detector=detector, name=name)
         except NoFaceError:
             yield Photo(person=person, name=name, image=image, face=None, fault=_cause(image))
             continue
-        yield Photo(person=person, name=name, image=image, face=face)
+        yield Photo(person=person, name=name, image=prepared.image, face=prepared.face)
 
 
 def _cause(image: NDArray[np.uint8]) -> str:

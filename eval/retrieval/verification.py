@@ -25,7 +25,7 @@ from eval.retrieval.search import unit
 from eval.retrieval.terms import data_terms
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.faces import load_image
-from faceclip.faces.batches import FacePoints, detected_faces
+from faceclip.faces.batches import upright_faces
 from faceclip.settings import run, setting
 from faceclip.training.checkpoints import make_folder
 
@@ -121,7 +121,7 @@ def embed_photos(
     parts, found = [], []
     for start in range(0, len(files), AT_ONCE):
         images = [load_image(path) for _, path in files[start : start + AT_ONCE]]
-        faces: FacePoints = detected_faces(images, label=f"faces {start + len(images):,} of {len(files):,}")
+        images, faces = upright_faces(images, label=f"faces {start + len(images):,} of {len(files):,}")
         parts.append(embed_faces(embed, size, images, faces))
         found.append(faces.found)
     width = max(part.shape[1] for part in parts)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from faceclip.errors import NoFaceError
 from faceclip.faces.align import encoder_crop
-from faceclip.faces.detect import MTCNNDetector
+from faceclip.faces.detect import MTCNNDetector, prepare_face
 from faceclip.faces.looks import FaceDetector, detect_with_retries
 from faceclip.storage.shards import ShardedArray
 
@@ -48,6 +49,26 @@ def detected_faces(
             landmarks[row], widths[row] = largest.landmarks, largest.box[2] - largest.box[0]
             found[row] = True
     return FacePoints(landmarks=landmarks, found=found, widths=widths)
+
+
+def upright_faces(
+    photographs: Sequence[NDArray[np.uint8]], detector: FaceDetector | None = None, *, label: str = "faces"
+) -> tuple[list[NDArray[np.uint8]], FacePoints]:
+    """The largest face of each photograph (H, W, 3), and the photographs turned by the quarters that make it stand
+    upright: photographs may be stored on their side or upside down without saying so."""
+    detector = detector or MTCNNDetector()
+    images = list(photographs)
+    landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
+    widths = np.full(len(images), np.nan, dtype=np.float32)
+    found = np.zeros(len(images), dtype=bool)
+    for row in track(range(len(images)), description=label, transient=True):
+        try:
+            prepared = prepare_face(images[row], detector=detector)
+        except NoFaceError:
+            continue
+        images[row], landmarks[row] = prepared.image, prepared.face.landmarks
+        widths[row], found[row] = prepared.face.box[2] - prepared.face.box[0], True
+    return images, FacePoints(landmarks=landmarks, found=found, widths=widths)
 
 
 def crop_batches(

@@ -9,6 +9,7 @@ import pytest
 
 from faceclip.errors import NoFaceError
 from faceclip.faces.align import quarter_turn, stand_up, template, tilt, turn_points
+from faceclip.faces.batches import upright_faces
 from faceclip.faces.detect import MTCNNDetector, find_faces, prepare_face
 from faceclip.faces.images import load_image
 from faceclip.faces.looks import Face, detect_with_retries
@@ -166,3 +167,12 @@ def test_only_strong_tilts_count_as_turns(degrees, quarters):
     turned, upright = stand_up(image, landmarks)
     assert turned.shape[:2] == ((1000, 900) if quarters % 2 else (900, 1000))
     assert abs(tilt(upright)) <= 60
+
+
+def test_photographs_stand_upright_before_they_are_measured(astronaut, points, detector):
+    blank = np.zeros((64, 64, 3), np.uint8)
+    images, faces = upright_faces([astronaut, np.ascontiguousarray(np.rot90(astronaut, 2)), blank], detector)
+    assert faces.found.tolist() == [True, True, False] and np.isnan(faces.landmarks[2]).all()
+    assert all(np.array_equal(image, astronaut) for image in images[:2]) and images[2] is blank
+    assert np.array_equal(faces.landmarks[0], points) and np.abs(faces.landmarks[1] - points).max() < 5
+    assert faces.widths[1] == pytest.approx(faces.widths[0], rel=0.15)
