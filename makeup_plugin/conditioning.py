@@ -314,6 +314,7 @@ def predict(
     shaded = shading_channel is not None and conditions.shading is not None and shading_scale != 0 and not no_map
     context, identity_context = contexts(unet, conditions, identity_channel, shaded=shaded)
     if shaded:
+        assert conditions.shading is not None
         if identity_context is None:
             raise ConfigError("shading_channel reads identity tokens: give identity_channel and conditions.identity")
         control = shading_residuals(
