@@ -1,0 +1,190 @@
+"""Recognition of photographs by how far the face is turned, how large it is, and where the light comes from.
+
+    python -m eval.photos.turned photos=FOLDER [recognizers='["dlib"]'] [people=300] [per_person=6] [out=DIR]
+
+FOLDER has one folder of photos per person. The most frontal photo of each person stands in the gallery and the others
+are asked for. Pose and light are those of the 3D fit to dense landmarks (extra `photos`), which sees no identity.
+Nothing of the photos is written, only figures.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.photos.people import Photo, choose_photos, read_photos
+from eval.photos.recognition import embed, scores_of, ways
+from eval.reports.report import Cell, Report, write_json
+from eval.slices import PITCH_EDGES, SIZE_EDGES, TOO_FEW, YAW_EDGES, Sliced, bins, light_side, sliced, to_json
+from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.face3d.mesh_fitter import MeshFitter
+from faceclip.settings import run, setting
+from faceclip.towers.dlib import DlibFaceEncoder
+from faceclip.towers.pretrained import load_tower
+from faceclip.training.checkpoints import make_folder
+
+FALSE_RATE = 1e-3
+
+
+@dataclass(kw_only=True)
+class TurnedConfig:
+    """What is measured."""
+
+    photos: str = setting("", "folder with one folder of photos per person", path=True)
+    recognizers: list[str] = field(default_factory=lambda: ["dlib"])
+    people: int = setting(300, "people drawn from it")
+    per_person: int = setting(6, "photos of each at most")
+    seed: int = setting(0, "which people are drawn")
+    out: str = setting("", "folder that gets results.json and report.html", path=True)
+
+    def __post_init__(self) -> None:
+        if not self.photos:
+            raise ConfigError("photos: name a folder, as in photos=DIR")
+        if not self.recognizers:
+            raise ConfigError("recognizers: name at least one, as in recognizers='[\"dlib\"]'")
+        if self.people < 2 or self.per_person < 2:
+            raise ConfigError(f"people, per_person: at least 2 are expected, got {self.people} and {self.per_person}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Of P probes: their rows among the photos, person, score of the person's gallery photo, and whether that is the
+    first of the gallery. accepted: whether the score is above the threshold that one of a thousand strangers passes."""
+
+    rows: NDArray[np.int64]
+    person: NDArray[np.int64]
+    score: NDArray[np.float64]
+    first: NDArray[np.float64]
+    accepted: NDArray[np.float64]
+
+
+def gallery_rows(people: NDArray[np.integer], yaw: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The row of the most frontal photo of each person with two photos or more; an unknown yaw (NaN) comes last.
+
+    Raises EmptyDatasetError for fewer than two such persons.
+    """
+    turned = np.abs(np.nan_to_num(yaw, nan=180.0))
+    rows = [np.flatnonzero(people == person) for person in np.unique(people)]
+    found = [own[turned[own].argmin()] for own in rows if len(own) > 1]
+    if len(found) < 2:
+        raise EmptyDatasetError("photos: slices need two people with two photos whose faces are found")
+    return np.array(found)
+
+
+def ask(scores: NDArray[np.floating], people: NDArray[np.integer], gallery: NDArray[np.int64]) -> Asked:
+    """Every other photo of the gallery's people asked for, by scores (N, N); a tie with a stranger is a miss."""
+    probes = np.setdiff1d(np.flatnonzero(np.isin(people, people[gallery])), gallery)
+    table = np.asarray(scores, np.float64)[np.ix_(probes, gallery)]
+    own = people[probes][:, None] == people[gallery][None]
+    right, wrong = np.where(own, table, -np.inf).max(axis=1), np.where(own, -np.inf, table)
+    limit = np.quantile(wrong[~own], 1 - FALSE_RATE)
+    return Asked(
+        rows=probes,
+        person=np.asarray(people, np.int64)[probes],
+        score=right,
+        first=(right > wrong.max(axis=1)).astype(np.float64),
+        accepted=(right > limit).astype(np.float64),
+    )
+
+
+def labels_of(photos: list[Photo], fitter: MeshFitter) -> tuple[dict[str, NDArray[np.str_]], NDArray[np.floating]]:
+    """Kind of slice → label of each photo (N,), and the yaw (N,) in degrees, NaN where the fit does not hold."""
+    fits = fitter.measure([p.image for p in photos], np.stack([p.face.landmarks for p in photos if p.face is not None]))
+    pose = np.where(fits.usable[:, None], fits.fit.pose.numpy(), np.nan)
+    share = np.array([(p.face.box[2] - p.face.box[0]) / p.image.shape[1] for p in photos if p.face is not None])
+    light = np.where(fits.usable, light_side(fits.fit.light.numpy()), "unknown")
+    labels = {
+        "yaw": bins(pose[:, 0], YAW_EDGES, "°"),
+        "pitch": bins(pose[:, 1], PITCH_EDGES, "°"),
+        "face width, share of the picture": bins(share, SIZE_EDGES),
+        "light from": light,
+    }
+    return labels, pose[:, 0]
+
+
+def slice_figures(asked: Asked, labels: dict[str, NDArray[np.str_]]) -> dict[str, dict[str, Sliced]]:
+    """Figure → kind of slice → groups of the probes."""
+    figures = {
+        "rank-1": asked.first,
+        f"true accepts at {FALSE_RATE:g} false": asked.accepted,
+        "likeness to the person": asked.score,
+    }
+    return {
+        name: {kind: sliced(values, asked.person, of[asked.rows]) for kind, of in labels.items()}
+        for name, values in figures.items()
+    }
+
+
+def measure(config: TurnedConfig) -> None:
+    """Measures on one core, prints the figures and writes them where asked to."""
+    torch.set_num_threads(1)
+    fitter = MeshFitter()
+    encoders = {name: load_tower(name, "face") for name in config.recognizers}
+    photos = list(read_photos(choose_photos(Path(config.photos), config.people, config.per_person, config.seed)))
+    seen = [photo for photo in photos if photo.face is not None]
+    people = np.array([photo.person for photo in seen])
+    if len(np.unique(people)) < 2:
+        raise EmptyDatasetError(f"photos={config.photos}: the detector finds faces of fewer than two people")
+    labels, yaw = labels_of(seen, fitter)
+    gallery = gallery_rows(people, yaw)
+    found: dict[str, dict[str, dict[str, Sliced]]] = {}
+    for name, encoder in encoders.items():
+        for way, (crop, network) in ways(name, encoder).items():
+            vectors, _ = embed(seen, crop, network)
+            scores = scores_of(vectors, euclidean=isinstance(encoder, DlibFaceEncoder))
+            found[way] = slice_figures(ask(scores, people, gallery), labels)
+    data = {
+        "photos": len(photos),
+        "without a face": len(photos) - len(seen),
+        "people": len(gallery),
+        "pose not known": int(np.isnan(yaw).sum()),
+        "seed": config.seed,
+    }
+    for way, figures in found.items():
+        for figure, kinds in figures.items():
+            for kind, part in kinds.items():
+                print(f"{way}: {figure} by {kind}: {_line(part)}")
+    if config.out:
+        out = Path(config.out)
+        make_folder(out, "out=")
+        content = {way: {name: to_json(kinds) for name, kinds in figures.items()} for way, figures in found.items()}
+        write_json(out / "results.json", {"data": data, "slices": content})
+        print(f"report: {_report(data, found).write(out / 'report.html')}")
+
+
+def _line(part: Sliced) -> str:
+    groups = [f"{item.label} ({item.count}) {item.estimate or TOO_FEW}" for item in part.slices]
+    gap = [f"largest gap {part.gap.high} − {part.gap.low}: {part.gap.difference}"] if part.gap else []
+    return "; ".join(groups + gap)
+
+
+def _report(data: dict[str, int], found: dict[str, dict[str, dict[str, Sliced]]]) -> Report:
+    report = Report("Recognition by slices", f"{data['people']:,} people, {data['photos']:,} photos.")
+    report.text(
+        f"The most frontal photo of each person is the gallery. {data['without a face']:,} photos without a face are "
+        f"left out; the pose of {data['pose not known']:,} is not known. Intervals are 95 % over persons; the groups of a "
+        "gap were picked as its extremes."
+    )
+    for way, figures in found.items():
+        report.section(way)
+        for figure, kinds in figures.items():
+            rows: list[list[Cell]] = []
+            for kind, part in kinds.items():
+                for item in part.slices:
+                    rows.append([kind, item.label, item.count, item.people, item.estimate or TOO_FEW])
+                if part.gap:
+                    rows.append([kind, f"{part.gap.high} − {part.gap.low}", None, None, part.gap.difference])
+            report.table(["slice", "group", "photos", "people", figure], rows, caption=figure)
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m eval.photos.turned`; returns the exit status."""
+    return run(measure, TurnedConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
