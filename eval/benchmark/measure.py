@@ -272,6 +272,12 @@ def _picture_values(
         if panel.get(role) is not None and plain is not None and plain_drawn is not None:
             found = picture_similarity(views.features(role), plain.features(role))
             values[name] = np.where(plain_drawn, found, np.nan)
+    if panel.get("dreamsim") is not None:
+        own = views.features("dreamsim")
+        values["dreamsim/ref@1"] = 1 - picture_similarity(own, references.features("dreamsim")[rows])
+        if plain is not None and plain_drawn is not None:
+            apart = 1 - picture_similarity(own, plain.features("dreamsim"))
+            values["dreamsim/noid@1"] = np.where(plain_drawn, apart, np.nan)
     if (lpips := panel.get("lpips")) is not None:
         photos = np.stack([fit(image, suite.settings.size) for image in references.images])
         values["lpips/whole@1"] = _lpips(lpips, to_unit(np.asarray(views.images)), to_unit(photos)[rows])

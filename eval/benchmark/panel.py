@@ -13,6 +13,7 @@ from torch import Tensor
 from eval.arguments import load_model
 from eval.benchmark.suite import Suite
 from eval.judges.networks import Judge, SecondRecognizer
+from eval.metrics.dreamsim import FOLDER, DreamSimModel
 from eval.metrics.face_entries import ENTRIES as FACES
 from eval.metrics.models import ClipModel, DinoModel, InceptionModel, LpipsModel, MissingModelError, ModelFacts
 from eval.metrics.picture_entries import CLIP_336, CLIP_B16, CLIP_L14, DINO_S16, DINO_V2
@@ -34,6 +35,7 @@ LOADERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "clip_336": (ClipModel, CLIP_336),
     "dino_s16": (DinoModel, DINO_S16),
     "dino_v2": (DinoModel, DINO_V2),
+    "dreamsim": (DreamSimModel, FOLDER),
     "lpips": (LpipsModel, "alexnet-owt-7be5be79.pth"),
     "inception": (InceptionModel, "weights-inception-2015-12-05-6726825d.pth"),
     "vlm": (VlmModel, "Qwen/Qwen2.5-VL-7B-Instruct"),

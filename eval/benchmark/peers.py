@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,25 @@ class InstantIdOptions(SamplerOptions):
 
     weights: str = setting("InstantX/InstantID", "hub id or folder of adapter and ControlNet")
     scale: float = setting(0.8, "weight of adapter and ControlNet")
+
+
+@dataclass(kw_only=True)
+class UniIdOptions(SamplerOptions):
+    """UniID by the `Inference` class of its repository. It draws 1,024 px squares and has a negative prompt of its own.
+    The authors' repository holds code; weights of both branches are the user's."""
+
+    repository: str = setting(help="folder of a clone of github.com/lyuPang/UniID")
+    text_branch: str = setting(help="file of the text branch's weights")
+    adapter_branch: str = setting(help="file of the adapter branch's weights")
+    recognizer: str = setting(help="file of the ResNet-100 recognizer that both read")
+    names: str = setting("dataset/wiki_names_v2.txt", "file of names whose norms scale the text branch, in the clone")
+    insightface: str = setting("~/.insightface", "root of insightface's packs; buffalo_l is read")
+    guidance: float = setting(7.5, "guidance scale")
+    text_tokens: int = setting(3, "of the text branch")
+    adapter_tokens: int = setting(25, "of the adapter branch")
+    merge_at: int = setting(5, "step at which both branches take their second scale")
+    text_scales: tuple[float, float] = setting((0.5, 1.8), "of the text branch, before and after")
+    adapter_scales: tuple[float, float] = setting((0.8, 1.2), "of the adapter branch, before and after")
 
 
 def load_peer(name: str, options: Mapping[str, Any], device: str) -> Peer:
@@ -200,8 +220,58 @@ def _instantid(options: InstantIdOptions, device: str) -> Peer:
     return draw
 
 
+def _uniid(options: UniIdOptions, device: str) -> Peer:
+    clone = Path(options.repository).expanduser().resolve()
+    if not (clone / "inference.py").is_file():
+        raise MissingExtraError(
+            f"adapter: options.repository {options.repository} has no inference.py; get it by: "
+            "git clone https://github.com/lyuPang/UniID"
+        )
+    sys.path.insert(0, str(clone))  # its modules import each other by their bare names
+    try:
+        module = _need("inference", "pip install insightface opencv-python, and what UniID's environment.yaml names")
+    finally:
+        sys.path.remove(str(clone))
+    if Path(module.__file__ or "").parent != clone:
+        raise ConfigError(f"adapter: another module named inference is imported already, {module.__file__}")
+    model = module.Inference(
+        pretrained_model_name_or_path=options.base,
+        pretrained_face_recog_model_path=options.recognizer,
+        insightface_root=str(Path(options.insightface).expanduser()),
+        num_text_branch_tokens=options.text_tokens,
+        celeb_names_file=str(clone / options.names),
+        load_text_branch_from_checkpoint=options.text_branch,
+        num_adapter_tokens=options.adapter_tokens,
+        normalize_adapter_output=True,
+        load_adapter_branch_from_checkpoint=options.adapter_branch,
+        torch_dtype=_dtype(options, device),
+        device=device,
+    )
+
+    def draw(references: Sequence[Image.Image], prompt: str, seed: int, size: tuple[int, int]) -> Image.Image:
+        pictures = model.infer(
+            prompts=[prompt],
+            cv2_image=np.ascontiguousarray(np.asarray(references[0].convert("RGB"))[:, :, ::-1]),  # BGR
+            num_images_per_prompt=1,
+            infer_batch_size=1,
+            seed=seed,
+            prompt_guidance_scale=options.guidance,
+            num_inference_steps=options.steps,
+            start_merge_step=options.merge_at,
+            text_branch_scale_before_merge=options.text_scales[0],
+            text_branch_scale=options.text_scales[1],
+            adapter_branch_scale_before_merge=options.adapter_scales[0],
+            adapter_branch_scale=options.adapter_scales[1],
+            save_grid_images=False,
+        )
+        return pictures[0].convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
+
+    return draw
+
+
 PEERS: dict[str, tuple[type, Callable[[Any, str], Peer]]] = {
     "ip_adapter": (IpAdapterOptions, _ip_adapter),
     "photomaker_v2": (PhotoMakerOptions, _photomaker),
     "instantid": (InstantIdOptions, _instantid),
+    "uniid": (UniIdOptions, _uniid),
 }

@@ -165,8 +165,8 @@ def _report(data: dict[str, int], found: dict[str, dict[str, dict[str, Sliced]]]
     report = Report("Recognition by slices", f"{data['people']:,} people, {data['photos']:,} photos.")
     report.text(
         f"The most frontal photo of each person is the gallery. {data['without a face']:,} photos without a face are "
-        f"left out; the pose of {data['pose not known']:,} is not known. Intervals are 95 % over persons; the groups of a "
-        "gap were picked as its extremes."
+        f"left out; the pose of {data['pose not known']:,} is not known. Intervals are 95 % over persons; the groups "
+        "of a gap were picked as its extremes."
     )
     for way, figures in found.items():
         report.section(way)

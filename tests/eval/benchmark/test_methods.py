@@ -1,6 +1,7 @@
 """Methods: our pipeline, finished pictures, real photos, peers; what is refused and by which name."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -85,7 +86,43 @@ def test_peers_have_one_signature_and_say_what_they_need(suite, adapter_folder):
         load_peer("photomaker_v2", {}, "cpu")
     with pytest.raises(MissingExtraError, match=r"pip install .*PhotoMaker"):
         load_peer("photomaker_v2", {"base": "b"}, "cpu")
-    assert set(PEERS) == {"ip_adapter", "photomaker_v2", "instantid"}
+    assert set(PEERS) == {"ip_adapter", "photomaker_v2", "instantid", "uniid"}
+
+
+UNIID = '''
+"""The interface of UniID's inference.py that the adapter uses; a picture says by its colour what it was asked."""
+
+from PIL import Image
+
+
+class Inference:
+    def __init__(self, pretrained_model_name_or_path, pretrained_face_recog_model_path, insightface_root, **settings):
+        self.tokens = settings["num_text_branch_tokens"], settings["num_adapter_tokens"]
+        assert settings["celeb_names_file"].endswith("names.txt")
+        assert settings["load_text_branch_from_checkpoint"] == "t"
+
+    def infer(self, prompts, cv2_image, num_images_per_prompt, seed, save_grid_images, **settings):
+        assert num_images_per_prompt == 1 and not save_grid_images and settings["text_branch_scale"] == 1.8
+        return [Image.new("RGB", (1024, 1024), (seed, int(cv2_image[0, 0, 0]), sum(self.tokens)))]
+'''
+
+
+def test_uniid_is_read_from_its_clone_and_gets_blue_first(tmp_path, monkeypatch):
+    options = {"base": "b", "text_branch": "t", "adapter_branch": "a", "recognizer": "r", "names": "names.txt"}
+    with pytest.raises(ConfigError, match=r"options\.repository"):
+        load_peer("uniid", options, "cpu")
+    with pytest.raises(MissingExtraError, match="git clone"):
+        load_peer("uniid", {**options, "repository": str(tmp_path / "absent")}, "cpu")
+    for folder in (tmp_path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        (folder / "inference.py").write_text(UNIID)
+    monkeypatch.setitem(sys.modules, "inference", None)  # so that it is taken out again
+    del sys.modules["inference"]
+    draw = load_peer("uniid", {**options, "repository": str(tmp_path)}, "cpu")
+    picture = draw([Image.new("RGB", (8, 8), (200, 0, 90))], "a person", 7, (48, 32))
+    assert picture.size == (32, 48) and picture.getpixel((0, 0)) == (7, 90, 28)
+    with pytest.raises(ConfigError, match="inference"):
+        load_peer("uniid", {**options, "repository": str(tmp_path / "other")}, "cpu")
 
 
 def test_a_file_of_methods_names_each_once(tmp_path):
