@@ -38,7 +38,7 @@ def semantic_alignment_loss(
     against m; mean over heads, pixels, tokens, masks and samples; summed over layers; fp32.
 
     Args:
-        attention: per layer the text attention (B,heads,Q,L), Q a square grid.
+        attention: per layer the text attention (B,heads,Q,L), Q a grid of the masks' shape.
         masks: (B,M,H,W) in [0,1]; reduced to each layer's grid by area and cut at `threshold`.
         tokens: (B,M,L) bool, the tokens of each mask's phrase.
         keep: (B,) bool; samples whose text was dropped must be false, they have no words to align.
@@ -53,15 +53,17 @@ def semantic_alignment_loss(
 
 
 def _layer_alignment(layer: Tensor, masks: Tensor, tokens: Tensor, keep: Tensor | None, threshold: float) -> Tensor:
-    side = math.isqrt(layer.shape[2])
-    if side * side != layer.shape[2]:
-        raise ConfigError(f"attention has {layer.shape[2]} queries, which is not a square grid")
+    queries, (tall, wide) = layer.shape[2], masks.shape[2:]
+    height = round(math.sqrt(queries * tall / wide))
+    width = round(queries / max(height, 1))
+    if height * width != queries or abs(height * wide - width * tall) > max(tall, wide):
+        raise ConfigError(f"attention has {queries} queries, which is no grid of the shape of masks {tall}×{wide}")
     if tokens.shape != (layer.shape[0], masks.shape[1], layer.shape[3]):
         raise ConfigError(
             f"tokens must be (batch, masks, context) = {(layer.shape[0], masks.shape[1], layer.shape[3])},"
             f" got {tuple(tokens.shape)}"
         )
-    target = (F.adaptive_avg_pool2d(masks, side) >= threshold).float().flatten(2)  # (B,M,Q)
+    target = (F.adaptive_avg_pool2d(masks, (height, width)) >= threshold).float().flatten(2)  # (B,M,Q)
     counts = tokens.sum(dim=-1)
     valid = (counts > 0) & (target.amax(dim=-1) > 0)
     if keep is not None:

@@ -7,17 +7,23 @@ the tower's hash and its preprocessing. Shard i is a function of source rows [iÂ
 that was killed resume with the same bytes.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from faceclip.data.blocks import Block, SourceBlocks, check_writable, usable
 from faceclip.data.mapping import DataConfig
 from faceclip.data.portrait_reader import FoundPortrait
-from faceclip.data.recorded import pack_texts, record_fields, unpack_texts
+from faceclip.data.record_shards import (
+    check_same_rows,
+    cut_strangers,
+    first_outdated,
+    known_landmarks,
+    made_of,
+    named_pictures,
+    read_position,
+)
+from faceclip.data.recorded import record_fields, unpack_texts
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import open_source
 from faceclip.errors import DataError, EmptyDatasetError
@@ -90,22 +96,16 @@ class FeatureBuilder:
 
     def _drop_outdated(self, folders: Mapping[str, ShardFolder]) -> None:
         """Cuts the cache off where pictures that rows name by path were added, removed or replaced since."""
-        records = folders["records"]
-        for number, entry in enumerate(records.entries):
-            if not entry["pictures"]:
-                continue
-            records.verify(number, hashes=self.config.verify == "hashes")
-            shard = records.read(number)
-            if [self.reader.bytes_of(path) for path in unpack_texts("picture", shard)] != shard["bytes"].tolist():
-                print(
-                    f"{self.split}: pictures changed since the cache was built; it is built again from row "
-                    f"{number * self.config.shard_rows} on",
-                    flush=True,
-                )
-                records.cut(number)
-                for kind in KINDS[1:]:
-                    folders[kind].cut(number)
-                return
+        number = first_outdated(folders["records"], self.reader, hashes=self.config.verify == "hashes")
+        if number is None:
+            return
+        print(
+            f"{self.split}: pictures changed since the cache was built; it is built again from row "
+            f"{number * self.config.shard_rows} on",
+            flush=True,
+        )
+        for kind in KINDS:
+            folders[kind].cut(number)
 
     def _counts(self, records: ShardFolder) -> RejectCounts:
         counts = RejectCounts()
@@ -123,7 +123,7 @@ class FeatureBuilder:
         first = min(map(len, parts))
         resume = self.cache / f"{self.split}-position-{self.keys['records']}.json"
         counts = self._counts(records)
-        for block in self.blocks.read(first, _read_position(resume, first), f"{self.split} pictures"):
+        for block in self.blocks.read(first, read_position(resume, first), f"{self.split} pictures"):
             number = block.number
             if number < len(records):
                 records.verify(number)
@@ -150,13 +150,8 @@ class FeatureBuilder:
     def _known(self, block: Block, records: ShardFolder) -> list[FoundPortrait]:
         """Portraits of the rows that were usable when the records of a block were written, by their landmarks."""
         known = records.read(block.number)
-        landmarks = dict(zip(known["row"].tolist(), known["landmarks"], strict=True))
-        good = usable(block.prepare(landmarks), RejectCounts())
-        if [portrait.digest for _, _, portrait in good] != known["digest"].tolist():
-            raise DataError(
-                f"{self.source.name}: rows {block.start} to {block.start + len(block.rows)} are not the ones that "
-                f"{records.folder} was built from: delete this folder, it is built anew"
-            )
+        good = usable(block.prepare(known_landmarks(known)), RejectCounts())
+        check_same_rows(good, known, block, records, self.source.name)
         return [portrait for _, _, portrait in good]
 
     def _record(self, block: Block, records: ShardFolder, counts: RejectCounts) -> list[FoundPortrait]:
@@ -164,12 +159,8 @@ class FeatureBuilder:
         rejected = RejectCounts(rows=len(block.rows))
         good = usable(block.prepare(), rejected)
         counts.merge(rejected.to_dict())
-        # An image folder lists its pictures; elsewhere only the rows say which files they name, found or missing.
-        named = [] if self.source.layout == "image_folder" else map(self.blocks.mapping.picture_path, block.rows)
-        paths = [path for path in named if path]
-        fields = record_fields(good) | pack_texts("picture", paths)
-        fields["bytes"] = np.array([self.reader.bytes_of(path) for path in paths], np.int64)
-        records.append(fields, rows=len(good), rejected=rejected.to_dict(), pictures=len(paths))
+        fields = record_fields(good) | named_pictures(self.blocks, block)
+        records.append(fields, rows=len(good), rejected=rejected.to_dict(), pictures=len(fields["bytes"]))
         return [portrait for _, _, portrait in good]
 
     def _build_captions(self, folders: Mapping[str, ShardFolder]) -> None:
@@ -183,28 +174,3 @@ class FeatureBuilder:
                 captions.append(fields, cut=cut, **made_of(records, number))
                 advance(number + 1, len(records))
         captions.finish()
-
-
-def made_of(records: ShardFolder, number: int) -> dict[str, str]:
-    """What a shard of features notes about the records it was made from."""
-    return {"records": records.entries[number]["sha256"]}
-
-
-def cut_strangers(records: ShardFolder, *parts: ShardFolder) -> None:
-    """Cuts each part off where it was made from other records than those that are there now."""
-    for part in parts:
-        for number, (entry, source) in enumerate(zip(part.entries, records.entries, strict=False)):
-            if entry["records"] != source["sha256"]:
-                part.cut(number)
-                break
-
-
-def _read_position(path: Path, block: int) -> dict[str, Any] | None:
-    """Where a stream stood when it had given `block` blocks, or None when that was not noted."""
-    if not path.is_file():
-        return None
-    try:
-        stored = json.loads(path.read_bytes())
-        return stored["position"] if stored["block"] == block else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is corrupt ({error}): delete it, the rows are then skipped one by one") from error

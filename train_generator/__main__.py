@@ -12,15 +12,14 @@ from pathlib import Path
 
 import torch
 
-from faceclip.data.mapping import cache_folder, data_at
-from faceclip.data.sources import own_folder
+from faceclip.data.mapping import data_at
 from faceclip.errors import ConfigError
 from faceclip.training import Result, Trainer, check_output, run_training
 from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
-from train_generator.loading import base_directory, build_pipeline, load_latent_recognizer
-from train_generator.reference_features import reference_features
+from train_generator.features import load_features
+from train_generator.loading import build_pipeline, load_latent_recognizer
 from train_generator.samples import GenerationSource
 from train_generator.task import GeneratorTask
 
@@ -41,20 +40,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
     pipeline = build_pipeline(config)
-    data, cache = own_folder(given), cache_folder(given, config.cache)
-    vae = base_directory(config.base) / "vae"
-    features = [
-        reference_features(
-            data,
-            split,
-            size=config.size,
-            vae=vae,
-            encoder=pipeline.joint_encoder,
-            image_tower=pipeline.image_encoder,
-            cache=cache,
-        )
-        for split in ("train", "validation")
-    ]
+    features = [load_features(config, pipeline, split) for split in ("train", "validation")]
     if config.init:
         begun = continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
     else:
@@ -71,7 +57,15 @@ def prepare(config: GeneratorConfig) -> Trainer:
             attributes=config.loss.latent_attributes > 0,
         )
     task = GeneratorTask(pipeline, config, features[1], reader, training=features[0])
-    source = GenerationSource(features[0], config.dropout, same_picture=config.same_picture, attributes=task.attributes)
+    source = GenerationSource(
+        features[0],
+        config.dropout,
+        same_picture=config.same_picture,
+        pair_cosine=config.pair_cosine,
+        attributes=task.attributes,
+    )
+    if config.same_picture < 1 and len(source.alone):
+        print(f"{len(source.alone):,} persons have a single picture, which is their own reference", flush=True)
     facts = {"data": features[0].arrays.content_hash[:16], "init": begun[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
     if layout(trainer.accelerator) == "zero-3":

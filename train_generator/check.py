@@ -19,6 +19,7 @@ from faceclip.training.rehearsal import machine, memory_plan, one_process, rehea
 from train_generator.__main__ import prepare
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.samples import GenerationSource
+from train_generator.streamed.portraits import StreamedPortraits
 from train_generator.task import GeneratorTask
 
 CONTEXT = 77  # tokens of a prompt, with those of begin and end
@@ -37,18 +38,19 @@ class CheckConfig(GeneratorConfig):
             raise ConfigError("check_rows must be at least 1, and price_per_hour 0 or more")
 
 
-def look_at_rows(arrays: FaceArrays, limit: int) -> dict[str, int]:
+def look_at_rows(arrays: FaceArrays | StreamedPortraits, limit: int) -> dict[str, int]:
     """How many of at most `limit` portraits, spread over the split, are looked at, and how many of them have a blank
     picture, a landmark outside of it, an empty shading map, no words, or a caption longer than the towers read."""
     rows = np.unique(np.linspace(0, len(arrays) - 1, min(limit, len(arrays))).astype(int)).tolist()
     found = {"rows": len(rows), "blank": 0, "faces cut": 0, "empty maps": 0, "without words": 0, "captions cut": 0}
-    encode, last = tokenizer().encode, arrays.size - 0.5
+    encode = tokenizer().encode
     for row in rows:
         points = np.asarray(arrays.landmarks_5[row])
         texts = [caption.text for caption in arrays.captions[row]]
-        found["blank"] += int(np.ptp(arrays.images[row]) == 0)
-        found["faces cut"] += int(points.min() < -0.5 or points.max() > last)
-        found["empty maps"] += int(np.max(arrays.shading[row]) == 0)
+        shading = np.asarray(arrays.shading[row])
+        found["blank"] += int(arrays.images is not None and np.ptp(arrays.images[row]) == 0)
+        found["faces cut"] += int(points.min() < -0.5 or (points > np.array(shading.shape[1::-1]) - 0.5).any())
+        found["empty maps"] += int(shading.max() == 0)
         found["without words"] += int(not any(text.strip() for text in texts))
         found["captions cut"] += int(any(len(encode(text)) + 2 > CONTEXT for text in texts))
     return found

@@ -10,6 +10,7 @@ from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.training import TrainerConfig
 from makeup_plugin.calls.defaults import read_defaults
+from train_generator.streamed.config import PhotosConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -161,7 +162,7 @@ class GeneratorConfig:
     """
 
     data: str | DataConfig = setting(
-        "", "data set directory in this project's own layout, as data= or data.path=", resume="free", path=True
+        "", "data set, as data= or data.path=: this project's own layout, or any other", resume="free", path=True
     )
     encoder: str = setting("", "stage-1 export, or a published FaceCLIP file or hub id", resume="free", path=True)
     image_tower: str = setting("", "image tower that reads references; '': the export's own", resume="free", path=True)
@@ -180,7 +181,11 @@ class GeneratorConfig:
     same_picture: float = setting(
         0.15, "share of samples whose reference is the target; 1: no person needs a second picture"
     )
+    pair_cosine: tuple[float, float] = setting(
+        (-1.0, 1.0), "least and largest cosine of the faces of reference and target, where a person has such a pair"
+    )
     default_call: DefaultCallConfig = field(default_factory=DefaultCallConfig)
+    photos: PhotosConfig = field(default_factory=PhotosConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
@@ -201,6 +206,11 @@ class GeneratorConfig:
             raise ConfigError(f"validation_pictures: must be 0 or more, got {self.validation_pictures}")
         if not 0 <= self.same_picture <= 1:
             raise ConfigError(f"same_picture: must be in [0, 1], got {self.same_picture}")
+        low, high = self.pair_cosine
+        if not -1 <= low < high <= 1:
+            raise ConfigError(
+                f"pair_cosine: two rising numbers from -1 to 1 are expected, got {list(self.pair_cosine)}"
+            )
         if self.loss.sampled_identity and not self.adapter.shading:
             raise ConfigError(
                 "loss.sampled_identity: where the face is in a sampled picture is known only with the shading channel; "

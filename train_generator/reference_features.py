@@ -17,6 +17,7 @@ from faceclip.storage.hashes import module_hash
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.image import ImageTower
 from faceclip.towers.placement import accelerator, lying_on
+from train_generator.streamed.portraits import Latents, StreamedPortraits
 from train_generator.towers.latents import cached_latents
 
 CROP = 112  # px of the cached reference crops at least: the template's own size
@@ -24,15 +25,29 @@ CROP = 112  # px of the cached reference crops at least: the template's own size
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFeatures:
-    """N portraits: `arrays` at the size that is generated, latents (N, C, h, w) float32, and reference features of the
-    aligned face: identity (N, E) float32, tokens (N, P, W) float16 of the face encoder, image_tokens (N, T, V) float16
-    of the image tower."""
+    """N portraits: `arrays` at the size that is generated, latents (C, h, w) float32 of each, and reference features of
+    the aligned face: identity (N, E) float32, tokens (N, P, W) float16 of the face encoder, image_tokens (N, T, V)
+    float16 of the image tower."""
 
-    arrays: FaceArrays
-    latents: ShardedArray
+    arrays: FaceArrays | StreamedPortraits
+    latents: ShardedArray | Latents
     identity: ShardedArray
     tokens: ShardedArray
     image_tokens: ShardedArray
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """(N,) equal for portraits of one shape; None where all have one."""
+        return self.arrays.groups if isinstance(self.arrays, StreamedPortraits) else None
+
+    def time_ids(self, row: int) -> NDArray[np.float32]:
+        """SDXL's size conditioning (6,): the true size of the picture and the crop's place in it, where the data know
+        them; else an uncropped picture of the generated size, as renders are."""
+        arrays = self.arrays
+        if isinstance(arrays, StreamedPortraits):
+            return np.array(arrays.sizes[row])
+        known = (arrays.size, arrays.size, 0, 0) if arrays.sizes is None else arrays.sizes[row]
+        return np.array([*known, arrays.size, arrays.size], np.float32)
 
 
 def crop_size(encoder: FaceCLIP, image_tower: ImageTower, portrait: int) -> int:

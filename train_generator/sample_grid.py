@@ -14,9 +14,14 @@ from makeup_plugin.sampling import denoise, make_timesteps
 GUIDANCE = 3.0
 
 
-def draw(pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, size: int, steps: int) -> Tensor:
-    """Latents (B, C, h, w) of pictures of `size` px that are drawn from noise of this shape under the conditions."""
-    without = unconditional_half(pipeline.joint_encoder, [""], conditions, height=size, width=size, keep_shading=True)
+def draw(
+    pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, size: tuple[int, int], steps: int
+) -> Tensor:
+    """Latents (B, C, h, w) of pictures of `size` (height, width) px that are drawn from noise of this shape under the
+    conditions."""
+    without = unconditional_half(
+        pipeline.joint_encoder, [""], conditions, height=size[0], width=size[1], keep_shading=True
+    )
     without = replace(without, time_ids=conditions.time_ids)
     noise = noise.to(conditions.tokens.device)
     return denoise(
@@ -34,9 +39,10 @@ def draw(pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *,
 def draw_columns(
     pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
 ) -> Tensor:
-    """B columns of the grid, (3, 3 S, B S) in [0, 1]: targets, shading maps, and what is drawn from noise (B, C, h, w)
+    """B columns of the grid, (3, 3 H, B W) in [0, 1]: targets, shading maps, and what is drawn from noise (B, C, h, w)
     under the conditions."""
-    latents = draw(pipeline, conditions, noise, size=batch["shading"].shape[-1], steps=steps)
+    size = (batch["shading"].shape[-2], batch["shading"].shape[-1])
+    latents = draw(pipeline, conditions, noise, size=size, steps=steps)
     rows = [decode_latents(pipeline.vae, batch["latents"]), batch["shading"].float() / 255]
     rows.append(decode_latents(pipeline.vae, latents))
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

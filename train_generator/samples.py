@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from faceclip.data.arrays import FaceArrays
 from faceclip.data.portraits import People
 from faceclip.data.records import REGIONS, Phrase
 from faceclip.encoder import TEMPLATE
@@ -22,10 +24,14 @@ MAX_PHRASES = 6
 class GenerationSource(MapSource):
     """One sample: target portrait, one of its captions, and a reference of the same person.
 
-    Fields: latents (C, h, w), shading (3, S, S) uint8, landmarks (5, 2) px at S, target_identity (E,), time_ids (6,)
+    The reference is another picture of the person, but for a share `same_picture` of the samples and for persons with
+    one picture, whose target is its own reference. pair_cosine: least and largest cosine of the two faces, where a
+    person has such a pair.
+
+    Fields: latents (C, h, w), shading (3, H, W) uint8, landmarks (5, 2) px of it, target_identity (E,), time_ids (6,)
     of the target's true size and place, person () its number; the reference's
     face_tokens, face_identity, image_tokens; tokens (77,) ids as the joint encoder reads them; phrase_masks
-    (M, S, S) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of `attributes` and named (A,)
+    (M, H, W) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of `attributes` and named (A,)
     bool, whether the text names them; keep_text, keep_face, keep_identity, keep_shading bool.
     """
 
@@ -35,27 +41,37 @@ class GenerationSource(MapSource):
         dropout: DropoutConfig,
         *,
         same_picture: float,
+        pair_cosine: tuple[float, float] = (-1.0, 1.0),
         attributes: Sequence[str] = (),
     ) -> None:
         self.features, self.dropout, self.same_picture = features, dropout, same_picture
+        self.pair_cosine = pair_cosine
         self.attributes = tuple(attributes)
-        self.classes = attribute_classes(features.arrays, self.attributes)
+        arrays = features.arrays
+        self.classes = np.empty((len(arrays), 0), np.int64)
+        if isinstance(arrays, FaceArrays):
+            self.classes = attribute_classes(arrays, self.attributes)
         self.people = People(np.asarray(features.arrays.identity))
-        alone = self.people.with_fewer(2)
-        if same_picture < 1 and len(alone):
+        self.alone = self.people.with_fewer(2)
+        if same_picture < 1 and len(self.alone) == len(self.people):
             raise DataError(
-                f"{features.arrays.names[alone[0]]} has a single picture: stage 2 takes another one as the reference; "
-                "give more, or set same_picture=1, where every reference is the target itself"
+                f"{arrays.names[self.alone[0]]}, like everyone here, has a single picture: stage 2 takes another one "
+                "as the reference; give more, or set same_picture=1, where every reference is the target itself"
             )
 
     def __len__(self) -> int:
         return len(self.features.arrays)
 
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """(N,) equal for portraits of one shape; None where all have one."""
+        return self.features.groups
+
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor | bool]:
         features, arrays = self.features, self.features.arrays
         reference = index
         if rng.random() >= self.same_picture:
-            reference = int(rng.choice(self.people.others(index)))
+            reference = self._another(index, rng)
         choice = arrays.captions[index]
         caption = choice[int(rng.integers(len(choice)))]
         draw = rng.random(5)
@@ -65,7 +81,8 @@ class GenerationSource(MapSource):
         keep_face = not everything and not alone and draw[2] >= self.dropout.face
         text = caption.text if keep_text else ""
         prefix = TEMPLATE if keep_face else ""
-        masks = np.zeros((MAX_PHRASES, arrays.size, arrays.size), np.uint8)
+        shading = np.ascontiguousarray(np.asarray(arrays.shading[index]).transpose(2, 0, 1))
+        masks = np.zeros((MAX_PHRASES, *shading.shape[1:]), np.uint8)
         words = torch.zeros(MAX_PHRASES, 77, dtype=torch.bool)
         if keep_text:
             described = [p for p in caption.phrases if p.region and not self._absent(p, index)][:MAX_PHRASES]
@@ -75,10 +92,10 @@ class GenerationSource(MapSource):
                 words[number] = phrase_token_mask(text, phrase.start, phrase.end, prefix=prefix)
         return {
             "latents": np.array(features.latents[index]),
-            "shading": np.ascontiguousarray(np.asarray(arrays.shading[index]).transpose(2, 0, 1)),
+            "shading": shading,
             "landmarks": np.array(arrays.landmarks_5[index], np.float32),
             "target_identity": np.array(features.identity[index]),
-            "time_ids": self._time_ids(index),
+            "time_ids": features.time_ids(index),
             "person": int(features.arrays.identity[index]),
             "face_tokens": np.array(features.tokens[reference]),
             "face_identity": np.array(features.identity[reference]),
@@ -94,12 +111,20 @@ class GenerationSource(MapSource):
             "keep_shading": not alone and bool(draw[4] >= self.dropout.shading),
         }
 
-    def _time_ids(self, index: int) -> np.ndarray:
-        """SDXL's size conditioning (6,): the true size of the picture and the crop's place in it, where the data know
-        them; else an uncropped picture of the generated size, as renders are."""
-        arrays = self.features.arrays
-        known = (arrays.size, arrays.size, 0, 0) if arrays.sizes is None else arrays.sizes[index]
-        return np.array([*known, arrays.size, arrays.size], np.float32)
+    def _another(self, index: int, rng: np.random.Generator) -> int:
+        """Another picture of the person, if there is one; one whose face is as alike as `pair_cosine` says, if there is
+        one."""
+        others = self.people.others(index)
+        if not len(others):
+            return index
+        if self.pair_cosine != (-1.0, 1.0):
+            low, high = self.pair_cosine
+            identity = np.stack([self.features.identity[row] for row in (index, *others.tolist())]).astype(np.float64)
+            identity /= np.linalg.norm(identity, axis=1, keepdims=True)
+            cosines = identity[1:] @ identity[0]
+            near = others[(cosines >= low) & (cosines <= high)]
+            others = near if len(near) else others
+        return int(rng.choice(others))
 
     def _absent(self, phrase: Phrase, index: int) -> bool:
         """Whether a phrase says what is not there ("no hat"): its words have nothing to look at."""

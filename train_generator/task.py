@@ -98,7 +98,8 @@ class GeneratorTask(Task):
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
         """Conditions of a batch from cached features; what is dropped takes the form that the pipeline gives it."""
-        pipeline, size = self.pipeline, self.config.size
+        pipeline = self.pipeline
+        height, width = batch["shading"].shape[-2:]
         features = FaceFeatures(tokens=batch["face_tokens"], identity=batch["face_identity"])
         joint = pipeline.joint_encoder.encode(batch["tokens"], face_features=features, has_face=batch["keep_face"])
         inputs: dict[str, Any] = {}
@@ -107,7 +108,7 @@ class GeneratorTask(Task):
             inputs["has_identity"] = batch["keep_identity"]
         if pipeline.shading_channel is not None:
             inputs |= {"shading": batch["shading"].float() / 255, "has_shading": batch["keep_shading"]}
-        built = build_conditions(joint, height=size, width=size, **inputs)
+        built = build_conditions(joint, height=height, width=width, **inputs)
         return replace(built, time_ids=batch["time_ids"]).to(dtype=torch.float32)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
@@ -182,7 +183,10 @@ class GeneratorTask(Task):
         The UNet sees as many samples at once as in training; the figures are those of one batch of all.
         """
         config, at_once = self.config.loss, self.config.trainer.batch_size
-        rows = np.random.default_rng(5).permutation(len(self.validation_source))[: self.config.validation_rows]
+        rows = np.random.default_rng(5).permutation(len(self.validation_source))
+        if (groups := self.validation_source.groups) is not None:  # one batch is of one shape: the most frequent
+            rows = rows[groups[rows] == np.bincount(groups).argmax()]
+        rows = rows[: self.config.validation_rows]
         batch = fetch(self.validation_source, [(int(row), 0) for row in rows], 5)
         device = next(self.modules["unet"].parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}
@@ -230,7 +234,7 @@ class GeneratorTask(Task):
         noise = torch.randn(shown["latents"].shape, generator=torch.Generator().manual_seed(4))
         parts = zip(_parts(shown, config.trainer.batch_size), noise.split(config.trainer.batch_size), strict=True)
         pictures = [
-            draw_pictures(self.pipeline, self.conditions(part), start, size=config.size, steps=config.sample_steps)
+            draw_pictures(self.pipeline, part, self.conditions(part), start, steps=config.sample_steps)
             for part, start in parts
         ]
         return picture_figures(self.pipeline, shown, torch.cat(pictures))

@@ -28,9 +28,10 @@ def picture_names(pipeline: FaceMakeUpPipeline) -> tuple[str, ...]:
 
 
 def draw_pictures(
-    pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, size: int, steps: int
+    pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
 ) -> Tensor:
-    """(B, 3, S, S) in [0, 1] drawn from noise (B, C, h, w)."""
+    """(B, 3, H, W) in [0, 1] drawn for the samples of a batch from noise (B, C, h, w) under the conditions."""
+    size = (batch["shading"].shape[-2], batch["shading"].shape[-1])
     return decode_latents(pipeline.vae, draw(pipeline, conditions, noise, size=size, steps=steps)).clamp(0, 1)
 
 

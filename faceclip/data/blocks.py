@@ -14,6 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from faceclip.data.frames import Framing
 from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
 from faceclip.data.portrait_pool import Outcome, PortraitPool, Usable
 from faceclip.data.portrait_reader import PortraitReader
@@ -81,11 +82,18 @@ def check_writable(writable: bool, cache: Path, what: str) -> None:
 class SourceBlocks:
     """The rows of one split of any data in blocks of `data.shard_rows`, with their portraits found and cut.
 
-    crop_size, picture_size, cache: see `PortraitReader`. Raises DataError for a mapped column that is missing.
+    crop_size, picture_size, cache, framing: see `PortraitReader`. Raises DataError for a mapped column that is missing.
     """
 
     def __init__(
-        self, config: DataConfig, source: RowSource, *, crop_size: int, picture_size: int, cache: Path
+        self,
+        config: DataConfig,
+        source: RowSource,
+        *,
+        crop_size: int,
+        picture_size: int,
+        cache: Path,
+        framing: Framing | None = None,
     ) -> None:
         self.config, self.source = config, source
         self.mapping = RowMapping(config, source.layout, source.columns, source.name)
@@ -96,6 +104,7 @@ class SourceBlocks:
             picture_size=picture_size,
             cache=cache,
             hub=source.name if source.folder is None else "",
+            framing=framing,
         )
 
     @property
@@ -128,12 +137,12 @@ class Block:
     pool: PortraitPool
     advance: Callable[[int], None]
 
-    def parts(self, size: int) -> Iterator[list[Outcome]]:
-        """Outcomes of `size` rows after another, so that only their pictures are in memory. Raises DataError when a
-        worker process dies."""
+    def parts(self, size: int, landmarks: Mapping[int, NDArray] | None = None) -> Iterator[list[Outcome]]:
+        """Outcomes of `size` rows after another, so that only their pictures are in memory; with known `landmarks`, by
+        row, of these rows alone. Raises DataError when a worker process dies."""
         for first in range(0, len(self.rows), size):
             part = self.rows[first : first + size]
-            yield self.pool.prepare(part, self.start + first)
+            yield self.pool.prepare(part, self.start + first, landmarks)
             self.advance(self.start + first + len(part))
 
     def prepare(self, landmarks: Mapping[int, NDArray] | None = None) -> list[Outcome]:

@@ -46,7 +46,7 @@ class PhotoRows:
         if not portraits:
             return []
         points = np.stack([points_in_square(portrait, self.size) for _, _, portrait in portraits])
-        fit, fits = self._fit([portrait.picture for _, _, portrait in portraits], points)
+        fit, fits = fit_portraits(self.fitter, [portrait for _, _, portrait in portraits], self.size)
         maps = (self.fitter.shading(fit, self.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         many = self.fitter.landmarks_68(fit, self.size)
         rows: list[dict[str, Any] | None] = []
@@ -76,14 +76,17 @@ class PhotoRows:
             self.pictures[person] += 1
         return rows
 
-    def _fit(
-        self, pictures: Sequence[NDArray[np.uint8]], points: NDArray[np.float32]
-    ) -> tuple[FaceFit, NDArray[np.bool_]]:
-        """Fits of square pictures, and which of them hold."""
-        if isinstance(self.fitter, MeshFitter):
-            found = self.fitter.measure(pictures, points)
-            return found.fit, found.usable
-        return self.fitter.fit(pictures, points), np.ones(len(pictures), bool)
+
+def fit_portraits(
+    fitter: FaceFitter | MeshFitter, portraits: Sequence[FoundPortrait], size: int
+) -> tuple[FaceFit, NDArray[np.bool_]]:
+    """Fits of the square pictures of portraits, `size` px, and which of them hold (N,)."""
+    pictures = [portrait.picture for portrait in portraits]
+    points = np.stack([points_in_square(portrait, size) for portrait in portraits])
+    if isinstance(fitter, MeshFitter):
+        found = fitter.measure(pictures, points)
+        return found.fit, found.usable
+    return fitter.fit(pictures, points), np.ones(len(pictures), bool)
 
 
 def load_fitter(name: str) -> FaceFitter | MeshFitter:

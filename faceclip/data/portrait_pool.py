@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from faceclip.data.frames import Framing
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
 from faceclip.data.portrait_reader import FoundPortrait, PortraitReader
 from faceclip.data.worker_pool import WorkerPool
@@ -36,7 +37,7 @@ class PortraitPool:
         if config.worker_kind == "threads":
             self.pool, self.action = ThreadPoolExecutor(config.workers), self._prepare
         else:
-            arguments = (replace(config, images=""), reader.crop_size, reader.picture_size)
+            arguments = (replace(config, images=""), reader.crop_size, reader.picture_size, reader.framing)
             self.pool = WorkerPool(config.workers, _start, arguments)
             self.action = _prepare_in_process
 
@@ -92,10 +93,10 @@ class PortraitPool:
 _reader: PortraitReader | None = None  # of this worker process
 
 
-def _start(config: DataConfig, crop_size: int, picture_size: int) -> None:
+def _start(config: DataConfig, crop_size: int, picture_size: int, framing: Framing | None) -> None:
     global _reader
     cv2.setNumThreads(1)  # one worker, one core
-    _reader = PortraitReader(config, folder=None, crop_size=crop_size, picture_size=picture_size)
+    _reader = PortraitReader(config, folder=None, crop_size=crop_size, picture_size=picture_size, framing=framing)
 
 
 def _prepare_in_process(located: Located) -> FoundPortrait | RejectedRecord:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from faceclip.data.frames import Frame, Framing, cut_frame, cut_window
 from faceclip.data.image_store import ImageStore, is_file
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
 from faceclip.data.row_files import find_file, hub_folders, read_address, read_file
@@ -55,7 +55,7 @@ _REASONS = {
 class FoundPortrait:
     """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it, which lies at `square` (left, top, side)
     in the whole picture, whose height and width are `whole`; landmarks (5, 2): pixels of the whole picture as it is
-    stored; digest: 64 bits of the encoded picture's SHA-256.
+    stored; digest: 64 bits of the encoded picture's SHA-256; frame: what a `Framing` asks for, if there is one.
 
     Of a whole picture that lies on its side or upside down, `square`, `whole` and `upright` (5, 2), the same five
     points, are pixels once it is turned so that the face stands upright.
@@ -68,6 +68,7 @@ class FoundPortrait:
     landmarks: NDArray[np.float32]
     upright: NDArray[np.float32]
     digest: int
+    frame: Frame | None = None
 
 
 def build_detector(config: DataConfig) -> FaceDetector:
@@ -86,7 +87,7 @@ class PortraitReader:
     crop_size, picture_size: pixels of the face crop and of the square picture. folder: of the data; relative paths
     begin there or at `config.images`, and no path of a row leads out of these two. cache: of the features; what it
     holds is no picture, also where it lies below `config.images`. hub: id of the hub data set whose
-    files rows may name.
+    files rows may name. framing: what else is cut from the whole picture.
     """
 
     def __init__(
@@ -98,8 +99,9 @@ class PortraitReader:
         picture_size: int,
         cache: Path | None = None,
         hub: str = "",
+        framing: Framing | None = None,
     ) -> None:
-        self.config, self.crop_size, self.picture_size = config, crop_size, picture_size
+        self.config, self.crop_size, self.picture_size, self.framing = config, crop_size, picture_size, framing
         self.detector = build_detector(config)
         self.store = ImageStore(Path(config.images), cache) if config.images else None
         self.folder = Path(config.images) if config.images else folder
@@ -142,6 +144,7 @@ class PortraitReader:
         stored = points.astype(np.float32)
         image, points = stand_up(image, points)
         square = square_around(image, points, self.config.portrait)
+        frame = self._frame(image, points, raw.key) if self.framing else None
         return FoundPortrait(
             crop=encoder_crop(image, points, self.crop_size),
             picture=cut_square(image, square, self.picture_size),
@@ -150,7 +153,16 @@ class PortraitReader:
             landmarks=stored,
             upright=points.astype(np.float32),
             digest=int64_hash(data),
+            frame=frame,
         )
+
+    def _frame(self, image: NDArray[np.uint8], points: NDArray[np.floating], key: str) -> Frame:
+        assert self.framing is not None
+        frame = cut_frame(image, points, square_around(image, points, self.framing.reach), self.framing)
+        if min(frame.window[2:]) < self.framing.min_side:
+            why = f"{key}: its portrait has {min(frame.window[2:])} px, less than min_side"
+            raise RejectedRecord("portrait_too_small", why)
+        return frame
 
     def locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
         """Encoded bytes or local path, and the factor from the record's pixels to the picture's.
@@ -244,6 +256,4 @@ def square_around(image: NDArray[np.uint8], landmarks: NDArray[np.floating], rea
 def cut_square(image: NDArray[np.uint8], square: tuple[int, int, int], size: int) -> NDArray[np.uint8]:
     """A square (left, top, side) of the picture as (size, size, 3)."""
     left, top, side = square
-    cut = image[top : top + side, left : left + side]
-    # Pillow's bicubic filter is the one CLIP's towers were trained with.
-    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))
+    return cut_window(image, (left, top, side, side), (size, size))

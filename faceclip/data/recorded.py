@@ -1,6 +1,7 @@
 """Usable rows of any data as shards of records: who is shown, in which words and picture, and where the face is."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,10 @@ class RecordedPortraits:
     rows (N,): numbers among all records; caption_rows (M,): those of their captions among all captions.
     """
 
-    landmarks_5 = regions = shading = None  # pictures are not stored, and nobody labelled them
+    # Pictures are not stored, and nobody labelled them.
+    landmarks_5: NDArray[np.float32] | None = None
+    regions: NDArray[np.uint8] | None = None
+    shading: Any = None
 
     def __init__(self, folder: ShardFolder, records: Mapping[str, ShardedArray], rows: NDArray[np.int64]) -> None:
         shards = [folder.read(number) for number in range(len(folder))]
@@ -77,11 +81,14 @@ class RecordedPortraits:
         return bytes_hash(*map(np.ascontiguousarray, (self.identity, self.pictures, self.words, self.caption_start)))
 
 
-def rows_of_split(data: DataConfig, split: str, records: Mapping[str, ShardedArray], pictures: int) -> NDArray:
+def rows_of_split(
+    data: DataConfig, split: str, records: Mapping[str, ShardedArray], pictures: int, *, pairs: bool = True
+) -> NDArray:
     """Numbers (N,) of the records that belong to "train" or "validation".
 
     Persons of the training split with fewer than `pictures` pictures are left out where `data.few_pictures` says so.
-    Raises EmptyDatasetError when there are none, DataError where no person of the validation has a second picture.
+    Raises EmptyDatasetError when there are none, DataError where `pairs` are needed and no person of the validation has
+    a second picture.
     """
     person = records["person"][:]
     rows = np.arange(len(person))
@@ -105,7 +112,7 @@ def rows_of_split(data: DataConfig, split: str, records: Mapping[str, ShardedArr
             f"data.path={data.path} has no usable row for {split}: check data.columns.split, "
             "data.validation_share and data.few_pictures"
         )
-    if split == "validation" and data.identity == "column":
+    if pairs and split == "validation" and data.identity == "column":
         check_pairs(data.path, person[rows], "give more, or set data.identity=none")
     return rows
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from faceclip.errors import EmptyDatasetError
@@ -17,6 +18,11 @@ class MapSource(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples."""
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """(N,) equal for samples that may share a batch; None: all may."""
+        return None
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Sample `index`; every random draw must come from `rng`, seeded by (seed, sample, epoch)."""
@@ -53,6 +59,45 @@ class OrderedSampler:
     def slots(self, start: int, count: int) -> list[tuple[int, int]]:
         """`count` consecutive (index, epoch) pairs."""
         return [self.at(position) for position in range(start, start + count)]
+
+
+class GroupedSampler:
+    """The endless stream of (index, epoch) whose batches hold samples of one group each.
+
+    An epoch is a permutation of each group, cut into batches of which the last is filled up from the group's beginning,
+    and a permutation of all batches, all drawn from (seed, epoch).
+    """
+
+    def __init__(self, groups: NDArray[np.int64], seed: int, batch_size: int) -> None:
+        if not len(groups):
+            raise EmptyDatasetError("the data source has no samples: check the data directory and split")
+        self.seed, self.batch_size = seed, batch_size
+        self.members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        self.batches = sum(-(-len(rows) // batch_size) for rows in self.members)
+        self._epoch, self._order = -1, np.empty((0, batch_size), dtype=np.int64)
+
+    def slots(self, start: int, count: int) -> list[tuple[int, int]]:
+        """The (index, epoch) pairs of the batch that begins at position `start`, a multiple of its size `count`.
+
+        Raises ValueError for anything but one whole batch.
+        """
+        if count != self.batch_size or start % count:
+            raise ValueError(f"slots {start} to {start + count} are no batch of {self.batch_size}")
+        epoch, number = divmod(start // count, self.batches)
+        if epoch != self._epoch:
+            self._order, self._epoch = self._draw(epoch), epoch
+        return [(int(row), epoch) for row in self._order[number]]
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        rng, size = np.random.default_rng([self.seed, 2, epoch]), self.batch_size
+        batches = [np.resize(rng.permutation(rows), (-(-len(rows) // size), size)) for rows in self.members]
+        return rng.permutation(np.concatenate(batches))
+
+
+def sampler_of(source: MapSource, seed: int, batch_size: int) -> OrderedSampler | GroupedSampler:
+    """The order of a source, by its groups where it has some."""
+    groups = source.groups
+    return OrderedSampler(len(source), seed) if groups is None else GroupedSampler(groups, seed, batch_size)
 
 
 def sample_rng(seed: int, index: int, epoch: int) -> np.random.Generator:

@@ -43,7 +43,7 @@ from faceclip.training.logging import Display, RunLog, Window
 from faceclip.training.optimization import make_optimizer, rate_factor
 from faceclip.training.prefetch import Prefetcher
 from faceclip.training.run_folder import BEST, CHECKPOINTS, EXPORT, LOCK
-from faceclip.training.sampler import MapSource, OrderedSampler, fetch
+from faceclip.training.sampler import MapSource, fetch, sampler_of
 from faceclip.training.step_module import StepModule
 from faceclip.training.stopping import StopRequest
 from faceclip.training.trackers import check_trackers, open_trackers
@@ -89,7 +89,7 @@ class Trainer:
         if config.ema_decay and layout(self.accelerator) == "zero-3":
             raise ConfigError("trainer.ema_decay: ZeRO 3 leaves no process with all weights to average; set it to null")
         self.average = ParameterAverage(self.trainable, config.ema_decay) if config.ema_decay else None
-        self.sampler = OrderedSampler(len(source), config.seed)
+        self.sampler = sampler_of(source, config.seed, config.batch_size)
         self.step = self.saved = 0  # of the weights; of the newest checkpoint of this run
         self.best = BestExport(config, task, self.directory / BEST)
         self._unvalidated = False  # whether the weights of this step still have to be validated

@@ -38,6 +38,6 @@ def predict_aligned(
 def aligned_phrases(batch: Mapping[str, Tensor], factor: int) -> Tensor:
     """How many phrases () the alignment loss of a batch is the mean of: those with words, whose region is seen on the
     grid of the attention, `factor` times smaller than the latents."""
-    side = -(-batch["latents"].shape[-1] // factor)
-    seen = F.adaptive_avg_pool2d(batch["phrase_masks"].float(), side).amax(dim=(2, 3)) >= 0.5
+    height, width = (-(-size // factor) for size in batch["latents"].shape[-2:])
+    seen = F.adaptive_avg_pool2d(batch["phrase_masks"].float(), (height, width)).amax(dim=(2, 3)) >= 0.5
     return (seen & batch["phrase_tokens"].any(dim=-1) & batch["keep_text"][:, None]).sum()

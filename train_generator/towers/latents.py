@@ -36,6 +36,11 @@ def weights_hash(directory: Path) -> str:
     return files_hash((("", file) for file in files), head=settings_text(settings))
 
 
+def load_vae(directory: Path) -> AutoencoderKL:
+    """The frozen autoencoder of a folder, on the accelerator where there is one. Raises CheckpointError."""
+    return load_frozen(AutoencoderKL, directory, "vae", VAE_REMEDY).to(accelerator())
+
+
 def cached_latents(vae: Path, arrays: FaceArrays) -> ShardedArray:
     """Scaled posterior means (N, C, s, s) float32 of all images, memory-mapped; computed when they are not there
     yet, on the accelerator where there is one. An interrupted computation resumes where it stopped.
@@ -45,7 +50,7 @@ def cached_latents(vae: Path, arrays: FaceArrays) -> ShardedArray:
 
     @cache
     def model() -> AutoencoderKL:
-        return load_frozen(AutoencoderKL, vae, "vae", VAE_REMEDY).to(accelerator())
+        return load_vae(vae)
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
         means = encode_mean(model(), arrays.images[start:stop])

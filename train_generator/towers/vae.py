@@ -5,6 +5,7 @@ python -m eval.restoration --vae EXPORT --data DIR    # what restored portraits 
 """
 
 import copy
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -252,7 +253,7 @@ def batch_at(size: int) -> int:
 
 @torch.no_grad()
 def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
-    """Posterior means (N, C, s, s), unscaled, of images (N, S, S, 3)."""
+    """Posterior means (N, C, h, w), unscaled, of images (N, H, W, 3)."""
     return torch.cat([posterior.mean.float().cpu() for posterior in _posteriors(model, images)])
 
 
@@ -263,7 +264,7 @@ def mean_variance(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
 
 
 def _posteriors(model: AutoencoderKL, images: NDArray[np.uint8]) -> Iterator[DiagonalGaussianDistribution]:
-    batch = batch_at(images.shape[1])
+    batch = batch_at(math.isqrt(images.shape[1] * images.shape[2]))
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2)))
         yield model.encode(to_model(pixels).to(model.device)).latent_dist

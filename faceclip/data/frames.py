@@ -1,0 +1,92 @@
+"""What is cut from a whole picture for stage 2: a square around the face, or all of it in one of a few shapes."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+MAX_RATIO = 2.0  # of the longer side of a shape to the shorter one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How frames are cut; part of cache keys and known to worker processes.
+
+    size: px of the side of a square, and the root of the area of other shapes. step: px of which the sides of these are
+    multiples. reach: side of a square in sides of the aligned face crop. whole: the whole picture instead, in the shape
+    (`shapes`) that is nearest to its own. min_side: px that the shorter side of a frame has in its picture at least.
+    """
+
+    size: int
+    step: int
+    reach: float
+    whole: bool
+    min_side: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A frame (h, w, 3) that shows `window` (left, top, width, height) of a picture of `whole` (height, width) px."""
+
+    picture: NDArray[np.uint8]
+    window: tuple[int, int, int, int]
+    whole: tuple[int, int]
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """(2,) px of the frame for one of the picture, along x and y; they differ by rounding alone."""
+        return np.array(self.picture.shape[1::-1], np.float64) / self.window[2:]
+
+    def points(self, points: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Points (N, 2) px of the whole picture in px of the frame, pixel centers at integers."""
+        return ((points - self.window[:2] + 0.5) * self.scale - 0.5).astype(np.float32)
+
+    @property
+    def sizes(self) -> NDArray[np.float32]:
+        """(6,) as SDXL's size conditioning wants them (Podell et al. 2023, section 2.2): height and width of the whole
+        picture in its own px, top and left of the frame in it once it is scaled, height and width of the frame."""
+        (left, top, width, height), (tall, wide) = self.window, self.picture.shape[:2]
+        return np.array([*self.whole, top * tall // height, left * wide // width, tall, wide], np.float32)
+
+
+@cache
+def shapes(size: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of frames, multiples of `step` of at most size² px and the square among them, from portrait to
+    landscape up to `MAX_RATIO`."""
+    found = {(size, size)}
+    for short in range(step, size, step):
+        long = size * size // short // step * step
+        if long <= MAX_RATIO * short:
+            found |= {(short, long), (long, short)}
+    return tuple(sorted(found, key=lambda shape: shape[1] / shape[0]))
+
+
+def cut_frame(
+    image: NDArray[np.uint8], face: NDArray[np.floating], square: tuple[int, int, int], framing: Framing
+) -> Frame:
+    """The frame of an upright picture (H, W, 3). face: (5, 2) px. square: (left, top, side) around the face, which is
+    the window unless the whole picture is wanted; then the window is as large as the nearest shape allows and shows the
+    face as near to its middle as the picture does."""
+    tall, wide = image.shape[:2]
+    size = (framing.size, framing.size)
+    window = (*square[:2], square[2], square[2])
+    if framing.whole:
+        known, ratio = shapes(framing.size, framing.step), wide / tall
+        size = min(known, key=lambda shape: abs(math.log(shape[1] / shape[0] / ratio)))
+        zoom = max(size[0] / tall, size[1] / wide)
+        width, height = min(wide, max(1, round(size[1] / zoom))), min(tall, max(1, round(size[0] / zoom)))
+        middle = np.asarray(face, np.float64).mean(axis=0) - [(width - 1) / 2, (height - 1) / 2]
+        left, top = np.clip(np.round(middle), 0, [wide - width, tall - height]).astype(int).tolist()
+        window = (left, top, width, height)
+    return Frame(picture=cut_window(image, window, size), window=window, whole=(tall, wide))
+
+
+def cut_window(image: NDArray[np.uint8], window: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A window (left, top, width, height) of a picture as (*size, 3), size being (height, width)."""
+    left, top, width, height = window
+    cut = image[top : top + height, left : left + width]
+    # Pillow's bicubic filter is the one CLIP's towers were trained with.
+    return np.asarray(Image.fromarray(cut).resize(size[::-1], Image.Resampling.BICUBIC))

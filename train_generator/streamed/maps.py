@@ -1,0 +1,64 @@
+"""Shading maps of frames: the face is fitted in a square around it, and its map drawn where the frame shows it."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from faceclip.data.frames import Frame
+from faceclip.data.photo_rows import fit_portraits
+from faceclip.data.portrait_reader import FoundPortrait
+from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.frames import FaceFit, move_fit
+from faceclip.face3d.mesh_fitter import MeshFitter
+
+FIT_SIZE, FIT_REACH = 384, 1.7  # px of the squares in which faces are fitted, and their side in sides of the face crop
+
+
+def frame_maps(
+    fitter: FaceFitter | MeshFitter, portraits: Sequence[FoundPortrait], pool: Executor
+) -> list[NDArray[np.uint8] | None]:
+    """The map of each portrait's frame as the bytes of a PNG file; None for a face that the head model cannot fit.
+
+    portraits: with pictures of `FIT_SIZE` px, `FIT_REACH` around the face. pool: of threads, one map each.
+    """
+    if not portraits:
+        return []
+    fit, usable = fit_portraits(fitter, portraits, FIT_SIZE)
+
+    def draw(row: int) -> NDArray[np.uint8] | None:
+        frame = portraits[row].frame
+        assert frame is not None
+        return _png(frame_map(fit.rows([row]), portraits[row].square, frame)) if usable[row] else None
+
+    return list(pool.map(draw, range(len(portraits))))
+
+
+def frame_map(fit: FaceFit, square: tuple[int, int, int], frame: Frame) -> NDArray[np.uint8]:
+    """The map (h, w, 3) of one fit, which is in the frame of `square` (left, top, side) of the whole picture."""
+    height, width = frame.picture.shape[:2]
+    side = max(height, width)
+    moved = move_fit(fit, square_to_frame(square, frame), before=FIT_SIZE, after=side)
+    shading = FaceFitter.shading(moved, side)[0, :, :height, :width]
+    return (shading * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def square_to_frame(square: tuple[int, int, int], frame: Frame) -> Tensor:
+    """The similarity (1, 2, 3) from px of the square picture that was fitted to px of the frame."""
+    pixel, zoom = square[2] / FIT_SIZE, float(frame.scale.mean())
+    corner = np.array(square[:2], np.float64) + 0.5 * pixel - 0.5  # the first pixel in the whole picture
+    shift = (corner - frame.window[:2] + 0.5) * frame.scale - 0.5
+    return torch.tensor([[[pixel * zoom, 0.0, shift[0]], [0.0, pixel * zoom, shift[1]]]], dtype=torch.float32)
+
+
+def _png(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey where all channels agree; half of the size and of the time."""
+    grey = (picture[..., :1] == picture).all()
+    buffer = io.BytesIO()
+    Image.fromarray(picture[..., 0] if grey else picture).save(buffer, format="PNG", compress_level=1)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
