@@ -25,14 +25,26 @@ def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
 def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raises CheckpointError that names what differs from the checkpoint in `folder`.
 
-    What only one side tells is unknown, not different: older checkpoints hold fewer facts and settings.
+    What only one side tells is unknown, not different: older checkpoints hold fewer facts and settings. The number of
+    processes may change where trainer.accumulate changes with it, so that every step takes the same samples.
     """
     changed = [key for key, value in ours.items() if key in theirs and theirs[key] != value]
+    if {"processes", "accumulate"} <= set(changed) and _chunks(ours) == _chunks(theirs):
+        changed = [key for key in changed if key not in ("processes", "accumulate")]
     if changed:
         pairs = ", ".join(f"{key} was {_text(theirs[key])}, now {_text(ours[key])}" for key in changed)
+        elastic = ""
+        if "processes" in changed:
+            elastic = f"; with other processes set trainer.accumulate so that their product is {_chunks(theirs)}"
         raise CheckpointError(
             f"{folder}: cannot resume exactly ({pairs}); use another output directory (out=DIR), or set it as it was"
+            f"{elastic}"
         )
+
+
+def _chunks(run: Mapping[str, Any]) -> int:
+    """Batches of a step on all processes together."""
+    return run["processes"] * run["accumulate"]
 
 
 def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class StreamBuilder:
             "latents": [weights_hash(networks.vae)],
         }
         self.about: dict[str, dict[str, Any]] = {kind: {"models": models[kind]} for kind in models}
-        self.about["frames"] = {"source": config.path, "split": split, "facts": list(map(str, facts))}
+        look = short_key(repr(framing), fitter_hash(self.fitter), str(FIT_SIZE))
+        self.about["frames"] = {"source": config.path, "split": split, "facts": list(map(str, facts)), "look": look}
         frames = short_key("stage 2 frames 1", *map(str, facts))
         self.keys = {kind: short_key(kind, frames, *models[kind]) for kind in models} | {"frames": frames}
         self.report = cache / f"{split}-stage2-report-{frames}.json"

@@ -13,15 +13,21 @@ from faceclip.settings import setting
 class PhotosConfig:
     """What is cut from a photograph, and who reads its face. Data of this project's own layout are cut already.
 
+    None is compared when a run resumes: the hash of the data tells frames and maps apart.
+
     Raises ConfigError for a reach or a least side out of range.
     """
 
     frame: Literal["square", "whole"] = setting(
-        "square", "a square around the face, or the whole picture in the nearest of several shapes"
+        "square", "a square around the face, or the whole picture in the nearest of several shapes", resume="free"
     )
-    reach: float = setting(1.7, "side of a square in sides of the aligned face crop")
-    min_side: int = setting(128, "px of a frame's shorter side in its photo at least; a smaller one is an unusable row")
-    fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
+    reach: float = setting(1.7, "side of a square in sides of the aligned face crop", resume="free")
+    min_side: int = setting(
+        128, "px of a frame's shorter side in its photo at least; a smaller one is an unusable row", resume="free"
+    )
+    fitter: str = setting(
+        "tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", resume="free", path=True
+    )
 
     def __post_init__(self) -> None:
         if not 1 < self.reach <= MAX_REACH:

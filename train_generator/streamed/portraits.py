@@ -32,6 +32,7 @@ class StreamedPortraits(RecordedPortraits):
         self.shading = ShadingMaps(RaggedRows(shards, "shading", rows))
         self.vocabularies: dict[str, tuple[str, ...]] = {}
         self.images = None  # they stay where they are
+        self._look = str(folder.about["look"])
 
     def shape(self, row: int) -> tuple[int, int]:
         """Height and width of a frame in px."""
@@ -46,8 +47,8 @@ class StreamedPortraits(RecordedPortraits):
 
     @property
     def content_hash(self) -> str:
-        """Hash of who is shown, in which picture, words and frame."""
-        return bytes_hash(super().content_hash.encode(), np.ascontiguousarray(self.sizes))
+        """Hash of who is shown, in which picture, words, frame and map."""
+        return bytes_hash(super().content_hash.encode(), self._look.encode(), np.ascontiguousarray(self.sizes))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from faceclip.errors import CheckpointError
+from faceclip.training import Trainer
+from tests.faceclip.training.test_trainer import Line, Numbers, config
 from tests.ranks import run_ranks
 
 SCRIPT = """
@@ -56,6 +61,13 @@ def test_no_rank_leaves_before_the_checkpoint_is_written_and_each_draws_for_itse
     files = [tmp_path / f"draws-{rank}-{step}.json" for rank in (0, 1) for step in (0, 1, 2)]
     draws = [draw for file in files for draw in json.loads(file.read_text())]
     assert len(set(draws)) == 12
+
+    # One rank goes on where two stood, if each of its steps takes as many batches as both took together.
+    before = config()
+    with pytest.raises(CheckpointError, match=f"processes was 2, now 1.*trainer.accumulate.*{2 * before.accumulate}"):
+        Trainer(config(save_every=0), Line(), Numbers(), tmp_path).fit()
+    alone = Trainer(config(save_every=0, accumulate=2 * before.accumulate), Line(), Numbers(), tmp_path)
+    assert alone.fit().step == before.steps
 
 
 def test_batch_sizes_of_a_deepspeed_file_are_replaced(tmp_path: Path) -> None:

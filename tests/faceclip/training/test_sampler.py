@@ -6,7 +6,7 @@ import torch
 
 from faceclip.errors import EmptyDatasetError
 from faceclip.training import MapSource
-from faceclip.training.sampler import OrderedSampler, fetch, sample_rng, stack
+from faceclip.training.sampler import GroupedSampler, OrderedSampler, fetch, sample_rng, sampler_of, stack
 
 
 def test_the_order_is_that_of_earlier_releases() -> None:
@@ -30,6 +30,42 @@ def test_draws_of_a_sample_are_those_of_earlier_releases() -> None:
 @pytest.mark.parametrize("other", [(4, 4, 5), (3, 5, 5), (3, 4, 6), (3, 5, 4)])
 def test_seed_sample_and_epoch_all_decide_the_draws(other: tuple[int, int, int]) -> None:
     assert sample_rng(3, 4, 5).random() != sample_rng(*other).random()
+
+
+def test_batches_of_groups_hold_one_group_and_an_epoch_holds_everything() -> None:
+    groups = np.array([0, 1, 0, 0, 1, 0, 2, 0])
+    sampler = GroupedSampler(groups, seed=3, batch_size=2)
+    epochs = [[sampler.slots(2 * (5 * epoch + number), 2) for number in range(5)] for epoch in range(2)]
+    for epoch, batches in enumerate(epochs):
+        for batch in batches:
+            assert len({groups[row] for row, _ in batch}) == 1
+            assert {number for _, number in batch} == {epoch}
+        assert {row for batch in batches for row, _ in batch} == set(range(8))
+    assert [[row for row, _ in batch] for batch in epochs[0]] != [[row for row, _ in batch] for batch in epochs[1]]
+    # A function of the position alone: another sampler begins in the middle, and steps back.
+    again = GroupedSampler(groups, seed=3, batch_size=2)
+    assert again.slots(2 * 7, 2) == epochs[1][2] and again.slots(2 * 1, 2) == epochs[0][1]
+    with pytest.raises(ValueError, match="slots 1 to 3"):
+        sampler.slots(1, 2)
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(9) % 2])
+def test_a_step_takes_the_same_batches_on_any_number_of_ranks(groups: np.ndarray | None) -> None:
+    """Four batches of a step: by one rank one after another, by two ranks two each, by four one each."""
+
+    class Grouped(Draws):
+        @property
+        def groups(self) -> np.ndarray | None:
+            return groups
+
+    sampler = sampler_of(Grouped(), seed=5, batch_size=3)
+    for step in range(4):
+        taken = []
+        for ranks in (1, 2, 4):
+            micro = range(step * 4 // ranks, (step + 1) * 4 // ranks)
+            places = [chunk * ranks + rank for chunk in micro for rank in range(ranks)]
+            taken.append([sampler.slots(place * 3, 3) for place in places])
+        assert taken[0] == taken[1] == taken[2]
 
 
 class Draws(MapSource):
