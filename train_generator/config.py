@@ -71,6 +71,9 @@ class LossConfig:
     `identity_negatives` faces of other persons of the training split (as in WithAnyone), at
     `identity_temperature`.
 
+    prior: counts on samples without face, identity and map, of which `dropout.reference` makes a share, and needs LoRA,
+    below which the base stays as it was (`train_generator.terms.prior`).
+
     Raises ConfigError for a negative weight, a temperature that is not positive, and for less than one row, step,
     factor or negative.
     """
@@ -92,6 +95,7 @@ class LossConfig:
     )
     identity_negatives: int = setting(4096, "most faces of others for it")
     identity_temperature: float = setting(0.1, "of that comparison")
+    prior: float = setting(0.0, "weight of the distance from what the base predicts from words alone")
     sampled_identity: float = setting(0.0, "weight of the identity loss on pictures sampled from noise")
     sampled_rows: int = setting(2, "samples of a batch drawn from noise")
     sampled_steps: int = setting(6, "steps of their sampler")
@@ -101,7 +105,7 @@ class LossConfig:
         weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
         if not 0 < self.identity_temperature < math.inf:
             raise ConfigError(f"loss.identity_temperature: must be positive, got {self.identity_temperature}")
-        weights += ("sampled_identity", "min_snr_gamma", "offset_noise", "identity_contrast")
+        weights += ("sampled_identity", "min_snr_gamma", "offset_noise", "identity_contrast", "prior")
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"loss.{name}: must be finite and not negative, got {getattr(self, name)}")
@@ -206,6 +210,8 @@ class GeneratorConfig:
             raise ConfigError(f"validation_pictures: must be 0 or more, got {self.validation_pictures}")
         if not 0 <= self.same_picture <= 1:
             raise ConfigError(f"same_picture: must be in [0, 1], got {self.same_picture}")
+        if self.loss.prior and self.adapter.unet == "full":
+            raise ConfigError("loss.prior: training the whole UNet leaves no base to compare with; set it to 0")
         low, high = self.pair_cosine
         if not -1 <= low < high <= 1:
             raise ConfigError(

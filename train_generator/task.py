@@ -29,6 +29,7 @@ from train_generator.terms.alignment import aligned_phrases, predict_aligned
 from train_generator.terms.denoising import denoising_loss
 from train_generator.terms.identity import LatentFaces, OtherPeople, facial_perceptual_loss
 from train_generator.terms.latent import latent_losses
+from train_generator.terms.prior import prior_loss
 from train_generator.terms.sample import Sample, join
 from train_generator.terms.sampled_identity import finished_identity_distance, sampled_identity_loss, sampler_stops
 from train_generator.validation_pictures import draw_pictures, picture_figures, picture_names
@@ -169,6 +170,9 @@ class GeneratorTask(Task):
             )
         total = denoising + config.alignment * sample.alignment + config.identity * face
         parts = {"noise": denoising, "alignment": sample.alignment, "identity": face}
+        if config.prior:
+            parts["prior"] = prior_loss(sample, self.pipeline.unet)
+            total = total + config.prior * parts["prior"]
         if "latent_recognizer" in self.modules:
             reader, attributes = self.modules["latent_recognizer"], bool(config.latent_attributes)
             seen = latent_losses(sample, reader, generator, attributes=attributes)
@@ -225,6 +229,7 @@ class GeneratorTask(Task):
         if "latent_recognizer" in self.modules:
             names += ["loss_latent_identity", "loss_latent_features"]
             names += ["loss_latent_attributes"] if config.latent_attributes else []
+        names += ["loss_prior"] if config.prior else []
         names += ["loss_sampled_identity"] if config.sampled_identity else []
         return (*names, *(picture_names(self.pipeline) if self.config.validation_pictures else ()))
 
