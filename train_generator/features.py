@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from faceclip.data.mapping import DataConfig, cache_folder
+from faceclip.data.mapping import DataConfig, cache_folder, data_at
 from faceclip.data.sources import check_own_layout, find_layout
 from faceclip.errors import ConfigError
 from faceclip.settings import run
@@ -28,8 +28,8 @@ def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: 
 
     Raises DataError and its kinds for the data, ConfigError for settings that would change nothing.
     """
-    assert isinstance(config.data, DataConfig)
-    data, cache = config.data, cache_folder(config.data, config.cache)
+    data = data_at(config.data)
+    cache = cache_folder(data, config.cache)
     vae = base_directory(config.base) / "vae"
     encoder, image_tower = pipeline.joint_encoder, pipeline.image_encoder
     if find_layout(data) == "portraits":
@@ -54,6 +54,9 @@ def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: 
 
 def build(config: GeneratorConfig) -> None:
     """Builds the features of both splits and prints what there is."""
+    for name, place in (("data", data_at(config.data).path), ("encoder", config.encoder)):
+        if not place:
+            raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     pipeline = build_pipeline(config)
