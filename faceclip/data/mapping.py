@@ -185,12 +185,17 @@ class RawRecord:
 class RowMapping:
     """Turns rows of a source with the given columns into `RawRecord`s.
 
+    captions_needed: whether data without captions, and rows without one, cannot be used.
+
     Raises:
         DataError: a column that the mapping names is not in the data; the message names it and what sets it.
     """
 
-    def __init__(self, config: DataConfig, layout: str, columns: Iterable[str], source: str) -> None:
+    def __init__(
+        self, config: DataConfig, layout: str, columns: Iterable[str], source: str, *, captions_needed: bool = True
+    ) -> None:
         self.config, self.source, self.available = config, source, tuple(columns)
+        self.captions_needed = captions_needed
         ready = READY.get(layout, READY["files"])
         chosen = {f.name: getattr(config.columns, f.name) or getattr(ready, f.name) for f in fields(ColumnsConfig)}
         explicit = {f.name for f in fields(ColumnsConfig) if getattr(config.columns, f.name)}
@@ -200,7 +205,8 @@ class RowMapping:
                 "(every row is another person), or add such a column and set data.columns.identity"
             )
         names = (chosen["captions"],) if isinstance(chosen["captions"], str) else chosen["captions"]
-        self.captions = tuple(found for name in names if (found := self._find("captions", name)))
+        wanted = captions_needed or "captions" in explicit
+        self.captions = tuple(found for name in names if (found := self._find("captions", name, needed=wanted)))
         self.image = self._find("image", chosen["image"], needed="image" in explicit or not chosen["url"])
         self.url = self._find("url", chosen["url"], needed=not self.image)
         # `image_folder` writes this column itself: paths that it found or compared with the folder.
@@ -259,7 +265,7 @@ class RowMapping:
                 raise RejectedRecord("no_identity", f"{key}: column {self.identity!r} is empty")
             person = str(value)
         captions = [text for name in self.captions for text in _texts(row.get(name), f"{key}, column {name!r}")]
-        if not captions:
+        if not captions and self.captions_needed:
             raise RejectedRecord("empty_caption", f"{key}: no text in {', '.join(self.captions)}")
         image: bytes | str | Path | None = None
         url = ""

@@ -1,0 +1,151 @@
+"""What curation drops of photographs with planted faults, and of those without.
+
+    python -m eval.photos.curation photos=FOLDER work=DIR [each=500] [good=1000] [keep.max_text=…]
+
+FOLDER has one folder of photos per person. DIR gets copies of the photos with and without faults, and the curation of
+these; delete it afterwards. A second run with other `keep.` words measures nothing again.
+"""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from eval.photos.planted import COPIES, FAULTS
+from faceclip.data.curate.catalog import USUAL
+from faceclip.data.curate.command import curate
+from faceclip.data.curate.config import CurateConfig
+from faceclip.data.curate.rules import KeepConfig
+from faceclip.data.image_folder import SUFFIXES
+from faceclip.data.image_store import files_below
+from faceclip.data.mapping import DataConfig
+from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.faces.images import load_image
+from faceclip.settings import run, setting
+from faceclip.storage.files import write_json, write_picture
+
+GOOD = "0-good"  # before the names of faults: of two equal pictures the first one stays
+
+
+@dataclass(kw_only=True)
+class CurationConfig:
+    """What is planted, and what is kept."""
+
+    photos: str = setting("", "folder with one folder of photos per person", path=True)
+    work: str = setting("", "folder for pictures and figures, outside of photos=", path=True)
+    each: int = setting(500, "pictures of each fault")
+    good: int = setting(1000, "photos without a planted fault")
+    seed: int = setting(0, "which photos are drawn, and how faults look")
+    measures: tuple[str, ...] = setting(USUAL, "as in faceclip.data.curate")
+    keep: KeepConfig = field(default_factory=KeepConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("photos", "work"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: name a folder, as in {name}=DIR")
+        if self.each < 1 or self.good < self.each:
+            raise ConfigError(f"each, good: expected 1 ≤ each ≤ good, got {self.each} and {self.good}")
+
+
+def plant(config: CurationConfig, folder: Path) -> None:
+    """Writes the pictures, the same ones for the same words; those that are there already stay.
+
+    Raises EmptyDatasetError for fewer photos than `good`.
+    """
+    photos = [file for file in files_below(Path(config.photos)) if file.suffix.lower() in SUFFIXES]
+    if len(photos) < config.good:
+        raise EmptyDatasetError(f"photos={config.photos}: {len(photos)} photos, good={config.good} were asked for")
+    chosen = [photos[i] for i in np.random.default_rng(config.seed).permutation(len(photos))[: config.good]]
+    for number, file in enumerate(chosen):
+        _write(folder / GOOD / f"{number:05d}.png", lambda file=file: load_image(file))
+    for kind, fault in ({name: fault for name, (fault, _) in FAULTS.items()} | COPIES).items():
+        for number in range(config.each):
+            random = np.random.default_rng([config.seed, number, *kind.encode()])
+            # Faults are planted in other photos than the good ones where there are enough; copies are of good ones.
+            first = number if kind in COPIES else config.good + number
+            files = [
+                chosen[first % config.good] if kind in COPIES else photos[(first + i * 997) % len(photos)]
+                for i in range(4)
+            ]
+            _write(
+                folder / kind / f"{number:05d}.png",
+                lambda fault=fault, files=files, random=random: fault([load_image(file) for file in files], random),
+            )
+
+
+def _write(path: Path, make: Any) -> None:
+    if not path.is_file():
+        write_picture(path, Image.fromarray(make()), compress_level=1)
+
+
+def measure(config: CurationConfig) -> dict[str, Any]:
+    """Plants, curates, and counts by kind of picture: how many, how many are dropped, by which rules."""
+    work = Path(config.work)
+    plant(config, work / "pictures")
+    curate(
+        CurateConfig(
+            data=DataConfig(path=str(work / "pictures"), shard_rows=256),
+            out=str(work / "curated"),
+            measures=config.measures,
+            keep=config.keep,
+            pictures="none",
+            thumbnails=12,
+        )
+    )
+    total: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    meant: Counter[str] = Counter()
+    rules: dict[str, Counter[str]] = {}
+    for file in sorted((work / "curated" / "decisions").glob("*.parquet")):
+        table = pq.read_table(file).to_pydict()
+        for key, kept, reasons in zip(table["key"], table["kept"], table["reasons"], strict=True):
+            kind = key.split("/")[0]
+            total[kind] += 1
+            dropped[kind] += not kept
+            expected = ("duplicate",) if kind in COPIES else FAULTS[kind][1] if kind in FAULTS else ()
+            meant[kind] += bool(set(expected) & set(reasons))
+            for reason in reasons:
+                rules.setdefault(reason, Counter())[kind] += 1
+    kinds = {
+        kind: {"pictures": count, "dropped": dropped[kind] / count, "as_meant": meant[kind] / count}
+        for kind, count in total.items()
+    }
+    wanted = {rule: {kind for kind, (_, names) in FAULTS.items() if rule in names} for rule in rules}
+    wanted["duplicate"] = set(COPIES)
+    precision = {
+        rule: {
+            "dropped": sum(found.values()),
+            "as_meant": sum(found[kind] for kind in wanted[rule]) / sum(found.values()),
+            "of_good": found[GOOD] / total[GOOD],
+        }
+        for rule, found in rules.items()
+    }
+    bad = sum(count for kind, count in dropped.items() if kind != GOOD)
+    whole = {
+        "precision": bad / max(bad + dropped[GOOD], 1),
+        "recall": bad / sum(count for kind, count in total.items() if kind != GOOD),
+        "good_dropped": dropped[GOOD] / total[GOOD],
+    }
+    return {"kinds": kinds, "rules": precision, "all": whole}
+
+
+def show(config: CurationConfig) -> None:
+    """Measures, writes figures.json into `work`, and prints it."""
+    figures = measure(config)
+    write_json(Path(config.work) / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run(show, CurationConfig, argv, interrupted="interrupted; the same command resumes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Curation of a data set of any size: figures of every picture, then thresholds, a data set of what is kept, a report.
+
+    python -m faceclip.data.curate data.path=PHOTOS out=DIR [keep.min_side=256 …] [backend=processes data.workers=8]
+
+takes any source that `data.path` takes (docs/data.md). The same command goes on where it was killed; with other
+`keep.` words it computes no figure again. DIR is then what `data.path` of other commands reads, and DIR/report.html
+says what was dropped and why.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from faceclip.data.curate.card import data_card
+from faceclip.data.curate.config import CurateConfig
+from faceclip.data.curate.deciding import decide
+from faceclip.data.curate.measuring import REQUEST, Measuring
+from faceclip.data.curate.output import Output
+from faceclip.data.curate.pairs import find_pairs
+from faceclip.data.curate.report import Thumbnails, write_report
+from faceclip.data.curate.rules import overlaps
+from faceclip.data.curate.source import SplitReader
+from faceclip.errors import ConfigError, DataError
+from faceclip.settings import run
+from faceclip.storage.files import read_json, replacing, write_json, write_text
+from faceclip.storage.locks import locked
+from faceclip.storage.places import check_place
+
+SUMMARY, PAIRS = "curation.json", "pairs.parquet"
+
+
+def curate(config: CurateConfig) -> dict[str, Any]:
+    """Measures what is missing, decides, writes; returns the content of curation.json.
+
+    Raises ConfigError for words that do not fit each other or the folder, MissingExtraError for a package, DataError
+    for sources, shards and disks; finished shards stay.
+    """
+    out = Path(config.out)
+    for name in ("path", "images"):
+        given = getattr(config.data, name)
+        if given and Path(given).is_dir() and out.resolve().is_relative_to(Path(given).resolve()):
+            raise ConfigError(f"out={out} lies in data.{name}={given}: it would be among the pictures the next time")
+    check_place(out, "out=", (".lock", REQUEST))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / ".lock", wait=False):
+            return _curate(config, out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error}): free space or make it writable, and run again") from error
+
+
+def _curate(config: CurateConfig, out: Path) -> dict[str, Any]:
+    readers = {split: SplitReader(config.data, split, out / ".digests.json", out) for split in config.splits}
+    measuring = Measuring(config, readers)
+    splits = measuring.run()
+    decision = decide(splits, measuring.schema, config.keep)
+    output = Output(config, splits, decision)
+    thumbnails = Thumbnails(splits, decision, config.thumbnails)
+    (out / SUMMARY).unlink(missing_ok=True)  # while the folder holds two states, it says of neither that it is complete
+    kept, pictures = output.write(readers, thumbnails.wanted)
+    pairs = find_pairs(splits, decision, config.pairs) if "embedding" in measuring.schema.names else None
+    if pairs is not None:
+        with replacing(out / PAIRS, alone=True) as file:
+            pq.write_table(pairs.table, file, compression="zstd")
+    else:
+        (out / PAIRS).unlink(missing_ok=True)
+    unread: dict[str, int] = {}
+    for shards in splits:
+        for number in range(shards.count):
+            for reason, count in shards.manifest(number)["counts"].items():
+                unread[reason] = unread.get(reason, 0) + count
+    summary = {
+        "source": {"name": config.data.name, "revision": config.data.revision, "licence": config.licence},
+        "rows": {shards.split: sum(shards.manifest(n)["rows"] for n in range(shards.count)) for shards in splits},
+        "kept": kept,
+        "dropped": decision.counts(),
+        "unmeasured": unread,
+        "keep": asdict(config.keep),
+        "measures": read_json(out / REQUEST)["measures"],
+        "pictures": config.pictures,
+        "pairs": None if pairs is None else {name: getattr(pairs, name) for name in ("low", "high", "below", "above")},
+    }
+    write_text(out / "README.md", data_card(summary, named=any(reader.mapping.identity for reader in readers.values())))
+    write_report(
+        out / "report.html", summary, splits, decision, thumbnails, pictures, overlaps(decision.names, decision.bits)
+    )
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def print_summary(config: CurateConfig) -> None:
+    """Curates and prints what came of it."""
+    summary = curate(config)
+    for split, rows in summary["rows"].items():
+        print(f"{split:>10}: {summary['kept'][split]:,} of {rows:,} pictures are kept")
+    dropped = {name: count for name, count in summary["dropped"].items() if count}
+    print("dropped by", ", ".join(f"{name} {count:,}" for name, count in dropped.items()) or "nothing")
+    print(f"data set: {config.out}, report: {Path(config.out) / 'report.html'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run(print_summary, CurateConfig, argv, interrupted="interrupted; the same command resumes")

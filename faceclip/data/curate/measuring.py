@@ -1,0 +1,170 @@
+"""Pass one: every shard of every split is measured and written, each whole or not at all, whatever measures it.
+
+OUT/measures/SPLIT-00000.parquet    the figures: `ROW_COLUMNS` and those of the measures
+OUT/measures/SPLIT-00000.json       written last: rows, SHA-256, what could not be read, where a stream stood
+OUT/seconds/SPLIT-00000.json        the time that it took, the only thing that differs from run to run
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faceclip.data.curate.backends import run_shards
+from faceclip.data.curate.catalog import choose_measures
+from faceclip.data.curate.config import CurateConfig
+from faceclip.data.curate.shards import Measured, Plan, Shard, table_schema
+from faceclip.data.curate.source import SplitReader
+from faceclip.data.rejects import EXAMPLES
+from faceclip.errors import ConfigError, DataError, EmptyDatasetError
+from faceclip.storage.files import disk_errors, read_json, replacing, write_json
+from faceclip.storage.hashes import file_hash
+from faceclip.training.progress import bar
+
+VERSION = 1
+MEASURES, SECONDS, REQUEST = "measures", "seconds", "request.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """What pass one left of a split: its finished shards in order."""
+
+    folder: Path
+    split: str
+    count: int
+
+    def path(self, number: int) -> Path:
+        """The file of a shard's figures."""
+        return self.folder / f"{self.split}-{number:05d}.parquet"
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """What is known of a shard. Raises DataError for a damaged file."""
+        return read_json(self.path(number).with_suffix(".json"))
+
+    def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """The figures of a shard. Raises DataError for a file that is missing or damaged."""
+        try:
+            return pq.read_table(self.path(number), columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.path(number)} cannot be read ({error}): delete it, and run again") from error
+
+
+class Measuring:
+    """Pass one of a run. Raises ConfigError when `out` holds figures of other data or measures."""
+
+    def __init__(self, config: CurateConfig, readers: Mapping[str, SplitReader]) -> None:
+        self.config, self.readers, self.out = config, readers, Path(config.out)
+        self.measures = choose_measures(config.measures, config.plugins)
+        self.schema = table_schema(self.measures)
+        self.plan = Plan(
+            measures=tuple(config.measures),
+            plugins=tuple(config.plugins),
+            detector=config.data.detector,
+            accept_non_commercial=config.data.accept_non_commercial,
+            max_pixels=config.data.max_pixels,
+        )
+        self.folder = self.out / MEASURES
+        self._claim()
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that decides the figures; thresholds do not."""
+        data = self.config.data
+        return {
+            "version": VERSION,
+            "sources": {split: reader.facts for split, reader in self.readers.items()},
+            "measures": [measure.facts for measure in self.measures],
+            "detector": data.detector,
+            **{name: getattr(data, name) for name in ("max_pixels", "limit", "shard_rows")},
+        }
+
+    def _claim(self) -> None:
+        stored = self.out / REQUEST
+        ours = json.loads(json.dumps(self.request))
+        theirs = read_json(stored) if stored.is_file() else ours
+        different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        if different:
+            raise ConfigError(
+                f"out={self.out} holds figures of other data or measures ({', '.join(different)} differ): choose "
+                "another out=, or delete this folder"
+            )
+        write_json(stored, ours)
+        for folder in (self.folder, self.out / SECONDS):
+            folder.mkdir(exist_ok=True)
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink()  # of a killed process: the lock says that no other one is writing
+
+    def run(self) -> list[Shards]:
+        """Measures what is missing; returns the shards of every split.
+
+        Raises EmptyDatasetError for a split without rows, DataError for a shard that was changed and for a worker that
+        dies; finished shards stay.
+        """
+        return [self._split(split, reader) for split, reader in self.readers.items()]
+
+    def _split(self, split: str, reader: SplitReader) -> Shards:
+        shards = Shards(folder=self.folder, split=split, count=0)
+        done, position = 0, None
+        while (shards.path(done).with_suffix(".json")).is_file():  # the begin that is finished without a gap
+            position = self._checked(shards, done)
+            done += 1
+        finished = sorted(self.folder.glob(f"{split}-*.json"))
+        last = int(finished[-1].stem.rpartition("-")[2]) if finished else -1
+        complete = self.folder / f".{split}-complete.json"
+        total = read_json(complete)["shards"] if complete.is_file() else None
+        if total is None or done < total:
+            positions: dict[int, Any] = {}
+            with bar(f"measuring {split}", reader.count) as advance:
+                rows = done * self.config.data.shard_rows
+                waiting = self._waiting(reader, shards, done, position, positions)
+                for result in run_shards(waiting, self.config.backend, self.config.data.workers):
+                    self._write(shards, result, positions.pop(result.number))
+                    rows += len(result.table)
+                    advance(rows, reader.count)
+            total = self._last + 1
+            write_json(complete, {"shards": total})
+        if not total:
+            raise EmptyDatasetError(f"data.path={self.config.data.path}: split {split!r} has no rows")
+        for number in range(done, last + 1):
+            self._checked(shards, number)
+        return Shards(folder=self.folder, split=split, count=total)
+
+    def _waiting(
+        self, reader: SplitReader, shards: Shards, done: int, position: Any, positions: dict[int, Any]
+    ) -> Iterator[Shard]:
+        """Shards that are not finished, from number `done`."""
+        self._last = done - 1
+        for block in reader.blocks(done, position):
+            self._last = block.number
+            if not shards.path(block.number).with_suffix(".json").is_file():
+                positions[block.number] = block.position
+                yield Shard(split=reader.split, number=block.number, rows=block.rows, plan=self.plan)
+
+    def _write(self, shards: Shards, result: Measured, position: Any) -> None:
+        path = shards.path(result.number)
+        with disk_errors(path):
+            with replacing(path, alone=True) as file:
+                pq.write_table(result.table, file, compression="zstd")
+            write_json(self.out / SECONDS / f"{path.stem}.json", {"rows": len(result.table), **result.seconds})
+            content = {
+                "rows": len(result.table),
+                "sha256": file_hash(path),
+                "position": position,
+                "counts": {reason: len(texts) for reason, texts in result.problems.items()},
+                "examples": {reason: texts[:EXAMPLES] for reason, texts in result.problems.items()},
+            }
+            write_json(path.with_suffix(".json"), content, alone=True)
+
+    def _checked(self, shards: Shards, number: int) -> Any:
+        """The position after a finished shard. Raises DataError when its figures were changed since."""
+        manifest, path = shards.manifest(number), shards.path(number)
+        if not path.is_file() or file_hash(path) != manifest["sha256"]:
+            raise DataError(
+                f"{path} is missing or was changed since it was written: delete {path.with_suffix('.json')}, and run "
+                "again"
+            )
+        return manifest["position"]

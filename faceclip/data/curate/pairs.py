@@ -1,0 +1,98 @@
+"""Pairs of pictures that show one person and are not one photo, by a window of cosines."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from faceclip.data.curate.config import PairsConfig
+from faceclip.data.curate.deciding import Decision
+from faceclip.data.curate.measuring import Shards
+
+STRANGERS = 100_000  # pairs of two people that are drawn to find the lower bound
+PASSING = 1e-3  # share of them that may pass it
+LIKEST = 0.01  # share of the pairs of one person that counts as one photo
+_COLUMNS = {
+    "split": pa.string(),
+    "person": pa.string(),
+    "first": pa.int64(),
+    "second": pa.int64(),
+    "cosine": pa.float32(),
+}
+_SCHEMA = pa.schema(list(_COLUMNS.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """table: split, person, the two rows, cosine. low, high: the window; below, above: pairs of one person outside."""
+
+    table: pa.Table
+    low: float
+    high: float
+    below: int
+    above: int
+
+
+def find_pairs(splits: Sequence[Shards], decision: Decision, config: PairsConfig) -> Pairs | None:
+    """Pairs among the kept rows of each split whose person is known; None where no person has two."""
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    numbers: list[int] = []
+    vectors: list[NDArray[np.float32]] = []
+    for shards in splits:
+        for number in range(shards.count):
+            table = shards.table(number, ["row", "person", "embedding"])
+            places = decision.places(shards.split, number)
+            columns = (table["row"].to_pylist(), table["person"].to_pylist(), table["embedding"].to_pylist())
+            for place, row, person, embedding in zip(places, *columns, strict=True):
+                if person and embedding is not None and decision.bits[place] == 0:
+                    rows[shards.split, person].append(len(vectors))
+                    vectors.append(np.asarray(embedding, np.float32))
+                    numbers.append(row)
+    several = {who: found for who, found in rows.items() if len(found) > 1}
+    if not several:
+        return None
+    whole = np.stack(vectors)
+    owners = np.zeros(len(whole), np.int64)
+    for number, found in enumerate(rows.values()):
+        owners[found] = number
+    first, second, who = [], [], []
+    for (split, person), found in several.items():
+        one, other = np.triu_indices(len(found), 1)
+        one, other = one[: config.per_person], other[: config.per_person]
+        first += np.array(found)[one].tolist()
+        second += np.array(found)[other].tolist()
+        who += [(split, person)] * len(one)
+    cosines = np.sum(whole[first] * whole[second], axis=1)
+    low = config.low if config.low is not None else _strangers(whole, owners)
+    high = config.high if config.high is not None else float(np.quantile(cosines, 1 - LIKEST))
+    inside = (cosines >= low) & (cosines < high)
+    lines = [
+        {
+            "split": who[index][0],
+            "person": who[index][1],
+            "first": numbers[first[index]],
+            "second": numbers[second[index]],
+            "cosine": float(cosines[index]),
+        }
+        for index in np.flatnonzero(inside)
+    ]
+    return Pairs(
+        table=pa.Table.from_pylist(lines, schema=_SCHEMA),
+        low=low,
+        high=high,
+        below=int((cosines < low).sum()),
+        above=int((cosines >= high).sum()),
+    )
+
+
+def _strangers(vectors: NDArray[np.float32], owners: NDArray[np.int64]) -> float:
+    """The cosine that `PASSING` of the pairs of two people reach; −1 when there is one person only."""
+    generator = np.random.default_rng(0)
+    one, other = generator.integers(0, len(vectors), (2, STRANGERS))
+    apart = owners[one] != owners[other]
+    if not apart.any():
+        return -1.0
+    return float(np.quantile(np.sum(vectors[one[apart]] * vectors[other[apart]], axis=1), 1 - PASSING))

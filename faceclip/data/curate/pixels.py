@@ -1,0 +1,132 @@
+"""Measures of pixels alone: size, colour, exposure, blur, and the perceptual hash."""
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from faceclip.data.curate.measures import Figures, Measure, Picture
+
+VIEW = 256  # px of the shorter side at which blur is measured: sharpness then does not grow with the size of a picture
+DARK, BRIGHT = 8, 247  # of 255: levels below and above which detail is lost
+FLAT = 1e-3  # variance of grey levels (of 255²) below which a picture has no content to be sharp
+
+
+def size(picture: Picture) -> Figures:
+    """Pixels and bytes. aspect: the longer side in shorter sides."""
+    height, width = picture.pixels.shape[:2]
+    return {
+        "width": width,
+        "height": height,
+        "side": min(height, width),
+        "pixels": height * width,
+        "aspect": max(height, width) / min(height, width),
+        "bytes": picture.encoded,
+    }
+
+
+def color(picture: Picture) -> Figures:
+    """How far a picture is from grey.
+
+    channel_deviation: standard deviation between the three channels, mean over pixels (0 to 120): 0 for grey.
+    tint_deviation: the same after the mean colour is taken away, so that sepia and other toned pictures are low, too.
+    colorfulness: Hasler and Süsstrunk 2003.
+    """
+    pixels = cv2.resize(picture.pixels, _view(picture.pixels, 128), interpolation=cv2.INTER_AREA).astype(np.float32)
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    first, second = red - green, (red + green) / 2 - blue
+    spread = np.hypot(first.std(), second.std())
+    chroma = pixels - pixels.mean(axis=2, keepdims=True)
+    return {
+        "channel_deviation": float(pixels.std(axis=2).mean()),
+        "tint_deviation": float(np.sqrt(((chroma - _toned(pixels, chroma)) ** 2).mean(axis=2)).mean()),
+        "colorfulness": float(spread + 0.3 * np.hypot(first.mean(), second.mean())),
+    }
+
+
+def _toned(pixels: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The chroma that each pixel's brightness predicts (a quadratic per channel): all there is in a toned picture."""
+    level = pixels.mean(axis=2).reshape(-1) / 255
+    basis = np.stack([np.ones_like(level), level, level**2], axis=1)
+    solved = np.linalg.lstsq(basis.T @ basis, basis.T @ chroma.reshape(-1, 3), rcond=None)[0]
+    return (basis @ solved).reshape(chroma.shape)
+
+
+def exposure(picture: Picture) -> Figures:
+    """Mean and standard deviation of the luma (0 to 1), and the shares of pixels that are black or white."""
+    levels = np.bincount(picture.grey.reshape(-1), minlength=256) / picture.grey.size
+    value = np.arange(256) / 255
+    mean = float(levels @ value)
+    return {
+        "luminance": mean,
+        "contrast": float(np.sqrt(levels @ (value - mean) ** 2)),
+        "dark_share": float(levels[:DARK].sum()),
+        "bright_share": float(levels[BRIGHT + 1 :].sum()),
+    }
+
+
+def blur(picture: Picture) -> Figures:
+    """Sharpness of the middle (60 % of each side) at 256 px: see `sharpness_of`."""
+    height, width = picture.grey.shape
+    top, left = height // 5, width // 5
+    middle = picture.grey[top : max(height - top, top + 1), left : max(width - left, left + 1)]
+    return {
+        "sharpness": sharpness_of(cv2.resize(middle, _view(middle, round(0.6 * VIEW)), interpolation=_kind(middle)))
+    }
+
+
+def sharpness_of(grey: NDArray[np.uint8]) -> float:
+    """Energy of the Laplacian in energies of the picture: a tenth for fine detail, a thousandth for blur.
+
+    A ratio, so that it does not grow with contrast; 0 for a picture of one level.
+    """
+    values = grey.astype(np.float32)
+    variance = float(values.var())
+    return float(cv2.Laplacian(values, cv2.CV_32F).var()) / variance if variance > FLAT else 0.0
+
+
+def hashes(picture: Picture) -> Figures:
+    """`perceptual_hash` of the whole picture."""
+    return {"hash": perceptual_hash(picture.grey)}
+
+
+def perceptual_hash(grey: NDArray[np.uint8]) -> int:
+    """64 bits (as a signed integer) that a new size or JPEG barely changes: which of the 8 × 8 slowest cosines of the
+    picture at 32 px are above their median."""
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    slow = cv2.dct(small)[:8, :8]
+    return int(np.packbits(slow > np.median(slow)).view(">i8")[0])
+
+
+def _view(pixels: NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Width and height with `side` px as the shorter one."""
+    height, width = pixels.shape[:2]
+    scale = side / min(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _kind(pixels: NDArray[np.uint8]) -> int:
+    return cv2.INTER_AREA if min(pixels.shape[:2]) > 0.6 * VIEW else cv2.INTER_LINEAR
+
+
+_WHOLE, _NUMBER = pa.int64(), pa.float32()
+SIZE = Measure(
+    name="size",
+    version=1,
+    compute=size,
+    columns=dict.fromkeys(("width", "height", "side", "pixels"), _WHOLE) | {"aspect": _NUMBER, "bytes": _WHOLE},
+)
+COLOR = Measure(
+    name="color",
+    version=1,
+    compute=color,
+    columns=dict.fromkeys(("channel_deviation", "tint_deviation", "colorfulness"), _NUMBER),
+)
+EXPOSURE = Measure(
+    name="exposure",
+    version=1,
+    compute=exposure,
+    columns=dict.fromkeys(("luminance", "contrast", "dark_share", "bright_share"), _NUMBER),
+)
+BLUR = Measure(name="blur", version=1, compute=blur, columns={"sharpness": _NUMBER})
+HASH = Measure(name="hash", version=1, compute=hashes, columns={"hash": _WHOLE})

@@ -1,0 +1,138 @@
+"""Measuring one shard: some rows of a source in, one table of figures out. Nothing here knows where it runs."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from faceclip.data.curate.catalog import ROW_COLUMNS, choose_measures
+from faceclip.data.curate.measures import Measure, Picture
+from faceclip.data.mapping import DataConfig, RejectedRecord
+from faceclip.data.portrait_reader import build_detector
+from faceclip.data.row_files import read_file
+from faceclip.errors import FaceError, ImageTooLargeError
+from faceclip.faces.images import load_image
+from faceclip.faces.looks import Face, FaceDetector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every shard of a run measures, small and the same for all: names and settings, no models."""
+
+    measures: tuple[str, ...]
+    plugins: tuple[str, ...]
+    detector: str
+    accept_non_commercial: bool
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row whose picture is known: encoded bytes or the path of a file; or the reason why there is none."""
+
+    number: int
+    key: str
+    person: str
+    picture: bytes | str | None
+    reason: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One task. number: among the shards of its split."""
+
+    split: str
+    number: int
+    rows: tuple[Row, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The result of a task. table: `ROW_COLUMNS` and the columns of the measures; seconds: of each measure, decoding
+    and detection among them; problems: messages by reason."""
+
+    split: str
+    number: int
+    table: pa.Table
+    seconds: dict[str, float]
+    problems: dict[str, list[str]]
+
+
+def measure_shard(shard: Shard) -> Measured:
+    """Every figure of every row, in their order. A picture that cannot be read has no figures and a reason."""
+    measures, detector = _tools(shard.plan)
+    seconds = dict.fromkeys(("decode", "detect", *(measure.name for measure in measures)), 0.0)
+    problems: dict[str, list[str]] = {}
+    lines: list[dict[str, Any]] = []
+    for row in shard.rows:
+        reason, problem, figures = row.reason, row.problem, {}
+        if row.picture is not None:
+            try:
+                figures = _measured(row, measures, detector, shard.plan.max_pixels, seconds)
+            except (FaceError, RejectedRecord) as error:
+                reason = error.reason if isinstance(error, RejectedRecord) else "unreadable_image"
+                reason = "image_too_large" if isinstance(error, ImageTooLargeError) else reason
+                problem = str(error)
+        if reason:
+            problems.setdefault(reason, []).append(problem[:300])
+        lines.append({"row": row.number, "key": row.key, "person": row.person, "reason": reason, **figures})
+    table = pa.Table.from_pylist(lines, schema=table_schema(measures))
+    return Measured(split=shard.split, number=shard.number, table=table, seconds=seconds, problems=problems)
+
+
+def table_schema(measures: Sequence[Measure]) -> pa.Schema:
+    """Columns of a table of figures."""
+    columns = dict(ROW_COLUMNS)
+    for measure in measures:
+        columns |= measure.columns
+    return pa.schema(list(columns.items()))
+
+
+def _measured(
+    row: Row, measures: Sequence[Measure], detector: FaceDetector, max_pixels: int, seconds: dict[str, float]
+) -> dict[str, Any]:
+    assert row.picture is not None
+    start = time.perf_counter()
+    data = row.picture if isinstance(row.picture, bytes) else read_file(Path(row.picture), row.key)
+    clock = _Clock(detector)
+    picture = Picture(pixels=load_image(data, max_pixels=max_pixels, name=row.key), encoded=len(data), detector=clock)
+    seconds["decode"] += time.perf_counter() - start
+    figures: dict[str, Any] = {}
+    for measure in measures:
+        start, looked = time.perf_counter(), clock.seconds
+        figures |= measure.compute(picture)
+        detecting = clock.seconds - looked
+        seconds["detect"] += detecting
+        seconds[measure.name] += time.perf_counter() - start - detecting
+    return figures
+
+
+class _Clock:
+    """A detector that adds up its time: several measures share what it finds, and none of them is to be blamed."""
+
+    def __init__(self, detector: FaceDetector) -> None:
+        self.detector, self.seconds = detector, 0.0
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+        start = time.perf_counter()
+        try:
+            return self.detector.detect(image)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+@lru_cache(maxsize=2)
+def _tools(plan: Plan) -> tuple[list[Measure], FaceDetector]:
+    """Loaded once in each process."""
+    cv2.setNumThreads(1)  # one worker, one core
+    data = DataConfig(detector=plan.detector, accept_non_commercial=plan.accept_non_commercial)
+    return choose_measures(plan.measures, plan.plugins), build_detector(data)

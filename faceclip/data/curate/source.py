@@ -1,0 +1,80 @@
+"""Rows of a split in blocks, with the place of each picture: what shards are made of, and what is read again to write
+the kept ones."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count as count_from
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from faceclip.data.curate.shards import Row
+from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
+from faceclip.data.portrait_reader import PortraitReader
+from faceclip.data.sources import Position, open_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """rows: `data.shard_rows` rows, fewer at the end; records: theirs by number, where a picture was located; position:
+    where a stream stands after them."""
+
+    number: int
+    rows: tuple[Row, ...]
+    records: Mapping[int, RawRecord]
+    position: Position | None
+
+
+class SplitReader:
+    """One split of a source. Raises DataError for a missing split or column. memo: file for digests; out: a folder that
+    holds no pictures of the source."""
+
+    def __init__(self, data: DataConfig, split: str, memo: Path, out: Path) -> None:
+        self.data, self.split = data, split
+        self.source = open_source(data, split, memo)
+        self.mapping = RowMapping(
+            data, self.source.layout, self.source.columns, self.source.name, captions_needed=False
+        )
+        hub = self.source.name if self.source.folder is None else ""
+        self.reader = PortraitReader(data, folder=self.source.folder, crop_size=1, picture_size=1, cache=out, hub=hub)
+
+    @property
+    def facts(self) -> list[str]:
+        """What decides rows and pictures."""
+        store = self.reader.store.fingerprint() if self.reader.store else ""
+        return [self.source.content_hash, self.mapping.facts, store]
+
+    @property
+    def count(self) -> int | None:
+        """Rows, where that is known before the end."""
+        limit = self.data.limit or None
+        return min(limit, self.source.count or limit) if limit else self.source.count
+
+    def blocks(self, first: int = 0, position: Position | None = None) -> Iterator[Block]:
+        """Block number `first` and those after it; `position`: where a stream stood at its begin, if known."""
+        size, limit = self.data.shard_rows, self.data.limit or None
+        rows = self.source.rows(first * size, position)
+        rows = islice(rows, None if limit is None else max(0, limit - first * size))
+        for number in count_from(first):
+            block = list(islice(rows, size))
+            if not block:
+                return
+            located = [self._locate(row, number * size + place) for place, row in enumerate(block)]
+            yield Block(
+                number=number,
+                rows=tuple(row for row, _ in located),
+                records={row.number: raw for row, raw in located if raw is not None},
+                position=self.source.position(),
+            )
+
+    def _locate(self, row: Mapping[str, Any], number: int) -> tuple[Row, RawRecord | None]:
+        try:
+            raw = self.mapping.read(row, number)
+            picture, _ = self.reader.locate(raw)
+        except RejectedRecord as rejected:
+            problem = str(rejected)
+            return Row(
+                number=number, key=f"row {number}", person="", picture=None, reason=rejected.reason, problem=problem
+            ), None
+        person = raw.person if self.mapping.identity else ""
+        return Row(number=number, key=raw.key, person=person, picture=picture), raw

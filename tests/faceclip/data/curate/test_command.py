@@ -1,0 +1,247 @@
+"""A whole curation: what is kept, that thresholds change without measuring, that every backend and a killed run give
+the same bytes, and what is refused."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from faceclip.data.curate.command import curate, main
+from faceclip.data.curate.config import CurateConfig
+from faceclip.data.curate.rules import KeepConfig
+from faceclip.data.mapping import DataConfig, RowMapping
+from faceclip.data.portrait_reader import PortraitReader
+from faceclip.data.sources import open_source
+from faceclip.errors import ConfigError, DataError
+from tests.faceclip.data.curate.pictures import save, scene
+
+CHEAP = ("size", "color", "exposure", "blur", "hash")
+PLUGIN = '''
+import os, signal
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from faceclip.data.curate.measures import Measure
+
+PLACE = Path(__file__).parent
+
+def dying(picture):
+    """The first process that measures a wide picture dies of it."""
+    if picture.pixels.shape[1] > 200 and (PLACE / "deadly").exists():
+        (PLACE / "deadly").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"mean": float(picture.pixels.mean())}
+
+def embedding(picture):
+    """A vector that says how red, green and blue a picture is."""
+    mean = picture.pixels.reshape(-1, 3).mean(axis=0)
+    return {"embedding": (mean / np.linalg.norm(mean)).tolist()}
+
+DYING = Measure(name="dying", version=1, columns={"mean": pa.float32()}, compute=dying)
+EMBEDDING = Measure(name="embedding", version=1, columns={"embedding": pa.list_(pa.float32())}, compute=embedding)
+'''
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two people with three pictures each; one grey, one repeated as a smaller JPEG, one cut off, one with words."""
+    root = tmp_path_factory.mktemp("curate") / "photos"
+    for number in range(4):
+        save(root / "ada" / f"{number}.png", scene(number))
+    (root / "ada" / "1.txt").write_text("a woman\nof letters\n")
+    save(root / "bo" / "4.png", scene(4, 260))
+    save(root / "bo" / "grey.png", np.repeat(cv2.cvtColor(scene(5), cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2))
+    save(root / "bo" / "again.jpg", cv2.resize(scene(2), (140, 140), interpolation=cv2.INTER_AREA), quality=60)
+    (root / "bo" / "torn.png").write_bytes((root / "ada" / "0.png").read_bytes()[:900])
+    return root
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "own_measures.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def config(photos: Path, out: Path, *, keep: dict | None = None, data: dict | None = None, **words) -> CurateConfig:
+    return CurateConfig(
+        data=DataConfig(path=str(photos), shard_rows=3, **(data or {})),
+        out=str(out),
+        measures=words.pop("measures", CHEAP),
+        keep=KeepConfig(**(keep or {})),
+        **words,
+    )
+
+
+def content(out: Path) -> dict[str, str]:
+    """Hashes of every file but the report and the times."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in ("report.html", ".lock")]
+    files = [path for path in files if path.parent.name != "seconds"]
+    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kept_rows(out: Path) -> list[dict]:
+    return [row for path in sorted((out / "data").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def curated(photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("curated") / "out"
+    curate(config(photos, out, licence="CC0-1.0"))
+    return out
+
+
+def test_what_is_kept_is_read_as_data(curated, photos, tmp_path):
+    data = DataConfig(path=str(curated))
+    source = open_source(data, "train", tmp_path / "memo.json")
+    rows = list(source.rows(0))
+    mapping = RowMapping(data, source.layout, source.columns, source.name, captions_needed=False)
+    records = [mapping.read(row, number) for number, row in enumerate(rows)]
+    assert [record.key for record in records] == ["ada/0.png", "ada/1.png", "ada/2.png", "ada/3.png", "bo/4.png"]
+    assert [record.person for record in records] == ["ada"] * 4 + ["bo"]
+    assert records[1].captions == ("a woman", "of letters") and records[0].captions == ()
+    assert [record.image for record in records] == [(photos / record.key).read_bytes() for record in records]
+
+
+def test_every_row_has_a_reason_or_is_kept(curated):
+    rows = [row for path in sorted((curated / "decisions").iterdir()) for row in pq.read_table(path).to_pylist()]
+    found = {row["key"]: (row["reasons"], row["instead"]) for row in rows if not row["kept"]}
+    assert found == {
+        "bo/again.jpg": (["duplicate"], "train 2"),
+        "bo/grey.png": (["grey", "toned"], None),
+        "bo/torn.png": (["unmeasured"], None),
+    }
+    summary = json.loads((curated / "curation.json").read_text())
+    assert summary["rows"] == {"train": 8} and summary["kept"] == {"train": 5}
+    assert summary["unmeasured"] == {"unreadable_image": 1}
+
+
+def test_report_and_card_say_what_was_dropped(curated):
+    report, card = (curated / "report.html").read_text(), (curated / "README.md").read_text()
+    for word in ("grey", "duplicate", "unreadable_image", "Overlaps", "ms per picture", "data:image/jpeg;base64"):
+        assert word in report
+    assert "CC0-1.0" in card and "| train | 8 | 5 |" in card and "| duplicate | 1 |" in card
+
+
+def test_thresholds_change_without_measuring_again(curated, photos, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in (curated / "measures").iterdir()}
+    summary = curate(config(photos, curated, keep={"min_color": None, "min_tint": None, "top": 3}))
+    assert summary["kept"] == {"train": 3} and summary["dropped"]["rank"] == 3
+    assert {path: path.stat().st_mtime_ns for path in (curated / "measures").iterdir()} == before
+    assert "bo/4.png" in {row["key"] for row in kept_rows(curated)}  # the one of the most pixels
+    curate(config(photos, curated, licence="CC0-1.0"))
+    other = tmp_path / "other"
+    curate(config(photos, other, licence="CC0-1.0"))
+    assert content(curated) == content(other)
+
+
+def test_a_worker_that_dies_and_a_run_that_goes_on_give_the_same_bytes(photos, plugin, tmp_path):
+    words = {"plugins": ("own_measures:DYING",)}
+    curate(config(photos, tmp_path / "whole", **words))
+    (plugin / "deadly").touch()
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"data\.workers"):
+        curate(config(photos, out, backend="processes", data={"workers": 1}, **words))
+    assert not (plugin / "deadly").exists() and not (out / "curation.json").exists()
+    first = (out / "measures" / "train-00000.json").stat().st_mtime_ns
+    (out / "measures" / ".train-00001.parquet.tmp").write_bytes(b"half")  # as a killed process leaves it
+    curate(config(photos, out, backend="processes", data={"workers": 1}, **words))
+    assert content(out) == content(tmp_path / "whole")
+    assert (out / "measures" / "train-00000.json").stat().st_mtime_ns == first
+
+
+@pytest.mark.slow  # a cluster takes some ten seconds to start
+def test_ray_gives_the_same_bytes_though_a_worker_is_killed(photos, plugin, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", f"{plugin}:{Path(__file__).parents[4]}")
+    words = {"plugins": ("own_measures:DYING",)}
+    curate(config(photos, tmp_path / "whole", **words))
+    (plugin / "deadly").touch()
+    curate(config(photos, tmp_path / "out", backend="ray", data={"workers": 2}, **words))
+    assert not (plugin / "deadly").exists()
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_pairs_show_one_person_and_not_one_photo(plugin, tmp_path):
+    root = tmp_path / "photos"
+    for person, tint in (("ada", (200, 40, 40)), ("bo", (40, 40, 200))):
+        for number in range(3):
+            shade = np.full((160, 160, 3), tint, np.uint8) // (number + 1) + scene(number) // 8
+            save(root / person / f"{number}.png", shade)
+    keep = dict.fromkeys(("min_luminance", "min_contrast", "min_sharpness", "duplicates"))
+    curate(config(root, tmp_path / "out", keep=keep, plugins=("own_measures:EMBEDDING",)))
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    window = json.loads((tmp_path / "out" / "curation.json").read_text())["pairs"]
+    assert {pair["person"] for pair in pairs} <= {"ada", "bo"} and len(pairs) + window["below"] + window["above"] == 6
+    assert pairs and all(window["low"] <= pair["cosine"] < window["high"] for pair in pairs)
+    assert all((pair["first"] < 3) == (pair["second"] < 3) and pair["first"] < pair["second"] for pair in pairs)
+
+
+def test_paths_name_the_files_of_the_source(photos, tmp_path):
+    curate(config(photos, tmp_path / "out", pictures="paths"))
+    rows = kept_rows(tmp_path / "out")
+    assert rows[0]["image"] == {"bytes": None, "path": "ada/0.png"}
+    data = DataConfig(path=str(tmp_path / "out"), images=str(photos))
+    source = open_source(data, "train", tmp_path / "memo.json")
+    mapping = RowMapping(data, source.layout, source.columns, source.name, captions_needed=False)
+    reader = PortraitReader(data, folder=source.folder, crop_size=1, picture_size=1)
+    found, _ = reader.locate(mapping.read(next(iter(source.rows(0))), 0))
+    assert Path(str(found)) == (photos / "ada" / "0.png").resolve()
+
+
+def test_tables_that_hold_their_pictures_are_curated_again(curated, tmp_path):
+    summary = curate(config(curated, tmp_path / "out", keep={"min_side": 200}))
+    assert [row["key"] for row in kept_rows(tmp_path / "out")] == ["bo/4.png"]
+    assert summary["dropped"]["small"] == 4
+    with pytest.raises(ConfigError, match="pictures=paths"):
+        curate(config(curated, tmp_path / "paths", pictures="paths"))
+
+
+def test_duplicates_are_found_across_splits(photos, tmp_path):
+    root = tmp_path / "photos"
+    for number in range(3):
+        save(root / "train" / f"{number}.png", scene(number))
+    save(root / "validation" / "a.jpg", scene(1), quality=80)
+    save(root / "validation" / "b.png", scene(9))
+    summary = curate(config(root, tmp_path / "out", splits=("train", "validation"), data={"identity": "none"}))
+    assert summary["kept"] == {"train": 3, "validation": 1}
+    assert {row["person"] for row in kept_rows(tmp_path / "out")} == {None}
+
+
+def test_other_data_or_measures_in_one_folder_are_refused(curated, photos):
+    for words in ({"measures": ("size",)}, {"data": {"limit": 2}}):
+        with pytest.raises(ConfigError, match=rf"out={curated}"):
+            curate(config(photos, curated, **words))
+
+
+def test_a_changed_shard_is_noticed(photos, tmp_path):
+    out = tmp_path / "out"
+    curate(config(photos, out, measures=("size",)))
+    shard = out / "measures" / "train-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"train-00001\.parquet"):
+        curate(config(photos, out, measures=("size",)))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["out={photos}/out"], "out="),
+        (["out={tmp}/out", "measures=[beauty]"], "'beauty'"),
+        (["out={tmp}/out", "measures=[size]", "keep.max_text=.5"], "keep.max_text"),
+        (["out={tmp}/out", "pairs.low=.5"], "pairs"),
+        (["out={tmp}/out", "measures=[size]", "splits=[test]"], "test"),
+        ([], "out"),
+    ],
+)
+def test_words_that_do_not_fit(words, named, photos, tmp_path, capsys):
+    filled = [word.format(photos=photos, tmp=tmp_path) for word in words]
+    assert main([f"data.path={photos}", *filled]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error:") and named in error
