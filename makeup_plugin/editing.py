@@ -20,9 +20,11 @@ from makeup_plugin.calls.request import Request
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from makeup_plugin.references import Images
+from makeup_plugin.saving.generic_loading import known_to_diffusers
 from makeup_plugin.turns import call_in_turn
 
 
+@known_to_diffusers
 class FaceMakeUpImg2ImgPipeline(FaceMakeUpPipeline):
     """Redraws a picture by a prompt. Identity and pose stay, since both channels look at the face in that picture."""
 
@@ -58,6 +60,7 @@ class FaceMakeUpImg2ImgPipeline(FaceMakeUpPipeline):
         return generate(self, _request(self, edit, prompt, reference_image, arguments), edit)
 
 
+@known_to_diffusers
 class FaceMakeUpInpaintPipeline(FaceMakeUpPipeline):
     """Draws a part of a picture anew. Outside of the mask the pixels stay exactly as they are."""
 

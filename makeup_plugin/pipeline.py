@@ -51,6 +51,7 @@ from makeup_plugin.placement import Placement
 from makeup_plugin.plain_text import PlainText
 from makeup_plugin.references import Images
 from makeup_plugin.regions import Region
+from makeup_plugin.saving.generic_loading import known_to_diffusers
 from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.scales import Schedule
 from makeup_plugin.sharing import PipelineSharingMixin
@@ -58,6 +59,7 @@ from makeup_plugin.switches import PipelineSwitchesMixin
 from makeup_plugin.turns import call_in_turn, turns_of
 
 
+@known_to_diffusers
 class FaceMakeUpPipeline(
     CallStateMixin,
     FaceSideMixin,

@@ -7,12 +7,13 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import diffusers
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, MultiControlNetModel, SchedulerMixin
 
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import check_folder
 from faceclip.storage.regular import read_settings
 from makeup_plugin.calls.defaults import read_defaults
+from makeup_plugin.saving.several_controlnets import check_several
 
 INDEX_FILE = "model_index.json"
 _REMEDY = "save or fetch the pipeline again"
@@ -51,7 +52,10 @@ def check_pipeline(
         elif issubclass(kind, SchedulerMixin):
             read_settings(directory / name / "scheduler_config.json", infinite=True)
         else:
-            check_folder(directory / name, kind, variant=variant)
+            if issubclass(kind, MultiControlNetModel):
+                check_several(directory, variant=variant)
+            else:
+                check_folder(directory / name, kind, variant=variant)
             weighty.append(name)
     return weighty
 

@@ -50,6 +50,7 @@ from makeup_plugin.saving.fingerprint import check_fingerprint
 from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
 from makeup_plugin.saving.schedulers import load_scheduler
+from makeup_plugin.saving.several_controlnets import remove_further
 from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from makeup_plugin.saving.whole_unet import holds_unet
 from makeup_plugin.turns import change_in_turn
@@ -110,15 +111,29 @@ class PipelineStorageMixin(Mixed):
                 raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
             for name in weighty:
                 check_finite(getattr(pipeline, name).state_dict(), directory / name)
-            if config["lora"]:
-                check_fingerprint(config["base_fingerprint"], pipeline.unet, directory / CONFIG_FILE)
-                path = directory / LORA_FILE
-                insert_lora(pipeline.unet, read_lora_file(path), config["lora"], path)
+            pipeline._add_saved(directory, config)
         pipeline.register_to_config(_name_or_path=str(path_or_id))
-        pipeline.base_model = config.get("base_model", "")
-        pipeline.licence = licence_of(config)
-        pipeline.whole_unet = holds_unet(config)
         return pipeline
+
+    def _add_saved_rest(self, path_or_id: str | Path) -> None:
+        """What `DiffusionPipeline.from_pretrained` leaves out. Raises CheckpointError, as `from_pretrained` does."""
+        directory = _local_directory(path_or_id, {})
+        config = read_adapter_config(directory)
+        with building:
+            for name, part in self.components.items():
+                if isinstance(part, torch.nn.Module):
+                    check_finite(part.state_dict(), directory / name)
+            self._add_saved(directory, config)
+
+    def _add_saved(self, directory: Path, config: dict[str, Any]) -> None:
+        """Our LoRA on the UNet, and what adapter.json says of the pipeline."""
+        if config["lora"]:
+            check_fingerprint(config["base_fingerprint"], self.unet, directory / CONFIG_FILE)
+            path = directory / LORA_FILE
+            insert_lora(self.unet, read_lora_file(path), config["lora"], path)
+        self.base_model = config.get("base_model", "")
+        self.licence = licence_of(config)
+        self.whole_unet = holds_unet(config)
 
     @change_in_turn
     def save_pretrained(
@@ -146,11 +161,6 @@ class PipelineStorageMixin(Mixed):
         """
         check_unfused(self.unet)
         check_there(self.components)
-        if isinstance(getattr(self, "controlnet", None), MultiControlNetModel):
-            raise ConfigError(
-                "controlnet: several ControlNets cannot be saved with the pipeline; save them apart, and add them by"
-                " from_pipe(pipeline, controlnet=[...]) after loading"
-            )
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
@@ -173,6 +183,8 @@ class PipelineStorageMixin(Mixed):
             write_lora(
                 folder, adapted, channels, licence=licence, base_model=self.base_model, whole_unet=self.whole_unet
             )
+        if isinstance(self.controlnet, MultiControlNetModel):
+            remove_further(directory, self.controlnet)
         if push_to_hub:
             private, repo_id = hub.pop("private", None), hub.pop("repo_id", directory.name)
             repo = create_repo(repo_id, exist_ok=True, private=private, token=hub.get("token"))
