@@ -95,8 +95,9 @@ def test_lost_and_truncated_shards_are_made_again(small, tmp_path):
 
 
 def test_kill_and_resume_give_the_same_files(tmp_path):
-    command = [sys.executable, "-m", "faceclip.people", "--identities", "100", "--images-per-identity", "8"]
-    command += ["--size", "32", "--workers", "1", "--quiet", "--splits", "98", "1", "1"]
+    # Two small shards, and one that takes seconds: the kill falls into it.
+    command = [sys.executable, "-m", "faceclip.people", "--identities", "34", "--images-per-identity", "8"]
+    command += ["--size", "32", "--workers", "1", "--quiet", "--splits", "1", "1", "32"]
     victim = subprocess.Popen([*command, "--out", str(tmp_path / "killed")])
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("data/*.parquet")) and time.monotonic() < deadline:
