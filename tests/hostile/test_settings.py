@@ -201,10 +201,13 @@ def refused(words: list[str]) -> str:
     return message
 
 
-def test_overrides_of_the_grammar() -> None:
+@pytest.mark.parametrize(
+    "count", [OVERRIDES, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_overrides_of_the_grammar(count: int) -> None:
     rng = random.Random(20261129)
     wrong = 0
-    for _ in range(OVERRIDES):
+    for _ in range(count):
         key, kind = rng.choice(list(KINDS.items()))
         text, expected = kind(rng)
         words = rng.choice(([f"{key}={text}"], [f"--{key}={text}"]))
@@ -216,7 +219,7 @@ def test_overrides_of_the_grammar() -> None:
             found = value_at(config, key)
             assert found == expected and type(found) is type(expected), (words, found)
             assert from_dict(Whole, to_dict(config)) == config
-    assert OVERRIDES / 10 < wrong < OVERRIDES / 2
+    assert count / 10 < wrong < count / 2
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
@@ -255,10 +258,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def test_files_of_the_grammar(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [FILES, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_files_of_the_grammar(tmp_path: Path, count: int) -> None:
     rng = random.Random(1129)
     file, right = tmp_path / "some.yaml", 0
-    for _ in range(FILES):
+    for _ in range(count):
         chosen = {key: KINDS[key](rng) for key in rng.sample(list(KINDS), 3)}
         lines, expected = [], {}
         for key, (text, value) in chosen.items():
@@ -278,10 +282,11 @@ def test_files_of_the_grammar(tmp_path: Path) -> None:
             assert config is not None, lines
             for key, value in expected.items():
                 assert value_at(config, key) == value, lines
-    assert right > FILES / 5
+    assert right > count / 5
 
 
-def test_mutated_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [FILES, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_mutated_files(tmp_path: Path, count: int) -> None:
     rng = random.Random(7)
     whole = "out: runs/a\ncount: 3\npart: &p {rate: 0.5, sizes: [1, 2]}\nnames: [a, 'b']\ntable: {hair: 1}\nflag: no\n"
     file = tmp_path / "some.yaml"
@@ -310,14 +315,14 @@ def test_mutated_files(tmp_path: Path) -> None:
         " ",
     )
     survived = 0
-    for _ in range(FILES):
+    for _ in range(count):
         text = whole
         for _ in range(rng.randint(1, 4)):
             place = rng.randrange(len(text))
             text = text[:place] + rng.choice((*pieces, "")) + text[place + rng.choice((0, 1, 5)) :]
         file.write_text(text, encoding="utf-8")
         survived += outcome(file) is not None
-    assert 0 < survived < FILES
+    assert 0 < survived < count
 
 
 def test_alias_bombs_and_depth_end_early(tmp_path: Path) -> None:

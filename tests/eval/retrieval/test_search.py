@@ -63,3 +63,22 @@ def test_undetected_query_is_a_miss():
     outcome = score_queries(scores, queries)
     assert outcome.ranks.tolist() == [1, NEVER]
     assert outcome.summary["rank-1"].value == 0.5 and outcome.summary["mAP"].value == 0.5
+
+
+def test_a_summary_holds_means_of_the_queries_and_counts_their_people():
+    # Ranks 1, 2 and 4: precisions 1, 1/2 and 1/4. The first two queries are about one person.
+    scores = np.array([[4.0, 3, 2, 1]] * 3)
+    relevant = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    queries = Queries(
+        kind="face",
+        face=np.zeros(3, np.int64),
+        text=[""] * 3,
+        relevant=relevant,
+        excluded=np.zeros_like(relevant),
+        identity=np.array([7, 7, 9]),
+    )
+    outcome = score_queries(scores, queries)
+    assert outcome.ranks.tolist() == [1, 2, 4]
+    figures = outcome.summary
+    assert figures["mAP"].value == pytest.approx(1.75 / 3) and figures["mAP"].identities == 2
+    assert [figures[f"rank-{k}"].value for k in (1, 5)] == [pytest.approx(1 / 3), 1.0]
