@@ -25,6 +25,6 @@ def known_to_diffusers(kind: Kind) -> Kind:
             self._add_saved_rest(settings["_name_or_path"])
 
     body = {"register_to_config": register_to_config, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    loading = type(kind.__name__, (kind,), body)
+    loading: Any = type(kind.__name__, (kind,), body)
     setattr(diffusers, kind.__name__, loading)
     return kind

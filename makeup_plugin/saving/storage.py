@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import AutoencoderKL, MultiControlNetModel, UNet2DConditionModel
 from diffusers.utils import logging
-from huggingface_hub import create_repo, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import create_repo
 from safetensors import SafetensorError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.published.files import is_hub_id
 from faceclip.storage.loading import DAMAGE, building, check_finite
 from faceclip.storage.regular import read_settings
 from faceclip.storage.staging import staged
@@ -49,9 +47,9 @@ from makeup_plugin.saving.clip_parts import load_clip_parts
 from makeup_plugin.saving.fingerprint import check_fingerprint
 from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
+from makeup_plugin.saving.places import local_directory
 from makeup_plugin.saving.schedulers import load_scheduler
 from makeup_plugin.saving.several_controlnets import remove_further
-from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from makeup_plugin.saving.whole_unet import holds_unet
 from makeup_plugin.turns import change_in_turn
 
@@ -89,7 +87,7 @@ class PipelineStorageMixin(Mixed):
         Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError, which names the
         missing or damaged file.
         """
-        directory = _local_directory(path_or_id, kwargs)
+        directory = local_directory(path_or_id, kwargs)
         config = read_adapter_config(directory)
         # diffusers loads components only of modules that are already imported.
         for module in COMPONENT_MODULES:
@@ -117,7 +115,7 @@ class PipelineStorageMixin(Mixed):
 
     def _add_saved_rest(self, path_or_id: str | Path) -> None:
         """What `DiffusionPipeline.from_pretrained` leaves out. Raises CheckpointError, as `from_pretrained` does."""
-        directory = _local_directory(path_or_id, {})
+        directory = local_directory(path_or_id, {})
         config = read_adapter_config(directory)
         with building:
             for name, part in self.components.items():
@@ -379,30 +377,3 @@ def _clip_parts(directory: Path, names: list[str], given: dict[str, Any]) -> dic
     """Text towers, tokenizers and image tower of transformers' classes in a saved pipeline."""
     dtype = given.get("torch_dtype", given.get("dtype"))
     return load_clip_parts(directory, read_settings(directory / INDEX_FILE), names, given=given, dtype=dtype)
-
-
-def _local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
-    """The directory itself, or a snapshot of the hub's whole repository, since the LoRA is no diffusers component."""
-    directory = Path(path_or_id)
-    if directory.is_dir():
-        return directory
-    text = str(path_or_id)
-    if text in SHIPPED:
-        return shipped_pipeline(text)
-    if not is_hub_id(text):
-        raise CheckpointError(
-            f"{text} is neither a directory, nor a hub id of the form owner/name, nor one of {', '.join(SHIPPED)}"
-        )
-    names = ("revision", "token", "cache_dir", "local_files_only")
-    options = {name: kwargs.pop(name) for name in names if name in kwargs}
-    try:
-        # This file comes first and alone: a repository without it may hold many useless gigabytes.
-        hf_hub_download(text, CONFIG_FILE, **options)
-        return Path(snapshot_download(text, **options))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise CheckpointError(
-                f"{text} has no {CONFIG_FILE}, so it is not a saved FaceMakeUpPipeline: load a plain SDXL base with"
-                " FaceMakeUpPipeline.from_base(id, joint_encoder=...)"
-            ) from error
-        raise CheckpointError(f"{text} is no local directory and could not be fetched from the hub: {error}") from error
