@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceclip.captions.visibility import seen_values
 from faceclip.data.blocks import ROWS, kept_rows
 from faceclip.data.placement import PLACEMENT, crop_sizes
 from faceclip.data.portraits import number_captions
 from faceclip.data.recorded import pack_texts, unpack_texts
 from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
-from faceclip.people.captions import seen_values
 from faceclip.storage.hashes import bytes_hash, file_hash
 from faceclip.storage.shards import ShardedArray
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from faceclip.captions.visibility import seen_values
 from faceclip.data.records import REGIONS, VOCABULARIES, caption_from_dict, caption_to_dict
 from faceclip.errors import DataError
-from faceclip.people.captions import describe, seen_values
+from faceclip.people.captions import describe
 
 # Every region covers 1/13 of the map.
 ALL_VISIBLE = np.repeat(np.arange(len(REGIONS), dtype=np.uint8), 13).reshape(13, 13)
