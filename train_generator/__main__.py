@@ -22,6 +22,7 @@ from train_generator.features import load_features
 from train_generator.loading import build_pipeline, load_latent_recognizer
 from train_generator.samples import GenerationSource
 from train_generator.task import GeneratorTask
+from train_generator.terms.alignment import check_regions
 
 
 def train(config: GeneratorConfig) -> Result:
@@ -41,6 +42,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
     torch.manual_seed(config.trainer.seed)
     pipeline = build_pipeline(config)
     features = [load_features(config, pipeline, split) for split in ("train", "validation")]
+    check_regions(features[0].arrays.regions, config.loss.alignment, f"data={given.path}")
     if config.init:
         begun = continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
     else:

@@ -174,7 +174,9 @@ def load_latent_recognizer(
     if attributes and not model.attributes:
         raise CheckpointError(f"latent_recognizer={name} reads no attributes: set the weight of their loss to 0")
     if attributes and not vocabularies:
-        raise ConfigError("loss.latent_attributes: photos have no attributes; set it to 0")
+        raise ConfigError(
+            "loss.latent_attributes: photos have no attributes, unless their captions were made; set it to 0"
+        )
     for attribute, values in (model.config.vocabularies or {}).items() if attributes else ():
         if list(values) != list(vocabularies.get(attribute, ())):
             raise CheckpointError(

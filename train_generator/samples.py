@@ -87,7 +87,7 @@ class GenerationSource(MapSource):
         if keep_text:
             described = [p for p in caption.phrases if p.region and not self._absent(p, index)][:MAX_PHRASES]
             for number, phrase in enumerate(described):
-                assert arrays.regions is not None  # captions of photos have no phrases
+                assert arrays.regions is not None  # load_arrays: phrases name regions that are there
                 masks[number] = arrays.regions[index] == REGIONS.index(phrase.region)
                 words[number] = phrase_token_mask(text, phrase.start, phrase.end, prefix=prefix)
         return {

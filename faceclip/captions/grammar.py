@@ -66,7 +66,7 @@ def _present(
         # Only a bare head shows that it is bald.
         if attributes.get("hat") == "none":
             found.append(Words(text="a bald head", region="skin", attributes=("hair_length",)))
-    elif "hair" in visible and (attributes.get("hair_color") or attributes.get("hair_length")):
+    elif "hair" in visible and (attributes.get("hair_color") or _bare_length(attributes)):
         found.append(_hair(attributes, generator))
     if (glasses := _worn(attributes, "glasses")) and "glasses" in visible:
         text = _pick(generator, tables.GLASSES[glasses])
@@ -92,7 +92,9 @@ def _present(
             text = f"{color} {_pick(generator, wording.clothes)}"
             found.append(Words(text=text, region="clothes", attributes=("clothes_color",)))
     for name, (region, options) in tables.DETAILS.items():
-        if (value := attributes.get(name)) and value in options and region in visible:
+        if not (value := attributes.get(name)) or value not in options or region not in visible:
+            continue
+        if (name, value) not in tables.USUAL or generator.random() < 1 / 3:
             found.append(Words(text=_pick(generator, options[value]), region=region, attributes=(name,)))
     return found
 
@@ -106,8 +108,9 @@ def _worn(attributes: Attributes, name: str) -> str:
 def _hair(attributes: Attributes, generator: np.random.Generator) -> Words:
     """Hair color always; length unless a hat hides it, and texture, sometimes."""
     words, names = [], []
-    color, length, texture = (attributes.get(name) for name in ("hair_color", "hair_length", "hair_texture"))
-    if length and attributes.get("hat", "none") == "none" and (generator.random() < 0.6 or not color):
+    color, texture = (attributes.get(name) for name in ("hair_color", "hair_texture"))
+    length = _bare_length(attributes)
+    if length and (generator.random() < 0.6 or not color):
         words.append(_pick(generator, tables.HAIR_LENGTHS[length]))
         names.append("hair_length")
     if texture and generator.random() < 0.35:
@@ -117,6 +120,11 @@ def _hair(attributes: Attributes, generator: np.random.Generator) -> Words:
         words.append(_pick(generator, tables.HAIR_COLORS[color]))
         names.append("hair_color")
     return Words(text=" ".join([*words, "hair"]), region="hair", attributes=tuple(names))
+
+
+def _bare_length(attributes: Attributes) -> str:
+    """How long the hair is; "" where that is unknown or hidden by a hat."""
+    return "" if _worn(attributes, "hat") else attributes.get("hair_length", "")
 
 
 def _absent(attributes: Attributes, visible: frozenset[str], generator: np.random.Generator) -> list[Words]:

@@ -105,7 +105,7 @@ DETAILS: dict[str, tuple[str, dict[str, Options]]] = {
     ),
     "lip_color": (
         "lips",
-        {"red": ("red lips",), "pink": ("pink lips",), "pale": ("pale lips",), "dark": ("dark lips",)},
+        {"red": ("red lips", "deep red lips")},
     ),
     "light": (
         "skin",
@@ -118,6 +118,8 @@ DETAILS: dict[str, tuple[str, dict[str, Options]]] = {
         },
     ),
 }
+# Values that most photographs have are said in a third of the cases.
+USUAL = frozenset({("mouth", "closed"), ("gaze", "camera"), ("head", "frontal"), ("light", "even")})
 FACE_SIZES = {"close": ("a close-up",), "far": ("a distant view", "a wide view")}
 AGES = {"child": ("child",), "young": ("young person",), "middle": ("adult",), "old": ("elderly person",)}
 SEXES = {"female": "woman", "male": "man"}

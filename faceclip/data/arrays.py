@@ -9,7 +9,7 @@ another label.
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -29,7 +29,17 @@ from faceclip.data.blocks import ROWS, kept_rows
 from faceclip.data.placement import PLACEMENT, crop_sizes
 from faceclip.data.portraits import number_captions
 from faceclip.data.recorded import pack_texts, unpack_texts
-from faceclip.data.records import LABELS, REGIONS, SPLITS, VOCABULARIES, Caption, caption_from_dict, features
+from faceclip.data.records import (
+    LABELS,
+    PHOTO_VOCABULARIES,
+    READ,
+    REGIONS,
+    SPLITS,
+    VOCABULARIES,
+    Caption,
+    caption_from_dict,
+    features,
+)
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import bytes_hash, file_hash
 from faceclip.storage.shards import ShardedArray
@@ -37,6 +47,9 @@ from faceclip.storage.shards import ShardedArray
 _FORMAT = "2"
 _IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
 _NOT_NUMBERS = (*_IMAGES.values(), "attributes", "vocabularies", "content_hash", "texts", "cache", "sizes")
+_READ = "mouth"  # an attribute that only photos have
+UNKNOWN = -1
+"""Class of an attribute that a photo does not show."""
 T = TypeVar("T")
 
 
@@ -44,12 +57,13 @@ T = TypeVar("T")
 class FaceArrays:
     """N portraits of one split at S px. Landmarks are pixels of these S px images; angles are degrees.
 
-    Photos have no regions and no attributes, and the 3D fitter's estimates of shape, expression, pose, camera,
-    light, shading and landmarks_68.
+    Photos have the 3D fitter's estimates of shape, expression, pose, camera, light, shading and landmarks_68. Where
+    their captions were made, they have the regions and attributes that were read, of which many are unknown; else
+    none.
     """
 
     images: ShardedArray  # (N, S, S, 3) uint8 RGB, on disk
-    regions: ShardedArray | None  # (N, S, S) uint8 labels of `REGIONS`, on disk; None of photos
+    regions: ShardedArray | None  # (N, S, S) uint8 labels of `REGIONS`, on disk; None of photos that nobody read
     shading: ShardedArray  # (N, S, S, 3) uint8 lit grey geometry, black outside the face, on disk
     identity: NDArray[np.int64]  # (N,)
     index: NDArray[np.int64]  # (N,) within the identity; 0 is the frontal portrait
@@ -60,7 +74,7 @@ class FaceArrays:
     shape: NDArray[np.float32]  # (N, K)
     expression: NDArray[np.float32]  # (N, E)
     camera: NDArray[np.float32]  # (N, C)
-    attributes: dict[str, NDArray[np.int64]]  # name → (N,) classes, positions in `vocabularies`; empty of photos
+    attributes: dict[str, NDArray[np.int64]]  # name → (N,), positions in `vocabularies`; UNKNOWN of photos
     vocabularies: dict[str, tuple[str, ...]]
     content_hash: str
     texts: Iterable[str]  # (N,) the captions of each portrait as JSON
@@ -74,6 +88,11 @@ class FaceArrays:
     def size(self) -> int:
         """Side S of the images in pixels."""
         return self.images.shape[1]
+
+    @property
+    def are_photos(self) -> bool:
+        """Whether nobody knows the attributes for certain."""
+        return self.vocabularies.keys() != VOCABULARIES.keys()
 
     @cached_property
     def captions(self) -> list[list[Caption]]:
@@ -105,14 +124,14 @@ class FaceArrays:
         return number_captions(self.captions)
 
     def attribute_values(self, name: str) -> NDArray[np.str_]:
-        """The attribute as words (N,) instead of classes."""
-        return np.array(self.vocabularies[name])[self.attributes[name]]
+        """The attribute as words (N,) instead of classes; "" where it is unknown."""
+        return np.array((*self.vocabularies[name], ""))[self.attributes[name]]
 
     @cached_property
     def seen_values(self) -> dict[str, NDArray[np.str_]]:
         """What the pictures show of their attributes, as words (N,): "" where a value cannot be seen."""
         values = {name: self.attribute_values(name) for name in self.vocabularies}
-        if self.regions is None or not values:
+        if self.regions is None or not values or self.are_photos:
             return values
         seen = seen_values(values, self.regions)
         for row, captions in enumerate(self.captions):  # at another size a region may seem to be just too small
@@ -157,7 +176,7 @@ def load_arrays(
         raise DataError(
             f"the arrays of {count:,} portraits cannot be kept in {cache} ({error}): make that folder writable"
         ) from error
-    return _open(stored, cache, content, labelled=LABELS[0] in names)
+    return _open(stored, cache, content)
 
 
 def _columns(shard: Path, labelled: bool) -> list[str]:
@@ -166,13 +185,14 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
     present = _read(shard, lambda: pq.ParquetFile(shard)).schema_arrow.names
     known = [PLACEMENT] if PLACEMENT in present else []
     missing = [name for name in expected if name not in present]
-    if missing == list(LABELS) and not labelled:
-        return [name for name in expected if name in present] + known
-    if missing == list(LABELS):
+    photos = missing == list(LABELS) or READ[0] in present
+    if photos and labelled:
         raise DataError(
-            f"{shard.parent.parent} holds photos, which have no regions and attributes: only stage 2 and "
-            "eval.retrieval read them; stage 1 takes the photos themselves by data.path="
+            f"{shard.parent.parent} holds photos, whose regions and attributes nobody knows for certain: only stage 2 "
+            "and eval.retrieval read them; stage 1 takes the photos themselves by data.path="
         )
+    if photos and missing in ([], list(LABELS)):
+        return [name for name in expected if name in present] + known
     if missing:
         raise DataError(f"{shard} lacks the columns {', '.join(missing)}")
     return expected + known
@@ -317,12 +337,18 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
             raise DataError(f"{where}: {name} holds values that are not finite numbers")
     for name in ("identity", "index"):
         result[name] = np.array(row[name], dtype=np.int64)
-    for name, values in VOCABULARIES.items() if "attributes" in row else ():
+    for name, values in _vocabularies(row.get("attributes", ())).items():
         value = row["attributes"].get(name)
-        if value not in values:
+        unknown = value == "" and _READ in row["attributes"]
+        if value not in values and not unknown:
             raise DataError(f"{where}: attribute {name}={value!r} is none of {', '.join(values)}")
-        result[f"attribute_{name}"] = np.array(values.index(value), dtype=np.int64)
+        result[f"attribute_{name}"] = np.array(UNKNOWN if unknown else values.index(value), dtype=np.int64)
     return result
+
+
+def _vocabularies(names: Container[str]) -> dict[str, tuple[str, ...]]:
+    """Those of renders, or of photos that were read, by the names of the attributes that are there."""
+    return PHOTO_VOCABULARIES if _READ in names else VOCABULARIES if next(iter(VOCABULARIES)) in names else {}
 
 
 def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]:
@@ -338,13 +364,14 @@ def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]
     return picture
 
 
-def _open(stored: dict[str, ShardedArray], cache: Path, content: str, *, labelled: bool) -> FaceArrays:
+def _open(stored: dict[str, ShardedArray], cache: Path, content: str) -> FaceArrays:
     names = [item.name for item in fields(FaceArrays) if item.name not in _NOT_NUMBERS]
-    vocabularies = dict(VOCABULARIES) if labelled else {}
+    known = {name.removeprefix("attribute_") for name in stored if name.startswith("attribute_")}
+    vocabularies = dict(_vocabularies(known))
     return FaceArrays(
         **{name: _numbers(stored[name]) for name in names},
         images=stored["images"],
-        regions=stored["regions"] if labelled else None,
+        regions=stored.get("regions"),
         shading=stored["shading"],
         attributes={name: _numbers(stored[f"attribute_{name}"]) for name in vocabularies},
         vocabularies=vocabularies,

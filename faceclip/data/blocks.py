@@ -82,7 +82,8 @@ def check_writable(writable: bool, cache: Path, what: str) -> None:
 class SourceBlocks:
     """The rows of one split of any data in blocks of `data.shard_rows`, with their portraits found and cut.
 
-    crop_size, picture_size, cache, framing: see `PortraitReader`. Raises DataError for a mapped column that is missing.
+    crop_size, picture_size, cache, framing: see `PortraitReader`; captions_needed: see `RowMapping`. Raises DataError
+    for a mapped column that is missing.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class SourceBlocks:
         picture_size: int,
         cache: Path,
         framing: Framing | None = None,
+        captions_needed: bool = True,
     ) -> None:
         self.config, self.source = config, source
-        self.mapping = RowMapping(config, source.layout, source.columns, source.name)
+        self.mapping = RowMapping(config, source.layout, source.columns, source.name, captions_needed=captions_needed)
         self.reader = PortraitReader(
             config,
             folder=source.folder,

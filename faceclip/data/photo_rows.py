@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip import weights
+from faceclip.captions.mentions import link_mentions
+from faceclip.captions.photographs import WORN, Described, PhotoDescriber
+from faceclip.captions.region_map import add_worn
 from faceclip.data.mapping import RawRecord
 from faceclip.data.placement import PLACEMENT, placement
 from faceclip.data.portrait_reader import FoundPortrait
@@ -17,8 +20,9 @@ from faceclip.data.writing import encode_png
 from faceclip.face3d import dense_points
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face3d.frames import FaceFit
-from faceclip.face3d.mesh_fitter import MeshFitter
-from faceclip.faces import dense
+from faceclip.face3d.mesh_fitter import MIN_PRESENCE, MeshFitter
+from faceclip.faces.dense import SHA256 as LANDMARKS
+from faceclip.faces.dense import DenseFaces
 from faceclip.storage.hashes import bytes_hash, file_hash, module_hash
 from faceclip.storage.loading import load_strictly
 
@@ -28,11 +32,19 @@ MESH = "mesh"
 class PhotoRows:
     """Makes rows (`records.features(labelled=False)`) and numbers persons and their pictures, in the order of the rows.
 
-    size: px of the portraits that it is given.
+    size: px of the portraits that it is given. describer: makes captions with their regions and attributes; without
+    one the captions are those of the rows. both: keep these too.
     """
 
-    def __init__(self, fitter: FaceFitter | MeshFitter, size: int) -> None:
-        self.fitter, self.size = fitter, size
+    def __init__(
+        self,
+        fitter: FaceFitter | MeshFitter,
+        size: int,
+        describer: PhotoDescriber | None = None,
+        *,
+        both: bool = False,
+    ) -> None:
+        self.fitter, self.size, self.describer, self.both = fitter, size, describer, both
         self.people: dict[str, int] = {}
         self.pictures: Counter[str] = Counter()
 
@@ -46,7 +58,14 @@ class PhotoRows:
         if not portraits:
             return []
         points = np.stack([points_in_square(portrait, self.size) for _, _, portrait in portraits])
-        fit, fits = fit_portraits(self.fitter, [portrait for _, _, portrait in portraits], self.size)
+        pictures = [portrait.picture for _, _, portrait in portraits]
+        fit, fits, dense = fit_portraits(self.fitter, [portrait for _, _, portrait in portraits], self.size)
+        described = None
+        if self.describer is not None:
+            dense = dense or self.describer.landmarker(pictures, points)
+            fits = fits & (dense.presence >= MIN_PRESENCE)
+            seeds = [portrait.digest % 2**63 for _, _, portrait in portraits]
+            described = self.describer.describe(pictures, points, fit, seeds, dense=dense)
         maps = (self.fitter.shading(fit, self.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         many = self.fitter.landmarks_68(fit, self.size)
         rows: list[dict[str, Any] | None] = []
@@ -70,23 +89,45 @@ class PhotoRows:
                     "landmarks_5": points[row].tolist(),
                     "landmarks_68": many[row].tolist(),
                     "shading": encode_png(maps[row]),
-                    "captions": [caption_to_dict(Caption(text=text, kind="free")) for text in raw.captions],
+                    "captions": [caption_to_dict(caption) for caption in self._captions(raw, described, row)],
                 }
+                | ({} if described is None or dense is None else self._labels(described[row], raw, dense.points[row]))
             )
             self.pictures[person] += 1
         return rows
 
+    def _captions(self, raw: RawRecord, described: Sequence[Described] | None, row: int) -> list[Caption]:
+        """Those that were made, and those of the row where they are wanted too."""
+        if described is None:
+            return [Caption(text=text, kind="free") for text in raw.captions]
+        return [*described[row].captions, *self._given(raw)]
+
+    def _given(self, raw: RawRecord) -> list[Caption]:
+        """The captions of the row with the regions that they mention."""
+        return [link_mentions(text) for text in raw.captions] if self.both else []
+
+    def _labels(self, described: Described, raw: RawRecord, points: NDArray[np.float32]) -> dict[str, Any]:
+        """The columns of what was read on a photo, and of what its captions say that the person wears."""
+        worn = frozenset(phrase.region for caption in self._given(raw) for phrase in caption.phrases) & frozenset(WORN)
+        return {
+            "regions": encode_png(add_worn(described.regions, points, worn)),
+            "attributes": described.attributes,
+            "confidence": described.confidence,
+            "landmarks_478": points[:, :2].tolist(),
+        }
+
 
 def fit_portraits(
     fitter: FaceFitter | MeshFitter, portraits: Sequence[FoundPortrait], size: int
-) -> tuple[FaceFit, NDArray[np.bool_]]:
-    """Fits of the square pictures of portraits, `size` px, and which of them hold (N,)."""
+) -> tuple[FaceFit, NDArray[np.bool_], DenseFaces | None]:
+    """Fits of the square pictures of portraits, `size` px, which of them hold (N,), and the dense points if the fitter
+    finds them."""
     pictures = [portrait.picture for portrait in portraits]
     points = np.stack([points_in_square(portrait, size) for portrait in portraits])
     if isinstance(fitter, MeshFitter):
         found = fitter.measure(pictures, points)
-        return found.fit, found.usable
-    return fitter.fit(pictures, points), np.ones(len(pictures), bool)
+        return found.fit, found.usable, found.dense
+    return fitter.fit(pictures, points), np.ones(len(pictures), bool), None
 
 
 def load_fitter(name: str) -> FaceFitter | MeshFitter:
@@ -103,7 +144,7 @@ def load_fitter(name: str) -> FaceFitter | MeshFitter:
 def fitter_hash(fitter: FaceFitter | MeshFitter) -> str:
     """SHA-256 that changes with what the fitter computes, as far as files decide it."""
     if isinstance(fitter, MeshFitter):
-        return bytes_hash(dense.SHA256.encode(), file_hash(dense_points.ASSET).encode())
+        return bytes_hash(LANDMARKS.encode(), file_hash(dense_points.ASSET).encode())
     return module_hash(fitter)
 
 

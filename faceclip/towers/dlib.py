@@ -36,7 +36,12 @@ GRID, WIDTH, EMBEDDING = 2, 256, 128
 
 def chip_points(size: int = CHIP) -> Tensor:
     """Our five points (5, 2) px on a chip of dlib's."""
-    return (torch.tensor(_MEAN_FACE) + _PADDING) / (1 + 2 * _PADDING) * size
+    return mean_face(size, _PADDING)
+
+
+def mean_face(size: int, padding: float) -> Tensor:
+    """Our five points (5, 2) px on dlib's mean face in `size` px, with `padding` sides of its box around it."""
+    return (torch.tensor(_MEAN_FACE) + padding) / (1 + 2 * padding) * size
 
 
 class _Block(nn.Module):

