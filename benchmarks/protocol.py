@@ -49,7 +49,8 @@ class ProtocolSettings:
     out: Path = setting(help="receives both runs")
     people: int | None = setting(None, "at most so many references")
     kill: int = setting(100, "pictures after which the run is killed")
-    compare: int = setting(0, "pictures that the uninterrupted run draws; 0: all")
+    compare: int | None = setting(None, "pictures that the uninterrupted run draws, by default all; 0: no such run")
+    per_reference: int = setting(0, "prompts of each reference, taking turns; 0: every prompt")
     side: int = setting(320, "px of the longer side to which the references are reduced")
     size: int = setting(64, "px of the pictures")
     steps: int = setting(1, "sampler steps")
@@ -60,7 +61,8 @@ class ProtocolSettings:
         check_least("--kill", self.kill)
         check_least("--steps", self.steps)
         check_least("--side", self.side, 64)
-        check_least("--compare", self.compare, 0)
+        check_least("--compare", 0 if self.compare is None else self.compare, 0)
+        check_least("--per-reference", self.per_reference, 0)
 
 
 def random_pipeline(folder: Path, seed: int) -> None:
@@ -136,7 +138,7 @@ def write_protocol(settings: ProtocolSettings) -> tuple[Path, Path]:
             "people": settings.people,
             "photos": 1,
         },
-        "prompts": {"file": str(settings.prompts.resolve())},
+        "prompts": {"file": str(settings.prompts.resolve()), "per_reference": settings.per_reference},
         "size": [settings.size, settings.size],
         "recognizers": {"dlib": "dlib", "second recognizer": "shipped"},
     }
@@ -179,20 +181,22 @@ def rehearse(settings: ProtocolSettings) -> None:
     command = [sys.executable, "-m", "eval.benchmark", "--suite", str(suite), "--methods", str(methods), "--out"]
     count = run_until([*command, str(killed)], killed, settings.kill)
     before = pictures(killed)
-    written = {
-        name: (killed / name).stat().st_mtime_ns for name in before if (killed / name).with_suffix(".json").is_file()
-    }
+    written = {name: (killed / name).stat().st_mtime_ns for name in before if has_record(killed, name)}
     print(f"killed after {count} pictures; the same command resumes", flush=True)
     subprocess.run([*command, str(killed)], check=True)
     after = pictures(killed)
     touched = [name for name, moment in written.items() if (killed / name).stat().st_mtime_ns != moment]
-    subprocess.run([*command, str(whole), "--draw-only"], check=True)
-    other = pictures(whole)
-    if touched or after != other:
-        raise DataError(
-            f"{len(touched)} pictures were drawn again, {sum(after[n] != other.get(n) for n in after)} differ"
-        )
-    print(f"{len(after):,} pictures of both runs are the same, {len(written):,} were there before the kill")
+    if settings.compare is None:
+        subprocess.run([*command, str(whole), "--draw-only"], check=True)
+    elif settings.compare:
+        run_until([*command, str(whole), "--draw-only"], whole, settings.compare)
+    # The last picture of a killed run may lack its record, or its second half.
+    other = {name: found for name, found in pictures(whole).items() if has_record(whole, name)}
+    different = [name for name, found in other.items() if after.get(name) != found]
+    if touched or different or (settings.compare is None and len(other) != len(after)):
+        raise DataError(f"{len(touched)} pictures were drawn again, {len(different)} of {len(other)} differ")
+    print(f"{len(after):,} pictures, {len(written):,} of them from before the kill and untouched")
+    print(f"{len(other):,} pictures of the uninterrupted run are the same")
     results = json.loads((killed / "results.json").read_text(encoding="utf-8"))
     missing = results["protocol"]["not measured"]
     for name, found in results["methods"].items():
