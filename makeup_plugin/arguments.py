@@ -141,13 +141,28 @@ def check_call(steps: int, per_prompt: int, output_type: str) -> tuple[int, int]
     return steps, per_prompt
 
 
-def check_schedule(eta: Any, guidance_rescale: Any, denoising_end: Any, cross_attention_kwargs: Any) -> None:
+def check_part(start: Any, end: Any, *, latents: Any) -> None:
+    """Raises ConfigError unless `denoising_start` and `denoising_end` name a part of the noise, and where the first is
+    given there are latents to go on from."""
+    if end is not None and not 0 < number("denoising_end", end) <= 1:
+        raise ConfigError(f"denoising_end must be above 0 and at most 1, got {end}")
+    if start is None:
+        return
+    if not 0 <= number("denoising_start", start) < (1 if end is None else end):
+        limit = "1" if end is None else f"denoising_end={end}"
+        raise ConfigError(f"denoising_start must be at least 0 and below {limit}, got {start}")
+    if latents is None:
+        raise ConfigError(
+            "denoising_start goes on from latents: give latents=, the images of a call with denoising_end and"
+            ' output_type="latent"'
+        )
+
+
+def check_schedule(eta: Any, guidance_rescale: Any, cross_attention_kwargs: Any) -> None:
     """Raises ConfigError, which names the argument, for values that no scheduler and no UNet can have."""
     for name, value in (("eta", eta), ("guidance_rescale", guidance_rescale)):
         if not 0 <= number(name, value) <= 1:
             raise ConfigError(f"{name} must lie between 0 and 1, got {value}")
-    if denoising_end is not None and not 0 < number("denoising_end", denoising_end) <= 1:
-        raise ConfigError(f"denoising_end must be above 0 and at most 1, got {denoising_end}")
     if cross_attention_kwargs is not None:
         if not isinstance(cross_attention_kwargs, dict):
             raise ConfigError(f"cross_attention_kwargs must be a dictionary, got {cross_attention_kwargs!r}")

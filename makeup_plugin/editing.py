@@ -105,6 +105,11 @@ def _request(
     arguments: dict[str, Any],
 ) -> Request:
     """The request of a call that draws on `edit`: who the person is, and whose pose the result has."""
+    if arguments.get("denoising_start") is not None:
+        raise ConfigError(
+            "denoising_start: an edit begins where strength says; give the latents of another model to"
+            " FaceMakeUpPipeline, as latents="
+        )
     pictures = list(edit.pictures)
     given = {**arguments, "height": edit.pictures.shape[1], "width": edit.pictures.shape[2]}
     if isinstance(prompt, str) and len(pictures) > 1:

@@ -240,6 +240,7 @@ class FaceMakeUpPipeline(
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
         denoising_end: float | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
@@ -315,11 +316,13 @@ class FaceMakeUpPipeline(
                 which FaceCLIP publishes.
             timesteps, sigmas: a schedule of your own in place of num_inference_steps, in descending order.
             denoising_end: stop after this part of the noise, in (0, 1]; another model may go on from the latents.
+            denoising_start: go on after this part of the noise, in [0, 1), from `latents` that a model left there.
             guidance_rescale, eta: between 0 and 1, as in diffusers. eta is for schedulers that have it.
             guide_shading: run the unconditional half without the shading map, so that guidance strengthens the map too.
             num_images_per_prompt: number of images per prompt. They lie next to each other in the output.
             generator: one torch generator, or a list of one per image.
             latents: initial noise (N,C,h,w) of unit variance, with the UNet's input channels. By default it is drawn.
+                With denoising_start: what a call with denoising_end and output_type="latent" gave.
             prompt_embeds, pooled_prompt_embeds: context tokens (N,T,D) and pooled states (N,P) in place of `prompt`.
                 The channels still see the person in `image`.
             negative_prompt_embeds, negative_pooled_prompt_embeds: the same in place of `negative_prompt`.

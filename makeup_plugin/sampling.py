@@ -96,6 +96,29 @@ def steps_until(scheduler: Any, timesteps: Tensor, end: float) -> Tensor:
     return kept
 
 
+def steps_after(scheduler: Any, timesteps: Tensor, start: float) -> Tensor:
+    """The timesteps after the first part of the noise, `start` of it in [0, 1), as diffusers' `denoising_start` counts
+    them; the scheduler begins there.
+
+    Raises ConfigError where no step is left, and for schedulers of second order, which cannot be split there.
+    """
+    if scheduler.order != 1:
+        raise ConfigError(
+            f"denoising_start: {type(scheduler).__name__} takes two passes for a step, and the latents of"
+            " denoising_end may lie between them; use DDIMScheduler, EulerDiscreteScheduler or another of first order"
+        )
+    total = scheduler.config.num_train_timesteps
+    count = int((timesteps < round(total - start * total)).sum())
+    if not count:
+        raise ConfigError(
+            f"denoising_start={start} leaves no step of {len(timesteps)}: give more steps, or an earlier start"
+        )
+    first = len(timesteps) - count
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return timesteps[first:]
+
+
 def denoise(
     unet: UNet2DConditionModel,
     scheduler: Any,

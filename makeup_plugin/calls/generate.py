@@ -23,7 +23,15 @@ from makeup_plugin.marking.provenance import Provenance, make_records
 from makeup_plugin.output import FaceMakeUpOutput
 from makeup_plugin.references import References, shading_pictures
 from makeup_plugin.regional_attention import regional_attention
-from makeup_plugin.sampling import decode, denoise, guidance_embedding, make_timesteps, seeds_of, steps_until
+from makeup_plugin.sampling import (
+    decode,
+    denoise,
+    guidance_embedding,
+    make_timesteps,
+    seeds_of,
+    steps_after,
+    steps_until,
+)
 from makeup_plugin.scales import scale_steps
 
 
@@ -92,6 +100,7 @@ def begin(pipeline: PipelineParts, call: Call) -> None:
     """Sets what callbacks may read."""
     pipeline._guidance_scale = call.guidance_scale
     pipeline._guidance_rescale = call.given.guidance_rescale
+    pipeline._denoising_start = call.given.denoising_start
     pipeline._denoising_end = call.given.denoising_end
     pipeline._cross_attention_kwargs = call.given.cross_attention_kwargs
     pipeline._interrupt = False
@@ -107,10 +116,15 @@ def run_steps(
     timesteps = make_timesteps(
         pipeline.scheduler, call.steps, latents.device, timesteps=given.timesteps, sigmas=given.sigmas
     )
+    everything = timesteps
     if given.denoising_end is not None:
         timesteps = steps_until(pipeline.scheduler, timesteps, given.denoising_end)
     hooks = []
     steps = call.steps if given.timesteps is None and given.sigmas is None else len(timesteps)
+    if given.denoising_start is not None:
+        dropped = len(everything) - len(timesteps)
+        timesteps = steps_after(pipeline.scheduler, everything, given.denoising_start)
+        timesteps = timesteps[: len(timesteps) - dropped]
     if edited is not None:
         timesteps = steps_from(pipeline.scheduler, timesteps, steps, edited.strength)
         if edited.mask is not None:
@@ -145,7 +159,7 @@ def run_steps(
         shading_channel=pipeline.shading_channel,
         shading_scale=call.shading_scale,
         residuals=(lambda index, *inputs: control_residuals(controls, index, count, *inputs)) if controls else None,
-        started=edited is not None and not edited.from_noise,
+        started=given.denoising_start is not None or (edited is not None and not edited.from_noise),
         generator=given.generator,
         before_step=scale_steps(pipeline.identity_channel, call.identity_scale, len(timesteps)),
         after_step=in_order(hooks) if hooks else None,

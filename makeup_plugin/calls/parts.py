@@ -41,6 +41,7 @@ class PipelineParts(Protocol):
     _callback_tensor_inputs: list[str]
     _guidance_scale: float
     _guidance_rescale: float
+    _denoising_start: float | None
     _denoising_end: float | None
     _cross_attention_kwargs: dict[str, Any] | None
     _num_timesteps: int

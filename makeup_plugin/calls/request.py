@@ -17,6 +17,7 @@ from makeup_plugin.arguments import (
     check_call,
     check_callback,
     check_negative,
+    check_part,
     check_precision,
     check_schedule,
     image_size,
@@ -75,6 +76,7 @@ class Request:
     num_inference_steps: int | None
     timesteps: Sequence[int] | None
     sigmas: Sequence[float] | None
+    denoising_start: float | None
     denoising_end: float | None
     eta: float
     guidance_rescale: float
@@ -188,7 +190,8 @@ def check_request(pipeline: PipelineParts, given: Request) -> Call:
         )
     elif (given.negative_original_size, given.negative_target_size) != (None, None):
         raise ConfigError("negative_original_size and negative_target_size go together: give both or neither")
-    check_schedule(given.eta, given.guidance_rescale, given.denoising_end, given.cross_attention_kwargs)
+    check_schedule(given.eta, given.guidance_rescale, given.cross_attention_kwargs)
+    check_part(given.denoising_start, given.denoising_end, latents=given.latents)
     chosen = pipeline.call_defaults.filled(**{field.name: getattr(given, field.name) for field in fields(CallDefaults)})
     steps, per_prompt = check_call(chosen.num_inference_steps, given.num_images_per_prompt, given.output_type)
     check_callback(callback, callback_inputs, pipeline._callback_tensor_inputs)

@@ -20,6 +20,7 @@ class CallStateMixin:
     _turns: Turns
     _guidance_scale: float = 1.0
     _guidance_rescale: float = 0.0
+    _denoising_start: float | None = None
     _denoising_end: float | None = None
     _cross_attention_kwargs: dict[str, Any] | None = None
     _num_timesteps: int = 0
@@ -34,6 +35,11 @@ class CallStateMixin:
     def guidance_rescale(self) -> float:
         """`guidance_rescale` of the current call."""
         return self._guidance_rescale
+
+    @property
+    def denoising_start(self) -> float | None:
+        """`denoising_start` of the current call."""
+        return self._denoising_start
 
     @property
     def denoising_end(self) -> float | None:

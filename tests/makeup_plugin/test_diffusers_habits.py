@@ -9,7 +9,9 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
 from diffusers.callbacks import IPAdapterScaleCutoffCallback, SDXLCFGCutoffCallback
@@ -228,6 +230,29 @@ def test_from_pipe_takes_a_plain_sdxl_pipeline(parts):
         FaceMakeUpPipeline.from_pipe(ours, safety_checker=None)
 
 
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), EulerDiscreteScheduler()], ids=lambda one: type(one).__name__)
+def test_another_model_goes_on_from_latents(parts, scheduler):
+    """As SDXL's base and refiner; where both are one model, the parts make the whole."""
+    settings = {**embeddings(parts), "num_inference_steps": 5}
+    ours, _ = both(parts, scheduler=scheduler)
+    whole = draw(ours, **settings)
+    noisy = draw(ours, **settings, denoising_end=0.6, output_type="latent")
+    later = draw(ours, **settings, denoising_start=0.6, latents=noisy)
+    np.testing.assert_allclose(later, whole, atol=1e-6)
+    middle = draw(ours, **settings, denoising_start=0.6, denoising_end=0.8, latents=noisy, output_type="latent")
+    np.testing.assert_allclose(draw(ours, **settings, denoising_start=0.8, latents=middle), whole, atol=1e-6)
+    base = {name: parts[name] for name in ("unet", "vae")}
+    none = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    refiner = StableDiffusionXLImg2ImgPipeline(
+        **base, **none, scheduler=type(scheduler).from_config(scheduler.config), add_watermarker=False
+    )
+    refiner.set_progress_bar_config(disable=True)
+    np.testing.assert_allclose(draw(refiner, **settings, denoising_start=0.6, image=noisy), later, atol=1e-6)
+    ours.scheduler = HeunDiscreteScheduler()
+    with pytest.raises(ConfigError, match=r"^denoising_start: HeunDiscreteScheduler"):
+        draw(ours, **settings, denoising_start=0.6, latents=noisy)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -240,6 +265,16 @@ def test_from_pipe_takes_a_plain_sdxl_pipeline(parts):
         ({"prompt": "a man", "guidance_rescale": -1}, "^guidance_rescale .* -1"),
         ({"prompt": "a man", "denoising_end": 0}, "^denoising_end .* 0$"),
         ({"prompt": "a man", "denoising_end": 0.001}, r"^denoising_end=0\.001 "),
+        ({"prompt": "a man", "denoising_start": 0.5}, r"^denoising_start .*\blatents="),
+        ({"prompt": "a man", "denoising_start": 1, "latents": torch.zeros(1, 4, 8, 8)}, "^denoising_start .* 1$"),
+        (
+            {"prompt": "a man", "denoising_start": 0.6, "denoising_end": 0.5, "latents": torch.zeros(1, 4, 8, 8)},
+            r"^denoising_start .*denoising_end=0\.5, got 0\.6$",
+        ),
+        (
+            {"prompt": "a man", "denoising_start": 0.9999, "latents": torch.zeros(1, 4, 8, 8)},
+            r"^denoising_start=0\.9999 ",
+        ),
         ({"prompt": "a man", "clip_skip": 1}, "^clip_skip"),
         ({"prompt": "a man", "original_size": 5}, "^original_size .* 5$"),
         ({"prompt": "a man", "target_size": (5, "a")}, "^target_size .*'a'"),
