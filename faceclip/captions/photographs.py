@@ -93,7 +93,7 @@ class PhotoDescriber:
         blendshapes: NDArray[np.float32],
         fit: FaceFit,
         seed: int,
-        others: Mapping[str, Reading],
+        others: dict[str, Reading],
     ) -> Described:
         labels = map_regions(picture, self.segmenter(picture), points)
         readings = read_attributes(
