@@ -48,6 +48,7 @@ from makeup_plugin.saving.fingerprint import check_fingerprint
 from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
 from makeup_plugin.saving.places import local_directory
+from makeup_plugin.saving.quantized import check_plain_unet, check_quantization, check_unquantized, is_quantized
 from makeup_plugin.saving.schedulers import load_scheduler
 from makeup_plugin.saving.several_controlnets import remove_further
 from makeup_plugin.saving.whole_unet import holds_unet
@@ -87,6 +88,7 @@ class PipelineStorageMixin(Mixed):
         Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError, which names the
         missing or damaged file.
         """
+        check_quantization(kwargs.get("quantization_config"))
         directory = local_directory(path_or_id, kwargs)
         config = read_adapter_config(directory)
         # diffusers loads components only of modules that are already imported.
@@ -108,7 +110,8 @@ class PipelineStorageMixin(Mixed):
             except (*DAMAGE, SafetensorError) as error:
                 raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
             for name in weighty:
-                check_finite(getattr(pipeline, name).state_dict(), directory / name)
+                if not is_quantized(getattr(pipeline, name)):
+                    check_finite(getattr(pipeline, name).state_dict(), directory / name)
             pipeline._add_saved(directory, config)
         pipeline.register_to_config(_name_or_path=str(path_or_id))
         return pipeline
@@ -119,13 +122,14 @@ class PipelineStorageMixin(Mixed):
         config = read_adapter_config(directory)
         with building:
             for name, part in self.components.items():
-                if isinstance(part, torch.nn.Module):
+                if isinstance(part, torch.nn.Module) and not is_quantized(part):
                     check_finite(part.state_dict(), directory / name)
             self._add_saved(directory, config)
 
     def _add_saved(self, directory: Path, config: dict[str, Any]) -> None:
         """Our LoRA on the UNet, and what adapter.json says of the pipeline."""
         if config["lora"]:
+            check_plain_unet(self.unet, directory / LORA_FILE)
             check_fingerprint(config["base_fingerprint"], self.unet, directory / CONFIG_FILE)
             path = directory / LORA_FILE
             insert_lora(self.unet, read_lora_file(path), config["lora"], path)
@@ -159,6 +163,7 @@ class PipelineStorageMixin(Mixed):
         """
         check_unfused(self.unet)
         check_there(self.components)
+        check_unquantized(self.components)
         directory = Path(save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}

@@ -1,0 +1,47 @@
+"""Components that `PipelineQuantizationConfig` has quantized while they were loaded: what is possible with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from faceclip.errors import ConfigError
+
+# Their forward passes go through kernels of their own, which read plain weights.
+_PLAIN = ("joint_encoder", "face_encoder", "face_fitter")
+
+
+def check_quantization(config: Any) -> None:
+    """Raises ConfigError for a `PipelineQuantizationConfig` that names a component which cannot be quantized."""
+    named = {*(getattr(config, "quant_mapping", None) or ()), *(getattr(config, "components_to_quantize", None) or ())}
+    for name in _PLAIN:
+        if name in named:
+            raise ConfigError(
+                f"quantization_config: {name} cannot be quantized; leave it out (unet, shading_channel, controlnet,"
+                " image_encoder and vae can be)"
+            )
+
+
+def is_quantized(part: Any) -> bool:
+    """Whether a quantizer of diffusers made the component's weights."""
+    return getattr(part, "hf_quantizer", None) is not None
+
+
+def check_unquantized(parts: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a component that cannot be saved: its weights are no longer those of its class."""
+    for name, part in parts.items():
+        if is_quantized(part):
+            raise ConfigError(
+                f"{name} is quantized and cannot be saved with the pipeline: save the pipeline that was loaded without"
+                " quantization_config, and quantize after loading"
+            )
+
+
+def check_plain_unet(unet: Any, lora: Path) -> None:
+    """Raises ConfigError for a quantized UNet that a saved LoRA would have to go on."""
+    if is_quantized(unet):
+        raise ConfigError(
+            f"quantization_config: {lora} belongs on the UNet's own weights, and they would be quantized before; leave"
+            " unet out of the quantization, or save a pipeline whose LoRA is merged into the UNet"
+        )
