@@ -57,6 +57,11 @@ def metric_of(name: str) -> str:
     return name.partition(" [")[0]
 
 
+def recognizer_of(name: str) -> str:
+    """The recognizer of a column, "" where the metric needs none."""
+    return name.partition(" [")[2].removesuffix("]")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetFigure:
     """A figure of all pictures together; deviation over subsets where it has one. n: pictures, m: references."""

@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 
 from eval.benchmark.compare import SLICED, Comparison
 from eval.benchmark.drawing import Gallery, failures
-from eval.benchmark.measure import Measured, metric_of
+from eval.benchmark.measure import Measured, metric_of, recognizer_of
 from eval.benchmark.panel import Panel
 from eval.benchmark.suite import Suite
 from eval.benchmark.wall import wall
 from eval.metrics.registry import FAMILIES, METRICS
 from eval.reports.report import PALETTE, Best, Cell, Report, clean_axes, interval_bars
 from eval.slices import FEW, TOO_FEW
+from faceclip.statistics import Estimate
 
 WIDE = 4  # columns of a table
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
@@ -41,13 +42,15 @@ def make_report(
     people = len({suite.references.photos[row].person for row in suite.references.chosen})
     report = Report(
         f"Benchmark: {suite.settings.name}",
-        f"{len(suite.jobs):,} pictures per method of {people} persons, {len(suite.prompts)} prompts.",
+        f"{_count(len(suite.jobs), 'picture')} per method of {_count(people, 'person')}, "
+        f"{_count(len(suite.prompts), 'prompt')}.",
     )
     report.section("Results")
     report.text(RULES)
     _warnings(report, suite, panel, galleries, measured)
-    _tables(report, comparison)
+    add_tables(report, comparison)
     _sets(report, comparison)
+    add_glossary(report, comparison)
     first = contenders[0] if contenders else next(iter(galleries))
     pareto = _pareto(comparison)
     if pareto is not None:
@@ -93,9 +96,25 @@ def _warnings(
         report.text("Networks trained on renders do not know photographed people.", warning=True)
 
 
-def _tables(report: Report, comparison: Comparison) -> None:
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _upper(text: str) -> str:
+    """A text that begins with a capital letter; the others stay."""
+    return text[:1].upper() + text[1:]
+
+
+def add_tables(report: Report, comparison: Comparison) -> None:
+    """One table per family and recognizer, of the columns in which some method has a value."""
+    filled = [name for name in comparison.columns if any(_has_value(f.get(name)) for f in comparison.figures.values())]
+    groups: dict[tuple[str, str], list[str]] = {}
     for family in FAMILIES:
-        columns = [name for name in comparison.columns if METRICS[metric_of(name)].family == family]
+        for name in filled:
+            if METRICS[metric_of(name)].family == family:
+                groups.setdefault((family, recognizer_of(name)), []).append(name)
+    for (family, recognizer), columns in groups.items():
+        title = family.capitalize() + (f", by {recognizer}" if recognizer else "")
         for start in range(0, len(columns), WIDE):
             part = columns[start : start + WIDE]
             rows = []
@@ -106,8 +125,29 @@ def _tables(report: Report, comparison: Comparison) -> None:
                     lead = found is not None and comparison.best.get(name) == method
                     cells.append(Best(found) if lead and found is not None else found)
                 rows.append(cells)
-            headers = ["method", *(f"{name}{ARROW[METRICS[metric_of(name)].better]}" for name in part)]
-            report.table(headers, rows, caption=family if not start else f"{family}, continued")
+            headers = ["method", *(f"{metric_of(name)}{ARROW[METRICS[metric_of(name)].better]}" for name in part)]
+            report.table(headers, rows, caption=title if not start else f"{title}, continued")
+    if empty := [name for name in comparison.columns if name not in filled]:
+        report.text(
+            f"No picture of any method has a value of {', '.join(empty)}: the references do not allow it, as where "
+            "persons have no other photo, or no face was found."
+        )
+
+
+def _has_value(found: Estimate | None) -> bool:
+    return found is not None and not np.isnan(found.value)
+
+
+def add_glossary(report: Report, comparison: Comparison) -> None:
+    """What each shown metric is, from the registry."""
+    names = dict.fromkeys(metric_of(name) for name in comparison.columns)
+    names |= dict.fromkeys(metric_of(name) for found in comparison.sets.values() for name in found)
+    terms = []
+    for name in names:
+        m = METRICS[name]
+        traps = "" if m.traps == "–" else f" {_upper(m.traps)}."
+        terms.append((name, f"{_upper(m.formula)}; {m.aggregation}. Failures: {m.failures}.{traps}"))
+    report.definitions(terms, title="What these metrics are")
 
 
 def _sets(report: Report, comparison: Comparison) -> None:

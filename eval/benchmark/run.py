@@ -114,7 +114,8 @@ def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: di
     rows = missing_rows(panel)
     if rows:
         report.section("Not measured")
-        report.table(["metric", "", "why"], rows)
+        report.text("These metrics need networks that are not on this machine, and count as not measured, never as 0.")
+        report.definitions([(name, f"{state}: {why}") for name, state, why in rows])
     path = report.write(out / "report.html")
     write_text(done, json.dumps({"of": key}))
     return path

@@ -114,11 +114,13 @@ def _picked(suite: Suite, found: Measured, name: str) -> list[int]:
 
 def _picture(image: NDArray[np.uint8]) -> str:
     picture = Image.fromarray(np.asarray(image))
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    factor = SIDE / max(picture.size)
+    shown = tuple(max(1, round(side * factor)) for side in picture.size)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # a small one stays small, and the page enlarges it
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
+    return f'<img width="{shown[0]}" height="{shown[1]}" src="data:image/jpeg;base64,{data}">'
 
 
 def _shown(gallery: Gallery, row: int) -> str:

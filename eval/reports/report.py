@@ -54,6 +54,10 @@ figure { margin: 18px 0 26px; } figure > img { max-width: 100%; height: auto; }
 code, pre { font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: #f0f1ef; }
 code { padding: 1px 5px; border-radius: 4px; }
 pre { padding: 12px 16px; overflow-x: auto; border-radius: 6px; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 5px 22px; margin: 12px 0;
+  font-size: 14.5px; }
+dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; color: var(--accent); }
 .warning { border-left: 3px solid #edae49; padding: 2px 0 2px 14px; }
 """
 
@@ -116,6 +120,12 @@ class Report:
         self._blocks.append(
             f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
+
+    def definitions(self, terms: Sequence[tuple[str, str]], *, title: str = "") -> None:
+        """Terms and what is said of each, in whole sentences; with a title they are folded away under it."""
+        rows = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in terms)
+        block = f"<dl>{rows}</dl>"
+        self._blocks.append(f"<details><summary>{html.escape(title)}</summary>{block}</details>" if title else block)
 
     def figure(self, figure: Figure, caption: str = "") -> None:
         """A matplotlib figure made with `Figure(...)`, not pyplot: nothing global, nothing to close."""

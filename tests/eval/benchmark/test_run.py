@@ -100,6 +100,7 @@ def test_the_report_is_one_file_with_escaped_names(finished):
     assert "&lt;b&gt;small" in page and "<b>small" not in page
     assert "hf download nobody/no-such-clip" in page and "not measured" in page
     assert "data:image/jpeg" in page and 'src="http' not in page and 'href="http' not in page
+    assert "<caption>Identity, by second recognizer</caption>" in page and "What these metrics are" in page
     assert "no picture of seed 3" in page and "1 of 12 pictures failed" in page
     assert (finished / "values.csv").read_text().count("\n") == 37
     assert (finished / "table.tex").read_text().startswith(r"\begin{tabular}")

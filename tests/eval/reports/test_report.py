@@ -32,6 +32,15 @@ def test_written_report_is_one_escaped_file(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
+def test_definitions_are_escaped_and_folded_under_their_title():
+    report = Report("a")
+    report.definitions([("x<y", "A & B.")], title="Terms")
+    report.definitions([("z", "C.")])
+    page = report.to_html()
+    assert "<summary>Terms</summary><dl><dt>x&lt;y</dt><dd>A &amp; B.</dd></dl></details>" in page
+    assert page.count("<details>") == 1 and "<dt>z</dt>" in page
+
+
 def test_every_series_is_in_the_legend_once():
     figure = interval_bars(["a", "b"], [("x", [ESTIMATE, ESTIMATE]), ("y", [None, ESTIMATE])], label="r")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["x", "y"]
