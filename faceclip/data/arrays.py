@@ -1,12 +1,12 @@
 """A split of a portrait data set as numpy arrays: decoded once, then memory-mapped.
 
+Photographs stay encoded in them, and are decoded when they are read (`faceclip.data.encoded`).
 The arrays are shards (`faceclip.storage.shards`) beside the data in ``DIR/.arrays``, keyed by the content of the
 parquet files and the size; a build that was killed resumes where it stopped. The parquet files are compared with the
 hashes in ``dataset.json``: parquet has no checksum of its own, and a changed byte in a column of numbers would pass as
 another label.
 """
 
-import io
 import json
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from faceclip.captions.visibility import seen_values
 from faceclip.data.blocks import ROWS, kept_rows
+from faceclip.data.encoded import decode_square, encoded_fields, pictures_of
 from faceclip.data.placement import PLACEMENT, crop_sizes
 from faceclip.data.portraits import number_captions
 from faceclip.data.recorded import pack_texts, unpack_texts
@@ -274,6 +274,12 @@ def _arrays_of(rows: list[tuple[Path, dict]], size: int | None, pool: ThreadPool
         _check_captions(row, shard)
     decoded = list(pool.map(lambda found: _decode(found[1], size, found[0]), rows))
     texts = pack_texts("captions", [json.dumps(row["captions"]) for _, row in rows])
+    if PLACEMENT in rows[0][1]:  # photographs stay encoded
+        for column, name in _IMAGES.items():
+            if column in rows[0][1]:
+                pictures = list(_stack([row.pop(name) for row in decoded], name, rows[0][0]))
+                files = [row[column]["bytes"] for _, row in rows]
+                texts |= encoded_fields(name, files, pictures, resized=size is not None)
     return {name: _stack([row[name] for row in decoded], name, rows[0][0]) for name in decoded[0]} | texts
 
 
@@ -309,7 +315,7 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
     for column, name in _IMAGES.items():
         if column not in row:
             continue
-        picture = _decode_png(row[column], "L" if column == "regions" else "RGB", f"{where}, {column}")
+        picture = decode_square(row[column], "L" if column == "regions" else "RGB", f"{where}, {column}")
         if stored not in (0, picture.shape[0]):
             raise DataError(f"{where}: {column} is {picture.shape[0]} px wide, image {stored}: they must be as large")
         stored = picture.shape[0]
@@ -351,28 +357,15 @@ def _vocabularies(names: Container[str]) -> dict[str, tuple[str, ...]]:
     return PHOTO_VOCABULARIES if _READ in names else VOCABULARIES if next(iter(VOCABULARIES)) in names else {}
 
 
-def _decode_png(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]:
-    if not stored or not stored.get("bytes"):
-        raise DataError(f"{where} has no picture")
-    try:
-        with Image.open(io.BytesIO(stored["bytes"]), formats=("PNG",)) as image:
-            picture = np.array(image.convert(mode))
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{where} is not a readable PNG ({error})") from error
-    if picture.shape[0] != picture.shape[1]:
-        raise DataError(f"{where} is {picture.shape[1]}×{picture.shape[0]}, expected a square")
-    return picture
-
-
 def _open(stored: dict[str, ShardedArray], cache: Path, content: str) -> FaceArrays:
     names = [item.name for item in fields(FaceArrays) if item.name not in _NOT_NUMBERS]
     known = {name.removeprefix("attribute_") for name in stored if name.startswith("attribute_")}
     vocabularies = dict(_vocabularies(known))
     return FaceArrays(
         **{name: _numbers(stored[name]) for name in names},
-        images=stored["images"],
-        regions=stored.get("regions"),
-        shading=stored["shading"],
+        images=pictures_of(stored, "images"),
+        regions=pictures_of(stored, "regions") if {"regions", "regions_end"} & stored.keys() else None,
+        shading=pictures_of(stored, "shading"),
         attributes={name: _numbers(stored[f"attribute_{name}"]) for name in vocabularies},
         vocabularies=vocabularies,
         content_hash=content,

@@ -69,6 +69,10 @@ class DataConfig:
     validation_share: float = setting(0.0, "share of the persons kept for validation in place of a split of its own")
     undivided: str = setting("train", "split that validation_share or columns.split divides")
     detector: str = setting("mtcnn", "mtcnn, or insightface:PACK (non-commercial, with accept_non_commercial)")
+    detect_px: int = setting(
+        0, "px of the longer side at which a face is looked for first; 0, or none there: in the picture as it is"
+    )
+    turned: bool = setting(True, "look for faces in the other turns of photos too; false: all stand upright")
     accept_non_commercial: bool = setting(False, "allow parts whose licence forbids commercial use", resume="free")
     face: Literal["largest", "center", "only"] = setting("largest", "which of several faces, where no box says so")
     portrait: float = setting(2.5, "side of the image tower's square in sides of the face crop; 0: the center square")
@@ -96,6 +100,8 @@ class DataConfig:
         for name, most in MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise ConfigError(f"data.{name}: a number from 1 to {most:,} is expected, got {getattr(self, name):,}")
+        if self.detect_px < 0 or 0 < self.detect_px < 64:
+            raise ConfigError(f"data.detect_px: 0, or 64 and more are expected, got {self.detect_px}")
         if self.limit < 0:
             raise ConfigError(f"data.limit: must not be negative, got {self.limit}")
         if not 0 <= self.portrait <= MAX_REACH:

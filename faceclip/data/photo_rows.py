@@ -16,9 +16,9 @@ from faceclip.data.mapping import RawRecord
 from faceclip.data.placement import PLACEMENT, placement
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, caption_to_dict
-from faceclip.data.writing import encode_png
+from faceclip.data.writing import encode_map, encode_photo, encode_png
 from faceclip.face3d import dense_points
-from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.fitter import FaceFitter, shading_maps
 from faceclip.face3d.frames import FaceFit
 from faceclip.face3d.mesh_fitter import MIN_PRESENCE, MeshFitter
 from faceclip.faces.dense import SHA256 as LANDMARKS
@@ -33,7 +33,8 @@ class PhotoRows:
     """Makes rows (`records.features(labelled=False)`) and numbers persons and their pictures, in the order of the rows.
 
     size: px of the portraits that it is given. describer: makes captions with their regions and attributes; without
-    one the captions are those of the rows. both: keep these too.
+    one the captions are those of the rows. both: keep these too. kind: of file in which portraits are stored, png, jpeg
+    or webp.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class PhotoRows:
         describer: PhotoDescriber | None = None,
         *,
         both: bool = False,
+        kind: str = "png",
     ) -> None:
-        self.fitter, self.size, self.describer, self.both = fitter, size, describer, both
+        self.fitter, self.size, self.describer, self.both, self.kind = fitter, size, describer, both, kind
         self.people: dict[str, int] = {}
         self.pictures: Counter[str] = Counter()
 
@@ -66,7 +68,7 @@ class PhotoRows:
             fits = fits & (dense.presence >= MIN_PRESENCE)
             seeds = [portrait.digest % 2**63 for _, _, portrait in portraits]
             described = self.describer.describe(pictures, points, fit, seeds, dense=dense)
-        maps = (self.fitter.shading(fit, self.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        maps = shading_maps(fit, self.size)
         many = self.fitter.landmarks_68(fit, self.size)
         rows: list[dict[str, Any] | None] = []
         for row, (person, raw, portrait) in enumerate(portraits):
@@ -79,7 +81,7 @@ class PhotoRows:
             rows.append(
                 fitted
                 | {
-                    "image": encode_png(portrait.picture),
+                    "image": encode_photo(portrait.picture, self.kind),
                     "person": person,
                     "key": raw.key,
                     PLACEMENT: placement(portrait.whole, portrait.square),
@@ -88,7 +90,7 @@ class PhotoRows:
                     "pose": dict(zip(("yaw", "pitch", "roll"), fit.pose[row].tolist(), strict=True)),
                     "landmarks_5": points[row].tolist(),
                     "landmarks_68": many[row].tolist(),
-                    "shading": encode_png(maps[row]),
+                    "shading": encode_map(maps[row]),
                     "captions": [caption_to_dict(caption) for caption in self._captions(raw, described, row)],
                 }
                 | ({} if described is None or dense is None else self._labels(described[row], raw, dense.points[row]))

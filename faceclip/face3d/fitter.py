@@ -224,18 +224,7 @@ class FaceFitter(ModelMixin, ConfigMixin):
     @staticmethod
     def shading(fit: FaceFit, size: int) -> Tensor:
         """Shading maps (B, 3, size, size) in [0, 1] of a fit, in the frame of that fit; black outside the face."""
-        maps = [
-            shading_map(
-                fit.shape[row].numpy(),
-                fit.expression[row].numpy(),
-                tuple(fit.pose[row].tolist()),
-                Camera.from_array(fit.camera[row].numpy()),
-                fit.light[row].numpy(),
-                size,
-            )
-            for row in range(len(fit.pose))
-        ]
-        return torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(shading_maps(fit, size)).permute(0, 3, 1, 2).float() / 255
 
     @staticmethod
     def landmarks_68(fit: FaceFit, size: int) -> Tensor:
@@ -263,6 +252,22 @@ def _landmarks(fit: FaceFit, size: int, picked: list[int]) -> Tensor:
         posed = pose_vertices(vertices, head.head_weight, tuple(fit.pose[row].tolist()))
         found.append(project(posed[picked], Camera.from_array(fit.camera[row].numpy()), size)[:, :2])
     return torch.from_numpy(np.stack(found)).float()
+
+
+def shading_maps(fit: FaceFit, size: int) -> NDArray[np.uint8]:
+    """Shading maps (B, size, size, 3) of a fit, in the frame of that fit; black outside the face."""
+    maps = [
+        shading_map(
+            fit.shape[row].numpy(),
+            fit.expression[row].numpy(),
+            tuple(fit.pose[row].tolist()),
+            Camera.from_array(fit.camera[row].numpy()),
+            fit.light[row].numpy(),
+            size,
+        )
+        for row in range(len(fit.pose))
+    ]
+    return np.stack(maps)
 
 
 def zoomed_and_turned(points: Tensor, zoom: float, turn: float) -> Tensor:

@@ -40,12 +40,12 @@ from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.faces.align import CROP_SIZE
 from faceclip.storage.files import write_json
 from faceclip.storage.hashes import module_hash, short_key
+from faceclip.storage.ragged import pack
 from faceclip.storage.shards import ShardFolder
 from faceclip.towers.image import ImageTower
 from faceclip.towers.placement import accelerator, lying_on
 from makeup_plugin.latents import to_unit_scale
 from train_generator.streamed.maps import FIT_REACH, FIT_SIZE, frame_maps
-from train_generator.streamed.ragged import pack
 from train_generator.towers.latents import load_vae, weights_hash
 from train_generator.towers.vae import encode_mean
 

@@ -6,10 +6,10 @@ from faceclip.data.frames import Framing
 from faceclip.data.mapping import DataConfig
 from faceclip.data.recorded import rows_of_split
 from faceclip.storage.locks import locked_cache
+from faceclip.storage.ragged import RaggedRows
 from train_generator.reference_features import ReferenceFeatures
 from train_generator.streamed.build import KINDS, Networks, StreamBuilder
 from train_generator.streamed.portraits import Latents, StreamedPortraits
-from train_generator.streamed.ragged import RaggedRows
 
 
 def streamed_features(

@@ -1,19 +1,18 @@
 """Shading maps of frames: the face is fitted in a square around it, and its map drawn where the frame shows it."""
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from faceclip.data.frames import Frame
 from faceclip.data.photo_rows import fit_portraits
 from faceclip.data.portrait_reader import FoundPortrait
-from faceclip.face3d.fitter import FaceFitter
+from faceclip.data.writing import encode_map
+from faceclip.face3d.fitter import FaceFitter, shading_maps
 from faceclip.face3d.frames import FaceFit, move_fit
 from faceclip.face3d.mesh_fitter import MeshFitter
 
@@ -34,7 +33,10 @@ def frame_maps(
     def draw(row: int) -> NDArray[np.uint8] | None:
         frame = portraits[row].frame
         assert frame is not None
-        return _png(frame_map(fit.rows([row]), portraits[row].square, frame)) if usable[row] else None
+        if not usable[row]:
+            return None
+        shading = frame_map(fit.rows([row]), portraits[row].square, frame)
+        return np.frombuffer(encode_map(shading)["bytes"], np.uint8)
 
     return list(pool.map(draw, range(len(portraits))))
 
@@ -44,8 +46,7 @@ def frame_map(fit: FaceFit, square: tuple[int, int, int], frame: Frame) -> NDArr
     height, width = frame.picture.shape[:2]
     side = max(height, width)
     moved = move_fit(fit, square_to_frame(square, frame), before=FIT_SIZE, after=side)
-    shading = FaceFitter.shading(moved, side)[0, :, :height, :width]
-    return (shading * 255).round().byte().permute(1, 2, 0).numpy()
+    return shading_maps(moved, side)[0, :height, :width]
 
 
 def square_to_frame(square: tuple[int, int, int], frame: Frame) -> Tensor:
@@ -54,11 +55,3 @@ def square_to_frame(square: tuple[int, int, int], frame: Frame) -> Tensor:
     corner = np.array(square[:2], np.float64) + 0.5 * pixel - 0.5  # the first pixel in the whole picture
     shift = (corner - frame.window[:2] + 0.5) * frame.scale - 0.5
     return torch.tensor([[[pixel * zoom, 0.0, shift[0]], [0.0, pixel * zoom, shift[1]]]], dtype=torch.float32)
-
-
-def _png(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Grey where all channels agree; half of the size and of the time."""
-    grey = (picture[..., :1] == picture).all()
-    buffer = io.BytesIO()
-    Image.fromarray(picture[..., 0] if grey else picture).save(buffer, format="PNG", compress_level=1)
-    return np.frombuffer(buffer.getvalue(), np.uint8)

@@ -11,8 +11,8 @@ from PIL import Image
 from faceclip.data.recorded import RecordedPortraits
 from faceclip.errors import DataError
 from faceclip.storage.hashes import bytes_hash
+from faceclip.storage.ragged import RaggedRows
 from faceclip.storage.shards import ShardedArray, ShardFolder
-from train_generator.streamed.ragged import RaggedRows
 
 
 class StreamedPortraits(RecordedPortraits):

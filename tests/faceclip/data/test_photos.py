@@ -1,5 +1,6 @@
 """Photos as portraits for stage 2: what is written, what is refused, and that an interrupted import goes on."""
 
+import io
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -71,6 +73,19 @@ def test_portraits_of_photos(folder, tiny_dataset, tmp_path, capsys):
     assert all(c.kind == "free" and c.phrases == () and c.named == () for row in arrays.captions for c in row)
     np.testing.assert_array_equal(arrays.identity, truth.identity)
     np.testing.assert_array_equal(arrays.index, truth.index)
+
+    # Portraits and maps stay files until they are read, also beside the data.
+    stored = list((out / ".arrays").rglob("*.safetensors"))
+    assert stored and sum(path.stat().st_size for path in stored) < 32 * (2 * 64 * 64 * 3)
+    rows = pq.read_table(sorted((out / "data").glob("train-*"))[0]).to_pylist()
+    for row, data in enumerate(rows[:3]):
+        with Image.open(io.BytesIO(data["image"]["bytes"])) as image:
+            assert image.format == "JPEG"
+            np.testing.assert_array_equal(arrays.images[row], np.asarray(image))
+    np.testing.assert_array_equal(arrays.images[np.array([2, 0])], np.stack([arrays.images[2], arrays.images[0]]))
+    small = load_arrays(out, "train", size=32, labelled=False)
+    assert small.images.shape == (32, 32, 32, 3) and small.images[1:3].shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(small.images[1], cv2.resize(arrays.images[1], (32, 32), interpolation=cv2.INTER_AREA))
 
     # The square is a cut of the portrait: the crops by the points of either show the same face.
     zoom = np.ptp(arrays.landmarks_5, axis=1).mean() / np.ptp(truth.landmarks_5, axis=1).mean()

@@ -213,3 +213,19 @@ def test_detectors_are_named():
         build_detector(DataConfig(path="x", detector="insightface:buffalo_l"))
     with pytest.raises(DataError, match="nowhere"):
         reader(images="/nowhere")
+
+
+def test_a_face_is_looked_for_in_a_smaller_picture_first(frontal):
+    """Points are those of the whole picture; a face that is too small there is found in the picture as it is."""
+    pixels, points = frontal[0][0], frontal[1][0]
+    wide = np.full((200, 400, 3), 127, np.uint8)
+    wide[100:164, 250:314] = pixels
+    as_it_is = portrait(reader(), record(encode(wide))).landmarks
+    np.testing.assert_allclose(as_it_is, points + np.array([250, 100]), atol=4)
+    for changes in ({"detect_px": 200}, {"detect_px": 64}, {"turned": False}, {"detect_px": 200, "turned": False}):
+        found = portrait(reader(**changes), record(encode(wide))).landmarks
+        np.testing.assert_allclose(found, as_it_is, atol=4)
+    assert (portrait(reader(detect_px=64), record(encode(wide))).landmarks == as_it_is).all()
+    assert reader().finding != reader(turned=False).finding != reader(detect_px=200).finding
+    with pytest.raises(ConfigError, match=r"data\.detect_px"):
+        DataConfig(path="x", detect_px=10)
