@@ -127,7 +127,7 @@ def test_a_killed_build_resumes_with_the_same_arrays(tmp_path, monkeypatch):
         return Image.open(data, **formats)
 
     with monkeypatch.context() as patch:
-        patch.setattr("faceclip.data.arrays.Image", SimpleNamespace(open=decode))
+        patch.setattr("faceclip.data.encoded.Image", SimpleNamespace(open=decode))
         with pytest.raises(KeyboardInterrupt):
             load_arrays(tmp_path, "test", workers=1)
     (cache,) = caches(tmp_path)
