@@ -26,7 +26,8 @@ def data_card(summary: Mapping[str, Any], *, named: bool) -> str:
         if summary["pictures"] == "none"
         else f"""
 `image` {holds[summary["pictures"]]}, `captions`, `key`{" and `person`" if named else ""} come from the source, and
-`landmarks` are five points (x, y) of the largest face, in pixels of the upright picture, where faces were measured.
+so do `landmarks` and `box` where it has them. Otherwise `landmarks` are five points (x, y) of the largest face, in
+pixels of the upright picture, where faces were measured.
 """
     )
     return f"""---

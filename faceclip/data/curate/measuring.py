@@ -2,7 +2,7 @@
 
 OUT/measures/SPLIT-00000.parquet    the figures: `ROW_COLUMNS` and those of the measures
 OUT/measures/SPLIT-00000.json       written last: rows, SHA-256, what could not be read, where a stream stood
-OUT/seconds/SPLIT-00000.json        the time that it took, the only thing that differs from run to run
+OUT/seconds/SPLIT-00000.json        processor time, the only thing that differs from run to run
 """
 
 import json

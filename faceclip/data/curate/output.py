@@ -1,6 +1,6 @@
 """Pass two: the kept rows as a data set that `data.path` reads, and a list of every row with what became of it.
 
-OUT/data/SPLIT-00000.parquet        image, captions, person, key, landmarks: kept rows of a shard
+OUT/data/SPLIT-00000.parquet        image, captions, person, key, landmarks or box: kept rows of a shard
 OUT/decisions/SPLIT-00000.parquet   row, key, kept, reasons, instead: every row of a shard
 """
 
@@ -113,7 +113,8 @@ class Output:
         return f"{split} {number * self.config.data.shard_rows + offset}"
 
     def _kept_table(self, kept: Sequence[Row], block: Block, reader: SplitReader, shards: Shards) -> pa.Table:
-        """Rows as `data.path` reads them. landmarks: of the measured face, so that it is not looked for again."""
+        """Rows as `data.path` reads them. box, landmarks: those of the source. Where it has neither, landmarks are
+        those of the measured face, so that it is not looked for again."""
         columns: dict[str, pa.DataType] = {
             "image": _IMAGE,
             "captions": pa.list_(pa.string()),
@@ -121,20 +122,28 @@ class Output:
             "key": pa.string(),
         }
         points: dict[int, Any] = {}
-        if "landmarks" in shards.table(block.number).column_names:
+        given = reader.mapping.landmarks or reader.mapping.box
+        if not given and "landmarks" in shards.table(block.number).column_names:
             columns["landmarks"] = pa.list_(pa.float32())
             table = shards.table(block.number, ["row", "landmarks"])
             points = dict(zip(table["row"].to_pylist(), table["landmarks"].to_pylist(), strict=True))
-        rows = [
-            {
-                "image": self._image(row, reader),
-                "captions": list(block.records[row.number].captions),
-                "person": row.person or None,
-                "key": row.key,
-                "landmarks": points.get(row.number),
-            }
-            for row in kept
-        ]
+        for name in ("landmarks", "box"):
+            if getattr(reader.mapping, name):
+                columns[name] = pa.list_(pa.float64())
+        rows = []
+        for row in kept:
+            raw = block.records[row.number]
+            five = points.get(row.number) if raw.landmarks is None else raw.landmarks.reshape(-1).tolist()
+            rows.append(
+                {
+                    "image": self._image(row, reader),
+                    "captions": list(raw.captions),
+                    "person": row.person or None,
+                    "key": row.key,
+                    "landmarks": five,
+                    "box": None if raw.box is None else raw.box.tolist(),
+                }
+            )
         return pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items())))
 
     def _image(self, row: Row, reader: SplitReader) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from faceclip.data.curate.measures import Figures, Measure, Picture
 
 VIEW = 256  # px of the shorter side at which blur is measured: sharpness then does not grow with the size of a picture
+COLOR_VIEW = 128  # px of the shorter side at which colours are looked at
 DARK, BRIGHT = 8, 247  # of 255: levels below and above which detail is lost
 FLAT = 1e-3  # variance of grey levels (of 255²) below which a picture has no content to be sharp
 
@@ -32,7 +33,8 @@ def color(picture: Picture) -> Figures:
     tint_deviation: the same after the mean colour is taken away, so that sepia and other toned pictures are low, too.
     colorfulness: Hasler and Süsstrunk 2003.
     """
-    pixels = cv2.resize(picture.pixels, _view(picture.pixels, 128), interpolation=cv2.INTER_AREA).astype(np.float32)
+    side = min(COLOR_VIEW, *picture.pixels.shape[:2])
+    pixels = cv2.resize(picture.pixels, _view(picture.pixels, side), interpolation=cv2.INTER_AREA).astype(np.float32)
     red, green, blue = (pixels[..., channel] for channel in range(3))
     first, second = red - green, (red + green) / 2 - blue
     spread = np.hypot(first.std(), second.std())

@@ -114,7 +114,7 @@ def write_report(
     blocks.append(page.table(("", *names), lines))
     blocks += [
         page.heading("Speed"),
-        page.table(("part", "ms per picture", "pictures/s", "share"), _speed(path.parent)),
+        page.table(("part", "ms of a core per picture", "pictures/s per core", "share"), _speed(path.parent)),
     ]
     write_text(path, page.document("Curation", blocks))
 

@@ -27,7 +27,7 @@ class KeepConfig:
     min_side: float | None = setting(128, "px of the shorter side")
     max_aspect: float | None = setting(3, "longer side in shorter sides")
     min_color: float | None = setting(2.0, "channel_deviation: grey pictures are below")
-    min_tint: float | None = setting(1.0, "tint_deviation: sepia and other toned pictures are below")
+    min_tint: float | None = setting(2.5, "tint_deviation: sepia and other toned pictures are below")
     min_luminance: float | None = setting(0.08, "mean luma, 0 to 1")
     max_luminance: float | None = setting(0.92, "mean luma, 0 to 1")
     min_contrast: float | None = setting(0.06, "standard deviation of the luma")

@@ -2,7 +2,7 @@
 the kept ones."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
@@ -70,11 +70,16 @@ class SplitReader:
     def _locate(self, row: Mapping[str, Any], number: int) -> tuple[Row, RawRecord | None]:
         try:
             raw = self.mapping.read(row, number)
-            picture, _ = self.reader.locate(raw)
+            picture, scale = self.reader.locate(raw)
         except RejectedRecord as rejected:
             problem = str(rejected)
             return Row(
                 number=number, key=f"row {number}", person="", picture=None, reason=rejected.reason, problem=problem
             ), None
+        if scale != 1 and self.data.box_units == "pixels":  # of the picture that is here, not of the original
+            points, box = (
+                value if value is None else (value + 0.5) * scale - 0.5 for value in (raw.landmarks, raw.box)
+            )
+            raw = replace(raw, landmarks=points, box=box)
         person = raw.person if self.mapping.identity else ""
         return Row(number=number, key=raw.key, person=person, picture=picture), raw

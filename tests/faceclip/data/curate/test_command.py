@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from faceclip.data.arrays import load_arrays
 from faceclip.data.curate.command import curate, main
 from faceclip.data.curate.config import CurateConfig
 from faceclip.data.curate.rules import KeepConfig
-from faceclip.data.mapping import DataConfig, RowMapping
+from faceclip.data.mapping import ColumnsConfig, DataConfig, RowMapping, kept_for_validation, text_hash
+from faceclip.data.photos import main as photos_command
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.sources import open_source
 from faceclip.errors import ConfigError, DataError
@@ -124,7 +126,14 @@ def test_every_row_has_a_reason_or_is_kept(curated):
 
 def test_report_and_card_say_what_was_dropped(curated):
     report, card = (curated / "report.html").read_text(), (curated / "README.md").read_text()
-    for word in ("grey", "duplicate", "unreadable_image", "Overlaps", "ms per picture", "data:image/jpeg;base64"):
+    for word in (
+        "grey",
+        "duplicate",
+        "unreadable_image",
+        "Overlaps",
+        "ms of a core per picture",
+        "data:image/jpeg;base64",
+    ):
         assert word in report
     assert "CC0-1.0" in card and "| train | 8 | 5 |" in card and "| duplicate | 1 |" in card
 
@@ -245,3 +254,33 @@ def test_words_that_do_not_fit(words, named, photos, tmp_path, capsys):
     assert main([f"data.path={photos}", *filled]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error:") and named in error
+
+
+def test_portraits_are_cut_from_what_is_kept(tiny_dataset, tmp_path):
+    """Points of the source go on to the import of photos, which finds the same portraits as in the source."""
+    arrays, root, lines = load_arrays(tiny_dataset, "train"), tmp_path / "photos", []
+    names = [f"person {number}" for number in range(20)]
+    aside = kept_for_validation(np.array([text_hash(name) for name in names]), 0.5)
+    who = [names[np.flatnonzero(aside == validates)[0]] for validates in (True, False)] + [names[-1]]
+    for number in range(6):
+        name = f"{number}.png"
+        save(root / name, np.asarray(arrays.images[number]))
+        points = np.asarray(arrays.landmarks_5[number]).tolist()
+        lines.append(
+            {"file_name": name, "caption": f"portrait {number}", "points": points, "identity": who[number // 2]}
+        )
+    lines[5]["caption"] = "gone"
+    save(root / "5.png", np.zeros((64, 64, 3), np.uint8))
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = {"columns": ColumnsConfig(landmarks="points")}
+    keep = dict.fromkeys(("min_side", "max_dark", "min_sharpness", "duplicates"))
+    curate(config(root, tmp_path / "out", data=data, keep=keep))
+    assert [row["key"] for row in kept_rows(tmp_path / "out")] == [f"{number}.png" for number in range(5)]
+    words = ["size=64", "min_side=32", "reach=1.6", "data.validation_share=0.5", "data.columns.landmarks=landmarks"]
+    words += ["data.few_pictures=drop", f"data.path={tmp_path / 'out'}", f"out={tmp_path / 'portraits'}"]
+    assert photos_command(words) == 0
+    stored = [
+        row for path in sorted((tmp_path / "portraits" / "data").iterdir()) for row in pq.read_table(path).to_pylist()
+    ]
+    captions = {row["key"]: row["captions"][0]["text"] for row in stored}
+    assert captions == {f"{number}.png": f"portrait {number}" for number in range(4)}
