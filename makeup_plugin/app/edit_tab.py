@@ -28,7 +28,7 @@ def add_edit_tab(painter: Painter) -> None:
         guidance: float,
         seed: float | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # how gradio passes it
-    ) -> tuple[list[str], Image.Image | None, list[dict[str, Any]]]:
+    ) -> tuple[str, Image.Image | None, list[dict[str, Any]]]:
         with shown_errors():
             picture, mask = read_canvas(canvas)
             order = Order(
@@ -41,7 +41,7 @@ def add_edit_tab(painter: Painter) -> None:
             )
             tick = lambda done, all_: progress((done, all_), desc="drawing", unit="steps")  # noqa: E731
             result = painter.edit(order, picture, mask, strength, tick)
-        return [str(file) for file in result.files], enlarged(result.shading_map), result.records
+        return str(result.files[0]), enlarged(result.shading_map), result.records
 
     with gr.Row():
         with gr.Column():
@@ -71,12 +71,14 @@ def add_edit_tab(painter: Painter) -> None:
                     steps = gr.Slider(1, limits.steps, defaults.num_inference_steps, step=1, label="Steps")
                     guidance = gr.Slider(1, 12, defaults.guidance_scale, step=0.1, label="Guidance")
         with gr.Column():
-            pictures = gr.Gallery(
+            # One picture, and whole: a gallery would fill its column with it and hide what is below. The file goes out
+            # as it is, with its provenance.
+            picture = gr.Image(
                 label="Result",
+                type="filepath",
                 format="png",
-                columns=2,
+                interactive=False,
                 height=420,
-                object_fit="contain",
                 buttons=["download", "fullscreen"],
                 elem_id="edited",
             )
@@ -86,11 +88,11 @@ def add_edit_tab(painter: Painter) -> None:
     button.click(
         edit,
         [canvas, prompt, photos, strength, steps, guidance, seed],
-        [pictures, shading_map, records],
+        [picture, shading_map, records],
         api_visibility="private",
         concurrency_limit=1,
         concurrency_id="drawing",
-        show_progress_on=pictures,
+        show_progress_on=picture,
     )
 
 

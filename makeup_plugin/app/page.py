@@ -14,6 +14,8 @@ from makeup_plugin.app.parts import Photos, enlarged, paths_of, photo_input, sho
 
 # Fonts of the system: the page loads nothing from other servers.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Small results are enlarged to their frame, whole.
+STYLE = "#edited img { width: 100%; height: 100%; object-fit: contain; }"
 
 
 def build_page(painter: Painter) -> gr.Blocks:
@@ -161,6 +163,7 @@ def launch_options(*, upload_megabytes: int) -> dict[str, Any]:
         "show_error": False,
         "footer_links": [],
         "theme": THEME,
+        "css": STYLE,
     }
 
 

@@ -103,7 +103,11 @@ def test_a_visitor_paints_and_edits(browser_page, portrait):
     page.wait_for_timeout(500)
     page.fill("#edit-prompt textarea", "a man")
     page.click("#edit")
-    source = page.wait_for_selector("#edited img").get_attribute("src")
+    shown = page.wait_for_selector("#edited img")
+    source = shown.get_attribute("src")
+    page.wait_for_timeout(500)  # it takes its place
+    inner, outer = shown.bounding_box(), page.locator("#edited").bounding_box()
+    assert inner["y"] >= outer["y"] and inner["y"] + inner["height"] <= outer["y"] + outer["height"]  # not cut off
     file = BytesIO(urllib.request.urlopen(source).read())
     assert read_provenance(file)["has_reference_face"]
     edited = np.asarray(Image.open(file))
