@@ -62,6 +62,21 @@ def save_checkpoint(
     return target
 
 
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in host memory, each with storage of its own, as safetensors demands; only those that share storage
+    are copied."""
+    found: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        found[name] = tensor
+    return found
+
+
 def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
     """Facts of the sealed checkpoint `step` that were not known when it was written; all of them are there or none.
 

@@ -95,6 +95,9 @@ class TrainerConfig:
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", "muon: orthogonalized momentum for the matrices, AdamW for the rest"
     )
+    moments: Literal["fp32", "int8"] = setting(
+        "fp32", "numbers of AdamW's moments; int8 takes 2 bytes per weight in place of 8 (no ZeRO, no muon)"
+    )
     learning_rate: float = setting(1e-3, "of AdamW after the warm-up")
     weight_decay: float = setting(0.01, "of AdamW; biases and norms do not decay")
     betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
@@ -159,6 +162,8 @@ class TrainerConfig:
             raise ConfigError(f"trainer.seed: must be from 0 to 4294967295, got {self.seed}")
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError(f"trainer.optimizer: must be 'adamw' or 'muon', got {self.optimizer!r}")
+        if self.moments not in ("fp32", "int8"):
+            raise ConfigError(f"trainer.moments: must be 'fp32' or 'int8', got {self.moments!r}")
         if self.device not in ("auto", "cpu"):
             raise ConfigError(
                 f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from faceclip.errors import ConfigError
+from faceclip.training.int8_moments import Int8AdamW
 from faceclip.training.interfaces import TrainerConfig
 from faceclip.training.muon import MuonAdamW, muon_groups
 
@@ -21,7 +22,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """The optimizer of a run; `groups` are a task's own, `whole` says that every process holds whole weights.
 
-    Raises ConfigError where Muon is asked for and cannot be: with parts of weights, or with a task's own groups.
+    Raises ConfigError where Muon is asked for and cannot be: with parts of weights, or with a task's own groups; and
+    for moments of 8 bits with Muon or with parts of weights.
     """
     rates: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -29,6 +31,11 @@ def make_optimizer(
         "weight_decay": config.weight_decay,
         "fused": True,
     }
+    if config.moments == "int8" and (config.optimizer != "adamw" or not whole):
+        raise ConfigError(
+            "trainer.moments: int8 needs trainer.optimizer=adamw and whole weights in every process (no ZeRO, which "
+            "splits the moments itself): set it to fp32"
+        )
     if config.optimizer == "muon":
         if groups is not None or not whole:
             raise ConfigError(
@@ -36,7 +43,8 @@ def make_optimizer(
                 "its own; set it to adamw"
             )
         return MuonAdamW(muon_groups(trainable.items(), config.weight_decay), **rates)
-    return torch.optim.AdamW(groups or decay_groups(trainable.items(), config.weight_decay), **rates)
+    kind = Int8AdamW if config.moments == "int8" else torch.optim.AdamW
+    return kind(groups or decay_groups(trainable.items(), config.weight_decay), **rates)
 
 
 def rate_factor(step: int, *, steps: int, warmup: int, schedule: str, min_ratio: float) -> float:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from faceclip.errors import ConfigError, DataError
+from faceclip.training.int8_moments import moment_bytes
 from faceclip.training.interfaces import Result, TrainerConfig
 from faceclip.training.run_folder import BEST, CHECKPOINTS, EXPORT
 from faceclip.training.trainer import Trainer
@@ -74,6 +75,8 @@ def memory_plan(trainer: Trainer) -> dict[str, int]:
     """Bytes of one process without ZeRO that do not depend on the batch: weights, gradients, moments, averages."""
     trained = sum(p.numel() for p in trainer.trainable.values())
     moments = 4 * trained if trainer.config.optimizer == "muon" else 8 * trained
+    if trainer.config.moments == "int8":
+        moments = sum(moment_bytes(parameter) for parameter in trainer.trainable.values())
     return {
         "weights": sum(p.numel() * p.element_size() for p in trainer.task.modules.parameters()),
         "gradients": sum(p.numel() * p.element_size() for p in trainer.trainable.values()),

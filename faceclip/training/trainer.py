@@ -33,6 +33,7 @@ from faceclip.training.checkpoints import (
     newest_checkpoint,
     resumable_checkpoint,
     save_checkpoint,
+    unshared,
 )
 from faceclip.training.collectives import sum_over_ranks, world_size
 from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
@@ -326,8 +327,9 @@ class Trainer:
             if self.average:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
             tensors |= {f"model.{name}": tensor for name, tensor in self._model_state().items()}
-            # Tied weights share storage, which safetensors refuses: every tensor is stored by itself.
-            return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            if self.engine.forward_together:  # the weights are split again when this context is left
+                return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            return unshared(tensors)
 
     def _model_state(self) -> dict[str, Tensor]:
         """Trained parameters and buffers by name."""
