@@ -14,6 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
+from faceclip.storage.loading import building
 from makeup_plugin.regional_attention import RegionalContext
 
 # diffusers' widths for an eightfold VAE; one stride-2 step fewer for each halving of the factor.
@@ -33,20 +34,52 @@ class ShadingResiduals:
         return ShadingResiduals(down=down, mid=self.mid + other.mid)
 
 
-def shading_channel_from_unet(unet: UNet2DConditionModel, *, vae_scale_factor: int = 8) -> ControlNetModel:
+def shading_channel_from_unet(
+    unet: UNet2DConditionModel, *, vae_scale_factor: int = 8, share: bool = False
+) -> ControlNetModel:
     """A ControlNet for `unet` that starts as a copy of its encoder and adds nothing (zero output
     convolutions).
 
-    `vae_scale_factor` is the ratio of image size to latent size (2, 4 or 8), since the map has image resolution. Raises
-    ConfigError for another factor, and for a UNet that already has a LoRA.
+    `vae_scale_factor` is the ratio of image size to latent size (2, 4 or 8), since the map has image resolution. With
+    `share` the copy is none: it is made of the UNet's own parameters, which saves their memory while they are frozen.
+    Raises ConfigError for another factor, and for a UNet that already has a LoRA.
     """
     steps = vae_scale_factor.bit_length() - 1
     if vae_scale_factor != 2**steps or not 1 <= steps < len(_EMBEDDING_WIDTHS):
         raise ConfigError(f"vae_scale_factor must be 2, 4 or 8, got {vae_scale_factor}")
     if getattr(unet, "peft_config", None):
         raise ConfigError("the UNet already has an adapter: make the shading channel before adding LoRA")
-    channel = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_EMBEDDING_WIDTHS[: steps + 1])
+    widths = _EMBEDDING_WIDTHS[: steps + 1]
+    if share:
+        channel = _sharing_weights(unet, widths)
+    else:
+        channel = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
     _let_the_map_in(channel)
+    return channel
+
+
+def _sharing_weights(unet: UNet2DConditionModel, widths: tuple[int, ...]) -> ControlNetModel:
+    """A ControlNet whose copy of the UNet's encoder consists of the UNet's own parameters; what it adds to them is new,
+    in float32, and zero where it ends."""
+    with building, torch.device("meta"):
+        channel = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
+        )
+    for name, part in channel.named_children():
+        source = getattr(unet, name, None)
+        if source is None:
+            for module in part.modules():
+                for key, value in list(module.named_parameters(recurse=False)):
+                    empty = torch.empty(value.shape, dtype=torch.float32, device=unet.device)
+                    module.register_parameter(key, nn.Parameter(empty))
+            continue
+        theirs = dict(source.named_modules())
+        for path, module in part.named_modules():
+            for key, _ in list(module.named_parameters(recurse=False)):
+                module.register_parameter(key, getattr(theirs[path], key))
+    for convolution in (*channel.controlnet_down_blocks, channel.controlnet_mid_block):
+        nn.init.zeros_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
     return channel
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
 from faceclip.errors import ConfigError
@@ -33,8 +35,11 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
         )
         shading = None
         if config.shading:
-            shading = shading_channel_from_unet(pipeline.unet, vae_scale_factor=pipeline.vae_scale_factor)
-            shading.requires_grad_(True)
+            unet, factor = pipeline.unet, pipeline.vae_scale_factor
+            frozen = config.unet == "lora" and config.shading_layers == "new"
+            share = frozen or unet.dtype != torch.float32  # until it is trained, or for good
+            shading = shading_channel_from_unet(unet, vae_scale_factor=factor, share=share)
+            train_shading(shading, pipeline.unet, config)
         identity.attach(pipeline.unet)
         pipeline.register_modules(identity_channel=identity, shading_channel=shading)
         identity.requires_grad_(True)
@@ -42,7 +47,8 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
         pipeline.unet.requires_grad_(True)
         pipeline.whole_unet = True
     else:
-        add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank))
+        for parameter in add_lora(pipeline.unet, LoraSettings(rank=config.lora_rank)):
+            parameter.data = parameter.data.float()
 
 
 def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str) -> str:
@@ -75,11 +81,13 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
         fields = ", ".join(f"adapter.{name}={found[name]} (configured: {wanted[name]})" for name in different)
         raise ConfigError(f"init={directory}: the adapter there has {fields}: set these fields as it has them")
     check_licence(f"init={directory}", pipeline.adapter_licence, licence)
-    for channel in (pipeline.identity_channel, pipeline.shading_channel):
-        if channel is not None:
-            channel.requires_grad_(True)
+    if pipeline.identity_channel is not None:
+        pipeline.identity_channel.float().requires_grad_(True)
+    if pipeline.shading_channel is not None:
+        train_shading(pipeline.shading_channel, pipeline.unet, config)
     for parameter in pipeline.unet.parameters() if config.unet == "full" else lora_parameters(pipeline.unet):
         parameter.requires_grad_(True)
+        parameter.data = parameter.data.float()
     return joined_hash(
         name.encode() + parameter.detach().float().cpu().numpy().tobytes()
         for component in (pipeline.unet, pipeline.identity_channel, pipeline.shading_channel)
@@ -87,6 +95,20 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
         for name, parameter in component.named_parameters()
         if parameter.requires_grad
     )
+
+
+def train_shading(channel: ControlNetModel, unet: UNet2DConditionModel, config: AdapterConfig) -> None:
+    """Trains the shading channel, in float32; with `shading_layers` new only what it does not have from the UNet: the
+    map's embedding and the zero convolutions. What is trained is no longer shared with the UNet."""
+    new = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
+    shared = {id(parameter) for parameter in unet.parameters()}
+    for path, module in channel.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            trained = config.shading_layers == "all" or path.startswith(new)
+            if trained and (id(parameter) in shared or parameter.dtype != torch.float32):
+                parameter = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+                module.register_parameter(key, parameter)
+            parameter.requires_grad_(trained)
 
 
 def _freeze(pipeline: FaceMakeUpPipeline) -> None:

@@ -1,5 +1,5 @@
-"""Gradient checkpointing of the UNet and the shading channel: less memory for one more forward pass of each block
-(Chen et al. 2016, arXiv:1604.06174)."""
+"""Gradient checkpointing of the UNet, the shading channel and the autoencoder's decoder: less memory for one more
+forward pass of each block (Chen et al. 2016, arXiv:1604.06174)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +22,13 @@ def checkpoint_gradients(model: ModelMixin) -> None:
 
 
 def _checkpoint(block: nn.Module, *inputs: Any) -> Any:
+    if isinstance(block, UpDecoderBlock2D):  # the decoder's blocks are large: each of its layers by itself
+        hidden, time = inputs
+        for resnet in block.resnets:
+            hidden = checkpoint(resnet, hidden, time, use_reentrant=False)
+        for upsampler in block.upsamplers or ():
+            hidden = checkpoint(upsampler, hidden, use_reentrant=False)
+        return hidden
     processors = {layer: layer.processor for layer in block.modules() if isinstance(layer, Attention)}
 
     def run(*inputs: Any) -> Any:

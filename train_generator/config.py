@@ -44,6 +44,9 @@ class AdapterConfig:
     unet_rate: float = setting(1.0, "learning rate of the whole UNet as a multiple of trainer.learning_rate")
     identity: IdentityChannelConfig = field(default_factory=IdentityChannelConfig)
     shading: bool = setting(True, "train the shading channel")
+    shading_layers: Literal["all", "new"] = setting(
+        "all", "what of the shading channel is trained; new: its own layers, while its copy of the UNet stays frozen"
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.unet_rate < math.inf:
@@ -193,6 +196,9 @@ class GeneratorConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    frozen: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "numbers of frozen weights; 16 bits need trainer.precision=bf16, and fp16 reads a base's files in place"
+    )
     gradient_checkpointing: bool = setting(False, "less memory for UNet and shading channel, in more time")
     validation_rows: int = setting(64, "most rows of a validation", resume="free")
     validation_pictures: int = setting(
@@ -216,6 +222,10 @@ class GeneratorConfig:
         if not -1 <= low < high <= 1:
             raise ConfigError(
                 f"pair_cosine: two rising numbers from -1 to 1 are expected, got {list(self.pair_cosine)}"
+            )
+        if self.frozen != "fp32" and self.trainer.precision != "bf16":
+            raise ConfigError(
+                f"frozen={self.frozen}: weights of 16 bits are computed under autocast: set trainer.precision=bf16"
             )
         if self.loss.sampled_identity and not self.adapter.shading:
             raise ConfigError(

@@ -24,6 +24,7 @@ from faceclip.towers.pretrained import load_tower
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_generator.config import GeneratorConfig
+from train_generator.precision import DTYPES, Frozen, half_variant, norms_in_float32
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,10 +36,10 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     losses that the encoder's recognizer cannot serve, and for an encoder whose licence is not part of `licence`.
     """
     encoder, image_tower = _joint_encoder(config)
-    base = base_directory(config.base)
+    base = base_directory(config.base, config.frozen)
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
-        unet = UNet2DConditionModel.from_pretrained(base / "unet")
-        vae = AutoencoderKL.from_pretrained(base / "vae")
+        unet = _unet(base / "unet", config)
+        vae = AutoencoderKL.from_pretrained(base / "vae", variant=half_variant(base / "vae", "fp32"))
         # A base of another sampler may not say so, and DDIM would cut latents to ±1.
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False)
     if len(encoder.face_encoders) > 1:
@@ -83,14 +84,25 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
             "open_clip:ViT-H-14/laion2b_s32b_b79k"
         )
     with damage_named(named, "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"):
-        encoder = load_faceclip(config.encoder, dtype=torch.float32)
+        encoder = load_faceclip(config.encoder, dtype=DTYPES[config.frozen], fusion_dtype=torch.float32)
+    norms_in_float32(encoder)
     check_licence(named, encoder.config.licence, config.licence)
     tower, remedy = named, "run `python -m train_encoder` again"
     if config.image_tower:
         tower, remedy = f"image_tower={config.image_tower}", "give an image tower"
     with damage_named(tower, remedy):
-        image_tower = load_tower(config.image_tower or str(beside), "image")
+        image_tower = load_tower(config.image_tower or str(beside), "image", dtype=DTYPES[config.frozen])
+    norms_in_float32(image_tower)
     return encoder, image_tower
+
+
+def _unet(folder: Path, config: GeneratorConfig) -> UNet2DConditionModel:
+    """The base's UNet, in the numbers of frozen weights unless all of it is trained."""
+    frozen = "fp32" if config.adapter.unet == "full" else config.frozen
+    variant = half_variant(folder, frozen)
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=DTYPES[frozen], variant=variant)
+    norms_in_float32(unet)
+    return unet
 
 
 def check_licence(part: str, licence: str | None, whole: str) -> None:
@@ -101,8 +113,9 @@ def check_licence(part: str, licence: str | None, whole: str) -> None:
         )
 
 
-def base_directory(name: str) -> Path:
-    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded.
+def base_directory(name: str, frozen: Frozen = "fp32") -> Path:
+    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded: of
+    the UNet the files of fp16 alone where frozen weights have 16 bits.
 
     Raises CheckpointError when there is none; a misspelt path is not looked up on the hub.
     """
@@ -112,9 +125,13 @@ def base_directory(name: str) -> Path:
     if "/" in name:
         if not is_hub_id(name):
             raise CheckpointError(f"base={name}: no such directory; give one with unet, vae and scheduler")
-        wanted = [f"{part}/{kind}" for part in ("unet", "vae", "scheduler") for kind in ("*.json", "*.safetensors")]
+        settings = [f"{part}/*.json" for part in ("unet", "vae", "scheduler")]
+        wanted = ["unet/*.safetensors" if frozen == "fp32" else "unet/*.fp16*.safetensors", "vae/*.safetensors"]
         with damage_named(f"base={name}", "it is no directory here: check the hub id and the network"):
-            return Path(snapshot_download(name, allow_patterns=wanted))
+            found = Path(snapshot_download(name, allow_patterns=[*settings, *wanted]))
+            if not any((found / "unet").glob("*.safetensors")):  # a base without files of fp16
+                found = Path(snapshot_download(name, allow_patterns=[*settings, "unet/*.safetensors", wanted[1]]))
+            return found
     return weights.path(name, package="makeup_plugin")
 
 
@@ -127,13 +144,14 @@ def damage_named(argument: str, remedy: str) -> Iterator[None]:
         raise CheckpointError(f"{argument} cannot be loaded; {remedy} ({error})") from error
 
 
-def load_frozen(kind: type[Model], path: Path, argument: str, remedy: str) -> Model:
-    """The model of a `save_pretrained` folder, frozen. Raises CheckpointError, naming the argument, for a missing or a
+def load_frozen(kind: type[Model], path: Path, argument: str, remedy: str, *, variant: str | None = None) -> Model:
+    """The model of a `save_pretrained` folder, frozen, from the files of a variant if one is named. Raises CheckpointError, naming the argument, for a missing or a
     damaged one."""
     if not path.is_dir():
         raise CheckpointError(f"{argument}={path}: no such directory; {remedy}")
     with damage_named(f"{argument}={path}", remedy):
-        return load_strictly(kind.from_pretrained, kind, path).requires_grad_(False).eval()
+        options = {"variant": variant} if variant else {}
+        return load_strictly(kind.from_pretrained, kind, path, **options).requires_grad_(False).eval()
 
 
 def _fitter(name: str) -> nn.Module | None:

@@ -17,6 +17,7 @@ from faceclip.storage.hashes import module_hash
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.image import ImageTower
 from faceclip.towers.placement import accelerator, lying_on
+from train_generator.precision import autocast_of
 from train_generator.streamed.portraits import Latents, StreamedPortraits
 from train_generator.towers.latents import cached_latents
 
@@ -65,7 +66,14 @@ def aligned_faces(arrays: FaceArrays, rows: Iterable[int], size: int) -> Tensor:
 
 @torch.no_grad()
 def reference_features(
-    directory: Path, split: str, *, size: int, vae: Path, encoder: FaceCLIP, image_tower: ImageTower, cache: Path
+    directory: Path,
+    split: str,
+    *,
+    size: int,
+    vae: Path,
+    encoder: FaceCLIP,
+    image_tower: ImageTower,
+    cache: Path,
 ) -> ReferenceFeatures:
     """Reads or builds the features of a split, on the accelerator where there is one; the towers lie on the CPU
     afterwards. Faces are cut from the stored portraits by their true landmarks."""
@@ -76,9 +84,10 @@ def reference_features(
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
         faces = aligned_faces(large, range(start, stop), side).to(place)
-        face, image = encoder.face_features(faces), image_tower(faces)
+        with autocast_of(encoder.face_encoder, place):
+            face, image = encoder.face_features(faces), image_tower(faces)
         return {
-            "identity": face.identity.cpu().numpy(),
+            "identity": face.identity.float().cpu().numpy(),
             "tokens": face.tokens.to(torch.float16).cpu().numpy(),
             "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
         }

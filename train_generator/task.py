@@ -22,6 +22,7 @@ from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.marking.provenance import save_image, sheet_record
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig, LossConfig
+from train_generator.precision import autocast_for
 from train_generator.reference_features import ReferenceFeatures
 from train_generator.sample_grid import draw_columns, grid_picture
 from train_generator.samples import GenerationSource
@@ -57,7 +58,7 @@ class GeneratorTask(Task):
         parts["others"] = others
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         if config.gradient_checkpointing:
-            for part in (pipeline.unet, pipeline.shading_channel):
+            for part in (pipeline.unet, pipeline.shading_channel, pipeline.vae):
                 if part is not None:
                     checkpoint_gradients(part)
         # With the whole UNet in training nothing else of the run knows what it began with.
@@ -184,8 +185,13 @@ class GeneratorTask(Task):
     def validate(self, step: int) -> dict[str, float]:
         """Losses on fixed validation samples at fixed noise, and a grid of samples below `out/samples`.
 
-        The UNet sees as many samples at once as in training; the figures are those of one batch of all.
+        The UNet sees as many samples at once as in training; the figures are those of one batch of all. They are
+        computed in float32, or under bf16 autocast where frozen weights have 16 bits.
         """
+        with autocast_for(self.config.frozen, next(self.modules["unet"].parameters()).device):
+            return self._validate(step)
+
+    def _validate(self, step: int) -> dict[str, float]:
         config, at_once = self.config.loss, self.config.trainer.batch_size
         rows = np.random.default_rng(5).permutation(len(self.validation_source))
         if (groups := self.validation_source.groups) is not None:  # one batch is of one shape: the most frequent

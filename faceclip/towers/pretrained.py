@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
+import torch
 from torch import Tensor, nn
 
 from faceclip import weights
@@ -32,8 +33,8 @@ CLASSES = {"face": FaceViT, "text": TextTower, "image": ImageTower}
 _TEXT_STATE = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
 
 
-def load_tower(name: str, kind: Kind) -> nn.Module:
-    """The tower that `name` stands for, frozen and in evaluation mode.
+def load_tower(name: str, kind: Kind, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The tower that `name` stands for, frozen and in evaluation mode, its weights as `dtype`.
 
     Raises:
         CheckpointError: there is nothing of that name, or it is of another class, damaged, or does not fit the class.
@@ -57,8 +58,8 @@ def load_tower(name: str, kind: Kind) -> nn.Module:
         tower = DlibFaceEncoder.from_dlib(rest or None)
     else:
         directory = Path(name) if Path(name).is_dir() else weights.path(name)
-        tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory)
-    return tower.requires_grad_(False).eval()
+        tower = load_strictly(CLASSES[kind].from_pretrained, CLASSES[kind], directory, torch_dtype=dtype)
+    return nn.Module.to(tower, dtype).requires_grad_(False).eval()
 
 
 def _from_open_clip(spec: str, kind: Kind) -> nn.Module:

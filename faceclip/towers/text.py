@@ -105,7 +105,7 @@ class TextTower(ModelMixin, ConfigMixin):
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.config.context:
             raise ValueError(f"expected tokens (B, at most {self.config.context}), got {tuple(tokens.shape)}")
-        x = self.tower.token_embedding(self.rows(tokens))
+        x = _as_autocast(self.tower.token_embedding(self.rows(tokens)))
         if replace_with is not None:
             if replace_index is None or replace_with.shape != (tokens.shape[0], self.config.width):
                 raise ValueError(
@@ -115,7 +115,7 @@ class TextTower(ModelMixin, ConfigMixin):
             before, after = x[:, :replace_index], x[:, replace_index + 1 :]
             x = torch.cat([before, replace_with.to(x.dtype).unsqueeze(1), after], dim=1)
         length = tokens.shape[1]
-        x = x + self.tower.positional_embedding[:length]
+        x = x + _as_autocast(self.tower.positional_embedding[:length])
         mask = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
         return self.features(self.tower.ln_final(self.tower.transformer(x, attn_mask=mask)), tokens)
 
@@ -124,3 +124,11 @@ class TextTower(ModelMixin, ConfigMixin):
         # The end token has the largest id, hence argmax finds it; pads come after it.
         eot_state = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
         return TextFeatures(hidden=hidden, eot_state=eot_state, embedding=eot_state @ self.tower.text_projection)
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """Embeddings of fp16 weights in the numbers of autocast, which mixes fp16 with bf16 in no operator on the CPU."""
+    kind = x.device.type
+    if x.dtype != torch.float16 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))

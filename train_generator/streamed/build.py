@@ -45,6 +45,7 @@ from faceclip.storage.shards import ShardFolder
 from faceclip.towers.image import ImageTower
 from faceclip.towers.placement import accelerator, lying_on
 from makeup_plugin.latents import to_unit_scale
+from train_generator.precision import autocast_of
 from train_generator.streamed.maps import FIT_REACH, FIT_SIZE, frame_maps
 from train_generator.towers.latents import load_vae, weights_hash
 from train_generator.towers.vae import encode_mean
@@ -74,9 +75,10 @@ class Networks:
         # The towers say how wide their rows are, where a part of the data holds no face at all.
         faces = np.stack(crops) if crops else np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
         pixels = torch.from_numpy(faces).to(accelerator()).permute(0, 3, 1, 2).float() / 255
-        face, image = self.encoder.face_features(pixels), self.image_tower(pixels)
+        with autocast_of(self.encoder.face_encoder, pixels.device):
+            face, image = self.encoder.face_features(pixels), self.image_tower(pixels)
         fields = {
-            "identity": face.identity.cpu().numpy(),
+            "identity": face.identity.float().cpu().numpy(),
             "tokens": face.tokens.to(torch.float16).cpu().numpy(),
             "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
         }

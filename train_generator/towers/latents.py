@@ -16,6 +16,7 @@ from faceclip.storage.shards import ShardedArray
 from faceclip.towers.placement import accelerator
 from makeup_plugin.latents import to_unit_scale
 from train_generator.loading import load_frozen
+from train_generator.precision import half_variant
 from train_generator.towers.vae import encode_mean
 
 VAE_REMEDY = "train it by `python -m train_generator.towers.vae`"
@@ -38,7 +39,8 @@ def weights_hash(directory: Path) -> str:
 
 def load_vae(directory: Path) -> AutoencoderKL:
     """The frozen autoencoder of a folder, on the accelerator where there is one. Raises CheckpointError."""
-    return load_frozen(AutoencoderKL, directory, "vae", VAE_REMEDY).to(accelerator())
+    variant = half_variant(directory, "fp32")  # a copy of the hub's files may hold those of fp16 alone
+    return load_frozen(AutoencoderKL, directory, "vae", VAE_REMEDY, variant=variant).to(accelerator())
 
 
 def cached_latents(vae: Path, arrays: FaceArrays) -> ShardedArray:
