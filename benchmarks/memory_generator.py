@@ -11,6 +11,7 @@ channel and shading channel under bf16 autocast.
 import argparse
 import dataclasses
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.memory import full_size
-from benchmarks.sdxl_files import IMAGE_TOWER, UNET, VAE
+from benchmarks.sdxl_files import IMAGE_TOWER, UNET, VAE, WEIGHTS
 from faceclip.settings.config import parse_config
 from faceclip.training.int8_moments import moment_bytes
 from makeup_plugin.conditioning import Conditions, predict
@@ -41,7 +42,6 @@ SETUPS = [  # name, layout, processes, settings
     ("eight 80 GB GPUs, DDP", "replicated", 8, ["trainer.batch_size=2"]),
     ("eight 80 GB GPUs, ZeRO-2", "zero-2", 8, []),
     ("eight 80 GB GPUs, ZeRO-2, whole UNet", "zero-2", 8, ["adapter.unet=full", "trainer.batch_size=2"]),
-    ("eight 80 GB GPUs, ZeRO-3, whole UNet", "zero-3", 8, ["adapter.unet=full", "trainer.batch_size=2"]),
 ]
 
 
@@ -210,37 +210,58 @@ def count_decoder(size: int) -> dict[str, int]:
     return {"kept": kept, "most": live.most}
 
 
+def copies(unet: nn.Module, identity: IdentityChannel, shading: nn.Module) -> int:
+    """Bytes of the bf16 copies of trained weights that autograd keeps, those of layers outside of checkpoints."""
+    named = [*unet.named_parameters(), *shading.named_parameters(), *identity.projection.named_parameters()]
+    inside = (".resnets.", ".transformer_blocks.")
+    return 2 * sum(
+        value.numel()
+        for name, value in named
+        if value.requires_grad and value.ndim > 1 and not any(part in name for part in inside)
+    )
+
+
+@cache
+def encoder_weights() -> tuple[int, int]:
+    """Weights of the joint encoder's towers and of its other parts."""
+    with torch.device("meta"):
+        encoder = full_size("bigg14")[0]
+    towers = sum(p.numel() for tower in encoder.towers() for p in tower.parameters())
+    return towers, sum(p.numel() for p in encoder.parameters()) - towers
+
+
 def plan(config: GeneratorConfig, *, layout: str, processes: int) -> dict[str, float]:
-    """Bytes by name on one GPU. Their sum is above the peak: what is kept for backward shrinks while gradients come."""
+    """Bytes by name on one GPU. What begins with ( is there at the end of the forward pass, "gradients" at the end of
+    the backward pass, and the rest always."""
     with torch.device("meta"):
         unet, identity, shading = networks(config)
-        encoder = full_size("bigg14")[0]
-        vae = AutoencoderKL(**VAE)
     parts = nn.ModuleList([unet, identity, shading])
     trained = [p for p in parts.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in trained)
-    towers = sum(p.numel() for tower in encoder.towers() for p in tower.parameters())
-    others = sum(p.numel() for p in encoder.parameters()) - towers
-    half = DTYPES[config.frozen].itemsize
-    by_rank = processes if layout in ("zero-2", "zero-3") else 1
-    split = processes if layout == "zero-3" else 1
+    count, (towers, others) = sum(p.numel() for p in trained), encoder_weights()
+    by_rank = processes if layout == "zero-2" else 1
     moments = 8 * count
     if config.trainer.moments == "int8":
         moments = sum(moment_bytes(parameter) for parameter in trained)
     batch = config.trainer.batch_size
     rows = min(batch, config.loss.identity_rows) if config.loss.identity else 0
-    own = sum(p.numel() * p.element_size() for p in parts.parameters()) + half * towers + 4 * others
+    own = sum(p.numel() * p.element_size() for p in parts.parameters())
     return {
-        "weights": (own + 4 * sum(p.numel() for p in vae.parameters())) / split,
-        "gradients": 4 * count / by_rank,
-        "buckets of gradients": 4 * count if processes > 1 else 0,
+        "weights": own + DTYPES[config.frozen].itemsize * towers + 4 * others + 4 * WEIGHTS["vae"],
         "moments": moments / by_rank,
         "fp32 weights of ZeRO": 4 * count / by_rank if by_rank > 1 else 0,
-        "bf16 copies of trained weights": 2 * count,
-        "kept for backward": 2 * batch * sum(kept_elements(config.size).values()),
-        "kept by the decoder": 2 * rows * decoder_elements(config.size),
-        "widest block of the decoder": 2 * rows * DECODER_BLOCK * config.size**2,
+        "buckets of gradients": 4 * count if processes > 1 else 0,
+        "gradients": 4 * count / by_rank,
+        "(bf16 copies of trained weights)": 2 * count,
+        "(kept for backward)": 2 * batch * sum(kept_elements(config.size).values()),
+        "(kept by the decoder)": 2 * rows * decoder_elements(config.size),
+        "(widest block of the decoder)": 2 * rows * DECODER_BLOCK * config.size**2,
     }
+
+
+def total(found: dict[str, float]) -> float:
+    """The fullest moment: the end of the forward pass, or that of the backward pass."""
+    always = sum(size for name, size in found.items() if name[0] != "(" and name != "gradients")
+    return always + max(found["gradients"], sum(size for name, size in found.items() if name[0] == "("))
 
 
 def main() -> None:
@@ -257,7 +278,7 @@ def main() -> None:
         print(f"{name}: {' '.join(words) or 'as in the preset'}")
         for part, size in found.items():
             print(f"  {part:32s} {size / 2**30:8.2f} GiB")
-        print(f"  {'all of these':32s} {sum(found.values()) / 2**30:8.2f} GiB")
+        print(f"  {'at the fullest moment':32s} {total(found) / 2**30:8.2f} GiB")
 
 
 def configuration(words: list[str]) -> GeneratorConfig:
@@ -271,7 +292,8 @@ def measure(config: GeneratorConfig) -> None:
     counted = count(config, batch)
     for name, size in counted.items():
         print(f"  {name:32s} {size / 2**30:8.3f} GiB")
-    kept = 2 * batch * sum(kept_elements(config.size).values())
+    with torch.device("meta"):
+        kept = 2 * batch * sum(kept_elements(config.size).values()) + copies(*networks(config))
     print(f"  kept for backward, formula       {kept / 2**30:8.3f} GiB ({kept / counted['kept for backward']:.3f})")
     decoder, kept = count_decoder(config.size), 2 * decoder_elements(config.size)
     print(f"  decoder, kept {decoder['kept'] / 2**30:.3f}, formula {kept / 2**30:.3f} ({kept / decoder['kept']:.3f})")

@@ -145,8 +145,8 @@ def damage_named(argument: str, remedy: str) -> Iterator[None]:
 
 
 def load_frozen(kind: type[Model], path: Path, argument: str, remedy: str, *, variant: str | None = None) -> Model:
-    """The model of a `save_pretrained` folder, frozen, from the files of a variant if one is named. Raises CheckpointError, naming the argument, for a missing or a
-    damaged one."""
+    """The model of a `save_pretrained` folder, frozen, from the files of a variant if one is named. Raises
+    CheckpointError, naming the argument, for a missing or a damaged one."""
     if not path.is_dir():
         raise CheckpointError(f"{argument}={path}: no such directory; {remedy}")
     with damage_named(f"{argument}={path}", remedy):
