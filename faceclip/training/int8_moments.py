@@ -46,7 +46,8 @@ class Int8AdamW(torch.optim.AdamW):
             state.update(_zeros(parameter))
         state["step"] += 1
         count, (beta1, beta2) = int(state["step"]), group["betas"]
-        rate, keep = group["lr"], 1.0
+        rate: float = group["lr"]
+        keep: float | Tensor = 1.0
         if self.found_inf is not None:
             gradient, keep = torch.where(self.found_inf > 0, 0.0, gradient), 1 - self.found_inf
         size, shift = rate / (1 - beta1**count), math.sqrt(1 - beta2**count)
