@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from eval.photos.people import Photo, choose_photos, read_photos
-from eval.photos.recognition import embed, scores_of, ways
+from eval.photos.recognition import RecognitionConfig, embed, scores_of, ways
 from eval.reports.report import Cell, Report, write_json
 from eval.slices import PITCH_EDGES, SIZE_EDGES, TOO_FEW, YAW_EDGES, Sliced, bins, light_side, sliced, to_json
-from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.errors import EmptyDatasetError
 from faceclip.face3d.mesh_fitter import MeshFitter
 from faceclip.settings import run, setting
 from faceclip.towers.dlib import DlibFaceEncoder
@@ -30,23 +30,13 @@ FALSE_RATE = 1e-3
 
 
 @dataclass(kw_only=True)
-class TurnedConfig:
-    """What is measured."""
+class TurnedConfig(RecognitionConfig):
+    """What is measured, with more photos of a person than for recognition alone."""
 
-    photos: str = setting("", "folder with one folder of photos per person", path=True)
     recognizers: list[str] = field(default_factory=lambda: ["dlib"])
     people: int = setting(300, "people drawn from it")
     per_person: int = setting(6, "photos of each at most")
-    seed: int = setting(0, "which people are drawn")
     out: str = setting("", "folder that gets results.json and report.html", path=True)
-
-    def __post_init__(self) -> None:
-        if not self.photos:
-            raise ConfigError("photos: name a folder, as in photos=DIR")
-        if not self.recognizers:
-            raise ConfigError("recognizers: name at least one, as in recognizers='[\"dlib\"]'")
-        if self.people < 2 or self.per_person < 2:
-            raise ConfigError(f"people, per_person: at least 2 are expected, got {self.people} and {self.per_person}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,15 +62,15 @@ def save_checkpoint(
     return target
 
 
-def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unshared(tensors: Mapping[str, Tensor], *, copy: bool = False) -> dict[str, Tensor]:
     """The tensors in host memory, each with storage of its own, as safetensors demands; only those that share storage
-    are copied."""
+    are copied, or with `copy` all."""
     found: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
         storage = tensor.untyped_storage()
-        if storage.data_ptr() in storages or storage.nbytes() != tensor.numel() * tensor.element_size():
+        if copy or storage.data_ptr() in storages or storage.nbytes() != tensor.numel() * tensor.element_size():
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         found[name] = tensor

@@ -327,9 +327,7 @@ class Trainer:
             if self.average:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.average.state().items()}
             tensors |= {f"model.{name}": tensor for name, tensor in self._model_state().items()}
-            if self.engine.forward_together:  # the weights are split again when this context is left
-                return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-            return unshared(tensors)
+            return unshared(tensors, copy=self.engine.forward_together)  # whole weights are split again after this
 
     def _model_state(self) -> dict[str, Tensor]:
         """Trained parameters and buffers by name."""
