@@ -1,7 +1,7 @@
-"""The nodes: load a pipeline, encode a person, draw, and save with provenance.
+"""The nodes: load a pipeline, encode a person, draw, save with provenance, and apply a person to a MODEL of ComfyUI.
 
-The pipeline draws with its own base; these nodes do not patch a MODEL of ComfyUI, whose UNet has other layers than
-diffusers'. ComfyUI's API is pinned to v0_0_2.
+Draw uses the pipeline's own base. Apply and Encode prompt bring the identity channel and the joint tokens to a MODEL
+that ComfyUI has loaded. ComfyUI's API is pinned to v0_0_2.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from torch import Tensor
 
+from makeup_plugin.comfy.patching import apply_identity, encode_prompt
 from makeup_plugin.comfy.pictures import as_arrays, as_image, next_prefix
 from makeup_plugin.identities import Identity
 from makeup_plugin.loading import load_pipeline
@@ -194,8 +195,67 @@ class Save(io.ComfyNode):
         )
 
 
+class Apply(io.ComfyNode):
+    """The person in a MODEL that ComfyUI has loaded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        share = {"min": 0.0, "max": 1.0, "step": 0.01}
+        return io.Schema(
+            node_id="FaceMakeUpApply",
+            display_name="Apply identity to MODEL",
+            category=CATEGORY,
+            description="Adds the pipeline's identity channel to a MODEL of the same base. LoRA and the shading channel"
+            " of the pipeline stay behind.",
+            inputs=[
+                io.Model.Input("model"),
+                Pipeline.Input("pipeline"),
+                Person.Input("identity"),
+                io.Float.Input("identity_scale", default=1.0, min=0.0, max=2.0, step=0.05),
+                io.Float.Input("start", default=0.0, **share, tooltip="Share of the schedule from which it counts."),
+                io.Float.Input("end", default=1.0, **share, tooltip="Share of the schedule up to which it counts."),
+            ],
+            outputs=[io.Model.Output("patched", display_name="model")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        pipeline: FaceMakeUpPipeline,
+        identity: Identity,
+        identity_scale: float,
+        start: float,
+        end: float,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(apply_identity(model, pipeline, identity, scale=identity_scale, start=start, end=end))
+
+
+class EncodePrompt(io.ComfyNode):
+    """CONDITIONING by the pipeline's own text side."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FaceMakeUpEncodePrompt",
+            display_name="Encode prompt with Face-MakeUp",
+            category=CATEGORY,
+            description="A joint encoder puts the person into the tokens. For the negative prompt give no person.",
+            inputs=[
+                Pipeline.Input("pipeline"),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, default=""),
+                Person.Input("identity", optional=True, tooltip="Without a person the text alone is encoded."),
+            ],
+            outputs=[io.Conditioning.Output("conditioning", display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, pipeline: FaceMakeUpPipeline, prompt: str, identity: Identity | None = None) -> io.NodeOutput:
+        return io.NodeOutput(encode_prompt(pipeline, prompt, identity))
+
+
 class FaceMakeUpExtension(ComfyExtension):
     """All nodes of this package."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadPipeline, EncodeIdentity, Draw, Save]
+        return [LoadPipeline, EncodeIdentity, Draw, Save, Apply, EncodePrompt]

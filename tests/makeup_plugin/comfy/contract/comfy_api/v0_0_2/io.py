@@ -40,6 +40,8 @@ Float = _kind("FLOAT", "round", *_NUMBER, *_WIDGET)
 Boolean = _kind("BOOLEAN", "label_on", "label_off", *_WIDGET)
 Combo = _kind("COMBO", "options", "control_after_generate", *_WIDGET)
 Image = _kind("IMAGE")
+Model = _kind("MODEL")
+Conditioning = _kind("CONDITIONING")
 
 
 def Custom(io_type):
