@@ -1,10 +1,11 @@
 """AdamW whose moments take 2.03 bytes per weight in place of 8: 8-bit optimizers (Dettmers et al. 2022,
 arXiv:2110.02861) in plain torch, on any device.
 
-Each block of 256 values has a scale. The first moment is stored linearly, the second by its logarithm, so that small
-values next to large ones do not become zero and blow up the step. What is stored is rounded up or down by a dither that
-depends on place and step alone: in the mean over the steps it is unbiased, where rounding to the nearest would hold the
-moments still, and a resumed run rounds as an unbroken one.
+Each block of 256 values has a scale. The second moment is stored by its logarithm. Of the first, what is stored is its
+ratio to the root of the stored second: both keep their precision for small values next to large ones, where a first
+moment that were stored by itself would be rounded to something large beside its own second and blow up the step. What
+is stored is rounded up or down by a dither that depends on place and step alone: in the mean over the steps it is
+unbiased, where rounding to the nearest would hold the moments still, and a resumed run rounds as an unbroken one.
 """
 
 import math
@@ -19,7 +20,7 @@ BLOCK = 256
 SMALLEST = 4096  # weights of a tensor: the moments of smaller ones stay in float32
 CHUNK = 2**22  # weights of a tensor that are stepped at a time
 OCTAVES = 32.0  # of the second moment below the largest of its block
-_NAMES = ("first", "first_scale", "second", "second_scale")
+_NAMES = ("ratio", "ratio_scale", "second", "second_scale")
 _PLACE, _STEP = 0.6180339887498949, 0.7548776662466927  # irrational: the dither visits all values evenly
 
 
@@ -56,23 +57,26 @@ class Int8AdamW(torch.optim.AdamW):
             here = slice(start, min(start + CHUNK, parameter.numel()))
             blocks = slice(start // BLOCK, -(-here.stop // BLOCK))
             length, dither = here.stop - start, _dither(blocks, count, parameter.device)
-            first = from_linear(state["first"][blocks], state["first_scale"][blocks]).view(-1)[:length]
             second = from_log(state["second"][blocks], state["second_scale"][blocks]).view(-1)[:length]
+            ratio = from_linear(state["ratio"][blocks], state["ratio_scale"][blocks]).view(-1)[:length]
+            first = ratio.mul_(second.sqrt())
             g = gradients[here].float()
             first.lerp_(g, 1 - beta1)
             second.mul_(beta2).addcmul_(g, g, value=1 - beta2)
             w = weights[here]
             w.mul_(1 - rate * group["weight_decay"] * keep)
             w.sub_(first / (second.sqrt() / shift + group["eps"]) * (size * keep))
-            state["first"][blocks], state["first_scale"][blocks] = to_linear(_blocks(first), dither)
-            state["second"][blocks], state["second_scale"][blocks] = to_log(_blocks(second), dither)
+            stored, scale = to_log(_blocks(second), dither)
+            state["second"][blocks], state["second_scale"][blocks] = stored, scale
+            ratio = (_blocks(first) / from_log(stored, scale).sqrt()).masked_fill_(stored == 0, 0.0)
+            state["ratio"][blocks], state["ratio_scale"][blocks] = to_linear(ratio, (dither + 0.5) % 1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's, which would cast moments of 8 bits to the weights' numbers."""
         kept: dict[int, dict[str, Tensor]] = {}
         plain: dict[int, dict[str, Tensor]] = {}
         for index, values in state_dict["state"].items():
-            (kept if "first_scale" in values else plain)[index] = values
+            (kept if "ratio_scale" in values else plain)[index] = values
         super().load_state_dict(dict(state_dict) | {"state": plain})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, values in kept.items():
@@ -124,8 +128,8 @@ def _zeros(parameter: Tensor) -> dict[str, Tensor]:
     device = parameter.device
     return {
         "step": torch.zeros((), dtype=torch.float32),
-        "first": torch.zeros(count, BLOCK, dtype=torch.int8, device=device),
-        "first_scale": torch.zeros(count, 1, device=device),
+        "ratio": torch.zeros(count, BLOCK, dtype=torch.int8, device=device),
+        "ratio_scale": torch.zeros(count, 1, device=device),
         "second": torch.zeros(count, BLOCK, dtype=torch.uint8, device=device),
         "second_scale": torch.zeros(count, 1, device=device),
     }

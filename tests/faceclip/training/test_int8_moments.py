@@ -37,6 +37,27 @@ def test_eight_bits_learn_as_float32_does():
     assert found[0] == exact[0] and found[-1] != exact[-1]
 
 
+@pytest.mark.parametrize("small", [1e-2, 1e-4])
+def test_small_gradients_beside_large_ones_do_not_blow_up_the_step(small):
+    """One of the 256 gradients of a block is up to 10,000 times as large as the others."""
+    spread = {}
+    for kind in (torch.optim.AdamW, Int8AdamW):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.zeros(64, BLOCK))
+        optimizer = kind([weight], lr=1e-3, betas=(0.9, 0.99), weight_decay=0)
+        sizes, largest = torch.full((64, BLOCK), small), 0.0
+        sizes[:, 0] = 1
+        for step in range(200):
+            before = weight.detach().clone()
+            weight.grad = sizes * torch.randn(64, BLOCK)
+            optimizer.step()
+            if step > 100:
+                largest = max(largest, float((weight.detach() - before)[:, 1:].abs().max()) / 1e-3)
+        assert largest < 1.5  # in steps of the learning rate
+        spread[kind] = float(weight.detach()[:, 1:].std())
+    assert spread[Int8AdamW] == pytest.approx(spread[torch.optim.AdamW], rel=0.02)
+
+
 def test_a_state_that_was_saved_resumes_to_the_bit():
     whole, first, _ = learn(Int8AdamW, 12)
     resumed, second, _ = learn(Int8AdamW, 12, keep=6)
