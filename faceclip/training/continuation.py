@@ -55,6 +55,12 @@ def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
     return unsaid | facts["run"]
 
 
+def noted_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint's run, with those that had one value when older checkpoints were written."""
+    unsaid = {"trainer.moments": "fp32", "frozen": "fp32", "adapter.shading_layers": "all"}
+    return unsaid | facts.get("settings", {})
+
+
 def check_steps(folder: Path, done: int, wanted: int) -> None:
     """Raises CheckpointError if a run is to end before the step at which its checkpoint stands."""
     if wanted < done:

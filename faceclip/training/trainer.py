@@ -36,7 +36,7 @@ from faceclip.training.checkpoints import (
     unshared,
 )
 from faceclip.training.collectives import sum_over_ranks, world_size
-from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
+from faceclip.training.continuation import check_same_run, check_steps, noted_run, noted_settings, settings_of
 from faceclip.training.ema import ParameterAverage
 from faceclip.training.engines import Engine, layout, prepare, start
 from faceclip.training.interfaces import ContrastiveTask, Result, StepContext, Task, TrainerConfig
@@ -372,6 +372,7 @@ class Trainer:
         if folder is None:
             return None
         tensors, facts = load_checkpoint(folder)
+        check_same_run(folder, self.settings, noted_settings(facts))  # before what depends on them
         check_same_run(folder, self._identity(), noted_run(facts))
         average = _below(tensors, "average.")
         if bool(average) != bool(self.average):
@@ -379,7 +380,6 @@ class Trainer:
             raise CheckpointError(
                 f"{folder}: trainer.ema_decay was {was}, now {now}: set it as it was, or use another output directory"
             )
-        check_same_run(folder, self.settings, facts.get("settings", {}))
         check_steps(folder, facts["step"], self.config.steps)
         model = _below(tensors, "model.")
         check_fit(folder, model, self._model_state())

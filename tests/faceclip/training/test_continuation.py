@@ -15,7 +15,7 @@ from faceclip.settings import setting
 from faceclip.settings.fields import compared_on_resume
 from faceclip.training import Trainer, TrainerConfig
 from faceclip.training.checkpoints import load_checkpoint, save_checkpoint
-from faceclip.training.continuation import check_same_run, check_steps, noted_run, settings_of
+from faceclip.training.continuation import check_same_run, check_steps, noted_run, noted_settings, settings_of
 from tests.faceclip.training.test_trainer import Line, Numbers, config, weights
 from train_encoder.config import EncoderConfig
 from train_encoder.towers.clip import ClipConfig
@@ -129,6 +129,10 @@ def test_what_older_checkpoints_leave_unsaid() -> None:
     assert noted_run({"run": run | {"layout": "zero-2", "init": "aa"}}) == {"seed": 1, "layout": "zero-2", "init": "aa"}
     assert noted_run({"run": run, "settings": {"init": ""}})["init"] == "none"
     assert "init" not in noted_run({"run": run, "settings": {"init": "hub/model"}})
+    settings = noted_settings({"settings": {"frozen": "bf16"}})
+    assert settings == {"trainer.moments": "fp32", "adapter.shading_layers": "all", "frozen": "bf16"}
+    with pytest.raises(CheckpointError, match=r"trainer\.moments was fp32, now int8"):
+        check_same_run(Path("run"), settings_of(TrainerConfig(moments="int8"), None), noted_settings({}))
 
 
 def test_a_run_may_end_where_its_checkpoint_stands_and_no_earlier(tmp_path: Path) -> None:
