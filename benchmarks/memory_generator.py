@@ -32,7 +32,7 @@ from makeup_plugin.shading import shading_channel_from_unet
 from train_generator.adapter import train_shading
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import PRESETS, GeneratorConfig
-from train_generator.precision import DTYPES
+from train_generator.precision import DTYPES, norms_in_float32
 
 DECODER_BLOCK = 1100  # numbers per pixel of its widest residual block, 256 to 128 channels, in backward
 FITTED = ["adapter.shading_layers=new", "adapter.lora_rank=32", "trainer.moments=int8"]
@@ -99,6 +99,7 @@ def networks(config: GeneratorConfig) -> tuple[UNet2DConditionModel, IdentityCha
     unet = UNet2DConditionModel(**UNET).requires_grad_(False)
     if config.adapter.unet == "lora":
         unet.to(DTYPES[config.frozen])
+        norms_in_float32(unet)
     sizes = {name: value for name, value in dataclasses.asdict(config.adapter.identity).items() if name != "enabled"}
     identity = IdentityChannel.from_unet(unet, identity_dim=512, image_dim=IMAGE_TOWER["width"], **sizes)
     share = config.adapter.unet == "lora"

@@ -166,7 +166,9 @@ def train(directory: Path, words: list[str], *, tiny: bool) -> None:
         print("  " + json.dumps(json.loads(line)))
     first = broken / "checkpoints" / "step-00000001"
     status, memory, seconds = run([*own, f"out={broken}"], directory / "broken.txt", until=first / "manifest.json")
-    print(f"killed after the checkpoint of step 1: status {status}, {seconds:.0f} s, peak {memory}")
+    if status != -signal.SIGKILL or not (first / "manifest.json").exists():  # it ended by itself, or of memory
+        raise SystemExit((directory / "broken.txt").read_text() or f"ended with status {status} before its checkpoint")
+    print(f"killed after the checkpoint of step 1: {seconds:.0f} s, peak {memory}")
     status, memory, seconds = run([*own, f"out={broken}"], directory / "resumed.txt")
     if status:
         raise SystemExit((directory / "resumed.txt").read_text())

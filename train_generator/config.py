@@ -207,6 +207,11 @@ class GeneratorConfig:
     sample_steps: int = setting(12, "sampler steps of the sample pictures", resume="free")
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
+    @property
+    def frozen_unet(self) -> Literal["fp32", "bf16", "fp16"]:
+        """In which numbers the base's UNet is loaded: those of frozen weights, float32 where all of it is trained."""
+        return "fp32" if self.adapter.unet == "full" else self.frozen
+
     def __post_init__(self) -> None:
         self.data = data_at(self.data)
         for name in ("size", "validation_rows", "sample_steps"):

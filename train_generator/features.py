@@ -30,7 +30,7 @@ def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: 
     """
     data = data_at(config.data)
     cache = cache_folder(data, config.cache)
-    vae = base_directory(config.base, config.frozen) / "vae"
+    vae = base_directory(config.base, config.frozen_unet) / "vae"
     encoder, image_tower = pipeline.joint_encoder, pipeline.image_encoder
     if find_layout(data) == "portraits":
         check_own_layout(data, set())

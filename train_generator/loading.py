@@ -36,7 +36,7 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     losses that the encoder's recognizer cannot serve, and for an encoder whose licence is not part of `licence`.
     """
     encoder, image_tower = _joint_encoder(config)
-    base = base_directory(config.base, config.frozen)
+    base = base_directory(config.base, config.frozen_unet)
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
         unet = _unet(base / "unet", config)
         vae = AutoencoderKL.from_pretrained(base / "vae", variant=half_variant(base / "vae", "fp32"))
@@ -86,6 +86,9 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
     with damage_named(named, "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"):
         encoder = load_faceclip(config.encoder, dtype=DTYPES[config.frozen], fusion_dtype=torch.float32)
     norms_in_float32(encoder)
+    for face in encoder.face_encoders:
+        if isinstance(face, OnnxFaceEncoder):  # computes in float32, and rounds to the numbers of its buffers
+            face.float()
     check_licence(named, encoder.config.licence, config.licence)
     tower, remedy = named, "run `python -m train_encoder` again"
     if config.image_tower:
@@ -98,9 +101,8 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
 
 def _unet(folder: Path, config: GeneratorConfig) -> UNet2DConditionModel:
     """The base's UNet, in the numbers of frozen weights unless all of it is trained."""
-    frozen = "fp32" if config.adapter.unet == "full" else config.frozen
-    variant = half_variant(folder, frozen)
-    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=DTYPES[frozen], variant=variant)
+    variant, dtype = half_variant(folder, config.frozen_unet), DTYPES[config.frozen_unet]
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, variant=variant)
     norms_in_float32(unet)
     return unet
 

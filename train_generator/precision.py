@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
 from faceclip.storage.tensors import find_weights
+from faceclip.towers.image import ImageTower
 
 Frozen = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +50,22 @@ def autocast_for(frozen: Frozen, device: torch.device) -> AbstractContextManager
 
 
 def autocast_of(tower: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """The same for a frozen tower, by the numbers of its matrices."""
-    matrix = next(parameter for parameter in tower.parameters() if parameter.ndim > 1)
-    return torch.autocast(device.type, torch.bfloat16, enabled=matrix.dtype in (torch.bfloat16, torch.float16))
+    """The same for a frozen tower, by the numbers of its matrices; none for an ONNX graph, which has no parameters."""
+    matrix = next((parameter for parameter in tower.parameters() if parameter.ndim > 1), None)
+    half = matrix is not None and matrix.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+@torch.no_grad()
+def read_references(encoder: FaceCLIP, image_tower: ImageTower, faces: Tensor) -> dict[str, NDArray]:
+    """identity (N, E) float32, tokens (N, P, W) float16 and image_tokens (N, T, V) float16 of aligned faces in [0, 1],
+    (N, 3, S, S)."""
+    with autocast_of(encoder.face_encoder, faces.device):
+        face = encoder.face_features(faces)
+    with autocast_of(image_tower, faces.device):
+        image = image_tower(faces)
+    return {
+        "identity": face.identity.float().cpu().numpy(),
+        "tokens": face.tokens.to(torch.float16).cpu().numpy(),
+        "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
+    }

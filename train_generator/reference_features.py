@@ -17,7 +17,7 @@ from faceclip.storage.hashes import module_hash
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.image import ImageTower
 from faceclip.towers.placement import accelerator, lying_on
-from train_generator.precision import autocast_of
+from train_generator.precision import read_references
 from train_generator.streamed.portraits import Latents, StreamedPortraits
 from train_generator.towers.latents import cached_latents
 
@@ -84,13 +84,7 @@ def reference_features(
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
         faces = aligned_faces(large, range(start, stop), side).to(place)
-        with autocast_of(encoder.face_encoder, place):
-            face, image = encoder.face_features(faces), image_tower(faces)
-        return {
-            "identity": face.identity.float().cpu().numpy(),
-            "tokens": face.tokens.to(torch.float16).cpu().numpy(),
-            "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
-        }
+        return read_references(encoder, image_tower, faces)
 
     facts = {
         "data": large.content_hash,

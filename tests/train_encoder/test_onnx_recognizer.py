@@ -1,15 +1,18 @@
 """Stage 1 on an ONNX recognizer, and what stage 2 says of it."""
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
 from faceclip.encoder import FaceCLIP
+from faceclip.towers.image import ImageTower
 from faceclip.towers.onnx import OnnxFaceEncoder
 from tests.onnx_graph import SIZE, write_recognizer
 from tests.stages import SMALL_ENCODER, save_towers
 from train_encoder.__main__ import main as train_encoder
 from train_generator.__main__ import main as train_generator
+from train_generator.precision import read_references
 
 
 def test_the_joint_encoder_is_trained_on_it(tiny_dataset, tmp_path, capsys):
@@ -39,6 +42,10 @@ def test_the_joint_encoder_is_trained_on_it(tiny_dataset, tmp_path, capsys):
     face = torch.rand(1, 3, SIZE, SIZE)
     expected = OnnxFaceEncoder.from_onnx(file)(face).identity
     torch.testing.assert_close(model.encode(["a hat"], face).identity, expected)
+    tower = ImageTower(image_size=32, patch_size=8, width=16, layers=1, heads=2, embed_dim=8).eval()
+    found = read_references(model, tower.to(torch.bfloat16), face)  # an ONNX graph has no parameters
+    torch.testing.assert_close(torch.from_numpy(found["identity"]), expected)
+    assert found["image_tokens"].shape[-1] == 16 and np.isfinite(found["image_tokens"]).all()
 
     for loss in ("identity", "sampled_identity"):
         generator = [f"encoder={tmp_path / 'run' / 'export'}", "loss.identity=0", "loss.sampled_identity=0"]

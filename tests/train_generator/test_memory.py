@@ -140,7 +140,9 @@ def encoded():
 
 
 def test_few_large_pictures_are_encoded_at_once(parts, encoded):
-    assert [batch_at(size) for size in (64, 128, 256, 512, 1024, 2048)] == [32, 8, 2, 1, 1, 1]
+    sizes = (64, 128, 256, 512, 1024, 2048)
+    assert [batch_at(size, torch.device("cpu")) for size in sizes] == [32, 8, 2, 1, 1, 1]
+    assert [batch_at(size, torch.device("cuda")) for size in sizes] == [64, 64, 16, 4, 1, 1]
     base = Path(next(word for word in parts[0] if word.startswith("base=")).removeprefix("base="))
     model = AutoencoderKL.from_pretrained(base / "vae")
     images = np.random.default_rng(0).integers(0, 256, (5, 256, 256, 3), np.uint8)
@@ -257,3 +259,10 @@ def test_new_layers_of_the_shading_channel_share_the_rest_with_the_unet(parts):
     with torch.autocast("cpu", torch.bfloat16):
         _, found, _ = gradients(task)
     assert any(name.startswith("shading_channel.controlnet_mid") for name in found)
+
+
+def test_a_unet_that_is_trained_as_a_whole_is_not_read_from_files_of_16_bits():
+    words = ["--preset", "sdxl", "data=DIR", "encoder=DIR"]
+    assert parse_config(GeneratorConfig, words, presets=PRESETS).frozen_unet == "bf16"
+    whole = parse_config(GeneratorConfig, [*words, "adapter.unet=full"], presets=PRESETS)
+    assert whole.frozen_unet == "fp32" and whole.frozen == "bf16"

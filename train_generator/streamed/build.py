@@ -45,7 +45,7 @@ from faceclip.storage.shards import ShardFolder
 from faceclip.towers.image import ImageTower
 from faceclip.towers.placement import accelerator, lying_on
 from makeup_plugin.latents import to_unit_scale
-from train_generator.precision import autocast_of
+from train_generator.precision import read_references
 from train_generator.streamed.maps import FIT_REACH, FIT_SIZE, frame_maps
 from train_generator.towers.latents import load_vae, weights_hash
 from train_generator.towers.vae import encode_mean
@@ -75,13 +75,7 @@ class Networks:
         # The towers say how wide their rows are, where a part of the data holds no face at all.
         faces = np.stack(crops) if crops else np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
         pixels = torch.from_numpy(faces).to(accelerator()).permute(0, 3, 1, 2).float() / 255
-        with autocast_of(self.encoder.face_encoder, pixels.device):
-            face, image = self.encoder.face_features(pixels), self.image_tower(pixels)
-        fields = {
-            "identity": face.identity.float().cpu().numpy(),
-            "tokens": face.tokens.to(torch.float16).cpu().numpy(),
-            "image_tokens": image.tokens.to(torch.float16).cpu().numpy(),
-        }
+        fields = read_references(self.encoder, self.image_tower, pixels)
         return {name: values[: len(crops)] for name, values in fields.items()}
 
     @torch.no_grad()
