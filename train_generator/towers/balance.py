@@ -1,11 +1,11 @@
 """Latents whose channels weigh more alike, as an exact change of the autoencoder's two 1 × 1 convolutions.
 
 Latents of a lightly regularized autoencoder have a steep spectrum: in the autoencoder of 128 px one direction of its 16
-holds two thirds of the variance, and eleven together a tenth. What varies little is fine detail, such as eyes. A
-diffusion model finds it only at the lowest noise levels, where few training samples and few sampling steps fall.
-Scaling each principal component by λ^(−b/2), λ its variance, lifts detail towards the rest: b = 0 changes nothing but
-the axes, b = 1 makes all variances 1. Karras et al. 2024 (arXiv:2312.02696) standardize channels before training; with
-components that also holds for channels that vary together.
+holds two thirds of the variance, and eleven together a tenth. What varies little is detail. A diffusion model finds it
+only at the lowest noise levels, where few training samples and few sampling steps fall. Scaling each principal
+component by λ^(−b/2), λ its variance, lifts detail towards the rest: b = 0 changes nothing but the axes, b = 1 makes
+all variances 1. Karras et al. 2024 (arXiv:2312.02696) standardize channels before training; with components that also
+holds for channels that vary together.
 """
 
 import torch
