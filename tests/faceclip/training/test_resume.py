@@ -76,7 +76,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     assert Trainer(config(), Line(), Numbers(), tmp_path).fit().step == 20
 
 
-@pytest.mark.parametrize(("before", "after", "message"), [(None, 0.9, "was null, now set"), (0.9, None, "was set")])
+@pytest.mark.parametrize(
+    ("before", "after", "message"), [(None, 0.9, "was null, now 0.9"), (0.9, None, "was 0.9, now null")]
+)
 def test_averaging_begins_with_the_run(tmp_path: Path, before: float | None, after: float | None, message: str) -> None:
     Trainer(config(steps=4, ema_decay=before), Line(), Numbers(), tmp_path).fit()
     with pytest.raises(CheckpointError, match=rf"trainer\.ema_decay {message}"):
