@@ -75,6 +75,8 @@ class PhotoRows:
             if not fits[row]:
                 rows.append(None)
                 continue
+            given = self._given(raw)
+            made = () if described is None else described[row].captions
             fitted = {
                 name: getattr(fit, name)[row].flatten().tolist() for name in ("shape", "expression", "camera", "light")
             }
@@ -91,32 +93,30 @@ class PhotoRows:
                     "landmarks_5": points[row].tolist(),
                     "landmarks_68": many[row].tolist(),
                     "shading": encode_map(maps[row]),
-                    "captions": [caption_to_dict(caption) for caption in self._captions(raw, described, row)],
+                    "captions": [caption_to_dict(caption) for caption in (*made, *given)],
                 }
-                | ({} if described is None or dense is None else self._labels(described[row], raw, dense.points[row]))
+                | ({} if described is None or dense is None else _labels(described[row], given, dense.points[row]))
             )
             self.pictures[person] += 1
         return rows
 
-    def _captions(self, raw: RawRecord, described: Sequence[Described] | None, row: int) -> list[Caption]:
-        """Those that were made, and those of the row where they are wanted too."""
-        if described is None:
-            return [Caption(text=text, kind="free") for text in raw.captions]
-        return [*described[row].captions, *self._given(raw)]
-
     def _given(self, raw: RawRecord) -> list[Caption]:
-        """The captions of the row with the regions that they mention."""
+        """The captions of the row: without a describer as they are, else, where they are wanted too, with the regions
+        that they mention."""
+        if self.describer is None:
+            return [Caption(text=text, kind="free") for text in raw.captions]
         return [link_mentions(text) for text in raw.captions] if self.both else []
 
-    def _labels(self, described: Described, raw: RawRecord, points: NDArray[np.float32]) -> dict[str, Any]:
-        """The columns of what was read on a photo, and of what its captions say that the person wears."""
-        worn = frozenset(phrase.region for caption in self._given(raw) for phrase in caption.phrases) & frozenset(WORN)
-        return {
-            "regions": encode_png(add_worn(described.regions, points, worn)),
-            "attributes": described.attributes,
-            "confidence": described.confidence,
-            "landmarks_478": points[:, :2].tolist(),
-        }
+
+def _labels(described: Described, given: Sequence[Caption], points: NDArray[np.float32]) -> dict[str, Any]:
+    """The columns of what was read on a photo, and of what its given captions say that the person wears."""
+    worn = frozenset(phrase.region for caption in given for phrase in caption.phrases) & frozenset(WORN)
+    return {
+        "regions": encode_png(add_worn(described.regions, points, worn)),
+        "attributes": described.attributes,
+        "confidence": described.confidence,
+        "landmarks_478": points[:, :2].tolist(),
+    }
 
 
 def fit_portraits(
