@@ -1,6 +1,7 @@
 """From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,7 @@ class PortraitReader:
         """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
-        small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright, ")
+        small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
         return (
             f"finding 3: {small}face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
             f"cap {c.max_pixels}, pictures {store}"
@@ -210,7 +211,7 @@ class PortraitReader:
         box = self._to_pixels(raw.box.reshape(2, 2), width, height, scale).reshape(4)
         if min(box[2], width) - max(box[0], 0) < 2 or min(box[3], height) - max(box[1], 0) < 2:
             raise RejectedRecord("bad_box", f"{raw.key}: box {box.round(1).tolist()} lies outside of {width}×{height}")
-        return find_in_box(image, box, self.detector, raw.key).landmarks
+        return find_in_box(image, box, self._faces, raw.key).landmarks
 
     def _find(self, image: NDArray[np.uint8], key: str) -> NDArray[np.floating]:
         """The five points (5, 2) of the wanted face, found at `detect_px` where the picture is larger and shows one."""
@@ -234,15 +235,21 @@ class PortraitReader:
         return (points + 0.5) * scale - 0.5
 
 
-def find_in_box(image: NDArray[np.uint8], box: NDArray[np.floating], detector: FaceDetector, name: str) -> Face:
-    """The face that overlaps most with `box` (4,) x1, y1, x2, y2 in pixels. Raises NoFaceError."""
+def find_in_box(
+    image: NDArray[np.uint8],
+    box: NDArray[np.floating],
+    look: Callable[[NDArray[np.uint8]], list[Face]],
+    name: str,
+) -> Face:
+    """The face that overlaps most with `box` (4,) x1, y1, x2, y2 in pixels, among those that a look at the picture
+    around the box finds. Raises NoFaceError."""
     height, width = image.shape[:2]
     margin = BOX_MARGIN * max(box[2] - box[0], box[3] - box[1])
     left, top = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
     right, bottom = np.minimum(np.ceil(box[2:] + margin + 1), [width, height]).astype(int)
     shift = np.array([left, top], np.float32)
     faces = []
-    for face in detect_upright(np.ascontiguousarray(image[top:bottom, left:right]), detector):
+    for face in look(np.ascontiguousarray(image[top:bottom, left:right])):
         found = face.box + np.tile(shift, 2)
         faces.append(Face(box=found, landmarks=face.landmarks + shift, score=face.score))
     best = max(faces, key=lambda face: overlap(face.box, box), default=None)

@@ -22,9 +22,17 @@ from faceclip.data.portrait_reader import (
     square_around,
 )
 from faceclip.errors import ConfigError, DataError
-from faceclip.faces.align import MAX_MISFIT, crop_side, encoder_crop, template, template_misfit
+from faceclip.faces.align import (
+    MAX_MISFIT,
+    crop_side,
+    encoder_crop,
+    template,
+    template_misfit,
+    turn_points,
+)
 from faceclip.faces.detect import MTCNNDetector
 from faceclip.faces.looks import detect_with_retries
+from tests.faceclip.faces.test_upright import package_picture
 
 
 def record(image, **changes) -> RawRecord:
@@ -85,6 +93,19 @@ def test_a_face_is_found_near_the_given_box(frontal):
     with pytest.raises(RejectedRecord) as caught:
         portrait(reader(), record(encode(both), box=np.array([500.0, 0, 600, 60])))
     assert caught.value.reason == "bad_box"
+
+
+def test_upright_photos_are_not_searched_in_other_turns_near_a_box():
+    astronaut = package_picture("skimage", "data/astronaut.png")
+    (face,) = detect_with_retries(astronaut, MTCNNDetector())
+    corners = turn_points(face.box.reshape(2, 2), 2, 512, 512)
+    box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+    row = record(encode(np.ascontiguousarray(np.rot90(astronaut, 2))), box=box)
+    found = portrait(reader(), row).landmarks
+    np.testing.assert_allclose(found, turn_points(face.landmarks, 2, 512, 512), atol=3)
+    with pytest.raises(RejectedRecord) as caught:
+        portrait(reader(turned=False), row)
+    assert caught.value.reason == "no_face"
 
 
 def png_header(width: int, height: int) -> bytes:
