@@ -38,7 +38,7 @@ def map_regions(
     rows, columns = np.mgrid[:height, :width]
     depth = columns * down[0] + rows * down[1] - points[_CHIN, :2] @ down
     beside = np.abs(columns * across[0] + rows * across[1] - points[[_CHIN, _FOREHEAD], :2].mean(axis=0) @ across)
-    skinlike, bald = (_skinlike(image, masks["skin"], spread) for spread in (_SKIN_SPREAD, _BALD_SPREAD))
+    skinlike, bald = _skinlike(image, masks["skin"], _SKIN_SPREAD, _BALD_SPREAD)
     labels[hers] = REGIONS.index("clothes")
     wide = float(np.ptp(points[:468, :2] @ across))
     neck = hers & skinlike & (depth > -0.3 * length) & (depth < _NECK * length) & (beside < 0.7 * wide)
@@ -101,12 +101,13 @@ def _joined(person: NDArray[np.bool_], face: NDArray[np.bool_]) -> NDArray[np.bo
 
 
 def _skinlike(
-    image: NDArray[np.uint8], skin: NDArray[np.bool_], around: tuple[float, float, float]
-) -> NDArray[np.bool_]:
-    """Pixels whose L, a and b lie `around` those of the face's skin."""
+    image: NDArray[np.uint8], skin: NDArray[np.bool_], *spreads: tuple[float, float, float]
+) -> list[NDArray[np.bool_]]:
+    """For each spread, the pixels whose L, a and b lie so far around those of the face's skin."""
     if not skin.any():
-        return np.zeros(skin.shape, bool)
+        return [np.zeros(skin.shape, bool) for _ in spreads]
     lab = to_lab(cv2.GaussianBlur(image, (0, 0), max(image.shape[0] / 200, 0.5)))
     middle = np.median(lab[skin], axis=0)
-    spread = np.array([min(around[0], 0.55 * middle[0]), *around[1:]])  # dark hair beside dark skin
-    return (np.abs(lab - middle) < spread).all(axis=-1)
+    off = np.abs(lab - middle)
+    lightness = 0.55 * middle[0]  # at most: dark hair beside dark skin
+    return [(off < np.array([min(around[0], lightness), *around[1:]])).all(axis=-1) for around in spreads]
