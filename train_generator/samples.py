@@ -86,9 +86,11 @@ class GenerationSource(MapSource):
         words = torch.zeros(MAX_PHRASES, 77, dtype=torch.bool)
         if keep_text:
             described = [p for p in caption.phrases if p.region and not self._absent(p, index)][:MAX_PHRASES]
-            for number, phrase in enumerate(described):
+            if described:
                 assert arrays.regions is not None  # load_arrays: phrases name regions that are there
-                masks[number] = arrays.regions[index] == REGIONS.index(phrase.region)
+                regions = np.asarray(arrays.regions[index])  # decoded by each look
+            for number, phrase in enumerate(described):
+                masks[number] = regions == REGIONS.index(phrase.region)
                 words[number] = phrase_token_mask(text, phrase.start, phrase.end, prefix=prefix)
         return {
             "latents": np.array(features.latents[index]),
