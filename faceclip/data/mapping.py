@@ -79,7 +79,9 @@ class DataConfig:
     max_pixels: int = setting(64_000_000, "larger pictures are refused")
     max_bad_share: float = setting(0.1, "share of unusable rows above which building stops", resume="free")
     few_pictures: Literal["error", "drop"] = setting(
-        "error", "what happens to persons with fewer pictures than sampling.images"
+        "error",
+        "what happens to persons with fewer pictures than sampling.images; in stage 2, where error keeps persons with "
+        "one picture as their own reference, drop leaves these out",
     )
     limit: int = setting(0, "read only the first rows; 0: all")
     shard_rows: int = setting(1024, "source rows per cache shard", resume="free")

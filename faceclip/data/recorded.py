@@ -103,7 +103,7 @@ def rows_of_split(
         if not enough.all():
             print(
                 f"{split}: {int((~enough).sum()):,} of {len(rows):,} pictures left out, their persons have fewer "
-                f"than sampling.images={pictures}",
+                f"than {pictures} pictures",
                 flush=True,
             )
         rows = rows[enough]
