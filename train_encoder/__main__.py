@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from faceclip.data.mapping import data_at
+from faceclip.data.portraits import check_apart
 from faceclip.storage.hashes import module_hash
 from faceclip.training import Result, Trainer, check_output, run_training
 from train_encoder.config import PRESETS, EncoderConfig
 from train_encoder.features import check_data, load_features
 from train_encoder.queries import QuerySource
-from train_encoder.split_features import SplitFeatures, check_apart
+from train_encoder.split_features import SplitFeatures
 from train_encoder.start import Start, load_start
 from train_encoder.task import EncoderTask
 from train_encoder.text_states import text_states_of
@@ -43,7 +44,8 @@ def prepare(config: EncoderConfig) -> Trainer:
     data, cache = data_at(config.data), config.cache_path
     train_features = load_features(data, "train", start.towers, cache, pictures=config.sampling.images)
     validation = load_features(data, "validation", start.towers, cache)
-    check_apart(train_features, validation)
+    if not validation.single:
+        check_apart(train_features.portraits, validation.portraits)
     facts = training_facts(start, train_features)
     model = start.model(config)
     task = EncoderTask(

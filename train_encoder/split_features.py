@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.portraits import Portraits
-from faceclip.errors import DataError
 from faceclip.storage.shards import ShardedArray
 
 Rows = NDArray | ShardedArray
@@ -28,18 +27,6 @@ class SplitFeatures:
     caption: Rows  # (M, C) float32 CLIP text embedding of the plain captions, unnormalized
     single: bool = False
     faces: str = ""
-
-
-def check_apart(train: SplitFeatures, validation: SplitFeatures) -> None:
-    """Raises DataError for a person of both splits: figures would be of people that were trained on."""
-    ours = np.asarray(validation.portraits.identity)
-    both = np.flatnonzero(np.isin(ours, train.portraits.identity))
-    if len(both) and not validation.single:
-        raise DataError(
-            f"{len(np.unique(ours[both])):,} persons are in the training and in the validation split (as "
-            f"{validation.portraits.names[both[0]]}): "
-            "divide the data by persons, or set data.validation_share=0.05 instead"
-        )
 
 
 def in_memory(values: ShardedArray) -> Rows:

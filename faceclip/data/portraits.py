@@ -106,3 +106,14 @@ def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more
             f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
             f"asked for; {remedy}"
         )
+
+
+def check_apart(train: Portraits, validation: Portraits) -> None:
+    """Raises DataError for a person of both splits: figures would be of people that were trained on."""
+    ours = np.asarray(validation.identity)
+    both = np.flatnonzero(np.isin(ours, train.identity))
+    if len(both):
+        raise DataError(
+            f"{len(np.unique(ours[both])):,} persons are in the training and in the validation split (as "
+            f"{validation.names[both[0]]}): divide the data by persons, or set data.validation_share=0.05 instead"
+        )

@@ -13,6 +13,7 @@ import torch
 import train_encoder.__main__
 import train_generator.__main__
 from faceclip.data.arrays import load_arrays
+from faceclip.data.portraits import check_apart
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import ConfigError, DataError
 from faceclip.people.__main__ import main as people
@@ -31,7 +32,6 @@ from train_encoder.__main__ import main
 from train_encoder.config import PRESETS, EncoderConfig, LossConfig
 from train_encoder.features import load_features
 from train_encoder.queries import QuerySource
-from train_encoder.split_features import check_apart
 from train_encoder.task import TERMS, EncoderTask
 from train_encoder.towers_io import load_towers
 from train_encoder.validation import FIGURES, SINGLE_FIGURES
@@ -167,7 +167,7 @@ def test_people_in_both_splits_are_refused(arguments):
     features = load_features(config.data, "validation", load_towers(config.towers), config.cache_path)
     count = len(np.unique(features.portraits.identity))
     with pytest.raises(DataError, match=rf"^{count} persons are in .*\(as identity \d+\)"):
-        check_apart(features, features)
+        check_apart(features.portraits, features.portraits)
 
 
 def test_figures_are_those_of_validation(arguments):

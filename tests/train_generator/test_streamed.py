@@ -52,7 +52,7 @@ def table(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "image": b"damaged" if split == "train" and i == 5 else data,
                     "caption": arrays.captions[i][0].text,
                     "points": (np.asarray(arrays.landmarks_5[i]) + shift).tolist(),
-                    "identity": "alone" if i == 3 else f"{split} {arrays.identity[i]}",
+                    "identity": f"{split} alone" if i == 3 else f"{split} {arrays.identity[i]}",
                 }
             )
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-0.parquet")
@@ -175,6 +175,25 @@ def test_training_resumes_and_batches_have_one_shape(words, built, tmp_path, cap
     assert len(names) > 2
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
+
+
+def test_people_in_both_splits_are_refused(words, built, table, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    train = pq.read_table(table / "train-0.parquet").to_pylist()
+    own = pq.read_table(table / "validation-0.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist(train), mixed / "train-0.parquet")
+    pq.write_table(pa.Table.from_pylist([*own[:4], *train[:2]]), mixed / "validation-0.parquet")
+    short = [f"out={tmp_path / 'run'}", "trainer.device=cpu", "trainer.steps=1", "validation_pictures=2"]
+    short.append(f"cache={tmp_path / 'cache'}")
+    status, output = run(main, *words, f"data.path={mixed}", *short)
+    assert status == 2
+    assert f"1 persons are in the training and in the validation split (as {train[0]['identity']})" in output
+    assert not (tmp_path / "run").exists()
+    # Numbers of rows are nobody's name, and one split for both is a choice.
+    for change in (["data.identity=none", "same_picture=1"], ["data.validation=train"]):
+        status, output = run(main, *words, f"data.path={mixed}", *short, f"out={tmp_path / change[0]}", *change)
+        assert status == 0, output
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from faceclip.data.arrays import load_arrays
 from faceclip.data.mapping import RawRecord, text_hash
 from faceclip.data.portrait_reader import FoundPortrait
-from faceclip.data.portraits import People, Portraits, check_pairs, number_captions
+from faceclip.data.portraits import People, Portraits, check_apart, check_pairs, number_captions
 from faceclip.data.recorded import RecordedPortraits, record_fields
 from faceclip.data.records import Caption
 from faceclip.errors import DataError
@@ -36,6 +36,18 @@ def test_a_validation_needs_a_person_with_two_pictures():
     check_pairs("DIR", np.array([3, 4, 3]))
     with pytest.raises(DataError, match=r"data\.path=DIR.*set data\.identity=none"):
         check_pairs("DIR", np.array([3, 4, 5]), "set data.identity=none")
+
+
+def test_a_person_of_both_splits_is_refused(tmp_path: Path):
+    def rows(name: str, *people: str) -> RecordedPortraits:
+        folder = ShardFolder(tmp_path / name, {})
+        folder.append(record_fields([(i, raw(who, "x"), found(i)) for i, who in enumerate(people)]))
+        return RecordedPortraits(folder, folder.open(), np.arange(len(people)))
+
+    train = rows("train", "ann", "bob", "cy")
+    check_apart(train, rows("validation", "dan", "eve"))
+    with pytest.raises(DataError, match=r"^1 persons .*\(as bob\).*data\.validation_share"):
+        check_apart(train, rows("mixed", "dan", "bob", "bob"))
 
 
 def raw(person: str, *captions: str) -> RawRecord:
