@@ -149,7 +149,7 @@ def search_and_report(settings: RetrievalSettings) -> None:
     make_folder(settings.out, "--out ")
     model = RetrievalModel.from_pretrained(settings.model, device)
     test = load_arrays(settings.data, "test", labelled=False)
-    terms = data_terms(test.regions is not None, settings.licence, settings.origin)
+    terms = data_terms(not test.are_photos, settings.licence, settings.origin)
     validation = load_arrays(settings.data, "validation", labelled=False)
     results, found, facts = evaluate(
         model,

@@ -70,6 +70,8 @@ class ScaleSettings:
             ("--threads", self.threads, 1),
         ):
             check_least(option, value, least)
+        if self.people is not None:
+            check_least("--people", self.people, 2)
         check_seed(self.seed)
         words = [word.strip() for word in self.kinds.split(",") if word.strip()]
         if unknown := [word for word in words if word not in KINDS]:
@@ -109,7 +111,7 @@ def embed_labelled(settings: ScaleSettings) -> Labelled:
     else:
         assert settings.data is not None  # one of both is given
         arrays = load_arrays(settings.data, "test", labelled=False)
-        terms = data_terms(arrays.regions is not None, settings.licence, settings.origin)
+        terms = data_terms(not arrays.are_photos, settings.licence, settings.origin)
         (embed, size), facts = load_recognizer(settings.recognizer)
         identity = np.asarray(arrays.identity)
         rows = np.flatnonzero(np.isin(identity, np.unique(identity)[: settings.people]))
@@ -124,15 +126,19 @@ def embed_labelled(settings: ScaleSettings) -> Labelled:
 def find_among_distractors(labelled: Labelled, sizes: Sequence[int], *, seed: int = 0) -> list[tuple[int, Estimate]]:
     """(distractors, rank-1 over persons) of all portraits but the first of each person, which is the gallery.
 
-    A portrait without a face is never found. Raises EmptyDatasetError where no person has two portraits.
+    A portrait without a face is never found. Raises EmptyDatasetError where no person has two portraits with a face,
+    or the gallery has fewer than two persons, of whom distractors cannot learn the covariance.
     """
     _, person = np.unique(labelled.people, return_inverse=True)
     first = np.unique(person, return_index=True)[1]
     probes = np.setdiff1d(np.arange(len(person)), first)
     gallery = first[labelled.found[first]]
     seen = probes[labelled.found[probes]]
-    if not len(gallery) or not len(seen):
-        raise EmptyDatasetError("no person has two portraits with a face: distractors need some")
+    if len(gallery) < 2 or not len(seen):
+        raise EmptyDatasetError(
+            "distractors need two persons in the gallery and two portraits with a face of one person, got"
+            f" {len(gallery)} persons and {len(seen)} further portraits with a face: give more photos"
+        )
     curve = distractor_curve(
         labelled.vectors[gallery], person[gallery], labelled.vectors[seen], person[seen], sizes, seed=seed
     )

@@ -180,6 +180,8 @@ class VerificationSettings:
 
     def __post_init__(self) -> None:
         check_least("--each", self.each)
+        if self.people is not None:
+            check_least("--people", self.people, 2)
         check_seed(self.seed)
 
 

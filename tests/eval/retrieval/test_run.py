@@ -118,6 +118,12 @@ def test_missing_exports_are_named(tmp_path, tiny_dataset, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+def test_photos_with_made_captions_need_terms(joint_export, captioned_photos, tmp_path, capsys):
+    arguments = ["--model", str(joint_export), "--data", str(captioned_photos), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--no-detector"]) == 2
+    assert "--licence" in capsys.readouterr().err
+
+
 def test_photos_are_asked_for_by_their_own_words(joint_export, tiny_dataset, tmp_path, capsys):
     folder = tmp_path / "photos"
     for split in ("train", "validation", "test"):

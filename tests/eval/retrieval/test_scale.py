@@ -48,6 +48,21 @@ def test_a_portrait_without_a_face_is_never_found():
         find_among_distractors(Labelled(vectors=vectors, found=found, people=list("abcdefgh"), facts={}), [0])
 
 
+def test_one_person_in_the_gallery_is_refused():
+    vectors, people = np.eye(4, dtype=np.float32), ["anna", "anna", "ben", "ben"]
+    for found in ([1, 1, 0, 1], [1, 1, 0, 0]):
+        seen = np.array(found, bool)
+        labelled = Labelled(vectors=vectors * seen[:, None], found=seen, people=people, facts={})
+        with pytest.raises(EmptyDatasetError, match="two persons"):
+            find_among_distractors(labelled, [0, 10])
+
+
+def test_photos_with_made_captions_need_terms(captioned_photos, tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), "--gallery", "0", "--data", str(captioned_photos)]
+    assert main([*words, "--recognizer", "shipped", "--distractors", "0"]) == 2
+    assert "--licence" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_command_measures_a_planted_gallery_and_renders(tiny_dataset, tmp_path, capsys):
     words = ["--out", str(tmp_path), "--gallery", "600", "--queries", "40", "--width", "32", "--kinds", "flat,ivfpq"]
     words += ["--data", str(tiny_dataset), "--recognizer", "shipped", "--distractors", "0,200"]
@@ -69,6 +84,8 @@ def test_the_command_measures_a_planted_gallery_and_renders(tiny_dataset, tmp_pa
         (["--gallery", "0"], "--gallery"),
         (["--photos", "a", "--data", "b"], "--photos"),
         (["--photos", "a", "--gallery", "0"], "--licence"),
+        (["--photos", "a", "--people", "0"], "--people"),
+        (["--data", "a", "--people", "1"], "--people"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, named, tmp_path, capsys):

@@ -37,6 +37,12 @@ def test_drawn_folds_share_no_person():
         draw_pairs(people[:30])
 
 
+def test_one_person_cannot_be_verified(tmp_path, capsys):
+    words = ["--photos", str(tmp_path), "--licence", "L", "--origin", "O", "--out", str(tmp_path / "out")]
+    assert main([*words, "--people", "1"]) == 2
+    assert "--people" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_command_measures_and_says_whose_photos_they_are(tiny_dataset, tmp_path, capsys):
     arrays = load_arrays(tiny_dataset, "train")
     for row, person in enumerate(arrays.identity):
