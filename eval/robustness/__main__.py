@@ -50,7 +50,7 @@ class RobustnessSettings:
     people: int = setting(50, "at most so many persons")
     each: int = setting(3, "photos of each: the reference, and others in the gallery")
     damages: str = setting(",".join(name.partition(",")[0] for name in DAMAGES), "comma-separated kinds of damage")
-    attacks: str = setting("2,4,8", "levels of 255 that FGSM and PGD may move a pixel; empty: no attack")
+    attacks: str = setting("2,4,8", "whole levels of 255 that FGSM and PGD may move a pixel; empty: no attack")
     steps: int = setting(10, "of PGD")
     model: str = setting("", "pipeline that draws from damaged references; empty: none", path=True)
     pictures: int = setting(20, "persons of whom it draws, once per kind of damage and attack")
@@ -61,7 +61,7 @@ class RobustnessSettings:
     device: str = setting("cpu", "of the pipeline, as cuda")
     threads: int | None = setting(None, "torch threads")
     kinds: tuple[str, ...] = field(init=False, default=())
-    levels: tuple[float, ...] = field(init=False, default=())
+    levels: tuple[int, ...] = field(init=False, default=())  # growing
 
     def __post_init__(self) -> None:
         if (self.photos is None) == (self.data is None):
@@ -77,9 +77,9 @@ class RobustnessSettings:
             raise ConfigError(f"--damages: {unknown[0]!r} is none of {', '.join(known)}")
         self.kinds = tuple(known[word] for word in words)
         try:
-            self.levels = tuple(float(word) for word in self.attacks.split(",") if word.strip())
+            self.levels = tuple(sorted(int(word) for word in self.attacks.split(",") if word.strip()))
         except ValueError as error:
-            raise ConfigError(f"--attacks: numbers with commas are expected, got {self.attacks!r}") from error
+            raise ConfigError(f"--attacks: whole numbers with commas are expected, got {self.attacks!r}") from error
         if any(not 0 < level < 255 for level in self.levels):
             raise ConfigError(f"--attacks: levels lie between 0 and 255, got {self.attacks!r}")
         if not [name for name in self.recognizers.split(",") if name.strip()]:
@@ -104,7 +104,7 @@ def load_any_recognizer(place: str) -> tuple[tuple[Callable[[Tensor], Tensor], i
 
 
 def drawn_conditions(wanted: list[Condition]) -> list[Condition]:
-    """The strongest condition of each kind: a pipeline draws from these."""
+    """The strongest condition of each kind, which is its last one: a pipeline draws from these."""
     return list({condition.name: condition for condition in wanted}.values())
 
 

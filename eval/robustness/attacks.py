@@ -50,7 +50,11 @@ def attack_photos(
     """Photos (H, W, 3) whose pixels are moved by at most `levels` of 255 away from the person, rounded to 8 bits.
 
     embed: crops (B, 3, size, size) in [0, 1] → (B, D), differentiable. landmarks: (N, 5, 2) px of the faces.
+
+    Raises ConfigError for a fraction of a level, which rounding to 8 bits would exceed.
     """
+    if levels != int(levels):
+        raise ConfigError(f"levels must be a whole number, got {levels:g}: the photos are rounded to 8 bits")
     moved = []
     pairs = list(zip(images, landmarks, strict=True))
     for number, (image, points) in enumerate(track(pairs, f"{kind}, {levels:g} levels", transient=True)):

@@ -8,9 +8,9 @@ import pytest
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import read_renders
 from eval.judges.panel import embed_faces
-from eval.robustness.__main__ import main
+from eval.robustness.__main__ import RobustnessSettings, drawn_conditions, main
 from eval.robustness.attacks import attack_photos, check_differentiable, crop_for
-from eval.robustness.measure import CLEAN, Condition, Yardstick, subjects_of
+from eval.robustness.measure import CLEAN, Condition, Yardstick, conditions, subjects_of
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.align import encoder_crop
 from faceclip.faces.batches import labelled_faces, to_unit
@@ -49,6 +49,18 @@ def test_an_attacked_photo_leaves_its_person_and_stays_near_itself(subjects, rec
             assert 0 < np.abs(after.astype(int) - before).max() <= 4
         kept[kind] = (embed_faces(embed, size, moved, labelled_faces(points)) * clean).sum(axis=1).mean()
     assert kept["PGD"] < kept["FGSM"] < 0.95
+
+
+def test_a_fraction_of_a_level_is_refused(subjects, recognizer):
+    embed, size = recognizer
+    with pytest.raises(ConfigError, match=r"^levels .* 2\.5"):
+        attack_photos("FGSM", subjects.images[:1], subjects.landmarks[:1], embed, size, levels=2.5)
+
+
+def test_a_pipeline_draws_from_the_strongest_attack(tmp_path):
+    settings = RobustnessSettings(data=tmp_path, out=tmp_path, attacks="8,2,4")
+    drawn = drawn_conditions(conditions((), settings.levels))
+    assert [(one.name, one.strength) for one in drawn] == [(CLEAN, 0), ("FGSM", 8), ("PGD", 8)]
 
 
 def test_a_recognizer_without_a_gradient_is_named():
@@ -99,6 +111,7 @@ def test_the_joint_embedding_is_a_recognizer(joint_export, tiny_dataset, tmp_pat
         (["--data", "a", "--damages", "fire"], "--damages"),
         (["--data", "a", "--attacks", "much"], "--attacks"),
         (["--data", "a", "--attacks", "300"], "--attacks"),
+        (["--data", "a", "--attacks", "2.5"], "--attacks"),
         (["--data", "a", "--people", "1"], "--people"),
     ],
 )
