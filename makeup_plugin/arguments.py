@@ -148,9 +148,9 @@ def check_part(start: Any, end: Any, *, latents: Any) -> None:
         raise ConfigError(f"denoising_end must be above 0 and at most 1, got {end}")
     if start is None:
         return
-    if not 0 <= number("denoising_start", start) < (1 if end is None else end):
+    if not 0 < number("denoising_start", start) < (1 if end is None else end):
         limit = "1" if end is None else f"denoising_end={end}"
-        raise ConfigError(f"denoising_start must be at least 0 and below {limit}, got {start}")
+        raise ConfigError(f"denoising_start must be above 0 and below {limit}, got {start}")
     if latents is None:
         raise ConfigError(
             "denoising_start goes on from latents: give latents=, the images of a call with denoising_end and"

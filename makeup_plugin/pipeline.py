@@ -316,7 +316,7 @@ class FaceMakeUpPipeline(
                 which FaceCLIP publishes.
             timesteps, sigmas: a schedule of your own in place of num_inference_steps, in descending order.
             denoising_end: stop after this part of the noise, in (0, 1]; another model may go on from the latents.
-            denoising_start: go on after this part of the noise, in [0, 1), from `latents` that a model left there.
+            denoising_start: go on after this part of the noise, in (0, 1), from `latents` that a model left there.
             guidance_rescale, eta: between 0 and 1, as in diffusers. eta is for schedulers that have it.
             guide_shading: run the unconditional half without the shading map, so that guidance strengthens the map too.
             num_images_per_prompt: number of images per prompt. They lie next to each other in the output.

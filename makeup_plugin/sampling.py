@@ -97,7 +97,7 @@ def steps_until(scheduler: Any, timesteps: Tensor, end: float) -> Tensor:
 
 
 def steps_after(scheduler: Any, timesteps: Tensor, start: float) -> Tensor:
-    """The timesteps after the first part of the noise, `start` of it in [0, 1), as diffusers' `denoising_start` counts
+    """The timesteps after the first part of the noise, `start` of it in (0, 1), as diffusers' `denoising_start` counts
     them; the scheduler begins there.
 
     Raises ConfigError where no step is left, and for schedulers of second order, which cannot be split there.

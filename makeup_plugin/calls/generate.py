@@ -116,15 +116,12 @@ def run_steps(
     timesteps = make_timesteps(
         pipeline.scheduler, call.steps, latents.device, timesteps=given.timesteps, sigmas=given.sigmas
     )
-    everything = timesteps
     if given.denoising_end is not None:
         timesteps = steps_until(pipeline.scheduler, timesteps, given.denoising_end)
     hooks = []
     steps = call.steps if given.timesteps is None and given.sigmas is None else len(timesteps)
     if given.denoising_start is not None:
-        dropped = len(everything) - len(timesteps)
-        timesteps = steps_after(pipeline.scheduler, everything, given.denoising_start)
-        timesteps = timesteps[: len(timesteps) - dropped]
+        timesteps = steps_after(pipeline.scheduler, timesteps, given.denoising_start)
     if edited is not None:
         timesteps = steps_from(pipeline.scheduler, timesteps, steps, edited.strength)
         if edited.mask is not None:

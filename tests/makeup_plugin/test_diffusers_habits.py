@@ -275,6 +275,17 @@ def test_another_model_goes_on_from_latents(parts, scheduler):
             {"prompt": "a man", "denoising_start": 0.9999, "latents": torch.zeros(1, 4, 8, 8)},
             r"^denoising_start=0\.9999 ",
         ),
+        ({"prompt": "a man", "denoising_start": 0, "latents": torch.zeros(1, 4, 8, 8)}, "^denoising_start .* 0$"),
+        (  # no step of the schedule lies between both
+            {
+                "prompt": "a man",
+                "num_inference_steps": 10,
+                "denoising_start": 0.5,
+                "denoising_end": 0.55,
+                "latents": torch.zeros(1, 4, 8, 8),
+            },
+            r"^denoising_start=0\.5 ",
+        ),
         ({"prompt": "a man", "clip_skip": 1}, "^clip_skip"),
         ({"prompt": "a man", "original_size": 5}, "^original_size .* 5$"),
         ({"prompt": "a man", "target_size": (5, "a")}, "^target_size .*'a'"),
