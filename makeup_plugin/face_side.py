@@ -96,6 +96,7 @@ class FaceSideMixin:
     def forget_faces(self) -> None:
         """Drop what is remembered of faces: detections, crops, features and fits of the last pictures.
 
-        This is never needed for right results, unless a detector was changed in place.
+        Right results need this only after a detector was changed in place, or a network's weights through `.data`, as
+        by its own `to` with a dtype and back, or by that of another pipeline that shares it.
         """
         self.known_faces.forget()

@@ -2,7 +2,8 @@
 The joint encoder's conditioning of negative texts is remembered, too.
 
 Everything is kept by content, never by path or object, and what a network made is kept only as long as that network has
-the same weights at the same place in the same precision.
+the same weights at the same place in the same precision. Changes of weights through `.data` are not seen: the
+pipeline's `forget_faces()` is needed after them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ _NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "_name_or_path",
 
 
 class WeightsMark:
-    """Tells whether a network still has the weights that it had: the same tensors, unchanged, on the same device."""
+    """Tells whether a network still has the weights that it had: the same tensors, unchanged, on the same device.
+
+    Changes are counted by PyTorch, which does not count those through a tensor's `.data`. These are not seen.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self._seen = [(weakref.ref(tensor), _state(tensor)) for tensor in _tensors(network)]
 
     def holds(self, network: nn.Module) -> bool:
-        """Whether `network` is the one that was marked, and nothing has changed or moved its weights since."""
+        """Whether `network` is the one that was marked, and nothing has changed (unless through `.data`) or moved its
+        weights since."""
         now = _tensors(network)
         return len(now) == len(self._seen) and all(
             seen() is tensor and state == _state(tensor) for (seen, state), tensor in zip(self._seen, now, strict=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from faceclip.errors import ConfigError
+from makeup_plugin.known_faces import KnownFaces
 from makeup_plugin.turns import change_in_turn, move_in_turn
 
 if TYPE_CHECKING:
@@ -22,11 +23,18 @@ class PipelineSwitchesMixin(Mixed):
     """For a diffusers pipeline with `unet` and `identity_channel`. It must stand before diffusers' own mixins."""
 
     _exclude_from_cpu_offload: ClassVar[list[str]]
+    known_faces: KnownFaces
 
     @move_in_turn
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As in diffusers. It waits for calls of other threads."""
-        return super().to(*args, **kwargs)
+        """As in diffusers. It waits for calls of other threads.
+
+        With a dtype it forgets the remembered faces, since PyTorch does not count that it rounds weights.
+        """
+        moved = super().to(*args, **kwargs)
+        if any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
+            self.known_faces.forget()
+        return moved
 
     @move_in_turn
     def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:

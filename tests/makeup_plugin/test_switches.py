@@ -24,6 +24,16 @@ def test_offloading_moves_every_part(pipeline, photo, points):
     assert np.array_equal(run(pipeline, photo, points), wanted)
 
 
+def test_a_precision_forgets_the_faces_of_the_one_before(pipeline, photo, points):
+    """Weights that were rounded and widened again have other values, and the mark that they had before."""
+    run(pipeline, photo, points)
+    assert len(pipeline.known_faces) > 0
+    pipeline.to("cpu")
+    assert len(pipeline.known_faces) > 0
+    pipeline.to(torch.bfloat16).to(dtype=torch.float32)
+    assert len(pipeline.known_faces) == 0
+
+
 def test_sequential_offloading(pipeline, photo, points, monkeypatch):
     """accelerate's hooks on the CPU itself: weights of UNet, ControlNet and autoencoder are there only when used."""
     offload = accelerate.cpu_offload
