@@ -83,7 +83,12 @@ class JointEncoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """Load as in diffusers, but strictly. Raises CheckpointError for missing or damaged files and another model."""
+        """Load as in diffusers, but strictly.
+
+        Raises CheckpointError for missing or damaged files and another model, ConfigError for `quantization_config`.
+        """
+        if options.get("quantization_config") is not None:
+            raise ConfigError(f"quantization_config: a {cls.__name__} cannot be quantized; leave the joint_encoder out")
         return load_strictly(super().from_pretrained, cls, pretrained_model_name_or_path, **options)
 
     @property

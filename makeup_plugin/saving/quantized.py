@@ -8,18 +8,34 @@ from typing import Any
 
 from faceclip.errors import ConfigError
 
-# Their forward passes go through kernels of their own, which read plain weights.
-_PLAIN = ("joint_encoder", "face_encoder", "face_fitter")
+# Their forward passes go through kernels of their own, or inside another network's, which read plain weights.
+_PLAIN = ("joint_encoder", "face_encoder", "face_fitter", "identity_channel")
+_OTHERS = "unet, shading_channel, controlnet, image_encoder and vae can be"
 
 
 def check_quantization(config: Any) -> None:
-    """Raises ConfigError for a `PipelineQuantizationConfig` that names a component which cannot be quantized."""
+    """Raises ConfigError for a `PipelineQuantizationConfig` that names a component which cannot be quantized, and for
+    one that names none, which to diffusers means all."""
+    if config is None:
+        return
     named = {*(getattr(config, "quant_mapping", None) or ()), *(getattr(config, "components_to_quantize", None) or ())}
+    if not named:
+        raise ConfigError(
+            "quantization_config names no component, which means all of them: name some by components_to_quantize= or"
+            f" quant_mapping= ({_OTHERS})"
+        )
     for name in _PLAIN:
         if name in named:
+            raise ConfigError(f"quantization_config: {name} cannot be quantized; leave it out ({_OTHERS})")
+
+
+def check_plain(parts: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a component that is quantized and cannot be, as diffusers' own loader leaves it."""
+    for name in _PLAIN:
+        if is_quantized(parts.get(name)):
             raise ConfigError(
-                f"quantization_config: {name} cannot be quantized; leave it out (unet, shading_channel, controlnet,"
-                " image_encoder and vae can be)"
+                f"{name} is quantized and cannot be: leave it out of quantization_config, or give it as it was saved"
+                f" ({_OTHERS})"
             )
 
 

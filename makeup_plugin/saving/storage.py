@@ -48,7 +48,13 @@ from makeup_plugin.saving.fingerprint import check_fingerprint
 from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
 from makeup_plugin.saving.lora_files import read_lora_file
 from makeup_plugin.saving.places import local_directory
-from makeup_plugin.saving.quantized import check_plain_unet, check_quantization, check_unquantized, is_quantized
+from makeup_plugin.saving.quantized import (
+    check_plain,
+    check_plain_unet,
+    check_quantization,
+    check_unquantized,
+    is_quantized,
+)
 from makeup_plugin.saving.schedulers import load_scheduler
 from makeup_plugin.saving.several_controlnets import remove_further
 from makeup_plugin.saving.whole_unet import holds_unet
@@ -117,8 +123,13 @@ class PipelineStorageMixin(Mixed):
         return pipeline
 
     def _add_saved_rest(self, path_or_id: str | Path) -> None:
-        """What `DiffusionPipeline.from_pretrained` leaves out. Raises CheckpointError, as `from_pretrained` does."""
-        directory = local_directory(path_or_id, {})
+        """What `DiffusionPipeline.from_pretrained` leaves out. Raises CheckpointError, as `from_pretrained` does, and
+        for a hub id, whose revision is not known here: another one has another LoRA."""
+        directory = Path(path_or_id)
+        if not directory.is_dir():
+            raise CheckpointError(
+                f"{path_or_id} is no directory: load a hub id by {type(self).__name__}.from_pretrained"
+            )
         config = read_adapter_config(directory)
         with building:
             for name, part in self.components.items():
@@ -127,7 +138,8 @@ class PipelineStorageMixin(Mixed):
             self._add_saved(directory, config)
 
     def _add_saved(self, directory: Path, config: dict[str, Any]) -> None:
-        """Our LoRA on the UNet, and what adapter.json says of the pipeline."""
+        """Our LoRA on the UNet, and what adapter.json says. Raises ConfigError for a part that is quantized wrongly."""
+        check_plain(self.components)
         if config["lora"]:
             check_plain_unet(self.unet, directory / LORA_FILE)
             check_fingerprint(config["base_fingerprint"], self.unet, directory / CONFIG_FILE)

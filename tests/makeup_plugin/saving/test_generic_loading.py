@@ -39,6 +39,18 @@ def test_diffusers_does_not_load_a_pipeline_without_its_lora(pipeline, tmp_path)
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
+def test_diffusers_does_not_load_a_hub_id(pipeline, tmp_path):
+    """It has the components of the revision, and tells nobody which one that was."""
+    kept, commit = tmp_path / "models--owner--faces", "0123456789abcdef0123456789abcdef01234567"
+    pipeline.save_pretrained(kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "v2").write_text(commit)
+    place = {"cache_dir": tmp_path, "local_files_only": True, "revision": "v2"}
+    with pytest.raises(CheckpointError, match=r"^owner/faces .*FaceMakeUpPipeline\.from_pretrained"):
+        DiffusionPipeline.from_pretrained("owner/faces", **place)
+    assert len(FaceMakeUpPipeline.from_pretrained("owner/faces", **place).unet.peft_config) == 1
+
+
 def test_several_controlnets_are_saved_and_loaded(photo, tmp_path):
     networks = [make_controlnet(seed) for seed in (11, 12, 13)]
     pictures = [photo] * 3
