@@ -22,6 +22,7 @@ from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.pipeline import FaceMakeUpPipeline
+from makeup_plugin.turns import change_in_turn
 
 logger = logging.getLogger(__name__)
 _ANY_SIZE = 64  # px: the size conditioning of these conditions is never read, ComfyUI makes its own
@@ -46,10 +47,11 @@ class IdentityAttention:
     """What replaces one cross-attention layer: the text attention plus scaled attention over the identity's tokens.
 
     keys, values: (2,n,C) of nobody, which unconditional rows read, and of the person. scale: weight of the identity.
-    inner: what another node has put into this layer, which then computes the text attention.
+    window: None for all noise levels. inner: what another node has put into this layer, which then computes the text
+    attention.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, scale: float, window: Window, inner: Any = None) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, scale: float, window: Window | None, inner: Any = None) -> None:
         self.keys, self.values = keys, values
         self.scale, self.window, self.inner = scale, window, inner
 
@@ -70,6 +72,8 @@ class IdentityAttention:
     def _counts(self, extra_options: dict[str, Any]) -> bool:
         if (sigmas := extra_options.get("sigmas")) is None:
             raise ConfigError("transformer_options hold no sigmas: sample with a sampler of ComfyUI")
+        if self.window is None:
+            return True  # without a look at the noise level, for which each layer would wait for the device
         return self.window.last <= float(sigmas.max()) <= self.window.first
 
     def _rows(self, q: Tensor, extra_options: dict[str, Any]) -> Tensor:
@@ -90,8 +94,9 @@ def apply_identity(
     scale: weight of the identity. start, end: shares of the schedule in [0,1] between which it counts. A warning tells
     of a pipeline with LoRA, which the MODEL does not get.
 
-    Raises ConfigError for a pipeline without an identity channel, an identity that other networks made, and shares out
-    of order; and CheckpointError for a MODEL whose cross-attention is not that of the pipeline's base.
+    Raises ConfigError for a pipeline without an identity channel, an identity that other networks made, shares out of
+    order, and within a call of the pipeline; and CheckpointError for a MODEL whose cross-attention is not that of the
+    pipeline's base.
     """
     channel = pipeline.identity_channel
     if channel is None:
@@ -107,14 +112,15 @@ def apply_identity(
             " load the LoRA file with ComfyUI's own loader"
         )
     schedule = model.get_model_object("model_sampling")
-    window = Window(schedule.percent_to_sigma(start), schedule.percent_to_sigma(end))
-    tokens = identity_tokens(pipeline, identity)
+    whole = start == 0 and end == 1
+    window = None if whole else Window(schedule.percent_to_sigma(start), schedule.percent_to_sigma(end))
+    with pipeline._turns.lock, torch.no_grad():
+        tokens = identity_tokens(pipeline, identity)
+        added = [(weights.to_k_ip[0](tokens), weights.to_v_ip[0](tokens)) for weights in channel.attention]
     patched = model.clone()
     present = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    for place, weights in zip(places, channel.attention, strict=True):
+    for place, (keys, values) in zip(places, added, strict=True):
         inner = present.get(tuple(place), present.get((place.part, place.block)))
-        with torch.no_grad():
-            keys, values = weights.to_k_ip[0](tokens), weights.to_v_ip[0](tokens)
         patch = IdentityAttention(keys, values, scale, window, inner)
         patched.set_model_attn2_replace(patch, place.part, place.block, place.transformer)
     return patched
@@ -159,24 +165,31 @@ def check_model(model: Any, wanted: dict[Place, int], context: int) -> None:
             )
 
 
+@change_in_turn
 def identity_tokens(pipeline: FaceMakeUpPipeline, identity: Identity) -> Tensor:
     """Tokens (2,n,D) that the identity channel makes of nobody, as in the pipeline's unconditional half, and of the
-    person. Raises ConfigError for an identity that other networks made."""
+    person, with the whole shortcut. It waits for calls of other threads.
+
+    Raises ConfigError for an identity that other networks made, and within a call of the same thread.
+    """
     conditions = _conditions(pipeline, "", identity)
     nobody = conditions.drop_identity(torch.ones(1, dtype=torch.bool), tokens_of_nobody(pipeline))
     rows = concatenate([nobody, conditions])
     channel = pipeline.identity_channel
     if channel is None or rows.identity is None:
         raise ConfigError("pipeline has no identity_channel: nothing of it can be applied to a MODEL")
+    channel.shortcut_scale = 1.0  # a call leaves its own behind
     with torch.no_grad():
         return channel(rows.identity, rows.image_tokens)
 
 
+@change_in_turn
 def encode_prompt(pipeline: FaceMakeUpPipeline, prompt: str, identity: Identity | None) -> list[list[Any]]:
     """ComfyUI's CONDITIONING of a prompt by the pipeline's own text side: a joint encoder puts the person into it.
 
-    Without a person this is the unconditional path, as for a negative prompt. Raises ConfigError for an identity that
-    other networks made.
+    Without a person this is the unconditional path, as for a negative prompt. It waits for calls of other threads.
+
+    Raises ConfigError for an identity that other networks made, and within a call of the same thread.
     """
     conditions = _conditions(pipeline, prompt, identity)
     extra = {} if conditions.pooled is None else {"pooled_output": conditions.pooled.float().cpu()}

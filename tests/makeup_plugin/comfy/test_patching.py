@@ -1,6 +1,7 @@
 """The identity channel in a MODEL of ComfyUI equals the channel in our own UNet."""
 
 import os
+import threading
 
 import pytest
 import torch
@@ -177,6 +178,52 @@ def test_the_identity_counts_within_its_window_of_noise_levels(nodes, pipeline, 
     }
     assert [change > 1e-3 for change in changes.values()] == [False, True, True, True, False]
     assert changes[14.0] < 1e-5 and changes[0.5] < 1e-5
+
+
+@torch.no_grad()
+def test_the_whole_schedule_needs_no_look_at_the_noise_level(nodes, pipeline, model, identity, places):
+    """The level lies on the device, and a look at it would wait for all steps before."""
+    place, layer, states, text = next(layers(pipeline, places))
+    options = {"n_heads": layer.heads, "cond_or_uncond": [1, 0], "sigmas": torch.ones(4, device="meta")}
+    inputs = layer.to_q(states), layer.to_k(text), layer.to_v(text)
+    patched = apply(nodes, model=model, pipeline=pipeline, identity=identity)
+    found = patches(patched)[place](*inputs, options)
+    torch.testing.assert_close(layer.to_out[0](found), run(patches(patched)[place], layer, states, text))
+    partly = apply(nodes, model=model, pipeline=pipeline, identity=identity, start=0.25)
+    with pytest.raises(RuntimeError, match="meta"):
+        patches(partly)[place](*inputs, options)
+
+
+@torch.no_grad()
+def test_the_shortcut_of_the_call_before_does_not_stay(pipeline, identity):
+    wanted = identity_tokens(pipeline, identity)
+    assert pipeline.identity_channel.has_shortcut
+    pipeline("a man", identity=identity, num_inference_steps=1, shortcut_scale=0.3)
+    assert torch.equal(identity_tokens(pipeline, identity), wanted)
+
+
+def test_tokens_wait_until_a_call_has_ended(pipeline, identity):
+    """In another thread they wait, and in the call's own callback they are refused."""
+    events, threads = [], []
+
+    def encode():
+        encode_prompt(pipeline, "a man", identity)
+        identity_tokens(pipeline, identity)
+        events.append("tokens")
+
+    def within(pipe, step, timestep, tensors):
+        threads.append(threading.Thread(target=encode))
+        threads[-1].start()
+        threads[-1].join(0.5)
+        for wish in (lambda: encode_prompt(pipe, "a man", identity), lambda: identity_tokens(pipe, identity)):
+            with pytest.raises(ConfigError, match="call"):
+                wish()
+        events.append("step")
+        return {}
+
+    pipeline("a man", identity=identity, num_inference_steps=1, callback_on_step_end=within)
+    threads[0].join(60)
+    assert events == ["step", "tokens"]
 
 
 @torch.no_grad()
