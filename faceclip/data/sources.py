@@ -347,14 +347,14 @@ def _stream(
                 found = found.cast_column(column, datasets.Image(decode=False))
     columns = found.features or _guard(name, lambda: next(iter(found), {}))
     # A state fits only the chain of steps that gave it; a stream that began by skipping has another chain.
-    known = isinstance(found, datasets.IterableDataset)
+    streamed = known = isinstance(found, datasets.IterableDataset)
 
     def rows(start: int, position: Position | None = None) -> Iterator[Mapping[str, Any]]:
         nonlocal known
-        reading = found
-        if position is not None:
+        reading, known = found, streamed
+        if streamed:  # None, too: `datasets` begins every later reading where an earlier one was told to begin
             _guard(name, lambda: found.load_state_dict(position))
-        elif start:
+        if start and (position is None or not streamed):
             reading, known = found.skip(start), False
         iterator = iter(reading)
         while (row := _guard(name, lambda: next(iterator, None))) is not None:

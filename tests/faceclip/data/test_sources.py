@@ -88,6 +88,21 @@ def test_a_stream_resumes_where_it_stood(stored, tmp_path):
     assert skipping.position() is None
 
 
+def test_a_reading_begins_anew_after_one_that_resumed(stored, tmp_path):
+    first = open_rows(stored, tmp_path)
+    began = first.rows(0)
+    for _ in range(5):
+        next(began)
+    source, position = open_rows(stored, tmp_path), first.position()
+    for _ in range(2):
+        assert [row["identity"] for row in source.rows(5, position)] == [5, 6]
+        assert [row["identity"] for row in source.rows(0)] == list(range(7))
+        assert [row["identity"] for row in source.rows(6)] == [6]
+    again = source.rows(0)
+    assert next(again)["identity"] == 0
+    assert (source.position() is None) == (position is None)  # known again, though the last reading skipped
+
+
 def test_a_split_that_is_not_there_is_named(stored, tmp_path):
     with pytest.raises(DataError, match=r"'validation', .*\btrain: .*data\.validation_share"):
         open_rows(stored, tmp_path, "validation")
