@@ -44,12 +44,13 @@ from faceclip.storage.hashes import int64_hash
 
 BOX_MARGIN = 0.5  # of the box's longer side, looked at around a given box
 BOX_OVERLAP = 0.2  # least intersection over union of a found face with the given box
-_REASONS = {
+REASONS = {
     BadLandmarksError: "bad_landmarks",
     ImageTooLargeError: "image_too_large",
     NoFaceError: "no_face",
     SeveralFacesError: "several_faces",
 }
+"""Reasons by which rows are rejected, by the type of the error; any other `FaceError` is "unreadable_image"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class PortraitReader:
             image = load_image(data, max_pixels=self.config.max_pixels, name=raw.key)
             points = landmarks if landmarks is not None else self._landmarks(image, raw, scale)
         except FaceError as error:
-            raise RejectedRecord(_REASONS.get(type(error), "unreadable_image"), str(error)) from error
+            raise RejectedRecord(REASONS.get(type(error), "unreadable_image"), str(error)) from error
         # As stored: crops cut again from stored points must be the same to the bit.
         points = np.asarray(points, np.float32).astype(np.float64)
         side = crop_side(points)

@@ -63,16 +63,16 @@ class Measure:
 def load_plugin(place: str) -> Measure:
     """The measure at MODULE:NAME, one's own code: a `Measure`, or a function without arguments that makes one.
 
-    Raises ConfigError when there is no such module or name, or something else is there.
+    Raises ConfigError when there is no such module or name, the function needs arguments, or something else is there.
     """
     module, _, name = place.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        made = found if isinstance(found, Measure) else found() if callable(found) else None
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"plugins: {place!r} cannot be loaded ({error}): expected MODULE:NAME of a Measure"
         ) from error
-    made = found if isinstance(found, Measure) else found() if callable(found) else None
     if not isinstance(made, Measure):
         raise ConfigError(f"plugins: {place!r} is no {Measure.__module__}.Measure and makes none")
     return made

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 
 import numpy as np
 import pyarrow as pa
@@ -56,15 +57,15 @@ def find_pairs(splits: Sequence[Shards], decision: Decision, config: PairsConfig
         return None
     whole = np.stack(vectors)
     owners = np.zeros(len(whole), np.int64)
-    for number, found in enumerate(rows.values()):
-        owners[found] = number
+    people: dict[str, int] = {}
+    for (_, person), found in rows.items():
+        owners[found] = people.setdefault(person, len(people))  # one person, whatever splits show them
     first, second, who = [], [], []
     for (split, person), found in several.items():
-        one, other = np.triu_indices(len(found), 1)
-        one, other = one[: config.per_person], other[: config.per_person]
-        first += np.array(found)[one].tolist()
-        second += np.array(found)[other].tolist()
-        who += [(split, person)] * len(one)
+        for one, other in islice(combinations(found, 2), config.per_person):
+            first.append(one)
+            second.append(other)
+            who.append((split, person))
     cosines = np.sum(whole[first] * whole[second], axis=1)
     low = config.low if config.low is not None else _strangers(whole, owners)
     high = config.high if config.high is not None else float(np.quantile(cosines, 1 - LIKEST))

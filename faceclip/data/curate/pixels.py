@@ -30,7 +30,8 @@ def color(picture: Picture) -> Figures:
     """How far a picture is from grey.
 
     channel_deviation: standard deviation between the three channels, mean over pixels (0 to 120): 0 for grey.
-    tint_deviation: the same after the mean colour is taken away, so that sepia and other toned pictures are low, too.
+    tint_deviation: the same after what the brightness predicts is taken away, so that sepia and other toned pictures
+    are low, too.
     colorfulness: Hasler and Süsstrunk 2003.
     """
     side = min(COLOR_VIEW, *picture.pixels.shape[:2])

@@ -1,5 +1,6 @@
 """Thresholds on figures: which rows a rule drops. They are applied to stored figures and can change at any time."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -53,6 +54,10 @@ class KeepConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 12:
                 raise ConfigError(f"keep.{name}: 0 to 12 bits, or null, are expected, got {value}")
+        for name in _SETTINGS:
+            bound = getattr(self, name)
+            if bound is not None and not math.isfinite(bound):
+                raise ConfigError(f"keep.{name}: a finite number, or null, is expected, got {bound}")
         if self.top < 0:
             raise ConfigError(f"keep.top: must not be negative, got {self.top}")
         for text in self.rules:
@@ -94,25 +99,44 @@ _SETTINGS: dict[str, tuple[str, str, Literal["<=", ">="]]] = {
     "max_cartoon": ("cartoon", "cartoon", "<="),
     "max_flat": ("flat", "flat_share", "<="),
 }
+_HASHES = {"duplicates": "hash", "face_duplicates": "face_hash"}
 
 
 def parse_rule(text: str) -> Rule:
     """A rule written as COLUMN<=NUMBER or COLUMN>=NUMBER. Raises ConfigError."""
     match = _OWN.fullmatch(text)
     try:
-        assert match is not None
-        column, side, bound = match.group(1), match.group(2), float(match.group(3))
-    except (AssertionError, ValueError) as error:
-        raise ConfigError(f"keep.rules: {text!r} is no rule; expected COLUMN<=NUMBER or COLUMN>=NUMBER") from error
-    return Rule(name=text.replace(" ", ""), column=column, side="<=" if side == "<=" else ">=", bound=bound)
+        bound = float(match.group(3)) if match else math.nan
+    except ValueError:
+        bound = math.nan
+    if match is None or not math.isfinite(bound):
+        raise ConfigError(f"keep.rules: {text!r} is no rule; expected COLUMN<=NUMBER or COLUMN>=NUMBER")
+    side: Literal["<=", ">="] = "<=" if match.group(2) == "<=" else ">="
+    return Rule(name=text.replace(" ", ""), column=match.group(1), side=side, bound=bound)
+
+
+def hashes_asked(keep: KeepConfig) -> dict[str, int]:
+    """Columns of hashes by which duplicates are looked for, and how many bits may differ."""
+    asked = {column: getattr(keep, name) for name, column in _HASHES.items()}
+    return {column: bits for column, bits in asked.items() if bits is not None}
 
 
 def active_rules(keep: KeepConfig, schema: pa.Schema) -> list[Rule]:
     """The rules whose figures were measured.
 
-    Raises ConfigError for a rule that one asked for whose figures were not, or that asks for no number.
+    Raises ConfigError for a rule that one asked for whose figures were not, or that asks for no number; for bits of
+    hashes and `top` likewise.
     """
     usual, rules = KeepConfig(), []
+    wanted = {
+        f"keep.{name}": column
+        for name, column in _HASHES.items()
+        if getattr(keep, name) not in (None, getattr(usual, name))
+    }
+    wanted |= {"keep.top": "pixels"} if keep.top else {}
+    for word, column in wanted.items():
+        if column not in schema.names:
+            raise ConfigError(f"{word}: {column!r} was not measured: add its measure to measures=")
     for setting_name, (name, column, side) in _SETTINGS.items():
         bound = getattr(keep, setting_name)
         if bound is None:

@@ -1,7 +1,7 @@
 """Measuring one shard: some rows of a source in, one table of figures out. Nothing here knows where it runs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,14 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from faceclip.data.curate.catalog import ROW_COLUMNS, choose_measures
 from faceclip.data.curate.measures import Measure, Picture
 from faceclip.data.mapping import DataConfig, RejectedRecord
-from faceclip.data.portrait_reader import build_detector
+from faceclip.data.portrait_reader import REASONS, build_detector
 from faceclip.data.row_files import read_file
-from faceclip.errors import FaceError, ImageTooLargeError
+from faceclip.errors import ConfigError, FaceError
 from faceclip.faces.images import load_image
 from faceclip.faces.looks import Face, FaceDetector
 
@@ -68,7 +69,10 @@ class Measured:
 
 
 def measure_shard(shard: Shard) -> Measured:
-    """Every figure of every row, in their order. A picture that cannot be read has no figures and a reason."""
+    """Every figure of every row, in their order. A picture that cannot be read has no figures and a reason.
+
+    Raises ConfigError for a plugin that gives other figures than its columns.
+    """
     measures, detector = _tools(shard.plan)
     seconds = dict.fromkeys(("decode", "detect", *(measure.name for measure in measures)), 0.0)
     problems: dict[str, list[str]] = {}
@@ -78,10 +82,10 @@ def measure_shard(shard: Shard) -> Measured:
         if row.picture is not None:
             try:
                 figures = _measured(row, measures, detector, shard.plan.max_pixels, seconds)
-            except (FaceError, RejectedRecord) as error:
-                reason = error.reason if isinstance(error, RejectedRecord) else "unreadable_image"
-                reason = "image_too_large" if isinstance(error, ImageTooLargeError) else reason
-                problem = str(error)
+            except RejectedRecord as error:
+                reason, problem = error.reason, str(error)
+            except FaceError as error:
+                reason, problem = REASONS.get(type(error), "unreadable_image"), str(error)
         if reason:
             problems.setdefault(reason, []).append(problem[:300])
         lines.append({"row": row.number, "key": row.key, "person": row.person, "reason": reason, **figures})
@@ -109,10 +113,17 @@ def _measured(
     figures: dict[str, Any] = {}
     for measure in measures:
         start, looked = time.process_time(), clock.seconds
-        figures |= measure.compute(picture)
+        found = measure.compute(picture)
         detecting = clock.seconds - looked
         seconds["detect"] += detecting
         seconds[measure.name] += time.process_time() - start - detecting
+        given = set(found) if isinstance(found, Mapping) else set()
+        if given != set(measure.columns):
+            raise ConfigError(
+                f"plugins: measure {measure.name!r} computes {', '.join(map(str, given)) or 'no figures by name'}, but "
+                f"its columns are {', '.join(measure.columns)}: correct one of them"
+            )
+        figures |= found
     return figures
 
 
@@ -134,5 +145,6 @@ class _Clock:
 def _tools(plan: Plan) -> tuple[list[Measure], FaceDetector]:
     """Loaded once in each process."""
     cv2.setNumThreads(1)  # one worker, one core
+    torch.set_num_threads(1)
     data = DataConfig(detector=plan.detector, accept_non_commercial=plan.accept_non_commercial)
     return choose_measures(plan.measures, plan.plugins), build_detector(data)

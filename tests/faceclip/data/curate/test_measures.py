@@ -150,6 +150,7 @@ def test_measures_compute_the_same_again(portrait):
         ((), (), "measures"),
         ((), ("nowhere:X",), "nowhere:X"),
         ((), ("faceclip.errors:DataError",), "faceclip.errors:DataError"),
+        ((), ("faceclip.data.curate.pixels:size",), "faceclip.data.curate.pixels:size"),  # needs a picture
         (("size",), ("faceclip.data.curate.pixels:SIZE",), "'width'"),
     ],
 )

@@ -1,5 +1,7 @@
 """Thresholds on stored figures."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -40,6 +42,9 @@ def test_null_switches_a_rule_off():
     ("words", "named"),
     [
         ({"max_text": 0.5}, "keep.max_text"),  # asked for and not measured
+        ({"duplicates": 2}, "keep.duplicates"),
+        ({"face_duplicates": 2}, "keep.face_duplicates"),
+        ({"top": 2}, "keep.top"),
         ({"rules": ("beauty>=1",)}, "'beauty'"),
         ({"rules": ("reason>=1",)}, "side"),  # which figures there are
     ],
@@ -51,13 +56,15 @@ def test_rules_that_cannot_be_applied(words, named):
         active_rules(keep, table.schema)
 
 
-@pytest.mark.parametrize("text", ["nsfw", "nsfw<0.5", "nsfw<=high", "<=1", "a b<=1"])
+@pytest.mark.parametrize("text", ["nsfw", "nsfw<0.5", "nsfw<=high", "<=1", "a b<=1", "nsfw<=nan", "nsfw>=-inf"])
 def test_texts_that_are_no_rule(text):
     with pytest.raises(ConfigError, match=r"keep\.rules"):
         parse_rule(text)
 
 
-@pytest.mark.parametrize("words", [{"duplicates": 20}, {"face_duplicates": -1}, {"top": -1}])
+@pytest.mark.parametrize(
+    "words", [{"duplicates": 20}, {"face_duplicates": -1}, {"top": -1}, {"min_side": math.nan}, {"max_text": math.inf}]
+)
 def test_bounds_out_of_range(words):
     with pytest.raises(ConfigError, match=f"keep.{next(iter(words))}"):
         KeepConfig(**words)
