@@ -7,6 +7,7 @@ takes any source that `data.path` takes (docs/data.md). The same command goes on
 says what was dropped and why.
 """
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from faceclip.data.curate.pairs import find_pairs
 from faceclip.data.curate.report import Thumbnails, write_report
 from faceclip.data.curate.rules import overlaps
 from faceclip.data.curate.source import SplitReader
-from faceclip.errors import ConfigError, DataError
+from faceclip.errors import ConfigError
 from faceclip.settings import run
-from faceclip.storage.files import read_json, replacing, write_json, write_text
+from faceclip.storage.files import disk_errors, read_json, replacing, write_json, write_text
 from faceclip.storage.locks import locked
 from faceclip.storage.places import check_place
 
@@ -43,29 +44,34 @@ def curate(config: CurateConfig) -> dict[str, Any]:
         if given and Path(given).is_dir() and out.resolve().is_relative_to(Path(given).resolve()):
             raise ConfigError(f"out={out} lies in data.{name}={given}: it would be among the pictures the next time")
     check_place(out, "out=", (".lock", REQUEST))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out / ".lock", wait=False):
-            return _curate(config, out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error}): free space or make it writable, and run again") from error
+    with ExitStack() as stack:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out / ".lock", wait=False))
+        return _curate(config, out)
 
 
 def _curate(config: CurateConfig, out: Path) -> dict[str, Any]:
     readers = {split: SplitReader(config.data, split, out / ".digests.json", out) for split in config.splits}
+    if config.pictures == "paths":
+        for reader in readers.values():
+            reader.check_paths()
     measuring = Measuring(config, readers)
     splits = measuring.run()
     decision = decide(splits, measuring.schema, config.keep)
     output = Output(config, splits, decision)
     thumbnails = Thumbnails(splits, decision, config.thumbnails)
-    (out / SUMMARY).unlink(missing_ok=True)  # while the folder holds two states, it says of neither that it is complete
+    with disk_errors(out):
+        # While the folder holds two states, it says of neither that it is complete.
+        (out / SUMMARY).unlink(missing_ok=True)
     kept, pictures = output.write(readers, thumbnails.wanted)
     pairs = find_pairs(splits, decision, config.pairs) if "embedding" in measuring.schema.names else None
-    if pairs is not None:
-        with replacing(out / PAIRS, alone=True) as file:
-            pq.write_table(pairs.table, file, compression="zstd")
-    else:
-        (out / PAIRS).unlink(missing_ok=True)
+    with disk_errors(out / PAIRS):
+        if pairs is None:
+            (out / PAIRS).unlink(missing_ok=True)
+        else:
+            with replacing(out / PAIRS, alone=True) as file:
+                pq.write_table(pairs.table, file, compression="zstd")
     unread: dict[str, int] = {}
     for shards in splits:
         for number in range(shards.count):

@@ -5,7 +5,8 @@ from typing import Literal
 
 from faceclip.data.curate.backends import Backend
 from faceclip.data.curate.catalog import USUAL, choose_measures
-from faceclip.data.curate.rules import KeepConfig
+from faceclip.data.curate.rules import KeepConfig, active_rules
+from faceclip.data.curate.shards import table_schema
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
 from faceclip.settings import setting
@@ -52,6 +53,6 @@ class CurateConfig:
             raise ConfigError(f"thumbnails: 0 to 100 are expected, got {self.thumbnails}")
         if self.pairs.per_person < 1:
             raise ConfigError(f"pairs.per_person: must be at least 1, got {self.pairs.per_person}")
-        choose_measures(self.measures, self.plugins)
+        active_rules(self.keep, table_schema(choose_measures(self.measures, self.plugins)))
         if any(bound is not None for bound in (self.pairs.low, self.pairs.high)) and "identity" not in self.measures:
             raise ConfigError("pairs: add identity to measures=, which gives the embeddings")

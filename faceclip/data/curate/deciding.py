@@ -1,7 +1,8 @@
 """Which rows are kept: rules on the figures of each shard, then what only the whole set can tell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -15,26 +16,25 @@ from faceclip.data.curate.rules import (
     KeepConfig,
     Rule,
     active_rules,
+    hashes_asked,
     numbers,
     rank_bits,
     reason_bits,
     reason_names,
 )
-from faceclip.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """bits (N,): why each row is dropped, one bit per name, in the order of splits, shards and rows; 0: it is kept.
-    instead: the row that stands for a near-duplicate. starts: the first row of every shard, then N; shards: split and
-    number of each."""
+    instead: the row that stands for a near-duplicate; only `keep.top` may drop that one, too. ranges: where the rows of
+    each shard, by split and number, stand in `bits`, in order."""
 
     names: list[str]
     rules: list[Rule]
     bits: NDArray[np.int64]
     instead: dict[int, int]
-    starts: list[int]
-    shards: list[tuple[str, int]]
+    ranges: dict[tuple[str, int], range]
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -42,13 +42,17 @@ class Decision:
 
     def places(self, split: str, number: int) -> range:
         """Where the rows of a shard stand in `bits`."""
-        shard = self.shards.index((split, number))
-        return range(self.starts[shard], self.starts[shard + 1])
+        return self.ranges[split, number]
 
-    def where(self, place: int) -> tuple[str, int, int]:
-        """Split and number of the shard that a row is in, and which row of it."""
-        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
-        return *self.shards[shard], place - self.starts[shard]
+    @cached_property
+    def _begins(self) -> list[tuple[int, str]]:
+        """Where each split begins in `bits`, in order."""
+        return [(places.start, split) for (split, number), places in self.ranges.items() if number == 0]
+
+    def row(self, place: int) -> tuple[str, int]:
+        """Split and row number of a place in `bits`: the rows of a split stand there without a gap."""
+        begin, split = next(found for found in reversed(self._begins) if found[0] <= place)
+        return split, place - begin
 
     def counts(self) -> dict[str, int]:
         """Rows that each rule drops, those that others drop too among them."""
@@ -66,13 +70,12 @@ def decide(splits: Sequence[Shards], schema: pa.Schema, keep: KeepConfig) -> Dec
     """
     rules = active_rules(keep, schema)
     names = reason_names(rules)
-    if keep.top and "pixels" not in schema.names:
-        raise ConfigError("keep.top: add size to measures=, which counts the pixels")
     needed = ["reason", *dict.fromkeys(rule.column for rule in rules)]
     pixel_column = [name for name in ("pixels",) if name in schema.names]
-    hash_columns = _hash_columns(keep, schema)
+    hash_columns = {name: bits for name, bits in hashes_asked(keep).items() if name in schema.names}
     needed += [name for name in (*pixel_column, *hash_columns) if name not in needed]
-    bits, pixels, starts, known = [], [], [0], []
+    bits, pixels, count = [], [], 0
+    ranges: dict[tuple[str, int], range] = {}
     hashes: dict[str, list[NDArray]] = {name: [] for name in hash_columns}
     present: dict[str, list[NDArray]] = {name: [] for name in hash_columns}
     for shards in splits:
@@ -83,8 +86,8 @@ def decide(splits: Sequence[Shards], schema: pa.Schema, keep: KeepConfig) -> Dec
             for name in hash_columns:
                 hashes[name].append(table[name].fill_null(0).to_numpy())
                 present[name].append(table[name].is_valid().to_numpy())
-            starts.append(starts[-1] + len(table))
-            known.append((shards.split, number))
+            ranges[shards.split, number] = range(count, count + len(table))
+            count += len(table)
     whole = np.concatenate(bits)
     size = np.concatenate(pixels)
     instead: dict[int, int] = {}
@@ -98,10 +101,14 @@ def decide(splits: Sequence[Shards], schema: pa.Schema, keep: KeepConfig) -> Dec
             instead[int(candidates[row])] = int(candidates[other])
         whole[candidates[list(found)]] |= np.int64(1 << names.index(DUPLICATE))
     whole |= np.int64(1 << names.index(RANK)) * rank_bits(whole != 0, size, keep.top)
-    return Decision(names=names, rules=rules, bits=whole, instead=instead, starts=starts, shards=known)
+    return Decision(names=names, rules=rules, bits=whole, instead=_ends(instead), ranges=ranges)
 
 
-def _hash_columns(keep: KeepConfig, schema: pa.Schema) -> dict[str, int]:
-    """Columns of hashes by which duplicates are found, and how many bits may differ."""
-    asked = {"hash": keep.duplicates, "face_hash": keep.face_duplicates}
-    return {name: bits for name, bits in asked.items() if bits is not None and name in schema.names}
+def _ends(instead: Mapping[int, int]) -> dict[int, int]:
+    """Of a row whose stand-in is left out by the hashes of faces, the stand-in of that one."""
+    found = {}
+    for row, other in instead.items():
+        while other in instead:
+            other = instead[other]
+        found[row] = other
+    return found

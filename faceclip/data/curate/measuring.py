@@ -2,7 +2,7 @@
 
 OUT/measures/SPLIT-00000.parquet    the figures: `ROW_COLUMNS` and those of the measures
 OUT/measures/SPLIT-00000.json       written last: rows, SHA-256, what could not be read, where a stream stood
-OUT/seconds/SPLIT-00000.json        processor time, the only thing that differs from run to run
+OUT/seconds/SPLIT-00000.json        processor time, which differs from run to run
 """
 
 import json
@@ -43,7 +43,11 @@ class Shards:
 
     def manifest(self, number: int) -> dict[str, Any]:
         """What is known of a shard. Raises DataError for a damaged file."""
-        return read_json(self.path(number).with_suffix(".json"))
+        path = self.path(number).with_suffix(".json")
+        try:
+            return read_json(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}): make it readable, and run again") from error
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """The figures of a shard. Raises DataError for a file that is missing or damaged."""
@@ -93,10 +97,11 @@ class Measuring:
                 "another out=, or delete this folder"
             )
         write_json(stored, ours)
-        for folder in (self.folder, self.out / SECONDS):
-            folder.mkdir(exist_ok=True)
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink()  # of a killed process: the lock says that no other one is writing
+        with disk_errors(self.out):
+            for folder in (self.folder, self.out / SECONDS):
+                folder.mkdir(exist_ok=True)
+                for leftover in folder.glob(".*.tmp"):
+                    leftover.unlink()  # of a killed process: the lock says that no other one is writing
 
     def run(self) -> list[Shards]:
         """Measures what is missing; returns the shards of every split.

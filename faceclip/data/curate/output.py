@@ -21,8 +21,8 @@ from faceclip.data.curate.source import Block, SplitReader
 from faceclip.data.mapping import RejectedRecord
 from faceclip.data.row_files import read_file
 from faceclip.data.writing import write_shard
-from faceclip.errors import ConfigError, DataError
-from faceclip.storage.files import replacing
+from faceclip.errors import DataError
+from faceclip.storage.files import disk_errors, replacing
 from faceclip.storage.hashes import bytes_hash, short_key
 
 DATA, DECISIONS = "data", "decisions"
@@ -37,7 +37,8 @@ class Output:
         self.config, self.splits, self.decision = config, splits, decision
         self.out = Path(config.out)
         files = [shards.manifest(number)["sha256"] for shards in splits for number in range(shards.count)]
-        self.key = short_key(config.pictures, bytes_hash(decision.bits), sorted(decision.instead.items()), files)
+        instead = sorted(decision.instead.items())
+        self.key = short_key(config.pictures, decision.names, bytes_hash(decision.bits), instead, files)
         """Changes with the decision, and with how pictures are written."""
 
     def write(
@@ -45,38 +46,56 @@ class Output:
     ) -> tuple[dict[str, int], Pictures]:
         """Kept rows by split, and the encoded pictures of the wanted (split, row number).
 
-        A run that was killed goes on after its last file. Raises DataError for a source that changed since pass one,
-        ConfigError for `pictures=paths` where rows hold their pictures.
+        A run that was killed goes on after its last file. Raises DataError for a source that changed since pass one and
+        for a disk that is full, ConfigError for `pictures=paths` where rows hold their pictures.
         """
-        folder = self.out / ".partial" / self.key
-        for other in folder.parent.glob("*"):
-            if other != folder:
-                shutil.rmtree(other)
-        for name in (DATA, DECISIONS):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        folder = self._folder()
         counts: dict[str, int] = {}
         pictures: Pictures = {}
         for shards in self.splits:
             counts[shards.split] = 0
             reader = readers[shards.split]
-            for block in self._blocks(reader, shards):
+            read = wanted or self.config.pictures != "none"
+            for block in self._blocks(reader, shards) if read else _unread_blocks(shards):
                 counts[shards.split] += self._write(shards, block, reader, folder)
                 for row in block.rows:
                     if (shards.split, row.number) in wanted and row.picture is not None:
                         pictures[shards.split, row.number] = picture_bytes(row)
-        for name in (DATA, DECISIONS):
-            shutil.rmtree(self.out / name, ignore_errors=True)
-            if name == DECISIONS or self.config.pictures != "none":
-                os.replace(folder / name, self.out / name)
-        shutil.rmtree(folder.parent)
+        # The decisions first: where a run is killed between the two, the next one finds none and writes both again. The
+        # other way round it would take every shard for finished, and put an empty folder in the place of the data.
+        with disk_errors(self.out):
+            for name in (DECISIONS, DATA):
+                shutil.rmtree(self.out / name, ignore_errors=True)
+                if name == DECISIONS or self.config.pictures != "none":
+                    os.replace(folder / name, self.out / name)
+            shutil.rmtree(folder.parent)
         return counts, pictures
+
+    def _folder(self) -> Path:
+        """Where this decision's files are written until all are there; those of other decisions are removed."""
+        folder = self.out / ".partial" / self.key
+        with disk_errors(folder):
+            for other in folder.parent.glob("*"):
+                if other != folder:
+                    shutil.rmtree(other)
+            for name in (DATA, DECISIONS):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                for leftover in (folder / name).glob(".*.tmp"):
+                    leftover.unlink()  # of a killed process
+        return folder
 
     @staticmethod
     def _blocks(reader: SplitReader, shards: Shards) -> Iterator[Block]:
+        changed = DataError(f"{reader.source.name} has other rows than when it was measured: choose another out=")
+        read = 0
         for block in reader.blocks():
-            if block.number >= shards.count or len(block.rows) != shards.manifest(block.number)["rows"]:
-                raise DataError(f"{reader.source.name} has other rows than when it was measured: choose another out=")
+            keys = [row.key for row in block.rows]
+            if block.number >= shards.count or keys != shards.table(block.number, ["key"])["key"].to_pylist():
+                raise changed
+            read += 1
             yield block
+        if read < shards.count:
+            raise changed
 
     def _write(self, shards: Shards, block: Block, reader: SplitReader, folder: Path) -> int:
         """The two files of a shard; returns how many rows are kept."""
@@ -86,8 +105,10 @@ class Output:
         listed, data = folder / DECISIONS / name, folder / DATA / name
         if not listed.is_file():
             if kept and self.config.pictures != "none":
-                write_shard(data, self._kept_table(kept, block, reader, shards))
-            with replacing(listed, alone=True) as file:
+                table = self._kept_table(kept, block, reader, shards)
+                with disk_errors(data):
+                    write_shard(data, table)
+            with disk_errors(listed), replacing(listed, alone=True) as file:
                 pq.write_table(self._decisions(block, places), file, compression="zstd")
         return len(kept)
 
@@ -109,8 +130,8 @@ class Output:
         """`SPLIT ROW` of the picture that is kept in place of a near-duplicate."""
         if place not in self.decision.instead:
             return None
-        split, number, offset = self.decision.where(self.decision.instead[place])
-        return f"{split} {number * self.config.data.shard_rows + offset}"
+        split, row = self.decision.row(self.decision.instead[place])
+        return f"{split} {row}"
 
     def _kept_table(self, kept: Sequence[Row], block: Block, reader: SplitReader, shards: Shards) -> pa.Table:
         """Rows as `data.path` reads them. box, landmarks: those of the source. Where it has neither, landmarks are
@@ -123,7 +144,7 @@ class Output:
         }
         points: dict[int, Any] = {}
         given = reader.mapping.landmarks or reader.mapping.box
-        if not given and "landmarks" in shards.table(block.number).column_names:
+        if not given and "landmarks" in pq.read_schema(shards.path(block.number)).names:
             columns["landmarks"] = pa.list_(pa.float32())
             table = shards.table(block.number, ["row", "landmarks"])
             points = dict(zip(table["row"].to_pylist(), table["landmarks"].to_pylist(), strict=True))
@@ -149,10 +170,15 @@ class Output:
     def _image(self, row: Row, reader: SplitReader) -> dict[str, Any]:
         if self.config.pictures == "copy":
             return {"bytes": picture_bytes(row), "path": None}
-        folder = reader.reader.folder
-        if not isinstance(row.picture, str) or folder is None:
-            raise ConfigError(f"pictures=paths: {row.key} of {reader.source.name} is no file: take pictures=copy")
-        return {"bytes": None, "path": Path(row.picture).resolve().relative_to(folder.resolve()).as_posix()}
+        return {"bytes": None, "path": reader.path_of(row)}
+
+
+def _unread_blocks(shards: Shards) -> Iterator[Block]:
+    """The rows of a split as pass one noted them, without their pictures."""
+    for number in range(shards.count):
+        lines = shards.table(number, ["row", "key", "person"]).to_pylist()
+        rows = (Row(number=line["row"], key=line["key"], person=line["person"], picture=None) for line in lines)
+        yield Block(number=number, rows=tuple(rows), records={}, position=None)
 
 
 def picture_bytes(row: Row) -> bytes:

@@ -16,14 +16,13 @@ from faceclip.storage.files import read_json, write_text
 
 BINS = 48
 TAILS = 0.005  # share of the values left out of a histogram on either side
-Place = tuple[str, int]  # split and row number
 
 
 class Thumbnails:
     """Which pictures a report shows: those next to each threshold, and near-duplicates with what is kept for them."""
 
     def __init__(self, splits: Sequence[Shards], decision: Decision, count: int) -> None:
-        self.splits, self.decision, self.count = splits, decision, count
+        self.splits, self.count = splits, count
         self.dropped: dict[str, list[tuple[int, float]]] = {}
         self.kept: dict[str, list[tuple[int, float]]] = {}
         self.histograms: dict[str, tuple[NDArray, NDArray]] = {}
@@ -32,13 +31,7 @@ class Thumbnails:
         self.repeats = sorted(decision.instead.items())[:count]
         shown = [place for found in (*self.dropped.values(), *self.kept.values()) for place, _ in found]
         shown += [place for pair in self.repeats for place in pair]
-        self.wanted: set[Place] = {self.row(place) for place in shown}
-
-    def row(self, place: int) -> Place:
-        """Split and row number of a place in the decision's order."""
-        split, number, offset = self.decision.where(place)
-        table = next(shards for shards in self.splits if shards.split == split).table(number, ["row"])
-        return split, int(table["row"][offset].as_py())
+        self.wanted: set[tuple[str, int]] = {decision.row(place) for place in shown}
 
     def _look(self, rule: Rule) -> None:
         values = column_values(self.splits, rule.column)
@@ -99,11 +92,11 @@ def write_report(
         blocks.append(page.table(("example",), [(text,) for text in _examples(splits)]))
     blocks.append(page.heading("Thresholds"))
     for rule in decision.rules:
-        blocks += _at_threshold(rule, bounds[rule.name], thumbnails, pictures)
+        blocks += _at_threshold(rule, bounds[rule.name], decision, thumbnails, pictures)
     if thumbnails.repeats:
         blocks.append(page.heading("Near-duplicates"))
         shown = [
-            [(pictures.get(thumbnails.row(place)), label) for place, label in ((kept_, "kept"), (dropped, "dropped"))]
+            [(pictures.get(decision.row(place)), label) for place, label in ((kept_, "kept"), (dropped, "dropped"))]
             for dropped, kept_ in thumbnails.repeats
         ]
         blocks.append(page.pictures("Pairs", [cell for pair in shown for cell in pair]))
@@ -119,11 +112,11 @@ def write_report(
     write_text(path, page.document("Curation", blocks))
 
 
-def _at_threshold(rule: Rule, bound: str, thumbnails: Thumbnails, pictures: Pictures) -> list[str]:
+def _at_threshold(rule: Rule, bound: str, decision: Decision, thumbnails: Thumbnails, pictures: Pictures) -> list[str]:
     counts, edges = thumbnails.histograms[rule.name]
     blocks = [page.subheading(f"{rule.name}: {bound}"), page.histogram(counts, edges, rule.bound)]
     for title, found in (("Dropped, next to it", thumbnails.dropped), ("Kept, next to it", thumbnails.kept)):
-        cells = [(pictures.get(thumbnails.row(place)), f"{value:.4g}") for place, value in found[rule.name]]
+        cells = [(pictures.get(decision.row(place)), f"{value:.4g}") for place, value in found[rule.name]]
         if cells:
             blocks.append(page.pictures(title, cells))
     return blocks

@@ -12,6 +12,7 @@ from faceclip.data.curate.shards import Row
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.sources import Position, open_source
+from faceclip.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,27 @@ class SplitReader:
                 records={row.number: raw for row, raw in located if raw is not None},
                 position=self.source.position(),
             )
+
+    def path_of(self, row: Row) -> str:
+        """Where the picture of a row lies below the folder of the pictures. Raises ConfigError for one that is no file
+        there."""
+        folder = self.reader.folder
+        if isinstance(row.picture, str) and folder is not None:
+            path = Path(row.picture).resolve()
+            if path.is_relative_to(folder.resolve()):
+                return path.relative_to(folder.resolve()).as_posix()
+        raise ConfigError(
+            f"pictures=paths: {row.key} of {self.source.name} is no file below {folder or 'a folder of the data'}: "
+            "take pictures=copy"
+        )
+
+    def check_paths(self) -> None:
+        """Raises ConfigError where the first picture has no `path_of`: before hours of measuring, not after."""
+        for number, row in enumerate(islice(self.source.rows(0), self.data.shard_rows)):
+            located, raw = self._locate(row, number)
+            if raw is not None:
+                self.path_of(located)
+                return
 
     def _locate(self, row: Mapping[str, Any], number: int) -> tuple[Row, RawRecord | None]:
         try:
