@@ -28,8 +28,11 @@ from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.images import load_image
 from faceclip.settings import run, setting
-from faceclip.storage.files import write_json, write_picture
+from faceclip.storage.files import read_json, write_json, write_picture
+from faceclip.storage.places import check_place
 
+PHOTOS = 4  # that one fault takes at most
+WORDS = "planted.json"
 GOOD = "0-good"  # before the names of faults: of two equal pictures the first one stays
 
 
@@ -49,34 +52,55 @@ class CurationConfig:
         for name in ("photos", "work"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: name a folder, as in {name}=DIR")
+        if Path(self.work).resolve().is_relative_to(Path(self.photos).resolve()):
+            raise ConfigError(f"work={self.work} lies in photos={self.photos}: its pictures would be among the photos")
         if self.each < 1 or self.good < self.each:
             raise ConfigError(f"each, good: expected 1 ≤ each ≤ good, got {self.each} and {self.good}")
 
 
-def plant(config: CurationConfig, folder: Path) -> None:
-    """Writes the pictures, the same ones for the same words; those that are there already stay.
+def plant(config: CurationConfig, work: Path) -> None:
+    """Writes WORK/pictures, the same ones for the same words; those that are there already stay.
 
-    Raises EmptyDatasetError for fewer photos than `good`.
+    Faults are planted in other photos than the good ones, in one of them several times where there are fewer than
+    `each`; copies are of good ones.
+
+    Raises EmptyDatasetError for fewer photos than `good` and four more, ConfigError where `work` holds pictures of
+    other words or photos, or something else.
     """
     photos = [file for file in files_below(Path(config.photos)) if file.suffix.lower() in SUFFIXES]
-    if len(photos) < config.good:
-        raise EmptyDatasetError(f"photos={config.photos}: {len(photos)} photos, good={config.good} were asked for")
-    chosen = [photos[i] for i in np.random.default_rng(config.seed).permutation(len(photos))[: config.good]]
-    for number, file in enumerate(chosen):
+    if len(photos) < config.good + PHOTOS:
+        raise EmptyDatasetError(
+            f"photos={config.photos}: {len(photos)} photos; good={config.good} and {PHOTOS} more for the faults are "
+            "needed"
+        )
+    _claim(config, work, len(photos))
+    shuffled = [photos[i] for i in np.random.default_rng(config.seed).permutation(len(photos))]
+    good, others, folder = shuffled[: config.good], shuffled[config.good :], work / "pictures"
+    for number, file in enumerate(good):
         _write(folder / GOOD / f"{number:05d}.png", lambda file=file: load_image(file))
     for kind, fault in ({name: fault for name, (fault, _) in FAULTS.items()} | COPIES).items():
         for number in range(config.each):
             random = np.random.default_rng([config.seed, number, *kind.encode()])
-            # Faults are planted in other photos than the good ones where there are enough; copies are of good ones.
-            first = number if kind in COPIES else config.good + number
-            files = [
-                chosen[first % config.good] if kind in COPIES else photos[(first + i * 997) % len(photos)]
-                for i in range(4)
-            ]
+            step = len(others) // PHOTOS
+            files = [others[(number + i * step) % len(others)] for i in range(PHOTOS)]
+            files = [good[number]] if kind in COPIES else files
             _write(
                 folder / kind / f"{number:05d}.png",
                 lambda fault=fault, files=files, random=random: fault([load_image(file) for file in files], random),
             )
+
+
+def _claim(config: CurationConfig, work: Path, photos: int) -> None:
+    check_place(work, "work=", (WORDS,))
+    ours = {name: getattr(config, name) for name in ("photos", "each", "good", "seed")} | {"number of photos": photos}
+    theirs = read_json(work / WORDS) if (work / WORDS).is_file() else ours
+    different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if different:
+        raise ConfigError(
+            f"work={work} holds pictures that were planted by other words ({', '.join(different)} differ): choose "
+            "another work=, or delete this folder"
+        )
+    write_json(work / WORDS, ours)
 
 
 def _write(path: Path, make: Any) -> None:
@@ -87,17 +111,16 @@ def _write(path: Path, make: Any) -> None:
 def measure(config: CurationConfig) -> dict[str, Any]:
     """Plants, curates, and counts by kind of picture: how many, how many are dropped, by which rules."""
     work = Path(config.work)
-    plant(config, work / "pictures")
-    curate(
-        CurateConfig(
-            data=DataConfig(path=str(work / "pictures"), shard_rows=256),
-            out=str(work / "curated"),
-            measures=config.measures,
-            keep=config.keep,
-            pictures="none",
-            thumbnails=12,
-        )
+    words = CurateConfig(
+        data=DataConfig(path=str(work / "pictures"), shard_rows=256),
+        out=str(work / "curated"),
+        measures=config.measures,
+        keep=config.keep,
+        pictures="none",
+        thumbnails=12,
     )
+    plant(config, work)
+    curate(words)
     total: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     meant: Counter[str] = Counter()
