@@ -42,7 +42,8 @@ class TurnedConfig(RecognitionConfig):
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """Of P probes: their rows among the photos, person, score of the person's gallery photo, and whether that is the
-    first of the gallery. accepted: whether the score is above the threshold that one of a thousand strangers passes."""
+    first of the gallery. accepted: whether the score is above the threshold that one of a thousand strangers passes;
+    NaN where fewer strangers than that were compared."""
 
     rows: NDArray[np.int64]
     person: NDArray[np.int64]
@@ -70,13 +71,15 @@ def ask(scores: NDArray[np.floating], people: NDArray[np.integer], gallery: NDAr
     table = np.asarray(scores, np.float64)[np.ix_(probes, gallery)]
     own = people[probes][:, None] == people[gallery][None]
     right, wrong = np.where(own, table, -np.inf).max(axis=1), np.where(own, -np.inf, table)
-    limit = np.quantile(wrong[~own], 1 - FALSE_RATE)
+    strangers = wrong[~own]
+    enough = len(strangers) * FALSE_RATE >= 1
+    accepted = (right > np.quantile(strangers, 1 - FALSE_RATE)).astype(np.float64)
     return Asked(
         rows=probes,
         person=np.asarray(people, np.int64)[probes],
         score=right,
         first=(right > wrong.max(axis=1)).astype(np.float64),
-        accepted=(right > limit).astype(np.float64),
+        accepted=accepted if enough else np.full(len(right), np.nan),
     )
 
 
@@ -111,6 +114,8 @@ def slice_figures(asked: Asked, labels: dict[str, NDArray[np.str_]]) -> dict[str
 def measure(config: TurnedConfig) -> None:
     """Measures on one core, prints the figures and writes them where asked to."""
     torch.set_num_threads(1)
+    if config.out:
+        make_folder(Path(config.out), "out=")
     fitter = MeshFitter()
     encoders = {name: load_tower(name, "face") for name in config.recognizers}
     photos = list(read_photos(choose_photos(Path(config.photos), config.people, config.per_person, config.seed)))
@@ -139,7 +144,6 @@ def measure(config: TurnedConfig) -> None:
                 print(f"{way}: {figure} by {kind}: {_line(part)}")
     if config.out:
         out = Path(config.out)
-        make_folder(out, "out=")
         content = {way: {name: to_json(kinds) for name, kinds in figures.items()} for way, figures in found.items()}
         write_json(out / "results.json", {"data": data, "slices": content})
         print(f"report: {_report(data, found).write(out / 'report.html')}")

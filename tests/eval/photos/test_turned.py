@@ -33,11 +33,23 @@ def test_what_is_asked_by_hand():
     found = ask(scores, people, np.array([0, 2]))
     assert found.rows.tolist() == [1, 3] and found.person.tolist() == [0, 1]
     np.testing.assert_allclose(found.score, [0.9, 0.3])
-    assert found.first.tolist() == [1, 1] and found.accepted.tolist() == [1, 1]
+    assert found.first.tolist() == [1, 1]
+    assert np.isnan(found.accepted).all()  # two strangers say nothing of one in a thousand
     tied = scores.copy()
-    tied[3, 0] = 0.3  # as near to a stranger: a miss, and above no threshold
-    found = ask(tied, people, np.array([0, 2]))
-    assert found.first.tolist() == [1, 0] and found.accepted.tolist() == [1, 0]
+    tied[3, 0] = 0.3  # as near to a stranger: a miss
+    assert ask(tied, people, np.array([0, 2])).first.tolist() == [1, 0]
+
+
+def test_a_threshold_that_one_of_a_thousand_strangers_passes():
+    people = np.repeat(np.arange(40), 2)  # 40 probes, each compared with 39 strangers
+    scores = np.random.default_rng(0).uniform(0, 0.5, (80, 80))
+    own = people[:, None] == people[None]
+    scores[own] = 0.9
+    scores[1, 0], scores[3, 0] = 0.4, 0.6  # a probe below many strangers, and the one that reaches 0.6
+    found = ask(scores, people, np.arange(0, 80, 2))
+    assert found.accepted.tolist() == [0] + [1] * 39 and found.first.tolist() == [0] + [1] * 39
+    few = np.arange(0, 64, 2)  # 32 · 31 strangers
+    assert np.isnan(ask(scores, people, few).accepted).all()
 
 
 @dense
