@@ -79,6 +79,27 @@ def check_writable(writable: bool, cache: Path, what: str) -> None:
         )
 
 
+def row_count(config: DataConfig, source: RowSource) -> int | None:
+    """Rows of a source up to `data.limit`, where that is known before the end."""
+    limit = config.limit or None
+    return source.count if limit is None else min(limit, source.count or limit)
+
+
+def row_blocks(
+    config: DataConfig, source: RowSource, first: int, position: Position | None
+) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+    """Number and rows of block `first` and of those after it: `data.shard_rows` rows, fewer at the end or at
+    `data.limit`. `position`: where a stream stood at the begin of the first one, if that is known."""
+    size, limit = config.shard_rows, config.limit or None
+    rows = source.rows(first * size, position)
+    rows = islice(rows, None if limit is None else max(0, limit - first * size))
+    for number in count_from(first):
+        block = list(islice(rows, size))
+        if not block:
+            return
+        yield number, block
+
+
 class SourceBlocks:
     """The rows of one split of any data in blocks of `data.shard_rows`, with their portraits found and cut.
 
@@ -117,16 +138,11 @@ class SourceBlocks:
     def read(self, first: int, position: Position | None, title: str) -> Iterator["Block"]:
         """Block number `first` and those after it. `position`: where a stream stood at its begin, if that is known;
         `title`: of the progress bar."""
-        size, limit = self.config.shard_rows, self.config.limit or None
-        rows = self.source.rows(first * size, position)
-        rows = islice(rows, None if limit is None else max(0, limit - first * size))
-        total = self.source.count if limit is None else min(limit, self.source.count or limit)
+        total = row_count(self.config, self.source)
         with PortraitPool(self.config, self.mapping, self.reader) as pool, bar(title, total) as advance:
-            for number in count_from(first):
-                block = list(islice(rows, size))
-                if not block:
-                    return
-                yield Block(number, number * size, block, pool, lambda done: advance(done, total))
+            for number, rows in row_blocks(self.config, self.source, first, position):
+                start = number * self.config.shard_rows
+                yield Block(number, start, rows, pool, lambda done: advance(done, total))
 
 
 @dataclass(frozen=True)

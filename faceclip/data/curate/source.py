@@ -3,11 +3,11 @@ the kept ones."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from faceclip.data.blocks import row_blocks, row_count
 from faceclip.data.curate.shards import Row
 from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
 from faceclip.data.portrait_reader import PortraitReader
@@ -48,19 +48,13 @@ class SplitReader:
     @property
     def count(self) -> int | None:
         """Rows, where that is known before the end."""
-        limit = self.data.limit or None
-        return min(limit, self.source.count or limit) if limit else self.source.count
+        return row_count(self.data, self.source)
 
     def blocks(self, first: int = 0, position: Position | None = None) -> Iterator[Block]:
         """Block number `first` and those after it; `position`: where a stream stood at its begin, if known."""
-        size, limit = self.data.shard_rows, self.data.limit or None
-        rows = self.source.rows(first * size, position)
-        rows = islice(rows, None if limit is None else max(0, limit - first * size))
-        for number in count_from(first):
-            block = list(islice(rows, size))
-            if not block:
-                return
-            located = [self._locate(row, number * size + place) for place, row in enumerate(block)]
+        for number, block in row_blocks(self.data, self.source, first, position):
+            start = number * self.data.shard_rows
+            located = [self._locate(row, start + place) for place, row in enumerate(block)]
             yield Block(
                 number=number,
                 rows=tuple(row for row, _ in located),
