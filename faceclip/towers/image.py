@@ -11,6 +11,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from faceclip.cpu.sequences import project_at_once
 from faceclip.errors import ConfigError
 
 
@@ -57,6 +58,7 @@ class ImageTower(ModelMixin, ConfigMixin):
             output_dim=embed_dim,
             act_layer=QuickGELU if quick_gelu else nn.GELU,
         )
+        project_at_once(self.tower)
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encode RGB images (B, 3, H, W) in [0, 1]; resizing (bicubic) and normalization happen here.

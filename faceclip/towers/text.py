@@ -11,6 +11,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
+from faceclip.cpu.sequences import project_at_once
+
 VOCABULARY_SIZE = 49408
 START, END, PAD = 49406, 49407, 0
 
@@ -81,6 +83,7 @@ class TextTower(ModelMixin, ConfigMixin):
             output_dim=embed_dim,
             act_layer=QuickGELU if quick_gelu else nn.GELU,
         )
+        project_at_once(self.tower)
 
     @property
     def unknown_row(self) -> int | None:
