@@ -37,8 +37,9 @@ class FaceCLIPBranch(nn.Module):
         plain = self.text.tower.token_embedding(self.text.rows(tokens[:, ID_INDEX]))
         identity = identity.to(self.identity_projection.weight.dtype)  # the towers may be in 16 bits, and this not
         word = self.identity_projection(F.normalize(identity, dim=-1)).to(plain.dtype)
-        start = tokens.new_tensor(TEMPLATE_START)
-        replaced = (tokens[:, 1 : 1 + len(start)] == start).all(dim=1) & has_face
+        # Compared with numbers: a tensor of them would be copied to the device, which waits for it.
+        begins = torch.stack([tokens[:, place] == word for place, word in enumerate(TEMPLATE_START, start=1)])
+        replaced = begins.all(dim=0) & has_face
         return self.text(tokens, replace_index=ID_INDEX, replace_with=torch.where(replaced[:, None], word, plain))
 
     def forward(self, text: Tensor, face: Tensor, face_position: Tensor) -> Tensor:

@@ -104,19 +104,30 @@ class EncoderTask(ContrastiveTask):
         }
         local = torch.stack([*(use.sum().float() for use in uses.values()), features["power"].sum()])
         *counts, power = (sum_over_ranks(local) / world_size()).unbind()
-        part = {name: (use, count) for (name, use), count in zip(uses.items(), counts, strict=True)}
+        # What a query counts for in each kind. Rows of another kind stay, with weight 0: leaving them out would read
+        # the masks, and a step on a GPU would wait for that.
+        least = 1 / world_size()
+        weights = {n: use / count.clamp_min(least) for (n, use), count in zip(uses.items(), counts, strict=True)}
         person, row, words = features["labels"].unbind(1)
         people, rows, texts = gather_targets(features["labels"]).unbind(1)
+        # Pictures of one person are alike to a face that asks alone; a description asks for one picture.
+        nobody = torch.full_like(person, -1)
+        asked = torch.stack([row, torch.where(uses["face_only"], person, nobody)], dim=1)
         identity, image, text = (gather_targets(features[name]) for name in ("answer_identity", "answer_image", "text"))
         gallery = gather_rows(features["gallery"])
         face, words_space, joint = (features[f"query_{name}"] for name in ("face", "text", "joint"))
         losses = {
-            "face": self._term("face", face, identity, person, people, *part["face"]),
-            "text": self._term("text", words_space, text, words, texts, *part["text"]),
-            "image": self._term("image", words_space, image, row, rows, *part["text"]),
-            "joint": self._term("joint", joint, gallery, row, rows, *part["both"])
-            + 0.5 * self._term("joint", joint, gallery, person, people, *part["face_only"])
-            + 0.5 * self._term("joint", joint, gallery, row, rows, *part["text_only"]),
+            "face": self._term("face", face, identity, person, people, weights["face"]),
+            "text": self._term("text", words_space, text, words, texts, weights["text"]),
+            "image": self._term("image", words_space, image, row, rows, weights["text"]),
+            "joint": self._term(
+                "joint",
+                joint,
+                gallery,
+                asked,
+                torch.stack([rows, people], dim=1),
+                weights["both"] + 0.5 * (weights["face_only"] + weights["text_only"]),
+            ),
             "tokens": features["drift"].sum() / power,
         }
         total = sum(getattr(self.config, name) * value for name, value in losses.items())
@@ -127,13 +138,12 @@ class EncoderTask(ContrastiveTask):
         return total, parts
 
     def _term(
-        self, name: str, queries: Tensor, targets: Tensor, labels: Tensor, names: Tensor, use: Tensor, count: Tensor
+        self, name: str, queries: Tensor, targets: Tensor, labels: Tensor, names: Tensor, weights: Tensor
     ) -> Tensor:
-        """Sum over the queries in `use` by `count`, their mean number per rank."""
+        """Sum over the queries, each times its weight."""
         scale, bias = self.modules["scales"][f"{name}_log_scale"], self.modules["scales"][f"{name}_bias"]
-        queries, labels = queries[use], labels[use]
-        mean = sigmoid_contrastive_loss(queries, targets, scale, bias, labels, names)
-        return mean * (len(queries) / count.clamp_min(1 / world_size()))
+        mean = sigmoid_contrastive_loss(queries, targets, scale, bias, labels, names, query_weights=weights)
+        return mean * len(queries)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:

@@ -116,6 +116,35 @@ def test_a_large_batch_equals_dense(product, loss, dense):
     )
 
 
+@pytest.mark.parametrize(
+    ("loss", "reference"), [(sigmoid_contrastive_loss, dense_sigmoid), (infonce_loss, dense_infonce)]
+)
+def test_weights_of_queries_and_labels_in_columns_equal_dense(monkeypatch, loss, reference):
+    monkeypatch.setattr(losses, "BLOCK_ENTRIES", {"cpu": 16 * 90})
+    monkeypatch.setattr(losses, "MIN_ROWS", 1)
+    (q, t), labels, groups = case()
+    (q64, t64), _, _ = case(dtype=torch.float64)
+    weights = torch.linspace(-1, 2, 70).clamp_min(0)
+    columns = [
+        torch.stack([label, group], dim=1) for label, group in zip(labels, (groups[0], groups[1] + 3), strict=True)
+    ]
+    starts = (2.0, -3.0) if loss is sigmoid_contrastive_loss else (2.0,)
+    scalars = [torch.tensor(value, requires_grad=True) for value in starts]
+    doubles = [value.detach().double().requires_grad_() for value in scalars]
+    value = loss(q, t, *scalars, *columns, query_weights=weights)
+    found = torch.autograd.grad(value, (q, t, *scalars))
+    # Each query by itself is a batch of one, whose labels become one column by hand.
+    equal = (columns[0][:, None] == columns[1]).any(dim=2)
+    rows = [
+        reference(q64[i : i + 1], t64, *doubles, torch.ones(1), equal[i].float()) * weights[i].double()
+        for i in range(70)
+    ]
+    expected_value = torch.stack(rows).sum() / 70
+    expected = torch.autograd.grad(expected_value, (q64, t64, *doubles))
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-6)
+    assert_gradients(found, expected)
+
+
 def test_by_hand():
     # One positive pair at cosine 1, logits 0: log 2; one negative pair at logit 0: log 2.
     q, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -204,6 +233,9 @@ def test_dtypes_come_back_and_autocast_changes_nothing():
         ({"query_groups": torch.zeros(70, dtype=torch.int64)}, "^query_groups and target_groups "),
         ({"targets": torch.zeros(90, 25)}, r"^queries .*targets .*\(70, 24\) .*\(90, 25\)"),
         ({"query_labels": list(range(70))}, "^query_labels .*list$"),
+        ({"query_labels": torch.zeros(70, 2, dtype=torch.int64)}, r"^target_labels .*\(90, 2\)"),
+        ({"query_weights": torch.ones(69)}, r"^query_weights .*\(70,\) .*\(69,\)"),
+        ({"query_weights": torch.ones(70, dtype=torch.int64)}, r"^query_weights .*torch\.int64"),
         ({"log_scale": 2.6}, "^log_scale .*float$"),
         ({"log_scale": torch.zeros(2)}, r"^log_scale .*\(2,\)"),
     ],
