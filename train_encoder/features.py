@@ -55,7 +55,7 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
     """
     if find_layout(data) == "portraits":
         if split == "validation":
-            check_pairs(data.path, load_arrays(Path(data.path), split).identity)
+            check_pairs(data.path, load_arrays(Path(data.path), split, labelled=False).identity)
         return split_features(Path(data.path), split, towers, cache, device=data.device, batch_size=data.batch_size)
     divided = bool(data.columns.split) or data.validation_share > 0
     with locked_cache(cache) as writable:
@@ -80,11 +80,11 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
 def split_features(
     directory: Path, split: str, towers: Towers, cache: Path, *, device: str = "cpu", batch_size: int = 64
 ) -> SplitFeatures:
-    """Features of a split of this project's own data layout; the face crop is cut by the true landmarks.
+    """Features of a split of this project's own data layout; the face crop is cut by the landmarks that it holds.
 
     The CPU takes a block of the cache at once, another device `batch_size` rows.
     """
-    arrays = load_arrays(directory, split)
+    arrays = load_arrays(directory, split, labelled=False)
     frozen = FrozenTowers(towers=towers, device=device, batch=ROWS if device == "cpu" else batch_size)
     size, side = towers.recognizer.config.image_size, towers.image.config.image_size
     models, cut = frozen.hashes(), f"landmarks 2, {size} px"

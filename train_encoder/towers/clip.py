@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faceclip.data.arrays import FaceArrays, load_arrays
+from faceclip.data.arrays import UNKNOWN, FaceArrays, load_arrays
 from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
+from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
@@ -73,8 +74,8 @@ class ClipConfig(TowerConfig):
 class CaptionedSource(MapSource):
     """A portrait with one of its captions at random.
 
-    Fields: image (3, S, S) uint8, tokens (77,), classes (A,) of all attributes, named (A,) whether the
-    caption states the attribute.
+    Fields: image (3, S, S) uint8, tokens (77,), classes (A,) of all attributes, `UNKNOWN` where nobody knows them,
+    named (A,) whether the caption states the attribute. Raises DataError for photos whose captions were not made.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class CaptionedSource(MapSource):
         template: float = 0.0,
         unknown: float = 0.0,
     ) -> None:
-        self.arrays = load_arrays(directory, split, size=size)
+        self.arrays = _described_arrays(directory, split, size)
         self.jitter, self.template, self.unknown = jitter, template, unknown
         self.names = sorted(self.arrays.attributes)
         self.classes = np.stack([np.asarray(self.arrays.attributes[name]) for name in self.names], axis=1)
@@ -129,7 +130,8 @@ class CaptionedSource(MapSource):
 def caption_matches(named: Tensor, classes: Tensor) -> Tensor:
     """Whether caption i is true of image j (B, B): all attributes that it states have the same value there.
 
-    named (B, A) bool of the captions, classes (B, A) of the images in the same order.
+    named (B, A) bool of the captions, classes (B, A) of the images in the same order. A caption that states a value is
+    not true of an image whose value is unknown: a made caption says what can be seen.
     """
     return ((classes[:, None] == classes[None]) | ~named[:, None]).all(dim=-1)
 
@@ -175,15 +177,19 @@ class ClipTask(Task):
         return total, {name: part.detach() for name, part in parts.items()} | {"logit_scale": scale.detach()}
 
     def attribute_loss(self, embeddings: Tensor, classes: Tensor, stated: Tensor) -> Tensor:
-        """Mean cross-entropy over the stated attributes (B, A) of their classes (B, A), from embeddings (B,
-        D).
-        """
+        """Mean cross-entropy over the stated attributes (B, A) of their classes (B, A), from embeddings (B, D); unknown
+        classes do not count."""
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = F.normalize(embeddings.float(), dim=1) * embeddings.shape[1] ** 0.5
             logits = self.modules["heads"](unit).split(self.sizes, dim=1)
             losses = torch.stack(
-                [F.cross_entropy(part, classes[:, i], reduction="none") for i, part in enumerate(logits)], dim=1
+                [
+                    F.cross_entropy(part, classes[:, i], reduction="none", ignore_index=UNKNOWN)
+                    for i, part in enumerate(logits)
+                ],
+                dim=1,
             )
+            stated = stated & (classes != UNKNOWN)
         return (losses * stated).sum() / stated.sum().clamp_min(1)
 
     def validate(self, step: int) -> dict[str, float]:
@@ -217,11 +223,13 @@ def fullest_caption(captions: list[Caption]) -> Caption:
 def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch: int = 64) -> dict[str, Estimate]:
     """Recall@1 among 100 random distractors, both directions and both text towers.
 
-    Queries are each portrait's fullest caption. `…_unambiguous` draws no distractor of which the caption (or,
-    for an image query, whose caption) is true; the plain figure does, so that a perfect model cannot reach 1.
+    Queries are each portrait's fullest caption; portraits of which no caption states anything are left out.
+    `…_unambiguous` draws no distractor of which the caption (or, for an image query, whose caption) is true; the plain
+    figure does, so that a perfect model cannot reach 1. Raises EmptyDatasetError where every caption is true of every
+    portrait.
     """
     image_tower = towers["image_tower"]
-    arrays = load_arrays(directory, split, size=image_tower.config.image_size)
+    arrays = _described_arrays(directory, split, image_tower.config.image_size)
     for tower in towers.values():
         tower.eval()
     device = next(image_tower.parameters()).device
@@ -231,15 +239,22 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
     names = sorted(arrays.attributes)
     classes = np.stack([np.asarray(arrays.attributes[name]) for name in names], axis=1)
     queries = [fullest_caption(row) for row in arrays.captions]
+    telling = np.flatnonzero([bool(caption.named) for caption in queries])
+    if not len(telling):
+        raise EmptyDatasetError(f"{directory}: no caption of the {split} split states an attribute")
+    images, classes, queries = images[telling], classes[telling], [queries[row] for row in telling]
     tokens = tokenize([caption.text for caption in queries])
-    matches = np.ones((len(arrays), len(arrays)), dtype=bool)
+    matches = np.ones((len(queries), len(queries)), dtype=bool)
     for column, name in enumerate(names):
         states = np.array([name in caption.named for caption in queries])
         same = classes[:, column][:, None] == classes[:, column][None]
         matches &= same | ~states[:, None]
     figures = {}
-    distractors = min(DISTRACTORS, int((~matches).sum(axis=1).min()), int((~matches).sum(axis=0).min()))
-    identity = np.asarray(arrays.identity)
+    wrong = (~matches).sum(axis=1), (~matches).sum(axis=0)
+    distractors = min(DISTRACTORS, *(int(count.min(initial=DISTRACTORS)) for count in wrong))
+    if distractors == 0:
+        raise EmptyDatasetError(f"{directory}: the {split} split has a caption that is true of all its portraits")
+    identity = np.asarray(arrays.identity)[telling]
     for letter in ("l", "g"):
         tower = towers[f"text_tower_{letter}"]
         parts = [tower(used_tokens(chunk).to(device)).embedding for chunk in tokens.split(batch)]
@@ -255,6 +270,14 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
             figures[f"{name}_unambiguous"] = identity_bootstrap(hits, identity)
             figures[name] = identity_bootstrap(recall_among(table, none, distractors=distractors), identity)
     return figures
+
+
+def _described_arrays(directory: Path, split: str, size: int) -> FaceArrays:
+    """Portraits with attributes: renders, or photos whose captions were made. Raises DataError for other photos."""
+    arrays = load_arrays(directory, split, size=size, labelled=False)
+    if not arrays.attributes:
+        raise DataError(f"{directory} holds photos without attributes: import them with captions=made")
+    return arrays
 
 
 def _float(arrays: FaceArrays, rows: slice) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from faceclip.errors import DataError
 from faceclip.statistics import Estimate
+from faceclip.storage.hashes import short_key
 
 Metric = Estimate | float
 _FIGURES = re.compile(r"## Measured on the .*?\nIntervals: [^\n]*", re.DOTALL)
@@ -26,12 +27,13 @@ class Card:
     samples: int
     data: Mapping[str, object]  # the data set's own dataset.json
     split: str = "test"
-    license: str = "Apache-2.0 (code and weights); training images rendered from CC0 head geometry"
+    license: str = ""  # "" says what follows from the data
     notes: str = ""
 
 
 def dataset_facts(directory: Path) -> dict[str, Any]:
-    """What identifies a data set, from its `dataset.json`: seed, version, sizes, splits, counts.
+    """What identifies a data set, from its `dataset.json`: seed, version, sizes, splits, counts; of photos counts, and
+    in `photos` a hash of what was imported.
 
     Raises DataError when the file is missing or not JSON.
     """
@@ -42,7 +44,8 @@ def dataset_facts(directory: Path) -> dict[str, Any]:
         message = f"{path}: cannot read the data set's facts ({error}); generate the data set again"
         raise DataError(message) from error
     names = ("version", "seed", "identities", "images_per_identity", "size", "framing", "splits", "counts")
-    return {name: facts[name] for name in names if name in facts}
+    photos = {"photos": short_key(facts["request"], facts.get("files"))} if "request" in facts else {}
+    return {name: facts[name] for name in names if name in facts} | photos
 
 
 def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> None:
@@ -93,15 +96,24 @@ def data_command(facts: Mapping[str, Any]) -> str:
 
 
 def data_line(facts: Mapping[str, object]) -> str:
-    """The card's line about the data: version of the generator, and the command."""
+    """The card's line about the data: version of the generator, and the command; of photos how many there were."""
+    if "photos" in facts:
+        counts = facts["counts"]
+        assert isinstance(counts, Mapping)
+        parts = [f"{part['images']:,} photographs of {part['identities']:,} people ({n})" for n, part in counts.items()]
+        return f"| data | imported by `python -m faceclip.data.photos`: {', '.join(parts)} |"
     return f"| data | version {facts.get('version', 'unknown')}: `{data_command(facts)}` |"
 
 
 def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
+    photos = "photos" in card.data
+    terms = "Apache-2.0 (code and weights); training images rendered from CC0 head geometry"
+    if photos:
+        terms = "that of the photographs; nothing here says that these weights may be passed on"
     lines = [
         "---",
-        "license: apache-2.0",
-        "tags: [synthetic-faces, tiny]",
+        f"license: {'other' if photos else 'apache-2.0'}",
+        f"tags: [{'photographs' if photos else 'synthetic-faces'}, tiny]",
         "---",
         f"# {card.title}",
         "",
@@ -113,7 +125,7 @@ def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
         f"| seed | {card.seed} |",
         f"| steps | {card.steps} ({card.samples} samples seen) |",
         data_line(card.data),
-        f"| license | {card.license} |",
+        f"| license | {card.license or terms} |",
         "",
         *_figures(card.split, metrics),
     ]
