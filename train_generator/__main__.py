@@ -46,7 +46,10 @@ def prepare(config: GeneratorConfig) -> Trainer:
     # With identity=none the numbers of rows are equal by accident; the same split twice is meant to be.
     if given.identity == "column" and given.validation != given.train:
         check_apart(features[0].arrays, features[1].arrays)
-    check_regions(features[0].arrays.regions, config.loss.alignment, f"data={given.path}")
+    arrays = features[0].arrays
+    check_regions(
+        arrays.masks if arrays.regions is None else arrays.regions, config.loss.alignment, f"data={given.path}"
+    )
     if config.init:
         begun = continue_adapter(pipeline, config.adapter, Path(config.init), licence=config.licence)
     else:

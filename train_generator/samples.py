@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.data.masks import mask_number, mask_of
 from faceclip.data.portraits import People
 from faceclip.data.records import REGIONS, Phrase
 from faceclip.encoder import TEMPLATE
@@ -86,11 +87,11 @@ class GenerationSource(MapSource):
         words = torch.zeros(MAX_PHRASES, 77, dtype=torch.bool)
         if keep_text:
             described = [p for p in caption.phrases if p.region and not self._absent(p, index)][:MAX_PHRASES]
-            if described:
-                assert arrays.regions is not None  # load_arrays: phrases name regions that are there
-                regions = np.asarray(arrays.regions[index])  # decoded by each look
+            # Decoded by each look. load_arrays: phrases name regions and masks that are there.
+            regions = np.asarray(arrays.regions[index]) if described and arrays.regions is not None else None
+            given = np.asarray(arrays.masks[index]) if described and arrays.masks is not None else None
             for number, phrase in enumerate(described):
-                masks[number] = regions == REGIONS.index(phrase.region)
+                masks[number] = _mask(phrase, regions, given)
                 words[number] = phrase_token_mask(text, phrase.start, phrase.end, prefix=prefix)
         return {
             "latents": np.array(features.latents[index]),
@@ -132,3 +133,13 @@ class GenerationSource(MapSource):
         """Whether a phrase says what is not there ("no hat"): its words have nothing to look at."""
         arrays = self.features.arrays
         return any(arrays.vocabularies[n][int(arrays.attributes[n][index])] == "none" for n in phrase.attributes)
+
+
+def _mask(phrase: Phrase, regions: NDArray[np.uint8] | None, given: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
+    """Where a phrase's region or mask lies (S, S), by the portrait's region map (S, S) and masks (S, S, 3)."""
+    number = mask_number(phrase.region)
+    if number is None:
+        assert regions is not None
+        return regions == REGIONS.index(phrase.region)
+    assert given is not None
+    return mask_of(given, number)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from faceclip.captions.visibility import seen_values
 from faceclip.data.blocks import ROWS, kept_rows
 from faceclip.data.encoded import decode_square, encoded_fields, pictures_of
+from faceclip.data.masks import MASKS, mask_number
 from faceclip.data.placement import PLACEMENT, crop_sizes
 from faceclip.data.portraits import number_captions
 from faceclip.data.recorded import pack_texts, unpack_texts
@@ -45,7 +46,7 @@ from faceclip.storage.hashes import bytes_hash, file_hash
 from faceclip.storage.shards import ShardedArray
 
 _FORMAT = "2"
-_IMAGES = {"image": "images", "regions": "regions", "shading": "shading"}
+_IMAGES = {"image": "images", "regions": "regions", "shading": "shading", MASKS: "masks"}
 _NOT_NUMBERS = (*_IMAGES.values(), "attributes", "vocabularies", "content_hash", "texts", "cache", "sizes")
 _READ = "mouth"  # an attribute that only photos have
 UNKNOWN = -1
@@ -79,6 +80,7 @@ class FaceArrays:
     content_hash: str
     texts: Iterable[str]  # (N,) the captions of each portrait as JSON
     cache: Path  # the folder beside the data for what is computed of them
+    masks: ShardedArray | None = None  # (N, S, S, 3) uint8 bits of `faceclip.data.masks`, on disk; None without any
     sizes: NDArray[np.float32] | None = None  # (N, 4) of `placement.crop_sizes` at S px; None of renders
 
     def __len__(self) -> int:
@@ -183,13 +185,13 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
     """The columns that are read. Raises DataError where one is missing."""
     expected = list(features())
     present = _read(shard, lambda: pq.ParquetFile(shard)).schema_arrow.names
-    known = [PLACEMENT] if PLACEMENT in present else []
+    known = [name for name in (PLACEMENT, MASKS) if name in present]
     missing = [name for name in expected if name not in present]
     photos = missing == list(LABELS) or READ[0] in present
     if photos and labelled:
         raise DataError(
-            f"{shard.parent.parent} holds photos, whose regions and attributes nobody knows for certain: only stage 2 "
-            "and eval.retrieval read them; stage 1 takes the photos themselves by data.path="
+            f"{shard.parent.parent} holds photos, whose regions and attributes nobody knows for certain: only both "
+            "stages, train_encoder.towers.clip and eval.retrieval read them"
         )
     if photos and missing in ([], list(LABELS)):
         return [name for name in expected if name in present] + known
@@ -291,7 +293,8 @@ def _check_captions(row: dict, shard: Path) -> None:
         raise DataError(f"{where}: a field is missing or empty ({error!r})") from error
     for caption in captions:
         for phrase in caption.phrases:
-            if caption.text[phrase.start : phrase.end] != phrase.text or phrase.region not in REGIONS:
+            known = phrase.region in REGIONS or (MASKS in row and mask_number(phrase.region) is not None)
+            if caption.text[phrase.start : phrase.end] != phrase.text or not known:
                 raise DataError(
                     f"{where}: {phrase.text!r} ({phrase.region}) is not at {phrase.start} to {phrase.end} of "
                     f"{caption.text!r}, or its region is none of {', '.join(REGIONS)}"
@@ -321,7 +324,7 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
         stored = picture.shape[0]
         if size is not None and size != stored:
             shrinks = cv2.INTER_AREA if size < stored else cv2.INTER_CUBIC
-            interpolation = cv2.INTER_NEAREST_EXACT if column == "regions" else shrinks
+            interpolation = cv2.INTER_NEAREST_EXACT if column in ("regions", MASKS) else shrinks
             picture = cv2.resize(picture, (size, size), interpolation=interpolation)
         result[name] = picture
     if "regions" in result and result["regions"].max() >= len(REGIONS):
@@ -366,6 +369,7 @@ def _open(stored: dict[str, ShardedArray], cache: Path, content: str) -> FaceArr
         images=pictures_of(stored, "images"),
         regions=pictures_of(stored, "regions") if {"regions", "regions_end"} & stored.keys() else None,
         shading=pictures_of(stored, "shading"),
+        masks=pictures_of(stored, "masks") if {"masks", "masks_end"} & stored.keys() else None,
         attributes={name: _numbers(stored[f"attribute_{name}"]) for name in vocabularies},
         vocabularies=vocabularies,
         content_hash=content,

@@ -20,9 +20,12 @@ from faceclip.errors import ConfigError, DataError
 from faceclip.settings import setting
 from faceclip.storage.hashes import int64_hash
 
-Layout = Literal["auto", "local", "portraits", "files", "arrow", "image_folder", "facecaption", "hub"]
+Layout = Literal[
+    "auto", "local", "portraits", "files", "arrow", "image_folder", "facecaption", "facecaptionmask", "hub"
+]
 
 TABLES = tuple(KINDS)
+MASK_LAYOUT: Layout = "facecaptionmask"
 MAX_CAPTION = 100_000  # characters: text towers read the first few hundred
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
 # Beyond these a number is a slip of the keyboard that would fill the memory.
@@ -62,6 +65,12 @@ class DataConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     identity: Literal["column", "none"] = setting("column", "none: every row is another person")
     images: str = setting("", "folder of pictures for urls and relative paths", resume="free", path=True)
+    masks: str = setting(
+        "",
+        "folder of Emotion/ and Attribute/ of layout=facecaptionmask; '': that of the data",
+        resume="free",
+        path=True,
+    )
     box_format: Literal["xyxy", "xywh"] = setting("xyxy", "corners, or corner and size")
     box_units: Literal["pixels", "relative"] = setting("pixels", "of data.columns.box")
     train: str = setting("train", "name of the split, or value of columns.split")
@@ -108,7 +117,7 @@ class DataConfig:
             raise ConfigError(f"data.limit: must not be negative, got {self.limit}")
         if not 0 <= self.portrait <= MAX_REACH:
             raise ConfigError(f"data.portrait: a number from 0 to {MAX_REACH} is expected, got {self.portrait}")
-        for name in ("path", "images"):
+        for name in ("path", "images", "masks"):
             check_data_path(getattr(self, name), f"data.{name}")
         if self.validation_share and self.columns.split:
             raise ConfigError("data.validation_share: data.columns.split already says which rows validate; drop one")
@@ -158,7 +167,14 @@ READY: dict[str, ColumnsConfig] = {
     "facecaption": ColumnsConfig(
         url="url", captions=("face_caption|caption",), box="face_box|box|face box", key="_id|id"
     ),
+    MASK_LAYOUT: ColumnsConfig(image="image", captions=("face_emotion_caption", "face_attribute_caption"), key="image"),
 }
+# Of FaceCaptionMask: caption → the column of its masks, spelt as it was published, and their folder.
+MASK_COLUMNS = {
+    "face_emotion_caption": ("emotion_parsing_masks", "Emotion"),
+    "face_attribute_caption": ("atrribute_parsing_masks|attribute_parsing_masks", "Attribute"),
+}
+WITHOUT_PEOPLE = {"facecaption": "FaceCaption-15M", MASK_LAYOUT: "FaceCaptionMask"}
 
 
 class RejectedRecord(Exception):
@@ -170,6 +186,16 @@ class RejectedRecord(Exception):
 
     def __reduce__(self) -> tuple:
         return RejectedRecord, (self.reason, str(self))  # worker processes send these back
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenMask:
+    """A mask of some words of a caption: path of its file as the row says it, untrusted; positions of the words' tokens
+    in CLIP's context."""
+
+    caption: str
+    path: str
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +214,7 @@ class RawRecord:
     split: str
     box: NDArray[np.float64] | None
     landmarks: NDArray[np.float64] | None
+    masks: tuple[GivenMask, ...] = ()
 
 
 class RowMapping:
@@ -207,10 +234,10 @@ class RowMapping:
         ready = READY.get(layout, READY["files"])
         chosen = {f.name: getattr(config.columns, f.name) or getattr(ready, f.name) for f in fields(ColumnsConfig)}
         explicit = {f.name for f in fields(ColumnsConfig) if getattr(config.columns, f.name)}
-        if layout == "facecaption" and not config.columns.identity and config.identity == "column":
+        if layout in WITHOUT_PEOPLE and not config.columns.identity and config.identity == "column":
             raise DataError(
-                f"{source}: FaceCaption-15M has no column that says who is on a picture: set data.identity=none "
-                "(every row is another person), or add such a column and set data.columns.identity"
+                f"{source}: {WITHOUT_PEOPLE[layout]} has no column that says who is on a picture: set "
+                "data.identity=none (every row is another person), or add such a column and set data.columns.identity"
             )
         names = (chosen["captions"],) if isinstance(chosen["captions"], str) else chosen["captions"]
         wanted = captions_needed or "captions" in explicit
@@ -225,6 +252,11 @@ class RowMapping:
             for name in ("box", "landmarks", "split", "key")
         }
         self.box, self.landmarks, self.split, self.key = optional.values()
+        self.masks = {
+            caption: (column, folder)
+            for caption, (names, folder) in (MASK_COLUMNS.items() if layout == MASK_LAYOUT else ())
+            if caption in self.captions and (column := self._find("masks", names))
+        }
         if self.url and not self.image and not config.images:
             raise DataError(
                 f"{source}: pictures are named by column {self.url!r} and nothing is downloaded here: set data.images "
@@ -235,7 +267,7 @@ class RowMapping:
     def facts(self) -> str:
         """Everything here that decides what a row means, as part of cache keys."""
         roles = (self.image, self.url, self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
-        return f"mapping 2: {roles}, identity {self.config.identity}"
+        return f"mapping 2: {roles}, identity {self.config.identity}" + (f", masks {self.masks}" if self.masks else "")
 
     def picture_path(self, row: Mapping[str, Any]) -> str | None:
         """The local path by which a row names its picture; None when it holds the picture or names none."""
@@ -253,6 +285,8 @@ class RowMapping:
         if not needed:
             return None
         remedy = f"set data.columns.{role}=NAME"
+        if role == "masks":
+            remedy = "give the published columns, or read the captions alone by data.layout=files"
         if role == "identity":
             remedy += ", or data.identity=none if every row shows another person"
         raise DataError(
@@ -298,6 +332,12 @@ class RowMapping:
             split=split,
             box=parse_box(row.get(self.box), self.config.box_format, key) if self.box else None,
             landmarks=parse_landmarks(row.get(self.landmarks), key) if self.landmarks else None,
+            masks=tuple(
+                mask
+                for caption, (column, folder) in self.masks.items()
+                for text in _texts(row.get(caption), key)[:1]
+                for mask in parse_masks(row.get(column), text, folder, f"{key}, column {column!r}")
+            ),
         )
 
 
@@ -382,6 +422,23 @@ def parse_box(cell: Any, box_format: str, where: str) -> NDArray[np.float64]:
     if not (box[2] > box[0] and box[3] > box[1]):
         raise RejectedRecord("bad_box", f"{where}: box {values} is empty; data.box_format is {box_format}")
     return box
+
+
+def parse_masks(cell: Any, caption: str, folder: str, where: str) -> list[GivenMask]:
+    """The masks of a caption from a list of structs with `mask`, a path below `folder`, and `token_indices`.
+
+    Raises RejectedRecord.
+    """
+    found = []
+    for item in () if cell is None else cell if isinstance(cell, list | tuple) else [cell]:
+        path = item.get("mask") if isinstance(item, Mapping) else None
+        positions = item.get("token_indices") if isinstance(item, Mapping) else None
+        whole = isinstance(positions, list | tuple) and all(isinstance(p, int) and p >= 0 for p in positions)
+        if not (isinstance(path, str) and path and encodes(path) and whole):
+            raise RejectedRecord("bad_mask", f"{where}: {str(item)[:60]} is no struct of `mask` and `token_indices`")
+        if positions:
+            found.append(GivenMask(caption=caption, path=f"{folder}/{path}", positions=tuple(positions)))
+    return found
 
 
 def parse_landmarks(cell: Any, where: str) -> NDArray[np.float64]:

@@ -29,7 +29,15 @@ photos.
 
 `image`, `landmarks_5` (px, given or detected), `identity`, `person`, `key` and `captions` come from the photos.
 `shape`, `expression`, `pose`, `camera`, `light`, `landmarks_68` and `shading` are estimates of the fitter
-`{summary["fitter"]}`. {_about_labels(summary["request"].get("captions"))}"""
+`{summary["fitter"]}`. {_about_labels(summary["request"].get("captions"))}{_about_masks(summary["request"])}"""
+
+
+def _about_masks(request: Mapping[str, Any]) -> str:
+    if not request.get("masks"):
+        return ""
+    return """
+`masks` has the masks that the rows gave to words, cut as the portraits are, as bits of an RGB picture: bit b of
+channel c is the region "mask N" of phrases, N = 8 c + b."""
 
 
 def _about_labels(captions: list[str] | None) -> str:

@@ -13,6 +13,7 @@ from faceclip.captions.mentions import link_mentions
 from faceclip.captions.photographs import WORN, Described, PhotoDescriber
 from faceclip.captions.region_map import add_worn
 from faceclip.data.mapping import RawRecord
+from faceclip.data.masks import MASKS, Masked
 from faceclip.data.placement import PLACEMENT, placement
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, caption_to_dict
@@ -55,8 +56,11 @@ class PhotoRows:
         self.people |= dict(zip(persons, identities, strict=True))
         self.pictures.update(persons)
 
-    def make(self, portraits: Sequence[tuple[str, RawRecord, FoundPortrait]]) -> list[dict[str, Any] | None]:
-        """Rows of some portraits, each with the name of its person; None for a face that the head model cannot fit."""
+    def make(
+        self, portraits: Sequence[tuple[str, RawRecord, FoundPortrait]], masks: Sequence[Masked | None]
+    ) -> list[dict[str, Any] | None]:
+        """Rows of some portraits, each with the name of its person and its masks where rows give some; None for a face
+        that the head model cannot fit."""
         if not portraits:
             return []
         points = np.stack([points_in_square(portrait, self.size) for _, _, portrait in portraits])
@@ -75,7 +79,8 @@ class PhotoRows:
             if not fits[row]:
                 rows.append(None)
                 continue
-            given = self._given(raw)
+            masked = masks[row]
+            given = self._given(raw) if masked is None else list(masked.captions)
             made = () if described is None else described[row].captions
             fitted = {
                 name: getattr(fit, name)[row].flatten().tolist() for name in ("shape", "expression", "camera", "light")
@@ -96,6 +101,7 @@ class PhotoRows:
                     "captions": [caption_to_dict(caption) for caption in (*made, *given)],
                 }
                 | ({} if described is None or dense is None else _labels(described[row], given, dense.points[row]))
+                | ({} if masked is None else {MASKS: encode_png(masked.planes)})
             )
             self.pictures[person] += 1
         return rows

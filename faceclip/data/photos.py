@@ -24,7 +24,16 @@ from faceclip.captions.ages import AgeAndSex
 from faceclip.captions.photographs import PhotoDescriber
 from faceclip.captions.zero_shot import load_zero_shot
 from faceclip.data.blocks import SourceBlocks, usable
-from faceclip.data.mapping import MAX_REACH, DataConfig, RawRecord, RejectedRecord, kept_for_validation, text_hash
+from faceclip.data.mapping import (
+    MASK_LAYOUT,
+    MAX_REACH,
+    DataConfig,
+    RawRecord,
+    RejectedRecord,
+    kept_for_validation,
+    text_hash,
+)
+from faceclip.data.masks import Masked, MaskReader
 from faceclip.data.photo_card import card
 from faceclip.data.photo_rows import PhotoRows, fitter_hash, load_fitter
 from faceclip.data.photo_shards import check_files, check_same, link
@@ -44,6 +53,7 @@ from faceclip.storage.places import check_place
 
 VERSION = 1
 Named = tuple[str, RawRecord, FoundPortrait]  # the name of the person first
+Placed = tuple[str, Named, Masked | None]  # the split first
 MAX_SIZE = 8192  # px
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
@@ -93,6 +103,10 @@ class PhotosConfig:
                         f"{name}: captions=given reads nothing off the photos; leave it out, or set captions=made or "
                         "captions=both"
                     )
+        if self.captions == "made" and self.data.layout == MASK_LAYOUT:
+            raise ConfigError(
+                f"captions=made would leave the masks of data.layout={MASK_LAYOUT} out: set captions=both"
+            )
         if self.min_side < 1:
             raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
         for name, why in (
@@ -115,7 +129,7 @@ class PhotoImport:
         self.data = replace(config.data, portrait=config.reach)
         self.partial = self.out / ".partial"
         whole = self.out.resolve()
-        for name in ("path", "images"):
+        for name in ("path", "images", "masks"):
             given = getattr(self.data, name)
             if given and Path(given).is_dir() and whole.is_relative_to(Path(given).resolve()):
                 raise ConfigError(
@@ -144,6 +158,10 @@ class PhotoImport:
         self.describer = None if config.captions == "given" else self._describer()
         both = config.captions == "both"
         self.rows = PhotoRows(self.fitter, config.size, self.describer, both=both, kind=config.format)
+        self.masks: MaskReader | None = None
+        if self.data.layout == MASK_LAYOUT:
+            path = Path(self.data.path)
+            self.masks = MaskReader(Path(self.data.masks or (path if path.is_dir() else path.parent)), config.size)
 
     def _describer(self) -> PhotoDescriber:
         landmarker = self.fitter.landmarker if isinstance(self.fitter, MeshFitter) else None
@@ -195,6 +213,7 @@ class PhotoImport:
             "fitter": fitter_hash(self.fitter),
             **({} if self.describer is None else {"captions": [self.config.captions, *self.describer.facts]}),
             **({"mentions": mentions.VERSION} if self.config.captions == "both" else {}),
+            **({"masks": True} if self.masks else {}),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side", "format")},
         }
@@ -274,8 +293,8 @@ class PhotoImport:
             tables: dict[str, list[dict[str, Any]]] = {}
             for outcomes in block.parts(self.data.batch_size):
                 placed = list(self._placed(number, usable(outcomes, rejected), rejected))
-                made = self.rows.make([named for _, named in placed])
-                for (split, (_, raw, _)), row in zip(placed, made, strict=True):
+                made = self.rows.make([named for _, named, _ in placed], [masked for _, _, masked in placed])
+                for (split, (_, raw, _), _), row in zip(placed, made, strict=True):
                     if row is None:
                         rejected.add(RejectedRecord("no_fit", f"{raw.key}: the head model cannot fit its face"))
                     else:
@@ -283,7 +302,8 @@ class PhotoImport:
             files = []
             for split, table in tables.items():
                 path = self.partial / "data" / f"{split}-{number}{block.number:05d}.parquet"
-                schema = features(labelled=False, read=self.describer is not None).arrow_schema
+                read, masked = self.describer is not None, self.masks is not None
+                schema = features(labelled=False, read=read, masked=masked).arrow_schema
                 write_shard(path, pa.Table.from_pylist(table, schema=schema))
                 files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
             counts.merge(rejected.to_dict())
@@ -295,8 +315,9 @@ class PhotoImport:
             write_json(self.partial / "progress.json", state)
             counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
 
-    def _placed(self, number: int, good: list[Usable], rejected: RejectCounts) -> Iterator[tuple[str, Named]]:
-        """Split, person, record and portrait of each row whose portrait is large enough; the others are counted."""
+    def _placed(self, number: int, good: list[Usable], rejected: RejectCounts) -> Iterator[Placed]:
+        """Split, person, record, portrait and masks of each row whose portrait is large enough and whose masks can be
+        read; the others are counted."""
         for _, raw, portrait in good:
             if portrait.square[2] < self.config.min_side:
                 why = f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
@@ -304,7 +325,12 @@ class PhotoImport:
             elif split := self._split(number, raw):
                 # Rows are numbered in each source anew: the number of one is nobody of another source.
                 alone = self.data.identity == "none" and number > 0
-                yield split, (f"{split} {raw.person}" if alone else raw.person, raw, portrait)
+                try:
+                    masked = self.masks and self.masks.read(raw, portrait)
+                except RejectedRecord as reason:
+                    rejected.add(reason)
+                else:
+                    yield split, (f"{split} {raw.person}" if alone else raw.person, raw, portrait), masked
 
     def _split(self, number: int, raw: RawRecord) -> str | None:
         """Where a row belongs; None for one that no split takes."""

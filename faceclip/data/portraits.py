@@ -48,6 +48,10 @@ class Portraits(Protocol):
         """(N, S, S) labels of `records.REGIONS`; None where nobody knows them."""
 
     @property
+    def masks(self) -> NDArray[np.uint8] | ShardedArray | None:
+        """(N, S, S, 3) masks that rows gave to words, as bits of `faceclip.data.masks`; None where they gave none."""
+
+    @property
     def shading(self) -> NDArray[np.uint8] | ShardedArray | None:
         """(N, S, S, 3) lit grey geometry of the true or fitted head; None where there is none."""
 

@@ -55,6 +55,7 @@ class RecordedPortraits:
     # Pictures are not stored, and nobody labelled them.
     landmarks_5: NDArray[np.float32] | None = None
     regions: NDArray[np.uint8] | None = None
+    masks: NDArray[np.uint8] | None = None
     shading: Any = None
 
     def __init__(self, folder: ShardFolder, records: Mapping[str, ShardedArray], rows: NDArray[np.int64]) -> None:
