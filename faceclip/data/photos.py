@@ -326,7 +326,7 @@ class PhotoImport:
                 # Rows are numbered in each source anew: the number of one is nobody of another source.
                 alone = self.data.identity == "none" and number > 0
                 try:
-                    masked = self.masks and self.masks.read(raw, portrait)
+                    masked = self.masks.read(raw, portrait) if self.masks else None
                 except RejectedRecord as reason:
                     rejected.add(reason)
                 else:
