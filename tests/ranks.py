@@ -6,7 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.warm import Process
 
 LIMIT = 200  # seconds after which all ranks are killed
 
@@ -36,16 +39,8 @@ def run_ranks(directory: Path, *command: str, ranks: int = 2, limit: float = LIM
     try:
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
-            with open(directory / f"rank{rank}.txt", "w") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, *command],
-                        env=environment(**meeting, **own, **changes),
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+            surroundings = environment(**meeting, **own, **changes)
+            processes.append(Process(command, surroundings, directory / f"rank{rank}.txt"))
         wait(processes, limit)
     finally:
         end(processes)
@@ -71,7 +66,7 @@ def run_launcher(directory: Path, *command: str, limit: float = LIMIT, **changes
     return abs(process.returncode), (directory / "launcher.txt").read_text()
 
 
-def wait(processes: list[subprocess.Popen], limit: float) -> None:
+def wait(processes: Sequence[Process | subprocess.Popen], limit: float) -> None:
     """Until all have ended, one has failed, or `limit` seconds are over."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
@@ -81,7 +76,7 @@ def wait(processes: list[subprocess.Popen], limit: float) -> None:
         time.sleep(0.05)
 
 
-def end(processes: list[subprocess.Popen]) -> None:
+def end(processes: Sequence[Process | subprocess.Popen]) -> None:
     """Kills the whole process group of each that still runs, and waits for it."""
     for process in processes:
         if process.poll() is None:

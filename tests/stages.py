@@ -3,8 +3,6 @@
 import contextlib
 import io
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from faceclip.training.checkpoints import step_of
+from tests.warm import Process
 
 # Sizes of stage 1 that suit `save_towers`.
 SMALL_ENCODER = [
@@ -70,16 +69,9 @@ def save_base(directory: Path, *, context: int = 64, pooled: int = 32) -> Path:
     return directory
 
 
-def start(module: str, *arguments: str) -> subprocess.Popen:
-    """`python -m module arguments` with one thread, output to a pipe."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def start(module: str, *arguments: str) -> Process:
+    """`python -m module arguments` with one thread, in a process of its own."""
+    return Process(["-m", module, *arguments], os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def run(main: Callable[[Sequence[str]], int], *arguments: str) -> tuple[int, str]:
@@ -90,14 +82,14 @@ def run(main: Callable[[Sequence[str]], int], *arguments: str) -> tuple[int, str
     return status, output.getvalue()
 
 
-def kill_after_checkpoint(process: subprocess.Popen, directory: Path, signal: int) -> int:
+def kill_after_checkpoint(process: Process, directory: Path, signal: int) -> int:
     """Sends `signal` as soon as a complete checkpoint lies below `directory`; returns the exit status."""
     _send_when_there(process, directory, "checkpoints/*/manifest.json", signal)
     process.communicate(timeout=60)
     return process.returncode
 
 
-def stop_before_checkpoints(process: subprocess.Popen, directory: Path, signal: int) -> tuple[int, str, int]:
+def stop_before_checkpoints(process: Process, directory: Path, signal: int) -> tuple[int, str, int]:
     """Sends `signal` when the first steps are logged; returns status, output and the step of the one checkpoint."""
     _send_when_there(process, directory, "log.jsonl", signal)
     output, _ = process.communicate(timeout=60)
@@ -106,10 +98,10 @@ def stop_before_checkpoints(process: subprocess.Popen, directory: Path, signal: 
     return process.returncode, output, step_of(saved)
 
 
-def _send_when_there(process: subprocess.Popen, directory: Path, pattern: str, signal: int) -> None:
+def _send_when_there(process: Process, directory: Path, pattern: str, signal: int) -> None:
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size for path in directory.glob(pattern)):
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.output()
         assert time.monotonic() < deadline, f"no {pattern} appeared"
         time.sleep(0.02)
     process.send_signal(signal)

@@ -111,7 +111,7 @@ def test_a_killed_build_resumes_with_the_same_bytes(parquet, tower_arguments, tm
     process = start("train_encoder.features", *arguments, f"cache={tmp_path / 'broken'}")
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "broken").glob("train-images-*/*.safetensors"))) < 3:
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.output()
         assert time.monotonic() < deadline, "no shards appeared"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from PIL import Image
 
 from eval.benchmark.__main__ import main
+from tests.warm import Process
 
 ROOT = Path(__file__).parents[3]
 SUITE = """
@@ -49,10 +48,8 @@ def finished(command, adapter_folder):
     """A run that was killed after its third picture and resumed."""
     words, folder = command
     out = folder / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eval.benchmark", *words, "--out", str(out), "--threads", "1"],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{adapter_folder}"},
-    )
+    command = ["-m", "eval.benchmark", *words, "--out", str(out), "--threads", "1"]
+    process = Process(command, os.environ | {"PYTHONPATH": f"{ROOT}:{adapter_folder}"})
     deadline = time.monotonic() + 300
     while len(list(out.glob("pictures/plain/*.json"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline

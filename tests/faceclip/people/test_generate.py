@@ -3,8 +3,6 @@
 import hashlib
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from faceclip.people.__main__ import main
 from faceclip.people.generate import generate
 from faceclip.people.parameters import VOCABULARY
 from faceclip.people.plan import Request, default_splits, plan_shards
+from tests.stages import start
 
 REQUEST = Request(identities=4, images_per_identity=2, size=48, seed=3, splits=(2, 1, 1))
 
@@ -96,17 +95,17 @@ def test_lost_and_truncated_shards_are_made_again(small, tmp_path):
 
 def test_kill_and_resume_give_the_same_files(tmp_path):
     # Two small shards, and one that takes seconds: the kill falls into it.
-    command = [sys.executable, "-m", "faceclip.people", "--identities", "34", "--images-per-identity", "8"]
-    command += ["--size", "32", "--workers", "1", "--quiet", "--splits", "1", "1", "32"]
-    victim = subprocess.Popen([*command, "--out", str(tmp_path / "killed")])
+    words = ["--identities", "34", "--images-per-identity", "3", "--size", "32", "--workers", "1", "--quiet"]
+    words += ["--splits", "1", "1", "32"]
+    victim = start("faceclip.people", *words, "--out", str(tmp_path / "killed"))
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("data/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    assert victim.wait(timeout=60) == -signal.SIGKILL
     assert not (tmp_path / "killed" / "dataset.json").exists()
     for name in ("killed", "whole"):
-        subprocess.run([*command, "--out", str(tmp_path / name)], check=True, timeout=240)
+        assert main([*words, "--out", str(tmp_path / name)]) == 0
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
 
