@@ -3,13 +3,12 @@
 import hashlib
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from faceclip.errors import ConfigError, DataError
+from faceclip.people.__main__ import main
 from faceclip.people.generate import generate
 from faceclip.people.plan import Request
 from faceclip.storage.locks import locked
@@ -93,12 +92,11 @@ def test_unreadable_request_is_named(tmp_path, content):
     assert (tmp_path / "request.json").read_text() == content
 
 
-def test_command_says_what_is_wrong_without_a_traceback(tmp_path):
+def test_command_says_what_is_wrong_without_a_traceback(tmp_path, capfd):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "faceclip.people", "--out", str(tmp_path / "file"), "--identities", "3"]
-    done = subprocess.run([*command, "--workers", "1", "--quiet"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-    assert str(tmp_path / "file") in done.stderr
+    assert main(["--out", str(tmp_path / "file"), "--identities", "3", "--workers", "1", "--quiet"]) == 2
+    errors = capfd.readouterr().err
+    assert errors.startswith("error: ") and str(tmp_path / "file") in errors and "Traceback" not in errors
 
 
 def test_requests_that_cannot_be():

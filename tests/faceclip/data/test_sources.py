@@ -7,23 +7,16 @@ import tarfile
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, cache_folder, data_at
+from faceclip.data.mapping import DataConfig, RejectedRecord, cache_folder, data_at
 from faceclip.data.rejects import RejectCounts
-from faceclip.data.sources import find_layout, open_source, own_folder
+from faceclip.data.sources import find_layout, own_folder
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
 from faceclip.storage.hashes import content_hash
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+from tests.faceclip.data.rows import folder, open_rows, png
 
 
 def table(count: int = 7) -> datasets.Dataset:
@@ -31,10 +24,6 @@ def table(count: int = 7) -> datasets.Dataset:
     columns = {"image": images, "caption": [f"text {n}" for n in range(count)], "identity": list(range(count))}
     kinds = {"image": datasets.Image(), "caption": datasets.Value("string"), "identity": datasets.Value("int32")}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-
-
-def open_rows(path, tmp_path, split="train", **changes):
-    return open_source(DataConfig(path=str(path), **changes), split, tmp_path / "memo" / "digests.json")
 
 
 @pytest.fixture(params=["parquet folder", "parquet file", "arrow", "arrow dict", "jsonl"])
@@ -192,94 +181,6 @@ def test_where_features_are_kept(tmp_path):
     assert cache_folder(DataConfig(path="owner/name"), "") == Path("data-cache/owner--name")
 
 
-def folder(root, splits=("",)):
-    for split in splits:
-        for person in ("ann", "bob"):
-            for number in range(2):
-                path = root / split / person / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(png(number))
-                path.with_suffix(".txt").write_text(f"{person} {number}\n\nsecond line\n")
-    return root
-
-
-def test_an_image_folder(tmp_path):
-    root = folder(tmp_path / "f")
-    (root / ".hidden").mkdir()
-    (root / ".hidden" / "x.png").write_bytes(png(3))
-    (root / "bob" / "1.txt").unlink()
-    source = open_rows(root, tmp_path)
-    rows = list(source.rows(0))
-    assert [row["file_name"] for row in rows] == ["ann/0.png", "ann/1.png", "bob/0.png", "bob/1.png"]
-    assert [row["identity"] for row in rows] == ["ann", "ann", "bob", "bob"]
-    assert rows[0]["caption"] == ["ann 0", "", "second line"]
-    assert rows[3]["caption"] == []
-    before = source.content_hash
-    (root / "bob" / "1.txt").write_text("new words")
-    assert open_rows(root, tmp_path).content_hash != before
-
-
-def test_links_to_folders_are_entered_and_circles_are_not(tmp_path):
-    root, elsewhere = folder(tmp_path / "f"), folder(tmp_path / "store")
-    (root / "cat").symlink_to(elsewhere / "ann", target_is_directory=True)
-    (elsewhere / "ann" / "up").symlink_to(root, target_is_directory=True)
-    (root / "above").symlink_to(tmp_path, target_is_directory=True)
-    (root / "itself").symlink_to(root / "itself")
-    names = [row["file_name"] for row in open_rows(root, tmp_path).rows(0)]
-    assert names == ["ann/0.png", "ann/1.png", "bob/0.png", "bob/1.png", "cat/0.png", "cat/1.png"]
-
-
-def test_pictures_that_nothing_decodes_and_captions_in_other_encodings_are_counted(tmp_path):
-    root = folder(tmp_path / "f")
-    (root / "ann" / "2.HEIC").write_bytes(b"phone")
-    (root / "ann" / "1.heic").write_bytes(b"the original of 1.png")
-    (root / "ann" / "0.txt").write_bytes("café".encode("latin-1"))
-    (root / "ann" / "1.txt").write_bytes("\ufeffa man\n".encode())
-    (root / "bob" / "0.txt").write_bytes("a man".encode("utf-16"))
-    rows = list(open_rows(root, tmp_path).rows(0))
-    assert [row["file_name"] for row in rows if row["identity"] == "ann"] == ["ann/0.png", "ann/1.png", "ann/2.HEIC"]
-    read = RowMapping(DataConfig(path=str(root)), "image_folder", tuple(rows[0]), str(root))
-    for number, person in ((0, "ann"), (3, "bob")):
-        with pytest.raises(RejectedRecord, match=rf"{person}/0\.png.*'caption'.*UTF-8") as caught:
-            read.read(rows[number], number)
-        assert caught.value.reason == "not_utf8"
-    assert read.read(rows[1], 1).captions == ("a man",)
-    (root / "metadata.csv").write_bytes("\ufefffile_name,caption\nann/1.png,é\n".encode())
-    assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == ["é"]
-
-
-def test_tables_beside_the_pictures_that_they_name_are_read(tmp_path):
-    root = folder(tmp_path / "f")
-    rows = pa.table({"image": ["ann/0.png", "bob/1.png"], "caption": ["a", "b"], "identity": [1, 2]})
-    pq.write_table(rows, root / "rows.parquet")
-    source = open_rows(root, tmp_path)
-    assert set(source.columns) == {"image", "caption", "identity"}
-    assert [row["image"] for row in source.rows(0)] == ["ann/0.png", "bob/1.png"]
-    # However many pictures there are, and whatever the names of their folders say.
-    (root / "ann").rename(root / "train")
-    for number in range(5100):
-        (root / "train" / f"{number}.jpg").touch()
-    (root / "rows.parquet").rename(root / "train.parquet")
-    pq.write_table(rows.slice(1), root / "validation.parquet")
-    assert [len(list(open_rows(root, tmp_path, split).rows(0))) for split in ("train", "validation")] == [2, 1]
-    (root / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: train.parquet\n---\n")
-    assert len(list(open_rows(root, tmp_path).rows(0))) == 2
-
-
-def test_tables_of_no_split_are_not_passed_over(tmp_path):
-    rows = pa.table({"caption": ["a", "b"], "identity": [1, 2]})
-    for name in ("train.parquet", "more.parquet"):
-        pq.write_table(rows, tmp_path / name)
-    with pytest.raises(DataError, match=r"more\.parquet and 0 .*train\.parquet.*README\.md"):
-        open_rows(tmp_path, tmp_path)
-    assert len(list(open_rows(tmp_path / "train.parquet", tmp_path).rows(0))) == 2
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "more.parquet").rename(tmp_path / "shards" / "0.parquet")
-    assert len(list(open_rows(tmp_path, tmp_path, images=str(tmp_path / "shards")).rows(0))) == 2
-    (tmp_path / "shards" / "0.parquet").rename(tmp_path / "train-more.parquet")
-    assert len(list(open_rows(tmp_path, tmp_path).rows(0))) == 4
-
-
 def test_layouts_are_distinguished(tmp_path):
     root = folder(tmp_path / "f")
     (root / ".features").mkdir()
@@ -295,76 +196,11 @@ def test_layouts_are_distinguished(tmp_path):
     assert find_layout(DataConfig(path=str(tmp_path / "own"))) == "portraits"
 
 
-def test_splits_of_an_image_folder(tmp_path):
-    root = folder(tmp_path / "f", ("train", "validation"))
-    rows = list(open_rows(root, tmp_path, "validation").rows(1))
-    assert len(rows) == 3
-    assert all("/validation/" in row["image"] for row in rows)
-    with pytest.raises(DataError, match=r"'test'.*data\.validation.*data\.validation_share"):
-        open_rows(root, tmp_path, "test")
-
-
-def test_persons_for_validation_are_not_trained_on(tmp_path):
-    root = folder(folder(tmp_path / "f"), ("held",))
-    (root / "held" / "ann").rename(root / "held" / "cat")
-    seen = {
-        split: {row["identity"] for row in open_rows(root, tmp_path, split, validation="held").rows(0)}
-        for split in ("train", "held")
-    }
-    assert seen == {"train": {"ann", "bob"}, "held": {"bob", "cat"}}
-
-
-def test_an_image_folder_with_metadata(tmp_path):
-    root = folder(tmp_path / "f")
-    lines = [{"file_name": "ann/1.png", "text": "hello", "person": "A", "box": [0, 0, 5, 5]}]
-    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (row,) = open_rows(root, tmp_path).rows(0)
-    assert (row["image"], row["text"], row["person"]) == (str(root / "ann" / "1.png"), "hello", "A")
-    for bad, message in (
-        ('{"file_name": "../../x.png"}', r"entry 1: '\.\./\.\./x\.png'"),
-        ("{", r"metadata\.jsonl .*line 1"),
-        ("{}", "entry 1: .*`file_name`"),
-    ):
-        (root / "metadata.jsonl").write_text(bad)
-        with pytest.raises(DataError, match=message):
-            open_rows(root, tmp_path)
-
-
-def test_texts_of_metadata_are_read_whole(tmp_path):
-    root = folder(tmp_path / "f")
-    text = "one, \u2028two\u0085\x0cthree"
-    (root / "metadata.csv").write_text(f'file_name,caption\nann/1.png,"{text}\nfour"\nann/0.png,plain\n')
-    assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == [f"{text}\nfour", "plain"]
-    for bad, message in (
-        ("ann/1.png,a man, old", r"metadata\.csv, entry 1: "),
-        ('ann/1.png,"open', r"metadata\.csv .*UTF-8"),
-    ):
-        (root / "metadata.csv").write_text(f"file_name,caption\n{bad}\n")
-        with pytest.raises(DataError, match=message):
-            open_rows(root, tmp_path)
-    line = json.dumps({"file_name": "ann/1.png", "caption": text}, ensure_ascii=False)
-    (root / "metadata.jsonl").write_text(f"{line}\r\n\n")
-    assert [row["caption"] for row in open_rows(root, tmp_path).rows(0)] == [text]
-
-
 def test_an_entry_with_an_impossible_name_is_left_to_be_counted(tmp_path):
     root = folder(tmp_path / "f")
     names = ["ann/1.png", "null\0byte.png", "x" * 300 + ".png", "half\ud83d.png"]
     (root / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name}) for name in names))
     assert [row["file_name"] for row in open_rows(root, tmp_path).rows(0)] == names
-
-
-def test_file_names_that_are_no_utf8(tmp_path):
-    path = tmp_path / "f" / "a" / "\udcff.png"  # how Python shows the byte 0xff of a name
-    path.parent.mkdir(parents=True)
-    path.write_bytes(png(1))
-    assert len(list(open_rows(tmp_path / "f", tmp_path).rows(0))) == 1
-
-
-def test_an_empty_folder(tmp_path):
-    (tmp_path / "f").mkdir()
-    with pytest.raises(EmptyDatasetError, match=r"/f .*data\.path$"):
-        open_rows(tmp_path / "f", tmp_path)
 
 
 def test_digests_are_remembered_by_size_and_time(tmp_path):
@@ -434,11 +270,3 @@ def test_a_tar_that_was_cut_is_named(tmp_path):
         path.write_bytes(whole[:stop])
         with pytest.raises(DataError, match=r"/a\.tar is damaged or cut off "):
             open_rows(path.parent, tmp_path)
-
-
-def test_pictures_of_a_relative_folder_are_found(tmp_path, monkeypatch):
-    folder(tmp_path / "photos")
-    monkeypatch.chdir(tmp_path)
-    source = open_rows("photos", tmp_path)
-    for row in source.rows(0):
-        assert Path(row["image"]).is_absolute() and Path(row["image"]).is_file()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from faceclip.errors import CheckpointError, ConfigError, NonFiniteLossError
 from faceclip.training import MapSource, StepContext, Task, Trainer, TrainerConfig
 from faceclip.training.stopping import SAME
+from tests.warm import Process
 
 
 class Numbers(MapSource):
@@ -87,8 +88,8 @@ def test_resume_after_sigkill_is_bit_exact(tmp_path: Path) -> None:
         from test_trainer import Line, Numbers, Trainer, config
         Trainer(config(), Line(die_at=10), Numbers(), Path({str(tmp_path / "broken")!r})).fit()
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    killed = Process(["-c", textwrap.dedent(script)], dict(os.environ))
+    assert killed.wait(timeout=120) == -signal.SIGKILL
     assert not (tmp_path / "broken" / "export").exists()
     assert Trainer(config(), Line(), Numbers(), tmp_path / "broken").fit().step == 20
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
