@@ -4,9 +4,13 @@ Only what `datasets` asks for one public data set called owner/faces (its facts,
 what `hf_hub_download` asks for a file of the model repository of the same name.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -100,6 +104,16 @@ class Hub(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
+
+
+@contextlib.contextmanager
+def serving(folder: Path, home: Path) -> Iterator[dict[str, str]]:
+    """Context in which `folder` is served; the environment whose processes ask there and download below `home`."""
+    with subprocess.Popen([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True) as server:
+        address = server.stdout.readline().strip()
+        place = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        yield os.environ | place | {"OMP_NUM_THREADS": "1"}
+        server.kill()
 
 
 if __name__ == "__main__":

@@ -6,21 +6,6 @@ import numpy as np
 
 from faceclip.face3d.camera import Camera
 
-VOCABULARY: dict[str, tuple[str, ...]] = {
-    "hair_color": ("black", "brown", "blond", "red", "gray"),
-    "hair_length": ("bald", "short", "medium", "long"),
-    "hair_texture": ("straight", "wavy", "curly"),
-    "beard": ("none", "stubble", "mustache", "full"),
-    "glasses": ("none", "round", "square", "sunglasses"),
-    "hat": ("none", "cap", "beanie", "brimmed"),
-    "hat_color": ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "gray"),
-    "makeup": ("none", "lipstick", "full"),
-    "clothes": ("tshirt", "shirt", "sweater", "hoodie"),
-    "clothes_color": ("red", "orange", "yellow", "green", "blue", "purple", "white", "black", "gray"),
-    "expression": ("neutral", "smile", "laugh", "surprise", "sad", "angry"),
-    "background_color": ("white", "gray", "blue", "green", "beige", "pink", "dark"),
-}
-
 # Expression controls (names of `HeadModel.expression_names`) of each expression at full intensity.
 EXPRESSION_RECIPES: dict[str, dict[str, float]] = {
     "neutral": {},
@@ -57,7 +42,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What differs between two pictures of a person; `attributes` gives each name of `VOCABULARY` one of its words."""
+    """What a person changes from picture to picture. `attributes` gives each name of `VOCABULARIES` one of its words."""
 
     pose: tuple[float, float, float]  # yaw, pitch, roll in degrees
     expression: np.ndarray = field(repr=False)  # (E,) controls

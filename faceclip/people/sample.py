@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from faceclip.data.records import VOCABULARIES
 from faceclip.face3d.camera import Camera
 from faceclip.face3d.light import ambient_light, directional_light
 from faceclip.face3d.model import HeadModel, default_head
-from faceclip.people.parameters import EXPRESSION_RECIPES, VOCABULARY, Identity, Scene
+from faceclip.people.parameters import EXPRESSION_RECIPES, Identity, Scene
 
 # Probability of each word where it is not uniform.
 _ODDS: dict[str, tuple[float, ...]] = {
@@ -70,8 +71,8 @@ def sample_identity(seed: int, index: int, *, model: HeadModel | None = None) ->
 
 
 def sample_attributes(rng: np.random.Generator) -> dict[str, str]:
-    """Independent words for every name of `VOCABULARY`."""
-    return {name: str(words[rng.choice(len(words), p=_ODDS.get(name))]) for name, words in VOCABULARY.items()}
+    """Independent words for every name of `VOCABULARIES`."""
+    return {name: str(words[rng.choice(len(words), p=_ODDS.get(name))]) for name, words in VOCABULARIES.items()}
 
 
 def sample_light(rng: np.random.Generator) -> np.ndarray:

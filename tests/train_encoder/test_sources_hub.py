@@ -1,7 +1,6 @@
 """Hub data sets, streamed and downloaded, against a stand-in for the hub on this machine."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from faceclip.data.arrays import load_arrays
-from tests import hub
+from tests.hub import serving
 
 WORDS = ["data.columns.landmarks=points", "data.columns.identity=who", "trainer.num_threads=1"]
 
@@ -23,17 +22,8 @@ WORDS = ["data.columns.landmarks=points", "data.columns.identity=who", "trainer.
 def environment(tmp_path) -> Iterator[dict[str, str]]:
     """Serves `tmp_path`/hub; the variables that make `datasets` ask there."""
     (tmp_path / "hub").mkdir()
-    command = [sys.executable, hub.__file__, str(tmp_path / "hub")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        address = server.stdout.readline().strip()
-        yield os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-        }
-        server.kill()
+    with serving(tmp_path / "hub", tmp_path / "home") as environment:
+        yield environment
 
 
 # In one process of its own: the hub's client reads its address once, when it is imported.

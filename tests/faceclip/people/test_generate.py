@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from faceclip.data.arrays import load_arrays
-from faceclip.data.records import REGIONS, VOCABULARIES
+from faceclip.data.records import REGIONS
 from faceclip.errors import ConfigError
 from faceclip.people.__main__ import main
 from faceclip.people.generate import generate
-from faceclip.people.parameters import VOCABULARY
 from faceclip.people.plan import Request, default_splits, plan_shards
 from tests.stages import start
 
@@ -32,10 +31,6 @@ def small(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("small")
     generate(directory, REQUEST, workers=1, quiet=True)
     return directory
-
-
-def test_vocabularies_of_sampler_and_records_agree():
-    assert VOCABULARY == VOCABULARIES
 
 
 def test_datasets_library_reads_it(tiny_dataset, tmp_path):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faceclip.data.records import REGIONS
+from faceclip.data.records import REGIONS, VOCABULARIES
 from faceclip.people.framing import framed
-from faceclip.people.parameters import VOCABULARY
 from faceclip.people.render import PortraitRenderer
 from faceclip.people.sample import sample_identity, sample_scene
 
@@ -43,7 +42,7 @@ def golden_sheet(renderer: PortraitRenderer) -> np.ndarray:
     columns = []
     for number in range(10):
         scene = sample_scene(3, number, 1)
-        words = {name: vocabulary[number % len(vocabulary)] for name, vocabulary in VOCABULARY.items()}
+        words = {name: vocabulary[number % len(vocabulary)] for name, vocabulary in VOCABULARIES.items()}
         if number >= 8:  # hats and glasses hide much of the others
             words |= {"hat": "none", "glasses": "none"}
         scene.attributes.update({name: word for name, word in words.items() if name != "expression"})
@@ -137,7 +136,7 @@ def test_identity_and_scene_streams_are_apart():
 
 def test_attributes_are_independent_of_identity_and_balanced():
     words = [sample_scene(5, i, k).attributes for i in range(150) for k in range(1, 5)]
-    for name, vocabulary in VOCABULARY.items():
+    for name, vocabulary in VOCABULARIES.items():
         shares = np.array([np.mean([w[name] == v for w in words]) for v in vocabulary])
         assert shares.min() > 0.03, name
         assert shares.sum() == pytest.approx(1)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faceclip.people.parameters import VOCABULARY, Identity, Scene
+from faceclip.data.records import VOCABULARIES
+from faceclip.people.parameters import Identity, Scene
 from faceclip.people.sample import sample_identity, sample_scene
 
 # What `identity_numbers` and `scene_numbers` give of the people and scenes below.
@@ -31,7 +32,7 @@ def identity_numbers(identity: Identity) -> np.ndarray:
 
 
 def scene_numbers(scene: Scene) -> np.ndarray:
-    words = np.array([VOCABULARY[name].index(word) for name, word in scene.attributes.items()])
+    words = np.array([VOCABULARIES[name].index(word) for name, word in scene.attributes.items()])
     waves = [np.cos(np.arange(values.size)) @ values.ravel() for values in (scene.light, scene.expression, words)]
     return np.array([*scene.pose, *scene.camera.to_array(), *scene.gaze, *waves, scene.detail_seed / 2**31])
 

@@ -1,7 +1,6 @@
 """Hub ids instead of paths, against a stand-in for the hub on this machine."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from faceclip.published.checkpoint import load_faceclip
-from tests import hub
 from tests.faceclip.published.test_unet import TINY
 from tests.faceclip.published_case import CONFIG
+from tests.hub import serving
 
 # In a process of its own: the hub's client reads its address once, when it is imported.
 LOAD = """
@@ -34,17 +33,8 @@ for load, name in ((load_faceclip, "encoder"), (load_unet, "unet")):
 def environment(tmp_path) -> Iterator[dict[str, str]]:
     """Serves `tmp_path`/hub; the variables that make the hub's client ask there."""
     (tmp_path / "hub" / "model").mkdir(parents=True)
-    command = [sys.executable, hub.__file__, str(tmp_path / "hub")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        address = server.stdout.readline().strip()
-        yield os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-        }
-        server.kill()
+    with serving(tmp_path / "hub", tmp_path / "home") as environment:
+        yield environment
 
 
 def test_models_are_downloaded_by_id(state, environment, tmp_path):
