@@ -132,7 +132,8 @@ def _read_picture(path: Path) -> NDArray[np.uint8] | None:
 def claim_folder(out: Path, settings: dict) -> None:
     """Write the run's settings, or check that the folder's pictures were made with the same ones.
 
-    Raises ConfigError naming what differs, so that two runs never mix; also for pictures without settings.
+    Raises ConfigError, which names the settings that differ, so that two runs never mix; also for pictures without
+    settings.
     """
     path = out / "run.json"
     if not path.is_file():

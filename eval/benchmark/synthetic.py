@@ -26,7 +26,7 @@ class SyntheticSettings:
 
 
 def synthetic_suite(folder: Path, settings: SyntheticSettings) -> Suite:
-    """Renders the people into a folder (or goes on with it) and makes the suite.
+    """Renders the people into a folder, or resumes a folder that was begun, and makes the suite.
 
     Raises ConfigError for a folder that holds other people, DataError when it cannot be written.
     """

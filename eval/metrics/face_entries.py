@@ -148,7 +148,7 @@ ENTRIES = (
             model="the shipped judge's pose head; against the label on renders, else its view of the reference",
             aggregation="root mean square over pictures; the interval is that of the mean square",
             source="named after Face-MakeUpV2's Pose-RMSE, whose estimator is not published",
-            traps="not comparable with the paper's number; only meaningful for methods that are told the pose",
+            traps="not comparable with the paper's number; only meaningful for methods that receive the pose",
         )
         for axis in ("yaw", "pitch", "roll")
     ),

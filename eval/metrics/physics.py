@@ -1,6 +1,6 @@
 """Pose, light, landmarks and expression of a picture against the wanted ones.
 
-All are told by a named estimator that did not condition the generator; the functions take what it found.
+A named estimator that did not condition the generator measures them; the functions take its results.
 """
 
 import numpy as np

@@ -163,7 +163,7 @@ class Report:
         )
 
     def block(self, markup: str) -> None:
-        """Markup that is HTML already; whoever makes it escapes what is in it."""
+        """Markup that is HTML already; its maker has escaped the texts in it."""
         self._blocks.append(markup)
 
     def save_parts(self, path: Path) -> None:

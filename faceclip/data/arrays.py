@@ -59,8 +59,7 @@ class FaceArrays:
     """N portraits of one split at S px. Landmarks are pixels of these S px images; angles are degrees.
 
     Photos have the 3D fitter's estimates of shape, expression, pose, camera, light, shading and landmarks_68. Where
-    their captions were made, they have the regions and attributes that were read, of which many are unknown; else
-    none.
+    their captions were made, they also have the regions and attributes that were read, many of which are unknown.
     """
 
     images: ShardedArray  # (N, S, S, 3) uint8 RGB, on disk
@@ -93,7 +92,7 @@ class FaceArrays:
 
     @property
     def are_photos(self) -> bool:
-        """Whether nobody knows the attributes for certain."""
+        """Whether the portraits are photos, whose attributes nobody knows for certain."""
         return self.vocabularies.keys() != VOCABULARIES.keys()
 
     @cached_property
@@ -108,7 +107,7 @@ class FaceArrays:
 
     @cached_property
     def names(self) -> list[str]:
-        """Who each portrait shows; persons have numbers here."""
+        """The person whom each portrait shows, as a number."""
         return [f"identity {person}" for person in self.identity]
 
     @property
@@ -118,7 +117,7 @@ class FaceArrays:
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """(M,) equal for equal captions."""
+        """(M,) numbers that are equal for equal captions."""
         return self._numbered[1]
 
     @cached_property
@@ -258,7 +257,7 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
 
 
 def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, dict]]:
-    """Each row, with the file that it lies in."""
+    """Each row with the file that holds it."""
     for shard in shards:
         file = _read(shard, partial(pq.ParquetFile, shard))
         missing = sorted(set(names) - set(file.schema_arrow.names))

@@ -72,7 +72,7 @@ def kept_rows(
 
 
 def check_writable(writable: bool, cache: Path, what: str) -> None:
-    """Raises DataError where something is missing in a cache that can only be read."""
+    """Raises DataError if a cache that can only be read lacks something."""
     if not writable:
         raise DataError(
             f"cache={cache}: {what} is not complete there and it cannot be written: name another folder by cache=DIR"
@@ -80,7 +80,7 @@ def check_writable(writable: bool, cache: Path, what: str) -> None:
 
 
 def row_count(config: DataConfig, source: RowSource) -> int | None:
-    """Rows of a source up to `data.limit`, where that is known before the end."""
+    """Number of rows of a source up to `data.limit`, or None if it is known only after reading to the end."""
     limit = config.limit or None
     return source.count if limit is None else min(limit, source.count or limit)
 
@@ -169,7 +169,7 @@ class Block:
         return self.pool.prepare(self.rows, self.start, landmarks)
 
     def done(self) -> None:
-        """Shows that the whole block is done."""
+        """Moves the progress bar to the end of the block."""
         self.advance(self.start + len(self.rows))
 
 

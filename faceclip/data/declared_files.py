@@ -1,4 +1,4 @@
-"""What the description files of a folder say is read: names of files below that folder, nothing else.
+"""Checks that the description files of a folder name only files below that folder.
 
 `datasets` would follow addresses and paths to other places in them.
 """

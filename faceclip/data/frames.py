@@ -1,4 +1,4 @@
-"""What is cut from a whole picture for stage 2: a square around the face, or all of it in one of a few shapes."""
+"""Frames for stage 2, cut from a whole picture: a square around the face, or the whole in one of a few shapes."""
 
 import math
 from dataclasses import dataclass

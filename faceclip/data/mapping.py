@@ -1,7 +1,8 @@
 """What a user's data set means: its columns as the parts of a record, with ready mappings for known data.
 
-A mapping names columns; `A|B` takes the first of A and B that the data has. What a row lacks or holds in a form that
-cannot be used raises `RejectedRecord` with a reason; such rows are counted (`faceclip.data.rejects`), never guessed.
+A mapping names columns; `A|B` takes the first of A and B that the data has. A row that lacks a
+part, or holds it in a form that cannot be used, raises `RejectedRecord` with a reason. Such rows are counted
+(`faceclip.data.rejects`), and nothing is guessed.
 """
 
 import json
@@ -265,7 +266,7 @@ class RowMapping:
 
     @property
     def facts(self) -> str:
-        """Everything here that decides what a row means, as part of cache keys."""
+        """All settings of the mapping that decide what a row means; they are part of cache keys."""
         roles = (self.image, self.url, self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
         return f"mapping 2: {roles}, identity {self.config.identity}" + (f", masks {self.masks}" if self.masks else "")
 
@@ -278,7 +279,7 @@ class RowMapping:
         return path if path and "://" not in path and encodes(path) else None
 
     def _find(self, role: str, names: str, *, needed: bool = True) -> str | None:
-        """The first of `A|B` that the data has."""
+        """The first of the columns `A|B` that the data has."""
         for name in names.split("|"):
             if name in self.available:
                 return name

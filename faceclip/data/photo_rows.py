@@ -52,7 +52,7 @@ class PhotoRows:
         self.pictures: Counter[str] = Counter()
 
     def recall(self, persons: Sequence[str], identities: Sequence[int]) -> None:
-        """Goes on after rows that were written before."""
+        """Continues the numbering after rows that an earlier run wrote."""
         self.people |= dict(zip(persons, identities, strict=True))
         self.pictures.update(persons)
 

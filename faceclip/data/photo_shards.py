@@ -1,4 +1,4 @@
-"""Shards of an import of photos: are they those of the same request, and unchanged?"""
+"""Checks of the shards of an import of photos: they belong to the same request and are unchanged."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def link(path: Path, other: Path) -> None:
 
 
 def check_files(folder: Path, files: list[dict[str, Any]], whole: Path) -> None:
-    """Raises DataError for a shard that is missing or changed; `whole` is what has to be written again then."""
+    """Raises DataError for a shard that is missing or changed; `whole` names what has to be written again."""
     for file in files:
         path = folder / file["path"]
         if not path.is_file() or file_hash(path) != file["sha256"]:

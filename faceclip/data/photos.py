@@ -202,7 +202,7 @@ class PhotoImport:
                 )
 
     def request(self) -> dict[str, Any]:
-        """All that decides what the shards hold, before persons with one picture are left out."""
+        """All settings that decide what the shards hold, before persons with one picture are left out."""
         division = {
             name: getattr(self.data, name)
             for name in ("train", "validation", "validation_share", "undivided", "limit", "shard_rows")
@@ -271,7 +271,7 @@ class PhotoImport:
         return self._finish(state, counts)
 
     def _recall(self, blocks: list[dict[str, Any]]) -> None:
-        """Who the finished shards show; shards of a block that was not finished are removed."""
+        """Reads the persons of the finished shards, and removes shards of a block that was not finished."""
         files = [file for block in blocks for file in block["files"]]
         kept = {file["path"] for file in files}
         for path in sorted((self.partial / "data").iterdir()):

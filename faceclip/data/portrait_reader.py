@@ -112,7 +112,7 @@ class PortraitReader:
 
     @property
     def finding(self) -> str:
-        """Everything here that decides which rows are usable and where their faces are, as part of cache keys."""
+        """All settings that decide which rows are usable and where their faces are; they are part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
         small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
@@ -123,7 +123,7 @@ class PortraitReader:
 
     @property
     def cutting(self) -> tuple[str, str]:
-        """What decides the pixels of the crop and of the picture beyond `finding`."""
+        """The settings beyond `finding` that decide the pixels of the crop and of the picture."""
         return f"crop 2: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
 
     def prepare(

@@ -1,4 +1,4 @@
-"""What every data set says of its portraits, wherever they come from, and the persons whom they show."""
+"""The interface that every data set gives to its portraits, and the persons whom they show."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -17,11 +17,11 @@ class Portraits(Protocol):
 
     @property
     def identity(self) -> NDArray[np.int64]:
-        """(N,) equal for pictures of one person."""
+        """(N,) numbers that are equal for pictures of one person."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Who each portrait shows, in the words of the data."""
+        """The person whom each portrait shows, in the words of the data."""
 
     @property
     def captions(self) -> Sequence[Sequence[Caption]]:
@@ -33,11 +33,11 @@ class Portraits(Protocol):
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """(M,) equal for equal captions."""
+        """(M,) numbers that are equal for equal captions."""
 
     @property
     def content_hash(self) -> str:
-        """Hash of what the portraits show and of what is said of them."""
+        """Hash of the pictures and of everything that the data says about them."""
 
     @property
     def landmarks_5(self) -> NDArray[np.float32] | None:
@@ -113,7 +113,7 @@ def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more
 
 
 def check_apart(train: Portraits, validation: Portraits) -> None:
-    """Raises DataError for a person of both splits: figures would be of people that were trained on."""
+    """Raises DataError for a person of both splits: figures would then measure people that were trained on."""
     ours = np.asarray(validation.identity)
     both = np.flatnonzero(np.isin(ours, train.identity))
     if len(both):

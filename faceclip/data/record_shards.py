@@ -57,12 +57,12 @@ def check_same_rows(
 
 
 def made_of(records: ShardFolder, number: int) -> dict[str, str]:
-    """What a shard of features notes about the records it was made from."""
+    """The note that a shard of features keeps about the records from which it was made."""
     return {"records": records.entries[number]["sha256"]}
 
 
 def cut_strangers(records: ShardFolder, *parts: ShardFolder) -> None:
-    """Cuts each part off where it was made from other records than those that are there now."""
+    """Removes the shards of each part that were made from other records than those that are there now."""
     for part in parts:
         for number, (entry, source) in enumerate(zip(part.entries, records.entries, strict=False)):
             if entry["records"] != source["sha256"]:
@@ -71,7 +71,7 @@ def cut_strangers(records: ShardFolder, *parts: ShardFolder) -> None:
 
 
 def read_position(path: Path, block: int) -> dict[str, Any] | None:
-    """Where a stream stood when it had given `block` blocks, or None when that was not noted."""
+    """The position of a stream after it had given `block` blocks, or None if that was not noted."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Usable rows of any data as shards of records: who is shown, in which words and picture, and where the face is."""
+"""Usable rows of any data as shards of records: the person, the captions, the picture and the place of the face."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,7 +78,7 @@ class RecordedPortraits:
 
     @property
     def content_hash(self) -> str:
-        """Hash of who is shown, in which picture and in which words."""
+        """Hash of the persons, pictures and captions."""
         return bytes_hash(*map(np.ascontiguousarray, (self.identity, self.pictures, self.words, self.caption_start)))
 
 
@@ -151,7 +151,7 @@ class CaptionTexts(_Texts):
 
 
 class PersonNames(_Texts):
-    """Who each row shows, as the data set says it."""
+    """The person whom each row shows, in the words of the data set."""
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # one row at a time
         shard, row = self._at(index)

@@ -1,4 +1,4 @@
-"""Counts of rows that could not be used, by reason, with the first examples; fatal above a set share."""
+"""Counts of rows that could not be used, by reason, with examples. Above a set share they are an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class RejectCounts:
             shown.append(str(rejected)[:300])
 
     def merge(self, other: Mapping[str, Any]) -> None:
-        """Adds what `to_dict` of another gave."""
+        """Adds the counts that `to_dict` of another object gave."""
         self.rows += other["rows"]
         for reason, count in other["counts"].items():
             self.counts[reason] = self.counts.get(reason, 0) + count

@@ -72,7 +72,7 @@ def csv_arguments(files: Sequence[str]) -> dict[str, Any]:
 
 
 def column_kind(column: pa.DataType) -> str:
-    """What a column holds, as far as `datasets` does not convert it."""
+    """The kind of values in a column, coarse enough that `datasets` converts values of one kind into each other."""
     if pa.types.is_null(column):
         return "nothing"
     if pa.types.is_struct(column):

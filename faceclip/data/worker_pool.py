@@ -1,4 +1,4 @@
-"""Worker processes whose death is an error and never a hang."""
+"""Worker processes; the death of one raises an error, and nothing waits for it."""
 
 import multiprocessing
 import os

@@ -28,7 +28,7 @@ from faceclip.faces.regions import region_masks
 MAX_RESIDUAL = 0.06
 MIN_PRESENCE = 0.5
 LIGHT_SIDE = 96  # px of the square around the face in which its light is found
-# Mean shading of a face, by which the light is told from the colour of the skin: that of the renders.
+# Mean shading of a face in the renders, which separates the light from the colour of the skin.
 MEAN_SHADING = 0.78
 _CHUNK = 16  # faces solved together; more only fill the memory
 

@@ -22,7 +22,7 @@ def framed(identity: Identity, scene: Scene, framing: Framing, model: HeadModel)
     """The scene in the given framing.
 
     ``"bust"`` keeps the sampled camera. ``"head"`` places the posed head, from crown to chin and from side to side, in
-    the middle of the picture and at the same size whoever's it is; the sampled scale and shift vary both a little.
+    the middle of the picture and at the same size for every person; the sampled scale and shift vary both a little.
     """
     if framing == "bust":
         return scene

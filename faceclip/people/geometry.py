@@ -1,7 +1,7 @@
 """Meshes of what a person wears: hair, beard, hat and glasses, built around one person's neutral head.
 
 Positions are decimetres in the head's rest pose; `template` is the mean head, whose coordinates say *where on a head*
-a vertex lies, whoever's head it is.
+a vertex lies, for every head.
 """
 
 from dataclasses import dataclass

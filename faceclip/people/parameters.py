@@ -42,7 +42,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a person changes from picture to picture. `attributes` gives each name of `VOCABULARIES` one of its words."""
+    """What a person changes between pictures; `attributes` gives each name of `VOCABULARIES` one of its words."""
 
     pose: tuple[float, float, float]  # yaw, pitch, roll in degrees
     expression: np.ndarray = field(repr=False)  # (E,) controls

@@ -340,7 +340,7 @@ def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None,
         CheckpointError: as `check_archive`, `read_checkpoint` and `from_published` do, or a target that is not an empty
             directory or cannot be written.
     """
-    empty_model(FaceCLIP, config or CONFIG)  # a wrong configuration is told before gigabytes are read
+    empty_model(FaceCLIP, config or CONFIG)  # a wrong configuration is rejected before gigabytes are read
     check_archive(source)
     tensors = read_checkpoint(source)
     model = _empty_model_for(tensors, config)

@@ -110,7 +110,7 @@ def check_archive(path: Path) -> None:
         CheckpointError: a byte of the file is not the one that was written.
     """
     if not zipfile.is_zipfile(path):
-        return  # of the old format, or not readable: what is wrong with it is told by `read_checkpoint`
+        return  # of the old format, or not readable: `read_checkpoint` says what is wrong with it
     try:
         with zipfile.ZipFile(path) as archive:
             if not any(part.CRC for part in archive.infolist()):

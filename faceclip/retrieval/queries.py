@@ -52,7 +52,7 @@ class Queries:
 
     `face` (Q,): row of the portrait that gives the face or image, −1 for none; `text`: Q descriptions, "" for
     none; `relevant` and `excluded` (Q, G); `identity` (Q,): the person by whom the bootstrap groups the query;
-    `described` (Q, G): portraits that fit each query's description, whoever they show, of composed queries.
+    `described` (Q, G): portraits of any person that fit each query's description, of composed queries.
     """
 
     kind: QueryKind

@@ -51,7 +51,7 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None when its files are as they were written."""
+    """Describes what is wrong with a sealed folder; None if its files are as they were written."""
     try:
         hashes = dict(json.loads((folder / MANIFEST).read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -72,7 +72,7 @@ def verify(folder: Path) -> str | None:
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed processes were writing in `directory`; call it before anything is written there.
 
-    What had stepped aside for a folder that never came is put back. Temporaries of running processes stay.
+    A folder that was moved aside for one that never arrived is put back. Temporaries of running processes stay.
 
     Raises CheckpointError when they cannot be removed.
     """
@@ -111,7 +111,7 @@ def _seal(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """The names in a folder are on the disk afterwards."""
+    """Waits until the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""SHA-256 of everything that has to be told apart: bytes, files, models, settings, and short keys of caches."""
+"""SHA-256 of bytes, files, models and settings, and short keys of caches."""
 
 import hashlib
 import json
@@ -85,8 +85,8 @@ def _read_memo(memo: Path) -> dict[str, list]:
 
 
 def settings_text(config: Mapping[str, Any]) -> str:
-    """The configuration of a model as JSON, without what does not decide its results: where diffusers read it from
-    (names with a leading underscore) and the note of its licence."""
+    """The configuration of a model as JSON. It leaves out what does not decide results: the place from which diffusers
+    read it (names with a leading underscore) and the note of its licence."""
     kept = {name: value for name, value in config.items() if not name.startswith("_") and name != "licence"}
     return json.dumps(kept, sort_keys=True)
 

@@ -39,7 +39,7 @@ building = threading.RLock()
 
 
 def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str | Path, **options: Any) -> Any:
-    """What `load`, a `from_pretrained` of the class `kind`, makes of `source` and `options`.
+    """Loads a model by `load`, a `from_pretrained` of the class `kind`, from `source` with `options`.
 
     Raises:
         CheckpointError: the folder is missing or damaged, belongs to another class, its tensors are not exactly those
@@ -118,7 +118,7 @@ def _check_counts(value: Any, tensors: int, path: Path, where: str, field: str =
 def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, what: str, remedy: str) -> None:
     """Compares names, shapes and kinds of numbers; floating point of any precision is one kind.
 
-    Raises CheckpointError, "`where` `what`", with numbers and first names of what differs, and `remedy`.
+    Raises CheckpointError, "`where` `what`", with the number and first names of the tensors that differ, and `remedy`.
     """
     common = sorted(found.keys() & expected.keys())
     kinds = {

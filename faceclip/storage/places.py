@@ -1,4 +1,4 @@
-"""Where a command may write: in a folder of its own, never in the root of the file system or among other files."""
+"""Checks where a command may write: in a folder of its own, not in the root of the file system or among other files."""
 
 from collections.abc import Sequence
 from pathlib import Path

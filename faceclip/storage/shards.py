@@ -64,7 +64,7 @@ class ShardFolder:
         self._save()
 
     def finish(self) -> None:
-        """Notes that there will be no further shard."""
+        """Marks the folder as complete: no shard follows."""
         if not self.complete:
             self.complete = True
             self._save()

@@ -1,4 +1,4 @@
-"""Saving into a folder that may hold an earlier save and files of others: all of the new one, or nothing changes."""
+"""Saving into a folder that may hold an earlier save and other files: all of the new save arrives, or nothing."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def staged(directory: Path, *, last: str, optional: str) -> Iterator[Path]:
 
     Until then nothing of an earlier save is touched, so that one that fails leaves it whole; both lie on the disk at
     once. The file `last`, which marks a whole save, is removed before the others take their places and comes after
-    them: a kill in between is seen. Of the earlier save go the file `optional`, where the new one lacks it, and what is
-    left of weights in shards; any other file stays.
+    them: a kill in between can be noticed. Of the earlier save, the file `optional` is removed if the new one lacks it,
+    and so are remaining shards of weights; all other files stay.
 
     Raises CheckpointError when the disk is full or not writable.
     """

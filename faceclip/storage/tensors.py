@@ -1,4 +1,4 @@
-"""Weights in a folder of diffusers' layout: which files they are, and what their headers say."""
+"""Weights in a folder of diffusers' layout: their files and the headers of these."""
 
 import pickle
 import re

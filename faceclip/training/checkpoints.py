@@ -167,7 +167,7 @@ def step_of(folder: Path) -> int:
 
 
 def check_unused(folder: Path) -> None:
-    """Raises CheckpointError for a folder that holds a checkpoint, when a training is told to begin anew."""
+    """Raises CheckpointError for a folder that holds a checkpoint, when a training shall begin anew."""
     if found := checkpoints(folder):
         raise CheckpointError(
             f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside it: use another output "

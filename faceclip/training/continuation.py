@@ -23,7 +23,7 @@ def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raises CheckpointError that names what differs from the checkpoint in `folder`.
+    """Raises CheckpointError, which names the settings that differ from the checkpoint in `folder`.
 
     What only one side tells is unknown, not different: older checkpoints hold fewer facts and settings. The number of
     processes may change where trainer.accumulate changes with it, so that every step takes the same samples.

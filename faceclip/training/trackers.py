@@ -27,7 +27,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], project: str, directory: Path, settings: Mapping[str, Any]
 ) -> list[GeneralTracker]:
-    """Trackers of a run in `directory`, told its settings; a resumed run goes on under the same name.
+    """Trackers of a run in `directory`, which receive its settings; a resumed run continues under the same name.
 
     Raises ConfigError as `check_trackers` does.
     """

@@ -28,7 +28,7 @@ class AppSettings:
     model: str = setting("tiny", "pipeline: a folder, a hub id, or the one that ships", path=True)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every network of this machine")
     port: int = setting(7860, "to listen on")
-    queue: int = setting(8, "drawings that may wait; a visitor beyond them is told to come again")
+    queue: int = setting(8, "drawings that may wait; further visitors are asked to come again")
     pictures: int = setting(4, "most pictures of one drawing")
     upload_megabytes: int = setting(20, "largest file that a visitor may send")
     browser: bool = setting(False, "open the page in a browser")

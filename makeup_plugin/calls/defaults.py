@@ -12,8 +12,8 @@ from makeup_plugin.arguments import number, whole_number
 
 @dataclass(frozen=True, kw_only=True)
 class CallDefaults:
-    """What a call uses where the caller gives nothing. The values here are those that FaceCLIP publishes; the scales of
-    None are 1 where the channel exists.
+    """Values that a call uses for arguments that the caller leaves out. Those of the class are what FaceCLIP publishes;
+    a scale of None is 1 if the channel exists.
 
     Raises ConfigError, naming the field, for values that no call can have.
     """
@@ -39,7 +39,8 @@ class CallDefaults:
 def read_defaults(values: Mapping[str, Any] | None) -> CallDefaults:
     """The defaults of a pipeline's `config.default_call`; None gives the published ones.
 
-    Raises ConfigError, which begins with default_call, for what is no mapping, unknown names and impossible values.
+    Raises ConfigError, which begins with default_call, for anything but a mapping, for unknown names, and for
+    impossible values.
     """
     if values is None:
         return CallDefaults()

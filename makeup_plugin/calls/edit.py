@@ -1,4 +1,4 @@
-"""A picture to edit: read and checked, encoded, noised, blended into every step, and put around the result."""
+"""The picture of an edit: it is read, checked, encoded, noised, blended into every step, and put around the result."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class EditLatents:
 
     @property
     def from_noise(self) -> bool:
-        """Whether nothing of the picture inside of the mask is left at the beginning."""
+        """Whether the steps begin with pure noise, so that nothing inside of the mask is kept."""
         return self.mask is not None and self.strength == 1
 
     def noised(self, scheduler: Any, noise: Tensor, timestep: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class EditLatents:
         return scheduler.add_noise(self.latents, noise, timestep.repeat(len(noise)))
 
     def blend(self, scheduler: Any, noise: Tensor, timesteps: Tensor) -> AfterStep:
-        """After each step, the picture with the noise of the next timestep outside of the mask."""
+        """The latents after a step, with the picture and the noise of the next timestep outside of the mask."""
         if self.mask is None:
             raise ValueError("there is a mask where something is blended")
         mask = self.mask

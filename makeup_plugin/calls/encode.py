@@ -78,7 +78,7 @@ def with_given(call: Call, conditions: Conditions) -> Conditions:
 
 
 def tokens_of_nobody(pipeline: PipelineParts) -> Tensor | None:
-    """Image tokens (T,W) that the identity channel was trained to read where there is nobody; None for zeros."""
+    """Image tokens (T,W) that the identity channel was trained to read without a face; None stands for zeros."""
     channel = pipeline.identity_channel
     if channel is None or not channel.reads_image or channel.config.nobody != "zero_image":
         return None
@@ -88,7 +88,7 @@ def tokens_of_nobody(pipeline: PipelineParts) -> Tensor | None:
 
 @dataclass(frozen=True)
 class _WithoutFaces:
-    """A joint encoder's conditioning of texts without a face, from memory where the pipeline has seen them."""
+    """A joint encoder's conditioning of texts without a face. The pipeline remembers texts that it has encoded."""
 
     encoder: JointEncoder
     known: KnownFaces

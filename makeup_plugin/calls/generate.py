@@ -97,7 +97,7 @@ def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None
 
 
 def begin(pipeline: PipelineParts, call: Call) -> None:
-    """Sets what callbacks may read."""
+    """Sets the attributes that callbacks may read."""
     pipeline._guidance_scale = call.guidance_scale
     pipeline._guidance_rescale = call.given.guidance_rescale
     pipeline._denoising_start = call.given.denoising_start

@@ -1,4 +1,4 @@
-"""Several people in one picture: who they are, where they are, and what the picture is conditioned on."""
+"""Several people in one picture: their identities, their regions, and the conditions of the picture."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Group:
 def find_group(pipeline: PipelineParts, call: Call) -> Group | None:
     """The people of a call with nested lists of photos or with regions; None where each picture shows one person.
 
-    Raises ConfigError, which names the argument, for what does not fit together.
+    Raises ConfigError, which names the argument, for arguments that do not fit together.
     """
     given = call.given
     nested = isinstance(given.image, list | tuple) and any(isinstance(one, list | tuple) for one in given.image)

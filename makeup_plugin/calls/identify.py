@@ -1,4 +1,4 @@
-"""From photos or identities to what the encoders know of their faces, for a pipeline that remembers the last ones."""
+"""Features of the faces in photos or of given identities; the pipeline remembers those of its last calls."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def identity_of_photos(
 def encode_faces(
     pipeline: PipelineParts, references: References, device: torch.device, *, for_channel: bool = True
 ) -> EncodedFaces | None:
-    """What the encoders know of the references, from memory where they have seen them; None where nobody is there.
+    """Features of the references, from memory if the encoders have seen them; None if no reference shows a face.
 
     for_channel: whether the identity channel will read it. Otherwise its image tower does not run.
     """
@@ -189,7 +189,7 @@ def _encoded_identities(pipeline: PipelineParts, references: References, device:
 
 
 def _view(pipeline: PipelineParts) -> str:
-    """What the image tower sees of a photo."""
+    """The part of a photo that the image tower reads."""
     channel = pipeline.identity_channel
     return "aligned" if channel is None else channel.config.view
 
@@ -204,7 +204,7 @@ def _picture_keys(references: References) -> list[str]:
 
 
 def _face_network(pipeline: PipelineParts) -> nn.Module:
-    """What encodes faces. Raises ConfigError for a pipeline in which nothing does."""
+    """The part that encodes faces. Raises ConfigError for a pipeline without one."""
     network = pipeline.joint_encoder if pipeline.joint_encoder is not None else pipeline.face_encoder
     if network is None:
         raise ConfigError("image: this pipeline has nothing that knows faces; give it joint_encoder or face_encoder")

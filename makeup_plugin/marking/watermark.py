@@ -38,7 +38,7 @@ _LOWEST = 4.0
 _LEAST_CHANGE = 10**-4.2
 # Strongest push, in medians of the coefficients' magnitudes.
 _STRONGEST = 30.0
-_LEVELS = 4096  # pushes that are told apart
+_LEVELS = 4096  # pushes that are distinguished
 _KEY = b"FaceMakeUp generated image 1"
 _LUMA = np.array([0.299, 0.587, 0.114])
 

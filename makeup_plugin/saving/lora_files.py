@@ -1,4 +1,4 @@
-"""What an adapter's files say of its LoRA, checked against a UNet before anything is allocated or changed."""
+"""The LoRA in an adapter's files, which is checked against a UNet before anything is allocated or changed."""
 
 from __future__ import annotations
 

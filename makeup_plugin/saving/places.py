@@ -1,4 +1,4 @@
-"""Where a saved pipeline lies: a directory, one that ships with the package, or a repository of the hub."""
+"""Finds a saved pipeline: in a directory, among those that ship with the package, or in a repository of the hub."""
 
 from __future__ import annotations
 

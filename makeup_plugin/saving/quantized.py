@@ -1,4 +1,4 @@
-"""Components that `PipelineQuantizationConfig` has quantized while they were loaded: what is possible with them."""
+"""Checks of components that `PipelineQuantizationConfig` quantized while they were loaded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_unquantized(parts: Mapping[str, Any]) -> None:
 
 
 def check_plain_unet(unet: Any, lora: Path) -> None:
-    """Raises ConfigError for a quantized UNet that a saved LoRA would have to go on."""
+    """Raises ConfigError for a quantized UNet to which a saved LoRA would have to be added."""
     if is_quantized(unet):
         raise ConfigError(
             f"quantization_config: {lora} belongs on the UNet's own weights, and they would be quantized before; leave"

@@ -123,8 +123,11 @@ class PipelineStorageMixin(Mixed):
         return pipeline
 
     def _add_saved_rest(self, path_or_id: str | Path) -> None:
-        """What `DiffusionPipeline.from_pretrained` leaves out. Raises CheckpointError, as `from_pretrained` does, and
-        for a hub id, whose revision is not known here: another one has another LoRA."""
+        """Adds the parts that `DiffusionPipeline.from_pretrained` leaves out.
+
+        Raises CheckpointError, as `from_pretrained` does, and for a hub id, whose revision is not known here: another
+        one has another LoRA.
+        """
         directory = Path(path_or_id)
         if not directory.is_dir():
             raise CheckpointError(

@@ -21,7 +21,7 @@ FULL = "full"
 
 
 class WholeUNetPipeline(Protocol):
-    """What these adapters change in a pipeline: the UNet, and the one to return to."""
+    """The part of a pipeline that these adapters change: the UNet. It keeps the base's UNet to return to."""
 
     unet: UNet2DConditionModel
     whole_unet: bool
@@ -37,7 +37,7 @@ def holds_unet(config: dict[str, Any]) -> bool:
 
 
 def check_unet_field(config: dict[str, Any], where: str) -> None:
-    """Raises CheckpointError, which begins with `where`, for an adapter.json that says anything else of the UNet."""
+    """Raises CheckpointError, which begins with `where`, for an adapter.json with any other entry for the UNet."""
     if config.get("unet", FULL) != FULL or (holds_unet(config) and config["lora"]):
         raise CheckpointError(
             f"{where}: unet is {config['unet']!r}, beside lora {config['lora']!r}: expected {FULL!r} without a LoRA;"
@@ -63,7 +63,7 @@ def read_unet(pipeline: WholeUNetPipeline, directory: Path, *, variant: str | No
 def exchange_unet(pipeline: WholeUNetPipeline, unet: UNet2DConditionModel) -> None:
     """Puts an adapter's UNet in place of the base's, which the pipeline keeps for `restore_unet`.
 
-    Pipelines that use either UNet go on taking turns: they may share a scheduler and the channels.
+    Pipelines that use either UNet still take turns, because they may share a scheduler and the channels.
     """
     base = pipeline.unet
     give_turns(unet, pipeline._turns)

@@ -57,7 +57,7 @@ class OtherPeople(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class LatentFaces:
     """Compares faces in latents with persons: the autoencoder that decodes them, the recognizer that sees them, and
-    others from whom they are told (None: only their own person counts)."""
+    others from whom they are distinguished (None: only their own person counts)."""
 
     vae: nn.Module
     recognizer: nn.Module
