@@ -221,11 +221,17 @@ def table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"data.path={path}", f"data.images={folder}", "data.columns.image=file_name", "data.columns.split=fold"]
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["folder", "stream"])
+def imported(request, folder, table, tmp_path_factory) -> tuple[list[str], Path]:
+    """Words that say how the photos are read, and what an import without interruption made of them."""
+    more, whole = table if request.param else [], tmp_path_factory.mktemp("whole") / "set"
+    assert main(words(folder, whole, *more)) == 0
+    return more, whole
+
+
 @pytest.mark.parametrize("broken_at", [2, 3, 4])
-@pytest.mark.parametrize("streamed", [False, True])
-def test_an_interrupted_import_resumes(folder, table, tmp_path, monkeypatch, broken_at, streamed):
-    more = table if streamed else []
-    assert main(words(folder, tmp_path / "whole", *more)) == 0
+def test_an_interrupted_import_resumes(folder, imported, tmp_path, monkeypatch, broken_at):
+    more, whole = imported
     write, calls = photos.write_json, []
 
     def interrupted(path: Path, content: object) -> None:
@@ -240,10 +246,10 @@ def test_an_interrupted_import_resumes(folder, table, tmp_path, monkeypatch, bro
     assert not (out / "data").exists()
     monkeypatch.undo()
     assert main(words(folder, out, *more)) == 0
-    files = sorted(p.name for p in (tmp_path / "whole" / "data").iterdir())
+    files = sorted(p.name for p in (whole / "data").iterdir())
     assert files == sorted(p.name for p in (out / "data").iterdir())
     for name in (*(f"data/{file}" for file in files), "dataset.json", "README.md"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_damaged_shard_of_an_interrupted_import_is_named(folder, tmp_path, monkeypatch, capsys):
