@@ -1,4 +1,4 @@
-"""Checks of what a user gives on a command line: each refusal names the option and what to give instead."""
+"""Checks of the arguments of commands: each error names the option and a value that is accepted."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What results were made by: hashes of models and of this project's code."""
+"""Hashes of the models and of this project's code that made a result."""
 
 from importlib.util import find_spec
 from pathlib import Path

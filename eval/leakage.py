@@ -1,8 +1,8 @@
-"""Does what a person can change give the person away? A check of the data, not of a model.
+"""Measures whether changeable attributes reveal the person. This checks the data, not a model.
 
 python -m eval.leakage --data DIR --out runs/leakage
 
-If hair, clothes, light or background told identities apart, recognition figures on the data would be worth little.
+If hair, clothes, light or background identified people, recognition figures on the data would be worth little.
 Two questions: do two portraits of one person agree in an attribute more often than portraits of two people, and can a
 nearest-neighbor search find the person in pictures from which the face was cut out?
 """
@@ -83,7 +83,7 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def nearest_person(features: NDArray[np.float32], identity: NDArray[np.integer]) -> tuple[Estimate, float]:
-    """Rank-1 of finding another portrait of the person by cosine, and what chance gives."""
+    """Rank-1 of finding another portrait of the person by cosine, and the value of chance."""
     ranks, others = [], []
     for start in range(0, len(identity), ROWS):
         rows = np.arange(start, min(start + ROWS, len(identity)))
@@ -96,7 +96,7 @@ def nearest_person(features: NDArray[np.float32], identity: NDArray[np.integer])
 
 
 def measure(arrays: FaceArrays) -> tuple[Mapping[str, Agreement], Mapping[str, tuple[Estimate, float]]]:
-    """Both questions for one split. Raises EmptyDatasetError where nobody can be mistaken for somebody else."""
+    """Answers both questions. Raises EmptyDatasetError without two people and several portraits of one."""
     identity = np.asarray(arrays.identity)
     counts = np.unique(identity, return_counts=True)[1]
     if len(counts) < 2 or counts.max() < 2:
@@ -155,7 +155,7 @@ def write_report(
 
 @dataclass(kw_only=True)
 class LeakageSettings:
-    """What is searched, and where the report goes."""
+    """The data, and the folder of the report."""
 
     data: Path = setting(help="data set folder")
     out: Path = setting(help="receives results.json and report.html")

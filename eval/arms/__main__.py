@@ -2,7 +2,7 @@
 
 python -m eval.arms --model EXPORT --data DIR --out runs/generation
 
-The last three options are what was chosen for the tiny models.
+The last three options were chosen for the tiny models.
 """
 
 import sys
@@ -24,7 +24,7 @@ from makeup_plugin.marking.provenance import sheet_record
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
-    """What is evaluated, how its pictures are made, and who looks at them."""
+    """The model and data, the way pictures are made, and the networks that judge them."""
 
     model: Path = setting(help="pipeline folder (export of train_generator)")
     data: Path = setting(help="data set folder")
@@ -67,7 +67,7 @@ class BenchmarkSettings:
 
 
 def check_folders(settings: BenchmarkSettings) -> None:
-    """Raises CheckpointError for what would fail only after a long run."""
+    """Raises CheckpointError for folders that would fail only after a long run."""
     check_export("--model", settings.model, "model_index.json", "the export folder of `python -m train_generator`")
     for option, folder in (("--judge", settings.judge), ("--second-recognizer", settings.second_recognizer)):
         if folder is not None:

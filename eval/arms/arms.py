@@ -36,7 +36,7 @@ class SamplingConfig:
     bf16: bool = False
 
     def suited_to(self, pipeline: FaceMakeUpPipeline) -> "SamplingConfig":
-        """With the pipeline's own settings where there are none."""
+        """These settings, with the pipeline's own in place of None."""
         chosen = pipeline.call_defaults.filled(
             num_inference_steps=self.steps, guidance_scale=self.guidance, guide_shading=self.guide_shading
         )
@@ -120,7 +120,7 @@ def fitted_maps(pipeline: FaceMakeUpPipeline, rows: Sequence[int], arrays: FaceA
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8] | None:
-    """RGB (H, W, 3), None where there is no whole picture."""
+    """RGB (H, W, 3), or None if the file holds no whole picture."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))

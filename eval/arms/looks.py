@@ -1,4 +1,4 @@
-"""Two more looks at a picture: is it lit as its reference is, and do two detectors see one face in it."""
+"""Two further measurements of a picture: how far its light is from the reference's, and whether two detectors agree."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Are pictures copied? The nearest training portrait of each, on a sheet and as a figure.
+"""Measures whether pictures are copies: the nearest training portrait of each, on a sheet and as a figure.
 
     python -m eval.arms.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
 
@@ -67,7 +67,7 @@ def measure(
     pictures: NDArray[np.uint8], judge: Judge, data: Path, *, size: int
 ) -> tuple[Nearest, NDArray[np.uint8], dict[str, Estimate]]:
     """Nearest training portraits of pictures (N, S, S, 3), these portraits, and mean distances of pictures and of as
-    many portraits of test people; a low quantile of both tells single copies."""
+    many portraits of test people; a low quantile of both reveals single copies."""
     training, test = load_arrays(data, "train", size=size), load_arrays(data, "test", size=size)
     features = look(judge, training.images).features
     found = nearest(look(judge, pictures).features, features)
@@ -85,7 +85,7 @@ def measure(
 
 @dataclass(kw_only=True)
 class NeighborSettings:
-    """Which pictures are compared with which data."""
+    """The pictures and the data that they are compared with."""
 
     images: Path = setting(help="folder of generated PNG pictures")
     data: Path = setting(help="data set that the generator was trained on")

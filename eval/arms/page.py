@@ -114,7 +114,7 @@ def _attribute_table(
 
 
 def _difference_table(report: Report, scores: Mapping[str, Scores]) -> None:
-    """Nothing where there is no arm `text` to compare with, or nothing else."""
+    """Adds no table unless there are an arm `text` and another one."""
     names = ("all", *JUDGED)
     rows: list[list[Cell]] = []
     for arm in scores:
@@ -160,8 +160,8 @@ def first_examples(
 
 
 def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool]]:
-    """The project's criteria: (text, measured, met). Met is what the whole 95 % interval of the paired difference
-    says, not its middle."""
+    """The project's criteria: (text, measured, met). A criterion is met if the whole 95 % interval of the
+    paired difference meets it."""
     criteria: list[tuple[str, str, bool]] = []
     for name in scores:
         if name == "text" or "text" not in scores:

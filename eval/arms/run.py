@@ -1,4 +1,4 @@
-"""The generation evaluation: pictures of every arm, their scores, and what real portraits get."""
+"""The generation evaluation: pictures of every arm, their scores, and the scores of real portraits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class GenerationResult:
 
 
 def require_gallery(arrays: FaceArrays) -> None:
-    """Raises DataError where no portrait can stand in the gallery: nobody could be recognized."""
+    """Raises DataError if no portrait can stand in the gallery, because nobody could be recognized then."""
     if not (np.asarray(arrays.index) == 0).any():
         raise DataError("--data has no frontal test portrait (index 0): the gallery needs one per person")
 
@@ -135,7 +135,7 @@ def evaluate(
 
 @torch.no_grad()
 def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, references) -> dict[str, Scores]:
-    """What the measurements say of real portraits: another one of the person, and a stranger's.
+    """Scores of real portraits: another one of the person, and a stranger's.
 
     Their prompt is what the portrait really shows, so that its accuracy is the judge's own. The frontal portrait,
     which stands in the gallery, is never shown: it would recognize itself. Jobs for which nothing is left are left

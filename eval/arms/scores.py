@@ -1,4 +1,4 @@
-"""What is measured of generated pictures: identity by two recognizers, pose, what the prompt named."""
+"""Scores of generated pictures: identity by two recognizers, pose, and the attributes that the prompt names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

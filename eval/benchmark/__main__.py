@@ -22,7 +22,7 @@ from faceclip.storage.places import check_place
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
-    """What is compared, and where pictures and report go."""
+    """The suite and methods, and the folder of pictures and report."""
 
     suite: str = setting(help="SUITE.yaml, or synthetic: renders that are made for it", path=True)
     methods: Path | None = setting(None, "METHODS.yaml; with synthetic by default what ships, and real portraits")

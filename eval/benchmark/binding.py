@@ -1,4 +1,4 @@
-"""Does a colour stay in the region that it was asked for? Regions × colours on renders with exact masks.
+"""Measures whether a colour stays in the region that it was asked for: regions × colours on renders with exact masks.
 
     python -m eval.benchmark.binding --model EXPORT --data DIR --out DIR
 

@@ -1,4 +1,4 @@
-"""Figures of all methods: means with intervals over persons, who is best beyond chance, categories and slices."""
+"""Figures of all methods: means with intervals over persons, the leader beyond chance, categories, slices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

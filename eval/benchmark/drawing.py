@@ -40,7 +40,7 @@ class _HeldError(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is kept of a picture. status: drawn, failed (with `error`), or none (there is no such picture)."""
+    """The record of a picture. status: drawn, failed (with `error`), or none (there is no such picture)."""
 
     job: str
     status: str
@@ -72,10 +72,10 @@ def folder_of(out: Path, method: str) -> Path:
 
 
 def claim(out: Path, suite: Suite, methods: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what is drawn, or check that the folder holds the same. Several processes may claim one folder.
+    """Write which run the folder holds, or check that it holds the same run. Several processes may claim one folder.
 
-    A folder may get further methods; a method of the same name must be the same. Raises ConfigError naming what
-    differs.
+    A folder may get further methods; a method of the same name must be the same. Raises ConfigError, which
+    names the difference.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "run.json"
@@ -241,7 +241,7 @@ def _check_share(folder: Path, suite: Suite, name: str, last: Job) -> None:
 
 
 def failures(records: Sequence[Record]) -> dict[str, int]:
-    """How often each error came, the most frequent first."""
+    """The number of failures with each error, the most frequent first."""
     counts: dict[str, int] = {}
     for record in records:
         if record.status == "failed":

@@ -1,7 +1,7 @@
-"""What is measured of a method's pictures: a value per picture and metric, and figures of the whole set.
+"""Measurements of a method's pictures: a value per picture and metric, and figures of the whole set.
 
 Columns are named `metric`, or `metric [recognizer]` where each recognizer has its own. A value is NaN where the metric
-has none for that picture; what counts as 0 instead is said in the registry.
+has none for that picture; the registry says which cases count as 0 instead.
 """
 
 from collections.abc import Mapping
@@ -83,7 +83,7 @@ class Measured:
 
 
 class Views:
-    """What the networks see in a list of pictures, each computed once and only when it is asked for."""
+    """Features of a list of pictures by each network; each is computed once and only when it is asked for."""
 
     def __init__(
         self, panel: Panel, images: NDArray[np.uint8] | list[NDArray[np.uint8]], faces: FacePoints | None = None

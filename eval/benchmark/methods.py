@@ -92,17 +92,17 @@ class Drawn:
 
 
 class Method(Protocol):
-    """What the runner needs of a method."""
+    """The interface of a method that the runner uses."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """JSON that tells two versions of the method apart."""
+        """JSON that differs between versions of the method."""
 
     def applies(self, job: Job) -> bool:
-        """Whether there is such a picture at all; a person with one photo has no other one."""
+        """Whether the method can have this picture; a person with one photo has no other photo."""
 
     def draw(self, job: Job) -> Drawn:
-        """The picture of a job. Whatever it raises is recorded as a failure of this picture."""
+        """The picture of a job. Every exception is recorded as a failure of this picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +236,7 @@ class RealMethod:
 
 
 def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture in the middle of height × width px, its sides in proportion; what it does not cover is cut off."""
+    """A picture in the middle of height × width px, its sides in proportion; parts beyond the edges are cut off."""
     height, width = size
     factor = max(height / image.shape[0], width / image.shape[1])
     large = max(width, round(image.shape[1] * factor)), max(height, round(image.shape[0] * factor))

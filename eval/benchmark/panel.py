@@ -1,4 +1,4 @@
-"""The networks that a benchmark looks with, by role, and why a role is not filled."""
+"""The networks that measure in a benchmark, by role, and the reasons why a role is empty."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,8 +87,8 @@ class Panel:
 def load_panel(suite: Suite, device: str = "cpu") -> Panel:
     """The networks that the suite's metrics need.
 
-    What is not on this machine is noted with the command that gets it. Raises CheckpointError for networks that are
-    damaged or of another kind, ConfigError for an unknown role.
+    A network that is not on this machine is noted with the command that gets it. Raises CheckpointError for
+    networks that are damaged or of another kind, ConfigError for an unknown role.
     """
     settings = suite.settings
     known = {*LOADERS, *RENDERS_ONLY}

@@ -224,7 +224,7 @@ def _check_keys(photos: Sequence[Photo]) -> None:
 
 
 def check_licence(licence: str, origin: str, where: str) -> None:
-    """Raises ConfigError for data of which nobody says licence and origin: results of such data cannot be published."""
+    """Raises ConfigError for data without a licence and an origin, whose results cannot be published."""
     for name, value in (("licence", licence), ("origin", origin)):
         if not value.strip():
             raise ConfigError(

@@ -122,7 +122,7 @@ def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: di
 
 
 def make_protocol(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: dict[str, Any]) -> dict[str, Any]:
-    """What is needed to run it again: suite, methods, networks with hashes, code, and what was not measured."""
+    """Everything to repeat the run: suite, methods, networks with hashes, code, and metrics that were not measured."""
     photos = suite.references.photos
     return json.loads(
         json.dumps(

@@ -1,4 +1,4 @@
-"""The suite that needs nothing from elsewhere: renders made for it, their captions, what ships as methods."""
+"""The suite that needs no further data: renders made for it, their captions, and the shipped models as methods."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -124,7 +124,7 @@ def _picture(image: NDArray[np.uint8]) -> str:
 
 
 def _shown(gallery: Gallery, row: int) -> str:
-    """The picture, or why there is none."""
+    """The picture, or the reason why it is missing."""
     if gallery.drawn[row]:
         return _picture(gallery.images[row])
     record = gallery.records[row]

@@ -1,4 +1,4 @@
-"""What the demo knows of its earlier runs: which stage ran by which command, from which shipped weights, how long."""
+"""The demo's record of its earlier runs: the command of each stage, the shipped weights, and the time it took."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ class Records:
         return {name: entry["seconds"] for name, entry in self.entries.items() if entry["seconds"] is not None}
 
     def log(self, stage: Stage) -> Path:
-        """Where a stage's output goes."""
+        """The file that receives a stage's output."""
         return self.root / "logs" / f"{stage.name}.log"
 
     def clear_stale(self) -> list[str]:

@@ -63,7 +63,7 @@ def choose_references(arrays: FaceArrays) -> list[int]:
 
 
 def build_report(root: Path) -> Path:
-    """Everything the demo did, as runs/demo/report.html. Raises ConfigError where the stages before it did not run."""
+    """Writes all results of the demo to runs/demo/report.html. Raises ConfigError if an earlier stage did not run."""
     for part in ("generation/results.json", "generation/report.json", "retrieval/report.json"):
         if not (root / part).is_file():
             raise ConfigError(f"{root / part} does not exist: give the folder in which `python -m eval.demo` ran")

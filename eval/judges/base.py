@@ -1,4 +1,4 @@
-"""What the judge finds in the pictures of a tiny base: added to the figures of its card.
+"""Judges the pictures of a tiny base, and adds the figures to its card.
 
 python -m eval.judges.base export=DIR data=DIR [judge=DIR vae=DIR text_l=DIR text_g=DIR guidance=… steps=…]
 
@@ -31,7 +31,7 @@ from makeup_plugin.plain_sampling import sample_portraits
 
 @dataclass(kw_only=True)
 class BaseMeasurement:
-    """What is measured and with what. 1,600 pictures name each judged attribute for more than 200 of 300 people."""
+    """Base, judge and number of pictures. 1,600 pictures name each judged attribute for more than 200 of 300 people."""
 
     export: str = setting("", "export of `python -m train_generator.towers.base`", path=True)
     data: str = setting("", "data set of its card", path=True)

@@ -1,4 +1,4 @@
-"""The networks that look at pictures together, and what they see in many of them."""
+"""The networks that judge pictures, and their results for many pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ Embed = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """The networks that look at the pictures. Only `recognizer`, and `fitter`, which tells the light, have anything to
-    do with the generator."""
+    """The networks that look at the pictures. Only `recognizer` and `fitter`, which estimates the light, also
+    serve the generator."""
 
     judge: Judge
     recognizer: FaceViT

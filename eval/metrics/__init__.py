@@ -1,1 +1,1 @@
-"""Metrics by name and version: their cores on injected features, the feature models, and what is known of each."""
+"""Metrics by name and version: their cores on injected features, the feature models, and a description of each."""

@@ -82,7 +82,7 @@ def asked_colours(names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the first axis of what is known; NaN where nothing is."""
+    """Mean of the known values over the first axis; NaN where none is known."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)

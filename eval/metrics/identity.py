@@ -1,4 +1,4 @@
-"""Whose face is it: similarities of embeddings, copying of the reference, and the place in a gallery of real people.
+"""Identity of drawn faces: similarities of embeddings, copying of the reference, the place in a gallery of real people.
 
 Embeddings are rows of unit length or any other length; `found` says where there is a face. A picture without a face is
 never dropped silently: it counts as 0, or the share of such pictures stands beside the mean.

@@ -1,4 +1,4 @@
-"""What is said of a metric."""
+"""The description of a metric."""
 
 from dataclasses import dataclass
 from typing import Literal

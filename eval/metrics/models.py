@@ -38,7 +38,7 @@ class MissingModelError(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a result file says of the network that a metric used. sha256: of its weights and configuration."""
+    """The facts about a metric's network in a result file. sha256: of its weights and configuration."""
 
     id: str
     revision: str

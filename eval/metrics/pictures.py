@@ -74,7 +74,7 @@ def attribute_count(probabilities: NDArray[np.floating], *, threshold: float = 0
 
 @torch.no_grad()
 def face_crops(images: NDArray[np.uint8], boxes: NDArray[np.floating], size: int) -> Tensor:
-    """Squares (N, 3, size, size) in [0, 1] around boxes (N, 4) of x0, y0, x1, y1 px; what lies outside is black.
+    """Squares (N, 3, size, size) in [0, 1] around boxes (N, 4) of x0, y0, x1, y1 px; places outside are black.
 
     Raises ValueError for boxes that are not finite or have no area.
     """

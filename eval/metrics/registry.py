@@ -1,4 +1,4 @@
-"""What each metric is, by name and version: one name never means two things.
+"""All metrics by name and version: one name never means two things.
 
 A version changes whenever the same pictures could get another number. Which network computed a value, with revision
 and hash, stands in the result file beside it (`eval.metrics.models.ModelFacts`).
