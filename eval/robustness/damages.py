@@ -18,7 +18,6 @@ from torch import Tensor
 
 Picture = NDArray[np.uint8]
 Damage = Callable[[Picture, float, NDArray[np.floating]], Picture]
-EPSILONS = (2 / 255, 4 / 255, 8 / 255)
 
 
 def jpeg(image: Picture, quality: float, landmarks: NDArray[np.floating]) -> Picture:

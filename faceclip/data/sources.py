@@ -119,21 +119,6 @@ def check_own_layout(config: DataConfig, used: Set[str]) -> None:
         )
 
 
-def own_folder(config: DataConfig) -> Path:
-    """The folder of a data set in this project's own layout, for a command that reads no other.
-
-    Raises ConfigError for any other data, and for settings that would change nothing.
-    """
-    path = Path(config.path)
-    if find_layout(config) in ("hub", "arrow", "facecaption") or not path.is_dir():
-        raise ConfigError(
-            f"data.path={path}: only this project's own layout is read here; make it of renders by `python -m "
-            "faceclip.people`, of photos by `python -m faceclip.data.photos`"
-        )
-    check_own_layout(config, set())
-    return path
-
-
 def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
     """The rows of one split.
 

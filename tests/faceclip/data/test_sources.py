@@ -13,7 +13,7 @@ import pytest
 
 from faceclip.data.mapping import DataConfig, RejectedRecord, cache_folder, data_at
 from faceclip.data.rejects import RejectCounts
-from faceclip.data.sources import find_layout, own_folder
+from faceclip.data.sources import check_own_layout, find_layout
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError
 from faceclip.storage.hashes import content_hash
 from tests.faceclip.data.rows import folder, open_rows, png
@@ -165,14 +165,12 @@ def test_a_path_that_is_no_data(tmp_path):
     assert data_at(given) is given
 
 
-def test_a_command_that_reads_our_layout_alone_says_so(tmp_path):
-    (tmp_path / "dataset.json").write_text("{}")
-    assert own_folder(data_at(str(tmp_path))) == tmp_path
-    with pytest.raises(ConfigError, match=r"data\.limit"):
-        own_folder(DataConfig(path=str(tmp_path), limit=3))
-    for other in (DataConfig(path="owner/name"), DataConfig(path=str(tmp_path / "dataset.json"))):
-        with pytest.raises(ConfigError, match=rf"^data\.path={other.path}: "):
-            own_folder(other)
+def test_settings_that_our_own_layout_does_not_read_are_rejected(tmp_path):
+    check_own_layout(data_at(str(tmp_path)), set())
+    limited = DataConfig(path=str(tmp_path), limit=3)
+    check_own_layout(limited, {"limit"})
+    with pytest.raises(ConfigError, match=rf"^data\.path={tmp_path} .*data\.limit"):
+        check_own_layout(limited, set())
 
 
 def test_where_features_are_kept(tmp_path):
