@@ -50,7 +50,7 @@ class Process:
         self._status, theirs = os.pipe()
         request = {"words": list(words), "environment": environment, "folder": os.getcwd()}
         try:
-            _send(_server(), request, [theirs, self._output.fileno()])
+            _send(_server()[0], request, [theirs, self._output.fileno()])
         finally:
             os.close(theirs)
         self.pid = int(self._read_line())
@@ -60,6 +60,8 @@ class Process:
         if self.returncode is None and select.select([self._status], [], [], 0)[0]:
             self.returncode = int(self._read_line())
             os.close(self._status)
+            self._written = self.output()
+            self._output.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -77,6 +79,8 @@ class Process:
 
     def output(self) -> str:
         """What the process has written until now."""
+        if self._output.closed:
+            return self._written
         file = self._output.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode()  # the process writes where its own position is
 
@@ -95,11 +99,11 @@ class Process:
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """The connection to this process' server, which ends when this process does."""
+def _server() -> tuple[socket.socket, subprocess.Popen]:
+    """The connection to this process' server, and the server; both end with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        subprocess.Popen(
+        server = subprocess.Popen(
             [sys.executable, "-m", "tests.warm", str(theirs.fileno())],
             cwd=Path(__file__).parents[1],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -107,7 +111,14 @@ def _server() -> socket.socket:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    return ours
+    atexit.register(_end, ours, server)
+    return ours, server
+
+
+def _end(connection: socket.socket, server: subprocess.Popen) -> None:
+    connection.close()
+    server.kill()
+    server.wait()
 
 
 def _send(connection: socket.socket, request: dict, files: list[int]) -> None:
