@@ -14,8 +14,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.frames import Framing
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.mapping import DataConfig, RowMapping
 from faceclip.data.portrait_pool import Outcome, PortraitPool, Usable
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.rejects import RejectCounts

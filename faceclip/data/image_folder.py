@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.image_store import files_below, is_file, with_slashes
-from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.storage.regular import open_regular
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from faceclip.data.mapping import RejectedRecord
+from faceclip.data.cells import RejectedRecord
 from faceclip.errors import DataError
 
 logger = logging.getLogger(__name__)

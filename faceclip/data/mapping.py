@@ -5,10 +5,8 @@ part, or holds it in a form that cannot be used, raises `RejectedRecord` with a 
 (`faceclip.data.rejects`), and nothing is guessed.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +14,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from faceclip.data.cells import (
+    GivenMask,
+    RejectedRecord,
+    encodes,
+    image_of,
+    parse_box,
+    parse_landmarks,
+    parse_masks,
+    texts_of,
+)
 from faceclip.data.table_files import KINDS, check_data_path
 from faceclip.errors import ConfigError, DataError
 from faceclip.settings import setting
@@ -27,7 +35,6 @@ Layout = Literal[
 
 TABLES = tuple(KINDS)
 MASK_LAYOUT: Layout = "facecaptionmask"
-MAX_CAPTION = 100_000  # characters: text towers read the first few hundred
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
 # Beyond these a number is a slip of the keyboard that would fill the memory.
 MOST = {"shard_rows": 1_000_000, "batch_size": 65_536, "workers": 1024, "max_pixels": 4_000_000_000}
@@ -178,27 +185,6 @@ MASK_COLUMNS = {
 WITHOUT_PEOPLE = {"facecaption": "FaceCaption-15M", MASK_LAYOUT: "FaceCaptionMask"}
 
 
-class RejectedRecord(Exception):
-    """A row that cannot be used; `reason` is a short name that reports count, the message says what was found."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        return RejectedRecord, (self.reason, str(self))  # worker processes send these back
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenMask:
-    """A mask of some words of a caption: path of its file as the row says it, untrusted; positions of the words' tokens
-    in CLIP's context."""
-
-    caption: str
-    path: str
-    positions: tuple[int, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RawRecord:
     """One row in our terms. box (4,): x1, y1, x2, y2; landmarks (5, 2); both in pixels, or None.
@@ -307,13 +293,13 @@ class RowMapping:
             if missing or not str(value).strip():
                 raise RejectedRecord("no_identity", f"{key}: column {self.identity!r} is empty")
             person = str(value)
-        captions = [text for name in self.captions for text in _texts(row.get(name), f"{key}, column {name!r}")]
+        captions = [text for name in self.captions for text in texts_of(row.get(name), f"{key}, column {name!r}")]
         if not captions and self.captions_needed:
             raise RejectedRecord("empty_caption", f"{key}: no text in {', '.join(self.captions)}")
         image: bytes | str | Path | None = None
         url = ""
         if self.image:
-            image = _image_cell(row.get(self.image), f"{key}, column {self.image!r}")
+            image = image_of(row.get(self.image), f"{key}, column {self.image!r}")
             if self.walked and isinstance(image, str):
                 image = Path(image)
         elif self.url:
@@ -336,7 +322,7 @@ class RowMapping:
             masks=tuple(
                 mask
                 for caption, (column, folder) in self.masks.items()
-                for text in _texts(row.get(caption), key)[:1]
+                for text in texts_of(row.get(caption), key)[:1]
                 for mask in parse_masks(row.get(column), text, folder, f"{key}, column {column!r}")
             ),
         )
@@ -351,103 +337,3 @@ def kept_for_validation(person: NDArray[np.int64], share: float) -> NDArray[np.b
     """Whether rows of persons with these `text_hash`es validate. A hash is uniform, so that whole persons are kept, the
     same ones in every run."""
     return person.view(np.uint64) < np.uint64(min(share, 1 - 2**-53) * 2.0**64)
-
-
-def encodes(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half of a surrogate pair, which JSON can hold, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _texts(cell: Any, where: str) -> list[str]:
-    if cell is None:
-        return []
-    if isinstance(cell, str):
-        if len(cell) > MAX_CAPTION:
-            raise RejectedRecord("long_caption", f"{where} holds a text of more than {MAX_CAPTION:,} characters")
-        return [cell.strip()] if cell.strip() else []
-    if isinstance(cell, bytes):  # webdataset members of unknown type
-        try:
-            return _texts(cell.decode("utf-8-sig"), where)
-        except UnicodeDecodeError as error:
-            raise RejectedRecord("not_utf8", f"{where} is no text in UTF-8 ({error}): save it as such") from error
-    if isinstance(cell, Mapping) and "text" in cell:
-        return _texts(cell["text"], where)
-    if isinstance(cell, list | tuple):
-        return [text for item in cell for text in _texts(item, where)]
-    raise RejectedRecord("caption_not_text", f"{where} holds {type(cell).__name__}, expected text")
-
-
-def _image_cell(cell: Any, where: str) -> bytes | str:
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes | str) and cell:
-        return cell
-    if isinstance(cell, Path):
-        return str(cell)
-    kind = "nothing" if cell is None or isinstance(cell, bytes | str) else type(cell).__name__
-    raise RejectedRecord("no_image", f"{where} holds {kind}, expected a picture's bytes or its path")
-
-
-def _numbers(cell: Any, where: str, reason: str) -> list[float]:
-    """Numbers of nested lists or of JSON text, flat."""
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and brackets without end
-            raise RejectedRecord(reason, f"{where}: {cell[:60]!r} is not a JSON list") from error
-    if isinstance(cell, Mapping):
-        cell = list(cell.values())
-    if isinstance(cell, np.ndarray):
-        cell = cell.tolist()
-    if isinstance(cell, list | tuple):
-        return [number for item in cell for number in _numbers(item, where, reason)]
-    if isinstance(cell, int | float) and not isinstance(cell, bool):
-        with suppress(OverflowError):  # an integer may have 400 digits
-            if math.isfinite(cell):
-                return [float(cell)]
-    raise RejectedRecord(reason, f"{where}: {str(cell)[:60]} is no finite number")
-
-
-def parse_box(cell: Any, box_format: str, where: str) -> NDArray[np.float64]:
-    """(4,) x1, y1, x2, y2 from a list, JSON text or struct in the order of `box_format`. Raises RejectedRecord."""
-    values = _numbers(cell, f"{where}, box", "bad_box")
-    if len(values) != 4:
-        raise RejectedRecord("bad_box", f"{where}: a box of {len(values)} numbers, expected 4")
-    box = np.asarray(values)
-    if box_format == "xywh":
-        box[2:] += box[:2]
-    if not (box[2] > box[0] and box[3] > box[1]):
-        raise RejectedRecord("bad_box", f"{where}: box {values} is empty; data.box_format is {box_format}")
-    return box
-
-
-def parse_masks(cell: Any, caption: str, folder: str, where: str) -> list[GivenMask]:
-    """The masks of a caption from a list of structs with `mask`, a path below `folder`, and `token_indices`.
-
-    Raises RejectedRecord.
-    """
-    found = []
-    for item in () if cell is None else cell if isinstance(cell, list | tuple) else [cell]:
-        path = item.get("mask") if isinstance(item, Mapping) else None
-        positions = item.get("token_indices") if isinstance(item, Mapping) else None
-        whole = isinstance(positions, list | tuple) and all(isinstance(p, int) and p >= 0 for p in positions)
-        if not (isinstance(path, str) and path and encodes(path) and whole):
-            raise RejectedRecord("bad_mask", f"{where}: {str(item)[:60]} is no struct of `mask` and `token_indices`")
-        if positions:
-            found.append(GivenMask(caption=caption, path=f"{folder}/{path}", positions=tuple(positions)))
-    return found
-
-
-def parse_landmarks(cell: Any, where: str) -> NDArray[np.float64]:
-    """(5, 2) from five points or ten numbers x, y, x, y, … Raises RejectedRecord."""
-    values = _numbers(cell, f"{where}, landmarks", "bad_landmarks")
-    if len(values) != 10:
-        raise RejectedRecord("bad_landmarks", f"{where}: {len(values)} numbers, expected 5 points (x, y)")
-    points = np.asarray(values).reshape(5, 2)
-    if np.ptp(points, axis=0).max() < 1e-6:
-        raise RejectedRecord("bad_landmarks", f"{where}: all five points are the same")
-    return points

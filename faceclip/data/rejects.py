@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.mapping import RejectedRecord
+from faceclip.data.cells import RejectedRecord
 from faceclip.errors import TooManyBadRecordsError
 from faceclip.storage.files import write_json
 

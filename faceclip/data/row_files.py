@@ -15,8 +15,8 @@ import datasets
 from huggingface_hub import HfFileSystem
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.image_store import ARCHIVE_ERRORS, MAX_BYTES, is_file, with_slashes
-from faceclip.data.mapping import RejectedRecord
 
 _ZIP_ERRORS = (*ARCHIVE_ERRORS, OSError, ValueError, RuntimeError, NotImplementedError)  # encrypted; unknown methods
 

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.image_store import ImageStore
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping, data_at
+from faceclip.data.mapping import DataConfig, RowMapping, data_at
 from faceclip.data.photos import PhotosConfig
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.sources import open_source

@@ -19,8 +19,9 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from faceclip.data.blocks import Block, SourceBlocks, check_writable, usable
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.frames import Framing
-from faceclip.data.mapping import DataConfig, RejectedRecord
+from faceclip.data.mapping import DataConfig
 from faceclip.data.photo_rows import fitter_hash, load_fitter
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.record_shards import (

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.curate.config import CurateConfig
 from faceclip.data.curate.deciding import Decision
 from faceclip.data.curate.measuring import Shards
 from faceclip.data.curate.shards import Row
 from faceclip.data.curate.source import Block, SplitReader
-from faceclip.data.mapping import RejectedRecord
 from faceclip.data.row_files import read_file
 from faceclip.data.writing import write_shard
 from faceclip.errors import DataError

@@ -13,9 +13,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.curate.catalog import ROW_COLUMNS, choose_measures
 from faceclip.data.curate.measures import Measure, Picture
-from faceclip.data.mapping import DataConfig, RejectedRecord
+from faceclip.data.mapping import DataConfig
 from faceclip.data.portrait_reader import REASONS, build_detector
 from faceclip.data.row_files import read_file
 from faceclip.errors import ConfigError, FaceError

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from faceclip.data.blocks import row_blocks, row_count
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.curate.shards import Row
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord, RowMapping
+from faceclip.data.mapping import DataConfig, RawRecord, RowMapping
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.sources import Position, open_source
 from faceclip.errors import ConfigError

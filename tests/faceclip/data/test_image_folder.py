@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from faceclip.data.mapping import DataConfig, RejectedRecord, RowMapping
+from faceclip.data.cells import RejectedRecord
+from faceclip.data.mapping import DataConfig, RowMapping
 from faceclip.errors import DataError, EmptyDatasetError
 from tests.faceclip.data.rows import folder, open_rows, png
 

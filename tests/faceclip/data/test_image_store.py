@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.image_store import ImageStore, clean_urls
-from faceclip.data.mapping import RejectedRecord
 from faceclip.errors import DataError
 
 URL = "https://example.org/a/portrait%20one.jpg?w=3"

@@ -6,16 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faceclip.data.mapping import (
-    ColumnsConfig,
-    DataConfig,
-    RejectedRecord,
-    RowMapping,
-    kept_for_validation,
-    parse_box,
-    parse_landmarks,
-    text_hash,
-)
+from faceclip.data.cells import RejectedRecord, parse_box, parse_landmarks
+from faceclip.data.mapping import ColumnsConfig, DataConfig, RowMapping, kept_for_validation, text_hash
 from faceclip.errors import ConfigError, DataError
 
 FOLDER = "/pictures"

