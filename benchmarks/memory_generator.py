@@ -168,7 +168,8 @@ def kept_elements(size: int) -> dict[str, int]:
     """Numbers of bf16 that a picture of `size` px leaves for backward, with checkpointed gradients, by network.
 
     Of a residual block its input stays, of a transformer its input (for its norm) and that of each of its blocks, of a
-    layer that changes the resolution its input.
+    layer that changes the resolution its input. The first residual block in the middle is not checkpointed by
+    diffusers: what its two norms, activations and convolutions read stays.
     """
     places = [(size // 8) ** 2, (size // 16) ** 2, (size // 32) ** 2]
 
@@ -177,13 +178,14 @@ def kept_elements(size: int) -> dict[str, int]:
 
     down = blocks(_DOWN) + 320 * places[0] + 640 * places[1]  # the inputs of the convolutions that halve the side
     up = 1280 * places[1] + 640 * places[0]  # of those that double it
+    middle = blocks(_MIDDLE) + 5 * 1280 * places[2]
     ends = 3 * 320 * places[0]  # norm, activation and convolution at the end
     # The map's embedding: outputs of convolutions and activations, and the map itself (float32 and bf16).
     widths = [(1, 16), (1, 16), (2, 32), (2, 32), (4, 96), (4, 96), (8, 256)]
     embedding = 2 * sum(width * (size // step) ** 2 for step, width in widths[1:]) + 2 * 16 * size**2 + 3 * 3 * size**2
     return {
-        "UNet": down + blocks(_MIDDLE) + blocks(_UP) + up + ends,
-        "shading channel": down + blocks(_MIDDLE) + 1280 * places[2] + embedding,
+        "UNet": down + middle + blocks(_UP) + up + ends,
+        "shading channel": down + middle + 1280 * places[2] + embedding,
     }
 
 
@@ -214,11 +216,12 @@ def count_decoder(size: int) -> dict[str, int]:
 def copies(unet: nn.Module, identity: IdentityChannel, shading: nn.Module) -> int:
     """Bytes of the bf16 copies of trained weights that autograd keeps, those of layers outside of checkpoints."""
     named = [*unet.named_parameters(), *shading.named_parameters(), *identity.projection.named_parameters()]
-    inside = (".resnets.", ".transformer_blocks.")
+    inside, outside = (".resnets.", ".transformer_blocks."), "mid_block.resnets.0."
     return 2 * sum(
         value.numel()
         for name, value in named
-        if value.requires_grad and value.ndim > 1 and not any(part in name for part in inside)
+        if value.requires_grad and value.ndim > 1
+        if name.startswith(outside) or not any(part in name for part in inside)
     )
 
 
