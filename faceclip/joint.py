@@ -131,7 +131,7 @@ class JointEncoder(ModelMixin, ConfigMixin):
         """Features of the all-zero face, one row. Prompts without a face are fused with them."""
         if self.kept_zero_face is not None:
             return self.kept_zero_face.features()
-        return self._face(torch.zeros(1, 3, 8, 8))
+        return self._face(self.face_encoder.pos_embed.new_zeros(1, 3, 8, 8))
 
     @apply_forward_hook
     def text_states(

@@ -69,4 +69,6 @@ def _statistics(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor] | Non
     mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
         return None
-    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+    values = (torch.tensor(x, dtype=like.dtype).view(1, -1, 1, 1) for x in (mean, std))
+    first, second = (x.to(like.device, non_blocking=True) for x in values)  # a GPU is not waited for
+    return first, second

@@ -30,6 +30,8 @@ class Copies(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         devices = {leaf.device.type for leaf in (*inputs, *outputs)}
+        if (kwargs or {}).get("non_blocking") and inputs[0].device.type == "cpu":
+            return result  # read from the host's memory at once, and nothing waits
         moves = "copy" in str(func) or any(leaf.ndim for leaf in inputs if leaf.device.type == "cpu")
         if devices == {"cpu", "cuda"} and moves:
             self.seen.append(f"{func} of {[(tuple(leaf.shape), leaf.device.type) for leaf in inputs]}")

@@ -77,11 +77,9 @@ def prepare(config: GeneratorConfig) -> Trainer:
         print(f"{len(source.alone):,} persons have a single picture, which is their own reference", flush=True)
     facts = {"data": features[0].arrays.content_hash[:16], "init": begun[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
-    if layout(trainer.accelerator) == "zero-3":
-        raise ConfigError(
-            "ZeRO-3 gathers weights on all ranks at once, but in stage 2 the ranks run different modules"
-            " (losses on pictures depend on noise levels): launch with ZeRO-2 or DDP"
-        )
+    # ZeRO-3 gathers weights on all ranks at once, and a GPU should not be waited for: how many samples count in a loss
+    # must not decide what runs. On a CPU, samples that do not count are left out.
+    task.same_work = layout(trainer.accelerator) == "zero-3" or trainer.device.type != "cpu"
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
     return trainer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from faceclip.storage.hashes import bytes_hash, frozen_hash, module_hash, settings_text
 from faceclip.towers.face import FaceFeatures
 from faceclip.training import StepContext, Task
+from faceclip.training.collectives import is_main_process
 from faceclip.training.optimization import decay_groups
 from faceclip.training.sampler import fetch
 from makeup_plugin import FaceMakeUpPipeline
@@ -66,6 +67,8 @@ class GeneratorTask(Task):
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.faces = LatentFaces(vae=pipeline.vae, recognizer=pipeline.joint_encoder.face_encoder, others=others)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
+        # Whether each step does the same work on every rank, whatever its samples are: `train_generator.terms.rows`.
+        self.same_work = False
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
         self.attributes: tuple[str, ...] = ()
         if latent_recognizer is not None and config.loss.latent_attributes:
@@ -120,9 +123,13 @@ class GeneratorTask(Task):
             noise = noise + share * torch.randn((*clean.shape[:2], 1, 1), generator=generator, device=clean.device)
         timesteps = torch.randint(len(self.schedule), (len(clean),), generator=generator, device=clean.device)
         sample = self.sample(batch, noise, timesteps)
-        total, parts = self.terms(sample, generator)
+        total, parts = self.terms(sample, generator, fixed=self.same_work)
         config = self.config.loss
         if config.sampled_identity:
+            drawn = None
+            if self.same_work:
+                seeds = [self.config.trainer.seed, context.step, context.micro_step]
+                drawn = int(np.random.default_rng(seeds).integers(len(self.stops)))
             sampled = sampled_identity_loss(
                 sample,
                 self.pipeline,
@@ -131,6 +138,7 @@ class GeneratorTask(Task):
                 steps=config.sampled_steps,
                 stops=self.stops,
                 limit=config.sampled_rows,
+                drawn=drawn,
             )
             total = total + config.sampled_identity * sampled
             parts["loss_sampled_identity"] = sampled.detach()
@@ -138,7 +146,9 @@ class GeneratorTask(Task):
 
     def sample(self, batch: dict[str, Tensor], noise: Tensor, timesteps: Tensor) -> Sample:
         """A batch with noise (B, C, h, w) of timesteps (B,), and what the model predicts from it."""
-        conditions, schedule = self.conditions(batch), self.schedule.to(noise.device)
+        if self.schedule.alphas_cumprod.device != noise.device:
+            self.schedule = self.schedule.to(noise.device)
+        conditions, schedule = self.conditions(batch), self.schedule
         noisy = schedule.add_noise(batch["latents"], noise, timesteps)
         prediction, alignment = predict_aligned(self.pipeline, batch, noisy, timesteps, conditions, layers=self.layers)
         knows_person = batch["keep_face"]
@@ -156,8 +166,11 @@ class GeneratorTask(Task):
             alignment=alignment,
         )
 
-    def terms(self, sample: Sample, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of all terms on noised pictures, and each by its name in the log."""
+    def terms(
+        self, sample: Sample, generator: torch.Generator, *, fixed: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of all terms on noised pictures, and each by its name in the log. fixed: as many samples in
+        every term as it could ever have."""
         config = self.config.loss
         denoising = denoising_loss(sample, min_snr_gamma=config.min_snr_gamma)
         face = denoising.new_zeros(())
@@ -168,11 +181,12 @@ class GeneratorTask(Task):
                 below=config.identity_below,
                 limit=config.identity_rows,
                 at_once=self.config.trainer.batch_size,
+                fixed=fixed,
             )
         total = denoising + config.alignment * sample.alignment + config.identity * face
         parts = {"noise": denoising, "alignment": sample.alignment, "identity": face}
         if config.prior:
-            parts["prior"] = prior_loss(sample, self.pipeline.unet)
+            parts["prior"] = prior_loss(sample, self.pipeline.unet, fixed=fixed)
             total = total + config.prior * parts["prior"]
         if "latent_recognizer" in self.modules:
             reader, attributes = self.modules["latent_recognizer"], bool(config.latent_attributes)
@@ -260,7 +274,8 @@ class GeneratorTask(Task):
             columns.append(
                 draw_columns(self.pipeline, part, self.conditions(part), start, steps=self.config.sample_steps)
             )
-        save_image(grid_picture(columns), path, sheet_record(model=self.config.base))
+        if is_main_process():  # under ZeRO-3 all of them draw, since each holds a part of the weights
+            save_image(grid_picture(columns), path, sheet_record(model=self.config.base))
 
     def export(self, directory: Path) -> None:
         """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""

@@ -61,9 +61,8 @@ def similarity_transform(
     """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3)."""
     if landmarks.shape[-2:] != (5, 2):
         raise ValueError(f"landmarks must have shape (…, 5, 2), got {tuple(landmarks.shape)}")
-    target = torch.as_tensor(
-        template(size, reference_size=reference_size, view=view), dtype=landmarks.dtype, device=landmarks.device
-    )
+    target = torch.as_tensor(template(size, reference_size=reference_size, view=view), dtype=landmarks.dtype)
+    target = target.to(landmarks.device, non_blocking=True)  # a GPU is not waited for
     return similarity_between(landmarks, target)
 
 
@@ -219,7 +218,7 @@ def align_tensor(
     axis = torch.arange(size, dtype=landmarks.dtype, device=landmarks.device)
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     grid = torch.stack([columns, rows], dim=-1).reshape(1, size * size, 2)
-    extent = torch.tensor([width, height], dtype=landmarks.dtype, device=landmarks.device)
+    extent = torch.tensor([width, height], dtype=landmarks.dtype).to(landmarks.device, non_blocking=True)
     source = (2 * apply_affine(inverse, grid) + 1) / extent - 1
     source = source.reshape(-1, size, size, 2)
     crops = F.grid_sample(images.float(), source, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -13,7 +13,7 @@ class StepModule(nn.Module):
     """Loss of a batch; for a `ContrastiveTask` also the features of a chunk and what pulls a gradient through them.
 
     `half`: run under bf16 autocast. `compiled`: torch.compile; of a contrastive task only `encode` is compiled, since
-    its loss picks rows by masks and talks to other ranks.
+    its loss talks to other ranks.
     """
 
     def __init__(self, task: Task, device: torch.device, *, half: bool, compiled: bool) -> None:

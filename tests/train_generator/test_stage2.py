@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -66,11 +67,12 @@ def test_sigterm_saves_and_exits(arguments, tmp_path):
     assert status == 143 and step > 0 and f"saved at step {step}; the same command resumes" in output
 
 
-def test_a_layout_in_which_ranks_would_wait_for_each_other_is_refused(arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_generator.__main__, "layout", lambda accelerator: "zero-3")
-    assert main([*arguments, f"out={tmp_path / 'run'}", "trainer.device=cpu"]) == 2
-    assert "in stage 2 the ranks run different modules" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "checkpoints").exists()
+@pytest.mark.parametrize(("name", "same"), [("zero-3", True), ("zero-2", False), ("replicated", False)])
+def test_ranks_that_gather_weights_of_each_other_do_the_same_work(arguments, tmp_path, monkeypatch, name, same):
+    monkeypatch.setattr(train_generator.__main__, "layout", lambda accelerator: name)
+    words = [*arguments, f"out={tmp_path / 'run'}", "trainer.device=cpu"]
+    trainer = train_generator.__main__.prepare(parse_config(GeneratorConfig, words, presets=PRESETS))
+    assert trainer.task.same_work == same
 
 
 def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):

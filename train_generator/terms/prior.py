@@ -12,19 +12,27 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from makeup_plugin.conditioning import predict
+from train_generator.terms.rows import chosen_rows
 from train_generator.terms.sample import Sample
 
 
-def prior_loss(sample: Sample, unet: UNet2DConditionModel) -> Tensor:
+def prior_loss(sample: Sample, unet: UNet2DConditionModel, *, fixed: bool = False) -> Tensor:
     """Mean squared distance of the prediction from the base's, on samples that see words alone (no face, no identity,
-    no shading map); 0 without any. unet: with LoRA, below which the base's weights lie unchanged."""
+    no shading map); 0 without any.
+
+    unet: with LoRA, below which the base's weights lie unchanged. fixed: the base predicts for all samples, and those
+    that do not count weigh nothing (`train_generator.terms.rows`).
+    """
     alone = ~(sample.knows_person | sample.batch["keep_shading"])
-    rows = alone.nonzero().flatten()
-    if len(rows) == 0:
+    every = torch.arange(len(sample), device=alone.device)
+    chosen = chosen_rows(every, alone, fixed=fixed)
+    if len(chosen) == 0:
         return sample.prediction.sum() * 0.0
+    rows = chosen.rows
     with torch.no_grad(), without_lora(unet):
         base = predict(unet, sample.noisy[rows], sample.timesteps[rows], sample.conditions.take(rows))
-    return (sample.prediction[rows].float() - base.float()).square().mean()
+    errors = (sample.prediction[rows].float() - base.float()).square().flatten(1).mean(dim=1)
+    return (errors * chosen.weights).sum()
 
 
 @contextmanager

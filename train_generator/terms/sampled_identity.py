@@ -18,6 +18,7 @@ from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.diffusion import NoiseSchedule
 from train_generator.config import LossConfig
 from train_generator.terms.identity import LatentFaces
+from train_generator.terms.rows import chosen_rows
 from train_generator.terms.sample import Sample
 
 
@@ -41,20 +42,34 @@ def sampler_stops(scheduler: DDIMScheduler, config: LossConfig) -> list[int]:
 
 
 def sampled_estimate(
-    pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, steps: int, stop: int
+    pipeline: FaceMakeUpPipeline,
+    conditions: Conditions,
+    noise: Tensor,
+    *,
+    steps: int,
+    stop: int,
+    schedule: NoiseSchedule | None = None,
 ) -> Tensor:
     """Clean latents (B, C, h, w) estimated at position `stop` of a DDIM sampler of `steps` steps from noise (B, C, h,
-    w), without guidance; only this last estimate has a gradient."""
+    w), without guidance; only this last estimate has a gradient. schedule: that of the pipeline, on the noise's
+    device."""
     channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
     scheduler, latents = pipeline.scheduler, noise
-    scheduler.set_timesteps(steps, device=noise.device)
+    # Timesteps as numbers of the host: the scheduler looks up its tables by them, and would wait for a GPU's.
+    scheduler.set_timesteps(steps)
+    *before, last = scheduler.timesteps.tolist()[: stop + 1]
     with torch.no_grad():
-        for time in scheduler.timesteps[:stop]:
-            prediction = predict(pipeline.unet, latents, time, conditions, **channels)
+        for time in before:
+            prediction = predict(pipeline.unet, latents, _times(time, latents), conditions, **channels)
             latents = scheduler.step(prediction.float(), time, latents, return_dict=False)[0]
-    times = scheduler.timesteps[stop].expand(len(latents))
+    times = _times(last, latents)
     prediction = predict(pipeline.unet, latents, times, conditions, **channels)
-    return NoiseSchedule.from_scheduler(scheduler).clean(prediction.float(), latents, times)
+    return (schedule or NoiseSchedule.from_scheduler(scheduler)).clean(prediction.float(), latents, times)
+
+
+def _times(time: int, latents: Tensor) -> Tensor:
+    """One timestep for all latents, on their device."""
+    return torch.full((len(latents),), time, device=latents.device)
 
 
 def sampled_identity_loss(
@@ -66,18 +81,25 @@ def sampled_identity_loss(
     steps: int,
     stops: Sequence[int],
     limit: int,
+    drawn: int | None = None,
 ) -> Tensor:
     """1 − cosine to the person in pictures that the model draws from noise, left at a random one of `stops`.
 
-    Of the samples that know person and pose the first `limit` count; 0 without any.
+    Of the samples that know person and pose the first `limit` count; 0 without any. drawn: which of the stops, drawn by
+    the caller for all ranks; then always `limit` pictures are drawn (or one for each of fewer samples), and those that
+    do not count weigh nothing (`train_generator.terms.rows`).
     """
-    device = sample.clean.device
+    device, knows = sample.clean.device, _knows_person_and_pose(sample)
     noise = torch.randn((limit, *sample.clean.shape[1:]), generator=generator, device=device)
-    stop = stops[int(torch.randint(len(stops), (1,), generator=generator, device=device))]
-    rows = _knows_person_and_pose(sample)[:limit]
-    if len(rows) == 0:
+    fixed = drawn is not None
+    if drawn is None:
+        drawn = int(torch.randint(len(stops), (1,), generator=generator, device=device))
+    ranked = (~knows).int().argsort(stable=True)[:limit]
+    chosen = chosen_rows(ranked, knows, fixed=fixed)
+    if len(chosen) == 0:
         return sample.clean.sum() * 0.0
-    return _distance(sample, pipeline, faces, rows, noise[: len(rows)], steps=steps, stop=stop)
+    rows, weights = chosen.rows, chosen.weights
+    return _distance(sample, pipeline, faces, rows, noise[: len(rows)], weights=weights, steps=steps, stop=stops[drawn])
 
 
 def finished_identity_distance(
@@ -92,7 +114,7 @@ def finished_identity_distance(
 ) -> float:
     """The same of pictures left at `stop`, on all samples that know person and pose, `at_once` at a time."""
     noise = torch.randn(sample.clean.shape, generator=generator, device=sample.clean.device)
-    known, total = _knows_person_and_pose(sample), 0.0
+    known, total = _knows_person_and_pose(sample).nonzero().flatten(), 0.0
     for rows in known.split(at_once):
         distance = _distance(sample, pipeline, faces, rows, noise[rows], steps=steps, stop=stop)
         total += float(distance) * len(rows) / len(known)
@@ -106,13 +128,15 @@ def _distance(
     rows: Tensor,
     noise: Tensor,
     *,
+    weights: Tensor | None = None,
     steps: int,
     stop: int,
 ) -> Tensor:
-    estimate = sampled_estimate(pipeline, sample.conditions.take(rows), noise, steps=steps, stop=stop)
-    return faces.distance(estimate, sample, rows)
+    conditions = sample.conditions.take(rows)
+    estimate = sampled_estimate(pipeline, conditions, noise, steps=steps, stop=stop, schedule=sample.schedule)
+    return faces.distance(estimate, sample, rows, weights)
 
 
 def _knows_person_and_pose(sample: Sample) -> Tensor:
-    """Indices of the samples; where the face will be is known from the shading map alone."""
-    return (sample.batch["keep_shading"] & sample.knows_person).nonzero().flatten()
+    """(B,) bool; where the face will be is known from the shading map alone."""
+    return sample.batch["keep_shading"] & sample.knows_person

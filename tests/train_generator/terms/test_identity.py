@@ -78,6 +78,24 @@ def test_the_noisiest_samples_within_the_window_that_know_the_person_count(faces
     assert nothing == 0 and nothing.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_always_as_many_samples_give_the_same_loss(faces, kind):
+    """Samples that do not count are decoded and weigh nothing, even at no signal, where the estimate has no bounds."""
+    sample = sample_of([40, 300, 999, 200, 250], [True, True, True, True, False], kind)
+    sample.schedule.alphas_cumprod[999] = 0
+    sample.batch["person"] = torch.arange(5)
+    people = OtherPeople(torch.randn(6, 32), torch.arange(6), weight=0.25, temperature=0.1)
+    faces = LatentFaces(vae=faces.vae, recognizer=faces.recognizer, others=people)
+    for limit, at_once in ((8, 2), (2, 4), (4, 3)):
+        options = {"below": 300, "limit": limit, "at_once": at_once}
+        values = [facial_perceptual_loss(sample, faces, fixed=fixed, **options) for fixed in (False, True)]
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(*[torch.autograd.grad(value, sample.prediction)[0] for value in values])
+    nothing = facial_perceptual_loss(sample, faces, below=10, limit=8, at_once=2, fixed=True)
+    (gradient,) = torch.autograd.grad(nothing, sample.prediction)
+    assert nothing == 0 and not gradient.any()
+
+
 def test_a_face_is_told_from_those_of_others_and_not_from_its_own_person():
     others = OtherPeople(5 * torch.eye(3), torch.tensor([7, 8, 9]), weight=0.5, temperature=0.5)
     seen = torch.tensor([[0.6, 0.8, 0.0]], requires_grad=True)

@@ -41,6 +41,10 @@ def test_only_words_alone_are_held_to_the_base(arguments, tmp_path):
     assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == [False, True, False, False]
     expected = (sample.prediction[1:2] - base).square().mean()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-4)
+    same = prior_loss(sample, pipeline.unet, fixed=True)
+    torch.testing.assert_close(same, loss)
+    (other,) = torch.autograd.grad(same, sample.prediction, retain_graph=True)
+    torch.testing.assert_close(other, gradient, atol=1e-7, rtol=1e-3)
     # LoRA counts again, and is trained by the loss.
     again = task.sample(batch, noise, timesteps)
     torch.testing.assert_close(again.prediction, sample.prediction)

@@ -52,13 +52,15 @@ def batch(task) -> dict[str, torch.Tensor]:
     return batch
 
 
-def loss_of(task: GeneratorTask, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(task: GeneratorTask, batch: dict[str, torch.Tensor], drawn: int | None = None) -> torch.Tensor:
     """The loss of a batch, by the same draws at every call."""
     nothing = torch.zeros_like(batch["latents"])
     with torch.no_grad():
         sample = task.sample(batch, nothing, torch.zeros(len(nothing), dtype=torch.int64))
     generator = torch.Generator().manual_seed(0)
-    return sampled_identity_loss(sample, task.pipeline, task.faces, generator, steps=4, stops=task.stops, limit=2)
+    return sampled_identity_loss(
+        sample, task.pipeline, task.faces, generator, steps=4, stops=task.stops, limit=2, drawn=drawn
+    )
 
 
 def test_stops_by_hand():
@@ -131,6 +133,20 @@ def test_only_samples_that_know_person_and_pose_count(task, batch):
     torch.testing.assert_close(loss, loss_of(task, other))
     batch["keep_shading"][:] = False
     assert loss_of(task, batch) == 0
+
+
+def test_always_as_many_pictures_give_the_same_loss(task, batch):
+    batch["keep_shading"] = torch.tensor([False, True, False])
+    task.stops = task.stops[-1:]
+    trained = [p for n, p in task.pipeline.unet.named_parameters() if "lora_A" in n]
+    first, second = loss_of(task, batch), loss_of(task, batch, drawn=0)
+    torch.testing.assert_close(first, second)
+    expected, found = (torch.autograd.grad(loss, trained) for loss in (first, second))
+    assert any(gradient.any() for gradient in expected)
+    torch.testing.assert_close(found, expected)
+    batch["keep_shading"][:] = False
+    nothing = loss_of(task, batch, drawn=0)
+    assert nothing == 0 and not any(gradient.any() for gradient in torch.autograd.grad(nothing, trained))
 
 
 def test_validation_shows_finished_pictures_of_all_that_count(task):
