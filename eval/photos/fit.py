@@ -2,20 +2,22 @@
 
     python -m eval.photos.fit photos=FOLDER [people=100] [per_person=2] [renders=60] [out=FILE.json]
 
-FOLDER has one folder of photos per person. Nothing of the photos is written, only figures.
+FOLDER has one folder of photos per person, or with identity=none photos of as many people. Nothing of the photos is
+written, only figures.
 """
 
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from eval.photos.figures import area, by_people, pairs
-from eval.photos.people import Photo, choose_photos, read_photos
+from eval.photos.people import Photo, choose_photos, read_photos, single_photos
 from eval.reports.report import write_json
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.face3d.light import shade
@@ -42,6 +44,9 @@ class FitConfig:
     photos: str = setting("", "folder with one folder of photos per person; '': renders only", path=True)
     people: int = setting(100, "people drawn from it")
     per_person: int = setting(2, "photos of each at most")
+    identity: Literal["folder", "none"] = setting(
+        "folder", "none: each photo in the folder itself shows another person"
+    )
     seed: int = setting(0, "which people are drawn")
     renders: int = setting(60, "synthetic people that are rendered; 0: none")
     out: str = setting("", "file that gets the figures as JSON", path=True)
@@ -82,8 +87,9 @@ def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate
         "correlation of luminance and shading on skin, median": by_people(
             lambda r: float(np.median(fitted[r])), people
         ),
-        "area under ROC of shape": by_people(lambda r: area(*pairs(shape @ shape.T, people, r)), people),
     }
+    if len(set(people.tolist())) < len(people):
+        figures["area under ROC of shape"] = by_people(lambda r: area(*pairs(shape @ shape.T, people, r)), people)
     for column, angle in enumerate(ANGLES):
         near = (apart[:, column] <= NEAR).astype(np.float64)
         figures[f"{angle} within {NEAR:.0f}° of the rigid pose"] = identity_bootstrap(near, people)
@@ -151,7 +157,11 @@ def measure(config: FitConfig) -> None:
     fitter = MeshFitter()
     figures: dict[str, Estimate] = {}
     if config.photos:
-        chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+        chosen = (
+            single_photos(Path(config.photos), config.people, config.seed)
+            if config.identity == "none"
+            else choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+        )
         figures |= photo_figures(list(read_photos(chosen)), fitter)
     if config.renders:
         figures |= render_figures(config.renders, fitter)

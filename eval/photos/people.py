@@ -45,6 +45,22 @@ def choose_photos(folder: Path, people: int, photos: int, seed: int) -> list[tup
     return [(number, file) for number, row in enumerate(drawn) for file in found[names[row]][:photos]]
 
 
+def single_photos(folder: Path, people: int, seed: int) -> list[tuple[int, Path]]:
+    """Number and file of at most `people` photos drawn by `seed` that lie in the folder itself, each of another person.
+
+    Raises DataError for a folder that is missing, EmptyDatasetError for one without photos.
+    """
+    if not folder.is_dir():
+        raise DataError(f"photos={folder} is no folder: give one with photos in it")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    if not files:
+        raise EmptyDatasetError(
+            f"photos={folder} has no photos in it: with identity=none they lie in the folder itself"
+        )
+    drawn = np.random.default_rng(seed).permutation(len(files))[:people]
+    return [(number, files[row]) for number, row in enumerate(drawn)]
+
+
 def read_photos(
     chosen: list[tuple[int, Path]], detector: FaceDetector | None = None, *, label: str = "photos"
 ) -> Iterator[Photo]:

@@ -44,6 +44,19 @@ def test_all_figures_are_measured(folder, tmp_path, capsys):
     assert "faces/s per core" in capsys.readouterr().out
 
 
+@photos
+def test_photos_of_as_many_people(folder, tmp_path, capsys):
+    for person in range(2):
+        (tmp_path / f"{person}.png").write_bytes((folder / f"person {person}" / "0.png").read_bytes())
+    out = tmp_path / "figures.json"
+    assert main([f"photos={tmp_path}", "identity=none", "renders=0", f"out={out}"]) == 0, capsys.readouterr()
+    figures = json.loads(out.read_text())
+    assert figures["face found"]["count"] == 2 and "area under ROC of shape" not in figures
+    (tmp_path / "empty").mkdir()
+    assert main([f"photos={tmp_path / 'empty'}", "identity=none", "renders=0"]) == 2
+    assert "identity=none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
