@@ -3,13 +3,17 @@
     python benchmarks/encoder.py forward [--size quarter|published] [--batch 16] [--threads 1]
     python benchmarks/encoder.py step [--size published] [--data DIR] [--persons 8] [--images 4] [--precision bf16]
                                        [--frozen-identity]
-    python benchmarks/encoder.py loss [--rows 1024 4096 16384 65536] [--plain-products]
+    python benchmarks/encoder.py loss [--rows 1024 4096 16384 65536] [--plain-products] [--width 256] [--half]
+    python benchmarks/encoder.py profile [--size quarter|published] [--batch 16]
 
-forward: `FaceCLIP.encode` against the straightforward form of the published computation: a face encoder pass per
-branch, the dead face half of the last fusion layer computed, the fuser in float32. step (`encoder_step.py`): the
+forward: `FaceCLIP.encode` against two plain forms by torch's own kernels: the straightforward form of the published
+computation (a face encoder pass per branch, the dead face half of the last fusion layer computed, the fuser in
+float32), and a fair one, which does no work twice or in vain and has one type throughout. profile: where the time of
+`encode` and of the fair form goes, by operator. step (`encoder_step.py`): the
 trainer's step of stage 1 on the feature cache against the same step that computes the features, on the shipped towers
 or, as the preset `bigg14` has them, on towers of the published size with random weights (19 GB of memory; leave --data
-out, the cache of its few pictures is built first). loss: row blocks against dense autograd.
+out, the cache of its few pictures is built first). loss: row blocks against dense autograd, with `--half` on features
+of bfloat16 and with the errors of both against float64.
 
 CPU s: processor time of this process (with one thread, what the work costs whatever else the machine does). Wall s: as
 the clock says. Each is the least of some runs after one to warm up. On a GPU (--device cuda) only wall time counts.
@@ -25,6 +29,8 @@ import torch.nn.functional as F
 from encoder_step import step
 from timing import Timing, describe, ratio, speed, timed, use_plain_products
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
 from faceclip.encoder import FaceCLIP
@@ -45,10 +51,16 @@ DENSE_LIMIT = 16384  # rows; beyond, the dense loss' matrices do not fit a small
 
 class Straightforward:
     """The published flow with our weights, written plainly; towers and projections run in the model's dtype, the
-    fuser in float32, as under the release's autocast."""
+    fuser in float32, as under the release's autocast.
 
-    def __init__(self, model: FaceCLIP, fusion: dict[str, Any]) -> None:
-        self.model = model
+    fair: one pass of the face encoder, no face half in the last layer, and the fuser in the model's dtype.
+    """
+
+    def __init__(self, model: FaceCLIP, fusion: dict[str, Any], *, fair: bool = False) -> None:
+        self.model, self.fair = model, fair
+        self.last = {"l": model.l.fusion.layers[-1], "g": model.g.fusion.layers[-1]}
+        if fair:
+            return
         self.last = {name: self._last(branch, fusion) for name, branch in (("l", model.l), ("g", model.g))}
 
     @staticmethod
@@ -70,9 +82,11 @@ class Straightforward:
 
     def __call__(self, tokens: Tensor, faces: Tensor) -> Tensor:
         fused = []
+        encoder = self.model.face_encoder
+        face = encoder(faces.to(encoder.dtype))
         for name, branch in (("l", self.model.l), ("g", self.model.g)):
-            encoder = self.model.face_encoder
-            face = encoder(faces.to(encoder.dtype))
+            if name == "g" and not self.fair:
+                face = encoder(faces.to(encoder.dtype))
             word = branch.identity_projection(face.identity / face.identity.norm(dim=-1, keepdim=True))
             hidden = branch.text(tokens, replace_index=ID_INDEX, replace_with=word).hidden
             streams = (
@@ -81,28 +95,66 @@ class Straightforward:
                 branch.text_projection(hidden),
                 branch.text_position_projection(branch.text.tower.positional_embedding[None]),
             )
-            patches, face_position, text, text_position = (stream.float() for stream in streams)
+            dtype = encoder.dtype if self.fair else torch.float32
+            patches, face_position, text, text_position = (stream.to(dtype) for stream in streams)
             for layer in (*branch.fusion.layers[:-1], self.last[name]):
                 patches, text = layer(patches, face_position, text, text_position)
             fused.append(text)
         return torch.cat(fused, dim=-1)
 
 
-@torch.no_grad()
-def forward(arguments: argparse.Namespace) -> None:
-    """Table of forward passes."""
-    device, repeat = torch.device(arguments.device), arguments.repeat
-    size = arguments.size or "quarter"
-    config = {"quarter": QUARTER, "published": PUBLISHED}[size]
+def _inputs(arguments: argparse.Namespace) -> tuple[FaceCLIP, dict[str, Any], Tensor, Tensor]:
+    """A random model, its configuration, and token ids and faces of a batch."""
+    device = torch.device(arguments.device)
+    config = {"quarter": QUARTER, "published": PUBLISHED}[arguments.size or "quarter"]
     with device:
         model = FaceCLIP(**config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("face_scale", "text_scale")):
             parameter.fill_(0.5)  # a trained layer scale; at the initial 1e-4 the fusion would not show in the numbers
     tokens = tokenize([TEMPLATE + "a person with a red hat"] * arguments.batch).to(device)
-    faces = torch.rand(arguments.batch, 3, 448, 448, device=device)
+    return model, config, tokens, torch.rand(arguments.batch, 3, 448, 448, device=device)
+
+
+PRODUCTS = ("linear", "mm", "bmm", "convolution", "attention")  # by the names of their operators
+
+
+@torch.no_grad()
+def profiles(arguments: argparse.Namespace) -> None:
+    """Tables of where the time of a forward pass goes, on the CPU. Shares are of the profiler's wall time, GFLOP/s by
+    processor time."""
+    model, config, tokens, faces = _inputs(arguments)
+    model.requires_grad_(False)
+    fair = Straightforward(model, config["fusion"], fair=True)
+    forms = {"fair": lambda: fair(tokens, faces), "`encode`": lambda: model.encode(tokens, faces).tokens}
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)
+        with FlopCounterMode(display=False) as counter:
+            fair(tokens, faces)
+        flops = counter.get_total_flops()
+        for title, action in forms.items():
+            seconds = timed(action, arguments.repeat, torch.device("cpu")).cpu
+            with profile(activities=[ProfilerActivity.CPU]) as found:
+                action()
+            rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+            whole = sum(row.self_cpu_time_total for row in rows)
+            share = sum(row.self_cpu_time_total for row in rows if any(part in row.key for part in PRODUCTS)) / whole
+            print(
+                f"\n{title}, {dtype}, batch {arguments.batch}: {seconds:.3f} CPU s, {flops / 1e9:.0f} GFLOP, "
+                f"{flops / seconds / 1e9:.0f} GFLOP/s in all and {flops / seconds / share / 1e9:.0f} in products\n"
+            )
+            print("| operator | calls | share |\n| --- | --- | --- |")
+            for row in rows[:12]:
+                print(f"| `{row.key}` | {row.count} | {row.self_cpu_time_total / whole:.1%} |", flush=True)
+
+
+@torch.no_grad()
+def forward(arguments: argparse.Namespace) -> None:
+    """Table of forward passes."""
+    device, repeat = torch.device(arguments.device), arguments.repeat
+    model, config, tokens, faces = _inputs(arguments)
     exact: Tensor | None = None
-    print(f"forward, {size} size, batch {arguments.batch}, {describe(device)}\n")
+    print(f"forward, {arguments.size or 'quarter'} size, batch {arguments.batch}, {describe(device)}\n")
     print("| forward | CPU s | wall s | speed | error |\n| --- | --- | --- | --- | --- |", flush=True)
 
     def measure(title: str, action: Callable[[], Tensor], reference: Timing | None = None) -> Timing:
@@ -119,8 +171,11 @@ def forward(arguments: argparse.Namespace) -> None:
         return model.encode(tokens, faces).tokens
 
     form = Straightforward(model, config["fusion"])
+    fair = Straightforward(model, config["fusion"], fair=True)
     plain = measure("straightforward, float32", lambda: form(tokens, faces))
-    measure("`encode`, float32", encode, plain)
+    fair_plain = measure("fair, float32", lambda: fair(tokens, faces), plain)
+    ours = measure("`encode`, float32", encode, plain)
+    against = [("float32", fair_plain, ours)]
     known = model.face_features(faces)
     measure("`encode`, float32, cached face features", lambda: model.encode(tokens, face_features=known).tokens, plain)
     fusions = [branch.fusion for branch in (model.l, model.g)]
@@ -130,8 +185,11 @@ def forward(arguments: argparse.Namespace) -> None:
     mixed = measure("straightforward, towers bfloat16, fuser float32", lambda: form(tokens, faces))
     for fusion in fusions:
         fusion.bfloat16()
-    measure("`encode`, all bfloat16", encode, mixed)
+    fair_half = measure("fair, all bfloat16", lambda: fair(tokens, faces), mixed)
+    against.append(("bfloat16", fair_half, measure("`encode`, all bfloat16", encode, mixed)))
 
+    faster = ", ".join(f"{speed(theirs, mine, device)} in {name}" for name, theirs, mine in against)
+    print(f"\n`encode` against the fair form: {faster}.")
     print(
         "\nSpeed: against the straightforward form above it. Error of the tokens: root mean square, relative to the "
         "first line's."
@@ -178,18 +236,26 @@ def saved_by(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
 def loss(arguments: argparse.Namespace) -> None:
     """Table of losses, forward and backward."""
     device = torch.device(arguments.device)
-    print(f"loss, D = 256, float32, {describe(device)}\n")
+    numbers = "bfloat16" if arguments.half else "float32"
+    print(f"loss, D = {arguments.width}, {numbers}, {describe(device)}\n")
     print("| loss | N | gradient for | blocks, CPU s (wall) | saved | dense, CPU s (wall) | saved | blocks / dense |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for title, blocks, dense in (("sigmoid", block_sigmoid, dense_sigmoid), ("InfoNCE", block_infonce, dense_infonce)):
         for rows in arguments.rows:
             for both in (False, True) if rows <= 4096 else (True,):
-                _loss_row(title, blocks, dense, rows, both, arguments.repeat, device)
+                if arguments.half and not both:
+                    continue
+                _loss_row(title, blocks, dense, rows, both, arguments, device)
 
 
-def _loss_row(title: str, blocks, dense, rows: int, both: bool, repeat: int, device: torch.device) -> None:
-    generator = torch.Generator(device).manual_seed(0)
-    q, t = (F.normalize(torch.randn(rows, 256, device=device, generator=generator), dim=1) for _ in "qt")
+def _loss_row(
+    title: str, blocks, dense, rows: int, both: bool, arguments: argparse.Namespace, device: torch.device
+) -> None:
+    generator, repeat = torch.Generator(device).manual_seed(0), arguments.repeat
+    width = arguments.width
+    q, t = (F.normalize(torch.randn(rows, width, device=device, generator=generator), dim=1) for _ in "qt")
+    if arguments.half:
+        q, t = q.bfloat16(), t.bfloat16()
     q.requires_grad_()
     t.requires_grad_(both)
     scale, bias = (torch.tensor(x, device=device, requires_grad=True) for x in (2.3, -10.0))
@@ -208,15 +274,29 @@ def _loss_row(title: str, blocks, dense, rows: int, both: bool, repeat: int, dev
         try:
             theirs, text = cells(dense)
             print(f"{line} {text} | {ratio(ours, theirs, device):.2f} |", flush=True)
+            if arguments.half:
+                print(f"errors: blocks {_errors(blocks, dense, inputs)}; dense {_errors(dense, dense, inputs)}")
             return
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
     print(f"{line} does not fit | | |", flush=True)
 
 
+def _errors(form, exact, inputs: tuple[Tensor, ...]) -> str:
+    """Relative errors of value and gradients against those of the exact form in float64."""
+    wide = tuple(x.detach().double().requires_grad_() for x in inputs[:4]) + inputs[4:]
+    found, expected = form(*inputs), exact(*wide)
+    names = ("loss", "queries", "targets", "scale", "bias")
+    with_gradient = 3 if form in (dense_infonce, block_infonce) else 4
+    ours = (found, *torch.autograd.grad(found, inputs[:with_gradient]))
+    theirs = (expected, *torch.autograd.grad(expected, wide[:with_gradient]))
+    pairs = zip(names, ours, theirs, strict=False)
+    return ", ".join(f"{name} {((a.double() - b).norm() / b.norm()).item():.1e}" for name, a, b in pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("forward", "step", "loss"))
+    parser.add_argument("table", choices=("forward", "profile", "step", "loss"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -236,9 +316,11 @@ def main() -> None:
         action="store_true",
         help="step: the identity's projections not trained, the states of the text towers cached, too",
     )
+    parser.add_argument("--width", type=int, default=256, help="loss: numbers of a feature")
+    parser.add_argument("--half", action="store_true", help="loss: features of bfloat16, and the errors of both forms")
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="loss")
     arguments = parser.parse_args()
-    wrong = {"forward": "shipped", "step": "quarter"}
+    wrong = {"forward": "shipped", "profile": "shipped", "step": "quarter"}
     if arguments.size == wrong.get(arguments.table, ""):
         parser.error(f"--size {arguments.size} is none of {arguments.table}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -247,7 +329,7 @@ def main() -> None:
         use_plain_products()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    {"forward": forward, "step": step, "loss": loss}[arguments.table](arguments)
+    {"forward": forward, "step": step, "loss": loss, "profile": profiles}[arguments.table](arguments)
 
 
 if __name__ == "__main__":
