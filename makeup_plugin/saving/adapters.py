@@ -381,6 +381,7 @@ def insert_lora(unet: UNet2DConditionModel, weights: dict[str, Tensor], config: 
         raise CheckpointError(
             f"{path} cannot be put on this UNet ({error}); save or fetch the adapter again"
         ) from error
+    device, dtype = unet.device, unet.dtype  # each of them looks through the whole UNet
     for parameter in lora_parameters(unet):
-        parameter.data = parameter.data.to(device=unet.device, dtype=unet.dtype)
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
         parameter.requires_grad_(False)
