@@ -16,6 +16,8 @@ from faceclip.errors import ConfigError
 CONTROL_MAPS = ("shading", "five_points")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+MAX_SIDE = 2**14  # px of a picture
+
 
 def check_parts(pipeline: Any) -> None:
     """Raises ConfigError, which names the part, for a pipeline whose parts lack what they read."""
@@ -50,6 +52,8 @@ def image_size(unet: UNet2DConditionModel, factor: int, height: int | None, widt
     default = (sample, sample) if isinstance(sample, int) else tuple(sample)
     height = default[0] * factor if height is None else whole_number("height", height)
     width = default[1] * factor if width is None else whole_number("width", width)
+    if max(height, width) > MAX_SIDE:
+        raise ConfigError(f"height and width must be at most {MAX_SIDE:,} px, got {height}x{width}")
     if height < factor or width < factor or height % factor or width % factor:
         raise ConfigError(f"height and width must be positive multiples of {factor}, got {height}x{width}")
     return height, width

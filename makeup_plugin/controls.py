@@ -54,12 +54,26 @@ def check_controlnet(controlnet: Any, unet: UNet2DConditionModel) -> None:
     for network in networks_of(controlnet):
         if not isinstance(network, ControlNetModel):
             raise ConfigError(f"controlnet must be a ControlNetModel or a list of them, got {type(network).__name__}")
-        for name in ("cross_attention_dim", "addition_embed_type", "in_channels"):
-            theirs, ours = network.config.get(name), unet.config.get(name)
-            if theirs != ours:
-                raise ConfigError(
-                    f"controlnet: its {name} is {theirs} and the UNet's {ours}: give one that was made for this base"
-                )
+        _check_base("controlnet", network, unet, ("cross_attention_dim", "addition_embed_type", "in_channels"))
+
+
+def check_shading_channel(channel: ControlNetModel, unet: UNet2DConditionModel) -> None:
+    """Raises ConfigError for a shading channel of another base."""
+    names = ("cross_attention_dim", "in_channels", "block_out_channels", "layers_per_block")
+    _check_base("shading_channel", channel, unet, names)
+
+
+def _check_base(part: str, network: Any, unet: UNet2DConditionModel, names: Sequence[str]) -> None:
+    for name in names:
+        theirs, ours = (_plain(one.config.get(name)) for one in (network, unet))
+        if theirs != ours:
+            raise ConfigError(
+                f"{part}: its {name} is {theirs} and the UNet's {ours}: give one that was made for this base"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def read_controls(

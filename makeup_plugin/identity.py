@@ -33,6 +33,7 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.storage.loading import StrictlyLoaded
 from makeup_plugin.views import VIEWS
 
 FORMS = ("perceiver", "mlp", "resampler")
@@ -87,7 +88,7 @@ class DecoupledAttention:
         )
 
 
-class IdentityChannel(ModelMixin, ConfigMixin):
+class IdentityChannel(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Projection of the identity, and the keys and values of every cross-attention layer.
 
     Args:

@@ -17,6 +17,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from faceclip.storage.loading import StrictlyLoaded
 from makeup_plugin.diffusion import NoiseSchedule
 
 GROUPS = 16
@@ -75,7 +76,7 @@ class LatentReading:
     features: list[Tensor]
 
 
-class LatentRecognizer(ModelMixin, ConfigMixin):
+class LatentRecognizer(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Noisy latents of a portrait → an embedding near the one that the face recognizer gives its person, and the
     attributes of the picture.
 

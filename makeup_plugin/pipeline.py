@@ -40,7 +40,7 @@ from makeup_plugin.calls.generate import generate
 from makeup_plugin.calls.request import Request
 from makeup_plugin.calls.state import CallStateMixin
 from makeup_plugin.conditioning import TextSide
-from makeup_plugin.controls import as_one, check_controlnet
+from makeup_plugin.controls import as_one, check_controlnet, check_shading_channel
 from makeup_plugin.face_side import FaceSideMixin
 from makeup_plugin.fit_edits import Expression, Pose
 from makeup_plugin.identities import Identity
@@ -177,6 +177,8 @@ class FaceMakeUpPipeline(
         )
         check_parts(self)
         check_controlnet(self.controlnet, unet)
+        if shading_channel is not None:
+            check_shading_channel(shading_channel, unet)
         if identity_channel is not None:
             identity_channel.attach(unet)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8

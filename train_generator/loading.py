@@ -39,7 +39,8 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
     base = base_directory(config.base, config.frozen_unet)
     with damage_named(f"base={config.base}", "give a directory or hub id with unet, vae and scheduler"):
         unet = _unet(base / "unet", config)
-        vae = AutoencoderKL.from_pretrained(base / "vae", variant=half_variant(base / "vae", "fp32"))
+        variant = half_variant(base / "vae", "fp32")
+        vae = load_strictly(AutoencoderKL.from_pretrained, AutoencoderKL, base / "vae", variant=variant)
         # A base of another sampler may not say so, and DDIM would cut latents to ±1.
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False)
     if len(encoder.face_encoders) > 1:
@@ -102,7 +103,8 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
 def _unet(folder: Path, config: GeneratorConfig) -> UNet2DConditionModel:
     """The base's UNet, in the numbers of frozen weights unless all of it is trained."""
     variant, dtype = half_variant(folder, config.frozen_unet), DTYPES[config.frozen_unet]
-    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, variant=variant)
+    kind = UNet2DConditionModel
+    unet = load_strictly(kind.from_pretrained, kind, folder, torch_dtype=dtype, variant=variant)
     norms_in_float32(unet)
     return unet
 

@@ -16,7 +16,6 @@ from eval.judges.networks import POSE_SCALE, Judge
 from faceclip.data.arrays import load_arrays
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.storage.loading import load_strictly
 from faceclip.training import MapSource, StepContext, Task, TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
@@ -157,9 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         package="eval.judges",
         name="attributes",
         build=build,
-        measure=lambda path, config: measure(
-            load_strictly(Judge.from_pretrained, Judge, path), Path(config.data), "test"
-        ),
+        measure=lambda path, config: measure(Judge.from_pretrained(path), Path(config.data), "test"),
         title="Attribute and pose judge, 64 px (evaluation only)",
         summary=(
             "A small residual network that reads attributes, head pose and five landmarks from a rendered "

@@ -15,6 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from faceclip.storage.loading import StrictlyLoaded
+
 POSE_SCALE = 45.0  # degrees per unit of the pose head, so that its targets have about unit size
 
 
@@ -49,7 +51,7 @@ def _trunk(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-class Judge(ModelMixin, ConfigMixin):
+class Judge(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Portrait → attributes, head pose and five landmarks.
 
     vocabularies: attribute name → its values in order; image_size: px the portrait is resized to.
@@ -93,7 +95,7 @@ class Judge(ModelMixin, ConfigMixin):
         return {k: [vocabularies[k][i] for i in v.argmax(dim=1).tolist()] for k, v in logits.items()}
 
 
-class SecondRecognizer(ModelMixin, ConfigMixin):
+class SecondRecognizer(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Aligned crop → identity embedding, by a residual network that training of the generator never sees."""
 
     @register_to_config

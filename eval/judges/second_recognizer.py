@@ -10,7 +10,6 @@ from pathlib import Path
 from eval.judges.networks import SecondRecognizer
 from faceclip.settings import setting
 from faceclip.statistics import Estimate
-from faceclip.storage.loading import load_strictly
 from faceclip.training import TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import CropSource, JitterConfig
@@ -47,7 +46,7 @@ def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
 
 def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 on the test identities of the exported recognizer."""
-    model = load_strictly(SecondRecognizer.from_pretrained, SecondRecognizer, path)
+    model = SecondRecognizer.from_pretrained(path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 

@@ -20,6 +20,7 @@ from faceclip.face3d.model import default_head
 from faceclip.face3d.points import HeadPoints, outline_points
 from faceclip.face3d.shading import shading_map
 from faceclip.faces.align import align_face, invert_affine, similarity_between, similarity_transform
+from faceclip.storage.loading import StrictlyLoaded
 
 POSE, CAMERA, LIGHT = 3, 4, 27
 # Mean distance of five fitted points from given ones, in root mean squares of these from their middle; on renders it is
@@ -61,7 +62,7 @@ class Corrector(nn.Module):
         return _float32(self.update, F.relu(self.look(features.to(self.look.weight.dtype))))
 
 
-class FaceFitter(ModelMixin, ConfigMixin):
+class FaceFitter(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Aligned crop, `view` times as wide as the ArcFace crop → `FaceFit` in the frame of the crop.
 
     The ArcFace crop ends above the chin; a view of 1.45 shows the whole face. A residual network (He et al. 2016)

@@ -70,6 +70,19 @@ def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str |
     return (model, info) if options.get("output_loading_info") else model
 
 
+class StrictlyLoaded:
+    """For a model of diffusers, before `ModelMixin`: `from_pretrained` reads every tensor of the model and no other."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """Load as in diffusers, but strictly. Raises CheckpointError for missing or damaged files and another model."""
+        load: Callable[..., Any] = super().from_pretrained  # type: ignore[misc]  # that of ModelMixin
+        if options.get("quantization_config") is not None:
+            return load(pretrained_model_name_or_path, **options)
+        kind: Any = cls
+        return load_strictly(load, kind, pretrained_model_name_or_path, **options)
+
+
 def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = None) -> None:
     """Compares the headers of a folder's weights with the model that its config.json describes; no tensor is read.
 
@@ -98,6 +111,13 @@ def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = N
     except DAMAGE as error:
         raise CheckpointError(f"{path} does not describe a {kind.__name__} ({error}): {remedy}") from error
     compare(found, expected, where, f"does not fit {path}", remedy)
+
+
+def check_origin(model: Any, folder: Path) -> None:
+    """`check_folder` for a model that diffusers loaded from `folder`; another one, given in its place, is let be."""
+    origin = (getattr(model, "config", None) or {}).get("_name_or_path")
+    if origin == str(folder) and (folder / "config.json").is_file():
+        check_folder(folder, type(model))
 
 
 def _check_counts(value: Any, tensors: int, path: Path, where: str, field: str = "") -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from faceclip.errors import CheckpointError, MissingExtraError
 from faceclip.faces.align import invert_affine, similarity_between, template
 from faceclip.storage.hashes import file_hash
+from faceclip.storage.loading import StrictlyLoaded
 from faceclip.towers.dlib_file import DlibLayer, read_dlib_network
 from faceclip.towers.face import FaceFeatures, sine_positions
 
@@ -66,7 +67,7 @@ def _filled(x: Tensor, sizes: list[int]) -> Tensor:
     return F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0])) if any(missing) else x
 
 
-class DlibFaceEncoder(ModelMixin, ConfigMixin):
+class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Aligned face crop → tokens (B, 4, 256), which are the last feature map, and identity (B, 128).
 
     dlib's rule for two pictures of one person is a distance of identities below .6. `from_dlib` makes the encoder.

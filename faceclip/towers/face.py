@@ -12,6 +12,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from faceclip.storage.loading import StrictlyLoaded
+
 
 @dataclass(frozen=True, kw_only=True)
 class FaceFeatures:
@@ -88,7 +90,7 @@ class _PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class FaceViT(ModelMixin, ConfigMixin):
+class FaceViT(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Aligned face crop → patch tokens and identity embedding.
 
     Published size: 112 px, patch 9 (12 × 12 tokens; the last 4 px are not seen), width 768, 24 blocks, 8

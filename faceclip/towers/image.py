@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from faceclip.cpu.sequences import project_at_once
 from faceclip.errors import ConfigError
+from faceclip.storage.loading import StrictlyLoaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class ImageFeatures:
     tokens: Tensor
 
 
-class ImageTower(ModelMixin, ConfigMixin):
+class ImageTower(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Image → joint image-text embedding and patch tokens, by open_clip's own transformer.
 
     ViT-H-14 is image_size 224, patch_size 14, width 1280, 32 layers, 16 heads, embed_dim 1024. `mean` and `std` of the

@@ -13,6 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from faceclip.errors import CheckpointError
+from faceclip.storage.loading import StrictlyLoaded
 from faceclip.towers.face import FaceFeatures, resized_crops, sine_positions
 
 EPS = 1e-5  # of the batch normalizations, as published
@@ -41,7 +42,7 @@ class _Block(nn.Module):
         return inner + (x if self.downsample is None else self.downsample(x))
 
 
-class FaceResNet(ModelMixin, ConfigMixin):
+class FaceResNet(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Aligned face crop → tokens (B, grid², widths[-1]), which are the last feature map, and identity embedding.
 
     Published sizes: 112 px, so 7 × 7 tokens of 512, and 512-d identities.

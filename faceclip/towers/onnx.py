@@ -19,11 +19,12 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.storage.loading import StrictlyLoaded
 from faceclip.towers.face import FaceFeatures, resized_crops, sine_positions
 from faceclip.towers.onnx_torch import OnnxGraph, differentiable_graph
 
 
-class OnnxFaceEncoder(ModelMixin, ConfigMixin):
+class OnnxFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Aligned face crop → tokens (B, grid², width) and identity (B, embedding_dim), by an ONNX graph.
 
     The graph is a buffer of bytes, so `save_pretrained`, hashes and copies include it like any weight. `from_onnx`

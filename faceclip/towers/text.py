@@ -12,6 +12,7 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from faceclip.cpu.sequences import project_at_once
+from faceclip.storage.loading import StrictlyLoaded
 
 VOCABULARY_SIZE = 49408
 START, END, PAD = 49406, 49407, 0
@@ -45,7 +46,7 @@ def used_tokens(tokens: Tensor) -> Tensor:
     return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
 
 
-class TextTower(ModelMixin, ConfigMixin):
+class TextTower(StrictlyLoaded, ModelMixin, ConfigMixin):
     """Text → hidden states and embedding, by open_clip's own transformer.
 
     L: width 768, 12 layers, 12 heads, QuickGELU. G: width 1280, 32 layers, 20 heads, GELU, embed_dim 1280.

@@ -9,6 +9,8 @@ from typing import Any
 from faceclip.errors import ConfigError
 from makeup_plugin.arguments import number, whole_number
 
+MAX_STEPS = 100_000  # more than any scheduler was trained with
+
 
 @dataclass(frozen=True, kw_only=True)
 class CallDefaults:
@@ -25,8 +27,10 @@ class CallDefaults:
     shading_scale: Any = None
 
     def __post_init__(self) -> None:
-        if whole_number("num_inference_steps", self.num_inference_steps) < 1:
-            raise ConfigError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+        if not 1 <= whole_number("num_inference_steps", self.num_inference_steps) <= MAX_STEPS:
+            raise ConfigError(
+                f"num_inference_steps must be at least 1 and at most {MAX_STEPS:,}, got {self.num_inference_steps}"
+            )
         number("guidance_scale", self.guidance_scale)
         if not isinstance(self.guide_shading, bool):
             raise ConfigError(f"guide_shading must be true or false, got {self.guide_shading!r}")

@@ -11,6 +11,7 @@ from makeup_plugin.arguments import check_generator
 from makeup_plugin.callbacks import callback_after_step, in_order
 from makeup_plugin.calls.edit import Edit, EditLatents, encode_edit, steps_from
 from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents, tokens_of_nobody
+from makeup_plugin.calls.failures import parts_named
 from makeup_plugin.calls.group import encode_group, find_group, group_shading
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.people import find_references, make_shading_maps
@@ -35,6 +36,7 @@ from makeup_plugin.sampling import (
 from makeup_plugin.scales import scale_steps
 
 
+@parts_named
 def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None) -> FaceMakeUpOutput | tuple:
     """Check the arguments, find the faces, make conditions and latents, denoise, decode, and describe the result.
 

@@ -30,6 +30,7 @@ from faceclip.storage.loading import DAMAGE, building, load_strictly
 from faceclip.storage.regular import read_settings
 from faceclip.storage.staging import staged
 from makeup_plugin.arguments import check_adapter_name
+from makeup_plugin.controls import check_shading_channel
 from makeup_plugin.identity import IdentityChannel, detach_identity
 from makeup_plugin.marking.provenance import public_name
 from makeup_plugin.saving.fingerprint import check_fingerprint, fingerprint
@@ -302,6 +303,11 @@ def load_adapter(pipeline: AdaptedPipeline, directory: str | Path, *, variant: s
     if "identity_channel" in loaded:
         _check_inputs(pipeline, loaded["identity_channel"], directory)
         loaded["identity_channel"].check_layers(pipeline.unet)
+    if "shading_channel" in loaded:
+        try:
+            check_shading_channel(loaded["shading_channel"], pipeline.unet)
+        except ConfigError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
     if lora is not None:
         with keep_active(pipeline.unet):
             insert_lora(pipeline.unet, lora, config["lora"], directory / LORA_FILE)

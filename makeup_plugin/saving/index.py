@@ -13,6 +13,7 @@ from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import check_folder
 from faceclip.storage.regular import read_settings
 from makeup_plugin.calls.defaults import read_defaults
+from makeup_plugin.saving.schedulers import read_scheduler_settings
 from makeup_plugin.saving.several_controlnets import check_several
 
 INDEX_FILE = "model_index.json"
@@ -50,7 +51,7 @@ def check_pipeline(
             if name not in optional or (name == "joint_encoder" and not _has_text(index, given)):
                 raise CheckpointError(f"{path}: {name} is absent, and the pipeline needs it; {_REMEDY}")
         elif issubclass(kind, SchedulerMixin):
-            read_settings(directory / name / "scheduler_config.json", infinite=True)
+            read_scheduler_settings(directory / name / "scheduler_config.json")
         else:
             if issubclass(kind, MultiControlNetModel):
                 check_several(directory, variant=variant)

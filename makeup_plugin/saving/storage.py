@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.storage.loading import DAMAGE, building, check_finite
+from faceclip.storage.loading import DAMAGE, building, check_finite, check_origin, load_strictly
 from faceclip.storage.regular import read_settings
 from faceclip.storage.staging import staged
 from makeup_plugin.arguments import check_adapter_name
@@ -113,7 +113,7 @@ class PipelineStorageMixin(Mixed):
             )
             try:
                 pipeline = super().from_pretrained(str(directory), **given)
-            except (*DAMAGE, SafetensorError) as error:
+            except (CheckpointError, *DAMAGE, SafetensorError) as error:
                 raise CheckpointError(f"{directory} does not hold a loadable pipeline: {error}") from error
             for name in weighty:
                 if not is_quantized(getattr(pipeline, name)):
@@ -137,6 +137,7 @@ class PipelineStorageMixin(Mixed):
         with building:
             for name, part in self.components.items():
                 if isinstance(part, torch.nn.Module) and not is_quantized(part):
+                    check_origin(part, directory / name)
                     check_finite(part.state_dict(), directory / name)
             self._add_saved(directory, config)
 
@@ -234,10 +235,13 @@ class PipelineStorageMixin(Mixed):
             if scheduler is None:
                 scheduler = load_scheduler(base)
             if unet is None:
-                unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype)
+                load = UNet2DConditionModel.from_pretrained
+                unet = load_strictly(load, UNet2DConditionModel, base, subfolder="unet", torch_dtype=dtype)
             if vae is None:
-                vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                vae = load_strictly(
+                    AutoencoderKL.from_pretrained, AutoencoderKL, base, subfolder="vae", torch_dtype=dtype
+                )
+        except (CheckpointError, *DAMAGE, SafetensorError) as error:
             raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae, scheduler): {error}") from error
         pipeline = cls(unet=unet, vae=vae, scheduler=scheduler, **components)
         pipeline.register_to_config(_name_or_path=str(base))

@@ -85,15 +85,16 @@ class Attacks:
         """Notes what writes outside of the folder, talks to others, or starts a program."""
         if not self.watching:
             return
+        place = str(arguments[0]) if arguments else ""
         if event in ("os.system", "subprocess.Popen", "socket.connect", "socket.getaddrinfo", "os.exec"):
-            self.elsewhere.append(f"{event} {arguments[0]!r}")
-        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            if not str(arguments[0]).startswith((str(self.folder), "/dev/null")):
-                self.elsewhere.append(f"{event} {arguments[0]!r}")
-        elif event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree") and str(
-            self.folder
-        ) not in str(arguments[0]):
-            self.elsewhere.append(f"{event} {arguments[0]!r}")
+            self.elsewhere.append(f"{event} {place}")
+        elif event == "open":
+            flags = arguments[2]
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if writes and not place.startswith((str(self.folder), "/dev/null")):
+                self.elsewhere.append(f"{event} {place}")
+        elif event in ("os.remove", "os.rename", "os.mkdir", "os.rmdir") and not place.startswith(str(self.folder)):
+            self.elsewhere.append(f"{event} {place}")
 
     def attack(self, number: int) -> str:
         """Draws one damage, loads, and draws a picture where it loads: "drawn", or the name of the typed error.
@@ -170,9 +171,7 @@ class Attacks:
         generator = torch.Generator().manual_seed(0)
         face = {"image": PHOTO, "landmarks": POINTS} if pipeline.image_encoder is not None else {}
         try:
-            result = pipeline(
-                "a man", height=32, width=32, num_inference_steps=2, generator=generator, output_type="np", **face
-            )
+            result = pipeline("a man", num_inference_steps=2, generator=generator, output_type="np", **face)
         except FaceClipError as error:
             assert len(str(error)) <= 2000
             return f"call: {type(error).__name__}"

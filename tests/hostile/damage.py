@@ -17,7 +17,19 @@ from torch import Tensor
 
 VALUES = (
     *(None, True, False, 0, 1, 2, 5, -1, 10**6, -(10**9), 2**53, 0.5, -1.5, 1e308, -1e-9),
-    *("", "x", "5", "x" * 3000, "__class__", "os.system", "../..", "/etc/passwd", "a\0b", "\u202e", "http://127.0.0.1:9/x"),
+    *(
+        "",
+        "x",
+        "5",
+        "x" * 3000,
+        "__class__",
+        "os.system",
+        "../..",
+        "/etc/passwd",
+        "a\0b",
+        "\u202e",
+        "http://127.0.0.1:9/x",
+    ),
     *([], [[]], [None], [5, "a"], [1] * 50, [0], [-1, -1], {}, {"a": 1}, {"_class_name": "UNet2DConditionModel"}),
 )
 TEXTS = (
@@ -87,7 +99,9 @@ def change_header(path: Path, rng: random.Random) -> None:
     elif chance < 0.5:
         entry["shape"] = rng.choice(([], [-1], [2**40], [2**63], [0], entry["shape"][::-1], [*entry["shape"], 1], "x"))
     elif chance < 0.75:
-        entry["data_offsets"] = rng.choice(([0, 0], [0, 2**60], [-1, 4], entry["data_offsets"][::-1], [0], None, [4, 8]))
+        entry["data_offsets"] = rng.choice(
+            ([0, 0], [0, 2**60], [-1, 4], entry["data_offsets"][::-1], [0], None, [4, 8])
+        )
     else:
         header[rng.choice(("x", "", "../x", "a" * 3000, "weight", "\u202e"))] = header.pop(name)
     text = json.dumps(header).encode()
@@ -158,9 +172,7 @@ def change_format(path: Path, rng: random.Random) -> None:
 def change_place(path: Path, rng: random.Random) -> None:
     """The file is missing, a folder, a FIFO, a device, or a link to something else."""
     path.unlink()
-    for target in ("", "folder", "fifo", "/dev/zero", "/dev/random", "/proc/self/environ", "nowhere", path.name):
-        if rng.random() < 0.3:
-            break
+    target = rng.choice(("", "folder", "fifo", "/dev/zero", "/dev/random", "/proc/self/environ", "nowhere", path.name))
     if target == "folder":
         path.mkdir()
     elif target == "fifo":

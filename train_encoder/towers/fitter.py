@@ -24,7 +24,6 @@ from faceclip.faces.align import align_face, similarity_transform
 from faceclip.faces.batches import detected_faces
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.storage.loading import load_strictly
 from faceclip.training import MapSource, StepContext, Task, TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
@@ -290,7 +289,7 @@ def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
 
 def _start_from(model: FaceFitter, folder: Path) -> None:
     """Copy an export's weights and standardization. Raises CheckpointError without one, ConfigError for other sizes."""
-    earlier = load_strictly(FaceFitter.from_pretrained, FaceFitter, folder).float()
+    earlier = FaceFitter.from_pretrained(folder).float()
     sizes = {
         name: (value, model.config[name])
         for name, value in earlier.config.items()
@@ -311,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
         name="fitter",
         build=build,
         measure=lambda path, config: measure(
-            load_strictly(FaceFitter.from_pretrained, FaceFitter, path), Path(config.data), "test", detected=True
+            FaceFitter.from_pretrained(path), Path(config.data), "test", detected=True
         ),
         title="Face fitter (3D channel)",
         summary=(

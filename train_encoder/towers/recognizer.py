@@ -9,7 +9,6 @@ from pathlib import Path
 
 from faceclip.settings import setting
 from faceclip.statistics import Estimate
-from faceclip.storage.loading import load_strictly
 from faceclip.towers.face import FaceViT
 from faceclip.training import TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
@@ -50,7 +49,7 @@ def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
 
 def measure(path: Path, config: RecognizerConfig) -> dict[str, Estimate]:
     """Rank-1 on the test identities of the exported recognizer."""
-    model = load_strictly(FaceViT.from_pretrained, FaceViT, path)
+    model = FaceViT.from_pretrained(path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 

@@ -25,7 +25,6 @@ from faceclip.errors import ConfigError
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
-from faceclip.storage.loading import load_strictly
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceViT
 from faceclip.training import MapSource, StepContext, Task
@@ -228,7 +227,7 @@ def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
     cosine to the recognizer's mean of the person, and how often the attributes are read rightly."""
     source = load_source(config, "test")
     arrays = source.arrays
-    model = load_strictly(LatentRecognizer.from_pretrained, LatentRecognizer, path).eval()
+    model = LatentRecognizer.from_pretrained(path).eval()
     latents, identity = torch.from_numpy(np.array(source.latents)), np.asarray(arrays.identity)
     index, frontal = np.asarray(arrays.index), np.asarray(arrays.index) == 0
     clean = read_noisy(model, latents, 0, torch.Generator().manual_seed(0)).identity.numpy()
