@@ -6,6 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from faceclip.errors import ConfigError, NonFiniteLatentsError
+from makeup_plugin.calls.defaults import read_defaults
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from makeup_plugin.saving.adapters import LoraSettings, add_lora, lora_parameters
 from tests.makeup_plugin.calls import run
@@ -15,6 +16,16 @@ from tests.makeup_plugin.conftest import make_pipeline
 @pytest.fixture
 def pipeline() -> FaceMakeUpPipeline:
     return make_pipeline()
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(9).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return np.array([[30, 30], [50, 30], [40, 42], [32, 52], [48, 52]], dtype=np.float32)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -57,3 +68,37 @@ def test_names_of_loras_without_dots(pipeline: FaceMakeUpPipeline, name: object)
         pipeline.load_lora_weights({}, adapter_name=name)
     with pytest.raises(ConfigError, match="adapter_name"):
         add_lora(pipeline.unet, LoraSettings(rank=1), name=name)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value"),
+    [
+        ("scheduler", "prediction_type", 5),
+        ("scheduler", "steps_offset", 10**6),
+        ("vae", "scaling_factor", "x"),
+        ("unet", "sample_size", None),
+        ("shading_channel", "controlnet_conditioning_channel_order", "../.."),
+    ],
+)
+def test_a_part_that_cannot_compute_is_named(pipeline, photo, points, part: str, setting: str, value: object) -> None:
+    getattr(pipeline, part).register_to_config(**{setting: value})
+    with pytest.raises(ConfigError, match=part):
+        run(pipeline, photo, points)
+
+
+def test_errors_of_callbacks_stay_what_they_are(pipeline: FaceMakeUpPipeline) -> None:
+    def callback(pipe, step, timestep, tensors):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        pipeline("a man", num_inference_steps=1, callback_on_step_end=callback)
+
+
+def test_sizes_and_steps_beyond_reason(pipeline: FaceMakeUpPipeline) -> None:
+    with pytest.raises(ConfigError, match="num_inference_steps"):
+        pipeline("a man", num_inference_steps=10**9)
+    with pytest.raises(ConfigError, match="default_call: num_inference_steps"):
+        read_defaults({"num_inference_steps": 10**9})
+    pipeline.unet.register_to_config(sample_size=10**9)
+    with pytest.raises(ConfigError, match="height and width"):
+        run(pipeline, None, None)
