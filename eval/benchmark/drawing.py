@@ -29,6 +29,7 @@ from eval.reports.report import write_json
 from faceclip.errors import ConfigError, DataError, TooManyBadRecordsError
 from faceclip.storage.hashes import file_hash
 from faceclip.storage.locks import locked
+from faceclip.storage.regular import parse_json, read_regular
 from makeup_plugin.marking.provenance import save_image
 
 BLOCK = 8  # jobs that one process takes at a time
@@ -114,7 +115,7 @@ def claim(out: Path, suite: Suite, methods: Mapping[str, Mapping[str, Any]]) -> 
 def read_run(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises ConfigError for a damaged file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_regular(path))
         return {"suite": content["suite"], "plan": content["plan"], "methods": dict(content["methods"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): choose another --out, or remove the folder") from error
@@ -191,7 +192,7 @@ def _is_done(folder: Path, job: Job, retry: bool) -> bool:
 def _read_record(folder: Path, job: Job) -> Record | None:
     """None where there is no whole record."""
     try:
-        return Record(**json.loads((folder / f"{job.key}.json").read_bytes()))
+        return Record(**parse_json(read_regular(folder / f"{job.key}.json")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -9,7 +9,6 @@ methods:
   - {name: FaceID, kind: peer, adapter: ip_adapter, options: {base: …}}
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from faceclip.errors import CheckpointError, ConfigError, DataError
 from faceclip.faces import load_image
 from faceclip.settings import load_config, setting
 from faceclip.storage.hashes import file_hash
+from faceclip.storage.regular import parse_json, read_regular
 from faceclip.towers.text import TextTower
 from faceclip.towers.text_pair import TextPair
 from makeup_plugin.loading import load_pipeline
@@ -315,7 +315,7 @@ def _load_base(settings: MethodSettings, suite: Suite) -> BaseMethod:
 def _read_manifest(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = folder / "manifest.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_regular(path))
         files = {str(key): str(name) for key, name in content["pictures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -1,6 +1,7 @@
 """Photos of people as references: folders of photographs, data sets of renders, renders made for the purpose."""
 
 import csv
+import io
 import json
 import re
 from collections import defaultdict
@@ -18,6 +19,7 @@ from faceclip.faces import load_image
 from faceclip.faces.batches import upright_faces
 from faceclip.people.sample import sample_identity
 from faceclip.storage.hashes import bytes_hash
+from faceclip.storage.regular import read_regular
 
 SKIN = (0.45, 0.7)  # luminance of a rendered skin between dark, medium and light
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -193,8 +195,8 @@ def render_groups(folder: Path, people: Sequence[int]) -> dict[int, dict[str, st
 def read_groups(path: Path) -> dict[str, dict[str, str]]:
     """Person → labels, from a CSV file whose first column is `person`. Raises DataError naming line and column."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        text = read_regular(path).decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"references.groups: {path} cannot be read as CSV ({error})") from error
     found: dict[str, dict[str, str]] = {}

@@ -19,6 +19,7 @@ from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.settings import load_config, setting
 from faceclip.storage.hashes import bytes_hash
+from faceclip.storage.regular import read_regular
 from faceclip.training.towers.labels import JUDGED
 
 SYNTHETIC = "synthetic"
@@ -162,7 +163,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], int]:
     a prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompts.file: {path} cannot be read as text ({error})") from error
     prompts = []

@@ -27,6 +27,7 @@ from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.faces import load_image
 from faceclip.faces.batches import upright_faces
 from faceclip.settings import run, setting
+from faceclip.storage.regular import read_regular
 from faceclip.training.checkpoints import make_folder
 
 FOLDS = 10
@@ -58,7 +59,7 @@ def read_pairs(path: Path, files: Sequence[tuple[str, Path]]) -> Pairs:
         return rows[stem]
 
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.split() for line in read_regular(path, 2**28).decode("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--pairs {path} cannot be read ({error})") from error
     head = lines[0] if lines else []

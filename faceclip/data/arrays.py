@@ -43,6 +43,7 @@ from faceclip.data.records import (
 )
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import bytes_hash, file_hash
+from faceclip.storage.regular import parse_json
 from faceclip.storage.shards import ShardedArray
 
 _FORMAT = "2"
@@ -239,7 +240,7 @@ def _announced_hashes(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {Path(item["path"]).name: item["sha256"] for item in json.loads(path.read_bytes())["files"]}
+        return {Path(item["path"]).name: item["sha256"] for item in parse_json(path.read_bytes())["files"]}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is corrupt ({error}): delete it and run what made it again") from error
 

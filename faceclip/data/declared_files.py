@@ -3,7 +3,6 @@
 `datasets` would follow addresses and paths to other places in them.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,10 @@ import yaml
 
 from faceclip.data.row_files import is_plain
 from faceclip.errors import DataError
+from faceclip.storage.loading import DAMAGE
+from faceclip.storage.regular import parse_json, read_regular
 
+_MOST_VALUES = 500_000
 _CARDS = ("README.md", ".huggingface.yaml")  # `datasets` reads both
 
 
@@ -22,7 +24,10 @@ def check_card(folder: Path) -> None:
         card = folder / name
         if not card.is_file():
             continue
-        text = card.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = read_regular(card).decode("utf-8", errors="replace")
+        except OSError as error:
+            raise DataError(f"{card} cannot be read ({error}): repair or remove it") from error
         if name == "README.md":
             lines = text.lstrip("\ufeff").splitlines()
             if not lines or lines[0].strip() != "---":
@@ -30,8 +35,9 @@ def check_card(folder: Path) -> None:
             ends = [number for number, line in enumerate(lines) if number and line.strip() == "---"]
             text = "\n".join(lines[1 : ends[0] if ends else None])
         try:
+            _check_aliases(text)
             told = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, *DAMAGE) as error:  # constructors of tags raise what they like
             raise DataError(f"{card} cannot be read as YAML ({str(error)[:200]}): repair or remove it") from error
         configs = told.get("configs") if isinstance(told, dict) else None
         for config in configs if isinstance(configs, list) else [configs]:
@@ -45,11 +51,36 @@ def check_arrow(folder: Path) -> None:
         if not state.is_file():
             continue
         try:
-            told = json.loads(state.read_bytes())
+            told = parse_json(read_regular(state))
             names = [item["filename"] for item in told["_data_files"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{state} is corrupt ({error!r}): save the data set again") from error
         _check(state, "_data_files", names)
+
+
+def _check_aliases(text: str) -> None:
+    """Raises ValueError for YAML whose aliases stand for far more than is written, or for what they stand in."""
+    sizes: dict[str, int] = {}
+    total, open_ones = 0, []  # anchor of each collection that has begun, and how many values there were before it
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"alias *{event.anchor} stands in what it names, or names nothing")
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_ones.append((event.anchor, total))
+            sizes.pop(event.anchor, None)
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_ones.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if total > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES:,} values, aliases included")
 
 
 def _check(file: Path, key: str, names: Any) -> None:

@@ -1,6 +1,5 @@
 """Shards of records as a resumable pass over the rows of any data writes them, and what is made from them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from faceclip.data.portrait_pool import Usable
 from faceclip.data.portrait_reader import PortraitReader
 from faceclip.data.recorded import pack_texts, unpack_texts
 from faceclip.errors import DataError
+from faceclip.storage.regular import parse_json
 from faceclip.storage.shards import ShardFolder
 
 
@@ -75,7 +75,7 @@ def read_position(path: Path, block: int) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_bytes())
+        stored = parse_json(path.read_bytes())
         return stored["position"] if stored["block"] == block else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is corrupt ({error}): delete it, the rows are then skipped one by one") from error

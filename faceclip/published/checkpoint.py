@@ -32,6 +32,7 @@ from faceclip.published.files import (
 )
 from faceclip.published.unet import UNET_FILE, load_unet
 from faceclip.storage.loading import check_finite
+from faceclip.storage.regular import parse_json, read_regular
 
 __all__ = ["CONFIG", "LICENSE", "convert", "export", "load_faceclip", "load_unet", "read_checkpoint"]
 
@@ -304,8 +305,8 @@ def _read_directory(
             "file, a directory made by `convert`, or an export"
         )
     try:
-        found = json.loads((path / "config.json").read_text())
-    except ValueError as error:
+        found = parse_json(read_regular(path / "config.json"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / 'config.json'} cannot be read ({error}): write it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path / 'config.json'} holds a {type(found).__name__}, no settings: write it again")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.files import replacing
 from faceclip.storage.loading import building
+from faceclip.storage.regular import open_regular
 
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -182,6 +183,8 @@ def read_directory(directory: Path, pattern: str) -> tuple[dict[str, Tensor], di
     metadata: dict[str, str] = {}
     for file in files:
         try:
+            with open_regular(file):
+                pass
             with safe_open(file, framework="pt") as tensors:
                 state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
                 metadata |= tensors.metadata() or {}

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from faceclip.errors import DataError, FaceClipError
+from faceclip.storage.regular import parse_json, read_regular
 
 _CANNOT = "cannot write"
 
@@ -92,8 +93,10 @@ def write_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options
 def read_json(path: Path) -> dict:
     """A JSON object. Raises DataError naming the file when it is none."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = parse_json(read_regular(path, 2**28))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is corrupt ({error}): delete it, or choose another output folder") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is corrupt (no JSON object): delete it, or choose another output folder")

@@ -13,6 +13,7 @@ from pathlib import Path
 from faceclip.errors import CheckpointError
 from faceclip.storage.files import disk_errors
 from faceclip.storage.hashes import file_hash
+from faceclip.storage.regular import parse_json, read_regular
 
 MANIFEST = "manifest.json"
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
@@ -53,7 +54,7 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
 def verify(folder: Path) -> str | None:
     """Describes what is wrong with a sealed folder; None if its files are as they were written."""
     try:
-        hashes = dict(json.loads((folder / MANIFEST).read_text())["sha256"])
+        hashes = dict(parse_json(read_regular(folder / MANIFEST))["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or unreadable"
     for name, expected in hashes.items():

@@ -12,6 +12,7 @@ import torch
 
 from faceclip.errors import DataError
 from faceclip.storage.files import write_json
+from faceclip.storage.regular import open_regular, parse_json, read_regular
 
 Buffer = Any  # whatever hashlib reads: bytes, or a contiguous array
 
@@ -41,7 +42,7 @@ def short_key(*parts: object) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -77,10 +78,10 @@ def content_hash(files: Iterable[Path], root: Path, memo: Path) -> str:
 
 def _read_memo(memo: Path) -> dict[str, list]:
     try:
-        return json.loads(memo.read_bytes())
+        return parse_json(read_regular(memo, 2**30))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{memo} is corrupt ({error}): delete it, it only saves time") from error
 
 

@@ -32,6 +32,23 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
 
 
+def read_regular(path: str | Path, most: int = MAX_SETTINGS) -> bytes:
+    """The content of a regular file. Raises OSError as `open_regular` does, and for more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"it is larger than {most:,} bytes")
+    return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """`json.loads` for texts of others. Raises ValueError for what is no JSON, too deeply nested texts included."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_settings(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """The JSON object of a file of settings.
 

@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from faceclip.errors import DataError
 from faceclip.storage.files import write_bytes, write_json
 from faceclip.storage.hashes import bytes_hash, file_hash
+from faceclip.storage.regular import parse_json
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 
@@ -39,7 +40,7 @@ class ShardFolder:
         path = folder / "manifest.json"
         if path.is_file():
             try:
-                stored = json.loads(path.read_bytes())
+                stored = parse_json(path.read_bytes())
                 self.entries, self.complete = stored["shards"], stored["complete"]
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is corrupt ({error}): delete {folder}, it is built again") from error

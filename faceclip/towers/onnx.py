@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from google.protobuf.message import DecodeError
+from onnx.checker import ValidationError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.storage.loading import StrictlyLoaded
+from faceclip.storage.loading import DAMAGE, StrictlyLoaded
+from faceclip.storage.regular import open_regular
 from faceclip.towers.face import FaceFeatures, resized_crops, sine_positions
 from faceclip.towers.onnx_torch import OnnxGraph, differentiable_graph
 
@@ -62,8 +64,10 @@ class OnnxFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
                 one square RGB picture in and one vector out, a fixed batch size, or no feature map.
         """
         try:
+            with open_regular(path):
+                pass
             model = onnx.load(str(path))
-        except (OSError, DecodeError) as error:
+        except (*DAMAGE, DecodeError, ValidationError) as error:
             raise CheckpointError(f"{path} cannot be read as an ONNX file ({error}): is it complete?") from error
         settings = _find_outputs(model, str(path))
         content = np.frombuffer(model.SerializeToString(), np.uint8)

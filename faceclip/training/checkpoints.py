@@ -22,6 +22,7 @@ from faceclip.errors import CheckpointError
 from faceclip.storage.files import disk_errors, write_json
 from faceclip.storage.folders import sync_folder, verify, write_atomically
 from faceclip.storage.places import check_place
+from faceclip.storage.regular import parse_json, read_regular
 from faceclip.training.collectives import gather_rows
 
 TENSORS = "state.safetensors"
@@ -114,10 +115,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # Copies: tensors mapped from the file are not aligned as allocated ones are, vectorized kernels then
     # treat other elements as the remainder, and a resumed run would differ in the last bit.
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
-    facts, later = json.loads((folder / FACTS).read_text()), folder / LATER
+    facts, later = parse_json((folder / FACTS).read_bytes()), folder / LATER
     try:
-        return tensors, facts | (json.loads(later.read_text()) if later.exists() else {})
-    except ValueError as error:
+        return tensors, facts | (parse_json(read_regular(later)) if later.exists() else {})
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{later}: not readable ({error}); delete this file and resume") from error
 
 

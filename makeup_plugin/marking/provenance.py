@@ -15,8 +15,11 @@ from xml.sax.saxutils import escape
 from PIL import Image, PngImagePlugin
 
 from faceclip.errors import ConfigError, UnreadableImageError
+from faceclip.faces.images import FORMATS
 from faceclip.storage.files import write_picture
 from faceclip.storage.hashes import bytes_hash
+from faceclip.storage.loading import DAMAGE
+from faceclip.storage.regular import open_regular, parse_json
 
 SOFTWARE = "FaceMakeUp"
 # IPTC NewsCodes: made by a model trained on sampled content.
@@ -131,17 +134,17 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     Raises UnreadableImageError for a file that is not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             text = image.info.get(JSON_KEY)
             if text is None:
                 text = image.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT, b"")
-    except OSError as error:
+    except (*DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"{path} cannot be read as an image with metadata ({error})") from error
     if isinstance(text, bytes):
         text = text.removeprefix(b"ASCII\0\0\0")
     # Other programs write comments too, as text in any encoding or as JSON of their own.
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except (ValueError, TypeError):
         return None
     ours = isinstance(record, dict) and record.get("software") == SOFTWARE and "digital_source_type" in record

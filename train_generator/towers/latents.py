@@ -1,6 +1,5 @@
 """Latents of a data set, computed once and kept beside it."""
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from faceclip.data.arrays import FaceArrays
 from faceclip.data.blocks import kept_rows
 from faceclip.errors import CheckpointError
 from faceclip.storage.hashes import files_hash, settings_text
+from faceclip.storage.regular import parse_json, read_regular
 from faceclip.storage.shards import ShardedArray
 from faceclip.towers.placement import accelerator
 from makeup_plugin.latents import to_unit_scale
@@ -31,7 +31,7 @@ def weights_hash(directory: Path) -> str:
     if not files:
         raise CheckpointError(f"{directory} holds no weights: {VAE_REMEDY}")
     try:
-        settings = json.loads((directory / "config.json").read_bytes())
+        settings = parse_json(read_regular(directory / "config.json"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory} has no readable config.json ({error}): {VAE_REMEDY}") from error
     return files_hash((("", file) for file in files), head=settings_text(settings))
