@@ -56,10 +56,15 @@ from makeup_plugin.saving.storage import PipelineStorageMixin
 from makeup_plugin.scales import Schedule
 from makeup_plugin.sharing import PipelineSharingMixin
 from makeup_plugin.switches import PipelineSwitchesMixin
-from makeup_plugin.turns import call_in_turn, turns_of
+from makeup_plugin.turns import call_in_turn, turns_of, waits_for_calls
 
 
 @known_to_diffusers
+@waits_for_calls(
+    *("set_adapters", "enable_lora", "disable_lora", "set_lora_device", "enable_lora_hotswap", "save_lora_weights"),
+    *("enable_freeu", "disable_freeu", "unfuse_qkv_projections", "remove_all_hooks", "reset_device_map"),
+    *("enable_xformers_memory_efficient_attention", "disable_xformers_memory_efficient_attention"),
+)
 class FaceMakeUpPipeline(
     CallStateMixin,
     FaceSideMixin,
@@ -74,7 +79,7 @@ class FaceMakeUpPipeline(
 
     Published adapters draw on plain text instead: `from_published` builds such pipelines, on SDXL or SD 1.5.
 
-    Threads may share a pipeline, and so may pipelines that share a UNet: they take turns. A call, a load, a save or a
+    Threads may share a pipeline, and pipelines may share their parts: they take turns. A call, a load, a save or a
     move to another device waits until the one before has ended.
 
     Args:

@@ -1,19 +1,22 @@
-"""One pipeline, or several that share a UNet, and several threads: they take turns."""
+"""One pipeline, or several that share a UNet or another part, and several threads: they take turns."""
 
 from __future__ import annotations
 
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
+from diffusers import SchedulerMixin
 from torch import nn
 
 from faceclip.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Kind = TypeVar("Kind", bound=type)
 
 
 class Turns:
@@ -49,6 +52,22 @@ def give_turns(unet: nn.Module, turns: Turns) -> None:
         _turns_by_module.setdefault(unet, turns)
 
 
+_part_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def _parts_held(pipeline: Any) -> Iterator[None]:
+    """Holds every network and the scheduler of a pipeline: one with another UNet may share them. All threads take them
+    in the same order, so that none waits for one that waits for it."""
+    parts = {id(part): part for part in vars(pipeline).values() if isinstance(part, nn.Module | SchedulerMixin)}
+    with ExitStack() as held:
+        for _, part in sorted(parts.items()):
+            with _choosing:
+                lock = _part_locks.setdefault(part, threading.RLock())
+            held.enter_context(lock)
+        yield
+
+
 class TakesTurns(Protocol):
     _turns: Turns
 
@@ -61,7 +80,7 @@ def call_in_turn(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._turns.lock:
+        with self._turns.lock, _parts_held(self):
             _check_outside(self._turns, "the pipeline cannot be called")
             self._turns.calling = True
             try:
@@ -80,7 +99,7 @@ def change_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concate
 
     @functools.wraps(method)
     def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._turns.lock:
+        with self._turns.lock, _parts_held(self):
             _check_outside(self._turns, f"{method.__name__} is not possible")
             return method(self, *args, **kwargs)
 
@@ -93,10 +112,21 @@ def move_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatena
 
     @functools.wraps(method)
     def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._turns.lock:
+        with self._turns.lock, _parts_held(self):
             return method(self, *args, **kwargs)
 
     return waiting
+
+
+def waits_for_calls(*names: str) -> Callable[[Kind], Kind]:
+    """Class decorator: these methods, which the class has from diffusers, wait as in `move_in_turn`."""
+
+    def decorated(kind: Kind) -> Kind:
+        for name in names:
+            setattr(kind, name, move_in_turn(getattr(kind, name)))
+        return kind
+
+    return decorated
 
 
 def _check_outside(turns: Turns, what: str) -> None:

@@ -115,7 +115,7 @@ def claim(out: Path, suite: Suite, methods: Mapping[str, Mapping[str, Any]]) -> 
 def read_run(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises ConfigError for a damaged file."""
     try:
-        content = parse_json(read_regular(path))
+        content = parse_json(read_regular(path, 2**28))
         return {"suite": content["suite"], "plan": content["plan"], "methods": dict(content["methods"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): choose another --out, or remove the folder") from error

@@ -315,7 +315,7 @@ def _load_base(settings: MethodSettings, suite: Suite) -> BaseMethod:
 def _read_manifest(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = folder / "manifest.json"
     try:
-        content = parse_json(read_regular(path))
+        content = parse_json(read_regular(path, 2**28))
         files = {str(key): str(name) for key, name in content["pictures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -14,7 +14,7 @@ from faceclip.errors import DataError
 from faceclip.storage.loading import DAMAGE
 from faceclip.storage.regular import parse_json, read_regular
 
-_MOST_VALUES = 500_000
+_MOST_VALUES, _DEEPEST = 500_000, 64
 _CARDS = ("README.md", ".huggingface.yaml")  # `datasets` reads both
 
 
@@ -72,6 +72,8 @@ def _check_aliases(text: str) -> None:
             if event.anchor:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionStartEvent):
+            if len(open_ones) > _DEEPEST:
+                raise ValueError(f"nested deeper than {_DEEPEST} levels")
             open_ones.append((event.anchor, total))
             sizes.pop(event.anchor, None)
             total += 1

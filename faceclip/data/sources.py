@@ -24,13 +24,14 @@ from faceclip.data import image_folder
 from faceclip.data.declared_files import check_arrow, check_card
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
-from faceclip.data.table_files import KINDS, column_kind, csv_arguments, table_kind
+from faceclip.data.table_files import KINDS, check_json, column_kind, csv_arguments, table_kind
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import content_hash
+from faceclip.storage.loading import DAMAGE
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # `datasets` says by TypeError that a file's column has another type than that of the first.
-_READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, OSError, ValueError, TypeError, DatasetGenerationError)
+_READ_ERRORS = (pa.ArrowException, *ARCHIVE_ERRORS, *DAMAGE, StopIteration, DatasetGenerationError)
 _TABLES = {kind: KINDS[kind] for kind in (".parquet", ".arrow", ".tar", ".jsonl", ".csv", ".tsv")}
 _ARCHIVES = (".zip", ".7z", ".rar", ".tgz")
 _SPLITS = {
@@ -193,6 +194,9 @@ def _from_datasets(config: DataConfig, layout: str, split: str, memo: Path) -> R
         for file in chosen:
             if file.lower().endswith(".tar"):
                 _check_whole(Path(file))
+        for file in chosen:
+            if table_kind(Path(file)) == "json":
+                check_json(Path(file))
         _check_tables([file for file in chosen if file.lower().endswith(".parquet")])
         digest = content_hash([Path(file) for file in chosen], path if path.is_dir() else path.parent, memo)
     else:

@@ -1,5 +1,8 @@
 """Which files are tables, by their endings, and which paths may be named as data at all."""
 
+import bz2
+import gzip
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from faceclip.errors import ConfigError, DataError
+from faceclip.storage.regular import open_regular, parse_json
 
 KINDS = {
     ".parquet": "parquet",
@@ -21,6 +25,7 @@ KINDS = {
     ".ndjson": "json",
 }
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+_BLANK = b"\xef\xbb\xbf \t\r"
 _SYSTEM = ("/proc", "/sys", "/dev")  # their files are made when they are read, and some of them have no end
 _MEMORY = "/dev/shm"
 
@@ -69,6 +74,27 @@ def csv_arguments(files: Sequence[str]) -> dict[str, Any]:
             raise DataError(f"{file} has other columns or separators than {files[0]}: write them alike")
     kinds = datasets.Features({name: datasets.Value("string") for name in columns})
     return {"sep": separators[0], "keep_default_na": False, "features": kinds}
+
+
+def check_json(file: Path) -> None:
+    """Raises DataError for a table of JSON with a row that is `null`: Arrow, which reads it, would end the program."""
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    try:
+        with open_regular(file) as plain:
+            opener = openers.get(file.suffix.lower())
+            content = plain if opener is None else opener(plain)
+            first = content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+            content.seek(0)
+            if first == b"[":
+                rows = parse_json(content.read().decode("utf-8-sig"))
+                found = rows.index(None) + 1 if None in rows else None
+            else:
+                lines = enumerate(content, start=1)
+                found = next((number for number, line in lines if line.lstrip(_BLANK).startswith(b"null")), None)
+    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        raise DataError(f"{file} cannot be read ({error}): replace it and run again") from error
+    if found:
+        raise DataError(f"{file}, row {found}: it is null and no row; take it out")
 
 
 def column_kind(column: pa.DataType) -> str:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from faceclip.errors import CheckpointError
 from faceclip.storage.regular import read_settings
-from faceclip.storage.tensors import find_weights, read_header
+from faceclip.storage.tensors import STEM, find_weights, read_header
 
 _LISTED = 3
 _COUNTED = ("layers", "depth", "blocks")  # words in the names of fields that count parts of a model
@@ -114,9 +114,11 @@ def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = N
 
 
 def check_origin(model: Any, folder: Path) -> None:
-    """`check_folder` for a model that diffusers loaded from `folder`; another one, given in its place, is let be."""
+    """`check_folder` for a model that diffusers loaded from `folder`. A model that was given in its place, and files of
+    a variant alone, are not looked at."""
     origin = (getattr(model, "config", None) or {}).get("_name_or_path")
-    if origin == str(folder) and (folder / "config.json").is_file():
+    endings = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+    if origin == str(folder) and any((folder / f"{STEM}{ending}").exists() for ending in endings):
         check_folder(folder, type(model))
 
 

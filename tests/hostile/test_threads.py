@@ -156,3 +156,49 @@ def test_a_callback_cannot_change_the_pipeline_that_calls_it(pipeline, tmp_path:
     pipeline("a man", callback_on_step_end=callback, **arguments)
     assert len(seen) == len(calls)
     pipeline.unload_adapter()  # it is possible again afterwards
+
+
+@pytest.mark.parametrize("shared", ["scheduler", "vae", "image_encoder"])
+def test_pipelines_with_other_unets_take_turns_for_what_they_share(pipeline, shared: str) -> None:
+    other = make_pipeline()
+    setattr(other, shared, getattr(pipeline, shared))
+    order: list[str] = []
+    begun = threading.Event()
+
+    def draw(one: FaceMakeUpPipeline, name: str) -> None:
+        def callback(pipe, step, timestep, tensors):
+            order.append(name)
+            begun.set()
+            time.sleep(0.05)  # long enough for a call that does not wait
+            return {}
+
+        one("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
+
+    def second() -> None:
+        begun.wait()
+        draw(other, "second")
+
+    assert at_once([lambda: draw(pipeline, "first"), second]) == [None, None]
+    assert order == ["first", "first", "second", "second"]
+
+
+def test_switches_of_diffusers_wait_for_calls(pipeline) -> None:
+    order: list[str] = []
+    begun = threading.Event()
+
+    def callback(pipe, step, timestep, tensors):
+        begun.set()
+        time.sleep(0.05)
+        order.append("step")
+        return {}
+
+    def draw() -> None:
+        pipeline("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
+
+    def switch() -> None:
+        begun.wait()
+        pipeline.disable_lora()
+        order.append("switched")
+
+    assert at_once([draw, switch]) == [None, None]
+    assert order == ["step", "step", "switched"]
