@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from faceclip.data.cells import RejectedRecord
-from faceclip.data.declared_files import check_card
 from faceclip.data.image_store import ImageStore
 from faceclip.data.mapping import DataConfig, RowMapping, data_at
 from faceclip.data.photos import PhotosConfig
@@ -382,45 +381,3 @@ def test_tables_beside_pictures_are_never_passed_over_in_silence(tmp_path, name)
         file.write_text(json.dumps(row) if file.suffix != ".csv" else "file_name,caption,identity\n0.png,a man,1\n")
     with pytest.raises(DataError, match=rf"{file.name} would be passed over.*metadata\.jsonl.*data\.path="):
         open_source(DataConfig(path=str(root)), "train", tmp_path / "memo.json")
-
-
-CARD = "---\nconfigs:\n- config_name: default\n  data_files: {}\n{}\n---\n"
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        CARD.format("a.jsonl", MERGES),
-        CARD.format("&a [*a]", ""),
-        *(CARD.format("a.jsonl", f"z: {value}") for value in ("!!bool x", "!!int ''", "!!timestamp x", "[" * 5000)),
-    ],
-    ids=["merges", "itself", "bool", "int", "timestamp", "deep"],
-)
-@pytest.mark.timeout(60)
-def test_cards_that_stand_for_far_more_than_they_say(tmp_path: Path, text: str) -> None:
-    (tmp_path / "README.md").write_text(text)
-    with pytest.raises(DataError, match=r"README\.md cannot be read"):
-        check_card(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        *(("a.json", text) for text in ("", "null", "[null]", '[null, {"a": 1}]', "null\n{}", '{"a": 1}\n null\n')),
-        ("a.jsonl", "null"),
-        ("a.csv", "\0" * 100),
-    ],
-)
-def test_tables_at_which_readers_end_the_program_or_raise(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=name.replace(".", r"\.")):
-        list(open_source(DataConfig(path=str(tmp_path / name)), "train", tmp_path / "memo").rows(0))
-
-
-@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_dict.json", "state.json"])
-def test_descriptions_that_nest_without_end(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "a", "identity": "1"}\n')
-    (tmp_path / name).write_text("[" * 100_000)
-    with pytest.raises(DataError, match=str(tmp_path)):
-        list(open_source(DataConfig(path=str(tmp_path)), "train", tmp_path / "memo").rows(0))
