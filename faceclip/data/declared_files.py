@@ -61,7 +61,8 @@ def check_arrow(folder: Path) -> None:
 def _check_aliases(text: str) -> None:
     """Raises ValueError for YAML whose aliases stand for far more than is written, or for what they stand in."""
     sizes: dict[str, int] = {}
-    total, open_ones = 0, []  # anchor of each collection that has begun, and how many values there were before it
+    total = 0
+    open_ones: list[tuple[str | None, int]] = []  # anchor of a collection that has begun; the values before it
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
@@ -75,7 +76,8 @@ def _check_aliases(text: str) -> None:
             if len(open_ones) > _DEEPEST:
                 raise ValueError(f"nested deeper than {_DEEPEST} levels")
             open_ones.append((event.anchor, total))
-            sizes.pop(event.anchor, None)
+            if event.anchor:
+                sizes.pop(event.anchor, None)
             total += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_ones.pop()

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from faceclip.errors import CheckpointError
 
@@ -16,7 +17,7 @@ MAX_SETTINGS = 2**24  # bytes of a JSON file of settings; those of a model in pi
 MAX_NUMBER = 2**53  # whole numbers beyond it are no sizes of anything
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a regular file for reading, links followed.
 
     Raises OSError, as `open` does, and for anything that is not a regular file: FIFOs, devices, sockets and folders.
