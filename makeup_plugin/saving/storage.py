@@ -89,10 +89,8 @@ class PipelineStorageMixin(Mixed):
     def from_pretrained(cls, path_or_id: str | Path, **kwargs: Any) -> Self:
         """Load a saved pipeline from a directory, a hub id, or the name "tiny" of the one that ships with the package.
 
-        `dtype=` works as in diffusers. A directory of that name comes first.
-
-        Components given by name (`scheduler=...`) replace the saved ones. Raises CheckpointError, which names the
-        missing or damaged file.
+        `dtype=` works as in diffusers. A directory of that name comes first. Components given by name (`scheduler=...`)
+        replace the saved ones. Raises CheckpointError, which names the missing or damaged file.
         """
         check_quantization(kwargs.get("quantization_config"))
         directory = local_directory(path_or_id, kwargs)
@@ -235,12 +233,11 @@ class PipelineStorageMixin(Mixed):
             if scheduler is None:
                 scheduler = load_scheduler(base)
             if unet is None:
-                load = UNet2DConditionModel.from_pretrained
-                unet = load_strictly(load, UNet2DConditionModel, base, subfolder="unet", torch_dtype=dtype)
+                kind: Any = UNet2DConditionModel
+                unet = load_strictly(kind.from_pretrained, kind, base, subfolder="unet", torch_dtype=dtype)
             if vae is None:
-                vae = load_strictly(
-                    AutoencoderKL.from_pretrained, AutoencoderKL, base, subfolder="vae", torch_dtype=dtype
-                )
+                kind = AutoencoderKL
+                vae = load_strictly(kind.from_pretrained, kind, base, subfolder="vae", torch_dtype=dtype)
         except (CheckpointError, *DAMAGE, SafetensorError) as error:
             raise CheckpointError(f"{base} does not hold an SDXL base (unet, vae, scheduler): {error}") from error
         pipeline = cls(unet=unet, vae=vae, scheduler=scheduler, **components)
