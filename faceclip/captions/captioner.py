@@ -36,13 +36,12 @@ MOST = 600  # characters of a caption
 
 
 class Captioner:
-    """An image-text-to-text model, on `device`. name: folder, or hub id (OWNER/NAME or OWNER/NAME@REVISION) in the
-    hub's cache.
+    """An image-text-to-text model. name: folder, or hub id (OWNER/NAME or OWNER/NAME@REVISION) in the hub's cache.
 
     Raises CheckpointError for a model that is not there, damaged, or has no eyes.
     """
 
-    def __init__(self, name: str, *, device: str | torch.device = "cpu") -> None:
+    def __init__(self, name: str) -> None:
         import transformers
 
         folder = locate(name)
@@ -57,7 +56,7 @@ class Captioner:
             ) from error
         if not getattr(self.processor, "chat_template", None):
             raise CheckpointError(f"captioner={name}: its processor has no chat template: give an instruction model")
-        self.model.to(device).eval()
+        self.model.eval()
         weights = tensors_hash(self.model.state_dict().items(), self.model.config.to_json_string())
         self.facts = f"captioner {weights[:16]}, {QUESTION} {bytes_hash(QUESTIONS[QUESTION].encode())[:8]}"
 
