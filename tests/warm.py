@@ -20,12 +20,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
 
-# Third-party libraries, and the project's commands that tests start. Importing them must start no thread.
+# Third-party libraries, and the project's commands that tests start. Importing them must start no thread of
+# Python's, which a fork would lack.
 MODULES = (
     "torch",
     "datasets",
@@ -41,7 +43,10 @@ MODULES = (
 
 
 class Process:
-    """A started process with the part of `subprocess.Popen`'s interface that tests use."""
+    """A started process with the part of `subprocess.Popen`'s interface that tests use.
+
+    Variables that libraries read when they are imported, such as HF_HOME and OMP_NUM_THREADS, come from the server.
+    """
 
     def __init__(self, words: Sequence[str], environment: dict[str, str], output: Path | None = None) -> None:
         """Starts `python WORDS` in this folder; both streams go to the file `output` or to a temporary one."""
@@ -144,13 +149,13 @@ def serve(connection: socket.socket) -> dict | None:
         status, output = files
         child = os.fork()
         if child == 0:
-            os.close(status)
             os.setsid()
+            os.write(status, b"%d\n" % os.getpid())
+            os.close(status)
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
             return json.loads(packet)
-        os.write(status, b"%d\n" % child)
         _, ended = os.waitpid(child, 0)
         with contextlib.suppress(BrokenPipeError):  # the test has ended
             os.write(status, b"%d\n" % os.waitstatus_to_exitcode(ended))
@@ -180,6 +185,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in MODULES:
         importlib.import_module(name)
+    assert threading.active_count() == 1, threading.enumerate()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for shepherds
     request = serve(connection)
     if request is None:
@@ -190,9 +196,17 @@ def main() -> None:
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if status and not isinstance(leaving.code, int):
+            print(leaving.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
         traceback.print_exc()
     finally:
+        threading._shutdown()  # waits for its threads, as the interpreter's end does
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
