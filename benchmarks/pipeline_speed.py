@@ -33,6 +33,7 @@ from faceclip.towers.text import TextTower
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.marking import watermark
 from makeup_plugin.pipeline import FaceMakeUpPipeline
+from makeup_plugin.saving.shipped import shipped_pipeline
 from makeup_plugin.shading import shading_channel_from_unet
 from train_encoder.config import FusionConfig
 
@@ -45,8 +46,8 @@ def parts(fusion: dict) -> dict:
     kinds = (FaceViT, "tiny/recognizer"), (TextTower, "tiny/text_tower_l"), (TextTower, "tiny/text_tower_g")
     towers = [kind.from_pretrained(weights.path(name)) for kind, name in kinds]
     base = {
-        "unet": UNet2DConditionModel.from_pretrained(weights.path("tiny/unet", package="makeup_plugin")),
-        "vae": AutoencoderKL.from_pretrained(weights.path("tiny/vae", package="makeup_plugin")),
+        "unet": UNet2DConditionModel.from_pretrained(shipped_pipeline("tiny") / "unet"),
+        "vae": AutoencoderKL.from_pretrained(shipped_pipeline("tiny") / "vae"),
     }
     joint_encoder = FaceCLIP.from_components(*towers, fusion=fusion).eval()
     return {**base, "scheduler": DDIMScheduler(), "joint_encoder": joint_encoder}

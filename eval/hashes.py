@@ -3,7 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from faceclip.storage.hashes import files_hash
+from faceclip import weights
+from faceclip.storage.hashes import files_hash, joined_hash
+from makeup_plugin.saving.shipped import ENCODER_TOWERS, WHOLE_TOWERS, is_shipped, shipped_pipeline
 
 
 def model_hash(directory: Path) -> str:
@@ -14,6 +16,16 @@ def model_hash(directory: Path) -> str:
     """
     files = [*directory.rglob("*.safetensors"), *directory.rglob("*.json")]
     return _hash([(directory, file) for file in files if file.name != "metrics.json"])
+
+
+def pipeline_hash(model: str | Path) -> str:
+    """Hash of a pipeline in a folder, or of one that ships, by its name, with the towers that ship beside it; a hub id
+    stays as it is."""
+    name = str(model)
+    if not is_shipped(name):
+        return model_hash(Path(model)) if Path(model).is_dir() else name
+    towers = [weights.path(f"{name}/{tower}") for tower in (*ENCODER_TOWERS.values(), *WHOLE_TOWERS.values())]
+    return joined_hash(model_hash(folder).encode() for folder in (shipped_pipeline(name), *towers))
 
 
 def code_hash(*packages: str) -> str:

@@ -21,7 +21,7 @@ class DrawSettings:
     prompts: tuple[str, ...] = setting(
         ("a smiling person with red hair", "a person with round glasses"), "one picture each"
     )
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/draw"), "folder of the pictures")
 
 

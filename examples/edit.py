@@ -23,7 +23,7 @@ class EditSettings:
     mask: Path = setting(help="mask of the same size", positional=True)
     prompt: str = setting("a person with red hair", "what the result shows")
     strength: float = setting(0.8, "share of the noise that is added, above 0 and at most 1")
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/edit"), "folder of the result")
 
 

@@ -19,7 +19,7 @@ class MixSettings:
     second: Path = setting(help="photo of another person", positional=True)
     steps: int = setting(5, "pictures, the first of one person and the last of the other")
     prompt: str = setting("a person", "what is drawn")
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/mix"), "folder of the pictures")
 
 

@@ -1,4 +1,4 @@
-"""Two real photos through a trained pipeline: `python examples/photos.py [--model runs/demo/generator/export]`.
+"""Two real photos through a trained pipeline: `python examples/photos.py [--model DIR]`.
 
 insightface's wheel brings a group photo of six people, scikit-image's one of an astronaut; nothing is downloaded. For
 each face: the crop that was used, the fitted shading map, and what the model draws. A model trained on renders knows no
@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from faceclip.errors import CheckpointError
 from faceclip.faces import prepare_faces
 from faceclip.settings import run, setting
 from makeup_plugin import FaceMakeUpPipeline
@@ -30,17 +29,13 @@ PROMPT = "A smiling person with red hair and round glasses."
 class DrawSettings:
     """Which pipeline draws, and where the sheet goes."""
 
-    model: Path = setting(Path("runs/demo/generator/export"), "folder of a trained pipeline")
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/photos.png"), "the sheet")
     steps: int = setting(8, "sampler steps")
 
 
 def draw(arguments: DrawSettings) -> None:
     """Writes the sheet of all faces."""
-    if not arguments.model.is_dir():
-        raise CheckpointError(
-            f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_generator`"
-        )
     pipeline = FaceMakeUpPipeline.from_pretrained(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     rows = []
@@ -64,7 +59,7 @@ def draw(arguments: DrawSettings) -> None:
         for row, picture in enumerate(pictures):
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (column * side, row * side))
-    save_image(sheet, arguments.out, sheet_record(model=str(arguments.model), prompts=[PROMPT]))
+    save_image(sheet, arguments.out, sheet_record(model=arguments.model, prompts=[PROMPT]))
     print(f"{len(rows)} faces → {arguments.out}")
 
 

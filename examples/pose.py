@@ -17,7 +17,7 @@ class PoseSettings:
     photo: Path = setting(help="photo of the person", positional=True)
     pose: Path = setting(help="photo that gives pose, expression and light", positional=True)
     prompt: str = setting("a person", "what is drawn")
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/pose"), "folder of the picture and the shading map")
 
 

@@ -20,7 +20,7 @@ class ScaleSettings:
     identity: tuple[float, ...] = setting((0.0, 0.5, 1.0, 1.5), "scales of the identity channel, a column each")
     shading: tuple[float, ...] = setting((0.0, 0.5, 1.0), "scales of the shading channel, a row each")
     prompt: str = setting("a smiling person", "what is drawn")
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/scales.png"), "the table")
 
 

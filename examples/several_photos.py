@@ -21,7 +21,7 @@ class PersonSettings:
     photos: tuple[Path, ...] = setting(help="photos of one person", positional=True)
     keep: Path = setting(Path("runs/examples/person.safetensors"), "file of the person")
     prompt: str = setting("a smiling person", "what is drawn")
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/several_photos"), "folder of the picture")
 
 

@@ -19,7 +19,7 @@ class PairSettings:
     prompt: str = setting("two people", "the whole picture")
     left_prompt: str = setting("a person with red hair", "the left half")
     right_prompt: str = setting("a person with a beard", "the right half")
-    model: str = setting("runs/demo/generator/export", "pipeline: a folder, a hub id, or tiny", path=True)
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/examples/two_people"), "folder of the picture")
 
 

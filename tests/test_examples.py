@@ -21,7 +21,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         (["search.py", ".", "--text", "a man"], "no folder runs/demo/encoder/export; make it by `make demo` or"),
         (["search.py", "nowhere", "--text", "a man", "--model", "."], "gallery: no folder nowhere; name one"),
         (["search.py", ".", "--text", "a man", "--model", "."], "error: "),
-        (["photos.py"], "no folder runs/demo/generator/export; make it by `make demo` or"),
         (["photos.py", "--model", "."], "adapter.json is missing"),
     ],
 )
@@ -99,6 +98,15 @@ def test_every_example_draws(drawing, tmp_path, monkeypatch, name, words, pictur
     prompt = [] if name == "draw.py" else ["--prompt", "a man"]
     run_example(monkeypatch, drawing, name, *words, *prompt, "--model", "model", "--out", str(tmp_path))
     assert len(list(tmp_path.glob("*.png"))) == pictures
+
+
+def test_the_sheet_of_people_has_a_row_for_each(drawing, tmp_path, monkeypatch):
+    words = ["--people", "[0, 3]", "--prompts", "[a man]", "--model", "model", "--out", str(tmp_path / "sheet.png")]
+    run_example(monkeypatch, drawing, "people.py", *words)
+    one, two = (tmp_path / name for name in ("one.png", "sheet.png"))
+    run_example(monkeypatch, drawing, "people.py", "--people", "[0]", *words[2:-1], str(one))
+    heights = [Image.open(path).height for path in (one, two)]
+    assert heights[1] > heights[0]
 
 
 def test_pictures_outside_of_the_edited_part_stay(drawing, tmp_path, monkeypatch):

@@ -176,7 +176,7 @@ class GeneratorConfig:
     base: str = setting("tiny", "directory with vae, unet, scheduler, or a shipped name", resume="free", path=True)
     fitter: str = setting("tiny/fitter", "3D fitter saved with the pipeline; '': none", resume="free", path=True)
     latent_recognizer: str = setting(
-        "tiny/latent_recognizer", "export of that tower, read if a loss.latent_… is not 0", resume="free", path=True
+        "", "export of that tower, which losses loss.latent_… need", resume="free", path=True
     )
     licence: str = setting(
         "Apache-2.0", "of the export; name another where a part's licence asks for it", resume="free"

@@ -23,6 +23,7 @@ from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.pretrained import load_tower
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.latent_recognizer import LatentRecognizer
+from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from train_generator.config import GeneratorConfig
 from train_generator.precision import DTYPES, Frozen, half_variant, norms_in_float32
 
@@ -118,8 +119,8 @@ def check_licence(part: str, licence: str | None, whole: str) -> None:
 
 
 def base_directory(name: str, frozen: Frozen = "fp32") -> Path:
-    """A directory, the base that ships with the package (`tiny`), or a hub id such as SDXL's, which is downloaded: of
-    the UNet the files of fp16 alone where frozen weights have 16 bits.
+    """A directory, that of the pipeline that ships with the package (`tiny`), or a hub id such as SDXL's, which is
+    downloaded: of the UNet the files of fp16 alone where frozen weights have 16 bits.
 
     Raises CheckpointError when there is none; a misspelt path is not looked up on the hub.
     """
@@ -136,7 +137,11 @@ def base_directory(name: str, frozen: Frozen = "fp32") -> Path:
             if not any((found / "unet").glob("*.safetensors")):  # a base without files of fp16
                 found = Path(snapshot_download(name, allow_patterns=[*settings, "unet/*.safetensors", wanted[1]]))
             return found
-    return weights.path(name, package="makeup_plugin")
+    if name not in SHIPPED:
+        raise CheckpointError(
+            f"base={name}: no such directory; give one, a hub id or {', '.join(SHIPPED)}, which ships"
+        )
+    return shipped_pipeline(name)
 
 
 @contextmanager
@@ -181,10 +186,10 @@ def load_latent_recognizer(
     `attributes` are needed, for one that reads none or those of other values than the data's; ConfigError where the
     data have none.
     """
-    path = Path(name) if Path(name).is_dir() else weights.path(name, package="makeup_plugin")
-    model = load_frozen(
-        LatentRecognizer, path, "latent_recognizer", "train it by `python -m train_generator.towers.latent_recognizer`"
-    )
+    remedy = "train one by `python -m train_generator.towers.latent_recognizer`"
+    if not name:
+        raise ConfigError(f"latent_recognizer: name its export, which losses loss.latent_… need; {remedy}")
+    model = load_frozen(LatentRecognizer, Path(name), "latent_recognizer", remedy)
     wanted = {"channels": latents[0], "side": latents[1]}
     if embedding_dim is not None:
         wanted["embedding_dim"] = embedding_dim

@@ -20,13 +20,14 @@ from eval.reports.sheet import save_sheet
 from faceclip.settings import run, setting
 from faceclip.training.checkpoints import make_folder
 from makeup_plugin.marking.provenance import sheet_record
+from makeup_plugin.saving.shipped import is_shipped
 
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
     """The model and data, the way pictures are made, and the networks that judge them."""
 
-    model: Path = setting(help="pipeline folder (export of train_generator)")
+    model: Path = setting(help="pipeline folder (export of train_generator), or tiny, the one that ships")
     data: Path = setting(help="data set folder")
     out: Path = setting(help="receives images, results, report.html, examples.png")
     images_per_arm: int = setting(500, "pictures of each arm")
@@ -68,7 +69,9 @@ class BenchmarkSettings:
 
 def check_folders(settings: BenchmarkSettings) -> None:
     """Raises CheckpointError for folders that would fail only after a long run."""
-    check_export("--model", settings.model, "model_index.json", "the export folder of `python -m train_generator`")
+    if not is_shipped(settings.model):
+        remedy = "the export folder of `python -m train_generator`, or tiny"
+        check_export("--model", settings.model, "model_index.json", remedy)
     for option, folder in (("--judge", settings.judge), ("--second-recognizer", settings.second_recognizer)):
         if folder is not None:
             check_export(option, folder, "config.json", "the folder of a trained one, or leave the option out")

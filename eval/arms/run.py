@@ -19,7 +19,7 @@ from eval.arms.arms import (
 )
 from eval.arms.plan import Arm, Job, first_people, plan_jobs
 from eval.arms.scores import Scores, compare, embed_references, judge_pictures, summarize
-from eval.hashes import code_hash, model_hash
+from eval.hashes import code_hash, pipeline_hash
 from eval.judges.panel import Judges, load_judges
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def evaluate(
     require_gallery(arrays)
     jobs = plan_jobs(labels_of(arrays), count, seed=seed)
     settings = {
-        "model": model_hash(model),
+        "model": pipeline_hash(model),
         "data": arrays.content_hash,
         # The same command may mean other prompts, or other pictures, after a change of the code or of numpy.
         "plan": bytes_hash(repr(jobs).encode()),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from eval.arguments import check_least, check_seed, use_device, use_threads
-from eval.hashes import model_hash
+from eval.hashes import pipeline_hash
 from eval.metrics.bindings import COLOURS, SMALLEST, Binding, asked_colours, binding, movement, region_colours
 from eval.reports.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
@@ -164,14 +164,13 @@ def compare(settings: BindingSettings) -> None:
     base = base[[neutral.index(row) for row in rows]]
     found = measure(drawn, base, arrays, asked)
     figures = summarize(found, asked, np.asarray(arrays.identity))
-    place = Path(settings.model)
     content = {
         "figures": {name: {key: value.to_dict() for key, value in part.items()} for name, part in figures.items()},
         "table": {
             name: dict(zip(WATCHED, map(float, line), strict=True))
             for name, line in zip(WATCHED, found.table, strict=True)
         },
-        "model": model_hash(place) if place.is_dir() else settings.model,
+        "model": pipeline_hash(settings.model),
         "data": arrays.content_hash,
         "prompts": [question.prompt for question in asked],
         "seed": settings.seed,

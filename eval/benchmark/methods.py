@@ -17,41 +17,34 @@ from typing import Any, Literal, Protocol
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.arguments import load_model
 from eval.benchmark.peers import load_peer
 from eval.benchmark.references import References
 from eval.benchmark.suite import Job, Suite
-from eval.hashes import model_hash
-from faceclip import weights
+from eval.hashes import pipeline_hash
 from faceclip.errors import CheckpointError, ConfigError, DataError
 from faceclip.faces import load_image
 from faceclip.settings import load_config, setting
 from faceclip.storage.hashes import file_hash
 from faceclip.storage.regular import parse_json, read_regular
-from faceclip.towers.text import TextTower
-from faceclip.towers.text_pair import TextPair
 from makeup_plugin.loading import load_pipeline
 from makeup_plugin.marking.provenance import Provenance
-from makeup_plugin.plain_sampling import sample_portraits
 
 CALIBRATION = ("real", "stranger")
 """Kinds whose rows say what real photos get; they take no part in the comparison of methods."""
-FACELESS = ("plain", "base")
-"""Kinds that see no face: their pictures are those "without identity" of clip_i/noid and facesim/prior."""
+PLAIN = "plain"
+"""The kind that sees no face: its pictures are those "without identity" of clip_i/noid and facesim/prior."""
 
 
 @dataclass(kw_only=True)
 class MethodSettings:
-    """One method of METHODS.yaml. kind: pipeline (ours, any export), plain (the same without a face), base (the shipped
-    tiny base alone), peer (an adapter), folder (finished pictures with manifest.json), real (another photo of the
-    person), stranger."""
+    """One method of METHODS.yaml. kind: pipeline (ours, any export), plain (the same without a face), peer (an
+    adapter), folder (finished pictures with manifest.json), real (another photo of the person), stranger."""
 
     name: str = setting(help="in tables; unique")
-    kind: Literal["pipeline", "plain", "base", "peer", "folder", "real", "stranger"]
+    kind: Literal["pipeline", "plain", "peer", "folder", "real", "stranger"]
     model: str = setting("tiny", "pipeline, plain: folder, hub id, or the one that ships", path=True)
     steps: int | None = setting(None, "sampler steps; by default those that suit the model")
     guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
@@ -133,40 +126,6 @@ class PipelineMethod:
             **given,
         )
         return Drawn(image=np.asarray(output.images[0].convert("RGB")), provenance=output.provenance[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseMethod:
-    """A tiny base alone: text to picture."""
-
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    scheduler: DDIMScheduler
-    towers: TextPair
-    suite: Suite
-    steps: int
-    guidance: float
-    facts: Mapping[str, Any]
-
-    def applies(self, job: Job) -> bool:
-        return True
-
-    def draw(self, job: Job) -> Drawn:
-        text = self.suite.prompts[job.prompt].text
-        side = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        pixels = sample_portraits(
-            self.unet,
-            self.vae,
-            self.scheduler,
-            self.towers,
-            [text],
-            steps=self.steps,
-            guidance=self.guidance,
-            size=side,
-            seed=job.seed,
-        )[0]
-        image = (pixels.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-        return Drawn(image=fit(image, self.suite.settings.size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,8 +236,6 @@ def _load(settings: MethodSettings, suite: Suite, device: str) -> Method:
         peer = load_peer(settings.adapter, settings.options, device)
         facts = {"adapter": settings.adapter, "options": settings.options}
         return PeerMethod(peer=peer, suite=suite, facts=facts)
-    if settings.kind == "base":
-        return _load_base(settings, suite)
     pipeline = load_pipeline(settings.model, device=device)
     pipeline.set_progress_bar_config(disable=True)
     call = asdict(
@@ -290,26 +247,8 @@ def _load(settings: MethodSettings, suite: Suite, device: str) -> Method:
             shading_scale=settings.shading_scale,
         )
     )
-    place = Path(settings.model)
-    facts = {"model": model_hash(place) if place.is_dir() else settings.model, **call}
+    facts = {"model": pipeline_hash(settings.model), **call}
     return PipelineMethod(pipeline=pipeline, suite=suite, call=call, face=settings.kind == "pipeline", facts=facts)
-
-
-def _load_base(settings: MethodSettings, suite: Suite) -> BaseMethod:
-    places = {name: weights.path(f"tiny/{name}", package="makeup_plugin") for name in ("unet", "vae", "scheduler")}
-    towers = [load_model(TextTower, weights.path(f"tiny/text_tower_{name}"), "text tower") for name in "lg"]
-    call = {"steps": settings.steps or 8, "guidance": 2.0 if settings.guidance is None else settings.guidance}
-    facts = {"model": model_hash(places["unet"]), "vae": model_hash(places["vae"]), **call}
-    return BaseMethod(
-        unet=load_model(UNet2DConditionModel, places["unet"], "base"),
-        vae=load_model(AutoencoderKL, places["vae"], "base"),
-        scheduler=DDIMScheduler.from_pretrained(places["scheduler"]),
-        towers=TextPair(*towers),
-        suite=suite,
-        facts=facts,
-        steps=int(call["steps"]),
-        guidance=float(call["guidance"]),
-    )
 
 
 def _read_manifest(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:

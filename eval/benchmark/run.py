@@ -10,7 +10,7 @@ from rich.progress import Progress
 from eval.benchmark.compare import compare
 from eval.benchmark.drawing import claim, draw_all, gallery
 from eval.benchmark.measure import Measured, Views, measure, reference_views
-from eval.benchmark.methods import CALIBRATION, FACELESS, Method, MethodSettings, load_method, read_methods
+from eval.benchmark.methods import CALIBRATION, PLAIN, Method, MethodSettings, load_method, read_methods
 from eval.benchmark.page import make_report, missing_rows
 from eval.benchmark.panel import Panel, load_panel
 from eval.benchmark.suite import SYNTHETIC, Suite, read_suite
@@ -68,7 +68,7 @@ def run_suite(
         # One method at a time: several large pipelines do not fit side by side.
         method = load_method(settings, suite, device)
         facts[settings.name] = {"kind": settings.kind, "licence": settings.licence, **method.facts}
-        if len(wanted) == 1 or settings.kind in (*CALIBRATION, "folder", "base"):
+        if len(wanted) == 1 or settings.kind in (*CALIBRATION, "folder"):
             loaded[settings.name] = method
         del method
     claim(out, suite, facts)
@@ -101,10 +101,10 @@ def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: di
     drawn = None
     measured: dict[str, Measured] = {}
     # Pictures without identity come first: others are compared with them.
-    for settings in sorted(wanted, key=lambda item: item.kind not in FACELESS):
+    for settings in sorted(wanted, key=lambda item: item.kind != PLAIN):
         shown = galleries[settings.name]
         measured[settings.name], views = measure(suite, panel, references, shown, plain, drawn)
-        if plain is None and settings.kind in FACELESS:
+        if plain is None and settings.kind == PLAIN:
             plain, drawn = views, shown.drawn
     measured = {settings.name: measured[settings.name] for settings in wanted}
     contenders = [settings.name for settings in wanted if settings.kind not in CALIBRATION]

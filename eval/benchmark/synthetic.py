@@ -5,10 +5,8 @@ from pathlib import Path
 
 from eval.benchmark.methods import MethodSettings
 from eval.benchmark.suite import PromptSettings, ReferenceSettings, Suite, SuiteSettings, build_suite
-from faceclip.errors import CheckpointError
 from faceclip.people.generate import generate
 from faceclip.people.plan import Request
-from makeup_plugin.saving.shipped import shipped_pipeline
 
 PHOTOS = 4  # of each person
 WORLD = 90_000  # seeds of people from here on are of nobody's training
@@ -36,6 +34,7 @@ def synthetic_suite(folder: Path, settings: SyntheticSettings) -> Suite:
         size=SIDE,
         seed=WORLD + settings.seed,
         splits=(0, 0, settings.people),
+        framing="head",
     )
     generate(folder, request, workers=1)
     return build_suite(
@@ -53,24 +52,11 @@ def synthetic_suite(folder: Path, settings: SyntheticSettings) -> Suite:
 
 
 def synthetic_methods() -> list[MethodSettings]:
-    """The shipped pipeline, where one ships, with and without its channels; the base; real portraits."""
-    methods = [MethodSettings(name="base, no identity", kind="base")]
-    if has_pipeline():
-        methods = [
-            MethodSettings(name="shipped pipeline", kind="pipeline"),
-            MethodSettings(name="joint encoder alone", kind="pipeline", identity_scale=0.0, shading_scale=0.0),
-            *methods,
-        ]
+    """The shipped pipeline, with and without its channels and without a face, and real portraits."""
     return [
-        *methods,
+        MethodSettings(name="shipped pipeline", kind="pipeline"),
+        MethodSettings(name="joint encoder alone", kind="pipeline", identity_scale=0.0, shading_scale=0.0),
+        MethodSettings(name="no identity", kind="plain"),
         MethodSettings(name="real: another portrait", kind="real"),
         MethodSettings(name="real: a stranger", kind="stranger"),
     ]
-
-
-def has_pipeline() -> bool:
-    """Whether a trained pipeline ships with this installation."""
-    try:
-        return (shipped_pipeline("tiny") / "model_index.json").is_file()
-    except CheckpointError:
-        return False

@@ -22,9 +22,9 @@ class DemoConfig:
     size: int = setting(128, "side of the portraits in px")
     data_seed: int = setting(31, "of the people")
     encoder_steps: int = setting(300, "of stage 1")
-    generator_steps: int = setting(600, "of stage 2")
+    generator_steps: int = setting(400, "of stage 2")
     queries: int = setting(360, "of the retrieval")
-    images_per_arm: int = setting(24, "pictures of each arm")
+    images_per_arm: int = setting(20, "pictures of each arm")
 
     def __post_init__(self) -> None:
         counts = {item.name: getattr(self, item.name) for item in fields(DemoConfig) if item.name != "splits"}
@@ -65,6 +65,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         size=config.size,
         seed=config.data_seed,
         splits=(config.splits[0], config.splits[1], config.splits[2]),
+        framing="head",
     )
     shards = len(plan_shards(request))
     python = [sys.executable, "-m"]
@@ -86,6 +87,8 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
                 str(config.size),
                 "--seed",
                 str(config.data_seed),
+                "--framing",
+                "head",
                 "--splits",
                 *map(str, config.splits),
                 "--quiet",

@@ -35,7 +35,7 @@ class BaseMeasurement:
 
     export: str = setting("", "export of `python -m train_generator.towers.base`", path=True)
     data: str = setting("", "data set of its card", path=True)
-    vae: str = setting("", "autoencoder; '': the shipped one", path=True)
+    vae: str = setting("", "autoencoder; '': that of the export", path=True)
     text_l: str = setting("", "text tower; '': the shipped one", path=True)
     text_g: str = setting("", "text tower; '': the shipped one", path=True)
     judge: str = setting("", "judge; '': the shipped one", path=True)
@@ -63,7 +63,7 @@ def measure(config: BaseMeasurement, split: str = "test") -> dict[str, Estimate]
         load_model(TextTower, _folder(config.text_g, "tiny/text_tower_g", "faceclip"), "text_g"),
     )
     judge = load_model(Judge, _folder(config.judge, "tiny/judge", "eval"), "judge")
-    vae = load_model(AutoencoderKL, _folder(config.vae, "tiny/vae", "makeup_plugin"), "vae")
+    vae = load_model(AutoencoderKL, Path(config.vae) if config.vae else Path(config.export) / "vae", "vae")
     unet = load_model(UNet2DConditionModel, Path(config.export) / "unet", "export")
     size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     prompts, wanted, people = judged_prompts(load_arrays(config.data, split, size=size), config.images)

@@ -1,6 +1,6 @@
 """The page in the browser.
 
-python -m makeup_plugin.app --model runs/demo/generator/export
+python -m makeup_plugin.app [--model DIR]
 """
 
 import importlib.util

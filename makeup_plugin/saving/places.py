@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from faceclip.errors import CheckpointError
 from faceclip.published.files import is_hub_id
 from makeup_plugin.saving.adapters import CONFIG_FILE
-from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
+from makeup_plugin.saving.shipped import SHIPPED, is_shipped, shipped_pipeline
 
 
 def local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
@@ -24,7 +24,7 @@ def local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
     if directory.is_dir():
         return directory
     text = str(path_or_id)
-    if text in SHIPPED:
+    if is_shipped(text):
         return shipped_pipeline(text)
     if not is_hub_id(text):
         raise CheckpointError(

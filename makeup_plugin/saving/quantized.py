@@ -13,12 +13,17 @@ _PLAIN = ("joint_encoder", "face_encoder", "face_fitter", "identity_channel")
 _OTHERS = "unet, shading_channel, controlnet, image_encoder and vae can be"
 
 
+def named_components(config: Any) -> set[str]:
+    """The components that a `PipelineQuantizationConfig` names."""
+    return {*(getattr(config, "quant_mapping", None) or ()), *(getattr(config, "components_to_quantize", None) or ())}
+
+
 def check_quantization(config: Any) -> None:
     """Raises ConfigError for a `PipelineQuantizationConfig` that names a component which cannot be quantized, and for
     one that names none, which to diffusers means all."""
     if config is None:
         return
-    named = {*(getattr(config, "quant_mapping", None) or ()), *(getattr(config, "components_to_quantize", None) or ())}
+    named = named_components(config)
     if not named:
         raise ConfigError(
             "quantization_config names no component, which means all of them: name some by components_to_quantize= or"

@@ -57,6 +57,7 @@ from makeup_plugin.saving.quantized import (
 )
 from makeup_plugin.saving.schedulers import load_scheduler
 from makeup_plugin.saving.several_controlnets import remove_further
+from makeup_plugin.saving.shipped import is_shipped, shipped_towers
 from makeup_plugin.saving.whole_unet import holds_unet
 from makeup_plugin.turns import change_in_turn
 
@@ -101,7 +102,8 @@ class PipelineStorageMixin(Mixed):
         parts, _ = cls._get_signature_keys(cls)
         with building:
             names = [name for name in parts if name not in ("self", *SETTINGS)]
-            given = {**kwargs, **_clip_parts(directory, names, kwargs)}
+            towers = shipped_towers(str(path_or_id), given=kwargs) if is_shipped(path_or_id) else {}
+            given = {**kwargs, **towers, **_clip_parts(directory, names, kwargs)}
             weighty = check_pipeline(
                 directory,
                 names,

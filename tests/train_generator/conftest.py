@@ -59,6 +59,9 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     ]
     return [
         f"data={tiny_dataset}",
+        "size=64",
+        "loss.sampled_identity=0.3",
+        "loss.sampled_rows=3",
         f"encoder={root / 'encoder'}",
         f"base={root / 'base'}",
         "fitter=''",

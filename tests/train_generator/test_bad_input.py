@@ -65,6 +65,8 @@ def test_a_latent_recognizer_of_other_embeddings_is_refused(arguments, tmp_path,
     assert re.search(r"latent_recognizer=.* has \{'embedding_dim': 24\}.*'embedding_dim': 32", capsys.readouterr().err)
     assert main([*words[:-1], "latent_recognizer=/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
+    assert main([*words[:-1], "latent_recognizer=''"]) == 2
+    assert "error: latent_recognizer: " in capsys.readouterr().err
 
 
 def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path, capsys):

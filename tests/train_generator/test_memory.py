@@ -65,6 +65,9 @@ def parts(tiny_dataset: Path, tmp_path_factory) -> tuple[list[str], ReferenceFea
         "loss.latent_attributes=0.2",
         "loss.latent_features=0.5",
         "sample_steps=1",
+        "size=64",
+        "loss.sampled_identity=0.3",
+        "loss.sampled_rows=3",
     ]
     pipeline = build_pipeline(parse_config(GeneratorConfig, words, presets=PRESETS))
     features = reference_features(

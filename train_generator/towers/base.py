@@ -32,6 +32,7 @@ from makeup_plugin.conditioning import time_ids
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance
+from makeup_plugin.saving.shipped import shipped_pipeline
 from train_generator.loading import load_frozen
 from train_generator.towers.alignment import Alignment, middle_features, portrait_tokens, tokens_in_place
 from train_generator.towers.attributes import LatentClassifier
@@ -290,7 +291,7 @@ def fixed_errors(
 
 def parts_of(config: BaseConfig) -> tuple[Path, TextPair]:
     """The frozen autoencoder's folder and the text towers."""
-    vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
+    vae = Path(config.vae) if config.vae else shipped_pipeline("tiny") / "vae"
     text_l = Path(config.text_l) if config.text_l else weights.path("tiny/text_tower_l")
     text_g = Path(config.text_g) if config.text_g else weights.path("tiny/text_tower_g")
     remedy = "train it by `python -m train_encoder.towers.clip`"
@@ -350,15 +351,6 @@ def main(argv: list[str] | None = None) -> int:
         summary=(
             "A small text-to-image model of SDXL's class on the tiny autoencoder's latents, with both text towers "
             "and text_time conditioning. Trained on renders of synthetic identities; it draws nothing else."
-        ),
-        notes=(
-            "The shipped weights of 64 px were trained in four goes, each from the one before (init=): 9,000 steps on "
-            "the 2,000 people of seed 2026, 12,000 with region_weights on the 6,000 people of seed 2027, 7,500 more of "
-            "the same (the first of 12,000 at a rate of 6e-4), and the 9,000 of this card with the losses of the "
-            "classifier, whose weights (attribute, feature) were 0.2, 1.5 up to step 1,858, 0.2, 3 up to 4,424 and "
-            "0.5, 3 after it. The classifier learned on the same data beside it; the judge that gives the figures took "
-            "no part. Pictures are drawn at guidance 2 in bf16. The figures alone: `python -m eval.judges.base "
-            "export=makeup_plugin/weights/tiny data=DIR`."
         ),
     )
 

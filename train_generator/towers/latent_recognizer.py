@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.blocks import kept_rows
 from faceclip.data.records import VOCABULARIES
@@ -33,6 +32,7 @@ from faceclip.training.towers.measures import rank1_hits
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import IGNORED, attribute_loss
+from makeup_plugin.saving.shipped import shipped_pipeline
 from train_generator.reference_features import aligned_faces
 from train_generator.towers.attributes import attribute_classes
 from train_generator.towers.base import make_scheduler
@@ -198,7 +198,7 @@ def attribute_hits(
 
 def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
     """The frozen autoencoder's folder and the recognizer."""
-    vae = Path(config.vae) if config.vae else weights.path("tiny/vae", package="makeup_plugin")
+    vae = Path(config.vae) if config.vae else shipped_pipeline("tiny") / "vae"
     return vae, recognizer_at(config.recognizer)
 
 

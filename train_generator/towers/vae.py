@@ -333,11 +333,6 @@ def main(argv: list[str] | None = None) -> int:
             "A small autoencoder of SDXL's class, from portraits to latents and back; config.json has its sizes. "
             "Trained on renders of synthetic identities; it is not meant for photos."
         ),
-        notes=(
-            "The shipped weights of 64 px were trained in two goes: 12,000 steps without region_weights on a schedule "
-            "that ended there, then resumed with them and trainer.steps=20000. They cost nothing in PSNR; smiles that "
-            "the judge still sees in restored portraits rose from .77 to .87."
-        ),
     )
 
 
