@@ -264,7 +264,7 @@ def read_adapter_config(directory: str | Path) -> dict[str, Any]:
 
 def _check_fields(values: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
     for name, kind in kinds.items():
-        if not isinstance(values.get(name), kind):
+        if name not in values or not isinstance(values[name], kind):
             found = repr(values[name]) if name in values else "missing"
             raise CheckpointError(f"{where}: {name} is {found}; save or fetch the adapter again")
 

@@ -194,6 +194,11 @@ def test_damaged_adapters_are_named(saved, unet_factory):
         (directory / "adapter.json").write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=rf"adapter\.json: {message}"):
             load_adapter(fresh, directory)
+    (directory / "adapter.json").write_text(
+        json.dumps({name: value for name, value in config.items() if name != "lora"})
+    )
+    with pytest.raises(CheckpointError, match=r"adapter\.json: lora is missing"):
+        load_adapter(fresh, directory)
     for damage, message in ((b"{", "not valid JSON"), (b'{"\xff": 1}', "not valid JSON"), (b"[1]", "holds a list")):
         (directory / "adapter.json").write_bytes(damage)
         with pytest.raises(CheckpointError, match=rf"adapter\.json .*{message}"):
