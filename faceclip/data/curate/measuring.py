@@ -165,9 +165,14 @@ class Measuring:
             write_json(path.with_suffix(".json"), content, alone=True)
 
     def _checked(self, shards: Shards, number: int) -> Any:
-        """The position after a finished shard. Raises DataError when its figures were changed since."""
+        """The position after a finished shard. Raises DataError when its figures were changed since or cannot be
+        read."""
         manifest, path = shards.manifest(number), shards.path(number)
-        if not path.is_file() or file_hash(path) != manifest["sha256"]:
+        try:
+            changed = not path.is_file() or file_hash(path) != manifest["sha256"]
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}): make it readable, and run again") from error
+        if changed:
             raise DataError(
                 f"{path} is missing or was changed since it was written: delete {path.with_suffix('.json')}, and run "
                 "again"

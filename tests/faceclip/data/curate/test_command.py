@@ -290,6 +290,20 @@ def test_only_a_folder_that_cannot_be_written_is_called_so(photos, plugin, tmp_p
         curate(config(photos, tmp_path / "file" / "out"))
 
 
+def test_figures_that_cannot_be_read_are_named(tables, tmp_path, monkeypatch):
+    out, opened = tmp_path / "out", os.open
+    curate(config(tables, out))
+
+    def refuse(path, *more, **options):
+        if str(path).endswith("measures/train-00001.parquet"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)  # permissions do not stop the superuser
+    with pytest.raises(DataError, match=r"measures/train-00001\.parquet cannot be read .*Permission"):
+        curate(config(tables, out))
+
+
 @pytest.mark.slow  # a cluster takes some ten seconds to start
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(photos, plugin, tmp_path, monkeypatch):
     pytest.importorskip("ray")
