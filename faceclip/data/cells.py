@@ -81,7 +81,7 @@ def _numbers(cell: Any, where: str, reason: str) -> list[float]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
-        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and brackets without end
+        except ValueError as error:  # also a number of 5,000 digits
             raise RejectedRecord(reason, f"{where}: {cell[:60]!r} is not a JSON list") from error
     if isinstance(cell, Mapping):
         cell = list(cell.values())
@@ -118,11 +118,12 @@ def parse_masks(cell: Any, caption: str, folder: str, where: str) -> list[GivenM
     for item in () if cell is None else cell if isinstance(cell, list | tuple) else [cell]:
         path = item.get("mask") if isinstance(item, Mapping) else None
         positions = item.get("token_indices") if isinstance(item, Mapping) else None
+        if isinstance(positions, list | tuple) and not positions:
+            continue  # a mask of no words is not needed
         whole = isinstance(positions, list | tuple) and all(isinstance(p, int) and p >= 0 for p in positions)
-        if not (isinstance(path, str) and path and encodes(path) and whole):
+        if not (isinstance(path, str) and path and encodes(path) and positions and whole):
             raise RejectedRecord("bad_mask", f"{where}: {str(item)[:60]} is no struct of `mask` and `token_indices`")
-        if positions:
-            found.append(GivenMask(caption=caption, path=f"{folder}/{path}", positions=tuple(positions)))
+        found.append(GivenMask(caption=caption, path=f"{folder}/{path}", positions=tuple(positions)))
     return found
 
 

@@ -13,7 +13,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -101,6 +101,14 @@ def clean_urls(cell: str) -> list[str]:
     return [cell] if first in ("", cell) else [cell, first]
 
 
+def listing_hash(files: Iterable[Path], root: Path) -> str:
+    """SHA-256 over names (relative to `root`) and sizes of files, in the given order. Raises OSError."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(os.fsencode(path.relative_to(root)) + f"\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
 class ImageStore:
     """Finds encoded pictures by URL or key below `root`. Raises DataError when there is no such folder.
 
@@ -142,10 +150,7 @@ class ImageStore:
 
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes of the files; their contents are compared picture by picture when read again."""
-        digest = hashlib.sha256()
-        for path in self._files("*"):
-            digest.update(os.fsencode(path.relative_to(self.root)) + f"\0{path.stat().st_size}\n".encode())
-        return digest.hexdigest()
+        return listing_hash(self._files("*"), self.root)
 
     def find(self, url: str, key: str) -> tuple[bytes | str, float]:
         """The picture as bytes or path, and the factor from original pixels to its pixels. Raises RejectedRecord.

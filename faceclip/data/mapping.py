@@ -127,6 +127,11 @@ class DataConfig:
             raise ConfigError(f"data.portrait: a number from 0 to {MAX_REACH} is expected, got {self.portrait}")
         for name in ("path", "images", "masks"):
             check_data_path(getattr(self, name), f"data.{name}")
+        if self.masks and self.layout != MASK_LAYOUT:
+            raise ConfigError(
+                f"data.masks={self.masks}: only data.layout={MASK_LAYOUT} has masks, and data.layout is {self.layout}: "
+                "set that layout, or drop data.masks"
+            )
         if self.validation_share and self.columns.split:
             raise ConfigError("data.validation_share: data.columns.split already says which rows validate; drop one")
 
@@ -283,6 +288,12 @@ class RowMapping:
 
     def read(self, row: Mapping[str, Any], number: int) -> RawRecord:
         """One row; `number` counts the rows of the source. Raises RejectedRecord."""
+        try:
+            return self._read(row, number)
+        except RecursionError as error:
+            raise RejectedRecord("nested", f"row {number}: a cell nests too deeply") from error
+
+    def _read(self, row: Mapping[str, Any], number: int) -> RawRecord:
         key = str(row[self.key]) if self.key and row.get(self.key) is not None else f"row {number}"
         if not encodes(key):
             raise RejectedRecord("not_utf8", f"row {number}: its key {key!r} cannot be written as UTF-8")

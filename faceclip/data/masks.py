@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.cells import GivenMask, RejectedRecord
-from faceclip.data.mapping import RawRecord
+from faceclip.data.image_store import files_below, listing_hash
+from faceclip.data.mapping import MASK_COLUMNS, RawRecord
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import Caption, Phrase
 from faceclip.data.row_files import find_file, read_file
-from faceclip.errors import FaceError
+from faceclip.errors import DataError, FaceError
 from faceclip.faces.align import quarter_turn
 from faceclip.faces.images import load_image
 from faceclip.towers.text import tokenizer
@@ -79,16 +80,29 @@ def words_at(text: str, positions: Sequence[int], key: str) -> list[tuple[int, i
 
 
 class MaskReader:
-    """Reads the masks of rows and cuts them as their portraits were cut. folder: of the masks; no path leads out."""
+    """Reads the masks of rows and cuts them as their portraits were cut.
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
+    folder: of the masks; no path leads out. max_pixels: of a mask; a larger one is rejected.
+    """
+
+    def __init__(self, folder: Path, size: int, *, max_pixels: int) -> None:
+        self.folder, self.size, self.max_pixels = folder, size, max_pixels
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and sizes of the files in the folders of masks. Raises DataError for one that cannot be
+        looked through."""
+        folders = [self.folder / name for _, name in MASK_COLUMNS.values()]
+        try:
+            files = sorted(file for folder in folders if folder.is_dir() for file in files_below(folder))
+            return listing_hash((file for file in files if file.is_file()), self.folder)
+        except OSError as error:
+            raise DataError(f"data.masks={self.folder} cannot be read ({error}): make it readable") from error
 
     def read(self, raw: RawRecord, portrait: FoundPortrait) -> Masked:
         """The masks of a row in its portrait (`size` px).
 
         Raises RejectedRecord with the reason `no_mask` for a file that is missing, and `bad_mask` for one of another
-        shape than the picture and for positions of no word.
+        shape than the picture or more than `max_pixels`, and for positions of no word.
         """
         if len(raw.masks) > MOST:
             raise RejectedRecord("bad_mask", f"{raw.key}: {len(raw.masks)} masks, more than {MOST}")
@@ -109,7 +123,8 @@ class MaskReader:
         """One mask (S, S): stretched to the size of its picture, stood upright and cut as the portrait is."""
         try:
             path = find_file(mask.path, self.folder, [self.folder], key)
-            grey = load_image(read_file(path, key), name=f"{key}, {mask.path}")[..., 0]
+            data = read_file(path, key)
+            grey = load_image(data, max_pixels=self.max_pixels, name=f"{key}, {mask.path}")[..., 0]
         except RejectedRecord as rejected:
             raise RejectedRecord("no_mask", str(rejected)) from rejected
         except FaceError as error:

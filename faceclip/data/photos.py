@@ -98,7 +98,8 @@ class PhotoImport:
         self.masks: MaskReader | None = None
         if self.data.layout == MASK_LAYOUT:
             path = Path(self.data.path)
-            self.masks = MaskReader(Path(self.data.masks or (path if path.is_dir() else path.parent)), config.size)
+            folder = Path(self.data.masks or (path if path.is_dir() else path.parent))
+            self.masks = MaskReader(folder, config.size, max_pixels=self.data.max_pixels)
 
     def _describer(self) -> PhotoDescriber:
         landmarker = self.fitter.landmarker if isinstance(self.fitter, MeshFitter) else None
@@ -151,7 +152,7 @@ class PhotoImport:
             **({} if self.describer is None else {"captions": [self.config.captions, *self.describer.facts]}),
             **({"mentions": mentions.VERSION} if self.config.captions == "both" or self.captioner else {}),
             **({"captioner": self.captioner.facts} if self.captioner else {}),
-            **({"masks": True} if self.masks else {}),
+            **({"masks": self.masks.fingerprint()} if self.masks else {}),
             **division,
             **{name: getattr(self.config, name) for name in ("test", "size", "reach", "min_side", "format")},
         }

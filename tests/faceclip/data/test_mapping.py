@@ -13,6 +13,13 @@ from faceclip.errors import ConfigError, DataError
 FOLDER = "/pictures"
 
 
+def nested(cell) -> list:
+    """A cell in more lists than Python's stack holds."""
+    for _ in range(100_000):
+        cell = [cell]
+    return cell
+
+
 def mapping(names, layout="files", **changes) -> RowMapping:
     return RowMapping(DataConfig(path="x", **changes), layout, names, "x")
 
@@ -108,7 +115,11 @@ def test_a_missing_column_is_named_with_its_remedy(columns, changes, message):
         ({"box": None}, "bad_box"),
         ({"box": [1, 2, 10**400, 20]}, "bad_box"),
         ({"box": "[1, 2, 1" + "0" * 5000 + ", 20]"}, "bad_box"),
-        ({"box": "[" * 200_000}, "bad_box"),
+        ({"box": "[" * 200_000}, "nested"),
+        ({"box": nested("x")}, "nested"),
+        ({"caption": nested("x")}, "nested"),
+        ({"key": nested("x")}, "nested"),
+        ({"landmarks": nested(1)}, "nested"),
         ({"landmarks": [[1, 2]] * 4}, "bad_landmarks"),
         ({"caption": ["fine", "half \ud83d"]}, "not_utf8"),
         ({"identity": "half \ud83d"}, "not_utf8"),
@@ -135,6 +146,22 @@ def test_unusable_cells_have_a_reason(cells, reason):
     str(caught.value).encode()
 
 
+def test_a_mask_of_no_words_needs_no_path():
+    row = {
+        "image": "a.png",
+        "face_emotion_caption": "A smiling person.",
+        "emotion_parsing_masks": [{"mask": None, "token_indices": []}, {"mask": "b.png", "token_indices": [2]}],
+        "face_attribute_caption": "A person with short hair.",
+        "atrribute_parsing_masks": [{"mask": "", "token_indices": []}],
+    }
+    record = mapping(row, "facecaptionmask", identity="none").read(row, 0)
+    assert [(mask.path, mask.positions) for mask in record.masks] == [("Emotion/b.png", (2,))]
+    row["emotion_parsing_masks"][0]["token_indices"] = [1]
+    with pytest.raises(RejectedRecord) as caught:
+        mapping(row, "facecaptionmask", identity="none").read(row, 0)
+    assert caught.value.reason == "bad_mask"
+
+
 def test_boxes_and_points():
     assert parse_box({"x": 10, "y": 20, "w": 5, "h": 6}, "xywh", "r").tolist() == [10, 20, 15, 26]
     assert parse_box("[10, 20, 15.5, 26]", "xyxy", "r").tolist() == [10, 20, 15.5, 26]
@@ -151,6 +178,8 @@ def test_boxes_and_points():
         {"shard_rows": 0},
         {"limit": -1},
         {"validation_share": 0.1, "columns": ColumnsConfig(split="fold")},
+        {"masks": "masks"},
+        {"masks": "masks", "layout": "files"},
     ],
 )
 def test_impossible_configurations(changes):

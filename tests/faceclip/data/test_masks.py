@@ -1,6 +1,7 @@
 """Masks that FaceCaptionMask's rows give to words: read, cut as their portraits are, and kept as bits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,26 @@ def test_published_rows_keep_their_masks(published, tmp_path):
     assert mask_of(np.asarray(small.masks[0]), 0).all()
 
 
+def test_other_masks_are_another_request(published, tmp_path):
+    root, masks = tmp_path / "rows", tmp_path / "masks"
+    items = json.loads((published / "train.json").read_text())[:6]
+    root.mkdir()
+    (root / "train.json").write_text(json.dumps(items))
+    for folder in ("Emotion", "Attribute"):
+        shutil.copytree(published / folder, masks / folder)
+    more = (f"data.images={published}", f"data.masks={masks}")
+    path = root / "train.json"
+    status, output = run(main, *words(path, tmp_path / "set", *more))
+    assert status == 0, output
+    shutil.copytree(masks, tmp_path / "moved")
+    (tmp_path / "moved" / "notes.txt").write_text("what is no mask does not count")
+    status, output = run(main, *words(path, tmp_path / "set", more[0], f"data.masks={tmp_path / 'moved'}"))
+    assert status == 0, output
+    Image.fromarray(np.zeros((128, 128), np.uint8)).save(tmp_path / "moved" / "Emotion" / items[0]["image"][7:])
+    status, output = run(main, *words(path, tmp_path / "set", more[0], f"data.masks={tmp_path / 'moved'}"))
+    assert status == 2 and "(masks differ)" in output
+
+
 def test_masks_that_do_not_fit_are_counted(published, tmp_path):
     items = json.loads((published / "train.json").read_text())
     items[0]["atrribute_parsing_masks"][0]["mask"] = "nowhere.png"
@@ -104,12 +125,14 @@ def test_masks_that_do_not_fit_are_counted(published, tmp_path):
     items[2]["emotion_parsing_masks"][0]["mask"] = "../../secret.png"
     Image.fromarray(np.zeros((20, 40), np.uint8)).save(published / "Attribute" / "wide.png")
     items[3]["atrribute_parsing_masks"][0]["mask"] = "wide.png"
+    Image.fromarray(np.zeros((256, 256), np.uint8)).save(published / "Attribute" / "large.png")
+    items[4]["atrribute_parsing_masks"][0]["mask"] = "large.png"
     (published / "damaged.json").write_text(json.dumps(items))
     path = published / "damaged.json"
-    status, output = run(main, *words(path, tmp_path / "set", "data.max_bad_share=0.5"))
+    status, output = run(main, *words(path, tmp_path / "set", "data.max_bad_share=0.5", "data.max_pixels=20000"))
     assert status == 0, output
     rejected = json.loads((tmp_path / "set" / "dataset.json").read_text())["rejected"]
-    assert (rejected["no_mask"], rejected["bad_mask"]) == (2, 2)
+    assert (rejected["no_mask"], rejected["bad_mask"]) == (2, 3)
     status, output = run(main, *words(path, tmp_path / "other", "captions=made"))
     assert status == 2 and "data.layout=facecaptionmask" in output
     words_of_people = [word for word in words(path, tmp_path / "other") if word != "data.identity=none"]
