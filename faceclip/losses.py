@@ -106,6 +106,8 @@ def _check(queries: Tensor, targets: Tensor, *labels: Tensor | None, weights: Te
             raise ConfigError(f"{name} must be a tensor of integers, got {type(value).__name__}")
         if value.shape != wanted:
             raise ConfigError(f"{name} must have shape {wanted}, got {tuple(value.shape)}")
+        if value.ndim == 2 and value.shape[1] == 0:
+            raise ConfigError(f"{name} must have at least one column, got {tuple(value.shape)}")
         if value.is_floating_point() or value.is_complex():
             raise ConfigError(f"{name} must be integers, got {value.dtype}")  # NaN would equal nothing, not even itself
     if (labels[2] is None) != (labels[3] is None):

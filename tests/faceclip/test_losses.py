@@ -234,6 +234,7 @@ def test_dtypes_come_back_and_autocast_changes_nothing():
         ({"targets": torch.zeros(90, 25)}, r"^queries .*targets .*\(70, 24\) .*\(90, 25\)"),
         ({"query_labels": list(range(70))}, "^query_labels .*list$"),
         ({"query_labels": torch.zeros(70, 2, dtype=torch.int64)}, r"^target_labels .*\(90, 2\)"),
+        ({"query_labels": torch.zeros(70, 0, dtype=torch.int64)}, r"^query_labels .*\(70, 0\)"),
         ({"query_weights": torch.ones(69)}, r"^query_weights .*\(70,\) .*\(69,\)"),
         ({"query_weights": torch.ones(70, dtype=torch.int64)}, r"^query_weights .*torch\.int64"),
         ({"log_scale": 2.6}, "^log_scale .*float$"),
