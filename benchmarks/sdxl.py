@@ -165,11 +165,12 @@ def train(directory: Path, words: list[str], *, tiny: bool) -> None:
     for line in (whole / "log.jsonl").read_text().splitlines():
         print("  " + json.dumps(json.loads(line)))
     first = broken / "checkpoints" / "step-00000001"
+    name = "checkpoints/step-00000002/manifest.json"  # all that is compared: validation and export are not repeated
     status, memory, seconds = run([*own, f"out={broken}"], directory / "broken.txt", until=first / "manifest.json")
-    if status != -signal.SIGKILL or not (first / "manifest.json").exists():  # it ended by itself, or of memory
+    # It ended by itself, of memory, or after the checkpoint that the resumed run shall write.
+    if status != -signal.SIGKILL or not (first / "manifest.json").exists() or (broken / name).exists():
         raise SystemExit((directory / "broken.txt").read_text() or f"ended with status {status} before its checkpoint")
     print(f"killed after the checkpoint of step 1: {seconds:.0f} s, peak {memory}")
-    name = "checkpoints/step-00000002/manifest.json"  # all that is compared: validation and export are not repeated
     status, memory, seconds = run([*own, f"out={broken}"], directory / "resumed.txt", until=broken / name)
     if not (broken / name).exists():
         raise SystemExit((directory / "resumed.txt").read_text() or f"ended with status {status}")
