@@ -90,14 +90,14 @@ def write_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options
             picture.save(file, format=kind, **options)
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises DataError naming the file when it is none."""
+def read_json(path: Path, remedy: str = "delete it, or choose another output folder") -> dict:
+    """A JSON object. Raises DataError naming the file and the remedy when it is none, FileNotFoundError as it is."""
     try:
         content = parse_json(read_regular(path, 2**28))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is corrupt ({error}): delete it, or choose another output folder") from error
+        raise DataError(f"{path} is corrupt ({error}): {remedy}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is corrupt (no JSON object): delete it, or choose another output folder")
+        raise DataError(f"{path} is corrupt (no JSON object): {remedy}")
     return content

@@ -3,15 +3,17 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from faceclip.errors import DataError
 from faceclip.statistics import Estimate
+from faceclip.storage.files import read_json
 from faceclip.storage.hashes import short_key
 
 Metric = Estimate | float
+_ESTIMATE = {field.name for field in fields(Estimate)}
 _FIGURES = re.compile(r"## Measured on the .*?\nIntervals: [^\n]*", re.DOTALL)
 
 
@@ -27,7 +29,6 @@ class Card:
     samples: int
     data: Mapping[str, object]  # the data set's own dataset.json
     split: str = "test"
-    license: str = ""  # "" says what follows from the data
     notes: str = ""
 
 
@@ -35,14 +36,15 @@ def dataset_facts(directory: Path) -> dict[str, Any]:
     """What identifies a data set, from its `dataset.json`: seed, version, sizes, splits, counts; of photos counts, and
     in `photos` a hash of what was imported.
 
-    Raises DataError when the file is missing or not JSON.
+    Raises DataError when the file is missing, no JSON object, or lacks the counts of photos.
     """
-    path = Path(directory) / "dataset.json"
+    path, remedy = Path(directory) / "dataset.json", "make the data set again"
     try:
-        facts = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        facts = read_json(path, remedy)
+    except FileNotFoundError as error:
         message = f"{path}: cannot read the data set's facts ({error}); generate the data set again"
         raise DataError(message) from error
+    _check_facts(facts, path, remedy, photos="request" in facts)
     names = ("version", "seed", "identities", "images_per_identity", "size", "framing", "splits", "counts")
     photos = {"photos": short_key(facts["request"], facts.get("files"))} if "request" in facts else {}
     return {name: facts[name] for name in names if name in facts} | photos
@@ -95,14 +97,18 @@ def data_command(facts: Mapping[str, Any]) -> str:
     return " ".join(["python -m faceclip.people --out DIR", *words])
 
 
-def data_line(facts: Mapping[str, object]) -> str:
-    """The card's line about the data: version of the generator, and the command; of photos how many there were."""
+def data_text(facts: Mapping[str, Any]) -> str:
+    """A data set in words, from its `dataset_facts`: version of the generator, and the command; of photos how many."""
     if "photos" in facts:
-        counts = facts["counts"]
-        assert isinstance(counts, Mapping)
-        parts = [f"{part['images']:,} photographs of {part['identities']:,} people ({n})" for n, part in counts.items()]
-        return f"| data | imported by `python -m faceclip.data.photos`: {', '.join(parts)} |"
-    return f"| data | version {facts.get('version', 'unknown')}: `{data_command(facts)}` |"
+        counts = facts["counts"].items()
+        parts = [f"{part['images']:,} photographs of {part['identities']:,} people ({name})" for name, part in counts]
+        return f"imported by `python -m faceclip.data.photos`: {', '.join(parts)}"
+    return f"version {facts.get('version', 'unknown')}: `{data_command(facts)}`"
+
+
+def data_line(facts: Mapping[str, Any]) -> str:
+    """The card's line about the data."""
+    return f"| data | {data_text(facts)} |"
 
 
 def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
@@ -125,7 +131,7 @@ def _markdown(card: Card, metrics: Mapping[str, Metric]) -> str:
         f"| seed | {card.seed} |",
         f"| steps | {card.steps} ({card.samples} samples seen) |",
         data_line(card.data),
-        f"| license | {card.license or terms} |",
+        f"| license | {terms} |",
         "",
         *_figures(card.split, metrics),
     ]
@@ -159,11 +165,30 @@ def _metric(value: Any) -> Metric:
 
 
 def _read_facts(directory: Path) -> dict[str, Any]:
-    path = Path(directory) / "metrics.json"
+    path, remedy = Path(directory) / "metrics.json", "give the export of a tower command"
     try:
-        facts = json.loads(path.read_text())
-        for name in ("command", "data", "split", "metrics"):
-            facts[name]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot read the card ({error!r}); give the export of a tower command") from error
+        facts = read_json(path, remedy)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: cannot read the card ({error!r}); {remedy}") from error
+    for name, kind in {"command": str, "data": dict, "split": str, "metrics": dict}.items():
+        if not isinstance(facts.get(name), kind):
+            raise DataError(f"{path}: {name} is missing or of another kind than that of a card; {remedy}")
+    for name, value in facts["metrics"].items():
+        numbers = list(value.values()) if isinstance(value, dict) and value.keys() == _ESTIMATE else [value]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise DataError(f"{path}: metrics.{name} is no figure; {remedy}")
+    _check_facts(facts["data"], path, remedy, photos="photos" in facts["data"])
     return facts
+
+
+def _check_facts(facts: Mapping[str, Any], path: Path, remedy: str, *, photos: bool) -> None:
+    """Raises DataError for facts of a data set that no card could put into words."""
+    if not isinstance(facts.get("splits", []), list):
+        raise DataError(f"{path}: splits is no list; {remedy}")
+    counts = facts.get("counts")
+    parts = list(counts.values()) if isinstance(counts, Mapping) else [None]
+    if photos and not all(
+        isinstance(part, Mapping) and all(isinstance(part.get(name), int) for name in ("images", "identities"))
+        for part in parts
+    ):
+        raise DataError(f"{path}: counts does not give images and identities of each split of the photos; {remedy}")

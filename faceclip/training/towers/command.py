@@ -24,7 +24,7 @@ from faceclip.training.towers.card import (
     Card,
     Metric,
     card_data,
-    data_command,
+    data_text,
     dataset_facts,
     renew_figures,
     write_card,
@@ -129,8 +129,8 @@ def renew_cards(
     for folder in folders:
         if facts != (named := card_data(folder)):
             raise DataError(
-                f"data={data}: seed {facts.get('seed')}, splits {facts.get('splits')}; the card in "
-                f"{folder} speaks of {data_command(named)}"
+                f"data={data} is not the data set that the card in {folder} names: it is {data_text(facts)}; "
+                f"the card's is {data_text(named)}"
             )
     metrics = measure()
     for folder in folders:

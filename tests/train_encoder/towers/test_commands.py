@@ -116,7 +116,8 @@ def test_a_finished_tower_is_measured_anew(
     assert "error: --measure: name an export" in refused()
     assert "data: name the data set directory" in refused(str(export))
     (export / "metrics.json").write_text(json.dumps({**before, "data": {**before["data"], "seed": 8}}))
-    assert "speaks of python -m faceclip.people --out DIR" in refused(str(export), *small)
+    other = refused(str(export), *small)
+    assert f"data={tiny_dataset} " in other and "`python -m faceclip.people --out DIR" in other and "--seed 8" in other
     (export / "metrics.json").write_text(json.dumps(before))
     file.write_bytes(weights[:1000])
     assert "cannot be loaded as Judge" in refused(str(export), *small)
