@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from faceclip.data.mapping import data_at
-from faceclip.data.portraits import check_apart
+from faceclip.data.portraits import check_divided
 from faceclip.storage.hashes import module_hash
 from faceclip.training import Result, Trainer, check_output, run_training
 from train_encoder.config import PRESETS, EncoderConfig
@@ -44,8 +44,7 @@ def prepare(config: EncoderConfig) -> Trainer:
     data, cache = data_at(config.data), config.cache_path
     train_features = load_features(data, "train", start.towers, cache, pictures=config.sampling.images)
     validation = load_features(data, "validation", start.towers, cache)
-    if not validation.single:
-        check_apart(train_features.portraits, validation.portraits)
+    check_divided(data, train_features.portraits, validation.portraits)
     facts = training_facts(start, train_features)
     model = start.model(config)
     task = EncoderTask(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from faceclip.data.mapping import data_at
-from faceclip.data.portraits import check_apart
+from faceclip.data.portraits import check_divided
 from faceclip.errors import ConfigError
 from faceclip.training import Result, Trainer, check_output, run_training
 from faceclip.training.engines import layout
@@ -43,9 +43,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
     torch.manual_seed(config.trainer.seed)
     pipeline = build_pipeline(config)
     features = [load_features(config, pipeline, split) for split in ("train", "validation")]
-    # With identity=none the numbers of rows are equal by accident; the same split twice is meant to be.
-    if given.identity == "column" and given.validation != given.train:
-        check_apart(features[0].arrays, features[1].arrays)
+    check_divided(given, features[0].arrays, features[1].arrays)
     arrays = features[0].arrays
     check_regions(
         arrays.masks if arrays.regions is None else arrays.regions, config.loss.alignment, f"data={given.path}"

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from faceclip.data.mapping import DataConfig
 from faceclip.data.records import Caption
 from faceclip.errors import DataError
 from faceclip.storage.shards import ShardedArray
@@ -110,6 +111,13 @@ def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more
             f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
             f"asked for; {remedy}"
         )
+
+
+def check_divided(data: DataConfig, train: Portraits, validation: Portraits) -> None:
+    """`check_apart` for the splits of `data`, unless its persons are not known (identity=none: the numbers of rows are
+    equal by accident) or both splits are one on purpose. Raises DataError."""
+    if data.identity == "column" and data.validation != data.train:
+        check_apart(train, validation)
 
 
 def check_apart(train: Portraits, validation: Portraits) -> None:

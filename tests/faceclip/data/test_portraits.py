@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from faceclip.data.arrays import load_arrays
-from faceclip.data.mapping import RawRecord, text_hash
+from faceclip.data.mapping import DataConfig, RawRecord, text_hash
 from faceclip.data.portrait_reader import FoundPortrait
-from faceclip.data.portraits import People, Portraits, check_apart, check_pairs, number_captions
+from faceclip.data.portraits import People, Portraits, check_apart, check_divided, check_pairs, number_captions
 from faceclip.data.recorded import RecordedPortraits, record_fields
 from faceclip.data.records import Caption
 from faceclip.errors import DataError
@@ -48,6 +48,10 @@ def test_a_person_of_both_splits_is_refused(tmp_path: Path):
     check_apart(train, rows("validation", "dan", "eve"))
     with pytest.raises(DataError, match=r"^1 persons .*\(as bob\).*data\.validation_share"):
         check_apart(train, rows("mixed", "dan", "bob", "bob"))
+    with pytest.raises(DataError, match=r"\(as bob\)"):
+        check_divided(DataConfig(path="DIR"), train, rows("own", "bob"))
+    check_divided(DataConfig(path="DIR", validation="train"), train, train)
+    check_divided(DataConfig(path="DIR", identity="none"), train, train)
 
 
 def raw(person: str, *captions: str) -> RawRecord:
