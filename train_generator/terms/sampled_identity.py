@@ -48,11 +48,11 @@ def sampled_estimate(
     *,
     steps: int,
     stop: int,
-    schedule: NoiseSchedule | None = None,
+    schedule: NoiseSchedule,
 ) -> Tensor:
     """Clean latents (B, C, h, w) estimated at position `stop` of a DDIM sampler of `steps` steps from noise (B, C, h,
-    w), without guidance; only this last estimate has a gradient. schedule: that of the pipeline, on the noise's
-    device."""
+    w), without guidance; only this last estimate has a gradient. schedule: that of the pipeline's scheduler, on the
+    noise's device."""
     channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
     scheduler, latents = pipeline.scheduler, noise
     # Timesteps as numbers of the host: the scheduler looks up its tables by them, and would wait for a GPU's.
@@ -64,7 +64,7 @@ def sampled_estimate(
             latents = scheduler.step(prediction.float(), time, latents, return_dict=False)[0]
     times = _times(last, latents)
     prediction = predict(pipeline.unet, latents, times, conditions, **channels)
-    return (schedule or NoiseSchedule.from_scheduler(scheduler)).clean(prediction.float(), latents, times)
+    return schedule.clean(prediction.float(), latents, times)
 
 
 def _times(time: int, latents: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 from faceclip.errors import ConfigError
 from faceclip.training import parse_config
 from faceclip.training.sampler import fetch
+from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.sampling import denoise, make_timesteps
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig, LossConfig
@@ -98,8 +99,12 @@ def test_the_last_estimate_is_what_the_pipeline_draws(task, batch):
             identity_channel=pipeline.identity_channel,
             shading_channel=pipeline.shading_channel,
         )
-        torch.testing.assert_close(sampled_estimate(pipeline, given, noise, steps=4, stop=3), drawn)
-        assert not torch.allclose(sampled_estimate(pipeline, given, noise, steps=4, stop=2), drawn, atol=1e-3)
+        schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+        last, earlier = (
+            sampled_estimate(pipeline, given, noise, steps=4, stop=stop, schedule=schedule) for stop in (3, 2)
+        )
+        torch.testing.assert_close(last, drawn)
+        assert not torch.allclose(earlier, drawn, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -161,7 +166,9 @@ def test_validation_shows_finished_pictures_of_all_that_count(task):
     noise = torch.randn(batch["latents"].shape, generator=generator)
     with torch.no_grad():
         sample = task.sample(batch, noise, torch.zeros(len(noise), dtype=torch.int64))
-        estimate = sampled_estimate(task.pipeline, sample.conditions.take(told), noise[told], steps=4, stop=3)
+        schedule = NoiseSchedule.from_scheduler(task.pipeline.scheduler)
+        given = sample.conditions.take(told)
+        estimate = sampled_estimate(task.pipeline, given, noise[told], steps=4, stop=3, schedule=schedule)
         expected = task.faces.distance(estimate, sample, told)
     assert figures["loss_sampled_identity"] == pytest.approx(float(expected), rel=1e-4)
     rest = {name: value for name, value in figures.items() if name.startswith("loss_")}
