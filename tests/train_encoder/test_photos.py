@@ -1,13 +1,18 @@
 """Photos whose captions were made: CLIP towers and stage 1 train on them."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from faceclip.data.arrays import UNKNOWN
+from faceclip.data.arrays import UNKNOWN, load_arrays
+from faceclip.towers.image import ImageTower
+from faceclip.towers.text import TextTower
 from tests.photo_sets import write_captioned_photos
 from tests.stages import SMALL_ENCODER, run, save_towers
 from train_encoder.__main__ import main
@@ -28,6 +33,7 @@ def test_towers_and_stage_1_train_on_photos(photos, tmp_path):
     export = tmp_path / "clip" / "export"
     card = (export / "image_tower" / "README.md").read_text()
     assert "license: other" in card and "8 photographs of 2 people" in card and "faceclip.people" not in card
+    assert "rendered" not in card
     assert json.loads((export / "text_tower_g" / "metrics.json").read_text())["data"]["photos"]
 
     (recognizer,) = (word for word in save_towers(tmp_path / "towers") if word.startswith("towers.recognizer"))
@@ -56,6 +62,45 @@ def test_photos_without_attributes_have_no_towers(photos, tmp_path):
     (tmp_path / "set" / "dataset.json").write_text((photos / "dataset.json").read_text())
     status, output = run(clip.main, f"data={tmp_path / 'set'}", f"out={tmp_path / 'clip'}", "trainer.steps=1")
     assert status == 2 and "captions=made" in output
+
+
+def with_captions(photos: Path, root: Path, split: str, vague: Sequence[int] | None) -> Path:
+    """A copy of the photos where some portraits of a split (None: all) have one caption that is true of all of it."""
+    folder = Path(shutil.copytree(photos, root / "set", ignore=shutil.ignore_patterns(".arrays")))
+    (file,) = (folder / "data").glob(f"{split}-*.parquet")
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    phrase = {"text": "a face", "start": 0, "end": 6, "region": "skin", "attributes": ["expression"]}
+    for number, row in enumerate(rows):
+        row["attributes"]["expression"] = "neutral"
+        if vague is None or number in vague:
+            row["captions"] = [{"text": "a face", "kind": "attributes", "phrases": [phrase]}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    return folder
+
+
+def small_towers() -> dict[str, torch.nn.Module]:
+    sizes = {"layers": 1, "heads": 2, "embed_dim": 8, "width": 16}
+    texts = {f"text_tower_{letter}": TextTower(**sizes, vocabulary=list(range(256, 4000))) for letter in "lg"}
+    return {"image_tower": ImageTower(**sizes, image_size=64, patch_size=32)} | texts
+
+
+def test_a_vague_caption_is_no_query_and_decides_for_no_other(photos, tmp_path):
+    folder = with_captions(photos, tmp_path, "train", [0])
+    figures = clip.measure(small_towers(), folder, "train")
+    portraits = len(load_arrays(folder, "train", size=64, labelled=False))
+    assert len(figures) == 8
+    for name, figure in figures.items():
+        assert int(name.split("_of_")[1].split("_")[0]) > 1
+        assert 0 < figure.count < portraits + name.startswith("image_to_text")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_nothing_to_measure_is_said_before_the_training(photos, tmp_path, split):
+    folder = with_captions(photos, tmp_path, split, None)
+    status, output = run(clip.main, f"data={folder}", f"out={tmp_path / 'clip'}", "trainer.steps=1")
+    assert status == 2 and f"the {split} split" in output
+    assert not (tmp_path / "clip" / "checkpoints").exists()
 
 
 def test_unknown_attributes_do_not_count():

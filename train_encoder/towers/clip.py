@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceclip.data.arrays import UNKNOWN, FaceArrays, load_arrays
@@ -219,56 +220,87 @@ def fullest_caption(captions: list[Caption]) -> Caption:
     return max(captions, key=lambda caption: len(caption.named))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What `measure` asks of a split, which its labels alone decide.
+
+    portraits (T,): the rows of the gallery. captions: the fullest of each. matches (T, T): caption i is true of
+    portrait j. distractors: how many wrong partners each query is compared with.
+    """
+
+    portraits: NDArray[np.int64]
+    captions: list[Caption]
+    matches: NDArray[np.bool_]
+    distractors: int
+
+    def rows(self, matches: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The rows of `matches`, or of its transpose for image queries, that have enough wrong partners to be asked."""
+        return np.flatnonzero((~matches).sum(axis=1) >= self.distractors)
+
+
+def find_questions(arrays: FaceArrays, where: str) -> Questions:
+    """The queries of a split: each portrait's fullest caption, and each portrait.
+
+    Portraits of which no caption states anything are left out. What has fewer than `DISTRACTORS` wrong partners stays
+    in the gallery and is no query. Only where nothing has that many, the number becomes the median of those that have
+    any. Raises EmptyDatasetError, which begins with `where`, when no query is left.
+    """
+    names = sorted(arrays.attributes)
+    captions = [fullest_caption(row) for row in arrays.captions]
+    telling = np.flatnonzero([bool(caption.named) for caption in captions])
+    if not len(telling):
+        raise EmptyDatasetError(f"{where} has no caption that states an attribute")
+    captions = [captions[row] for row in telling]
+    matches = np.ones((len(telling), len(telling)), dtype=bool)
+    for name in names:
+        classes = np.asarray(arrays.attributes[name])[telling]
+        states = np.array([name in caption.named for caption in captions])
+        matches &= (classes[:, None] == classes[None]) | ~states[:, None]
+    if matches.all():
+        raise EmptyDatasetError(f"{where} has only captions that are true of all its portraits")
+    distractors = DISTRACTORS
+    for axis in (0, 1):
+        wrong = (~matches).sum(axis=axis)
+        if wrong.max() < DISTRACTORS:
+            distractors = min(distractors, int(np.percentile(wrong[wrong > 0], 50, method="lower")))
+    return Questions(portraits=telling, captions=captions, matches=matches, distractors=distractors)
+
+
 @torch.inference_mode()
 def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch: int = 64) -> dict[str, Estimate]:
-    """Recall@1 among 100 random distractors, both directions and both text towers.
+    """Recall@1 among 100 random distractors (fewer in a small split, as the names say).
 
-    Queries are each portrait's fullest caption; portraits of which no caption states anything are left out.
+    Both directions and both text towers.
+
     `…_unambiguous` draws no distractor of which the caption (or, for an image query, whose caption) is true; the plain
-    figure does, so that a perfect model cannot reach 1. Raises EmptyDatasetError where every caption is true of every
-    portrait.
+    figure does, so that a perfect model cannot reach 1. Raises EmptyDatasetError as `find_questions` does.
     """
     image_tower = towers["image_tower"]
     arrays = _described_arrays(directory, split, image_tower.config.image_size)
+    asked = find_questions(arrays, f"{directory}: the {split} split")
     for tower in towers.values():
         tower.eval()
     device = next(image_tower.parameters()).device
     chunks = [slice(start, start + batch) for start in range(0, len(arrays), batch)]
     images = torch.cat([image_tower(_float(arrays, chunk).to(device)).embedding for chunk in chunks])
     images = F.normalize(images.float(), dim=1)
-    names = sorted(arrays.attributes)
-    classes = np.stack([np.asarray(arrays.attributes[name]) for name in names], axis=1)
-    queries = [fullest_caption(row) for row in arrays.captions]
-    telling = np.flatnonzero([bool(caption.named) for caption in queries])
-    if not len(telling):
-        raise EmptyDatasetError(f"{directory}: no caption of the {split} split states an attribute")
-    images, classes, queries = images[telling], classes[telling], [queries[row] for row in telling]
-    tokens = tokenize([caption.text for caption in queries])
-    matches = np.ones((len(queries), len(queries)), dtype=bool)
-    for column, name in enumerate(names):
-        states = np.array([name in caption.named for caption in queries])
-        same = classes[:, column][:, None] == classes[:, column][None]
-        matches &= same | ~states[:, None]
+    images = images[asked.portraits]
+    tokens = tokenize([caption.text for caption in asked.captions])
     figures = {}
-    wrong = (~matches).sum(axis=1), (~matches).sum(axis=0)
-    distractors = min(DISTRACTORS, *(int(count.min(initial=DISTRACTORS)) for count in wrong))
-    if distractors == 0:
-        raise EmptyDatasetError(f"{directory}: the {split} split has a caption that is true of all its portraits")
-    identity = np.asarray(arrays.identity)[telling]
+    identity = np.asarray(arrays.identity)[asked.portraits]
     for letter in ("l", "g"):
         tower = towers[f"text_tower_{letter}"]
         parts = [tower(used_tokens(chunk).to(device)).embedding for chunk in tokens.split(batch)]
         texts = F.normalize(torch.cat(parts).float(), dim=1)
         scores = (texts @ images.T).cpu().numpy()
-        none = np.zeros_like(matches)
-        for direction, table, ambiguous in (
-            ("text_to_image", scores, matches),
-            ("image_to_text", scores.T, matches.T),
+        for direction, table, true in (
+            ("text_to_image", scores, asked.matches),
+            ("image_to_text", scores.T, asked.matches.T),
         ):
-            name = f"{direction}_{letter}_recall1_of_{distractors}"
-            hits = recall_among(table, ambiguous, distractors=distractors)
-            figures[f"{name}_unambiguous"] = identity_bootstrap(hits, identity)
-            figures[name] = identity_bootstrap(recall_among(table, none, distractors=distractors), identity)
+            name, rows = f"{direction}_{letter}_recall1_of_{asked.distractors}", asked.rows(true)
+            for ending, ambiguous in (("_unambiguous", true), ("", np.zeros_like(true))):
+                hits = recall_among(table, ambiguous, distractors=asked.distractors, rows=rows)
+                figures[name + ending] = identity_bootstrap(hits, identity[rows])
     return figures
 
 
@@ -285,7 +317,13 @@ def _float(arrays: FaceArrays, rows: slice) -> Tensor:
 
 
 def build(config: ClipConfig) -> tuple[ClipTask, CaptionedSource]:
-    """Towers, task and source of a configuration; the vocabulary is that of the training captions."""
+    """Towers, task and source of a configuration; the vocabulary is that of the training captions.
+
+    Raises EmptyDatasetError where nothing could be measured at the end.
+    """
+    for split in ("validation", "test"):
+        arrays = _described_arrays(Path(config.data), split, config.image.image_size)
+        find_questions(arrays, f"{config.data}: the {split} split")
     source = CaptionedSource(
         Path(config.data),
         "train",
@@ -322,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
         title="Tiny CLIP towers (image 64 px, text L-like and G-like)",
         summary=(
             "An image tower and two text towers of open_clip's own classes with one shared 128-d embedding, trained "
-            "together on rendered portraits and their captions. The text towers know the words of those captions; "
+            "together on portraits and their captions. The text towers know the words of those captions; "
             "every other word shares one embedding."
         ),
     )

@@ -27,19 +27,22 @@ def recall_among(
     ambiguous: NDArray[np.bool_],
     *,
     distractors: int,
+    rows: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> NDArray[np.bool_]:
     """Whether row i's own column i beats `distractors` random others of `scores` (N, N); ties are misses.
 
-    Columns marked in `ambiguous` (N, N) are never drawn as distractors of that row.
+    Columns marked in `ambiguous` (N, N) are never drawn as distractors of that row. rows (Q,): those that are asked, in
+    the order of the answers (Q,); None: all.
     """
     rng = np.random.default_rng(seed)
-    hits = np.zeros(len(scores), dtype=bool)
-    for row, line in enumerate(scores):
-        allowed = ~ambiguous[row]
+    rows = np.arange(len(scores)) if rows is None else rows
+    hits = np.zeros(len(rows), dtype=bool)
+    for place, row in enumerate(rows):
+        line, allowed = scores[row], ~ambiguous[row]
         allowed[row] = False
         others = np.flatnonzero(allowed)
         if len(others) < distractors:
             raise ValueError(f"query {row} has {len(others)} usable distractors, fewer than {distractors}")
-        hits[row] = line[row] > line[rng.choice(others, size=distractors, replace=False)].max()
+        hits[place] = line[row] > line[rng.choice(others, size=distractors, replace=False)].max()
     return hits
