@@ -57,7 +57,7 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
         ({"image": np.zeros((0, 8, 8, 3))}, "^image .*list"),
         ({"shading_image": []}, "^shading_image .*list"),
         ({"shading_image": [None, None]}, r"^shading_image: 2 .*\b1 prompts"),
-        ({"num_inference_steps": 0}, r"^num_inference_steps .*\b1, .* 0$"),
+        ({"num_inference_steps": 0}, r"^num_inference_steps .*\b1 .* 0$"),
         ({"output_type": "jpeg"}, "^output_type .*pil, np, pt, latent, .*'jpeg'"),
         ({"num_inference_steps": 2.5}, r"^num_inference_steps .* 2\.5"),
         ({"num_inference_steps": 2000}, "^num_inference_steps=2000 .*DDIMScheduler"),

@@ -70,7 +70,7 @@ def test_arrays_hold_what_was_read(photos):
     assert (arrays.attributes["sex"] == UNKNOWN).all() and (arrays.attributes["clothes_color"] == UNKNOWN).all()
     assert arrays.seen_values["glasses"].tolist() == ["", "none", "none", "none"] * 2
     assert {phrase.region for row in arrays.captions for c in row for phrase in c.phrases} >= {"hair", "lips", "skin"}
-    with pytest.raises(DataError, match=r"holds photos.*data\.path="):
+    with pytest.raises(DataError, match=r"holds photos.*eval\.retrieval"):
         load_arrays(photos, "train")
 
 
