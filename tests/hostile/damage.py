@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -57,7 +58,7 @@ def change_field(path: Path, rng: random.Random) -> None:
         elif chance < 0.35 and isinstance(place[key], int | float) and not isinstance(place[key], bool):
             place[key] = place[key] * rng.choice((2, 3, -1, 0.5, 1000)) + rng.choice((0, 1))
         else:
-            place[key] = rng.choice(VALUES)
+            place[key] = copy.deepcopy(rng.choice(VALUES))  # later changes of this field are of this case alone
         if not content or not isinstance(place, dict | list) or not place:
             break
     path.write_text(json.dumps(content))
