@@ -94,7 +94,7 @@ def test_a_killed_build_resumes_with_the_same_bytes(parquet, tower_arguments, tm
     ]
     assert main([*arguments, f"cache={tmp_path / 'whole'}"]) == 0
     process = start("train_encoder.features", *arguments, f"cache={tmp_path / 'broken'}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(list((tmp_path / "broken").glob("train-images-*/*.safetensors"))) < 3:
         assert process.poll() is None, process.output()
         assert time.monotonic() < deadline, "no shards appeared"
