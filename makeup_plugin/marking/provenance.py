@@ -5,11 +5,13 @@ type).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.sax.saxutils import escape
 
 from PIL import Image, PngImagePlugin
@@ -128,13 +130,14 @@ def save_image(image: Image.Image, path: str | Path, provenance: Provenance | No
     return path
 
 
-def read_provenance(path: str | Path) -> dict[str, Any] | None:
-    """The record in a file that `save_image` wrote, or None where there is none.
+def read_provenance(path: str | Path | BinaryIO) -> dict[str, Any] | None:
+    """The record in a file that `save_image` wrote, by its path or opened, or None where there is none.
 
     Raises UnreadableImageError for a file that is not an image.
     """
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        opened = open_regular(path) if isinstance(path, str | os.PathLike) else nullcontext(path)
+        with opened as file, Image.open(file, formats=FORMATS) as image:
             text = image.info.get(JSON_KEY)
             if text is None:
                 text = image.getexif().get_ifd(_EXIF_IFD).get(_EXIF_COMMENT, b"")

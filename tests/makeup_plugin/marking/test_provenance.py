@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import tomllib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ def record(**changes) -> Provenance:
 def test_metadata_survive_the_file(tmp_path, suffix):
     path = save_image(picture(), tmp_path / f"out{suffix}", record(prompt="Zoë <smiles> & laughs"))
     found = read_provenance(path)
+    assert read_provenance(BytesIO(path.read_bytes())) == found
     assert found == record(prompt="Zoë <smiles> & laughs").to_dict()
     assert found["ai_generated"] is True and found["seed"] == 7
     with Image.open(path) as image:
