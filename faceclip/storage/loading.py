@@ -19,6 +19,7 @@ from faceclip.storage.regular import read_settings
 from faceclip.storage.tensors import STEM, find_weights, read_header
 
 _LISTED = 3
+_MOST_PADDING = 64  # px; convolutions of published models have 1
 _COUNTED = ("layers", "depth", "blocks")  # words in the names of fields that count parts of a model
 _DRAWING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "uniform_", "normal_"}
 # What a damaged file or configuration gives.
@@ -126,14 +127,16 @@ def check_origin(model: Any, folder: Path) -> None:
 
 
 def _check_counts(value: Any, tensors: int, path: Path, where: str, field: str = "") -> None:
-    """Raises CheckpointError for a field that counts more layers than the file `where` has tensors: diffusers makes
-    lists of that length before it builds the first layer."""
+    """Raises CheckpointError for a field that counts more layers than the file `where` has tensors, since diffusers
+    makes lists of that length before it builds the first layer, and for a padding that would make pictures huge."""
     if isinstance(value, Mapping):
         for name, part in value.items():
             _check_counts(part, tensors, path, where, f"{field}.{name}" if field else str(name))
     elif isinstance(value, list | tuple):
         for part in value:
             _check_counts(part, tensors, path, where, field)
+    elif isinstance(value, int) and "padding" in field and value > _MOST_PADDING:
+        raise CheckpointError(f"{path}: {field} is {value:,}, beyond {_MOST_PADDING}: save or fetch the folder again")
     elif isinstance(value, int) and value > tensors and any(word in field.rsplit(".", 1)[-1] for word in _COUNTED):
         raise CheckpointError(
             f"{path}: {field} is {value:,}, and {where} has {tensors:,} tensors: save or fetch the folder again"

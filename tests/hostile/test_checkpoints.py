@@ -271,6 +271,7 @@ def test_weights_are_regular_files(copy: Path, name: str) -> None:
     ("field", "value"),
     [
         ("layers_per_block", 10**9),
+        ("downsample_padding", 1000),
         ("transformer_layers_per_block", 10**7),
         ("block_out_channels", [16, 10**9]),
         ("cross_attention_dim", {}),
