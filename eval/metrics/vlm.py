@@ -4,16 +4,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from eval.metrics.models import ModelFacts, locate, network_hash
+from eval.metrics.models import ModelFacts, locate
+from faceclip.captions.vision_language import VisionLanguageModel
 from faceclip.errors import CheckpointError
-from faceclip.storage.loading import DAMAGE
 from faceclip.storage.regular import read_settings
 
 QUESTIONS = {
@@ -73,34 +70,17 @@ class VlmModel:
     """A Qwen-VL class model in the layout of transformers, by folder or hub id."""
 
     def __init__(self, name: str) -> None:
-        import transformers
-
         folder, revision = locate(name)
         kind = str(read_settings(folder / "config.json").get("model_type"))
         if "vl" not in kind:
             raise CheckpointError(
                 f"{folder / 'config.json'}: model_type is {kind!r}, the score needs one of Qwen-VL's kind"
             )
-        try:
-            self.processor: Any = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-            self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
-        except DAMAGE as error:
-            raise CheckpointError(f"{folder} cannot be loaded ({error}): fetch it again") from error
-        self.model.eval()
+        self.model = VisionLanguageModel(folder, str(folder))
         self.facts = ModelFacts(
-            id=name, revision=revision, sha256=network_hash(self.model), preprocessing="the processor of the model"
+            id=name, revision=revision, sha256=self.model.hash, preprocessing="the processor of the model"
         )
 
-    @torch.no_grad()
     def ask(self, image: NDArray[np.uint8], text: str) -> str:
         """The reply to one picture (H, W, 3) and one question, without sampling."""
-        content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": text}]
-        inputs = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        output = self.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-        return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        return self.model.ask(image, text, tokens=TOKENS)
