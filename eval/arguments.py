@@ -11,6 +11,7 @@ from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import load_strictly
 
 MAX_SEED = 2**32 - 1
+REPORT = ("results.json", "report.html")  # of which every finished report's folder has one
 M = TypeVar("M", bound=ModelMixin)
 
 

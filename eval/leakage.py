@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.arguments import REPORT
 from eval.reports.report import Report, write_json
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.records import REGIONS
@@ -164,7 +165,7 @@ class LeakageSettings:
 
 def search(settings: LeakageSettings) -> None:
     """Measures, writes the report and prints the figures."""
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", REPORT)
     arrays = load_arrays(settings.data, settings.split, size=64)
     agreements, searches = measure(arrays)
     path = write_report(settings.out, arrays, agreements, searches)

@@ -83,7 +83,7 @@ def generate_and_judge(settings: BenchmarkSettings) -> None:
     arms = select_arms(settings.arms)
     use_threads(settings.threads)
     device = use_device(settings.device)
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", ("run.json", "images"))
     result = evaluate(
         settings.model,
         settings.data,

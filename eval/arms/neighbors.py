@@ -103,7 +103,7 @@ def compare(settings: NeighborSettings) -> None:
     judge = load_model(Judge, settings.judge or weights.path("tiny/judge", package="eval"), "--judge")
     pictures = read_pictures(settings.images, settings.count, settings.size)
     found, portraits, figures = measure(pictures, judge, settings.data, size=settings.size)
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", ("neighbors.json", "neighbors.png"))
     order = np.argsort(found.distance)  # what is most like a copy stands first
     columns = 10
     grid: list[list[NDArray[np.uint8] | None]] = []

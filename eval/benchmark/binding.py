@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from eval.arguments import check_least, check_seed, use_device, use_threads
+from eval.arguments import REPORT, check_least, check_seed, use_device, use_threads
 from eval.hashes import pipeline_hash
 from eval.metrics.bindings import COLOURS, SMALLEST, Binding, asked_colours, binding, movement, region_colours
 from eval.reports.report import Report, write_json
@@ -154,7 +154,7 @@ def compare(settings: BindingSettings) -> None:
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(settings.data, settings.split, size=size)
     asked = plan(arrays, settings.people, seed=settings.seed)
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", REPORT)
     rows = [question.row for question in asked]
     drawn = draw(
         pipeline, arrays, rows, [question.prompt for question in asked], seed=settings.seed, steps=settings.steps

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from eval.demo.process import Stopped, run_command, stop_on_signals
-from eval.demo.records import Records, shipped
+from eval.demo.records import TIMES, Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
 from faceclip.errors import FaceClipError
 from faceclip.settings import run, setting
@@ -96,7 +96,7 @@ class DemoSettings(DemoConfig):
 def demonstrate(settings: DemoSettings) -> int:
     """Runs the demo; returns the exit status."""
     console = Console()
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", (TIMES,))
     try:
         with stop_on_signals():
             path = run_demo(settings.out, settings, console)

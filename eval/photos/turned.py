@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval.arguments import REPORT
 from eval.photos.people import Photo, choose_photos, read_photos
 from eval.photos.recognition import RecognitionConfig, embed, scores_of, ways
 from eval.reports.report import Cell, Report, write_json
@@ -115,7 +116,7 @@ def measure(config: TurnedConfig) -> None:
     """Measures on one core, prints the figures and writes them where asked to."""
     torch.set_num_threads(1)
     if config.out:
-        make_folder(Path(config.out), "out=")
+        make_folder(Path(config.out), "out=", REPORT)
     fitter = MeshFitter()
     encoders = {name: load_tower(name, "face") for name in config.recognizers}
     photos = list(read_photos(choose_photos(Path(config.photos), config.people, config.per_person, config.seed)))

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from rich.progress import Progress
 
-from eval.arguments import check_least, check_seed, use_device
+from eval.arguments import REPORT, check_least, check_seed, use_device
 from eval.hashes import model_hash
 from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
@@ -146,7 +146,7 @@ class RetrievalSettings:
 def search_and_report(settings: RetrievalSettings) -> None:
     """Evaluates, writes the results and the report, and prints the figures."""
     device = use_device(settings.device)
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", REPORT)
     model = RetrievalModel.from_pretrained(settings.model, device)
     test = load_arrays(settings.data, "test", labelled=False)
     terms = data_terms(not test.are_photos, settings.licence, settings.origin)

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.arguments import check_least, check_seed, use_threads
+from eval.arguments import REPORT, check_least, check_seed, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files
 from eval.judges.panel import embed_faces
@@ -155,7 +155,7 @@ def measure(settings: ScaleSettings) -> None:
     use_threads(settings.threads)
     faiss.omp_set_num_threads(settings.threads)
     labelled = embed_labelled(settings) if settings.photos or settings.data else None
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", REPORT)
     report = Report("Retrieval at size", f"{settings.threads} thread{'s' * (settings.threads != 1)}.")
     content: dict = {"seed": settings.seed, "threads": settings.threads}
     if settings.gallery:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.arguments import check_least, check_seed, use_threads
+from eval.arguments import REPORT, check_least, check_seed, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files
 from eval.judges.panel import embed_faces
@@ -199,7 +199,7 @@ def verify(settings: VerificationSettings) -> None:
         if settings.pairs
         else draw_pairs(people, each=settings.each, seed=settings.seed)
     )
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", REPORT)
     vectors, found, facts = embed_photos(files, settings.recognizer)
     content = measure(vectors, found, people, pairs, seed=settings.seed)
     content |= {"recognizer": facts, "data": {**terms, "persons": len(kept), "photos": len(files)}}

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.arguments import check_least, check_seed, load_model, use_device, use_threads
+from eval.arguments import REPORT, check_least, check_seed, load_model, use_device, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files, read_photos, read_renders
 from eval.reports.report import write_json
@@ -130,7 +130,7 @@ def measure(settings: RobustnessSettings) -> None:
     if settings.model:
         pipeline = load_pipeline(settings.model, device=settings.device)
         pipeline.set_progress_bar_config(disable=True)
-    make_folder(settings.out, "--out ")
+    make_folder(settings.out, "--out ", REPORT)
     yardstick = Yardstick(recognizers, subjects)
     wanted = conditions(settings.kinds, settings.levels)
     strongest = drawn_conditions(wanted)

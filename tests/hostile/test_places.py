@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import eval.demo.__main__
+import eval.leakage
+import eval.retrieval.scale
 import train_encoder.__main__
 import train_generator.__main__
 from faceclip.errors import CheckpointError, ConfigError, DataError
@@ -75,6 +78,21 @@ def test_empty_folders_and_folders_with_only_a_log_are_free(tmp_path: Path) -> N
     check_place(tmp_path, "out=", ("mark",))
     (tmp_path / "nohup.out").touch()
     check_place(tmp_path, "out=", ("mark",))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (eval.demo.__main__.main, []),
+        (eval.leakage.main, ["--data", "nowhere"]),
+        (eval.retrieval.scale.main, ["--gallery", "100"]),
+    ],
+    ids=["demo", "leakage", "scale"],
+)
+def test_reports_are_refused_among_other_files(foreign: Path, command, words: list[str], capsys) -> None:
+    before = content(foreign)
+    assert command([*words, "--out", str(foreign)]) == 2
+    assert f"--out {foreign}: holds" in capsys.readouterr().err and content(foreign) == before
 
 
 @pytest.mark.parametrize("cache", ["foreign", "/"])
