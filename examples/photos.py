@@ -31,7 +31,7 @@ class DrawSettings:
 
     model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
     out: Path = setting(Path("runs/photos.png"), "the sheet")
-    steps: int = setting(8, "sampler steps")
+    steps: int | None = setting(None, "sampler steps; by default those that suit the model")
 
 
 def draw(arguments: DrawSettings) -> None:

@@ -56,21 +56,13 @@ def save_llava(folder: Path, *, seed: int = 0) -> Path:
         chat_template=CHAT,
     ).save_pretrained(folder)
     torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=16,
-        ),
+        vision_config=CLIPVisionConfig(**sizes, num_hidden_layers=2, image_size=32, patch_size=16),
         text_config=LlamaConfig(
+            **sizes,
             vocab_size=len(WORDS),
-            hidden_size=16,
-            intermediate_size=32,
             num_hidden_layers=1,
-            num_attention_heads=2,
             num_key_value_heads=2,
             bos_token_id=1,
             eos_token_id=2,

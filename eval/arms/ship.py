@@ -1,6 +1,7 @@
 """Make the pipeline that ships with the package out of an export of stage 2 and its evaluation.
 
-python -m eval.arms.ship --model EXPORT --results OUT/results.json --out makeup_plugin/weights/tiny/pipeline
+python -m eval.arms.ship --model EXPORT --results OUT/results.json \
+    --out makeup_plugin/weights/tiny/pipeline --notes "How it was trained …"
 
 Weights are stored in 16 bits, towers that ship already are left out, and the model card holds the evaluation's figures.
 """
@@ -48,6 +49,8 @@ def ship(settings: ShipSettings) -> None:
     check_export("--model", settings.model, INDEX_FILE, "the export folder of `python -m train_generator`")
     if settings.out.exists():
         raise CheckpointError(f"--out {settings.out} exists: remove it, or name another folder")
+    if absent := [part for part in WHOLE_TOWERS if not (settings.model / part).is_dir()]:
+        raise CheckpointError(f"--model {settings.model} lacks {absent[0]}: ship one with image tower and fitter")
     if read_adapter_config(settings.model)["lora"]:
         raise CheckpointError(f"--model {settings.model} has a LoRA: ship one that was trained with adapter.unet=full")
     if strange := [file for file in settings.model.rglob("*.safetensors") if file.name != f"{STEM}.safetensors"]:
@@ -164,7 +167,13 @@ def _cell(figure: Mapping[str, float] | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `python -m eval.arms.ship`; returns the exit status."""
-    return run(ship, ShipSettings, arguments, flags=True, usage="usage: python -m eval.arms.ship --model DIR …")
+    return run(
+        ship,
+        ShipSettings,
+        arguments,
+        flags=True,
+        usage="usage: python -m eval.arms.ship --model DIR --results FILE --out DIR --notes TEXT",
+    )
 
 
 if __name__ == "__main__":

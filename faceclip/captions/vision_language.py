@@ -27,10 +27,12 @@ class VisionLanguageModel:
     def __init__(self, folder: Path, where: str) -> None:
         import transformers
 
-        refusal = (
-            f"{where} is no model that transformers loads for image-text-to-text ({{}}): name one such as Qwen2-VL or "
-            "LLaVA, or fetch it again"
-        )
+        def refusal(error: Exception) -> CheckpointError:
+            return CheckpointError(
+                f"{where} is no model that transformers loads for image-text-to-text ({error}): name one such as "
+                "Qwen2-VL or LLaVA, or fetch it again"
+            )
+
         try:
             read_settings(folder / "config.json")
             if (folder / "generation_config.json").exists():  # transformers passes over a damaged one
@@ -41,11 +43,11 @@ class VisionLanguageModel:
             )
             self.settings_hash = files_hash(_files(folder))
         except (*DAMAGE, SafetensorError, DataError) as error:
-            raise CheckpointError(refusal.format(error)) from error
+            raise refusal(error) from error
         except Exception as error:
             if type(error) is not Exception:  # the Rust tokenizers raise this class itself for damaged files
                 raise
-            raise CheckpointError(refusal.format(error)) from error
+            raise refusal(error) from error
         self.model: Any = loaded[0].eval()
         _check(self.model, loaded[1], where)
         if not getattr(self.processor, "chat_template", None):
@@ -82,12 +84,10 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _check(model: Any, info: Mapping[str, Any], where: str) -> None:
-    """Raises CheckpointError for weights that are missing, of another shape, or not finite: transformers draws random
-    numbers for what is missing and only logs it."""
+    """Raises CheckpointError for weights that are missing or not finite: transformers draws random numbers for what is
+    missing and only logs it. Weights of other shapes it refuses itself."""
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
-    other = [str(key) for key in info["mismatched_keys"]]
-    for problem, names in (("lacks the weights", missing), ("has other shapes of", other)):
-        if names:
-            listed = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-            raise CheckpointError(f"{where} {problem} {listed}: fetch it again")
+    if missing:
+        listed = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        raise CheckpointError(f"{where} lacks the weights {listed}: fetch it again")
     check_finite(model.state_dict(), where)

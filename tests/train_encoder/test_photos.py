@@ -4,13 +4,16 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from faceclip.data.arrays import UNKNOWN, load_arrays
+from faceclip.data.records import Caption, Phrase
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from tests.photo_sets import write_captioned_photos
@@ -93,6 +96,17 @@ def test_a_vague_caption_is_no_query_and_decides_for_no_other(photos, tmp_path):
     for name, figure in figures.items():
         assert int(name.split("_of_")[1].split("_")[0]) > 1
         assert 0 < figure.count < portraits + name.startswith("image_to_text")
+
+
+def test_classes_of_any_sizes_are_asked():
+    """Captions that state one attribute of two classes: those of the small class have more wrong partners."""
+    phrase = Phrase(text="a man", start=0, end=5, region="skin", attributes=("sex",))
+    caption = Caption(text="a man", kind="attributes", phrases=(phrase,))
+    for sizes, distractors in (((99, 400), 99), ((95, 105), 95), ((150, 150), 100)):
+        classes = np.repeat([0, 1], sizes)
+        arrays = SimpleNamespace(attributes={"sex": classes}, captions=[[caption]] * len(classes))
+        asked = clip.find_questions(arrays, "here")
+        assert asked.distractors == distractors and len(asked.rows(asked.matches)) == len(classes)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -241,9 +241,9 @@ class Questions:
 def find_questions(arrays: FaceArrays, where: str) -> Questions:
     """The queries of a split: each portrait's fullest caption, and each portrait.
 
-    Portraits of which no caption states anything are left out. What has fewer than `DISTRACTORS` wrong partners stays
-    in the gallery and is no query. Only where nothing has that many, the number becomes the median of those that have
-    any. Raises EmptyDatasetError, which begins with `where`, when no query is left.
+    Portraits of which no caption states anything are left out. The number of distractors is the lower median of the
+    numbers of wrong partners, of those that have any, at most `DISTRACTORS`; a portrait or caption with fewer stays in
+    the gallery and is no query. Raises EmptyDatasetError, which begins with `where`, when no query is left.
     """
     names = sorted(arrays.attributes)
     captions = [fullest_caption(row) for row in arrays.captions]
@@ -258,11 +258,9 @@ def find_questions(arrays: FaceArrays, where: str) -> Questions:
         matches &= (classes[:, None] == classes[None]) | ~states[:, None]
     if matches.all():
         raise EmptyDatasetError(f"{where} has only captions that are true of all its portraits")
-    distractors = DISTRACTORS
-    for axis in (0, 1):
-        wrong = (~matches).sum(axis=axis)
-        if wrong.max() < DISTRACTORS:
-            distractors = min(distractors, int(np.percentile(wrong[wrong > 0], 50, method="lower")))
+    wrong = [(~matches).sum(axis=axis) for axis in (0, 1)]
+    medians = [int(np.percentile(counts[counts > 0], 50, method="lower")) for counts in wrong]
+    distractors = min(DISTRACTORS, *medians)
     return Questions(portraits=telling, captions=captions, matches=matches, distractors=distractors)
 
 

@@ -98,11 +98,12 @@ def data_command(facts: Mapping[str, Any]) -> str:
 
 
 def data_text(facts: Mapping[str, Any]) -> str:
-    """A data set in words, from its `dataset_facts`: version of the generator, and the command; of photos how many."""
+    """A data set in words, from its `dataset_facts`: version of the generator, and the command; of photos how many, and
+    the hash of what was imported."""
     if "photos" in facts:
         counts = facts["counts"].items()
         parts = [f"{part['images']:,} photographs of {part['identities']:,} people ({name})" for name, part in counts]
-        return f"imported by `python -m faceclip.data.photos`: {', '.join(parts)}"
+        return f"imported by `python -m faceclip.data.photos`: {', '.join(parts)}, key {facts['photos']}"
     return f"version {facts.get('version', 'unknown')}: `{data_command(facts)}`"
 
 

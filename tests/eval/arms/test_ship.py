@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from eval.arms import ship
-from eval.hashes import model_hash
+from eval.hashes import model_hash, pipeline_hash
 from faceclip import weights
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError
@@ -171,6 +171,21 @@ def test_results_that_do_not_belong_to_the_model_are_refused(exported, tmp_path,
     given[given.index("--results") + 1] = str(tmp_path / "results.json")
     assert ship.main(given) == 2
     assert "--results" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_fitter_is_refused(exported, tmp_path, capsys):
+    FaceMakeUpPipeline.from_pretrained(exported / "export", face_fitter=None).save_pretrained(tmp_path / "export")
+    write_results(tmp_path / "export", tmp_path / "results.json")
+    assert ship.main(words(tmp_path, tmp_path / "out")) == 2
+    assert "lacks face_fitter" in capsys.readouterr().err
+
+
+def test_the_hash_of_the_shipped_pipeline_is_that_of_its_files(exported, shipped):
+    before = pipeline_hash("tiny")
+    assert before != "tiny" and pipeline_hash(exported / "export") == model_hash(exported / "export")
+    assert pipeline_hash("owner/name") == "owner/name"
+    (shipped / "adapter.json").write_text((shipped / "adapter.json").read_text() + " ")
+    assert pipeline_hash("tiny") not in (before, "tiny")
 
 
 def test_weights_that_would_be_left_out_are_refused(exported, tmp_path, capsys):

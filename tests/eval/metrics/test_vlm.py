@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from eval.metrics import vlm
 from eval.metrics.vlm import VlmModel, parse_score, vlm_scores
 from faceclip.errors import CheckpointError
+from tests.captioners import save_llava
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -43,4 +46,14 @@ def test_unparsable_replies_are_kept_and_counted():
 def test_a_model_without_eyes_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match=r"config\.json.*'bert'"):
+        VlmModel(str(tmp_path))
+
+
+def test_a_model_with_missing_weights_scores_nothing(tmp_path, monkeypatch):
+    save_llava(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[next(key for key in weights if "q_proj" in key)]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(vlm, "read_settings", lambda path: {"model_type": "qwen2_vl"})  # a small one is LLaVA's here
+    with pytest.raises(CheckpointError, match=r"lacks the weights .*q_proj"):
         VlmModel(str(tmp_path))

@@ -48,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "generation_config.json"])
 def test_damaged_files_are_refused(saved, tmp_path, name):
-    folder = shutil.copytree(saved, tmp_path / "model")
+    folder = shutil.copytree(saved, tmp_path / "{model}")
     for content in ((saved / name).read_bytes()[:-20], b"junk" * 9):
         (folder / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=rf"captioner=.*image-text-to-text|{name} is not valid"):

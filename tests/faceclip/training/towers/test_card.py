@@ -1,6 +1,7 @@
 """Facts of data sets and cards: damaged files are named, and photos are spoken of as photos."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,5 +49,6 @@ def test_a_card_of_other_photos_speaks_of_photos(tmp_path: Path) -> None:
         renew_cards([folder], tmp_path / "second", lambda: {"figure": 0.7})
     message = str(caught.value)
     assert "faceclip.people" not in message and "None" not in message
+    assert len(set(re.findall(r"key (\w+)", message))) == 2
     assert renew_cards([folder], tmp_path / "first", lambda: {"figure": 0.7}) == {"figure": 0.7}
     assert "| figure | 0.700 |" in (folder / "README.md").read_text()
