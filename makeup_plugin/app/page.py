@@ -15,7 +15,10 @@ from makeup_plugin.app.parts import Photos, enlarged, paths_of, photo_input, sho
 # Fonts of the system: the page loads nothing from other servers.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 # Small results are enlarged to their frame, whole.
-STYLE = "#edited img { width: 100%; height: 100%; object-fit: contain; }"
+STYLE = (
+    "#edited img { width: 100%; height: 100%; object-fit: contain; } "
+    "#pictures .thumbnail-item { max-width: 290px; }"  # one picture would be as wide as the page's half, and cut off
+)
 
 
 def build_page(painter: Painter) -> gr.Blocks:

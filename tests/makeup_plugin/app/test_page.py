@@ -82,6 +82,9 @@ def test_a_visitor_sends_a_photo_sees_the_face_and_draws(browser_page, address, 
     picture = page.wait_for_selector("#pictures img")
     page.wait_for_selector("#map img")
     source = picture.get_attribute("src")
+    page.wait_for_timeout(500)  # it takes its place
+    inner, outer = picture.bounding_box(), page.locator("#pictures").bounding_box()
+    assert inner["y"] >= outer["y"] and inner["y"] + inner["height"] <= outer["y"] + outer["height"]  # not cut off
     record = read_provenance(BytesIO(urllib.request.urlopen(source).read()))
     assert record["seed"] == 7 and record["has_reference_face"] and record["watermark"]
     page.click("text=Provenance of each file")
