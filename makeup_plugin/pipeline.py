@@ -61,7 +61,7 @@ from makeup_plugin.turns import call_in_turn, turns_of, waits_for_calls
 
 @known_to_diffusers
 @waits_for_calls(
-    *("set_adapters", "enable_lora", "disable_lora", "set_lora_device", "enable_lora_hotswap", "save_lora_weights"),
+    *("set_adapters", "enable_lora", "disable_lora", "set_lora_device", "enable_lora_hotswap"),
     *("enable_freeu", "disable_freeu", "unfuse_qkv_projections", "remove_all_hooks", "reset_device_map"),
     *("enable_xformers_memory_efficient_attention", "disable_xformers_memory_efficient_attention"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -119,10 +120,11 @@ def move_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatena
 
 
 def waits_for_calls(*names: str) -> Callable[[Kind], Kind]:
-    """Class decorator: these methods, which the class has from diffusers, wait as in `move_in_turn`."""
+    """Class decorator: these methods of instances, which the class has from diffusers, wait as in `move_in_turn`."""
 
     def decorated(kind: Kind) -> Kind:
         for name in names:
+            assert not inspect.ismethod(getattr(kind, name)), f"{name} is a classmethod: it has no pipeline"
             setattr(kind, name, move_in_turn(getattr(kind, name)))
         return kind
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 from faceclip.errors import ConfigError
 from makeup_plugin.pipeline import FaceMakeUpPipeline
@@ -51,6 +52,15 @@ def test_other_loras_can_be_added_and_taken_away(pipeline, unet_factory, photo, 
     pipeline.unload_lora_weights()
     assert list(pipeline.unet.peft_config) == ["makeup"]
     np.testing.assert_allclose(run(pipeline, photo, points), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("of_an_instance", [False, True])
+def test_loras_are_saved_as_in_diffusers(of_an_instance, pipeline, tmp_path):
+    layers = {name: value.detach() for name, value in pipeline.unet.state_dict().items() if "lora_" in name}
+    owner = pipeline if of_an_instance else FaceMakeUpPipeline
+    owner.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert len(load_file(file)) == len(layers) > 0
 
 
 def test_an_adapter_leaves_a_style_on(pipeline, tmp_path):
