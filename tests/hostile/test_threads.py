@@ -38,21 +38,6 @@ def at_once(jobs: list[Callable[[], object]]) -> list:
     return results
 
 
-@pytest.fixture
-def pipeline() -> FaceMakeUpPipeline:
-    return make_pipeline()
-
-
-@pytest.fixture
-def photo() -> np.ndarray:
-    return np.random.default_rng(9).integers(0, 255, (80, 80, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def points() -> np.ndarray:
-    return np.array([[30, 30], [50, 30], [40, 42], [32, 52], [48, 52]], dtype=np.float32)
-
-
 def test_threads_draw_the_pictures_of_one(pipeline, photo, points) -> None:
     def job(place: int) -> Callable[[], np.ndarray]:
         scale, guidance = SCALES[place % len(SCALES)], 1.0 + place
@@ -115,7 +100,7 @@ def test_moving_waits_for_calls(pipeline) -> None:
         pipeline("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
 
     def move() -> None:
-        begun.wait()
+        assert begun.wait(30)
         pipeline.to(torch.float32)
         order.append("moved")
 
@@ -175,7 +160,7 @@ def test_pipelines_with_other_unets_take_turns_for_what_they_share(pipeline, sha
         one("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
 
     def second() -> None:
-        begun.wait()
+        assert begun.wait(30)
         draw(other, "second")
 
     assert at_once([lambda: draw(pipeline, "first"), second]) == [None, None]
@@ -196,7 +181,7 @@ def test_switches_of_diffusers_wait_for_calls(pipeline) -> None:
         pipeline("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
 
     def switch() -> None:
-        begun.wait()
+        assert begun.wait(30)
         pipeline.disable_lora()
         order.append("switched")
 

@@ -10,22 +10,6 @@ from makeup_plugin.calls.defaults import read_defaults
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from makeup_plugin.saving.adapters import LoraSettings, add_lora, lora_parameters
 from tests.makeup_plugin.calls import run
-from tests.makeup_plugin.conftest import make_pipeline
-
-
-@pytest.fixture
-def pipeline() -> FaceMakeUpPipeline:
-    return make_pipeline()
-
-
-@pytest.fixture
-def photo() -> np.ndarray:
-    return np.random.default_rng(9).integers(0, 255, (80, 80, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def points() -> np.ndarray:
-    return np.array([[30, 30], [50, 30], [40, 42], [32, 52], [48, 52]], dtype=np.float32)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
