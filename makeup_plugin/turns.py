@@ -56,17 +56,59 @@ def give_turns(unet: nn.Module, turns: Turns) -> None:
 _part_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 
 
+class _Holding(threading.local):
+    """How many pipelines the current thread holds, one within the call of another."""
+
+    depth = 0
+
+
+_holding = _Holding()
+
+
 @contextmanager
-def _parts_held(pipeline: Any) -> Iterator[None]:
-    """Holds every network and the scheduler of a pipeline: one with another UNet may share them. All threads take them
-    in the same order, so that none waits for one that waits for it."""
-    parts = {id(part): part for part in vars(pipeline).values() if isinstance(part, nn.Module | SchedulerMixin)}
-    with ExitStack() as held:
-        for _, part in sorted(parts.items()):
-            with _choosing:
-                lock = _part_locks.setdefault(part, threading.RLock())
-            held.enter_context(lock)
-        yield
+def held(pipeline: Any) -> Iterator[None]:
+    """Holds the turns of a pipeline, all its networks and its scheduler, of which a pipeline with another UNet may
+    share some.
+
+    All threads take them in the same order, so that none waits for one that waits for it. A thread that holds another
+    pipeline already, because this is a callback of its call, does not wait at all.
+
+    Raises ConfigError in such a callback where another thread uses the pipeline or a part of it.
+    """
+    with ExitStack() as stack:
+        for name, lock in _locks_of(pipeline):
+            if not lock.acquire(blocking=_holding.depth == 0):
+                raise ConfigError(
+                    f"another thread uses {name}, and a callback cannot wait for it: do this after the call has ended,"
+                    " or keep the pipelines of a callback to one thread"
+                )
+            stack.callback(lock.release)
+        _holding.depth += 1
+        try:
+            yield
+        finally:
+            _holding.depth -= 1
+
+
+def _locks_of(pipeline: Any) -> Iterator[tuple[str, threading.RLock]]:
+    """Locks in the order in which to take them, each with the name of what it guards. The parts are looked up when the
+    first is taken: until then another thread may exchange them."""
+    yield "the pipeline", pipeline._turns.lock
+    parts: dict[int, tuple[str, Any]] = {}
+    for name, part in vars(pipeline).items():
+        if isinstance(part, nn.Module | SchedulerMixin):
+            parts |= {id(one): (name, one) for one in (part, *_holders_of_weights(part))}
+    for _, (name, part) in sorted(parts.items(), key=lambda entry: entry[0]):
+        with _choosing:
+            lock = _part_locks.setdefault(part, threading.RLock())
+        yield name, lock
+
+
+def _holders_of_weights(part: Any) -> list[nn.Module]:
+    """The modules of a part that hold weights, by which parts know each other that share a network within: a list of
+    ControlNets, a compiled module, two joint encoders with one recognizer."""
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    return [one for one in modules if any(True for _ in one.parameters(recurse=False))]
 
 
 class TakesTurns(Protocol):
@@ -76,12 +118,13 @@ class TakesTurns(Protocol):
 def call_in_turn(method: Callable[P, R]) -> Callable[P, R]:
     """A pipeline's call, which waits until no other thread uses the pipeline.
 
-    Raises ConfigError within a call of the same thread, that is, in its callback.
+    Raises ConfigError within a call of the same thread, that is, in its callback; in the callback of another pipeline
+    as `held` does.
     """
 
     @functools.wraps(method)
     def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._turns.lock, _parts_held(self):
+        with held(self):
             _check_outside(self._turns, "the pipeline cannot be called")
             self._turns.calling = True
             try:
@@ -95,12 +138,13 @@ def call_in_turn(method: Callable[P, R]) -> Callable[P, R]:
 def change_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
     """A method that changes or saves a pipeline, which waits until no other thread uses it.
 
-    Raises ConfigError within a call of the same thread, that is, in its callback.
+    Raises ConfigError within a call of the same thread, that is, in its callback; in the callback of another pipeline
+    as `held` does.
     """
 
     @functools.wraps(method)
     def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._turns.lock, _parts_held(self):
+        with held(self):
             _check_outside(self._turns, f"{method.__name__} is not possible")
             return method(self, *args, **kwargs)
 
@@ -113,7 +157,7 @@ def move_in_turn(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatena
 
     @functools.wraps(method)
     def waiting(self: TakesTurns, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._turns.lock, _parts_held(self):
+        with held(self):
             return method(self, *args, **kwargs)
 
     return waiting

@@ -22,7 +22,7 @@ from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.pipeline import FaceMakeUpPipeline
-from makeup_plugin.turns import change_in_turn
+from makeup_plugin.turns import change_in_turn, held
 
 logger = logging.getLogger(__name__)
 _ANY_SIZE = 64  # px: the size conditioning of these conditions is never read, ComfyUI makes its own
@@ -114,7 +114,7 @@ def apply_identity(
     schedule = model.get_model_object("model_sampling")
     whole = start == 0 and end == 1
     window = None if whole else Window(schedule.percent_to_sigma(start), schedule.percent_to_sigma(end))
-    with pipeline._turns.lock, torch.no_grad():
+    with held(pipeline), torch.no_grad():
         tokens = identity_tokens(pipeline, identity)
         added = [(weights.to_k_ip[0](tokens), weights.to_v_ip[0](tokens)) for weights in channel.attention]
     patched = model.clone()

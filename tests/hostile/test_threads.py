@@ -13,7 +13,8 @@ from torch import nn
 from faceclip.errors import ConfigError
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 from tests.makeup_plugin.calls import run
-from tests.makeup_plugin.conftest import make_pipeline
+from tests.makeup_plugin.conftest import make_base, make_pipeline
+from tests.makeup_plugin.test_controls import make_controlnet
 
 SCALES = (0.0, 0.5, 1.0, 2.0)
 
@@ -30,11 +31,12 @@ def at_once(jobs: list[Callable[[], object]]) -> list:
         except BaseException as error:
             results[place] = error
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(jobs))]
+    threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in range(len(jobs))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "threads wait for each other"
     return results
 
 
@@ -143,28 +145,81 @@ def test_a_callback_cannot_change_the_pipeline_that_calls_it(pipeline, tmp_path:
     pipeline.unload_adapter()  # it is possible again afterwards
 
 
+def order_of_steps(pipeline: FaceMakeUpPipeline, other: FaceMakeUpPipeline) -> list[str]:
+    """Which pipeline drew, step by step, when the second is called during the first step of the first."""
+    order: list[str] = []
+    begun, mixed = threading.Event(), threading.Event()
+
+    def draw(one: FaceMakeUpPipeline, callback: Callable) -> None:
+        one("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
+
+    def first(*_: object) -> dict:
+        order.append("first")
+        begun.set()
+        mixed.wait(0.7)  # long enough for a call that does not wait
+        return {}
+
+    def second(*_: object) -> dict:
+        order.append("second")
+        mixed.set()
+        return {}
+
+    def after_the_first() -> None:
+        assert begun.wait(30)
+        draw(other, second)
+
+    assert at_once([lambda: draw(pipeline, first), after_the_first]) == [None, None]
+    return order
+
+
 @pytest.mark.parametrize("shared", ["scheduler", "vae", "image_encoder"])
 def test_pipelines_with_other_unets_take_turns_for_what_they_share(pipeline, shared: str) -> None:
     other = make_pipeline()
     setattr(other, shared, getattr(pipeline, shared))
-    order: list[str] = []
-    begun = threading.Event()
+    assert order_of_steps(pipeline, other) == ["first", "first", "second", "second"]
 
-    def draw(one: FaceMakeUpPipeline, name: str) -> None:
-        def callback(pipe, step, timestep, tensors):
-            order.append(name)
-            begun.set()
-            time.sleep(0.05)  # long enough for a call that does not wait
-            return {}
 
-        one("a man", num_inference_steps=2, output_type="latent", callback_on_step_end=callback)
+@pytest.mark.parametrize("shared", ["controlnet", "compiled", "recognizer"])
+def test_pipelines_take_turns_for_networks_within_their_parts(shared: str) -> None:
+    one, other = make_base(), make_base()
+    if shared == "controlnet":
+        network = make_controlnet(11)
+        one["controlnet"], other["controlnet"] = [network, make_controlnet(12)], network
+    elif shared == "compiled":
+        other["vae"] = torch.compile(one["vae"], backend="eager")
+    else:
+        other["joint_encoder"].face_encoder = one["joint_encoder"].face_encoder
+    first, second = FaceMakeUpPipeline(**one), FaceMakeUpPipeline(**other)
+    assert order_of_steps(first, second) == ["first", "first", "second", "second"]
+
+
+def test_a_callback_does_not_wait_for_a_thread_that_waits_for_it(pipeline) -> None:
+    other = make_pipeline(lora=False)
+    other.vae = pipeline.vae
+    begun, until = threading.Event(), time.monotonic() + 30
+    refused: list[str] = []
+
+    def draw(one: FaceMakeUpPipeline, **arguments: object) -> None:
+        one("a man", num_inference_steps=1, output_type="latent", **arguments)
+
+    def callback(pipe, step, timestep, tensors):
+        draw(other)  # nobody else uses it yet
+        begun.set()
+        while not refused and time.monotonic() < until:
+            time.sleep(0.05)  # the other thread takes the turns of `other` and waits for the autoencoder
+            try:
+                draw(other)
+            except ConfigError as error:
+                refused.append(str(error))
+        return {}
 
     def second() -> None:
         assert begun.wait(30)
-        draw(other, "second")
+        draw(other)
 
-    assert at_once([lambda: draw(pipeline, "first"), second]) == [None, None]
-    assert order == ["first", "first", "second", "second"]
+    assert at_once([lambda: draw(pipeline, callback_on_step_end=callback), second]) == [None, None]
+    assert refused and "callback" in refused[0]
+    draw(other)
 
 
 def test_switches_of_diffusers_wait_for_calls(pipeline) -> None:
