@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from faceclip.errors import ConfigError, FaceClipError
+from makeup_plugin.callbacks import callback_after_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,6 +21,9 @@ R = TypeVar("R")
 _RAISED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 # A device that has no memory left, or fails, is no fault of a component.
 _OF_THE_DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)
+
+# What a frame below this function raises is an error of the callback.
+_CALLING_BACK = f"{callback_after_step.__qualname__}.<locals>.after_step"
 
 
 def parts_named(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -46,11 +50,13 @@ def parts_named(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[
 
 def _component_of(error: BaseException, components: dict[str, Any]) -> str | None:
     """The innermost component that was computing, by the frames of the error; or the only one that our own function
-    which raised it was given."""
+    which raised it was given. None for an error of a callback, also where it used a component."""
     names = {id(part): name for name, part in components.items() if part is not None}
     found, trace = None, error.__traceback__
     frame = None
     while trace is not None:
+        if frame is not None and frame.f_code.co_qualname == _CALLING_BACK:
+            return None
         frame = trace.tb_frame
         found = names.get(id(frame.f_locals.get("self")), found)
         trace = trace.tb_next

@@ -77,6 +77,12 @@ def test_errors_of_callbacks_stay_what_they_are(pipeline: FaceMakeUpPipeline) ->
     with pytest.raises(LookupError, match="mine"):
         pipeline("a man", num_inference_steps=1, callback_on_step_end=callback)
 
+    def decodes_a_wrong_shape(pipe, step, timestep, tensors):
+        return {"latents": pipe.vae.decode(tensors["latents"][:, :2])}
+
+    with pytest.raises(RuntimeError, match="channels"):
+        pipeline("a man", num_inference_steps=1, callback_on_step_end=decodes_a_wrong_shape)
+
 
 def test_sizes_and_steps_beyond_reason(pipeline: FaceMakeUpPipeline) -> None:
     with pytest.raises(ConfigError, match="num_inference_steps"):
