@@ -143,8 +143,8 @@ class TextSide(Protocol):
 
 
 def time_ids(height: int, width: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """SDXL's size conditioning (Podell et al. 2023, section 2.2) for uncropped images: (count, 6)."""
-    ids = torch.zeros(count, 6, device=device)
+    """SDXL's size conditioning (Podell et al. 2023, section 2.2) for uncropped images: (count, 6) in float32."""
+    ids = torch.zeros(count, 6, device=device, dtype=torch.float32)
     for place, value in enumerate((height, width, 0, 0, height, width)):
         ids[:, place] = value  # filled: a copy from the host would wait for a GPU
     return ids

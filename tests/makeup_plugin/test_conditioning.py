@@ -165,6 +165,17 @@ def test_the_unconditional_half_holds_the_negative_texts_and_nobody(parts, posit
 
 
 @torch.no_grad()
+def test_sizes_are_float32_whatever_the_default_is() -> None:
+    """bfloat16 would round 1023 to 1024."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = time_ids(1023, 1021, 1)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32 and found.tolist() == [[1023.0, 1021.0, 0.0, 0.0, 1023.0, 1021.0]]
+
+
 def test_the_unconditional_half_has_the_dtype_of_the_other(parts, positive: Conditions) -> None:
     half = unconditional_half(parts[0], [""], positive.to(dtype=torch.bfloat16), keep_shading=True, **SIZE)
     assert {value.dtype for value in half.tensors().values()} == {torch.bfloat16}
