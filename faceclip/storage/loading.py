@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from faceclip.errors import CheckpointError
 from faceclip.storage.regular import read_settings
-from faceclip.storage.tensors import STEM, find_weights, read_header
+from faceclip.storage.tensors import find_weights, read_header
 
 _LISTED = 3
 _MOST_PADDING = 64  # px; convolutions of published models have 1
@@ -115,15 +115,6 @@ def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = N
     except DAMAGE as error:
         raise CheckpointError(f"{path} does not describe a {kind.__name__} ({error}): {remedy}") from error
     compare(found, expected, where, f"does not fit {path}", remedy)
-
-
-def check_origin(model: Any, folder: Path) -> None:
-    """`check_folder` for a model that diffusers loaded from `folder`. A model that was given in its place, and files of
-    a variant alone, are not looked at."""
-    origin = (getattr(model, "config", None) or {}).get("_name_or_path")
-    endings = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
-    if origin == str(folder) and any((folder / f"{STEM}{ending}").exists() for ending in endings):
-        check_folder(folder, type(model))
 
 
 def _check_counts(value: Any, tensors: int, path: Path, where: str, field: str = "") -> None:

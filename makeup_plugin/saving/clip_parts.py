@@ -6,7 +6,7 @@ transformers would draw random numbers for what is missing and only log it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 from faceclip.errors import CheckpointError
 from faceclip.storage.loading import DAMAGE, building, check_finite
 from faceclip.storage.regular import read_settings
+from makeup_plugin.saving.index import INDEX_FILE
 
 KINDS = (CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection)
 # Buffers that earlier versions of transformers stored.
@@ -30,15 +31,20 @@ _FORMER = ("position_ids",)
 _LISTED = 3
 
 
-def load_clip_parts(
-    directory: Path, index: Mapping[str, Any], names: Iterable[str], *, given: Container[str], dtype: Any = None
-) -> dict[str, Any]:
-    """Those parts `names` of a saved pipeline that its model_index.json, read as `index`, gives to transformers.
+def dtype_of(given: Mapping[str, Any], name: str) -> Any:
+    """The precision that the arguments of `from_pretrained` ask for of the part `name`: one for all, or one by name."""
+    dtype = given.get("torch_dtype", given.get("dtype"))
+    return dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
 
-    given: parts that the caller brings, which are not looked at. dtype: one for all models, or one by name.
+
+def load_clip_parts(directory: Path, names: Iterable[str], *, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parts `names` of a saved pipeline that its model_index.json gives to transformers.
+
+    given: the arguments of `from_pretrained`. Parts among them are not looked at.
 
     Raises CheckpointError for another class than the four that a pipeline has, and as `load_clip_part`.
     """
+    index = read_settings(directory / INDEX_FILE)
     kinds = {kind.__name__: kind for kind in KINDS}
     kinds["CLIPTokenizerFast"] = CLIPTokenizer  # its name in earlier versions
     parts = {}
@@ -51,8 +57,7 @@ def load_clip_parts(
                 f"{directory}: {name} is {entry!r}, and of transformers a pipeline has {', '.join(kinds)} alone; save"
                 " or fetch the pipeline again"
             )
-        one = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-        parts[name] = load_clip_part(kinds[entry[1]], directory, subfolder=name, dtype=one)
+        parts[name] = load_clip_part(kinds[entry[1]], directory, subfolder=name, dtype=dtype_of(given, name))
     return parts
 
 

@@ -19,6 +19,7 @@ from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import DAMAGE, building, check_finite, compare, load_strictly
 from faceclip.storage.regular import read_settings
 from faceclip.storage.tensors import STEM
+from makeup_plugin.saving.clip_parts import dtype_of
 from makeup_plugin.saving.quantized import named_components
 
 SHIPPED = ("tiny",)  # names that `from_pretrained` takes beside directories and hub ids
@@ -68,7 +69,7 @@ def shipped_towers(name: str, *, given: dict[str, Any]) -> dict[str, nn.Module]:
     from faceclip.face3d.fitter import FaceFitter
     from faceclip.towers.image import ImageTower
 
-    directory, dtype = shipped_pipeline(name), given.get("torch_dtype", given.get("dtype"))
+    directory = shipped_pipeline(name)
     kinds: dict[str, Any] = {"image_encoder": ImageTower, "face_fitter": FaceFitter}
     parts: dict[str, nn.Module] = {
         part: load_strictly(kinds[part].from_pretrained, kinds[part], weights.path(f"{name}/{tower}"))
@@ -78,9 +79,9 @@ def shipped_towers(name: str, *, given: dict[str, Any]) -> dict[str, nn.Module]:
     if "joint_encoder" not in given:
         parts["joint_encoder"] = _joint_encoder(FaceCLIP, directory / "joint_encoder", name)
     for part, module in parts.items():
-        one = dtype.get(part, dtype.get("default")) if isinstance(dtype, dict) else dtype
-        if isinstance(one, torch.dtype):  # diffusers warns of others and takes float32
-            nn.Module.to(module, one)  # diffusers' own warns of casts, in which no layer here is special
+        dtype = dtype_of(given, part)
+        if isinstance(dtype, torch.dtype):  # diffusers warns of others and takes float32
+            nn.Module.to(module, dtype)  # diffusers' own warns of casts, in which no layer here is special
         module.eval()
     return parts
 

@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.storage.loading import DAMAGE, building, check_finite, check_origin, load_strictly
-from faceclip.storage.regular import read_settings
+from faceclip.storage.loading import DAMAGE, building, check_finite, load_strictly
 from faceclip.storage.staging import staged
 from makeup_plugin.arguments import check_adapter_name
 from makeup_plugin.saving.adapters import (
@@ -45,7 +44,8 @@ from makeup_plugin.saving.adapters import (
 )
 from makeup_plugin.saving.clip_parts import load_clip_parts
 from makeup_plugin.saving.fingerprint import check_fingerprint
-from makeup_plugin.saving.index import INDEX_FILE, check_pipeline
+from makeup_plugin.saving.index import check_pipeline
+from makeup_plugin.saving.loaded import check_loaded
 from makeup_plugin.saving.lora_files import read_lora_file
 from makeup_plugin.saving.places import local_directory
 from makeup_plugin.saving.quantized import (
@@ -103,7 +103,7 @@ class PipelineStorageMixin(Mixed):
         with building:
             names = [name for name in parts if name not in ("self", *SETTINGS)]
             towers = shipped_towers(str(path_or_id), given=kwargs) if is_shipped(path_or_id) else {}
-            given = {**kwargs, **towers, **_clip_parts(directory, names, kwargs)}
+            given = {**kwargs, **towers, **load_clip_parts(directory, names, given=kwargs)}
             weighty = check_pipeline(
                 directory,
                 names,
@@ -135,10 +135,7 @@ class PipelineStorageMixin(Mixed):
             )
         config = read_adapter_config(directory)
         with building:
-            for name, part in self.components.items():
-                if isinstance(part, torch.nn.Module) and not is_quantized(part):
-                    check_origin(part, directory / name)
-                    check_finite(part.state_dict(), directory / name)
+            check_loaded(directory, self.components)
             self._add_saved(directory, config)
 
     def _add_saved(self, directory: Path, config: dict[str, Any]) -> None:
@@ -394,9 +391,3 @@ class PipelineStorageMixin(Mixed):
         `from_pretrained`.
         """
         unload_adapter(self)
-
-
-def _clip_parts(directory: Path, names: list[str], given: dict[str, Any]) -> dict[str, Any]:
-    """Text towers, tokenizers and image tower of transformers' classes in a saved pipeline."""
-    dtype = given.get("torch_dtype", given.get("dtype"))
-    return load_clip_parts(directory, read_settings(directory / INDEX_FILE), names, given=given, dtype=dtype)

@@ -1,5 +1,7 @@
 """Saved pipelines in the hands of diffusers' own loader, and several ControlNets in the folder."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from faceclip.errors import CheckpointError
 from makeup_plugin import FaceMakeUpImg2ImgPipeline, FaceMakeUpPipeline
+from tests.makeup_plugin.bases import make_base as make_plain_base
 from tests.makeup_plugin.calls import run
 from tests.makeup_plugin.conftest import make_base
 from tests.makeup_plugin.test_controls import make_controlnet
@@ -66,9 +69,43 @@ def test_several_controlnets_are_saved_and_loaded(photo, tmp_path):
     state = load_file(weights)
     state.pop("conv_in.weight")
     save_file(state, weights)
-    with pytest.raises(CheckpointError, match=r"controlnet_1\b.*conv_in\.weight"):
-        FaceMakeUpPipeline.from_pretrained(tmp_path)
+    for kind in (FaceMakeUpPipeline, DiffusionPipeline):
+        with pytest.raises(CheckpointError, match=r"controlnet_1\b.*conv_in\.weight"):
+            kind.from_pretrained(tmp_path)
     state["conv_in.weight"] = torch.full_like(networks[1].conv_in.weight, torch.nan)
     save_file(state, weights)
     with pytest.raises(CheckpointError, match=r"controlnet.*conv_in\.weight"):
         FaceMakeUpPipeline.from_pretrained(tmp_path)
+
+
+def without(path: Path, name: str) -> None:
+    """Removes a tensor from a file."""
+    state = load_file(path)
+    state.pop(name)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def test_diffusers_loads_a_folder_strictly_however_its_name_is_written(pipeline, tmp_path, monkeypatch):
+    pipeline.save_pretrained(tmp_path / "saved")
+    without(tmp_path / "saved" / "vae" / "diffusion_pytorch_model.safetensors", "encoder.conv_in.weight")
+    monkeypatch.chdir(tmp_path)
+    for place in ("./saved", "saved/", "saved"):
+        with pytest.raises(CheckpointError, match=r"vae\b.*encoder\.conv_in\.weight"):
+            DiffusionPipeline.from_pretrained(place)
+    assert DiffusionPipeline.from_pretrained("./saved", vae=pipeline.vae).vae is pipeline.vae
+
+
+def test_diffusers_loads_text_towers_strictly(tmp_path):
+    pipeline = FaceMakeUpPipeline(**make_plain_base("sdxl"))
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    arguments = {"num_inference_steps": 1, "output_type": "latent"}
+    first, second = (
+        one("a b", generator=torch.Generator().manual_seed(0), **arguments).images for one in (pipeline, loaded)
+    )
+    assert torch.equal(first, second)
+    path = tmp_path / "text_encoder_2" / "model.safetensors"
+    name = "text_model.final_layer_norm.weight"
+    without(path, name)
+    with pytest.raises(CheckpointError, match=rf"text_encoder_2\b.*{name}"):
+        DiffusionPipeline.from_pretrained(tmp_path)
