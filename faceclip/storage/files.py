@@ -91,12 +91,18 @@ def write_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options
 
 
 def read_json(path: Path, remedy: str = "delete it, or choose another output folder") -> dict:
-    """A JSON object. Raises DataError naming the file and the remedy when it is none, FileNotFoundError as it is."""
+    """A JSON object.
+
+    Raises DataError, which names the file, where it cannot be read, and with the remedy where it is no JSON object;
+    FileNotFoundError as it is.
+    """
     try:
         content = parse_json(read_regular(path, 2**28))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    except ValueError as error:
         raise DataError(f"{path} is corrupt ({error}): {remedy}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is corrupt (no JSON object): {remedy}")

@@ -10,10 +10,10 @@ from makeup_plugin.conditioning import (
     Conditions,
     build_conditions,
     concatenate,
-    encode_conditions,
     time_ids,
     unconditional_half,
 )
+from makeup_plugin.encoding import encode_conditions
 from makeup_plugin.phrases import phrase_token_mask
 
 PROMPTS = ["man", "woman old", "young b"]

@@ -84,4 +84,7 @@ def test_json_is_replaced_as_a_whole(tmp_path):
     path.mkdir()
     with pytest.raises(DataError, match=r"/facts\.json .*Errno 21"):
         write_json(path, {})
+    with pytest.raises(DataError, match=r"/facts\.json .*folder") as refusal:
+        read_json(path, "delete it")
+    assert "delete" not in str(refusal.value)  # what cannot be read now may be whole
     assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]
