@@ -1,5 +1,5 @@
-"""Curation: figures of every picture of a data set, written once; thresholds on them, applied afterwards; what is kept.
+"""Curation: every picture of a data set is measured once, and thresholds on these figures decide what is kept.
 
-`measures` says what a measure is, `pixels`, `face_measures` and `text` hold those that ship, `shards` runs them over a
-source, `rules` and `duplicates` decide, `output` writes the data set that is kept, `report` shows why.
+`measures` defines what a measure is. `pixels`, `face_measures` and `text` hold the measures that ship. `shards` runs
+them over a source, `rules` and `duplicates` decide, `output` writes the kept data set, and `report` shows the reasons.
 """

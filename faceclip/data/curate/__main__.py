@@ -1,4 +1,4 @@
-"""The command of `faceclip.data.curate.command`."""
+"""Runs `faceclip.data.curate.command` as `python -m faceclip.data.curate`."""
 
 import sys
 

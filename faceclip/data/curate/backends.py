@@ -1,7 +1,7 @@
-"""Where shards are measured: in this process, in worker processes, or by Ray. All give the same tables.
+"""Backends measure shards in this process, in worker processes, or by Ray. All of them give the same tables.
 
-A backend takes shards as they come and yields results as they are done, in any order; only a few shards per worker are
-in memory at a time.
+A backend reads shards lazily and yields each result as soon as it is done, in any order. It holds at most `AHEAD`
+shards per worker in memory.
 """
 
 import os
@@ -21,10 +21,12 @@ RETRIES = 3  # of a shard whose Ray worker died
 
 
 def run_shards(shards: Iterable[Shard], backend: Backend, workers: int) -> Iterator[Measured]:
-    """Results of all shards. workers: processes, or tasks in flight at once by Ray.
+    """Measures all shards and yields their results in any order.
 
-    Raises MissingExtraError without Ray, ConfigError for a cluster that cannot be reached, DataError when a worker dies
-    (Ray starts a shard again `RETRIES` times before).
+    `workers` is the number of processes, or of Ray tasks that run at the same time; "inline" ignores it.
+
+    Raises MissingExtraError if Ray is not installed, ConfigError if its cluster cannot be reached, and DataError if a
+    worker dies. Ray repeats a lost shard `RETRIES` times before that.
     """
     if backend == "inline":
         return map(measure_shard, shards)
@@ -51,7 +53,7 @@ def _by_processes(shards: Iterable[Shard], workers: int) -> Iterator[Measured]:
 
 
 def _ready() -> None:
-    """Workers load their models with the first shard."""
+    """Does nothing, because workers load their models with their first shard."""
 
 
 def _by_ray(shards: Iterable[Shard], workers: int) -> Iterator[Measured]:
@@ -86,7 +88,10 @@ def _by_ray(shards: Iterable[Shard], workers: int) -> Iterator[Measured]:
 
 
 def _connect(ray: Any, workers: int) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts one on this machine with that many workers."""
+    """Joins the cluster at RAY_ADDRESS, or starts one on this machine with this number of workers.
+
+    Raises ConfigError if the cluster cannot be reached.
+    """
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:

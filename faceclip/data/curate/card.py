@@ -7,7 +7,10 @@ import yaml
 
 
 def data_card(summary: Mapping[str, Any], *, named: bool) -> str:
-    """Card for the content of curation.json; `named`: whether rows say who they show."""
+    """Returns the Markdown text of the card.
+
+    `summary` is the content of curation.json. `named` says whether the rows have a column `person`.
+    """
     source = summary["source"]
     header: dict[str, Any] = {"license": "other", "task_categories": ["text-to-image"]}
     kept = {split: count for split, count in summary["kept"].items() if count}

@@ -1,4 +1,4 @@
-"""The measures that ship, by name, and the choice of a run."""
+"""The shipped measures by name, and the choice among them for one run."""
 
 from collections.abc import Sequence
 
@@ -24,20 +24,22 @@ SHIPPED = {
 }
 USUAL = tuple(name for name in SHIPPED if name != face_measures.IDENTITY.name)  # identity needs the extra `photos`
 ROW_COLUMNS = {"row": pa.int64(), "key": pa.string(), "person": pa.string(), "reason": pa.string()}
-"""Columns of every row: its number in the split, its names, and why nothing was measured ("" where all was)."""
+"""Columns that every row has: its number in the split, its key, its person, and the reason why it was not measured (""
+if it was)."""
 
 
 def choose_measures(names: Sequence[str], plugins: Sequence[str]) -> list[Measure]:
-    """The shipped measures of these names and one's own at MODULE:NAME.
+    """Returns the shipped measures with these names, in the catalog's order, and then the plugins at MODULE:NAME.
 
-    Raises ConfigError for an unknown name, a plugin that cannot be loaded, and columns of one name.
+    Raises ConfigError if a name is unknown, a plugin cannot be loaded, two columns have the same name, or nothing is
+    chosen.
     """
     for name in names:
         if name not in SHIPPED:
             raise ConfigError(
                 f"measures: {name!r} is none of {', '.join(SHIPPED)}; name one's own by plugins=MODULE:NAME"
             )
-    chosen = [SHIPPED[name] for name in SHIPPED if name in names]  # in their own order, whatever that of the words
+    chosen = [SHIPPED[name] for name in SHIPPED if name in names]  # in the catalog's order
     chosen += [load_plugin(place) for place in plugins]
     if not chosen:
         raise ConfigError("measures: name at least one, or a plugin by plugins=MODULE:NAME")

@@ -1,10 +1,10 @@
-"""Curation of a data set of any size: figures of every picture, then thresholds, a data set of what is kept, a report.
+"""Curates a data set of any size: measures every picture, applies thresholds, writes the kept rows and a report.
 
     python -m faceclip.data.curate data.path=PHOTOS out=DIR [keep.min_side=256 …] [backend=processes data.workers=8]
 
-takes any source that `data.path` takes (docs/data.md). The same command goes on where it was killed; with other
-`keep.` words it computes no figure again. DIR is then what `data.path` of other commands reads, and DIR/report.html
-says what was dropped and why.
+The command takes any source that `data.path` takes (docs/data.md). Run again, it resumes where it was killed; with
+other `keep.` settings it reuses all figures. Other commands read DIR by their `data.path`, and DIR/report.html
+shows what was dropped and why.
 """
 
 from contextlib import ExitStack
@@ -33,10 +33,10 @@ SUMMARY, PAIRS = "curation.json", "pairs.parquet"
 
 
 def curate(config: CurateConfig) -> dict[str, Any]:
-    """Measures what is missing, decides, writes; returns the content of curation.json.
+    """Measures the missing shards, decides, and writes the results; returns the content of curation.json.
 
-    Raises ConfigError for words that do not fit each other or the folder, MissingExtraError for a package, DataError
-    for sources, shards and disks; finished shards stay.
+    Raises ConfigError if settings contradict each other or the folder's earlier run, MissingExtraError if a package
+    is missing, and DataError for unreadable sources, damaged shards and full disks. Finished shards are kept.
     """
     out = Path(config.out)
     for name in ("path", "images"):
@@ -97,7 +97,7 @@ def _curate(config: CurateConfig, out: Path) -> dict[str, Any]:
 
 
 def print_summary(config: CurateConfig) -> None:
-    """Curates and prints what came of it."""
+    """Curates, and prints how many pictures are kept and why others are dropped."""
     summary = curate(config)
     for split, rows in summary["rows"].items():
         print(f"{split:>10}: {summary['kept'][split]:,} of {rows:,} pictures are kept")
@@ -107,5 +107,5 @@ def print_summary(config: CurateConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run(print_summary, CurateConfig, argv, interrupted="interrupted; the same command resumes")

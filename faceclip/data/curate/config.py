@@ -14,33 +14,34 @@ from faceclip.settings import setting
 
 @dataclass(kw_only=True)
 class PairsConfig:
-    """Pairs of one person in two different pictures, by the cosine of their embeddings (`measures` with identity).
+    """Settings of the search for pairs of different pictures of the same person (needs the measure `identity`).
 
-    The window is that of the recognizer: without bounds it is taken from the data, so that one in a thousand pairs of
-    two people would pass from below, and the likest hundredth of the pairs of one person is left out at the top.
+    A pair is kept if the cosine of its embeddings lies between the bounds. Bounds that are null are estimated from
+    the data: one in a thousand pairs of different people reaches `low`, and the most similar hundredth of the
+    pairs of the same person reaches `high`.
     """
 
-    low: float | None = setting(None, "least cosine; null: from the data")
-    high: float | None = setting(None, "cosine from which two pictures count as one photo; null: from the data")
-    per_person: int = setting(50, "pairs of a person at most, the first ones")
+    low: float | None = setting(None, "smallest cosine of a pair; null: from the data")
+    high: float | None = setting(None, "cosine from which two pictures are the same photo; null: from the data")
+    per_person: int = setting(50, "largest number of pairs per person; the first ones are taken")
 
 
 @dataclass(kw_only=True)
 class CurateConfig:
-    """Which data are curated, what is measured of them, and what is kept."""
+    """Settings of the command: the data, the measures, and the rules that decide what is kept."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    out: str = setting("", "folder of what is measured and kept", path=True)
-    splits: tuple[str, ...] = setting(("train",), "splits of the data; near-duplicates are looked for across all")
+    out: str = setting("", "folder of the figures, the kept data set and the report", path=True)
+    splits: tuple[str, ...] = setting(("train",), "splits of the data; near-duplicates are searched across all of them")
     measures: tuple[str, ...] = setting(USUAL, "shipped measures; identity needs the extra photos")
-    plugins: tuple[str, ...] = setting((), "one's own measures, MODULE:NAME, such as one of NSFW pictures")
+    plugins: tuple[str, ...] = setting((), "your own measures, MODULE:NAME, for example a detector of NSFW pictures")
     keep: KeepConfig = field(default_factory=KeepConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     backend: Backend = setting("inline", "inline, processes (data.workers of them), or ray (RAY_ADDRESS)")
     pictures: Literal["copy", "paths", "none"] = setting(
         "copy", "copy: kept pictures go into the new data set; paths: it names files of the old one; none: no data set"
     )
-    licence: str = setting("", "of the pictures, for the data card")
+    licence: str = setting("", "licence of the pictures, for the data card")
     thumbnails: int = setting(8, "pictures shown on each side of a threshold; 0: none")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which rows are kept: rules on the figures of each shard, then what only the whole set can tell."""
+"""Decides which rows are kept: first by rules on each shard, then by duplicates and rank over the whole set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,12 @@ from faceclip.data.curate.rules import (
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """bits (N,): why each row is dropped, one bit per name, in the order of splits, shards and rows; 0: it is kept.
-    instead: the row that stands for a near-duplicate; only `keep.top` may drop that one, too. ranges: where the rows of
-    each shard, by split and number, stand in `bits`, in order."""
+    """The reasons why each of N rows is dropped. Rows are in the order of splits, shards and rows.
+
+    bits (N,): bit i is set if `names[i]` drops the row; 0 means that the row is kept. instead: for each near-duplicate
+    the place of the row that is kept in its stead, unless `keep.top` drops that row too. ranges: the places of each
+    shard's rows in `bits`, by (split, shard number).
+    """
 
     names: list[str]
     rules: list[Rule]
@@ -41,32 +44,32 @@ class Decision:
         return self.bits == 0
 
     def places(self, split: str, number: int) -> range:
-        """Where the rows of a shard stand in `bits`."""
+        """Returns the places of a shard's rows in `bits`."""
         return self.ranges[split, number]
 
     @cached_property
     def _begins(self) -> list[tuple[int, str]]:
-        """Where each split begins in `bits`, in order."""
+        """The first place of each split in `bits`, in order."""
         return [(places.start, split) for (split, number), places in self.ranges.items() if number == 0]
 
     def row(self, place: int) -> tuple[str, int]:
-        """Split and row number of a place in `bits`: the rows of a split stand there without a gap."""
+        """Returns the split and row number of a place in `bits`. The rows of a split are consecutive there."""
         begin, split = next(found for found in reversed(self._begins) if found[0] <= place)
         return split, place - begin
 
     def counts(self) -> dict[str, int]:
-        """Rows that each rule drops, those that others drop too among them."""
+        """Returns how many rows each rule drops, including those that other rules drop too."""
         return {name: int(((self.bits >> number) & 1).sum()) for number, name in enumerate(self.names)}
 
     def reasons(self, row: int) -> list[str]:
-        """Names of all that drops a row."""
+        """Returns the names of all rules that drop the row at this place."""
         return [name for number, name in enumerate(self.names) if self.bits[row] >> number & 1]
 
 
 def decide(splits: Sequence[Shards], schema: pa.Schema, keep: KeepConfig) -> Decision:
-    """Applies the rules to the figures of all shards. In memory are some 40 bytes per row, never a table of them all.
+    """Applies the rules to the figures of all shards. It needs about 40 bytes of memory per row.
 
-    Raises ConfigError for rules on figures that were not measured.
+    Raises ConfigError if a rule needs a figure that was not measured.
     """
     rules = active_rules(keep, schema)
     names = reason_names(rules)
@@ -105,7 +108,7 @@ def decide(splits: Sequence[Shards], schema: pa.Schema, keep: KeepConfig) -> Dec
 
 
 def _ends(instead: Mapping[int, int]) -> dict[int, int]:
-    """Of a row whose stand-in is left out by the hashes of faces, the stand-in of that one."""
+    """Follows chains: if the row kept in place of another is itself a duplicate, its own stand-in is named."""
     found = {}
     for row, other in instead.items():
         while other in instead:

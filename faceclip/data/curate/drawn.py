@@ -1,8 +1,8 @@
-"""Drawn faces by the cascade of `animeface` (extra `curate`).
+"""Finds drawn faces by the cascade of `animeface` (extra `curate`).
 
-The package hands Pillow's own structure of a picture to C code that was compiled for that of Pillow 4. Pillow 12
-changed it, and since then the package finds nothing and says nothing. Here the C code gets a structure of the layout
-that it was compiled for, and the first use checks that it finds a drawn face.
+The package passes Pillow's internal picture structure to C code that was compiled for Pillow 4. Pillow 12 changed the
+structure, and since then the package silently finds nothing. This module therefore builds a structure of the expected
+layout, and checks at the first use that the cascade finds a drawn face.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ _SURE = 0.9  # likelihood of the face of `drawn_face`, which is 1.0
 
 
 class _Imaging(ctypes.Structure):
-    """The begin of `ImagingMemoryInstance` of Pillow 4. A ctypes structure as a Python object is, like Pillow's own
-    object, a head and a pointer to the structure."""
+    """The first fields of Pillow 4's `ImagingMemoryInstance`. Like Pillow's own object, a ctypes structure is a Python
+    object whose header is followed by a pointer to the structure."""
 
     _fields_ = (
         ("mode", ctypes.c_char * 7),
@@ -32,9 +32,9 @@ class _Imaging(ctypes.Structure):
 
 
 def likelihood_of_drawn_face(pixels: NDArray[np.uint8]) -> float:
-    """Of the likeliest drawn face in an RGB picture (H, W, 3), 0 to 1; 0 where none is found.
+    """Returns the likelihood (0 to 1) of the likeliest drawn face in an RGB picture (H, W, 3), or 0 if none is found.
 
-    Raises MissingExtraError without the package, CheckpointError where it does not work on this system.
+    Raises MissingExtraError if animeface is not installed, and CheckpointError if it does not work on this system.
     """
     return _detect(_animeface(), pixels)
 
@@ -73,7 +73,7 @@ _REMEDY = "install version 2.0.3 on CPython, or leave cartoon out of measures="
 
 
 def drawn_face(size: int) -> NDArray[np.uint8]:
-    """A face as comics draw them, (size, size, 3): what a detector of drawn faces must find."""
+    """Draws a comic face, RGB (size, size, 3), that a detector of drawn faces must find."""
     picture = np.full((256, 256, 3), (200, 225, 245), np.uint8)
     hair, skin, line = (160, 130, 110), (250, 224, 205), (90, 60, 50)
     cv2.ellipse(picture, (128, 120), (92, 100), 0, 0, 360, hair, -1, cv2.LINE_AA)

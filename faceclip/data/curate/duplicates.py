@@ -1,7 +1,7 @@
-"""Near-duplicates in a whole set: pass one made a 64-bit hash of every picture, this is pass two, the keep-list.
+"""Finds near-duplicates among the 64-bit hashes of all pictures, and decides which row of each group is kept.
 
-Hashes that differ in at most `distance` bits agree in at least one of `distance` + 1 bands of bits. Rows are sorted by
-each band in turn, and only rows with the same band are compared.
+Two hashes that differ in at most `distance` bits are equal in at least one of `distance` + 1 bands of bits. Rows are
+therefore sorted by each band in turn, and only rows with an equal band are compared.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ _COMPARED = 1 << 22  # pairs compared at once: 32 MiB
 
 
 def repeated(hashes: NDArray[np.int64], rank: NDArray[np.int64], distance: int) -> dict[int, int]:
-    """Rows to leave out, each with the row kept in its place, whose hash differs in at most `distance` bits.
+    """Returns the rows to drop, each with the row that is kept in its place.
 
-    hashes (N,): of any sign; rank (N,): a permutation, 0 for the best row. From the best row to the worst, a row is
-    left out when it is near a better one that is kept, so that a chain of pictures, each like the next, does not fall
-    together into one.
+    hashes (N,): 64 bits each, as signed integers. rank (N,): a permutation, 0 for the best row. Rows are visited from
+    the best to the worst, and a row is dropped if its hash differs in at most `distance` bits from that of a better
+    row that is kept. A chain of pictures that each resemble only the next is therefore not reduced to one picture.
     """
     order = np.lexsort((rank, hashes))
     ordered = hashes[order]
@@ -40,7 +40,7 @@ def repeated(hashes: NDArray[np.int64], rank: NDArray[np.int64], distance: int) 
 def _near(
     values: NDArray[np.uint64], rank: NDArray[np.int64], distance: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (better, worse) of different hashes that differ in at most `distance` bits."""
+    """Returns the pairs (better, worse), as indices, of unequal hashes that differ in at most `distance` bits."""
     pairs = [np.zeros((2, 0), np.int64)]
     for low, high in _bands(distance + 1) if distance and len(values) > 1 else ():
         band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
@@ -60,7 +60,7 @@ def _bands(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _same(band: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """All pairs of positions with equal values, in pieces of about `_COMPARED`."""
+    """Yields all pairs of positions with equal values, in pieces of about `_COMPARED` pairs."""
     order = np.argsort(band, kind="stable")
     ordered = band[order]
     edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))

@@ -1,4 +1,4 @@
-"""Measures of faces: how many, how large, how sharp, which picture of them, drawn ones, and who it is."""
+"""Measures of faces: their number, size, sharpness and hash, the likelihood of drawn faces, and the identity."""
 
 from functools import lru_cache
 from typing import Any
@@ -13,19 +13,19 @@ from faceclip.data.curate.measures import Figures, Measure, Picture
 from faceclip.data.curate.pixels import perceptual_hash, sharpness_of
 from faceclip.faces.align import align_face, crop_side, encoder_crop
 
-SURE = 0.9  # score of a detector from which something counts as a face
-CROP = 112  # px of the aligned crop in which a face's sharpness and hash are taken
-REACH = 1.25  # side of that crop in sides of the aligned face
-CARTOON_SIDE = 256  # px of the longer side in which drawn faces are looked for; at 160 every tenth photo has one
+SURE = 0.9  # detections with a lower score do not count as faces
+CROP = 112  # px, side of the aligned crop in which sharpness and hash are measured
+REACH = 1.25  # side of that crop divided by the side of the aligned face
+CARTOON_SIDE = 256  # px, longer side at which drawn faces are searched; at 160 px one is found in every tenth photo
 
 
 def faces(picture: Picture) -> Figures:
-    """The largest face and those beside it.
+    """Measures the largest face and counts the others.
 
-    faces: how many the detector is sure of. face_side: px of the largest one's aligned crop; face_share: its share of
-    the picture; face_score. second_face: area of the second largest one in areas of the largest. face_sharpness,
-    face_hash: of the aligned crop, so that cutting the picture does not change them. landmarks: five points x, y, … in
-    pixels.
+    faces: number of detections with a score of at least `SURE`. face_side: side in pixels of the largest face's aligned
+    crop. face_share: its area divided by that of the picture, at most 1. face_score: its score, 0 to 1. second_face:
+    area of the second largest face divided by that of the largest. face_sharpness and face_hash: of the aligned crop,
+    so that cropping the picture does not change them. landmarks: its five points x, y, … in pixels, flat (10,).
     """
     found = [face for face in picture.faces if face.score >= SURE]
     if not found:
@@ -48,8 +48,12 @@ def faces(picture: Picture) -> Figures:
 
 
 def cartoon(picture: Picture) -> Figures:
-    """cartoon: likelihood of the likeliest drawn face by animeface's cascade, 0 where it finds none. flat_share: share
-    of pixels that do not differ from their neighbours, of which fills and drawings have many and photographs few."""
+    """Measures how much the picture looks like a drawing.
+
+    cartoon: likelihood (0 to 1) of the likeliest drawn face by animeface's cascade, 0 if it finds none. flat_share:
+    share of pixels (in the middle 60 % of each side) that differ by at most one level from their neighbours; drawings
+    have many of them and photographs few.
+    """
     height, width = picture.grey.shape
     scale = min(1.0, CARTOON_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -64,7 +68,7 @@ def cartoon(picture: Picture) -> Figures:
 
 
 def identity(picture: Picture) -> Figures:
-    """embedding (128,): of dlib's recognizer, of length 1; None without a face."""
+    """Embeds the largest face: embedding (128,) of dlib's recognizer, of length 1, or None if no face is found."""
     found = [face for face in picture.faces if face.score >= SURE]
     if not found:
         return {"embedding": None}

@@ -1,7 +1,7 @@
-"""What a measure is: a pure function from one picture to figures, one column each.
+"""A measure is a pure function from one picture to figures, one per column.
 
-A measure knows no threshold. Its name, version and columns decide the key of the results on disk: whoever changes what
-a measure computes raises its version.
+Measures know no thresholds. The name, version and columns of a measure identify its results on disk, so raise the
+version whenever a measure computes something else.
 """
 
 import importlib
@@ -24,7 +24,10 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One decoded picture. pixels (H, W, 3): uint8 RGB, upright by EXIF; encoded: bytes of its file."""
+    """One decoded picture.
+
+    pixels (H, W, 3): uint8 RGB, turned upright by EXIF. encoded: size of its file in bytes. detector: finds its faces.
+    """
 
     pixels: NDArray[np.uint8]
     encoded: int
@@ -32,12 +35,12 @@ class Picture:
 
     @cached_property
     def grey(self) -> NDArray[np.uint8]:
-        """Luma (H, W)."""
+        """Luma, uint8 (H, W)."""
         return cv2.cvtColor(self.pixels, cv2.COLOR_RGB2GRAY)
 
     @cached_property
     def faces(self) -> list[Face]:
-        """Every face, the largest first."""
+        """All detected faces, the largest first."""
         return sorted(detect_upright(self.pixels, self.detector), key=lambda face: -face.area)
 
 
@@ -45,8 +48,8 @@ class Picture:
 class Measure:
     """A named group of columns that one function computes.
 
-    columns: name → type; a figure that does not exist for a picture (the sharpness of a face where there is none) is
-    None. compute: the figures of a picture, one for every column; it keeps nothing from one picture to the next.
+    columns: name → Arrow type. compute: returns one figure per column, None for a figure that does not exist (the
+    sharpness of a face in a picture without faces). It keeps no state between pictures.
     """
 
     name: str
@@ -56,14 +59,14 @@ class Measure:
 
     @property
     def facts(self) -> str:
-        """What decides the figures, as part of the key of stored results."""
+        """A text that changes whenever the figures may change; part of the key of stored results."""
         return f"{self.name} {self.version}: {', '.join(f'{name} {kind}' for name, kind in self.columns.items())}"
 
 
 def load_plugin(place: str) -> Measure:
-    """The measure at MODULE:NAME, one's own code: a `Measure`, or a function without arguments that makes one.
+    """Loads the measure at MODULE:NAME, which is a `Measure` or a function without arguments that returns one.
 
-    Raises ConfigError when there is no such module or name, the function needs arguments, or something else is there.
+    Raises ConfigError if the module or name does not exist, the function needs arguments, or the result is no Measure.
     """
     module, _, name = place.partition(":")
     try:
@@ -79,7 +82,7 @@ def load_plugin(place: str) -> Measure:
 
 
 def check_columns(measures: Sequence[Measure], reserved: Sequence[str]) -> None:
-    """Raises ConfigError for a column that two measures, or a measure and the rows themselves, have."""
+    """Raises ConfigError if two measures have a column of the same name, or if a column's name is `reserved`."""
     owners = dict.fromkeys(reserved, "the rows")
     for measure in measures:
         for column in measure.columns:

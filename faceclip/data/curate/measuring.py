@@ -1,8 +1,8 @@
-"""Pass one: every shard of every split is measured and written, each whole or not at all, whatever measures it.
+"""Pass one: measures every shard of every split and writes each of them atomically.
 
-OUT/measures/SPLIT-00000.parquet    the figures: `ROW_COLUMNS` and those of the measures
-OUT/measures/SPLIT-00000.json       written last: rows, SHA-256, what could not be read, where a stream stood
-OUT/seconds/SPLIT-00000.json        processor time, which differs from run to run
+OUT/measures/SPLIT-00000.parquet    the figures: `ROW_COLUMNS` and the columns of the measures
+OUT/measures/SPLIT-00000.json       the manifest, written last: rows, SHA-256, unreadable pictures, stream position
+OUT/seconds/SPLIT-00000.json        processor time, which differs between runs
 """
 
 import json
@@ -31,18 +31,18 @@ MEASURES, SECONDS, REQUEST = "measures", "seconds", "request.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """What pass one left of a split: its finished shards in order."""
+    """The finished shards of a split: numbers 0 to `count` − 1 in `folder`."""
 
     folder: Path
     split: str
     count: int
 
     def path(self, number: int) -> Path:
-        """The file of a shard's figures."""
+        """Returns the path of a shard's table of figures."""
         return self.folder / f"{self.split}-{number:05d}.parquet"
 
     def manifest(self, number: int) -> dict[str, Any]:
-        """What is known of a shard. Raises DataError for a damaged file."""
+        """Returns a shard's manifest. Raises DataError if the file cannot be read or is damaged."""
         path = self.path(number).with_suffix(".json")
         try:
             return read_json(path)
@@ -50,7 +50,7 @@ class Shards:
             raise DataError(f"{path} cannot be read ({error}): make it readable, and run again") from error
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
-        """The figures of a shard. Raises DataError for a file that is missing or damaged."""
+        """Returns a shard's figures (`columns`, or all). Raises DataError if the file is missing or damaged."""
         try:
             return pq.read_table(self.path(number), columns=columns)
         except (OSError, pa.ArrowException) as error:
@@ -58,7 +58,7 @@ class Shards:
 
 
 class Measuring:
-    """Pass one of a run. Raises ConfigError when `out` holds figures of other data or measures."""
+    """Pass one of a run. Raises ConfigError if `config.out` holds figures of other data or measures."""
 
     def __init__(self, config: CurateConfig, readers: Mapping[str, SplitReader]) -> None:
         self.config, self.readers, self.out = config, readers, Path(config.out)
@@ -76,7 +76,7 @@ class Measuring:
 
     @property
     def request(self) -> dict[str, Any]:
-        """All that decides the figures; thresholds do not."""
+        """Everything that determines the figures. Thresholds are not part of it."""
         data = self.config.data
         return {
             "version": VERSION,
@@ -104,17 +104,17 @@ class Measuring:
                     leftover.unlink()  # of a killed process: the lock says that no other one is writing
 
     def run(self) -> list[Shards]:
-        """Measures what is missing; returns the shards of every split.
+        """Measures the missing shards and returns the shards of every split.
 
-        Raises EmptyDatasetError for a split without rows, DataError for a shard that was changed and for a worker that
-        dies; finished shards stay.
+        Raises EmptyDatasetError if a split has no rows, and DataError if a finished shard was changed or a worker
+        dies. Finished shards are kept.
         """
         return [self._split(split, reader) for split, reader in self.readers.items()]
 
     def _split(self, split: str, reader: SplitReader) -> Shards:
         shards = Shards(folder=self.folder, split=split, count=0)
         done, position = 0, None
-        while (shards.path(done).with_suffix(".json")).is_file():  # the begin that is finished without a gap
+        while (shards.path(done).with_suffix(".json")).is_file():  # the finished shards before the first gap
             position = self._checked(shards, done)
             done += 1
         finished = sorted(self.folder.glob(f"{split}-*.json"))
@@ -141,7 +141,7 @@ class Measuring:
     def _waiting(
         self, reader: SplitReader, shards: Shards, done: int, position: Any, positions: dict[int, Any]
     ) -> Iterator[Shard]:
-        """Shards that are not finished, from number `done`."""
+        """Yields the unfinished shards from number `done` on, and notes their stream positions."""
         self._last = done - 1
         for block in reader.blocks(done, position):
             self._last = block.number
@@ -165,8 +165,10 @@ class Measuring:
             write_json(path.with_suffix(".json"), content, alone=True)
 
     def _checked(self, shards: Shards, number: int) -> Any:
-        """The position after a finished shard. Raises DataError when its figures were changed since or cannot be
-        read."""
+        """Returns the stream position after a finished shard.
+
+        Raises DataError if its figures are missing, were changed since they were written, or cannot be read.
+        """
         manifest, path = shards.manifest(number), shards.path(number)
         try:
             changed = not path.is_file() or file_hash(path) != manifest["sha256"]

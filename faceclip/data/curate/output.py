@@ -1,7 +1,7 @@
-"""Pass two: the kept rows as a data set that `data.path` reads, and a list of every row with what became of it.
+"""Pass two: writes the kept rows as a data set that `data.path` reads, and the decision about every row.
 
-OUT/data/SPLIT-00000.parquet        image, captions, person, key, landmarks or box: kept rows of a shard
-OUT/decisions/SPLIT-00000.parquet   row, key, kept, reasons, instead: every row of a shard
+OUT/data/SPLIT-00000.parquet        the kept rows of a shard: image, captions, person, key, landmarks or box
+OUT/decisions/SPLIT-00000.parquet   all rows of a shard: row, key, kept, reasons, instead
 """
 
 import os
@@ -31,7 +31,7 @@ _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 class Output:
-    """Writes what a decision keeps into `config.out`."""
+    """Writes the kept rows and the decisions into `config.out`."""
 
     def __init__(self, config: CurateConfig, splits: Sequence[Shards], decision: Decision) -> None:
         self.config, self.splits, self.decision = config, splits, decision
@@ -39,15 +39,16 @@ class Output:
         files = [shards.manifest(number)["sha256"] for shards in splits for number in range(shards.count)]
         instead = sorted(decision.instead.items())
         self.key = short_key(config.pictures, decision.names, bytes_hash(decision.bits), instead, files)
-        """Changes with the decision, and with how pictures are written."""
+        """Hash of the decision, of the figures and of `config.pictures`; names the folder of unfinished output."""
 
     def write(
         self, readers: Mapping[str, SplitReader], wanted: set[tuple[str, int]]
     ) -> tuple[dict[str, int], Pictures]:
-        """Kept rows by split, and the encoded pictures of the wanted (split, row number).
+        """Writes both folders; returns the number of kept rows by split, and the encoded pictures of the `wanted`
+        (split, row number).
 
-        A run that was killed goes on after its last file. Raises DataError for a source that changed since pass one and
-        for a disk that is full, ConfigError for `pictures=paths` where rows hold their pictures.
+        A killed run resumes after its last file. Raises DataError if the source changed since pass one or the disk is
+        full, and ConfigError if `pictures=paths` is set and rows contain their pictures.
         """
         folder = self._folder()
         counts: dict[str, int] = {}
@@ -61,8 +62,8 @@ class Output:
                 for row in block.rows:
                     if (shards.split, row.number) in wanted and row.picture is not None:
                         pictures[shards.split, row.number] = picture_bytes(row)
-        # The decisions first: where a run is killed between the two, the next one finds none and writes both again. The
-        # other way round it would take every shard for finished, and put an empty folder in the place of the data.
+        # The decisions move first: if the run is killed between the two moves, the next run finds no decisions and
+        # writes both again. In the other order it would take every shard for finished and move an empty data folder.
         with disk_errors(self.out):
             for name in (DECISIONS, DATA):
                 shutil.rmtree(self.out / name, ignore_errors=True)
@@ -72,7 +73,7 @@ class Output:
         return counts, pictures
 
     def _folder(self) -> Path:
-        """Where this decision's files are written until all are there; those of other decisions are removed."""
+        """Makes the folder that holds this decision's files until all are written; removes those of other decisions."""
         folder = self.out / ".partial" / self.key
         with disk_errors(folder):
             for other in folder.parent.glob("*"):
@@ -98,7 +99,7 @@ class Output:
             raise changed
 
     def _write(self, shards: Shards, block: Block, reader: SplitReader, folder: Path) -> int:
-        """The two files of a shard; returns how many rows are kept."""
+        """Writes the two files of a shard, unless they exist; returns the number of kept rows."""
         places = self.decision.places(shards.split, block.number)
         kept = [row for row, place in zip(block.rows, places, strict=True) if self.decision.bits[place] == 0]
         name = shards.path(block.number).name
@@ -127,15 +128,18 @@ class Output:
         return pa.Table.from_pylist(rows, schema=pa.schema(list((kinds | {"instead": pa.string()}).items())))
 
     def _instead(self, place: int) -> str | None:
-        """`SPLIT ROW` of the picture that is kept in place of a near-duplicate."""
+        """Returns "SPLIT ROW" of the picture that is kept in place of this near-duplicate, or None for other rows."""
         if place not in self.decision.instead:
             return None
         split, row = self.decision.row(self.decision.instead[place])
         return f"{split} {row}"
 
     def _kept_table(self, kept: Sequence[Row], block: Block, reader: SplitReader, shards: Shards) -> pa.Table:
-        """Rows as `data.path` reads them. box, landmarks: those of the source. Where it has neither, landmarks are
-        those of the measured face, so that it is not looked for again."""
+        """Returns the kept rows in the columns that `data.path` reads.
+
+        Box and landmarks are those of the source. If it has neither, the landmarks of the measured face are written, so
+        that later commands need not detect it again.
+        """
         columns: dict[str, pa.DataType] = {
             "image": _IMAGE,
             "captions": pa.list_(pa.string()),
@@ -174,7 +178,7 @@ class Output:
 
 
 def _unread_blocks(shards: Shards) -> Iterator[Block]:
-    """The rows of a split as pass one noted them, without their pictures."""
+    """Yields the rows of a split as pass one recorded them, without their pictures."""
     for number in range(shards.count):
         lines = shards.table(number, ["row", "key", "person"]).to_pylist()
         rows = (Row(number=line["row"], key=line["key"], person=line["person"], picture=None) for line in lines)
@@ -182,7 +186,7 @@ def _unread_blocks(shards: Shards) -> Iterator[Block]:
 
 
 def picture_bytes(row: Row) -> bytes:
-    """The encoded picture of a row that was located. Raises DataError when its file is gone."""
+    """Returns the encoded picture of a row whose picture is known. Raises DataError if its file is gone."""
     assert row.picture is not None
     if isinstance(row.picture, bytes):
         return row.picture

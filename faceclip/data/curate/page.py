@@ -1,4 +1,4 @@
-"""Parts of an HTML page that needs no other file. Every text is escaped."""
+"""Builds an HTML page that needs no other file. Every function escapes the texts that it is given."""
 
 import base64
 import html
@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def document(title: str, blocks: Sequence[str]) -> str:
-    """The page of these blocks."""
+    """Returns the whole page: the title, then the blocks of HTML."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{''.join(blocks)}</body></html>\n"
@@ -35,29 +35,33 @@ def document(title: str, blocks: Sequence[str]) -> str:
 
 
 def heading(title: str) -> str:
-    """Begins a section."""
+    """Returns a heading that begins a section."""
     return f"<h2>{html.escape(title)}</h2>"
 
 
 def subheading(title: str) -> str:
-    """Begins a part of a section."""
+    """Returns a heading that begins a part of a section."""
     return f"<h3>{html.escape(title)}</h3>"
 
 
 def text(paragraph: str) -> str:
-    """A paragraph."""
+    """Returns a paragraph."""
     return f"<p>{html.escape(paragraph)}</p>"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Cells are shown by `str`."""
+    """Returns a table. Cells are converted by `str`."""
     head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64], bound: float) -> str:
-    """Bars of the roots of counts (so that rare values can be seen), with a line at the bound."""
+    """Returns an SVG histogram with a line at the bound.
+
+    counts (N,) and edges (N + 1,) are as `numpy.histogram` returns them. The bars show square roots of the counts, so
+    that rare values stay visible.
+    """
     width, height, count = 640, 90, len(counts)
     heights = np.sqrt(counts / max(int(counts.max()), 1)) * height
     bars = "".join(
@@ -77,7 +81,7 @@ def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64], bound: floa
 
 
 def pictures(title: str, cells: Sequence[tuple[bytes | None, str]]) -> str:
-    """A row of small pictures with words below; a picture that cannot be read is left out."""
+    """Returns a row of small pictures with labels below. Pictures that are None or cannot be read are left out."""
     shown = "".join(_cell(data, label) for data, label in cells if data is not None)
     return f'<p class="note">{html.escape(title)}</p><div class="row">{shown}</div>'
 
@@ -85,7 +89,7 @@ def pictures(title: str, cells: Sequence[tuple[bytes | None, str]]) -> str:
 def _cell(data: bytes, label: str) -> str:
     try:
         small = Image.fromarray(load_image(data))
-    except FaceError:  # counted among those that were not measured
+    except FaceError:  # the report counts it among the unmeasured pictures
         return ""
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()

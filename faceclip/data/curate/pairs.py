@@ -1,4 +1,4 @@
-"""Pairs of pictures that show one person and are not one photo, by a window of cosines."""
+"""Finds pairs of pictures that show the same person but are not the same photo, by the cosine of their embeddings."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from faceclip.data.curate.config import PairsConfig
 from faceclip.data.curate.deciding import Decision
 from faceclip.data.curate.measuring import Shards
 
-STRANGERS = 100_000  # pairs of two people that are drawn to find the lower bound
-PASSING = 1e-3  # share of them that may pass it
-LIKEST = 0.01  # share of the pairs of one person that counts as one photo
+STRANGERS = 100_000  # pairs of rows that are drawn to estimate the lower bound
+PASSING = 1e-3  # share of the pairs of different people that reaches the lower bound
+LIKEST = 0.01  # share of the pairs of the same person that reaches the upper bound
 _COLUMNS = {
     "split": pa.string(),
     "person": pa.string(),
@@ -28,7 +28,11 @@ _SCHEMA = pa.schema(list(_COLUMNS.items()))
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """table: split, person, the two rows, cosine. low, high: the window; below, above: pairs of one person outside."""
+    """The pairs found.
+
+    table: split, person, the two row numbers and the cosine of each pair. low, high: the bounds of the cosine. below,
+    above: how many pairs of the same person lie outside of them.
+    """
 
     table: pa.Table
     low: float
@@ -38,7 +42,7 @@ class Pairs:
 
 
 def find_pairs(splits: Sequence[Shards], decision: Decision, config: PairsConfig) -> Pairs | None:
-    """Pairs among the kept rows of each split whose person is known; None where no person has two."""
+    """Returns the pairs among the kept rows of each split whose person is known; None if no person has two."""
     rows: dict[tuple[str, str], list[int]] = defaultdict(list)
     numbers: list[int] = []
     vectors: list[NDArray[np.float32]] = []
@@ -59,7 +63,7 @@ def find_pairs(splits: Sequence[Shards], decision: Decision, config: PairsConfig
     owners = np.zeros(len(whole), np.int64)
     people: dict[str, int] = {}
     for (_, person), found in rows.items():
-        owners[found] = people.setdefault(person, len(people))  # one person, whatever splits show them
+        owners[found] = people.setdefault(person, len(people))  # a person keeps one number across splits
     first, second, who = [], [], []
     for (split, person), found in several.items():
         for one, other in islice(combinations(found, 2), config.per_person):
@@ -90,7 +94,10 @@ def find_pairs(splits: Sequence[Shards], decision: Decision, config: PairsConfig
 
 
 def _strangers(vectors: NDArray[np.float32], owners: NDArray[np.int64]) -> float:
-    """The cosine that `PASSING` of the pairs of two people reach; −1 when there is one person only."""
+    """Estimates the cosine that a share `PASSING` of the pairs of different people reaches; −1 if there is one person.
+
+    vectors (N, D): embeddings of length 1. owners (N,): number of the person.
+    """
     generator = np.random.default_rng(0)
     one, other = generator.integers(0, len(vectors), (2, STRANGERS))
     apart = owners[one] != owners[other]

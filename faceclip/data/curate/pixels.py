@@ -7,14 +7,15 @@ from numpy.typing import NDArray
 
 from faceclip.data.curate.measures import Figures, Measure, Picture
 
-VIEW = 256  # px of the shorter side at which blur is measured: sharpness then does not grow with the size of a picture
-COLOR_VIEW = 128  # px of the shorter side at which colours are looked at
+VIEW = 256  # px, shorter side at which blur is measured, so that sharpness does not depend on the picture's size
+COLOR_VIEW = 128  # px, shorter side at which colours are measured
 DARK, BRIGHT = 8, 247  # of 255: levels below and above which detail is lost
-FLAT = 1e-3  # variance of grey levels (of 255²) below which a picture has no content to be sharp
+FLAT = 1e-3  # variance of grey levels (in 255ths, squared) below which the sharpness is defined as 0
 
 
 def size(picture: Picture) -> Figures:
-    """Pixels and bytes. aspect: the longer side in shorter sides."""
+    """Measures the size in pixels (width, height, side: the shorter one, pixels: their product), the aspect (longer
+    side divided by the shorter one) and the size of the file in bytes."""
     height, width = picture.pixels.shape[:2]
     return {
         "width": width,
@@ -27,12 +28,11 @@ def size(picture: Picture) -> Figures:
 
 
 def color(picture: Picture) -> Figures:
-    """How far a picture is from grey.
+    """Measures how far a picture is from grey.
 
-    channel_deviation: standard deviation between the three channels, mean over pixels (0 to 120): 0 for grey.
-    tint_deviation: the same after what the brightness predicts is taken away, so that sepia and other toned pictures
-    are low, too.
-    colorfulness: Hasler and Süsstrunk 2003.
+    channel_deviation: standard deviation of the three channels, averaged over pixels (0 to 120); 0 for grey pictures.
+    tint_deviation: the same after subtracting the colour that the brightness predicts, so that sepia and other toned
+    pictures are near 0, too. colorfulness: Hasler and Süsstrunk 2003.
     """
     side = min(COLOR_VIEW, *picture.pixels.shape[:2])
     pixels = cv2.resize(picture.pixels, _view(picture.pixels, side), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -48,7 +48,10 @@ def color(picture: Picture) -> Figures:
 
 
 def _toned(pixels: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The chroma that each pixel's brightness predicts (a quadratic per channel): all there is in a toned picture."""
+    """Predicts the chroma (H, W, 3) from each pixel's brightness, by a quadratic function per channel.
+
+    In a toned picture this prediction explains all of the chroma.
+    """
     level = pixels.mean(axis=2).reshape(-1) / 255
     basis = np.stack([np.ones_like(level), level, level**2], axis=1)
     solved = np.linalg.lstsq(basis.T @ basis, basis.T @ chroma.reshape(-1, 3), rcond=None)[0]
@@ -56,7 +59,7 @@ def _toned(pixels: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[
 
 
 def exposure(picture: Picture) -> Figures:
-    """Mean and standard deviation of the luma (0 to 1), and the shares of pixels that are black or white."""
+    """Measures mean and standard deviation of the luma (0 to 1), and the shares of black and of white pixels."""
     levels = np.bincount(picture.grey.reshape(-1), minlength=256) / picture.grey.size
     value = np.arange(256) / 255
     mean = float(levels @ value)
@@ -69,7 +72,7 @@ def exposure(picture: Picture) -> Figures:
 
 
 def blur(picture: Picture) -> Figures:
-    """Sharpness of the middle (60 % of each side) at 256 px: see `sharpness_of`."""
+    """Measures the `sharpness_of` the middle (60 % of each side) of the picture, scaled to a shorter side of `VIEW`."""
     height, width = picture.grey.shape
     top, left = height // 5, width // 5
     middle = picture.grey[top : max(height - top, top + 1), left : max(width - left, left + 1)]
@@ -79,9 +82,10 @@ def blur(picture: Picture) -> Figures:
 
 
 def sharpness_of(grey: NDArray[np.uint8]) -> float:
-    """Energy of the Laplacian in energies of the picture: a tenth for fine detail, a thousandth for blur.
+    """Returns the variance of the Laplacian divided by that of the picture `grey` (H, W): about .1 for fine detail and
+    .001 for blur.
 
-    A ratio, so that it does not grow with contrast; 0 for a picture of one level.
+    The ratio does not depend on the contrast. It is 0 for a picture of a single level.
     """
     values = grey.astype(np.float32)
     variance = float(values.var())
@@ -89,20 +93,22 @@ def sharpness_of(grey: NDArray[np.uint8]) -> float:
 
 
 def hashes(picture: Picture) -> Figures:
-    """`perceptual_hash` of the whole picture."""
+    """Computes the `perceptual_hash` of the whole picture."""
     return {"hash": perceptual_hash(picture.grey)}
 
 
 def perceptual_hash(grey: NDArray[np.uint8]) -> int:
-    """64 bits (as a signed integer) that a new size or JPEG barely changes: which of the 8 × 8 slowest cosines of the
-    picture at 32 px are above their median."""
+    """Returns a hash of 64 bits, as a signed integer, that scaling and JPEG compression hardly change.
+
+    Each bit says whether one of the 8 × 8 lowest frequencies of the cosine transform at 32 px is above their median.
+    """
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     slow = cv2.dct(small)[:8, :8]
     return int(np.packbits(slow > np.median(slow)).view(">i8")[0])
 
 
 def _view(pixels: NDArray[np.uint8], side: int) -> tuple[int, int]:
-    """Width and height with `side` px as the shorter one."""
+    """Returns the width and height that make the shorter one `side` px, at the same aspect."""
     height, width = pixels.shape[:2]
     scale = side / min(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,4 +1,4 @@
-"""The report of a curation as one HTML file: counts, a histogram and pictures at every threshold, overlaps, speed."""
+"""Writes the report of a curation as one HTML file: counts, histograms and pictures at thresholds, overlaps, speed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,12 @@ from faceclip.data.curate.rules import Overlap, Rule, numbers
 from faceclip.storage.files import read_json, write_text
 
 BINS = 48
-TAILS = 0.005  # share of the values left out of a histogram on either side
+TAILS = 0.005  # share of the values that a histogram clips on either side
 
 
 class Thumbnails:
-    """Which pictures a report shows: those next to each threshold, and near-duplicates with what is kept for them."""
+    """Chooses the pictures of a report: the `count` nearest to each threshold on either side, and near-duplicates with
+    the rows that are kept in their place. `wanted` names them by (split, row number)."""
 
     def __init__(self, splits: Sequence[Shards], decision: Decision, count: int) -> None:
         self.splits, self.count = splits, count
@@ -45,13 +46,13 @@ class Thumbnails:
 
 
 def column_values(splits: Sequence[Shards], column: str) -> NDArray[np.float64]:
-    """A figure of every row, NaN where there is none."""
+    """Returns a figure of every row of all splits (N,), NaN for missing figures."""
     parts = [numbers(shards.table(number, [column]), column) for shards in splits for number in range(shards.count)]
     return np.concatenate(parts)
 
 
 def histogram(values: NDArray[np.float64], bound: float) -> tuple[NDArray, NDArray]:
-    """Counts (BINS,) and edges (BINS + 1,) between the tails, and so far that the bound is among them."""
+    """Returns counts (BINS,) and edges (BINS + 1,). The range leaves out the tails and includes the bound."""
     if not len(values):
         return np.zeros(BINS, np.int64), np.linspace(bound - 1, bound + 1, BINS + 1)
     low, high = np.quantile(values, [TAILS, 1 - TAILS])
@@ -69,7 +70,10 @@ def write_report(
     pictures: Pictures,
     overlap: Overlap,
 ) -> None:
-    """Writes the report. It shows pictures of the source, so it goes where they may go."""
+    """Writes the report to `path`. It contains pictures of the source, so publish it only if you may publish these.
+
+    `summary` is the content of curation.json; `pictures` holds the encoded pictures of `thumbnails.wanted`.
+    """
     blocks = [page.heading("Counts")]
     rows, kept = sum(summary["rows"].values()), sum(summary["kept"].values())
     blocks.append(page.text(f"{kept:,} of {rows:,} pictures are kept. It holds small copies of some of them."))
@@ -131,7 +135,7 @@ def _examples(splits: Sequence[Shards]) -> list[str]:
 
 
 def _speed(out: Path) -> list[tuple[str, str, str, str]]:
-    """Seconds of the work itself, summed over workers."""
+    """Returns the rows of the table of speed, from processor seconds summed over all workers."""
     total: dict[str, float] = {}
     for file in sorted((out / SECONDS).glob("*.json")):
         for name, value in read_json(file).items():

@@ -1,4 +1,4 @@
-"""Thresholds on figures: which rows a rule drops. They are applied to stored figures and can change at any time."""
+"""Rules drop rows by thresholds on stored figures, so that thresholds can change without measuring again."""
 
 import math
 import re
@@ -14,40 +14,40 @@ from faceclip.errors import ConfigError
 from faceclip.settings import setting
 
 UNMEASURED, DUPLICATE, RANK = "unmeasured", "duplicate", "rank"
-MOST_RULES = 63  # one bit each
+MOST_RULES = 63  # a bit each in a signed integer of 64 bits
 _OWN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
 
 
 @dataclass(kw_only=True)
 class KeepConfig:
-    """What a picture must be to be kept. null switches a rule off; a rule whose figures were not measured is off.
+    """The conditions that kept pictures meet. A rule is off if it is null or if its figure was not measured.
 
     The defaults were chosen on photographs with planted faults (docs/curation.md).
     """
 
-    min_side: float | None = setting(128, "px of the shorter side")
-    max_aspect: float | None = setting(3, "longer side in shorter sides")
-    min_color: float | None = setting(2.0, "channel_deviation: grey pictures are below")
-    min_tint: float | None = setting(2.5, "tint_deviation: sepia and other toned pictures are below")
+    min_side: float | None = setting(128, "shorter side in px")
+    max_aspect: float | None = setting(3, "longer side divided by the shorter one")
+    min_color: float | None = setting(2.0, "channel_deviation, which is lower for grey pictures")
+    min_tint: float | None = setting(2.5, "tint_deviation, which is lower for sepia and other toned pictures")
     min_luminance: float | None = setting(0.08, "mean luma, 0 to 1")
     max_luminance: float | None = setting(0.92, "mean luma, 0 to 1")
     min_contrast: float | None = setting(0.06, "standard deviation of the luma")
     max_dark: float | None = setting(0.6, "share of black pixels")
     max_bright: float | None = setting(0.5, "share of white pixels")
-    min_sharpness: float | None = setting(0.003, "energy of the Laplacian by that of the picture")
+    min_sharpness: float | None = setting(0.003, "variance of the Laplacian divided by that of the picture")
     min_face_sharpness: float | None = setting(0.012, "the same in the aligned face")
-    min_faces: float | None = setting(1, "faces that the detector is sure of")
-    max_faces: float | None = setting(None, "faces that the detector is sure of")
-    max_second_face: float | None = setting(0.3, "area of the second largest face in areas of the largest")
-    min_face_side: float | None = setting(64, "px of the aligned face")
+    min_faces: float | None = setting(1, "faces with a score of at least .9")
+    max_faces: float | None = setting(None, "faces with a score of at least .9")
+    max_second_face: float | None = setting(0.3, "area of the second largest face divided by that of the largest")
+    min_face_side: float | None = setting(64, "side of the aligned face in px")
     max_text: float | None = setting(0.02, "share of the picture in boxes of text")
     max_watermark: float | None = setting(0.5, "confidence of a text that reads like a watermark")
     max_cartoon: float | None = setting(0.9, "likelihood of a drawn face")
     max_flat: float | None = setting(0.3, "share of pixels without any texture")
-    rules: tuple[str, ...] = setting((), "further ones on any column, as in '[\"nsfw<=0.5\"]'")
-    duplicates: int | None = setting(4, "bits of 64 by which the hashes of near-duplicates differ at most")
-    face_duplicates: int | None = setting(4, "the same for the hashes of aligned faces, which crops do not change")
-    top: int = setting(0, "keep only so many, those of the most pixels; 0: all")
+    rules: tuple[str, ...] = setting((), "further rules on any column, for example '[\"nsfw<=0.5\"]'")
+    duplicates: int | None = setting(4, "largest number of bits, of 64, by which the hashes of near-duplicates differ")
+    face_duplicates: int | None = setting(4, "the same for aligned faces, whose hashes survive cropping")
+    top: int = setting(0, "keep only this number of pictures, those with the most pixels; 0: all")
 
     def __post_init__(self) -> None:
         for name in ("duplicates", "face_duplicates"):
@@ -66,7 +66,7 @@ class KeepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Keeps rows whose `column` is at least or at most `bound`. A row without that figure is kept by it."""
+    """Keeps rows whose `column` is at least (">=") or at most ("<=") `bound`, and rows without that figure."""
 
     name: str
     column: str
@@ -74,7 +74,7 @@ class Rule:
     bound: float
 
     def drops(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which of the values (N,), NaN where there is none, are dropped."""
+        """Returns which of the values (N,) are dropped. NaN stands for a missing figure, which is not dropped."""
         return values > self.bound if self.side == "<=" else values < self.bound
 
 
@@ -103,7 +103,7 @@ _HASHES = {"duplicates": "hash", "face_duplicates": "face_hash"}
 
 
 def parse_rule(text: str) -> Rule:
-    """A rule written as COLUMN<=NUMBER or COLUMN>=NUMBER. Raises ConfigError."""
+    """Parses a rule COLUMN<=NUMBER or COLUMN>=NUMBER. Raises ConfigError for any other text."""
     match = _OWN.fullmatch(text)
     try:
         bound = float(match.group(3)) if match else math.nan
@@ -116,16 +116,16 @@ def parse_rule(text: str) -> Rule:
 
 
 def hashes_asked(keep: KeepConfig) -> dict[str, int]:
-    """Columns of hashes by which duplicates are looked for, and how many bits may differ."""
+    """Returns the columns of hashes by which duplicates are searched, each with the number of bits that may differ."""
     asked = {column: getattr(keep, name) for name, column in _HASHES.items()}
     return {column: bits for column, bits in asked.items() if bits is not None}
 
 
 def active_rules(keep: KeepConfig, schema: pa.Schema) -> list[Rule]:
-    """The rules whose figures were measured.
+    """Returns the rules whose figures are columns of `schema`.
 
-    Raises ConfigError for a rule that one asked for whose figures were not, or that asks for no number; for bits of
-    hashes and `top` likewise.
+    Raises ConfigError if a setting that differs from its default needs a column that was not measured (hashes and
+    `top` included), if a rule of `keep.rules` names no numeric column, or if there are too many rules.
     """
     usual, rules = KeepConfig(), []
     wanted = {
@@ -157,12 +157,12 @@ def active_rules(keep: KeepConfig, schema: pa.Schema) -> list[Rule]:
 
 
 def reason_names(rules: Sequence[Rule]) -> list[str]:
-    """Names of the bits of `reason_bits`, from the lowest: one per rule, then the three of the whole set."""
+    """Returns the names of all bits, from the lowest: one per rule, then UNMEASURED, DUPLICATE and RANK."""
     return [*(rule.name for rule in rules), UNMEASURED, DUPLICATE, RANK]
 
 
 def reason_bits(rules: Sequence[Rule], table: pa.Table) -> NDArray[np.int64]:
-    """Bit i of (N,) says that rule i drops the row; the bit after them that nothing was measured of it."""
+    """Returns (N,): bit i is set if rule i drops the row, and the next bit if the row was not measured."""
     bits = np.zeros(len(table), np.int64)
     unmeasured = np.array([bool(reason) for reason in table["reason"].to_pylist()], bool)
     for number, rule in enumerate(rules):
@@ -172,12 +172,15 @@ def reason_bits(rules: Sequence[Rule], table: pa.Table) -> NDArray[np.int64]:
 
 
 def numbers(table: pa.Table, column: str) -> NDArray[np.float64]:
-    """A column as floats, NaN where it is empty."""
+    """Returns a column as floats (N,), NaN for empty cells."""
     return table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def rank_bits(dropped: NDArray[np.bool_], pixels: NDArray[np.float64], top: int) -> NDArray[np.bool_]:
-    """Which rows, not dropped yet, are not among the `top` of these with the most pixels; earlier rows win ties."""
+    """Returns which rows (N,) are not dropped yet and not among the `top` of these with the most pixels.
+
+    Earlier rows win ties. `top` = 0 drops none.
+    """
     kept = np.flatnonzero(~dropped)
     beyond = np.zeros(len(dropped), bool)
     if top and len(kept) > top:
@@ -187,7 +190,7 @@ def rank_bits(dropped: NDArray[np.bool_], pixels: NDArray[np.float64], top: int)
 
 @dataclass(frozen=True)
 class Overlap:
-    """counts (R, R): rows that both rules drop; alone (R,): rows that no other rule drops."""
+    """How R rules overlap. counts (R, R): rows that both rules drop. alone (R,): rows that only this rule drops."""
 
     names: list[str] = field(default_factory=list)
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
@@ -195,7 +198,7 @@ class Overlap:
 
 
 def overlaps(names: list[str], bits: NDArray[np.int64]) -> Overlap:
-    """How often rules drop the same rows."""
+    """Counts how often two rules drop the same row. names: of the R bits. bits (N,): the reasons of every row."""
     masks = [(bits >> number) & 1 == 1 for number in range(len(names))]
     counts = np.array([[int((first & second).sum()) for second in masks] for first in masks], np.int64)
     alone = np.array([int((bits == 1 << number).sum()) for number in range(len(names))], np.int64)

@@ -1,4 +1,4 @@
-"""Measuring one shard: some rows of a source in, one table of figures out. Nothing here knows where it runs."""
+"""Measures one shard: takes some rows of a source and returns a table of figures. Every backend calls this."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from faceclip.faces.looks import Face, FaceDetector
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every shard of a run measures, small and the same for all: names and settings, no models."""
+    """Names and settings of what a run measures, the same for all its shards. It holds no models."""
 
     measures: tuple[str, ...]
     plugins: tuple[str, ...]
@@ -37,7 +37,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row whose picture is known: encoded bytes or the path of a file; or the reason why there is none."""
+    """A row with its picture: encoded bytes or the path of a file; None if there is none, and then `reason` says why.
+
+    number: of the row in its split. problem: the message that belongs to `reason`.
+    """
 
     number: int
     key: str
@@ -49,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One task. number: among the shards of its split."""
+    """One task of a backend. number: of the shard in its split."""
 
     split: str
     number: int
@@ -59,8 +62,11 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The result of a task. table: `ROW_COLUMNS` and the columns of the measures; seconds: of a processor, by measure,
-    decoding and detection among them; problems: messages by reason."""
+    """The result of a task.
+
+    table: `ROW_COLUMNS` and the columns of the measures. seconds: processor time of "decode", "detect" and each
+    measure. problems: messages about unmeasured rows, by reason.
+    """
 
     split: str
     number: int
@@ -70,9 +76,9 @@ class Measured:
 
 
 def measure_shard(shard: Shard) -> Measured:
-    """Every figure of every row, in their order. A picture that cannot be read has no figures and a reason.
+    """Measures the rows in their order. A row whose picture cannot be read gets a reason instead of figures.
 
-    Raises ConfigError for a plugin that gives other figures than its columns.
+    Raises ConfigError if a plugin returns other figures than its columns.
     """
     measures, detector = _tools(shard.plan)
     seconds = dict.fromkeys(("decode", "detect", *(measure.name for measure in measures)), 0.0)
@@ -95,7 +101,7 @@ def measure_shard(shard: Shard) -> Measured:
 
 
 def table_schema(measures: Sequence[Measure]) -> pa.Schema:
-    """Columns of a table of figures."""
+    """Returns the columns of a table of figures: `ROW_COLUMNS` and those of the measures."""
     columns = dict(ROW_COLUMNS)
     for measure in measures:
         columns |= measure.columns
@@ -129,7 +135,7 @@ def _measured(
 
 
 class _Clock:
-    """A detector that adds up its time: several measures share what it finds, and none of them is to be blamed."""
+    """A detector that sums its processor seconds. Several measures share its results, so its time counts apart."""
 
     def __init__(self, detector: FaceDetector) -> None:
         self.detector, self.seconds = detector, 0.0
@@ -144,7 +150,7 @@ class _Clock:
 
 @lru_cache(maxsize=2)
 def _tools(plan: Plan) -> tuple[list[Measure], FaceDetector]:
-    """Loaded once in each process."""
+    """Loads the measures and the detector of a plan, once in each process."""
     cv2.setNumThreads(1)  # one worker, one core
     torch.set_num_threads(1)
     data = DataConfig(detector=plan.detector, accept_non_commercial=plan.accept_non_commercial)

@@ -1,5 +1,4 @@
-"""Rows of a split in blocks, with the place of each picture: what shards are made of, and what is read again to write
-the kept ones."""
+"""Reads the rows of a split in blocks and locates their pictures. Both passes use it: to measure, and to write."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ from faceclip.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """rows: `data.shard_rows` rows, fewer at the end; records: theirs by number, where a picture was located; position:
-    where a stream stands after them."""
+    """A block of `data.shard_rows` rows; the last block of a split may have fewer.
+
+    records: by row number, for rows whose picture was located. position: of the stream after the block, if it has one.
+    """
 
     number: int
     rows: tuple[Row, ...]
@@ -28,8 +29,11 @@ class Block:
 
 
 class SplitReader:
-    """One split of a source. Raises DataError for a missing split or column. memo: file for digests; out: a folder that
-    holds no pictures of the source."""
+    """Reads one split of a source.
+
+    memo: file that keeps digests of the source's files. out: folder of the command's output, which is not searched for
+    pictures. Raises DataError if the split or a column is missing.
+    """
 
     def __init__(self, data: DataConfig, split: str, memo: Path, out: Path) -> None:
         self.data, self.split = data, split
@@ -42,17 +46,17 @@ class SplitReader:
 
     @property
     def facts(self) -> list[str]:
-        """What decides rows and pictures."""
+        """Texts that change whenever rows or pictures may change: content hash, column mapping, picture store."""
         store = self.reader.store.fingerprint() if self.reader.store else ""
         return [self.source.content_hash, self.mapping.facts, store]
 
     @property
     def count(self) -> int | None:
-        """Rows, where that is known before the end."""
+        """The number of rows, or None if a stream does not know it."""
         return row_count(self.data, self.source)
 
     def blocks(self, first: int = 0, position: Position | None = None) -> Iterator[Block]:
-        """Block number `first` and those after it; `position`: where a stream stood at its begin, if known."""
+        """Yields block number `first` and the following ones. `position` is that of the stream before it, if known."""
         for number, block in row_blocks(self.data, self.source, first, position):
             start = number * self.data.shard_rows
             located = [self._locate(row, start + place) for place, row in enumerate(block)]
@@ -64,8 +68,10 @@ class SplitReader:
             )
 
     def path_of(self, row: Row) -> str:
-        """Where the picture of a row lies below the folder of the pictures. Raises ConfigError for one that is no file
-        there."""
+        """Returns the path of a row's picture relative to the folder of pictures.
+
+        Raises ConfigError if the picture is no file in that folder.
+        """
         folder = self.reader.folder
         if isinstance(row.picture, str) and folder is not None:
             path = Path(row.picture).resolve()
@@ -77,7 +83,7 @@ class SplitReader:
         )
 
     def check_paths(self) -> None:
-        """Raises ConfigError where the first picture has no `path_of`: before hours of measuring, not after."""
+        """Raises ConfigError if the first picture has no `path_of`: the error comes before hours of measuring."""
         for number, row in enumerate(islice(self.source.rows(0), self.data.shard_rows)):
             located, raw = self._locate(row, number)
             if raw is not None:
@@ -93,7 +99,7 @@ class SplitReader:
             return Row(
                 number=number, key=f"row {number}", person="", picture=None, reason=rejected.reason, problem=problem
             ), None
-        if scale != 1 and self.data.box_units == "pixels":  # of the picture that is here, not of the original
+        if scale != 1 and self.data.box_units == "pixels":  # convert to pixels of the stored, scaled picture
             points, box = (
                 value if value is None else (value + 0.5) * scale - 0.5 for value in (raw.landmarks, raw.box)
             )

@@ -1,4 +1,4 @@
-"""The measure of text in pictures, by rapidocr's PP-OCR networks (extra `curate`)."""
+"""Measures text in pictures by rapidocr's PP-OCR networks (extra `curate`)."""
 
 import re
 from collections import Counter
@@ -12,9 +12,9 @@ import pyarrow as pa
 from faceclip.data.curate.measures import Figures, Measure, Picture
 from faceclip.errors import MissingExtraError
 
-SIDE = 480  # px of the longer side in which text is looked for
-LEAST = 2  # signs of a text
-REPEATED = 3  # times that one text stands in a picture as in the tiles of a watermark
+SIDE = 480  # px, longer side at which text is searched
+LEAST = 2  # shortest text, in characters
+REPEATED = 3  # a text that occurs this many times in a picture counts as a tiled watermark
 # What agencies and photographers write over pictures.
 _MARKS = re.compile(
     r"©|\(c\)|copyright|all rights|www\.|\.com\b|\.net\b|\.org\b|https?:|watermark|preview|sample|proof"
@@ -24,15 +24,18 @@ _MARKS = re.compile(
 
 
 def text(picture: Picture) -> Figures:
-    """text_share: share of the picture in boxes of text that can be read. text_boxes: how many. watermark: the largest
-    confidence of a text as watermarks have them (addresses, agencies, ©, or one text several times); 0 for none."""
+    """Measures readable text.
+
+    text_share: share of the picture that boxes of text cover. text_boxes: their number. watermark: the largest
+    confidence (0 to 1) of a text that reads like a watermark (an address, an agency, ©, or a repeated text), or 0.
+    """
     height, width = picture.grey.shape
     scale = min(1.0, SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     view = cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA)
     found = _reader()(np.ascontiguousarray(view[:, :, ::-1]), use_det=True, use_cls=False, use_rec=True)
     read = zip(() if found.boxes is None else found.boxes, found.txts or (), found.scores or (), strict=True)
-    # A single sign that fills the picture is a face or a round thing that was read as one.
+    # A single large character is usually a face or another round thing that was misread.
     read = [(box, words, float(score)) for box, words, score in read if len(_plain(words)) >= LEAST]
     covered = np.zeros(view.shape[:2], np.uint8)
     for box, _, _ in read:
@@ -42,7 +45,10 @@ def text(picture: Picture) -> Figures:
 
 
 def watermark_likeness(texts: list[tuple[str, float]]) -> float:
-    """The largest confidence among those of (text, confidence) that read like a watermark; 0 for none."""
+    """Returns the largest confidence (0 to 1) among the `texts` that read like a watermark, or 0 if none does.
+
+    texts: pairs of text and confidence.
+    """
     times = Counter(_plain(words) for words, _ in texts)
     marked = [
         float(score)
@@ -65,7 +71,7 @@ def _reader() -> Any:
             "measures=text needs the package rapidocr: pip install 'faceclip-makeup[curate]', or leave it out of "
             "measures="
         ) from error
-    # Not enlarged: the default brings the shorter side to 736 px and takes ten times as long.
+    # The picture is not enlarged: the default scales the shorter side to 736 px and takes ten times as long.
     return RapidOCR(
         params={
             "Global.log_level": "critical",
