@@ -1,1 +1,1 @@
-"""Generation of test identities by several arms, judged by networks that did not train the generator."""
+"""Draws test identities by several arms of a generator, and judges them by networks that did not train it."""

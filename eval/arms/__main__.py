@@ -1,8 +1,6 @@
-"""Evaluate a generator on the test identities of a data set, arm by arm.
+"""Evaluates a generator on the test identities of a data set, arm by arm.
 
 python -m eval.arms --model EXPORT --data DIR --out runs/generation
-
-The last three options were chosen for the tiny models.
 """
 
 import sys
@@ -25,26 +23,26 @@ from makeup_plugin.saving.shipped import is_shipped
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
-    """The model and data, the way pictures are made, and the networks that judge them."""
+    """Settings of the command: model, data, sampling, and the judging networks."""
 
-    model: Path = setting(help="pipeline folder (export of train_generator), or tiny, the one that ships")
+    model: Path = setting(help="pipeline folder (export of train_generator), or tiny, the shipped pipeline")
     data: Path = setting(help="data set folder")
     out: Path = setting(help="receives images, results, report.html, examples.png")
-    images_per_arm: int = setting(500, "pictures of each arm")
-    arms: str = setting(",".join(ARMS), "comma-separated, of the default's")
-    steps: int | None = setting(None, "sampler steps; by default those that suit the model")
-    guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
+    images_per_arm: int = setting(500, "pictures per arm")
+    arms: str = setting(",".join(ARMS), "comma-separated names; the default lists all")
+    steps: int | None = setting(None, "sampler steps; default: the model's own")
+    guidance: float | None = setting(None, "guidance scale; default: the model's own")
     guide_shading: bool | None = setting(
-        None, "whether guidance strengthens the shading channel too; by default as suits the model"
+        None, "whether guidance strengthens the shading channel too; default: the model's own choice"
     )
-    batch: int = setting(SamplingConfig.batch, "pictures made at once")
-    bf16: bool = setting(False, "bf16 autocast: faster, pictures differ by rounding")
-    seed: int = setting(0, "of the choice of people and of the noise")
+    batch: int = setting(SamplingConfig.batch, "pictures drawn at once")
+    bf16: bool = setting(False, "bf16 autocast: faster, but pictures differ by rounding")
+    seed: int = setting(0, "seed of the choice of people and of the noise")
     split: Literal["test", "validation"] = setting("test", "choose settings on validation, report test")
-    device: str = setting("cpu", "of pipeline and judges, as cuda; faces are found on the CPU")
+    device: str = setting("cpu", "device of pipeline and judges, for example cuda; faces are detected on the CPU")
     threads: int | None = setting(None, "torch threads")
-    judge: Path | None = setting(None, "folder of another judge than the shipped one")
-    second_recognizer: Path | None = setting(None, "folder of another second recognizer")
+    judge: Path | None = setting(None, "folder of a judge to use in place of the shipped one")
+    second_recognizer: Path | None = setting(None, "folder of a second recognizer to use in place of the shipped one")
 
     def __post_init__(self) -> None:
         check_least("--images-per-arm", self.images_per_arm)
@@ -57,7 +55,7 @@ class BenchmarkSettings:
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How every arm's pictures are made."""
+        """The sampling of every arm."""
         return SamplingConfig(
             steps=self.steps,
             guidance=self.guidance,
@@ -68,7 +66,7 @@ class BenchmarkSettings:
 
 
 def check_folders(settings: BenchmarkSettings) -> None:
-    """Raises CheckpointError for folders that would fail only after a long run."""
+    """Raises CheckpointError if a model's folder is missing or wrong, so that the run does not fail late."""
     if not is_shipped(settings.model):
         remedy = "the export folder of `python -m train_generator`, or tiny"
         check_export("--model", settings.model, "model_index.json", remedy)
@@ -78,7 +76,7 @@ def check_folders(settings: BenchmarkSettings) -> None:
 
 
 def generate_and_judge(settings: BenchmarkSettings) -> None:
-    """Makes and judges the pictures, writes the results and the report, and prints which criteria are met."""
+    """Draws and judges the pictures, writes results and report, and prints which criteria are met."""
     check_folders(settings)
     arms = select_arms(settings.arms)
     use_threads(settings.threads)

@@ -1,4 +1,4 @@
-"""Makes the pictures of an arm with the pipeline; finished pictures are kept and not made again."""
+"""Draws the pictures of an arm with the pipeline. Pictures that exist already are reused."""
 
 import importlib
 import json
@@ -22,11 +22,11 @@ from makeup_plugin.references import fitted_shading, prepare_references, shading
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Steps and guidance of every arm, whether guidance strengthens the shading channel too (the pipeline's
-    `guide_shading`), how many pictures are made at once, and whether in bf16 autocast. None: as the pipeline's own
-    `call_defaults` say.
+    """Sampling of all arms. None stands for the value of the pipeline's own `call_defaults`.
 
-    bf16 is two to three times faster on a CPU; its pictures differ from fp32's by rounding.
+    steps: of the sampler. guidance: scale of classifier-free guidance. guide_shading: whether guidance strengthens the
+    shading channel too. batch: pictures drawn at once. bf16: whether to run under bf16 autocast, which is two to three
+    times faster on a CPU; its pictures differ from those in fp32 by rounding.
     """
 
     steps: int | None = None
@@ -36,7 +36,7 @@ class SamplingConfig:
     bf16: bool = False
 
     def suited_to(self, pipeline: FaceMakeUpPipeline) -> "SamplingConfig":
-        """These settings, with the pipeline's own in place of None."""
+        """Returns these settings with the pipeline's own values in place of None."""
         chosen = pipeline.call_defaults.filled(
             num_inference_steps=self.steps, guidance_scale=self.guidance, guide_shading=self.guide_shading
         )
@@ -49,8 +49,8 @@ class SamplingConfig:
 
 
 def load_pipeline(directory: Path) -> FaceMakeUpPipeline:
-    """A trained pipeline without progress bars of its own. Raises CheckpointError naming what is missing."""
-    # diffusers loads only components whose modules are imported already.
+    """Loads a trained pipeline and turns off its progress bars. Raises CheckpointError, which names what is missing."""
+    # diffusers only loads components whose modules are already imported.
     for module in ("faceclip.encoder", "faceclip.towers.image", "faceclip.face3d.fitter"):
         importlib.import_module(module)
     pipeline = FaceMakeUpPipeline.from_pretrained(directory)
@@ -68,10 +68,10 @@ def generate_arm(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Pictures (N, S, S, 3) of all jobs, read from or written to `directory`/00000.png, …
+    """Returns the pictures (N, S, S, 3), uint8, of all jobs, and keeps them as `directory`/00000.png, …
 
-    Each picture has its own seed: neither the batch size nor an interruption changes the noise it starts from. A file
-    that cannot be read counts as missing and is made again.
+    Each picture has its own seed, so neither the batch size nor an interruption changes its initial noise. A file that
+    cannot be read is drawn again. `progress` is called with the number of pictures that were added.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{number:05d}.png" for number in range(len(jobs))]
@@ -105,8 +105,10 @@ def generate_arm(
 
 @torch.no_grad()
 def fitted_maps(pipeline: FaceMakeUpPipeline, rows: Sequence[int], arrays: FaceArrays) -> dict[int, NDArray[np.uint8]]:
-    """Row → the shading map (S, S, 3) that the shading channel sees with this portrait as the reference; empty for a
-    pipeline without channel or fitter."""
+    """Returns, by row, the shading map (S, S, 3) that the shading channel gets for this portrait as the reference.
+
+    The result is empty if the pipeline has no shading channel or no fitter.
+    """
     if pipeline.shading_channel is None or pipeline.face_fitter is None or not rows:
         return {}
     references = prepare_references(
@@ -120,20 +122,20 @@ def fitted_maps(pipeline: FaceMakeUpPipeline, rows: Sequence[int], arrays: FaceA
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8] | None:
-    """RGB (H, W, 3), or None if the file holds no whole picture."""
+    """Returns RGB (H, W, 3), or None if the file is missing or incomplete."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    # Pillow calls a damaged PNG by all of these names.
+    # Pillow raises any of these for a damaged PNG.
     except (OSError, SyntaxError, ValueError, EOFError):
         return None
 
 
 def claim_folder(out: Path, settings: dict) -> None:
-    """Write the run's settings, or check that the folder's pictures were made with the same ones.
+    """Writes the run's settings to run.json, or checks that the folder's pictures were drawn with the same settings.
 
-    Raises ConfigError, which names the settings that differ, so that two runs never mix; also for pictures without
-    settings.
+    Raises ConfigError, which names the settings that differ, so that the pictures of two runs never mix. It also raises
+    ConfigError for a folder that has pictures but no run.json, or a damaged one.
     """
     path = out / "run.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Two further measurements of a picture: how far its light is from the reference's, and whether two detectors agree."""
+"""Compares a picture's light with that of its reference, and checks whether two detectors agree about its face."""
 
 import numpy as np
 import torch
@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.face3d.light import shade
 
-DIRECTIONS = 256  # of the side of a head that a viewer sees
-NEAR = 0.05  # of the face's width, within which two detectors mean the same points
+DIRECTIONS = 256  # normals, spread over the visible side of a head
+NEAR = 0.05  # of the face's width: largest mean distance of points on which two detectors agree
 
 
 def light_error(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How differently two lights (N, 27) or (N, 9, 3) shade what faces the viewer, (N,).
+    """Returns how differently two lights, (N, 27) or (N, 9, 3), shade the visible side of a head, (N,).
 
-    Root mean square difference of the shading over `DIRECTIONS` normals and the three colours, after each light was
-    scaled to a mean shading of 1: brightness alone, which skin tone can imitate, is no error. 0 is the same light;
-    a lamp from the left against one from the right gives about .5.
+    The error is the root mean square difference of the shading over `DIRECTIONS` normals and the three colours. Each
+    light is first scaled to a mean shading of 1, because skin tone can imitate a difference in brightness. Equal
+    lights give 0; a lamp from the left and one from the right differ by about .5.
     """
     normals = facing_normals(DIRECTIONS)
 
@@ -29,7 +29,7 @@ def light_error(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> ND
 
 
 def facing_normals(count: int) -> NDArray[np.float64]:
-    """Unit normals (count, 3) spread evenly over the half sphere towards the viewer (a Fibonacci lattice)."""
+    """Returns unit normals (count, 3), spread evenly over the half sphere towards the viewer by a Fibonacci lattice."""
     step = np.arange(count)
     z = (step + 0.5) / count
     angle = step * np.pi * (3 - 5**0.5)
@@ -41,7 +41,7 @@ def facing_normals(count: int) -> NDArray[np.float64]:
 def fitted_light(
     fitter: FaceFitter, images: NDArray[np.uint8], landmarks: NDArray[np.floating], *, batch: int = 64
 ) -> NDArray[np.float64]:
-    """Light (N, 27) that the fitter sees on faces with five points (N, 5, 2) px in square pictures (N, S, S, 3)."""
+    """Fits the light (N, 27) of the faces with landmarks (N, 5, 2) px in square pictures (N, S, S, 3), uint8."""
     parts = []
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
@@ -53,7 +53,10 @@ def fitted_light(
 def agreement(
     first: NDArray[np.floating], second: NDArray[np.floating], widths: NDArray[np.floating], *, near: float = NEAR
 ) -> NDArray[np.float64]:
-    """1 for each picture in which two sets of five points (N, 5, 2) px lie on average within `near` of the face's width
-    (N,) of each other, else 0; NaN points, of a face that was not found, agree with nothing."""
+    """Returns 1 for each picture (N,) in which two detectors agree, else 0.
+
+    first, second (N, 5, 2): their points in px. widths (N,): of the faces in px. They agree if the mean distance of the
+    five points is at most `near` times the width; NaN points, of faces that were not found, never agree.
+    """
     distance = np.linalg.norm(np.asarray(first, np.float64) - second, axis=-1).mean(axis=1)
     return (np.nan_to_num(distance / np.maximum(widths, 1e-6), nan=np.inf) <= near).astype(np.float64)

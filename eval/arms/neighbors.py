@@ -1,9 +1,9 @@
-"""Measures whether pictures are copies: the nearest training portrait of each, on a sheet and as a figure.
+"""Measures whether pictures are copies, by the nearest training portrait of each, and shows these on a sheet.
 
     python -m eval.arms.neighbors --images DIR --data DIR --out DIR [--count 100] [--size 128]
 
-The distance is that of the judge's features, which see the whole picture. Held-out portraits have a nearest training
-portrait, too: pictures that are nearer to theirs than those to theirs would be copies.
+The distance is between features of the judge, which sees the whole picture. Held-out portraits are measured in the same
+way: pictures that are nearer to training portraits than these would be copies.
 """
 
 import sys
@@ -30,14 +30,18 @@ from faceclip.training.checkpoints import make_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """Row (N,) of the nearest training portrait of each picture, and its distance (N,): 1 − cosine of features."""
+    """The nearest training portrait of each of N pictures: its row (N,) and distance (N,), 1 − cosine of features."""
 
     row: NDArray[np.int64]
     distance: NDArray[np.float64]
 
 
 def nearest(pictures: NDArray[np.floating], portraits: NDArray[np.floating]) -> Nearest:
-    """The nearest of portraits' features (M, D) to each picture's (N, D), by cosine about the portraits' mean."""
+    """Finds the portrait nearest to each picture by the cosine of features, from which the portraits' mean is
+    subtracted.
+
+    pictures (N, D), portraits (M, D).
+    """
     mean = portraits.mean(axis=0)
 
     def unit(features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -50,7 +54,10 @@ def nearest(pictures: NDArray[np.floating], portraits: NDArray[np.floating]) -> 
 
 
 def read_pictures(folder: Path, count: int, size: int) -> NDArray[np.uint8]:
-    """The first `count` PNG pictures of a folder by name (N, size, size, 3). Raises DataError for fewer than two."""
+    """Reads the first `count` PNG pictures of a folder by name, scaled to (N, size, size, 3), uint8.
+
+    Raises DataError if there are fewer than two, or if one cannot be read.
+    """
     found = []
     for path in sorted(folder.glob("*.png"))[:count]:
         try:
@@ -66,8 +73,12 @@ def read_pictures(folder: Path, count: int, size: int) -> NDArray[np.uint8]:
 def measure(
     pictures: NDArray[np.uint8], judge: Judge, data: Path, *, size: int
 ) -> tuple[Nearest, NDArray[np.uint8], dict[str, Estimate]]:
-    """Nearest training portraits of pictures (N, S, S, 3), these portraits, and mean distances of pictures and of as
-    many portraits of test people; a low quantile of both reveals single copies."""
+    """Finds the training portraits nearest to pictures (N, S, S, 3), and compares their distances with those of real
+    portraits of test people.
+
+    Returns the nearest rows and distances, these portraits (N, S, S, 3), and figures: the mean distance, and the share
+    of distances below the 5 % quantile of real portraits, which reveals single copies.
+    """
     training, test = load_arrays(data, "train", size=size), load_arrays(data, "test", size=size)
     features = look(judge, training.images).features
     found = nearest(look(judge, pictures).features, features)
@@ -85,26 +96,26 @@ def measure(
 
 @dataclass(kw_only=True)
 class NeighborSettings:
-    """The pictures and the data that they are compared with."""
+    """Settings of the command."""
 
     images: Path = setting(help="folder of generated PNG pictures")
     data: Path = setting(help="data set that the generator was trained on")
     out: Path = setting(help="folder of neighbors.png and neighbors.json")
-    count: int = setting(100, "how many pictures")
-    size: int = setting(128, "side in px at which they are compared")
-    judge: Path | None = setting(None, "another judge than the shipped one")
+    count: int = setting(100, "largest number of pictures")
+    size: int = setting(128, "side in px at which pictures are compared")
+    judge: Path | None = setting(None, "judge to use in place of the shipped one")
 
     def __post_init__(self) -> None:
         check_least("--count", self.count, 2)
 
 
 def compare(settings: NeighborSettings) -> None:
-    """Measures, writes the sheet and the figures, and prints these."""
+    """Measures the distances, writes the sheet and the figures, and prints the figures."""
     judge = load_model(Judge, settings.judge or weights.path("tiny/judge", package="eval"), "--judge")
     pictures = read_pictures(settings.images, settings.count, settings.size)
     found, portraits, figures = measure(pictures, judge, settings.data, size=settings.size)
     make_folder(settings.out, "--out ", ("neighbors.json", "neighbors.png"))
-    order = np.argsort(found.distance)  # what is most like a copy stands first
+    order = np.argsort(found.distance)  # the likeliest copies come first
     columns = 10
     grid: list[list[NDArray[np.uint8] | None]] = []
     for start in range(0, len(order), columns):

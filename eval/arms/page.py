@@ -1,4 +1,4 @@
-"""The generation report: figures per arm, comparisons, the criteria, and pictures."""
+"""Writes the generation report: figures per arm, comparisons, criteria, and pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,10 @@ def add_sections(
     jobs: Sequence[Job],
     examples: "Examples",
 ) -> list[tuple[str, str, bool]]:
-    """Everything about generation; returns the criteria with their outcome."""
+    """Adds all sections to the report; returns the criteria as `check_criteria` does.
+
+    scores: by arm. context: scores of real portraits by their label.
+    """
     summaries = {name: summarize(value) for name, value in scores.items()}
     real = {name: summarize(value) for name, value in context.items()}
     report.section("Generation")
@@ -114,7 +117,7 @@ def _attribute_table(
 
 
 def _difference_table(report: Report, scores: Mapping[str, Scores]) -> None:
-    """Adds no table unless there are an arm `text` and another one."""
+    """Adds the table of differences from the arm `text`, if there are this arm and another one."""
     names = ("all", *JUDGED)
     rows: list[list[Cell]] = []
     for arm in scores:
@@ -135,7 +138,7 @@ def _bars(summaries: Mapping[str, Mapping[str, Estimate]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Rows of pictures: the prompt of each row, what each column shows, and the pictures (H, W, 3) or None."""
+    """A grid of pictures (H, W, 3) or None, with the prompt of each row and the header of each column."""
 
     prompts: list[str]
     headers: list[str]
@@ -148,8 +151,11 @@ def first_examples(
     arrays: FaceArrays,
     maps: Mapping[int, NDArray[np.uint8]],
 ) -> Examples:
-    """The first picture of each of the first people of the plan, by every arm, beside the reference and the shading map
-    that was fitted to it (`maps`, by the reference's row; a gap where there is none)."""
+    """Returns the first picture of each of the plan's first people by every arm, beside the reference and its shading
+    map.
+
+    pictures: by arm (N, S, S, 3). maps: shading maps by the reference's row; a missing one leaves a gap.
+    """
     grid, prompts = [], []
     for number in first_people(jobs, arrays.identity):
         row = jobs[number].reference
@@ -160,8 +166,10 @@ def first_examples(
 
 
 def check_criteria(scores: Mapping[str, Scores]) -> list[tuple[str, str, bool]]:
-    """The project's criteria: (text, measured, met). A criterion is met if the whole 95 % interval of the
-    paired difference meets it."""
+    """Checks the project's criteria, and returns (criterion, measured value, whether it is met) for each.
+
+    A criterion is met if the whole 95 % interval of the paired difference meets it.
+    """
     criteria: list[tuple[str, str, bool]] = []
     for name in scores:
         if name == "text" or "text" not in scores:

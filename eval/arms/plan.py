@@ -1,4 +1,4 @@
-"""The arms that are compared and the pictures that each of them makes: the same people, words and noise."""
+"""Defines the arms, and plans their pictures: all arms draw the same people with the same prompts and noise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from faceclip.training.towers.labels import JUDGED
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Which conditions an arm uses; `counterpart` is the same arm without the shading channel."""
+    """The conditions of an arm. `counterpart` names the same arm without the shading channel."""
 
     name: str
     description: str
@@ -50,7 +50,11 @@ ARMS: dict[str, Arm] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture: the row of its reference portrait, its prompt, what the prompt names, and the noise's seed."""
+    """One picture to draw.
+
+    reference: row of the reference portrait. names: attributes that the prompt names, with their values. seed: of the
+    initial noise.
+    """
 
     reference: int
     prompt: str
@@ -59,7 +63,7 @@ class Job:
 
 
 def select_arms(names: str) -> list[Arm]:
-    """Arms of a comma-separated list. Raises ConfigError for unknown ones."""
+    """Returns the arms of a comma-separated list. Raises ConfigError if it is empty or a name is unknown."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in ARMS]
     if unknown or not wanted:
@@ -68,11 +72,13 @@ def select_arms(names: str) -> list[Arm]:
 
 
 def plan_jobs(labels: Labels, count: int, *, seed: int = 0) -> list[Job]:
-    """`count` pictures spread evenly over the people; a function of labels and seed alone.
+    """Plans `count` pictures, spread evenly over the people, as a function of labels and seed alone.
 
-    The reference is any portrait of the person. The prompt is a caption written for somebody else's portrait; it
-    names at least one judged attribute, and an expression only if the reference has that expression, because the
+    The reference is a random portrait of the person. The prompt is a caption of somebody else's portrait. It names at
+    least one judged attribute, and it names an expression only if the reference has that expression, because the
     shading channel shows the reference's face as it is.
+
+    Raises ConfigError if `count` is below 1, and EmptyDatasetError if there are no other people or suitable captions.
     """
     generator = np.random.default_rng([seed, 77])
     people = np.unique(labels.identity)
@@ -110,7 +116,8 @@ def _draw_prompt(
 
 
 def first_people(jobs: Sequence[Job], identity: NDArray[np.integer], count: int = 8) -> list[int]:
-    """Numbers of the first job of each of the first `count` people of a plan. identity: of every portrait (N,)."""
+    """Returns the number of the first job of each of the plan's first `count` people. identity (N,): of the
+    portraits."""
     first: dict[int, int] = {}
     for number, job in enumerate(jobs):
         first.setdefault(int(identity[job.reference]), number)
@@ -118,5 +125,5 @@ def first_people(jobs: Sequence[Job], identity: NDArray[np.integer], count: int 
 
 
 def batches(jobs: Sequence[int], size: int) -> list[list[int]]:
-    """Numbers of jobs in groups of at most `size`."""
+    """Splits the numbers of jobs into lists of at most `size`."""
     return [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]

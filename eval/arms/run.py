@@ -1,4 +1,4 @@
-"""The generation evaluation: pictures of every arm, their scores, and the scores of real portraits."""
+"""Runs the generation evaluation: draws the pictures of every arm, and scores them and real portraits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +30,11 @@ from faceclip.training.progress import counting_columns
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """Jobs, pictures and scores per arm, the scores of real portraits for comparison, and the fitted shading maps of
-    the references that examples show, by row."""
+    """What an evaluation found.
+
+    pictures, scores: by arm. context: scores of real portraits, for comparison. maps: shading maps of the references
+    that the examples show, by row. made_by: hashes of model, data, plan, code and judges.
+    """
 
     jobs: list[Job]
     pictures: Mapping[str, NDArray[np.uint8]]
@@ -40,11 +43,11 @@ class GenerationResult:
     arrays: FaceArrays
     maps: Mapping[int, NDArray[np.uint8]]
     sampling: SamplingConfig
-    made_by: Mapping[str, str]  # hashes of model, data, plan, code and judges
+    made_by: Mapping[str, str]
 
 
 def require_gallery(arrays: FaceArrays) -> None:
-    """Raises DataError if no portrait can stand in the gallery, because nobody could be recognized then."""
+    """Raises DataError if the split has no frontal portrait, because nobody could be recognized without a gallery."""
     if not (np.asarray(arrays.index) == 0).any():
         raise DataError("--data has no frontal test portrait (index 0): the gallery needs one per person")
 
@@ -63,7 +66,14 @@ def evaluate(
     split: str = "test",
     device: torch.device | str = "cpu",
 ) -> GenerationResult:
-    """Make and score `count` pictures per arm. An interrupted run resumes where it stopped."""
+    """Draws and scores `count` pictures per arm. An interrupted run resumes where it stopped.
+
+    model: export of `train_generator`. data: data set, of which `split` is used. out: folder of the pictures. judge,
+    second: folders of networks that replace the shipped judge and second recognizer.
+
+    Raises ConfigError for settings that do not suit the model or the earlier pictures in `out`, DataError for data
+    without a gallery, and CheckpointError for damaged models.
+    """
     pipeline = load_pipeline(model).to(device)
     sampling = (sampling or SamplingConfig()).suited_to(pipeline)
     for arm in arms:
@@ -135,11 +145,11 @@ def evaluate(
 
 @torch.no_grad()
 def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, references) -> dict[str, Scores]:
-    """Scores of real portraits: another one of the person, and a stranger's.
+    """Scores real portraits in place of pictures: another portrait of the person, and a stranger's.
 
-    Their prompt is what the portrait really shows, so that its accuracy is the judge's own. The frontal portrait,
-    which stands in the gallery, is never shown: it would recognize itself. Jobs for which nothing is left are left
-    out, and so is a row without any.
+    Their prompt names what the portrait really shows, so that prompt accuracy is that of the judge itself. Frontal
+    portraits are not used, because the gallery consists of them. Jobs without a suitable portrait are left out, and so
+    is a row without jobs.
     """
     generator = np.random.default_rng(0)
     values = arrays.seen_values
@@ -163,7 +173,7 @@ def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, refe
 
 
 def to_json(result: GenerationResult) -> dict:
-    """Figures per arm, comparisons with text only, and the rows of real portraits."""
+    """Returns the figures per arm, the differences from the arm `text`, and the figures of real portraits as JSON."""
 
     def plain(figures) -> dict:
         return {name: value.to_dict() for name, value in figures.items()}

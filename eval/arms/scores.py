@@ -1,4 +1,4 @@
-"""Scores of generated pictures: identity by two recognizers, pose, and the attributes that the prompt names."""
+"""Scores generated pictures: identity by two recognizers, pose, light, and the attributes that the prompt names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from faceclip.training.towers.labels import JUDGED
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """Embeddings of the reference portraits and of the gallery of one frontal portrait per person, per recognizer, and
-    the judge's features of the portraits."""
+    """Embeddings of a split's portraits and of the gallery (a frontal portrait per person), by recognizer, and the
+    judge's features of the portraits."""
 
     portraits: Mapping[str, NDArray[np.float32]]  # (rows of the split, D), unit length
     gallery: Mapping[str, NDArray[np.float32]]  # (people, D)
@@ -30,25 +30,27 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Per picture of one arm, arrays (N,); similarity and rank-1 hit of an undetected face are 0. frechet: distance of
-    all of them to the portraits of the split, by the judge's features."""
+    """Scores of the N pictures of one arm, as arrays (N,). An undetected face has similarity 0 and is not recognized.
+
+    frechet: distance of all pictures to the portraits of the split, by the judge's features.
+    """
 
     identity: NDArray[np.int64]
     found: NDArray[np.bool_]
     similarity: Mapping[str, NDArray[np.float64]]
-    raw_similarity: Mapping[str, NDArray[np.float64]]  # undetected faces too, by the judge's landmarks
+    raw_similarity: Mapping[str, NDArray[np.float64]]  # of undetected faces too, cut by the judge's landmarks
     recognized: Mapping[str, NDArray[np.float64]]
     pose_error: NDArray[np.float64]  # mean of yaw, pitch and roll, degrees
     yaw_error: NDArray[np.float64]
-    light_error: NDArray[np.float64]  # against the reference's light; NaN without a fitter
-    agreed: NDArray[np.float64]  # 1 where judge and detector see the same five points
-    prompt: Mapping[str, NDArray[np.float64]]  # attribute → 1, 0, or NaN where not named; "all"
+    light_error: NDArray[np.float64]  # from the reference's light; NaN if the pipeline has no fitter
+    agreed: NDArray[np.float64]  # 1 if judge and detector find the same five points
+    prompt: Mapping[str, NDArray[np.float64]]  # by attribute and "all": 1, 0, or NaN if the prompt does not name it
     judged: Mapping[str, Sequence[str]]
     frechet: float
 
 
 def embed_references(judges: Judges, arrays: FaceArrays) -> References:
-    """Embeddings of a split's portraits, cut where the labels say, at the size of the generated pictures."""
+    """Embeds a split's portraits, at the size of the generated pictures, cut by their true landmarks."""
     faces = FacePoints(landmarks=np.asarray(arrays.landmarks_5), found=np.ones(len(arrays), dtype=bool))
     frontal = np.flatnonzero(arrays.index == 0)
     portraits = {
@@ -65,10 +67,10 @@ def embed_references(judges: Judges, arrays: FaceArrays) -> References:
 def judge_pictures(
     judges: Judges, images: NDArray[np.uint8], jobs: Sequence[Job], arrays: FaceArrays, references: References
 ) -> Scores:
-    """Score pictures (N, S, S, 3) against the references and prompts of their jobs.
+    """Scores pictures (N, S, S, 3), uint8, against the references and prompts of their jobs.
 
-    Every picture counts: pose and attributes need no detected face, and where the detector finds none the person
-    counts as not recognized, with similarity 0.
+    Every picture counts: pose and attributes need no detected face, and a person whose face is not detected has
+    similarity 0 and counts as not recognized.
     """
     rows = np.array([job.reference for job in jobs])
     identity = np.asarray(arrays.identity)[rows]
@@ -108,7 +110,7 @@ def judge_pictures(
 
 
 def summarize(scores: Scores) -> dict[str, Estimate]:
-    """Mean and interval by identity of every figure."""
+    """Returns the mean of every figure with its interval over identities. NaN values are left out."""
 
     def mean(values: NDArray) -> Estimate:
         known = ~np.isnan(values)
@@ -129,7 +131,8 @@ def summarize(scores: Scores) -> dict[str, Estimate]:
 
 
 def compare(first: Scores, second: Scores) -> dict[str, Estimate]:
-    """first − second over the same jobs; NaN for an attribute that no prompt names."""
+    """Returns the paired differences `first` − `second` over the same jobs; NaN for an attribute that no prompt
+    names."""
     result = {
         f"similarity, {name}": paired_difference(first.similarity[name], second.similarity[name], first.identity)
         for name in first.similarity
@@ -140,7 +143,7 @@ def compare(first: Scores, second: Scores) -> dict[str, Estimate]:
             first.prompt[name][known], second.prompt[name][known], first.identity[known]
         )
     result["pose error (°)"] = paired_difference(first.pose_error, second.pose_error, first.identity)
-    # Negative with its whole interval: the error is less than half.
+    # The error is less than half if this whole interval is negative.
     result["pose error − half the other's (°)"] = paired_difference(
         first.pose_error, second.pose_error / 2, first.identity
     )

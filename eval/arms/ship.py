@@ -1,9 +1,10 @@
-"""Make the pipeline that ships with the package out of an export of stage 2 and its evaluation.
+"""Makes the pipeline that ships with the package from an export of stage 2 and its evaluation.
 
-python -m eval.arms.ship --model EXPORT --results OUT/results.json \
-    --out makeup_plugin/weights/tiny/pipeline --notes "How it was trained …"
+    python -m eval.arms.ship --model EXPORT --results OUT/results.json \
+        --out makeup_plugin/weights/tiny/pipeline --notes "How it was trained …"
 
-Weights are stored in 16 bits, towers that ship already are left out, and the model card holds the evaluation's figures.
+Weights are stored in 16 bits, towers that ship already are left out, and the model card contains the evaluation's
+figures.
 """
 
 import json
@@ -36,7 +37,7 @@ from makeup_plugin.saving.shipped import ENCODER_TOWERS, SHIPPED, WHOLE_TOWERS, 
 
 @dataclass(kw_only=True)
 class ShipSettings:
-    """What is shipped, and what is said of it."""
+    """Settings of the command."""
 
     model: Path = setting(help="pipeline folder (export of train_generator)")
     results: Path = setting(help="results.json of `python -m eval.arms` on this model")
@@ -45,7 +46,11 @@ class ShipSettings:
 
 
 def ship(settings: ShipSettings) -> None:
-    """Writes the folder. Raises CheckpointError where the model's towers are not those that ship."""
+    """Writes the shipped folder atomically and prints its size.
+
+    Raises CheckpointError if `out` exists, or if the model lacks a part, has a LoRA, or has other towers than those
+    that ship, and DataError if the results belong to another model or split.
+    """
     check_export("--model", settings.model, INDEX_FILE, "the export folder of `python -m train_generator`")
     if settings.out.exists():
         raise CheckpointError(f"--out {settings.out} exists: remove it, or name another folder")
@@ -62,7 +67,7 @@ def ship(settings: ShipSettings) -> None:
 
 
 def card(results: Mapping[str, Any], notes: str) -> str:
-    """The model card (Markdown), from an evaluation's results."""
+    """Returns the model card (Markdown). results: content of results.json. notes: its last sentences."""
     rows = {**results["arms"], **results["real"]}
     lines = [
         "---",
@@ -115,7 +120,7 @@ def _write(settings: ShipSettings, results: Mapping[str, Any], folder: Path) -> 
 
 
 def _read(part: Path) -> dict[str, Tensor]:
-    """Tensors of a component, those in floating point in 16 bits. Raises CheckpointError where that overflows."""
+    """Reads a component's tensors, with floating point in 16 bits. Raises CheckpointError if a value overflows."""
     found = load_file(part / f"{STEM}.safetensors")
     halved = {name: value.half() if value.is_floating_point() else value for name, value in found.items()}
     check_finite(halved, part)
@@ -123,7 +128,8 @@ def _read(part: Path) -> dict[str, Tensor]:
 
 
 def _without_towers(tensors: Mapping[str, Tensor], part: Path) -> dict[str, Tensor]:
-    """A joint encoder's tensors without its towers, which must be those that ship."""
+    """Returns a joint encoder's tensors without its towers. Raises CheckpointError if these are not the shipped
+    ones."""
     for prefix, tower in ENCODER_TOWERS.items():
         mine = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         _check_tower(mine, tower, part)
@@ -143,7 +149,8 @@ def _check_tower(mine: Mapping[str, Tensor], tower: str, part: Path) -> None:
 
 
 def _read_results(path: Path, model: Path) -> dict[str, Any]:
-    """The evaluation's results. Raises DataError for ones that are damaged, of another model, or not of test people."""
+    """Reads the evaluation's results. Raises DataError if they are damaged, of another model, or not of the test
+    split."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         card(found, "")  # reads all that the card needs

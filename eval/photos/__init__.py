@@ -1,1 +1,1 @@
-"""What is measured on a user's own folder of photographs, one folder per person."""
+"""Measurements on a user's own photographs, which lie in one folder per person."""

@@ -1,9 +1,9 @@
-"""What is said of photographs: the share of photos with each reading, whether the mirrored photo gives the same, speed.
+"""Measures the captions of photographs: the share of each attribute, agreement with the mirrored photo, and speed.
 
     python -m eval.photos.captions photos=FOLDER [people=150] [per_person=2] [out=FILE.json] [sheet=FILE.png]
 
-FOLDER has one folder of photos per person. A sheet shows photos with what is said of them, to be checked by eye;
-nothing else of the photos is written.
+FOLDER has one folder of photos per person. `sheet` shows photos with their attributes, to be checked by eye; no other
+file contains anything of the photos.
 """
 
 import sys
@@ -27,7 +27,7 @@ from faceclip.face3d.mesh_fitter import MeshFitter
 from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 
-SIDE, REACH = 256, 1.7  # px of a portrait, and its side in sides of the aligned crop, as data are imported
+SIDE, REACH = 256, 1.7  # side of a portrait in px, and divided by that of the aligned crop, as the import cuts them
 CELL, COLUMNS = 200, 8
 MIRRORED = {"left": "right", "right": "left"}
 _SWAPPED = [1, 0, 2, 4, 3]  # the five points of a mirrored face
@@ -35,13 +35,13 @@ _SWAPPED = [1, 0, 2, 4, 3]  # the five points of a mirrored face
 
 @dataclass(kw_only=True)
 class CaptionsConfig:
-    """What is measured."""
+    """Settings of the command."""
 
     photos: str = setting("", "folder with one folder of photos per person", path=True)
     people: int = setting(150, "people drawn from it")
-    per_person: int = setting(2, "photos of each at most")
-    seed: int = setting(0, "which people are drawn")
-    least_confidence: float = setting(LEAST, "of a reading that is said")
+    per_person: int = setting(2, "largest number of photos per person")
+    seed: int = setting(0, "seed of the draw of people")
+    least_confidence: float = setting(LEAST, "smallest confidence of an attribute that a caption names")
     out: str = setting("", "file that gets the figures as JSON", path=True)
     sheet: str = setting("", "file of a sheet of the first photo of each person, for the eye", path=True)
 
@@ -56,7 +56,11 @@ class CaptionsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """One portrait (SIDE, SIDE, 3) of a person, what is said of it, what is said of its mirror image, and seconds."""
+    """One measured portrait.
+
+    person: number of the person. picture (SIDE, SIDE, 3). mirrored: attributes read from the mirror image, with left
+    and right swapped back. seconds: processor time of fit and description.
+    """
 
     person: int
     picture: NDArray[np.uint8]
@@ -66,12 +70,12 @@ class Read:
 
 
 def mirror(attributes: dict[str, str]) -> dict[str, str]:
-    """The attributes of the mirror image."""
+    """Returns the attributes with left and right swapped, as they are in the mirror image."""
     return {name: MIRRORED.get(value, value) for name, value in attributes.items()}
 
 
 def figures_of(read: list[Read]) -> dict[str, Estimate]:
-    """Shares by person. Raises EmptyDatasetError without portraits."""
+    """Returns all figures, with intervals over people. Raises EmptyDatasetError if there are no portraits."""
     if not read:
         raise EmptyDatasetError("no photo has a face that the head model fits: give larger or upright faces")
     people = np.array([one.person for one in read])
@@ -99,7 +103,10 @@ def figures_of(read: list[Read]) -> dict[str, Estimate]:
 
 
 def read_all(config: CaptionsConfig) -> list[Read]:
-    """Portraits of the folder's people, cut as the import cuts them, with what is said of them."""
+    """Cuts portraits of the folder's people as the import does, and describes each and its mirror image.
+
+    Photos without a face, or whose face the head model does not fit, are left out.
+    """
     fitter = MeshFitter()
     describer = PhotoDescriber(fitter.landmarker, least=config.least_confidence)
     found = []
@@ -131,7 +138,7 @@ def read_all(config: CaptionsConfig) -> list[Read]:
 def _describe(
     describer: PhotoDescriber, fitter: MeshFitter, picture: NDArray[np.uint8], five: NDArray[np.float32], seed: int
 ) -> Described | None:
-    """What is said of a portrait; None where the head model does not fit."""
+    """Describes a portrait (SIDE, SIDE, 3) with five points (5, 2) px; None if the head model does not fit."""
     fit = fitter.measure([picture], five[None])
     if not fit.usable[0]:
         return None
@@ -139,7 +146,7 @@ def _describe(
 
 
 def draw_sheet(read: list[Read], path: Path) -> None:
-    """The first portrait of each person with what is said of it."""
+    """Draws the first portrait of each person with its attributes and saves the sheet to `path`."""
     first = {one.person: one for one in reversed(read)}
     cells = [_cell(number, first[person]) for number, person in enumerate(sorted(first))]
     blank = np.full_like(cells[0], 255)
@@ -163,7 +170,7 @@ def _cell(number: int, one: Read) -> NDArray[np.uint8]:
 
 
 def measure(config: CaptionsConfig) -> None:
-    """Measures on one core, prints the figures and writes them where asked to."""
+    """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
     read = read_all(config)
     figures = figures_of(read)

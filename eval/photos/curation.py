@@ -1,9 +1,9 @@
-"""What curation drops of photographs with planted faults, and of those without.
+"""Measures which photographs curation drops: of those with planted faults, and of those without.
 
     python -m eval.photos.curation photos=FOLDER work=DIR [each=500] [good=1000] [keep.max_text=…]
 
-FOLDER has one folder of photos per person. DIR gets copies of the photos with and without faults, and the curation of
-these; delete it afterwards. A second run with other `keep.` words measures nothing again.
+FOLDER has one folder of photos per person. DIR receives copies of the photos with and without faults, and the curation
+of these; delete it afterwards. A second run with other `keep.` settings reuses all figures.
 """
 
 import json
@@ -31,20 +31,20 @@ from faceclip.settings import run, setting
 from faceclip.storage.files import read_json, write_json, write_picture
 from faceclip.storage.places import check_place
 
-PHOTOS = 4  # that one fault takes at most
+PHOTOS = 4  # most photos that one fault combines
 WORDS = "planted.json"
-GOOD = "0-good"  # before the names of faults: of two equal pictures the first one stays
+GOOD = "0-good"  # sorts before the names of faults: of two equal pictures the first one is kept
 
 
 @dataclass(kw_only=True)
 class CurationConfig:
-    """What is planted, and what is kept."""
+    """Settings of the command: what is planted, and what is kept."""
 
     photos: str = setting("", "folder with one folder of photos per person", path=True)
     work: str = setting("", "folder for pictures and figures, outside of photos=", path=True)
     each: int = setting(500, "pictures of each fault")
     good: int = setting(1000, "photos without a planted fault")
-    seed: int = setting(0, "which photos are drawn, and how faults look")
+    seed: int = setting(0, "seed of the draw of photos and of the faults")
     measures: tuple[str, ...] = setting(USUAL, "as in faceclip.data.curate")
     keep: KeepConfig = field(default_factory=KeepConfig)
 
@@ -59,13 +59,13 @@ class CurationConfig:
 
 
 def plant(config: CurationConfig, work: Path) -> None:
-    """Writes WORK/pictures, the same ones for the same words; those that are there already stay.
+    """Writes WORK/pictures, which the settings determine. Existing pictures are kept.
 
-    Faults are planted in other photos than the good ones, in one of them several times where there are fewer than
-    `each`; copies are of good ones.
+    Faults are planted in photos that are not among the good ones; a photo is used several times if there are fewer than
+    `each`. Copies are made of good photos.
 
-    Raises EmptyDatasetError for fewer photos than `good` and four more, ConfigError where `work` holds pictures of
-    other words or photos, or something else.
+    Raises EmptyDatasetError if there are fewer than `good` + 4 photos, and ConfigError if `work` holds pictures of
+    other settings or photos, or anything else.
     """
     photos = [file for file in files_below(Path(config.photos)) if file.suffix.lower() in SUFFIXES]
     if len(photos) < config.good + PHOTOS:
@@ -109,7 +109,12 @@ def _write(path: Path, make: Any) -> None:
 
 
 def measure(config: CurationConfig) -> dict[str, Any]:
-    """Plants, curates, and counts by kind of picture: how many, how many are dropped, by which rules."""
+    """Plants the faults, curates, and returns how many pictures of each kind are dropped, and by which rules.
+
+    kinds: for each kind of picture its number, the share that is dropped, and the share dropped as meant. rules: for
+    each rule how many pictures it drops, and the shares of meant and of good ones. all: precision, recall, and the
+    share of good pictures that is dropped.
+    """
     work = Path(config.work)
     words = CurateConfig(
         data=DataConfig(path=str(work / "pictures"), shard_rows=256),
@@ -166,7 +171,7 @@ def show(config: CurationConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Entry point of `python -m eval.photos.curation`; returns the exit status."""
     return run(show, CurationConfig, argv, interrupted="interrupted; the same command resumes")
 
 

@@ -1,4 +1,4 @@
-"""Figures over photos of people, with intervals from drawing whole people."""
+"""Statistics over photos of people, with bootstrap intervals that resample whole people."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,10 @@ Statistic = Callable[[NDArray[np.int64]], float]
 
 
 def by_people(statistic: Statistic, people: NDArray[np.integer], *, resamples: int = RESAMPLES) -> Estimate:
-    """A statistic of rows and its 95 % percentile interval when whole people are drawn with replacement (Efron 1979).
+    """Returns a statistic of rows with its 95 % percentile interval, from people drawn with replacement (Efron 1979).
 
-    statistic: of row numbers, of which some may come more than once.
+    statistic: function of row numbers (M,), which may repeat. people (N,): the person of each row. The interval is NaN
+    if no resample gives a finite value.
     """
     people = np.asarray(people)
     names = np.unique(people)
@@ -33,7 +34,10 @@ def by_people(statistic: Statistic, people: NDArray[np.integer], *, resamples: i
 def pairs(
     scores: NDArray[np.floating], people: NDArray[np.integer], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Scores of all pairs of different rows, and which are of one person; scores (N, N)."""
+    """Returns the scores (P,) of all pairs of different rows, and whether each pair shows the same person (P,).
+
+    scores (N, N). people (N,). rows (M,): the rows to pair; pairs of a row with itself are left out.
+    """
     first, second = np.triu_indices(len(rows), 1)
     first, second = rows[first], rows[second]
     different = first != second
@@ -42,7 +46,11 @@ def pairs(
 
 
 def area(scores: NDArray[np.floating], same: NDArray[np.bool_]) -> float:
-    """Share of pairs of one person and pairs of two in which the first score higher; ties count half."""
+    """Returns the area under the ROC curve: how often a pair of the same person scores higher than one of different
+    people.
+
+    scores, same (P,). Ties count half. NaN if there are no pairs of either kind.
+    """
     right, wrong = np.sort(scores[same]), np.sort(scores[~same])
     if not len(right) or not len(wrong):
         return float("nan")
@@ -51,7 +59,11 @@ def area(scores: NDArray[np.floating], same: NDArray[np.bool_]) -> float:
 
 
 def accepted(scores: NDArray[np.floating], same: NDArray[np.bool_], false_rate: float) -> float:
-    """Share of pairs of one person above the threshold that `false_rate` of the pairs of two people reach."""
+    """Returns the share of pairs of the same person above the threshold that a share `false_rate` of the other pairs
+    reaches.
+
+    scores, same (P,). NaN if `false_rate` stands for less than one pair.
+    """
     right, wrong = scores[same], scores[~same]
     if not len(right) or len(wrong) * false_rate < 1:
         return float("nan")
@@ -61,8 +73,11 @@ def accepted(scores: NDArray[np.floating], same: NDArray[np.bool_], false_rate: 
 def one_shot(
     scores: NDArray[np.floating], people: NDArray[np.integer], first: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
-    """Whether each photo that is not its person's `first` is nearest to the first photo of its own person; and whose
-    photos these are. A tie is a miss."""
+    """Identifies each probe among the first photos of all people.
+
+    scores (N, N), people (N,), first (N,): whether a photo is its person's first one. Returns for every other photo 1.0
+    if the first photo of its own person scores highest (a tie is a miss), and the person.
+    """
     gallery, probes = np.flatnonzero(first), np.flatnonzero(~first)
     probes = probes[np.isin(people[probes], people[gallery])]
     table = scores[np.ix_(probes, gallery)]

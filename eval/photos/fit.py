@@ -1,9 +1,9 @@
-"""How well the 3D fit holds on photographs, and on renders whose truth is known.
+"""Measures the 3D fit on photographs, and on renders whose true parameters are known.
 
     python -m eval.photos.fit photos=FOLDER [people=100] [per_person=2] [renders=60] [out=FILE.json]
 
-FOLDER has one folder of photos per person, or with identity=none photos of as many people. Nothing of the photos is
-written, only figures.
+FOLDER has one folder of photos per person, or with identity=none photos that each show another person. Only figures are
+written, nothing of the photos.
 """
 
 import sys
@@ -31,23 +31,23 @@ from faceclip.people.sample import sample_identity, sample_scene
 from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 
-LIMIT = 0.04  # of the distance of the eye corners
-NEAR = 4.0  # degrees
+LIMIT = 0.04  # of the distance between the outer eye corners: the residual of a good fit
+NEAR = 4.0  # degrees between the angles of the fit and of the rigid pose
 RENDER_SEED, RENDER_SIZE, RENDER_YAW = 77, 256, 45.0
 ANGLES = ("yaw", "pitch", "roll")
 
 
 @dataclass(kw_only=True)
 class FitConfig:
-    """What is measured."""
+    """Settings of the command."""
 
     photos: str = setting("", "folder with one folder of photos per person; '': renders only", path=True)
     people: int = setting(100, "people drawn from it")
-    per_person: int = setting(2, "photos of each at most")
+    per_person: int = setting(2, "largest number of photos per person")
     identity: Literal["folder", "none"] = setting(
         "folder", "none: each photo in the folder itself shows another person"
     )
-    seed: int = setting(0, "which people are drawn")
+    seed: int = setting(0, "seed of the draw of people")
     renders: int = setting(60, "synthetic people that are rendered; 0: none")
     out: str = setting("", "file that gets the figures as JSON", path=True)
 
@@ -59,7 +59,7 @@ class FitConfig:
 
 
 def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate]:
-    """Figures of photos of people. Raises EmptyDatasetError where no photo has a face."""
+    """Fits all photos and returns the figures. Raises EmptyDatasetError if no photo has a face."""
     seen = [photo for photo in photos if photo.face is not None]
     if not seen:
         raise EmptyDatasetError("no photo shows a face that the detector finds: give larger or upright faces")
@@ -101,7 +101,10 @@ def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate
 
 
 def _explained(image: NDArray[np.uint8], fits: MeshFit, row: int) -> float:
-    """Correlation of the photo's luminance with the fit's shading over the skin of one face; 0 where there is none."""
+    """Returns the correlation of the photo's luminance with the fit's shading over the skin of one face.
+
+    It is 0 if fewer than 50 pixels show skin, or if either of the two is constant.
+    """
     fit = fits.fit.rows([row])
     luminance, normals, skin = skin_samples(image, fit, fits.dense.points[row])
     if skin.sum() < 50:
@@ -113,7 +116,10 @@ def _explained(image: NDArray[np.uint8], fits: MeshFit, row: int) -> float:
 
 
 def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
-    """Errors against the truth on renders turned by at most 45°, one of each person, at the detector's points."""
+    """Returns the errors of the fit on renders, one of each of `count` people, by detected landmarks.
+
+    Renders that are turned by more than 45° are left out.
+    """
     head, renderer, detector = default_head(), PortraitRenderer(), MTCNNDetector()
     angles, errors, missed, people = [], [], [], []
     for number in range(count):
@@ -152,7 +158,7 @@ def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
 
 
 def measure(config: FitConfig) -> None:
-    """Measures on one core, prints the figures and writes them where asked to."""
+    """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
     fitter = MeshFitter()
     figures: dict[str, Estimate] = {}

@@ -1,4 +1,4 @@
-"""Photographs of people, one folder per person, and the face in the middle of each."""
+"""Reads photographs of people, one folder per person, and finds the face in the middle of each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """person: number of the person. name: PERSON/FILE. face: None where none was found. fault: why there is none."""
+    """One photograph.
+
+    person: number of the person. name: PERSON/FILE. image (H, W, 3): uint8 RGB. face: None if none was found, and then
+    `fault` says why.
+    """
 
     person: int
     name: str
@@ -26,9 +30,10 @@ class Photo:
 
 
 def choose_photos(folder: Path, people: int, photos: int, seed: int) -> list[tuple[int, Path]]:
-    """Person and file of at most `photos` photos, in the order of their names, of `people` people drawn by `seed`.
+    """Draws `people` people by `seed`, and returns number of the person and file of their first `photos` photos by
+    name.
 
-    Raises DataError for a folder that is missing, EmptyDatasetError for one without people of two photos or more.
+    Raises DataError if the folder is missing, and EmptyDatasetError if no person has two photos.
     """
     if not folder.is_dir():
         raise DataError(f"photos={folder} is no folder: give one with a folder of photos for each person")
@@ -46,9 +51,10 @@ def choose_photos(folder: Path, people: int, photos: int, seed: int) -> list[tup
 
 
 def single_photos(folder: Path, people: int, seed: int) -> list[tuple[int, Path]]:
-    """Number and file of at most `people` photos drawn by `seed` that lie in the folder itself, each of another person.
+    """Draws at most `people` photos that lie in the folder itself by `seed`; each counts as another person.
 
-    Raises DataError for a folder that is missing, EmptyDatasetError for one without photos.
+    Returns pairs of number and file. Raises DataError if the folder is missing, and EmptyDatasetError if it has no
+    photos.
     """
     if not folder.is_dir():
         raise DataError(f"photos={folder} is no folder: give one with photos in it")
@@ -64,7 +70,10 @@ def single_photos(folder: Path, people: int, seed: int) -> list[tuple[int, Path]
 def read_photos(
     chosen: list[tuple[int, Path]], detector: FaceDetector | None = None, *, label: str = "photos"
 ) -> Iterator[Photo]:
-    """Reads the photos one after another and looks for the face in the middle of each, which then stands upright."""
+    """Reads the photos one after another, finds the face in the middle of each, and turns the photo upright.
+
+    A photo that cannot be read, or has no face, is yielded with `face=None`.
+    """
     detector = detector or MTCNNDetector()
     for person, file in track(chosen, description=label, transient=True):
         name = f"{file.parent.name}/{file.name}"
@@ -82,7 +91,7 @@ def read_photos(
 
 
 def _cause(image: NDArray[np.uint8]) -> str:
-    """Why a detector may have found nothing, as far as the picture itself tells."""
+    """Guesses from the picture (H, W, 3) why the detector found no face."""
     grey = image.astype(np.float32).mean(axis=2)
     if min(image.shape[:2]) < 40:
         return "too small"

@@ -1,4 +1,7 @@
-"""Faults planted in photographs: what curation must drop, made of pictures that it must keep."""
+"""Makes pictures that curation must drop, by planting faults in photographs that it must keep.
+
+Every function takes one to four photos (H, W, 3), uint8 RGB, and a generator, and returns the faulty picture.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -17,19 +20,19 @@ _MARKS = ("(c) PhotoStock", "www.pictures.com", "SAMPLE", "stock photo", "Copyri
 
 
 def grey(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """The luma alone."""
+    """Replaces the colours by the luma."""
     return cv2.cvtColor(cv2.cvtColor(photos[0], cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def toned(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """One hue that the brightness alone decides, as sepia."""
+    """Tones the photo in one hue, like sepia."""
     level = cv2.cvtColor(photos[0], cv2.COLOR_RGB2GRAY)[..., None] / 255
     tint = random.permuted([1.0, random.uniform(0.75, 0.95), random.uniform(0.5, 0.85)])
     return np.clip(255 * level ** (1 / tint), 0, 255).astype(np.uint8)
 
 
 def captioned(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """Two to four lines of text, with or without a bar behind them."""
+    """Writes two to four lines of text over the photo, with or without a bar behind them."""
     picture = photos[0].copy()
     height, width = picture.shape[:2]
     scale, lines = random.uniform(0.4, 0.6) * width / 250, int(random.integers(2, 5))
@@ -49,7 +52,7 @@ def captioned(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def watermarked(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """Pale words of an agency, once in a corner or in the middle, or in tiles."""
+    """Writes a pale watermark, once in a corner or in the middle, or in tiles."""
     picture = photos[0].copy()
     height, width = picture.shape[:2]
     layer, words = picture.copy(), str(random.choice(_MARKS))
@@ -64,7 +67,7 @@ def watermarked(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def group(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """Two or four people."""
+    """Joins two or four photos to a picture of several people."""
     size = photos[0].shape[1::-1]
     same = [cv2.resize(photo, size, interpolation=cv2.INTER_AREA) for photo in photos[:4]]
     if random.random() < 0.5:
@@ -73,7 +76,7 @@ def group(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def drawn(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """A drawn face in other colours, before a background that a camera might have seen."""
+    """Draws a comic face in random colours, with noise."""
     size = min(photos[0].shape[:2])
     picture = drawn_face(size)[:, :, random.permutation(3)].astype(np.float64) * random.uniform(0.75, 1, 3)
     noise = random.normal(0, random.uniform(0, 3), picture.shape)
@@ -81,7 +84,7 @@ def drawn(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def painted(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """A photo as flat areas with outlines."""
+    """Turns the photo into flat areas with outlines."""
     picture = photos[0]
     for _ in range(5):
         picture = cv2.bilateralFilter(picture, 9, 40, 7)
@@ -93,33 +96,33 @@ def painted(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def blurred(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """Out of focus by 1.2 to 2.4 % of the width (a standard deviation of 3 to 6 pixels at 250)."""
+    """Blurs by a Gaussian whose standard deviation is 1.2 to 2.4 % of the width (3 to 6 px at 250 px)."""
     return cv2.GaussianBlur(photos[0], (0, 0), float(random.uniform(0.012, 0.024)) * photos[0].shape[1])
 
 
 def dark(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """A tenth to a fifth of the light."""
+    """Darkens the photo to 8 to 18 % of its light."""
     return (photos[0] * random.uniform(0.08, 0.18)).astype(np.uint8)
 
 
 def bright(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """Burnt out."""
+    """Overexposes the photo."""
     return np.clip(photos[0].astype(np.float64) * random.uniform(3, 5) + 90, 0, 255).astype(np.uint8)
 
 
 def long(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """A strip."""
+    """Extends the photo to a strip of four times its width."""
     return np.ascontiguousarray(np.hstack([photos[0], *(np.full_like(photos[0], 120) for _ in range(3))]))
 
 
 def small(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """48 to 120 pixels."""
+    """Scales the photo to a side of 48 to 120 pixels."""
     side = int(random.integers(48, 121))
     return cv2.resize(photos[0], (side, side), interpolation=cv2.INTER_AREA)
 
 
 def no_face(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """The picture in pieces of a sixth of its sides, in another order."""
+    """Shuffles the 6 × 6 tiles of the photo, so that no face is left."""
     height, width = (side // 6 for side in photos[0].shape[:2])
     pieces = [photos[0][y * height :, x * width :][:height, :width] for y in range(6) for x in range(6)]
     order = random.permutation(36)
@@ -127,14 +130,14 @@ def no_face(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def compressed(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """The same photo as a JPEG of quality 15 to 40."""
+    """Compresses the photo as a JPEG of quality 15 to 40."""
     quality = int(random.integers(15, 41))
     _, data = cv2.imencode(".jpg", photos[0][:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
 
 
 def cropped(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """The same photo without 4 to 12 % at each side."""
+    """Crops 4 to 12 % of each side."""
     height, width = photos[0].shape[:2]
     top, bottom = (random.uniform(0.04, 0.12, 2) * height).astype(int)
     left, right = (random.uniform(0.04, 0.12, 2) * width).astype(int)
@@ -142,7 +145,7 @@ def cropped(photos: Sequence[Pixels], random: Generator) -> Pixels:
 
 
 def resized(photos: Sequence[Pixels], random: Generator) -> Pixels:
-    """The same photo at 55 to 90 % of its size."""
+    """Scales the photo to 55 to 90 % of its size."""
     scale = float(random.uniform(0.55, 0.9))
     return cv2.resize(photos[0], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
@@ -162,7 +165,7 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "small": (small, ("small",)),
     "no_face": (no_face, ("no_face",)),
 }
-"""Name → what makes it of one to four photos, and the rules that are meant to drop it."""
+"""Name of each fault → its function, and the rules that are meant to drop such pictures."""
 
 COPIES: dict[str, Fault] = {"compressed": compressed, "cropped": cropped, "resized": resized}
-"""Near-duplicates of a photo that is in the set."""
+"""Name → function that makes a near-duplicate of a photo in the set."""

@@ -1,8 +1,8 @@
-"""How well recognizers tell people of a folder of photographs apart, and how many faces the detector finds.
+"""Measures how well recognizers distinguish the people in photographs, and how many faces the detector finds.
 
     python -m eval.photos.recognition photos=FOLDER [recognizers='["tiny/recognizer","dlib"]'] [people=150] […]
 
-FOLDER has one folder of photos per person. Nothing of the photos is written, only figures.
+FOLDER has one folder of photos per person. Only figures are written, nothing of the photos.
 """
 
 import sys
@@ -36,13 +36,13 @@ Crop = Callable[[NDArray[np.uint8], NDArray[np.floating]], Tensor]
 
 @dataclass(kw_only=True)
 class RecognitionConfig:
-    """What is measured."""
+    """Settings of the command."""
 
     photos: str = setting("", "folder with one folder of photos per person", path=True)
     recognizers: list[str] = field(default_factory=lambda: ["tiny/recognizer", "dlib"])
     people: int = setting(150, "people drawn from it")
-    per_person: int = setting(3, "photos of each at most")
-    seed: int = setting(0, "which people are drawn")
+    per_person: int = setting(3, "largest number of photos per person")
+    seed: int = setting(0, "seed of the draw of people")
     out: str = setting("", "file that gets the figures as JSON", path=True)
 
     def __post_init__(self) -> None:
@@ -55,8 +55,10 @@ class RecognitionConfig:
 
 
 def chip_of(image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> Tensor:
-    """dlib's chip (3, 150, 150) in [0, 1] of a face with five points in a picture, which is reduced before where the
-    face is more than twice as large."""
+    """Cuts dlib's chip (3, 150, 150) in [0, 1] of a face.
+
+    image (H, W, 3), landmarks (5, 2) px. An image whose face is more than twice as large as the chip is reduced first.
+    """
     times = max(int(crop_side(landmarks) / CHIP), 1)
     if times > 1:
         size = (max(image.shape[1] // times, 1), max(image.shape[0] // times, 1))
@@ -67,7 +69,10 @@ def chip_of(image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> Tensor
 
 
 def ways(name: str, encoder: FaceEncoder) -> dict[str, tuple[Crop, Callable[[Tensor], Tensor]]]:
-    """How faces reach a recognizer: as the aligned crop that all encoders get, and for dlib also as its own chip."""
+    """Returns, by name, the ways to embed a face: a function that crops it and one that embeds a batch of crops.
+
+    All recognizers take the aligned crop; dlib's also takes its own chip.
+    """
     size = int(encoder.config.image_size)
 
     def crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> Tensor:
@@ -81,7 +86,7 @@ def ways(name: str, encoder: FaceEncoder) -> dict[str, tuple[Crop, Callable[[Ten
 
 @torch.no_grad()
 def embed(photos: list[Photo], crop: Crop, network: Callable[[Tensor], Tensor]) -> tuple[NDArray[np.float32], float]:
-    """Embeddings (N, E) of the photos' faces, and the seconds of one core for one face, cutting included."""
+    """Returns embeddings (N, E) of the photos' faces, and the processor seconds per face, including the crop."""
     start, parts = time.process_time(), []
     for first in range(0, len(photos), BATCH):
         batch = [crop(p.image, p.face.landmarks) for p in photos[first : first + BATCH] if p.face is not None]
@@ -90,7 +95,8 @@ def embed(photos: list[Photo], crop: Crop, network: Callable[[Tensor], Tensor]) 
 
 
 def scores_of(vectors: NDArray[np.float32], *, euclidean: bool) -> NDArray[np.float64]:
-    """Likeness (N, N): cosine, or for dlib, which was trained by it, the negative distance."""
+    """Returns scores (N, N) of all pairs: cosines, or with `euclidean` negative distances, by which dlib was
+    trained."""
     vectors = vectors.astype(np.float64)
     if euclidean:
         square = np.square(vectors).sum(axis=1)
@@ -100,7 +106,10 @@ def scores_of(vectors: NDArray[np.float32], *, euclidean: bool) -> NDArray[np.fl
 
 
 def recognition_figures(scores: NDArray[np.float64], people: NDArray[np.int64]) -> dict[str, Estimate]:
-    """Verification of all pairs and identification by the first photo of each person, with intervals by person."""
+    """Measures verification over all pairs, and identification by the first photo of each person.
+
+    scores (N, N), people (N,). Intervals are over people.
+    """
     first = np.zeros(len(people), bool)
     first[np.unique(people, return_index=True)[1]] = True
     right, probes = one_shot(scores, people, first)
@@ -114,7 +123,7 @@ def recognition_figures(scores: NDArray[np.float64], people: NDArray[np.int64]) 
 
 
 def measure(config: RecognitionConfig) -> None:
-    """Measures on one core, prints the figures and writes them where asked to."""
+    """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
     chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
     encoders = {name: load_tower(name, "face") for name in config.recognizers}

@@ -1,4 +1,4 @@
-"""The contact sheet of docs/photographs.md: picture, fitted mesh and shading map, of pictures that may be shown.
+"""Draws the contact sheet of docs/photographs.md: pictures with their fitted meshes and shading maps.
 
 python -m eval.photos.sheet out=FILE.jpg pictures='["portrait.png"]' [renders=3]
 """
@@ -23,15 +23,15 @@ from faceclip.people.render import PortraitRenderer
 from faceclip.people.sample import sample_identity, sample_scene
 from faceclip.settings import run, setting
 
-VIEW = 1.7  # side of what is shown in sides of the ArcFace crop
+VIEW = 1.7  # side of the shown square divided by that of the ArcFace crop
 SIDE = 240  # px of a cell
-FINER = 4  # the mesh is drawn at this many times the size, so that its lines stay thin
+FINER = 4  # the mesh is drawn at this multiple of the size and reduced, so that its lines are thin
 RENDER_SEED = 77
 
 
 @dataclass(kw_only=True)
 class SheetConfig:
-    """What is shown."""
+    """Settings of the command."""
 
     out: str = setting("", "file of the sheet", path=True)
     pictures: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class SheetConfig:
 
 
 def cells(picture: NDArray[np.uint8], fitter: MeshFitter) -> list[NDArray[np.uint8]]:
-    """The square around the face of a picture, the mesh drawn over it, and the shading map, each (SIDE, SIDE, 3)."""
+    """Returns three cells (SIDE, SIDE, 3): the square around the face, the mesh drawn over it, and the shading map."""
     square = align_face(picture, find_faces(picture)[0].landmarks, SIDE, view=VIEW)
     fit = fitter.fit([square], find_faces(square)[0].landmarks[None])
     shading = fitter.shading(fit, SIDE)[0].permute(1, 2, 0).numpy()
@@ -53,7 +53,7 @@ def cells(picture: NDArray[np.uint8], fitter: MeshFitter) -> list[NDArray[np.uin
 
 
 def with_mesh(picture: NDArray[np.uint8], fit: FaceFit) -> NDArray[np.uint8]:
-    """The triangles of one fit's face that look at the viewer, drawn over a square picture."""
+    """Draws the visible triangles of one fit's face over a square picture (S, S, 3)."""
     head = default_head()
     posed = pose_vertices(
         head.vertices(fit.shape[0].numpy(), fit.expression[0].numpy()), head.head_weight, tuple(fit.pose[0].tolist())
@@ -70,7 +70,7 @@ def with_mesh(picture: NDArray[np.uint8], fit: FaceFit) -> NDArray[np.uint8]:
 
 
 def make(config: SheetConfig) -> None:
-    """Draws the sheet, a column for each picture."""
+    """Draws the sheet, one column per picture, and saves it to `config.out`."""
     fitter, renderer = MeshFitter(), PortraitRenderer()
     pictures = [load_image(Path(name)) for name in config.pictures]
     for number in range(config.renders):

@@ -1,10 +1,10 @@
-"""Recognition of photographs by how far the face is turned, how large it is, and where the light comes from.
+"""Measures recognition of photographs in slices: by pose, size of the face, and direction of the light.
 
     python -m eval.photos.turned photos=FOLDER [recognizers='["dlib"]'] [people=300] [per_person=6] [out=DIR]
 
-FOLDER has one folder of photos per person. The most frontal photo of each person stands in the gallery and the others
-are asked for. Pose and light are those of the 3D fit to dense landmarks (extra `photos`), which sees no identity.
-Nothing of the photos is written, only figures.
+FOLDER has one folder of photos per person. The most frontal photo of each person is the gallery, and all others are
+probes. Pose and light are those of the 3D fit to dense landmarks (extra `photos`), which does not know identities.
+Only figures are written, nothing of the photos.
 """
 
 import sys
@@ -32,19 +32,22 @@ FALSE_RATE = 1e-3
 
 @dataclass(kw_only=True)
 class TurnedConfig(RecognitionConfig):
-    """What is measured, with more photos of a person than for recognition alone."""
+    """Settings of the command; it draws more photos per person than `eval.photos.recognition`."""
 
     recognizers: list[str] = field(default_factory=lambda: ["dlib"])
     people: int = setting(300, "people drawn from it")
-    per_person: int = setting(6, "photos of each at most")
-    out: str = setting("", "folder that gets results.json and report.html", path=True)
+    per_person: int = setting(6, "largest number of photos per person")
+    out: str = setting("", "folder that receives results.json and report.html", path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Of P probes: their rows among the photos, person, score of the person's gallery photo, and whether that is the
-    first of the gallery. accepted: whether the score is above the threshold that one of a thousand strangers passes;
-    NaN where fewer strangers than that were compared."""
+    """Results of P probes.
+
+    rows: their numbers among the photos. person: theirs. score: of the gallery photo of their person. first: 1 if that
+    score is the highest, else 0. accepted: 1 if it is above the threshold that one of a thousand strangers passes, else
+    0; NaN if fewer than a thousand strangers were compared.
+    """
 
     rows: NDArray[np.int64]
     person: NDArray[np.int64]
@@ -54,9 +57,10 @@ class Asked:
 
 
 def gallery_rows(people: NDArray[np.integer], yaw: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The row of the most frontal photo of each person with two photos or more; an unknown yaw (NaN) comes last.
+    """Returns the row of the most frontal photo of each person who has at least two photos.
 
-    Raises EmptyDatasetError for fewer than two such persons.
+    people (N,). yaw (N,): degrees; photos of unknown yaw (NaN) are chosen last. Raises EmptyDatasetError if fewer than
+    two people have two photos.
     """
     turned = np.abs(np.nan_to_num(yaw, nan=180.0))
     rows = [np.flatnonzero(people == person) for person in np.unique(people)]
@@ -67,7 +71,10 @@ def gallery_rows(people: NDArray[np.integer], yaw: NDArray[np.floating]) -> NDAr
 
 
 def ask(scores: NDArray[np.floating], people: NDArray[np.integer], gallery: NDArray[np.int64]) -> Asked:
-    """Every other photo of the gallery's people asked for, by scores (N, N); a tie with a stranger is a miss."""
+    """Compares every other photo of the gallery's people with the gallery; a tie with a stranger is a miss.
+
+    scores (N, N), people (N,), gallery (G,): row numbers.
+    """
     probes = np.setdiff1d(np.flatnonzero(np.isin(people, people[gallery])), gallery)
     table = np.asarray(scores, np.float64)[np.ix_(probes, gallery)]
     own = people[probes][:, None] == people[gallery][None]
@@ -85,7 +92,8 @@ def ask(scores: NDArray[np.floating], people: NDArray[np.integer], gallery: NDAr
 
 
 def labels_of(photos: list[Photo], fitter: MeshFitter) -> tuple[dict[str, NDArray[np.str_]], NDArray[np.floating]]:
-    """Kind of slice → label of each photo (N,), and the yaw (N,) in degrees, NaN where the fit does not hold."""
+    """Returns the label of each photo (N,) by kind of slice, and the yaw (N,) in degrees, NaN if the fit is not
+    usable."""
     fits = fitter.measure([p.image for p in photos], np.stack([p.face.landmarks for p in photos if p.face is not None]))
     pose = np.where(fits.usable[:, None], fits.fit.pose.numpy(), np.nan)
     share = np.array([(p.face.box[2] - p.face.box[0]) / p.image.shape[1] for p in photos if p.face is not None])
@@ -100,7 +108,7 @@ def labels_of(photos: list[Photo], fitter: MeshFitter) -> tuple[dict[str, NDArra
 
 
 def slice_figures(asked: Asked, labels: dict[str, NDArray[np.str_]]) -> dict[str, dict[str, Sliced]]:
-    """Figure → kind of slice → groups of the probes."""
+    """Returns the sliced figures, by figure and kind of slice. labels: as `labels_of` returns them."""
     figures = {
         "rank-1": asked.first,
         f"true accepts at {FALSE_RATE:g} false": asked.accepted,
@@ -113,7 +121,7 @@ def slice_figures(asked: Asked, labels: dict[str, NDArray[np.str_]]) -> dict[str
 
 
 def measure(config: TurnedConfig) -> None:
-    """Measures on one core, prints the figures and writes them where asked to."""
+    """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
     if config.out:
         make_folder(Path(config.out), "out=", REPORT)
