@@ -2,10 +2,12 @@
 
     nice python -m benchmarks.mutants                          # 80 mutants, about half an hour on one core
     python -m benchmarks.mutants --only faceclip.losses --count 20 --seed 1
+    python -m benchmarks.mutants --start 41                    # resume a stopped run at its 41st mutant
     python -m benchmarks.mutants --list --only eval            # show the mutations, run nothing
 
-A mutant is killed when a test fails or when the tests run past their time limit. The working tree is not touched: all
-runs happen in a copy of it. Exit status 1 when fewer than 90 % are killed, 2 when nothing could be measured.
+A mutant is killed when a test fails or when the tests use more than their limit of processor time, which a busy machine
+does not shorten. The working tree is not touched: all runs happen in a copy of it. Exit status 1 when fewer than 90 %
+are killed, 2 when nothing could be measured.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import difflib
 import importlib
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,8 +31,9 @@ from benchmarks.mutants.operators import Mutation, draw
 from benchmarks.mutants.table import DESELECTED, EQUIVALENT, MODULES, source_file
 
 WANTED = 0.9  # share of mutants to be killed
-MARGIN = 4  # a mutant's tests may take so many times as long as those of the unchanged module …
-LEAST = 30  # … but at least so many seconds
+MARGIN = 4  # a mutant's tests may use this multiple of the processor time that the unchanged module's take …
+LEAST = 30  # … but at least this number of seconds
+WAIT = 20  # tests that wait instead of computing are ended after this multiple of the limit
 # Loaded once: every run is a fork that finds them imported, which saves most of its time.
 LIBRARIES = (
     *(
@@ -64,11 +68,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=80, help="mutants to draw, spread evenly over the modules")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other mutants")
     parser.add_argument("--only", action="append", default=[], metavar="MODULE", help="beginning of an import path")
+    parser.add_argument("--start", type=int, default=1, help="number of the first mutant that is run")
     parser.add_argument("--list", action="store_true", help="print the drawn mutations and stop")
     arguments = parser.parse_args()
     chosen = [name for name in MODULES if not arguments.only or name.startswith(tuple(arguments.only))]
-    if not chosen or arguments.count < 1:
-        parser.error("nothing to do: --only fits no module of the table, or --count is below 1")
+    if not chosen or not 1 <= arguments.start <= arguments.count:
+        parser.error("nothing to do: --only fits no module of the table, or --start is not from 1 to --count")
     root = Path.cwd()
     drawn = sample(root, chosen, arguments.count, arguments.seed)
     if arguments.list:
@@ -80,7 +85,7 @@ def main() -> int:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = copy_tree(root, Path(folder) / "tree")
-        return report(measure(tree, drawn))
+        return report(measure(tree, drawn, arguments.start))
 
 
 def sample(root: Path, modules: list[str], count: int, seed: int) -> list[tuple[str, Mutation]]:
@@ -107,24 +112,24 @@ def copy_tree(root: Path, target: Path) -> Path:
     return target
 
 
-def measure(tree: Path, drawn: list[tuple[str, Mutation]]) -> dict[str, Counter]:
-    """Runs every mutant; returns how many were killed and survived by module, and prints each as it is known."""
+def measure(tree: Path, drawn: list[tuple[str, Mutation]], start: int) -> dict[str, Counter]:
+    """Runs the mutants from number `start` (1 is the first); returns how many were killed and survived by module, and
+    prints each as it is known."""
     results: dict[str, Counter] = {}
     limits: dict[str, float] = {}
-    for number, (module, mutation) in enumerate(drawn, 1):
+    for number, (module, mutation) in enumerate(drawn[start - 1 :], start):
         tests, path = MODULES[module], source_file(module, tree)
         if module not in limits:
-            began = time.monotonic()
-            outcome = run_tests(tree, tests, 600)
+            outcome, seconds = run_tests(tree, tests, 600)
             if outcome != "passed":
                 raise MeasurementError(f"{module}: {' '.join(tests)} {outcome} without any mutation")
-            limits[module] = max(LEAST, MARGIN * (time.monotonic() - began))
+            limits[module] = max(LEAST, MARGIN * seconds)
         shown = difference(module, mutation, path)
         original = path.with_suffix(".original")
         shutil.copy2(path, original)
         try:
             path.write_text(mutation.apply(path.read_text()))
-            outcome = run_tests(tree, tests, limits[module])
+            outcome, _ = run_tests(tree, tests, limits[module])
         finally:
             original.replace(path)
         verdict = "SURVIVED" if outcome == "passed" else "killed"
@@ -133,27 +138,33 @@ def measure(tree: Path, drawn: list[tuple[str, Mutation]]) -> dict[str, Counter]
     return results
 
 
-def run_tests(tree: Path, tests: tuple[str, ...], limit: float) -> str:
-    """ "passed", "failed" or "ran past the limit" of these tests in the tree, in a process of their own."""
+def run_tests(tree: Path, tests: tuple[str, ...], limit: float) -> tuple[str, float]:
+    """Runs these tests of the tree in a process of their own, with a limit in seconds of processor time.
+
+    Returns "passed", "failed" or "ran past the limit", and the seconds of processor time that they took.
+    """
     child = os.fork()
     if child == 0:
         code = 70
         try:
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1))
             code = _in_child(tree, tests)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)  # never back into the loop of the parent
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + WAIT * limit
     while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done:
-            return "passed" if status == 0 else "failed"
+            seconds = used.ru_utime + used.ru_stime
+            ended = os.WIFSIGNALED(status) and seconds >= limit
+            return "ran past the limit" if ended else "passed" if status == 0 else "failed", seconds
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "ran past the limit"
+    return "ran past the limit", limit
 
 
 def _in_child(tree: Path, tests: tuple[str, ...]) -> int:

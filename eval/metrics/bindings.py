@@ -25,13 +25,6 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
 SMALLEST = 20  # px of a region whose mean colour means something
 
 
-def prompts_for(
-    regions: Sequence[str], base: str, colours: Sequence[str] = tuple(COLOURS)
-) -> list[tuple[str, str, str]]:
-    """(region, colour, prompt) of every region with every colour; `base` alone is the prompt to compare with."""
-    return [(region, colour, f"{base}, {colour} {region}") for region in regions for colour in colours]
-
-
 def region_colours(images: NDArray[np.uint8], masks: NDArray[np.integer], count: int) -> NDArray[np.float64]:
     """Mean CIELAB colour (N, count, 3) of each region of pictures (N, H, W, 3) by labels (N, H, W) of 0 … count − 1;
     NaN for regions of fewer than `SMALLEST` px."""

@@ -59,11 +59,6 @@ def landmark_difference(
     return np.linalg.norm(moved[0] - moved[1], axis=-1).mean(axis=1)
 
 
-def expression_difference(found: NDArray[np.floating], wanted: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Root mean square difference (N,) of expression coefficients (N, E), as blendshapes or a 3D model's basis."""
-    return np.sqrt(np.square(np.asarray(found, np.float64) - wanted).mean(axis=1))
-
-
 def expression_changed(found: list[str], wanted: list[str]) -> NDArray[np.float64]:
     """1 per picture (N,) whose expression has another name than the wanted one, else 0 (IBench's ExprDiv)."""
     return np.array([float(one != other) for one, other in zip(found, wanted, strict=True)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.metrics.bindings import COLOURS, asked_colours, binding, movement, prompts_for, region_colours
+from eval.metrics.bindings import COLOURS, asked_colours, binding, movement, region_colours
 
 MASK = np.zeros((1, 10, 10), int)
 MASK[0, :, 5:] = 1
@@ -37,8 +37,3 @@ def test_a_colour_in_the_wrong_region_leaks():
 def test_a_region_that_had_the_colour_says_nothing():
     red = region_colours(painted(COLOURS["red"], (90, 90, 90)), MASK, 2)
     assert np.isnan(movement(red, red, asked_colours(["red"]))[0, 0])
-
-
-def test_every_region_is_asked_for_every_colour():
-    asked = prompts_for(("hat", "hair"), "a portrait", ("red", "blue"))
-    assert len(asked) == 4 and asked[1] == ("hat", "blue", "a portrait, blue hat")
