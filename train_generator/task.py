@@ -21,6 +21,7 @@ from makeup_plugin.conditioning import Conditions, build_conditions
 from makeup_plugin.diffusion import NoiseSchedule
 from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.marking.provenance import save_image, sheet_record
+from makeup_plugin.shading import rows_with_map
 from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig, LossConfig
 from train_generator.precision import autocast_for
@@ -150,7 +151,12 @@ class GeneratorTask(Task):
             self.schedule = self.schedule.to(noise.device)
         conditions, schedule = self.conditions(batch), self.schedule
         noisy = schedule.add_noise(batch["latents"], noise, timesteps)
-        prediction, alignment = predict_aligned(self.pipeline, batch, noisy, timesteps, conditions, layers=self.layers)
+        with_map = None if self.same_work else rows_with_map(conditions.shading_keep)
+        if with_map is not None and not len(with_map):
+            with_map = None  # each step has gradients for the channel, though they be zero
+        prediction, alignment = predict_aligned(
+            self.pipeline, batch, noisy, timesteps, conditions, layers=self.layers, with_map=with_map
+        )
         knows_person = batch["keep_face"]
         if self.pipeline.identity_channel is not None:
             knows_person = knows_person | batch["keep_identity"]

@@ -4,6 +4,7 @@ The attention exists only while the UNet runs, so that the loss is computed toge
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,9 +24,15 @@ def predict_aligned(
     conditions: Conditions,
     *,
     layers: Sequence[str],
+    with_map: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The UNet's prediction (B, C, h, w), and the alignment loss () of the attention in `layers`; 0 without any."""
-    channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
+    """The UNet's prediction (B, C, h, w), and the alignment loss () of the attention in `layers`; 0 without any.
+
+    with_map: indices of the samples that keep their shading map, on which alone the shading channel then runs; None
+    runs it on all.
+    """
+    channels: dict[str, Any] = {"identity_channel": pipeline.identity_channel}
+    channels |= {"shading_channel": pipeline.shading_channel, "shading_rows": with_map}
     if not layers:
         return predict(pipeline.unet, noisy, timesteps, conditions, **channels), noisy.new_zeros(())
     with AttentionCapture(pipeline.unet, layers) as capture:
