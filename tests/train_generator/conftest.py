@@ -16,6 +16,7 @@ from tests.stages import save_base, save_towers
 from train_generator.config import GeneratorConfig
 from train_generator.reference_features import ReferenceFeatures, reference_features
 
+QUIET = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0", "loss.alignment=0"]
 READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
 

@@ -6,6 +6,7 @@ from faceclip.training import parse_config
 from faceclip.training.sampler import fetch
 from makeup_plugin.conditioning import predict
 from tests.stages import run
+from tests.train_generator.conftest import QUIET
 from train_generator.__main__ import main
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig
@@ -13,8 +14,6 @@ from train_generator.features import load_features
 from train_generator.loading import build_pipeline
 from train_generator.task import GeneratorTask
 from train_generator.terms.prior import prior_loss
-
-QUIET = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0", "loss.alignment=0"]
 
 
 def test_only_words_alone_are_held_to_the_base(arguments, tmp_path):
