@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
 
@@ -104,11 +105,40 @@ def shortcut_weight(channel: Any, value: float | None) -> float:
 
 
 def texts_of(name: str, value: Any) -> list[str]:
-    """One text or several texts as a list. Raises ConfigError, which names the argument, for anything else."""
-    texts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    """One text or several texts as a list.
+
+    Raises ConfigError, which names the argument, for anything else: a set has no order, and half a pair of surrogates
+    is no character.
+    """
+    unordered = isinstance(value, Set | Mapping)
+    texts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) and not unordered else [value]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f'{name} must be a text or a list of texts: give the empty text "" for no words')
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{name} holds half a character ({text[error.start]!a}, position {error.start}): read it as UTF-8"
+            ) from error
     return texts
+
+
+def check_flags(**values: Any) -> None:
+    """Raises ConfigError, which names the argument, for switches that are neither true nor false: the text "no" would
+    count as true."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ConfigError(f"{name} must be True or False, got {value!r}")
+
+
+def dense_floats(name: str, value: Tensor) -> None:
+    """Raises ConfigError, which names the argument, unless the tensor holds finite floating-point numbers, and has
+    them all: not sparse, not quantized, not on the device meta."""
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        raise ConfigError(f"{name} must hold all of its numbers, got a sparse, quantized or meta tensor: make it dense")
+    if not value.is_floating_point() or not bool(torch.isfinite(value.float()).all()):
+        raise ConfigError(f"{name} must hold finite floating-point numbers: look at what made it")
 
 
 def whole_number(name: str, value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from faceclip.errors import ConfigError
 from makeup_plugin.conditioning import Conditions
 from makeup_plugin.sampling import AfterStep, DenoisingState
 
@@ -27,7 +28,7 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
     def after_step(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
         conditions = state.conditions
         tensors = {name: state.latents if name == "latents" else getattr(conditions, _FIELDS[name]) for name in names}
-        changed = callback(pipeline, index, timestep, tensors) or {}
+        changed = _checked(callback(pipeline, index, timestep, tensors), tensors, state.latents)
         ours = {ours: changed[name] for name, ours in _FIELDS.items() if name in changed}
         guided = pipeline.do_classifier_free_guidance
         if not guided:
@@ -39,6 +40,28 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
         )
 
     return after_step
+
+
+def _checked(changed: Any, shown: dict[str, Tensor], latents: Tensor) -> dict[str, Tensor]:
+    """What a callback returned. Raises ConfigError unless it is None or a dictionary of tensors by name, each of the
+    form of the one that it stands for; the texts' may have fewer rows, since diffusers' cutoff callbacks take half."""
+    if changed is None:
+        return {}
+    if not isinstance(changed, dict):
+        raise ConfigError(
+            f"callback_on_step_end must return None or a dictionary of tensors, got {type(changed).__name__}"
+        )
+    for name, value in changed.items():
+        before = latents if name == "latents" else shown.get(name)
+        if name not in ("latents", *_FIELDS):
+            continue
+        if not isinstance(value, Tensor) or (
+            before is not None and (value.shape != before.shape if name == "latents" else value.ndim != before.ndim)
+        ):
+            form = "a tensor" if before is None else f"a tensor of the form {tuple(before.shape)}"
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f'callback_on_step_end: "{name}" must be {form}, got {found}')
+    return changed
 
 
 def in_order(hooks: Sequence[AfterStep]) -> AfterStep:

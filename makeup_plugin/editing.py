@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from faceclip.errors import ConfigError
+from makeup_plugin.arguments import check_flags
 from makeup_plugin.calls.edit import Edit, read_edit
 from makeup_plugin.calls.generate import generate
 from makeup_plugin.calls.pictures import readable
@@ -54,7 +55,7 @@ class FaceMakeUpImg2ImgPipeline(FaceMakeUpPipeline):
 
         Raises what `FaceMakeUpPipeline` raises.
         """
-        urls = bool(arguments.get("allow_urls", False))
+        urls = _urls_allowed(arguments)
         image = readable("image", image, allow_urls=urls)
         edit = read_edit(self, image, None, strength, height=arguments.get("height"), width=arguments.get("width"))
         return generate(self, _request(self, edit, prompt, reference_image, arguments), edit)
@@ -89,7 +90,7 @@ class FaceMakeUpInpaintPipeline(FaceMakeUpPipeline):
         """
         if mask_image is None:
             raise ConfigError("mask_image is missing: give a mask, or use FaceMakeUpImg2ImgPipeline")
-        urls = bool(arguments.get("allow_urls", False))
+        urls = _urls_allowed(arguments)
         image = readable("image", image, allow_urls=urls)
         mask_image = readable("mask_image", mask_image, allow_urls=urls)
         size = {"height": arguments.get("height"), "width": arguments.get("width")}
@@ -123,7 +124,7 @@ def _request(
         given["image"] = pictures
         given["landmarks"] = edit.move(arguments.get("landmarks"))
     else:
-        given["image"] = readable("reference_image", reference, allow_urls=bool(arguments.get("allow_urls", False)))
+        given["image"] = readable("reference_image", reference, allow_urls=_urls_allowed(arguments))
         wants_map = pipeline.shading_channel is not None and arguments.get("shading_scale") != 0
         if wants_map and arguments.get("shading_image") is None and arguments.get("shading_map") is None:
             given["shading_image"] = pictures
@@ -131,3 +132,9 @@ def _request(
     bound = inspect.signature(FaceMakeUpPipeline.__call__).bind(pipeline, **given)
     bound.apply_defaults()
     return Request(**{name: value for name, value in bound.arguments.items() if name != "self"})
+
+
+def _urls_allowed(arguments: dict[str, Any]) -> bool:
+    allowed = arguments.get("allow_urls", False)
+    check_flags(allow_urls=allowed)
+    return bool(allowed)

@@ -48,7 +48,7 @@ class PhotoReport:
     landmarks: tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Identity:
     """One person, as `FaceMakeUpPipeline.encode_identity` gives it. All tensors are float32 on the CPU.
 
@@ -97,6 +97,18 @@ class Identity:
             raise ConfigError("identity: fit and photo_size go together: give both or neither")
         if (self.image_tokens is None) != (self.image_tower is None):
             raise ConfigError("identity: image_tokens and image_tower go together: give both or neither")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same values, to the bit. Crops and reports on photos do not count."""
+        if not isinstance(other, Identity):
+            return NotImplemented
+        mine, others = self.tensors(), other.tensors()
+        facts = [(one.photo_size, one.recognizer, one.image_tower) for one in (self, other)]
+        same = facts[0] == facts[1] and mine.keys() == others.keys()
+        return same and all(torch.equal(mine[name], others[name]) for name in mine)
+
+    def __hash__(self) -> int:
+        return hash((self.recognizer, self.features.identity.numpy().tobytes()))
 
     @property
     def embedding(self) -> Tensor:
@@ -182,6 +194,9 @@ class Identity:
         identities of other recognizers, image towers or head models than the first one.
         """
         identities = list(identities)
+        for index, one in enumerate(identities):
+            if not isinstance(one, Identity):
+                raise ConfigError(f"identities[{index}] must be an Identity, got {type(one).__name__}")
         shares = check_weights(weights, len(identities), "identities")
         first = identities[0]
         for index, other in enumerate(identities[1:], start=1):
@@ -326,12 +341,18 @@ def _features_of(tensors: dict[str, Tensor], name: str) -> FaceFeatures:
 def _report_of(facts: dict[str, Any]) -> PhotoReport:
     similarity = facts["similarity"]
     return PhotoReport(
-        weight=float(facts["weight"]),
-        similarity=None if similarity is None else float(similarity),
+        weight=_finite(facts["weight"]),
+        similarity=None if similarity is None else _finite(similarity),
         outlier=bool(facts["outlier"]),
         size=_size_of(facts["size"]),
-        landmarks=tuple((float(x), float(y)) for x, y in facts["landmarks"]),
+        landmarks=tuple((_finite(x), _finite(y)) for x, y in facts["landmarks"]),
     )
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(found := float(value)):
+        raise ValueError(f"{value!r} is no finite number")
+    return found
 
 
 def _size_of(value: Any) -> tuple[int, int]:

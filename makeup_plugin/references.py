@@ -22,6 +22,7 @@ from makeup_plugin.identities import Identity
 from makeup_plugin.known_faces import KnownFaces, picture_key
 from makeup_plugin.placement import Placement, place_shading
 
+ONE_FACE = ("largest", "center", "only")  # policies that choose one of several faces
 Images = ImageSource | Sequence[ImageSource | None] | None
 
 
@@ -75,6 +76,8 @@ def prepare_references(
         ConfigError: a number of images or landmarks that does not fit.
         FaceError: an image that gives no face. The message names the argument and the image's position.
     """
+    if policy not in ONE_FACE:
+        raise ConfigError(f"face_policy must be one of {', '.join(ONE_FACE)}, got {policy!r}")
     sources = as_list(images, what)
     if count is not None and len(sources) not in (1, count):
         raise ConfigError(f"{what}: {len(sources)} images do not fit {count} prompts: give 1 or {count}")

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from faceclip.faces import load_image
 from makeup_plugin.placement import MIN_SIDE, Box, check_box
 
 # A box (left, top, right, bottom) in px, or a mask (H,W) of the picture's size.
@@ -23,7 +24,7 @@ def region_masks(regions: Sequence[Region] | None, people: int, height: int, wid
     """Masks (people,height,width) in [0,1] of boxes and masks; None gives everyone a column, from left to right.
 
     Raises ConfigError, which names the region, for another number of regions than people, and for a mask of another
-    size, shape or range, or without any place.
+    size, shape or range, or without any place; UnreadableImageError for a damaged or transparent picture.
     """
     if regions is None:
         edges = [round(width * index / people) for index in range(people + 1)]
@@ -80,7 +81,7 @@ def _mask(region: Any, name: str, height: int, width: int) -> Tensor:
 
 def _numbers(region: Any, name: str) -> Tensor:
     if isinstance(region, Image.Image):
-        region = np.asarray(region if region.mode in ("1", "L") else region.convert("L"))
+        region = np.asarray(Image.fromarray(load_image(region, name=name, opaque=True)).convert("L"))
     if isinstance(region, Tensor):
         region = region.detach().cpu().float().numpy() if region.is_floating_point() else region.detach().cpu().numpy()
     if not isinstance(region, np.ndarray):

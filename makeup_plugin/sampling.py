@@ -58,6 +58,7 @@ def make_timesteps(
 
     Raises ConfigError for a schedule that the scheduler cannot make, and for schedulers of flow matching.
     """
+    _check_steps(scheduler)
     if not hasattr(scheduler, "scale_model_input") or not hasattr(scheduler, "init_noise_sigma"):
         raise ConfigError(
             f"scheduler: {type(scheduler).__name__} is made for flow matching, and this UNet predicts noise: use"
@@ -79,7 +80,22 @@ def make_timesteps(
         raise ConfigError(f"{wanted} is not possible with {kind}: {error}") from error
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
+    if len(scheduler.timesteps) > 1 and scheduler.timesteps[0] < scheduler.timesteps[-1]:
+        raise ConfigError(f"scheduler: {kind} goes from pictures to noise, which draws nothing: use the one it inverts")
     return scheduler.timesteps
+
+
+def _check_steps(scheduler: Any) -> None:
+    """Raises ConfigError unless the scheduler's steps need nothing but the prediction, the timestep and the latents."""
+    step = getattr(scheduler, "step", None)
+    parameters = inspect.signature(step).parameters.values() if callable(step) else ()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if len(needed) != 3:
+        lacks = f"needs {', '.join(needed[3:])}" if needed else "takes no steps of denoising"
+        raise ConfigError(
+            f"scheduler: {type(scheduler).__name__} {lacks}: use DDIMScheduler, EulerDiscreteScheduler or another one"
+            " of diffusers' KarrasDiffusionSchedulers"
+        )
 
 
 def steps_until(scheduler: Any, timesteps: Tensor, end: float) -> Tensor:

@@ -69,13 +69,15 @@ def describe_source(source: Any) -> str:
     return f"image of type {type(source).__name__}"
 
 
-def load_image(source: ImageSource, *, max_pixels: int | None = None, name: str | None = None) -> NDArray[np.uint8]:
+def load_image(
+    source: ImageSource, *, max_pixels: int | None = None, name: str | None = None, opaque: bool = False
+) -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
 
     `source` is a path, the bytes of an image file, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float
-    in [0, 1]. Transparency is laid over white; 16-bit grey is scaled to 8 bits. `name` replaces the source's
-    description in messages. `max_pixels` is `MAX_PIXELS` by default for all that must be decoded; pixels that are in
-    memory already are then taken in any number.
+    in [0, 1]. Transparency is laid over white; with `opaque`, as for masks, where it may mean black as well, it is
+    refused. 16-bit grey is scaled to 8 bits. `name` replaces the source's description in messages. `max_pixels` is
+    `MAX_PIXELS` by default for all that must be decoded; pixels in memory are then taken in any number.
 
     Raises `UnreadableImageError` (missing, truncated, not a regular file, an address, not a picture, wrong shape or
     dtype) and `ImageTooLargeError` (more than `max_pixels`, found in the header, before anything is decoded).
@@ -83,14 +85,14 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None, name: str 
     name = name or describe_source(source)
     cap = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, str | os.PathLike):
-        return _read_path(source, cap, name)
+        return _read_path(source, cap, name, opaque)
     if isinstance(source, bytes):
-        return _read_file(io.BytesIO(source), cap, name)
+        return _read_file(io.BytesIO(source), cap, name, opaque)
     if isinstance(source, Image.Image):
         waiting = bool(getattr(source, "tile", None))  # parts of the file that Pillow has not decoded yet
         _check_size(source.width, source.height, cap if waiting else max_pixels, name)
-        return _decode(source, name)
-    return _from_array(source, max_pixels, name)
+        return _decode(source, name, opaque)
+    return _from_array(source, max_pixels, name, opaque)
 
 
 def _check_size(width: int, height: int, max_pixels: int | None, name: str) -> None:
@@ -104,10 +106,10 @@ def _check_size(width: int, height: int, max_pixels: int | None, name: str) -> N
         raise UnreadableImageError(f"{name} is empty ({width}×{height}): give a picture with pixels")
 
 
-def _read_path(path: str | os.PathLike[str], max_pixels: int, name: str) -> NDArray[np.uint8]:
+def _read_path(path: str | os.PathLike[str], max_pixels: int, name: str, opaque: bool) -> NDArray[np.uint8]:
     try:
         with open_regular(Path(path)) as file:
-            return _read_file(file, max_pixels, name)
+            return _read_file(file, max_pixels, name, opaque)
     except FileNotFoundError as error:
         if _ADDRESS.match(str(path)):
             raise UnreadableImageError(
@@ -120,14 +122,14 @@ def _read_path(path: str | os.PathLike[str], max_pixels: int, name: str) -> NDAr
         raise UnreadableImageError(f"{name} cannot be opened ({error}): give the path of a picture") from error
 
 
-def _read_file(file: BinaryIO, max_pixels: int, name: str) -> NDArray[np.uint8]:
+def _read_file(file: BinaryIO, max_pixels: int, name: str, opaque: bool) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             # Our own cap replaces Pillow's, which only warns below twice its limit.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(image.width, image.height, max_pixels, name)
-                return _decode(image, name)
+                return _decode(image, name, opaque)
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name} is rejected before decoding ({error}): shrink the picture") from error
     except UnidentifiedImageError as error:
@@ -138,15 +140,19 @@ def _read_file(file: BinaryIO, max_pixels: int, name: str) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"{name} cannot be read ({error}): the file may be damaged or private") from error
 
 
-def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _decode(image: Image.Image, name: str, opaque: bool) -> NDArray[np.uint8]:
     try:
         image.load()
         image = _upright(image, name)
+        if image.mode == "I":
+            image = _of_integers(image, name)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             return _in_strips(image, _scaled)
         if image.mode == "F":
             raise UnreadableImageError(f"{name} holds floating-point samples of unknown range: convert it to 8 bits")
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            if opaque and _is_transparent(image):
+                raise UnreadableImageError(f"{name} is transparent in places: fill these with black or white")
             return _in_strips(image, _over_white)
         return _in_strips(image, lambda strip: np.asarray(strip.convert("RGB")))
     except _DAMAGE as error:
@@ -171,8 +177,20 @@ def _scaled(strip: Image.Image) -> NDArray[np.uint8]:
     return _grey_to_rgb(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8))
 
 
+def _of_integers(image: Image.Image, name: str) -> Image.Image:
+    """Grey of 32 bits as grey of 8 bits, where it holds no more, or else as it is, for 16 bits."""
+    low, high = (int(value) for value in image.getextrema())  # type: ignore[arg-type]
+    if low < 0 or high > 65535:
+        raise UnreadableImageError(f"{name} holds grey values from {low} to {high}: convert it to 8 or 16 bits")
+    return image.convert("L") if high <= 255 else image
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A").getextrema()[0] != 255
+
+
 def _over_white(strip: Image.Image) -> NDArray[np.uint8]:
-    strip = strip.convert("RGBA")
+    strip = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
     white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
     return np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
 
@@ -188,7 +206,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _from_array(array: NDArray[Any], max_pixels: int | None, name: str) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], max_pixels: int | None, name: str, opaque: bool) -> NDArray[np.uint8]:
     if not isinstance(array, np.ndarray):
         raise UnreadableImageError(f"{name}: expected a path, a PIL image or a numpy array")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
@@ -201,7 +219,7 @@ def _from_array(array: NDArray[Any], max_pixels: int | None, name: str) -> NDArr
     elif array.dtype != np.uint8:
         raise UnreadableImageError(f"{name}: expected uint8 or floating point in [0, 1]")
     if array.ndim == 3 and array.shape[2] == 4:
-        return _decode(Image.fromarray(array, "RGBA"), name)
+        return _decode(Image.fromarray(array, "RGBA"), name, opaque)
     if array.ndim == 3 and array.shape[2] == 3:
         return np.ascontiguousarray(array)
     return _grey_to_rgb(array.reshape(array.shape[:2]))

@@ -8,6 +8,7 @@ key point right and down by about 2 % of the face. Here onnxruntime follows the 
 import importlib.util
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,6 +54,12 @@ class Mtcnn:
     @cached_property
     def _output(self) -> onnxruntime.InferenceSession:
         return _read_network("onet.onnx")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sessions cannot be copied; a copy of the cascade reads its networks again.
+        return {
+            name: value for name, value in vars(self).items() if not isinstance(value, onnxruntime.InferenceSession)
+        }
 
     def __call__(self, image: NDArray[np.uint8]) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
         """Faces of an RGB image (H, W, 3): boxes (N, 4) x1, y1, x2, y2, key points (N, 5, 2), scores (N,)."""

@@ -13,6 +13,7 @@ from faceclip.towers.text import VOCABULARY_SIZE, tokenizer
 
 logger = logging.getLogger(__name__)
 
+_TOLD = 100  # tokens of a text that was not read, in a message
 _ROUNDING = 1e-3  # how far resampling or 16-bit arithmetic may leave [0, 1]
 
 
@@ -81,7 +82,7 @@ def tell_cut(prompts: Sequence[str], tokens: Tensor) -> None:
                 "prompt %d has more than %d tokens; not read: %r",
                 row,
                 length,
-                tokenizer().decode(ids[length - 2 :]).strip(),
+                tokenizer().decode(ids[length - 2 :][:_TOLD]).strip(),
             )
 
 

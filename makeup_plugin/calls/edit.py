@@ -167,14 +167,18 @@ def check_channels(unet: UNet2DConditionModel, channels: int) -> None:
         )
 
 
-def _read(name: str, index: int, source: Any) -> NDArray[np.uint8]:
+def _read(name: str, index: int, source: Any, *, opaque: bool = False) -> NDArray[np.uint8]:
     if source is None:
         raise ConfigError(f"{name} {index} is None: give a picture")
-    return load_image(source, name=f"{name} {index} ({describe_source(source)})")
+    return load_image(source, name=f"{name} {index} ({describe_source(source)})", opaque=opaque)
 
 
 def _read_masks(masks: Images, sizes: Sequence[tuple[int, int]], height: int, width: int) -> Tensor:
-    given = [_read("mask_image", index, source) for index, source in enumerate(as_list(masks, "mask_image"))]
+    given = []
+    for index, source in enumerate(as_list(masks, "mask_image")):
+        if isinstance(source, np.ndarray) and source.dtype == np.bool_:
+            source = source.astype(np.uint8) * 255
+        given.append(_read("mask_image", index, source, opaque=True))
     if len(given) not in (1, len(sizes)):
         raise ConfigError(f"mask_image: {len(given)} masks do not fit {len(sizes)} pictures: give 1 or {len(sizes)}")
     given = given * len(sizes) if len(given) == 1 else given

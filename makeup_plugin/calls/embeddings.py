@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin.arguments import whole_number
+from makeup_plugin.arguments import dense_floats, whole_number
 from makeup_plugin.conditioning import Conditions
 
 
@@ -103,5 +103,4 @@ def _check_tensor(name: str, value: Any, dimensions: int, width: int) -> None:
         form = f"(texts, {'tokens, ' * (dimensions - 2)}{width})"
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(f"{name} must be a tensor {form} for this UNet, got {found}")
-    if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-        raise ConfigError(f"{name} must hold finite floating-point numbers: look at what made it")
+    dense_floats(name, value)

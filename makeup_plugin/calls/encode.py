@@ -12,7 +12,7 @@ from torch import Tensor
 
 from faceclip.errors import ConfigError
 from faceclip.joint import JointConditioning, JointEncoder
-from makeup_plugin.arguments import check_generator
+from makeup_plugin.arguments import check_generator, dense_floats
 from makeup_plugin.calls.embeddings import with_size_ids
 from makeup_plugin.calls.identify import encode_faces
 from makeup_plugin.calls.parts import PipelineParts
@@ -158,4 +158,5 @@ def initial_latents(pipeline: PipelineParts, call: Call, device: torch.device) -
     if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
         found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise ConfigError(f"latents must be a tensor {shape}, got {found}")
+    dense_floats("latents", latents)
     return latents.to(device=device, dtype=pipeline.unet.dtype)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from makeup_plugin.arguments import check_generator
+from makeup_plugin.arguments import check_flags, check_generator
 from makeup_plugin.callbacks import callback_after_step, in_order
 from makeup_plugin.calls.edit import Edit, EditLatents, encode_edit, steps_from
 from makeup_plugin.calls.encode import complete_conditions, encode_references, initial_latents, tokens_of_nobody
@@ -42,6 +42,8 @@ def generate(pipeline: PipelineParts, request: Request, edit: Edit | None = None
 
     edit: the picture that the result changes.
     """
+    switches = {name: getattr(request, name) for name in ("return_dict", "allow_urls", "record_prompt")}
+    check_flags(**switches, **({} if request.watermark is None else {"watermark": request.watermark}))
     request = with_pictures(request)
     call = check_request(pipeline, request)
     begin(pipeline, call)

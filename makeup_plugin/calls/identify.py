@@ -147,12 +147,15 @@ def check_identity(pipeline: PipelineParts, identity: Any, name: str) -> Identit
                 f"{name} was made by another image tower than this pipeline's: make it by this pipeline's"
                 " encode_identity"
             )
-    size = getattr(getattr(pipeline.fitter, "config", None), "shape_size", None)
-    if identity.fit is not None and size is not None and identity.fit.shape.shape[1] != size:
-        raise ConfigError(
-            f"{name}: its head has {identity.fit.shape.shape[1]} coefficients and this pipeline's fitter {size}:"
-            " make it by this pipeline's encode_identity"
-        )
+    if identity.fit is not None and pipeline.fitter is not None:
+        sizes = getattr(pipeline.fitter, "head", getattr(pipeline.fitter, "config", None))
+        for part in ("shape", "expression"):
+            size, found = getattr(sizes, f"{part}_size", None), getattr(identity.fit, part).shape[1]
+            if size is not None and found != size:
+                raise ConfigError(
+                    f"{name}: its head has {found} coefficients of {part} and this pipeline's fitter {size}: make it by"
+                    " this pipeline's encode_identity"
+                )
     return identity
 
 

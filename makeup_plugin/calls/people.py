@@ -86,6 +86,8 @@ def make_shading_maps(pipeline: PipelineParts, call: Call, references: Reference
             known=pipeline.known_faces,
         )
     elif not bool(references.has_face.any()):
+        if call.edits is not None:
+            raise ConfigError("pose, expression and light change the fitted face, and nobody is given: give image")
         return None
     if pipeline.config.control_map == "five_points":
         if call.edits is not None:

@@ -42,8 +42,16 @@ def readable(name: str, value: Any, *, allow_urls: bool = False) -> Any:
 
 
 def _array(name: str, value: Tensor) -> Any:
-    if value.ndim not in (3, 4) or value.shape[-3] != 3 or not value.numel():
-        raise ConfigError(f"{name}: a tensor must be (3, H, W) or (N, 3, H, W), got {tuple(value.shape)}")
+    mask = name == "mask_image"
+    if value.ndim not in (3, 4) or value.shape[-3] not in ((1, 3) if mask else (3,)) or not value.numel():
+        one = "1 or 3" if mask else "3"
+        raise ConfigError(f"{name}: a tensor must be ({one}, H, W) or (N, {one}, H, W), got {tuple(value.shape)}")
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        raise ConfigError(f"{name}: a tensor must hold all of its pixels, got a sparse, quantized or meta tensor")
+    if mask and value.dtype == torch.bool:
+        value = value.to(torch.uint8) * 255
+    if value.dtype != torch.uint8 and not value.is_floating_point():
+        raise ConfigError(f"{name}: a tensor must hold uint8 or floats in [0, 1], got {value.dtype}")
     pixels = value.detach().cpu()
     if pixels.dtype != torch.uint8:
         pixels = pixels.float()
