@@ -1,4 +1,4 @@
-"""What a log line says of the machine, how float32 products are taken, and how batches travel to an accelerator."""
+"""Figures of the machine for log lines, precision of float32 products, and transfer of batches to an accelerator."""
 
 import math
 import resource
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from faceclip.cpu.matmul import has_onednn
 from faceclip.training.interfaces import TrainerConfig
 
-# Dense bf16 products of tensor cores in TFLOP/s by a word of the device's name, as the vendor's data sheets give them.
+# TFLOP/s of dense bf16 products by a word of the device's name, from the vendor's data sheets.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -29,7 +29,7 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(device: torch.device, *, half: bool) -> float | None:
-    """The peak of a known GPU for bf16 products; None for others, for the CPU and for float32."""
+    """Returns the peak of a known GPU for bf16 products in TFLOP/s; None for other devices and for float32."""
     if device.type != "cuda" or not half:
         return None
     words = torch.cuda.get_device_name(device).split()
@@ -37,10 +37,10 @@ def peak_tflops(device: torch.device, *, half: bool) -> float | None:
 
 
 class FlopMeter:
-    """How much of a peak (TFLOP/s of one device; None: unknown, nothing is counted) the steps of a process use.
+    """Measures which share of a peak (TFLOP/s of one device) the steps of a process use.
 
-    Counted are the products and convolutions of one step as they are executed, by torch's formula for each operator:
-    what gradient checkpointing computes twice counts twice.
+    The products and convolutions of one step are counted as they are executed, by torch's formula for each operator, so
+    what gradient checkpointing computes twice counts twice. If the peak is None, nothing is counted.
     """
 
     def __init__(self, peak: float | None) -> None:
@@ -49,13 +49,13 @@ class FlopMeter:
 
     @classmethod
     def of(cls, config: TrainerConfig, device: torch.device) -> "FlopMeter":
-        """The meter of a run; torch cannot count a compiled step."""
+        """Returns the meter of a run; compiled steps are not counted, because torch cannot count them."""
         peak = config.peak_tflops or peak_tflops(device, half=config.precision == "bf16")
         return cls(None if config.compile else peak)
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Context of a step; the first one is counted."""
+        """Context of a step. The operations of the first one are counted."""
         if self.peak is None or self.flops is not None:
             yield
             return
@@ -64,14 +64,14 @@ class FlopMeter:
         self.flops = counter.get_total_flops()
 
     def percent(self, seconds: float) -> dict[str, float]:
-        """flops_percent for the log, from the seconds that a step takes; nothing where the peak is unknown."""
+        """Returns flops_percent for the log, given the seconds of a step; empty if the peak is unknown."""
         if self.peak is None or self.flops is None:
             return {}
         return {"flops_percent": 100 * self.flops / (seconds * self.peak * 1e12)}
 
 
 def _onednn() -> dict[Any, Any]:
-    """The operator of `faceclip.cpu.matmul`, which torch's counter does not know, with its formula."""
+    """Returns the formula of `faceclip.cpu.matmul`'s operator, which torch's counter does not know."""
 
     def linear(rows: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
         return 2 * math.prod(rows) * weight[0]
@@ -80,7 +80,7 @@ def _onednn() -> dict[Any, Any]:
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most memory that this process has held so far, in GiB: torch's on a GPU, else resident memory."""
+    """Returns the peak memory of this process in GiB: torch's allocations on a GPU, resident memory elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -89,7 +89,7 @@ def memory_gib(device: torch.device) -> float:
 
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
-    """Context in which CUDA multiplies float32 by TF32 (10 bits of mantissa) or exactly; other devices do not care."""
+    """Context in which CUDA multiplies float32 in TF32 (10 bits of mantissa) or exactly; it affects CUDA only."""
     kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     try:
@@ -99,18 +99,18 @@ def float32_products(*, tf32: bool) -> Iterator[None]:
 
 
 def policy(config: TrainerConfig, device: torch.device) -> AbstractContextManager[None]:
-    """Context of a run: `float32_products` on CUDA as `trainer.tf32` says, nothing elsewhere."""
+    """Context of a run: `float32_products` on CUDA according to `trainer.tf32`; no effect on other devices."""
     tf32 = config.precision == "bf16" if config.tf32 is None else config.tf32
     return float32_products(tf32=tf32) if device.type == "cuda" else nullcontext()
 
 
 def pinned(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch on its way to `device`: in page-locked memory for CUDA, from which a copy does not wait."""
+    """Moves a batch to page-locked memory if `device` is CUDA, so that the copy to it does not block."""
     if device.type != "cuda":
         return batch
     return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch with its tensors on `device`; from pinned memory the host does not wait for the copy."""
+    """Returns the batch with its tensors on `device`. The copy does not block the host if the batch is pinned."""
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

@@ -1,10 +1,10 @@
-"""Contrastive steps over batches that do not fit: features first, then recomputed chunk by chunk (Gao et al. 2021,
-"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+"""Contrastive steps over batches that do not fit into memory (Gao et al. 2021, "Scaling Deep Contrastive Learning
+Batch Size under Memory Limited Setup").
 
-The loss sees all features of the large batch once, so its own parameters (logit scale and bias) get their gradient
-once; each chunk is then run again, with the random state of its first run, and given the gradient of its features.
-The sum of gradients is that of the single large batch, as long as rows of a batch do not see each other in the
-encoder (no batch normalization in training mode).
+A first pass computes the features of all chunks without a graph. The loss is computed once over all of them, so that
+its own parameters (logit scale and bias) receive their gradient once. Then each chunk runs again, with the random state
+of its first run, and receives the gradient of its features. The sum of these gradients equals that of the single large
+batch, provided that the encoder does not mix the rows of a batch (no batch normalization in training mode).
 
 `accumulate_exactly` does both passes on one process. A trainer that has to synchronize gradients between processes
 runs the second pass itself: `first_pass`, then for every chunk `pull_back` inside `FirstPass.replayed`.
@@ -24,10 +24,11 @@ Generators = Sequence[torch.Generator]
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What the second pass needs.
+    """Results of the first pass, which the second one needs.
 
-    value: the loss, detached. cotangents: for every chunk, the gradient of the loss by its features (those that have
-    one). own: gradient by each of `parameters`, None where the loss itself does not use it.
+    value: the loss, detached. cotangents: per chunk, the gradient of the loss with respect to each trained feature.
+    own: gradient with respect to each of `parameters`, None for those that the loss does not use. states: random states
+    at the beginning of each chunk.
     """
 
     value: Tensor
@@ -38,7 +39,7 @@ class FirstPass:
 
     @contextmanager
     def replayed(self, number: int) -> Iterator[None]:
-        """Context in which chunk `number` draws what it drew in the first pass; afterwards draws continue as before."""
+        """Context in which chunk `number` repeats the random draws of the first pass; later draws are not affected."""
         after = _random_state(self.generators)
         _set_random_state(self.states[number], self.generators)
         try:
@@ -50,11 +51,11 @@ class FirstPass:
 def accumulate_exactly(
     encode: Callable[[Any], Features], chunks: Sequence[Any], loss: Callable[[dict[str, Tensor]], Tensor]
 ) -> Tensor:
-    """Adds to `.grad` what one backward pass over all chunks together would add; returns the loss, detached.
+    """Accumulates in `.grad` the gradient of one backward pass over all chunks together; returns the loss, detached.
 
     Args:
         encode: one chunk → named features, each (rows of the chunk, …). It is called twice for each chunk.
-        chunks: the large batch in pieces, in order; they need not be of one size.
+        chunks: the large batch in pieces, in order; their sizes may differ.
         loss: features of the large batch (the chunks' features, concatenated by name) → scalar.
 
     Only one chunk's activations exist at a time; features of the whole batch are held twice (value and gradient).
@@ -79,12 +80,12 @@ def first_pass(
     parameters: Sequence[Tensor] | None = None,
     generators: Generators = (),
 ) -> FirstPass:
-    """Features of all chunks, the loss over them, and its gradient by the features.
+    """Computes the features of all chunks, the loss over them, and its gradient with respect to the features.
 
     Args:
         encode, chunks, loss: as in `accumulate_exactly`.
-        parameters: those that the loss may use itself. Their gradient is returned and nothing is written to `.grad`;
-            None writes the gradient of whatever the loss uses to `.grad`.
+        parameters: tensors that the loss may use itself; their gradient is returned, and `.grad` is not changed. If
+            None, the gradient of all that the loss uses is accumulated in `.grad`.
         generators: random generators, beside torch's own, that `encode` draws from.
 
     Raises ValueError as `accumulate_exactly` does.
@@ -94,8 +95,8 @@ def first_pass(
     states, parts, moving = [], [], set()
     for number, chunk in enumerate(chunks):
         states.append(_random_state(generators))
-        # The first chunk keeps its graph for a moment, which tells trained features from constants: a gradient of
-        # constants would double the work of the loss.
+        # Only the first chunk builds a graph, to find out which features are trained: gradients of constants would
+        # double the work of the loss.
         with torch.set_grad_enabled(number == 0):
             part = dict(encode(chunk))
         if number == 0:
@@ -120,7 +121,8 @@ def first_pass(
 
 
 def pull_back(features: Features, cotangents: Mapping[str, Tensor]) -> Tensor:
-    """Scalar Σ ⟨feature, cotangent⟩, whose gradient is what the loss of the large batch sends through `features`."""
+    """Returns the scalar Σ ⟨feature, cotangent⟩, whose gradient is that of the large batch's loss through
+    `features`."""
     total = torch.zeros((), device=next(iter(features.values())).device)
     for name, cotangent in cotangents.items():
         total = total + (features[name].float() * cotangent.float()).sum()

@@ -1,4 +1,4 @@
-"""The export of the best validated weights, by one figure."""
+"""Exports the best weights so far, judged by one validation figure."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from faceclip.training.interfaces import Task, TrainerConfig
 
 
 class BestExport:
-    """Keeps `folder` at the export of the best `trainer.best_metric` so far; does nothing when there is none.
+    """Keeps in `folder` the export with the best `trainer.best_metric` so far; does nothing if that is null.
 
-    Raises ConfigError for a figure that the task, where it tells its figures, does not give.
+    Raises ConfigError if the task names its figures and `trainer.best_metric` is not among them.
     """
 
     def __init__(self, config: TrainerConfig, task: Task, folder: Path) -> None:
@@ -25,23 +25,26 @@ class BestExport:
             self._check(figures)
 
     def offer(self, metrics: Mapping[str, float]) -> None:
-        """Export the task if these figures are better than all before. Raises ConfigError, CheckpointError."""
+        """Exports the task if its figure is better than all earlier ones; NaN never is.
+
+        Raises ConfigError if the figure is missing, and CheckpointError if the export cannot be written.
+        """
         if self.name is None:
             return
         self._check(metrics)
         new = metrics[self.name]
         if math.isnan(new):
-            return  # nothing would be better than that
+            return  # no later figure would be better than NaN
         if self.value is None or (new > self.value if self.larger else new < self.value):
             self.value = new
             write_atomically(self.folder, self.task.export)
 
     def facts(self) -> dict[str, Any]:
-        """For a checkpoint: the figure so far and what it is of."""
+        """Returns the best figure so far and its name and direction, for a checkpoint."""
         return {"best": self.value, "best_of": [self.name, self.larger]}
 
     def take_over(self, facts: Mapping[str, Any]) -> None:
-        """Go on from the facts of a checkpoint; a figure of another name is not compared."""
+        """Restores the best figure from the facts of a checkpoint, unless that is a figure of another name."""
         ours = [self.name, self.larger]
         self.value = facts["best"] if facts.get("best_of", ours) == ours else None
 

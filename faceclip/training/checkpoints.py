@@ -1,8 +1,8 @@
-"""Training checkpoints that are either complete or not there.
+"""Writes training checkpoints atomically: a checkpoint is either complete or absent.
 
-A checkpoint is written into a temporary folder, every file is fsynced, a manifest with their SHA-256 is
-written last, and the folder is renamed to `step-00001234`. Only then are older checkpoints removed. A kill at
-any moment leaves the previous ones untouched.
+A checkpoint is written into a temporary folder, every file is fsynced, a manifest with their SHA-256 is written last,
+and the folder is renamed to `step-00001234`. Older checkpoints are removed only after that, so a kill at any moment
+leaves the previous ones intact.
 """
 
 import json
@@ -40,12 +40,12 @@ def save_checkpoint(
     keep: int = 2,
     previous: int | None = None,
 ) -> Path:
-    """Write checkpoint `step` below `directory`; returns its folder. It and the `keep` − 1 newest before it stay.
+    """Writes checkpoint `step` below `directory` and returns its folder; keeps it and the `keep` − 1 newest before it.
 
-    previous: step of the checkpoint that this run wrote or resumed last (None: the newest before `step`). Those after
-    it were damaged, or the run would have gone on from them, and are removed.
+    previous: step of the checkpoint that this run wrote or resumed last (None: the newest before `step`). Checkpoints
+    after it are damaged, because the run would otherwise have resumed from them; they are removed.
 
-    Raises CheckpointError when the disk is full or not writable; nothing half-written stays.
+    Raises CheckpointError if the disk is full or not writable; no partial checkpoint remains.
     """
 
     def write(folder: Path) -> None:
@@ -64,8 +64,10 @@ def save_checkpoint(
 
 
 def unshared(tensors: Mapping[str, Tensor], *, copy: bool = False) -> dict[str, Tensor]:
-    """The tensors in host memory, each with storage of its own, as safetensors demands; only those that share storage
-    are copied, or with `copy` all."""
+    """Returns the tensors in host memory, each with its own storage, as safetensors demands.
+
+    Only tensors that share storage are copied; with `copy` all are.
+    """
     found: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -79,9 +81,9 @@ def unshared(tensors: Mapping[str, Tensor], *, copy: bool = False) -> dict[str, 
 
 
 def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
-    """Facts of the sealed checkpoint `step` that were not known when it was written; all of them are there or none.
+    """Adds facts, atomically, to the sealed checkpoint `step` that were not known when it was written.
 
-    Raises CheckpointError when there is no such checkpoint, and when the disk is full or not writable.
+    Raises CheckpointError if there is no such checkpoint, or if the disk is full or not writable.
     """
     folder = directory / f"step-{step:08d}"
     if not folder.is_dir():
@@ -92,11 +94,11 @@ def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
 
 
 def make_folder(directory: Path, option: str = "out=", marks: Sequence[str] = ()) -> None:
-    """Makes the output folder that `option` names where it is missing.
+    """Creates the output folder that `option` names, unless it exists.
 
     Raises ConfigError for the root of the file system and, with `marks`, for another program's folder
-    (`faceclip.storage.places.check_place`), and CheckpointError when the folder cannot be made or written; both begin
-    with the option.
+    (`faceclip.storage.places.check_place`), and CheckpointError if the folder cannot be created or written. Both
+    messages begin with the option.
     """
     check_place(directory, option, marks)
     try:
@@ -108,12 +110,15 @@ def make_folder(directory: Path, option: str = "out=", marks: Sequence[str] = ()
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts, later ones too, of a checkpoint. Raises CheckpointError when a file is missing or altered."""
+    """Reads tensors and facts, including later ones, of a checkpoint.
+
+    Raises CheckpointError if a file is missing, altered or unreadable.
+    """
     problem = verify(folder)
     if problem:
         raise CheckpointError(f"{folder}: {problem}; delete the folder to resume from an older checkpoint")
-    # Copies: tensors mapped from the file are not aligned as allocated ones are, vectorized kernels then
-    # treat other elements as the remainder, and a resumed run would differ in the last bit.
+    # Tensors are copied, because those mapped from the file are aligned otherwise than allocated ones: vectorized
+    # kernels would treat other elements as the remainder, and a resumed run would differ in the last bit.
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
     facts, later = parse_json((folder / FACTS).read_bytes()), folder / LATER
     try:
@@ -123,7 +128,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_fit(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError, with the first names, unless both hold the same names and shapes."""
+    """Raises CheckpointError, which lists the first differing names, unless both hold the same names and shapes."""
     wrong = found.keys() ^ expected.keys()
     wrong |= {name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape}
     if wrong:
@@ -132,9 +137,9 @@ def check_fit(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, 
 
 
 def resumable_checkpoint(directory: Path) -> Path | None:
-    """`newest_checkpoint`; None is a folder without any checkpoint.
+    """Returns the `newest_checkpoint`, or None if the folder has no checkpoints at all.
 
-    Raises CheckpointError where all of several are damaged: nobody means to start anew over them.
+    Raises CheckpointError if all checkpoints are damaged, so that a run never silently starts anew beside them.
     """
     found = newest_checkpoint(directory)
     if found is None and (damaged := checkpoints(directory)):
@@ -147,7 +152,7 @@ def resumable_checkpoint(directory: Path) -> Path | None:
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint, or None when there is none; a damaged one is named in a warning."""
+    """Returns the newest complete checkpoint, or None if there is none; warns about damaged ones."""
     for folder in reversed(checkpoints(directory)):
         problem = verify(folder)
         if problem is None:
@@ -157,18 +162,18 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Folders of all checkpoints, damaged ones too, from the oldest to the newest step."""
+    """Returns the folders of all checkpoints, including damaged ones, from the oldest to the newest step."""
     found = (path for path in Path(directory).glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name))
     return sorted(found, key=step_of)
 
 
 def step_of(folder: Path) -> int:
-    """Number of steps after which a checkpoint was written."""
+    """Returns the number of steps after which a checkpoint was written."""
     return int(folder.name.removeprefix("step-"))
 
 
 def check_unused(folder: Path) -> None:
-    """Raises CheckpointError for a folder that holds a checkpoint, when a training shall begin anew."""
+    """Raises CheckpointError if the folder of a training that starts anew holds a checkpoint."""
     if found := checkpoints(folder):
         raise CheckpointError(
             f"{folder} holds {found[-1].name}, and trainer.resume=false would start anew beside it: use another output "
@@ -177,8 +182,10 @@ def check_unused(folder: Path) -> None:
 
 
 def check_same_start(directory: Path, folder: Path | None, device: torch.device) -> None:
-    """Raises CheckpointError where the ranks see different newest checkpoints, since they would train different
-    weights. `folder` is what this rank sees."""
+    """Raises CheckpointError if the ranks see different newest checkpoints, because they would train different weights.
+
+    folder: the newest checkpoint that this rank sees.
+    """
     step = torch.tensor([-1 if folder is None else step_of(folder)], device=device)
     if gather_rows(step).unique().numel() > 1:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Sums and gathers over the ranks of a run; on one process they return what they are given."""
+"""Sums and gathers tensors over the ranks of a run; with one process they are returned unchanged."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Returns the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and prints for all."""
+    """Returns whether this process writes and prints on behalf of all."""
     return world_size() == 1 or dist.get_rank() == 0
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, without gradient; every rank gets it."""
+    """Returns the sum of a tensor over all ranks, without gradient, on every rank."""
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
@@ -27,10 +27,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """(N·ranks, …) rows of all ranks in rank order, with gradient: rows receive what the losses of *all* ranks send.
+    """Returns the rows (N·ranks, …) of all ranks in rank order; each row receives gradients from the losses of all
+    ranks.
 
-    Every rank must hold as many rows, and every rank must run backward, which communicates (one all-reduce of the
-    gathered size). For rows that are not trained, `faceclip.losses.gather_targets` saves that.
+    Every rank must hold the same number of rows and must run backward, which communicates (one all-reduce of the
+    gathered size). For rows that are not trained, `faceclip.losses.gather_targets` avoids that.
     """
     return rows if world_size() == 1 else _GatherRows.apply(rows)
 

@@ -1,4 +1,4 @@
-"""The command of a stage: train by its configuration, then print the last figures and where the export lies."""
+"""Runs the command of a stage: trains by its configuration, then prints the last figures and the export's folder."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ INTERRUPTED = "interrupted; the same command resumes from the last checkpoint"
 def run_training(
     train: Callable[[T], Result], config_class: type[T], argv: Sequence[str] | None, *, presets: Path
 ) -> int:
-    """`faceclip.settings.run` for a function that trains; only the main process prints its result."""
+    """Runs a training function like `faceclip.settings.run`; only the main process prints. Returns the exit status."""
 
     def work(config: T) -> None:
         result = train(config)

@@ -1,4 +1,4 @@
-"""Whether a run may resume: its settings, facts and steps against those of the checkpoint."""
+"""Decides whether a run may resume, by comparing its settings, facts and steps with those of the checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from faceclip.training.interfaces import TrainerConfig
 
 
 def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
-    """What a resumed run must not change, by dotted key, of a command's configuration (a dataclass, or None where there
-    is only `trainer`). The policy stands on each field (`faceclip.settings.setting`).
+    """Returns, by dotted key, the settings that a resumed run must not change.
 
-    Free are places (what lies there is compared by its hash), figures, logs, and how the work is done. Seed and batch
-    size are compared by the trainer itself.
+    config: a command's configuration (a dataclass), or None if there is only `trainer`. Each field declares its own
+    policy (`faceclip.settings.setting`). Paths may change (their content is compared by hash), and so may figures, logs
+    and the way the work is done. The trainer itself compares seed and batch size.
     """
     found = {} if config is None else compared_on_resume(config)
     found |= compared_on_resume(trainer, "trainer.")
@@ -23,10 +23,10 @@ def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raises CheckpointError, which names the settings that differ from the checkpoint in `folder`.
+    """Raises CheckpointError, which names the settings that differ, if the checkpoint in `folder` is of another run.
 
-    What only one side tells is unknown, not different: older checkpoints hold fewer facts and settings. The number of
-    processes may change where trainer.accumulate changes with it, so that every step takes the same samples.
+    Settings that only one side has are not compared, because older checkpoints hold fewer of them. The number of
+    processes may change if trainer.accumulate changes with it, so that every step takes the same samples.
     """
     changed = [key for key, value in ours.items() if key in theirs and theirs[key] != value]
     if {"processes", "accumulate"} <= set(changed) and _chunks(ours) == _chunks(theirs):
@@ -43,12 +43,12 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, A
 
 
 def _chunks(run: Mapping[str, Any]) -> int:
-    """Batches of a step on all processes together."""
+    """Returns the number of batches of a step over all processes."""
     return run["processes"] * run["accumulate"]
 
 
 def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a checkpoint's run, with those that older checkpoints did not write because they had one value."""
+    """Returns the facts of a checkpoint's run, completed by the only value of those that older checkpoints lack."""
     unsaid = {"layout": "replicated"}
     if not facts.get("settings", {}).get("init"):
         unsaid["init"] = "none"
@@ -56,13 +56,13 @@ def noted_run(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def noted_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint's run, with those that had one value when older checkpoints were written."""
+    """Returns the settings of a checkpoint's run, completed by the only value of those that older checkpoints lack."""
     unsaid = {"trainer.moments": "fp32", "frozen": "fp32", "adapter.shading_layers": "all"}
     return unsaid | facts.get("settings", {})
 
 
 def check_steps(folder: Path, done: int, wanted: int) -> None:
-    """Raises CheckpointError if a run is to end before the step at which its checkpoint stands."""
+    """Raises CheckpointError if the run would end (`wanted` steps) before the step of its checkpoint (`done`)."""
     if wanted < done:
         raise CheckpointError(
             f"{folder}: already at step {done}, beyond trainer.steps={wanted}: set trainer.steps="
@@ -71,5 +71,5 @@ def check_steps(folder: Path, done: int, wanted: int) -> None:
 
 
 def _text(value: Any) -> str:
-    """As a command line would say it."""
+    """Formats a value as on a command line."""
     return value if isinstance(value, str) else json.dumps(value)

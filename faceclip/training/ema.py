@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class ParameterAverage:
-    """fp32 averages of `parameters`; the effective decay grows as (1 + step)/(10 + step) up to `decay`."""
+    """Keeps exponential moving averages of `parameters` in fp32. The decay is min(`decay`, (1 + step)/(10 + step)).
+
+    Raises ValueError unless `decay` is in [0, 1).
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         if not 0 <= decay < 1:
@@ -19,14 +22,14 @@ class ParameterAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the averages towards the parameters after optimizer step number `step` (from 1)."""
+        """Moves the averages towards the parameters after optimizer step number `step` (from 1)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         targets = [p.detach().float() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.averages.values()), targets, weight)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Context in which the parameters hold their averages."""
+        """Context in which the parameters have the values of their averages."""
         kept = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._assign(self.averages)
         try:
@@ -35,11 +38,11 @@ class ParameterAverage:
             self._assign(kept)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
+        """Returns the averages by parameter name."""
         return self.averages
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over saved averages."""
+        """Restores saved averages."""
         for name, average in self.averages.items():
             average.copy_(state[name])
 

@@ -1,5 +1,8 @@
-"""Who holds gradients and optimizer state: each process all of it (alone or under DistributedDataParallel), or
-DeepSpeed ZeRO a part of it per process."""
+"""Engines run the optimizer steps of a training.
+
+With `ReplicatedEngine` each process holds all gradients and optimizer state (a single process, or
+DistributedDataParallel); with `ZeroEngine` DeepSpeed ZeRO divides them among the processes.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +20,8 @@ from faceclip.errors import CheckpointError, ConfigError
 
 
 class Engine(Protocol):
-    """One optimizer step is: per chunk `accumulating` around forward and backward, then `clip`, then `step`."""
+    """Runs optimizer steps. A step is: forward and backward of each chunk inside `accumulating`, then `clip`, then
+    `step`."""
 
     model: nn.Module
     forward_together: bool  # whether every forward pass, validation too, needs all processes
@@ -25,25 +29,27 @@ class Engine(Protocol):
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups, whose "lr" may be set."""
+        """The optimizer's parameter groups, whose "lr" may be set."""
         ...
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a chunk; gradients are complete after the `last` one of a step."""
+        """Context of a chunk's forward and backward pass; gradients are complete after the `last` chunk of a step."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of a chunk."""
+        """Accumulates the gradient of a chunk's loss ()."""
         ...
 
     def clip(self) -> Tensor | None:
-        """Clips the step's gradient; returns its norm before that, None if only `step` knows it."""
+        """Clips the gradient of the step; returns its norm () before clipping, or None if only `step` computes it."""
         ...
 
     def step(self, skip: Tensor | None = None) -> Tensor | None:
-        """Updates the weights and clears gradients; where `passes_over`, no weight changes if `skip` (), float32 on the
-        device, is 1. Returns the gradient's norm if `clip` could not; a norm that is not finite means that nothing was
-        updated."""
+        """Updates the weights and clears the gradients.
+
+        skip (): float32 on the device; if `passes_over` is true and `skip` is 1, no weight changes. Returns the norm of
+        the gradient if `clip` returned None; a norm that is not finite means that nothing was updated.
+        """
         ...
 
     def full_parameters(self) -> AbstractContextManager[None]:
@@ -55,21 +61,24 @@ class Engine(Protocol):
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The whole optimizer state on the main process (elsewhere what is returned is of no use). All processes
-        must call it."""
+        """Returns the whole optimizer state on the main process; results on other processes are not meaningful.
+
+        All processes must call it.
+        """
         ...
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `optimizer_state` gave."""
+        """Restores a state that `optimizer_state` returned."""
         ...
 
 
 def start(*, cpu: bool, timeout: timedelta = timedelta(minutes=30)) -> Accelerator:
-    """Joins the processes that a launcher has started. `cpu`: leave accelerators alone; `timeout`: how long a process
-    waits for the others.
+    """Joins the processes that a launcher has started.
 
-    On a machine without an accelerator accelerate would start every process of a launcher as a run of its own, and
-    does not know DeepSpeed at all: its process state is set up for gloo first.
+    cpu: do not use accelerators. timeout: how long a process waits for the others.
+
+    Without an accelerator, accelerate would treat every process of a launcher as a separate run, and would not start
+    DeepSpeed; its process state is therefore set up for gloo first.
     """
     cpu = cpu or not torch.accelerator.is_available()
     if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
@@ -85,7 +94,7 @@ def start(*, cpu: bool, timeout: timedelta = timedelta(minutes=30)) -> Accelerat
 
 
 def layout(accelerator: Accelerator) -> str:
-    """Name of the engine that `prepare` will give: "replicated" or "zero-1" … "zero-3"."""
+    """Returns the name of the engine that `prepare` will return: "replicated" or "zero-1" … "zero-3"."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return "replicated"
     return f"zero-{accelerator.state.deepspeed_plugin.zero_stage}"
@@ -94,9 +103,9 @@ def layout(accelerator: Accelerator) -> str:
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *, batch_size: int, max_norm: float
 ) -> Engine:
-    """The engine of this run, as `accelerate launch` has set it up.
+    """Returns the engine of this run, according to how `accelerate launch` was configured.
 
-    Raises ConfigError for a DeepSpeed configuration that this trainer cannot serve.
+    Raises ConfigError for a DeepSpeed configuration that this trainer does not support.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return ReplicatedEngine(accelerator, model, optimizer, max_norm)
@@ -104,8 +113,8 @@ def prepare(
 
 
 class ReplicatedEngine:
-    """One process, or DistributedDataParallel. A step is passed over as by a gradient scaler, by `found_inf` of the
-    fused optimizer."""
+    """Engine of a single process or of DistributedDataParallel. It skips a step as a gradient scaler does, by the fused
+    optimizer's `found_inf`."""
 
     forward_together, passes_over = False, True
 
@@ -155,11 +164,12 @@ class ReplicatedEngine:
 
 
 class ZeroEngine:
-    """DeepSpeed ZeRO 1, 2 or 3 over our own AdamW, whose state DeepSpeed keeps as one flat piece per group and process.
+    """Engine of DeepSpeed ZeRO 1, 2 or 3 over our own AdamW, whose state DeepSpeed keeps as one flat piece per group
+    and process.
 
-    DeepSpeed's own checkpoints are pickles in a folder of its own shape. Here the flat pieces (fp32 weights and
-    moments) are joined on the main process, one after another, and go into the same sealed file as everything else.
-    DeepSpeed reads the gradient's norm in every step, so that the trainer reads its flags at once, too.
+    DeepSpeed's own checkpoints are pickles in its own folder layout. This engine instead joins the flat pieces (fp32
+    weights and moments) on the main process, one after another, so that they go into the same sealed file as everything
+    else. DeepSpeed reads the gradient's norm in every step, so the trainer reads its flags at once, too.
     """
 
     passes_over = False
@@ -261,12 +271,12 @@ class ZeroEngine:
             }
 
     def _pieces(self) -> Sequence[Tensor]:
-        """This process' flat fp32 weights, by which the optimizer's state is keyed."""
+        """Returns this process' flat fp32 weights, by which the optimizer's state is keyed."""
         zero = self.model.optimizer
         return zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
 
     def _join(self, piece: Tensor) -> Tensor:
-        """The pieces of all processes, in rank order, in host memory of the main one."""
+        """Joins the pieces of all processes in rank order, in the host memory of the main process."""
         piece = piece.detach().to(self._device).contiguous()
         main = dist.get_rank() == 0
         pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())] if main else None
@@ -276,8 +286,10 @@ class ZeroEngine:
 
 @contextmanager
 def _with_scalars(model: nn.Module, stage: int) -> Iterator[None]:
-    """Context in which DeepSpeed (0.19) starts on a model with scalar parameters: it broadcasts parameters as bytes,
-    and tensors without a dimension have no such view."""
+    """Context in which DeepSpeed (0.19) can start on a model with scalar parameters.
+
+    DeepSpeed broadcasts parameters as bytes, and tensors without dimensions have no such view.
+    """
     scalars = [p for p in model.parameters() if p.ndim == 0]
     for parameter in scalars:
         if stage < 3:

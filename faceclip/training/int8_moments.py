@@ -1,11 +1,11 @@
 """AdamW whose moments take 2.03 bytes per weight in place of 8: 8-bit optimizers (Dettmers et al. 2022,
 arXiv:2110.02861) in plain torch, on any device.
 
-Each block of 256 values has a scale. The second moment is stored by its logarithm. Of the first, what is stored is its
-ratio to the root of the stored second: both keep their precision for small values next to large ones, where a first
-moment that were stored by itself would be rounded to something large beside its own second and blow up the step. What
-is stored is rounded up or down by a dither that depends on place and step alone: in the mean over the steps it is
-unbiased, where rounding to the nearest would hold the moments still, and a resumed run rounds as an unbroken one.
+Each block of 256 values has a scale. The second moment is stored by its logarithm, and the first moment by its ratio to
+the root of the stored second one. Both therefore keep their precision for small values next to large ones; a first
+moment stored by itself would be rounded to a value that is large compared with its second moment, and the step would
+explode. Values are rounded up or down by a dither that depends on place and step alone. It is unbiased over the steps,
+whereas rounding to the nearest value would freeze the moments, and a resumed run rounds exactly like an unbroken one.
 """
 
 import math
@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 256
-SMALLEST = 4096  # weights of a tensor: the moments of smaller ones stay in float32
-CHUNK = 2**22  # weights of a tensor that are stepped at a time
-OCTAVES = 32.0  # of the second moment below the largest of its block
+SMALLEST = 4096  # weights; the moments of smaller tensors stay in float32
+CHUNK = 2**22  # weights of a tensor that are updated at a time
+OCTAVES = 32.0  # range of the stored second moments, below the largest of their block
 _NAMES = ("ratio", "ratio_scale", "second", "second_scale")
 _PLACE, _STEP = 0.6180339887498949, 0.7548776662466927  # irrational: the dither visits all values evenly
 
 
 class Int8AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW`, with the moments of all but small tensors in 8 bits.
+    """`torch.optim.AdamW` with the moments of all but small tensors in 8 bits.
 
-    Where `found_inf` (), which the engine sets, is 1, no weight changes.
+    The engine may set `found_inf` (); if it is 1, no weight changes.
     """
 
     found_inf: Tensor | None = None
@@ -72,7 +72,7 @@ class Int8AdamW(torch.optim.AdamW):
             state["ratio"][blocks], state["ratio_scale"][blocks] = to_linear(ratio, (dither + 0.5) % 1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, which would cast moments of 8 bits to the weights' numbers."""
+        """Restores a state, keeping moments in 8 bits, which torch's own method would cast to the weights' type."""
         kept: dict[int, dict[str, Tensor]] = {}
         plain: dict[int, dict[str, Tensor]] = {}
         for index, values in state_dict["state"].items():
@@ -86,31 +86,35 @@ class Int8AdamW(torch.optim.AdamW):
 
 
 def is_large(parameter: Tensor) -> bool:
-    """Whether the moments of this tensor have 8 bits."""
+    """Returns whether the moments of this tensor are kept in 8 bits."""
     return parameter.numel() >= SMALLEST and parameter.is_contiguous()
 
 
 def moment_bytes(parameter: Tensor) -> int:
-    """Bytes of the moments of a tensor."""
+    """Returns the bytes of a tensor's moments."""
     if not is_large(parameter):
         return 8 * parameter.numel()
     return -(-parameter.numel() // BLOCK) * (2 * BLOCK + 8)
 
 
 def to_linear(values: Tensor, dither: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (N, 256) as int8, and the scale (N, 1) of each block; dither (N, 256) in [0, 1)."""
+    """Quantizes values (N, 256) linearly to int8 with a dither (N, 256) in [0, 1); returns these and the scales (N,
+    1)."""
     scale = values.abs().amax(dim=1, keepdim=True)
     steps = values / scale.clamp(min=torch.finfo(torch.float32).tiny) * 127
     return (steps + dither).floor().clamp(-127, 127).to(torch.int8), scale
 
 
 def from_linear(stored: Tensor, scale: Tensor) -> Tensor:
-    """What `to_linear` has stored, float32."""
+    """Returns the values that `to_linear` stored, as float32."""
     return stored.float() * (scale / 127)
 
 
 def to_log(values: Tensor, dither: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (N, 256), none negative, as uint8: 0 is zero, 1 to 255 are `OCTAVES` below the scale (N, 1) up to it."""
+    """Quantizes values (N, 256) ≥ 0 logarithmically to uint8; returns these and the scales (N, 1).
+
+    0 stands for zero, and 1 to 255 for values from `OCTAVES` below the scale up to the scale.
+    """
     scale = values.amax(dim=1, keepdim=True)
     ratio = values / scale.clamp(min=torch.finfo(torch.float32).tiny)
     steps = 255 + ratio.clamp(min=2.0 ** (-OCTAVES)).log2() * (254 / OCTAVES)
@@ -119,7 +123,7 @@ def to_log(values: Tensor, dither: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_log(stored: Tensor, scale: Tensor) -> Tensor:
-    """What `to_log` has stored, float32."""
+    """Returns the values that `to_log` stored, as float32."""
     return (torch.exp2((stored.float() - 255) * (OCTAVES / 254)) * scale).masked_fill(stored == 0, 0.0)
 
 
@@ -140,6 +144,6 @@ def _blocks(values: Tensor) -> Tensor:
 
 
 def _dither(blocks: slice, step: int, device: torch.device) -> Tensor:
-    """(N, 256) in [0, 1) of the blocks of a tensor at a step."""
+    """Returns the dither (N, 256) in [0, 1) of these blocks of a tensor at a step."""
     places = torch.arange(blocks.start * BLOCK, blocks.stop * BLOCK, device=device, dtype=torch.float64)
     return (places.mul_(_PLACE).add_(step * _STEP % 1) % 1).float().clamp_(max=1 - 2**-24).view(-1, BLOCK)

@@ -1,4 +1,4 @@
-"""What a training command hands to the trainer and gets back."""
+"""Interfaces between training commands and the trainer: task, configuration and result."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from faceclip.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """What a loss may know about the step it serves. `generator` lives on `device`, seeded by (seed, step)."""
+    """What a loss may know about its step. `generator` is on `device` and seeded by (seed, step, rank)."""
 
     step: int
     steps: int
@@ -25,34 +25,36 @@ class StepContext:
 
 
 class Task(ABC):
-    """What is trained. A task sets `modules`, of which the parameters that require a gradient are trained, and gives
-    `loss` and `export`; the other methods say what most tasks want."""
+    """Something to train. Subclasses set `modules`, whose parameters with `requires_grad` are trained, and implement
+    `loss` and `export`; the other methods have defaults that suit most tasks."""
 
     modules: nn.Module
 
     @abstractmethod
     def loss(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its parts (detached scalars, for the log)."""
+        """Returns the total loss () and its parts for the log (detached scalars)."""
 
     @abstractmethod
     def export(self, directory: Path) -> None:
-        """Write what users load into an empty directory."""
+        """Writes the trained model into an empty directory."""
 
     def validate(self, step: int) -> dict[str, float]:
-        """Figures on held-out data; none by default."""
+        """Returns figures on held-out data; none by default."""
         return {}
 
     def figures(self) -> tuple[str, ...] | None:
-        """Names of what `validate` gives, so that an unknown `trainer.best_metric` is refused before the first step;
-        None: known only after the first validation."""
+        """Returns the names of `validate`'s figures, so that an unknown `trainer.best_metric` is rejected before the
+        first step; None if they are known only after the first validation."""
         return None
 
     def facts(self) -> dict[str, str]:
-        """Hashes by name of the frozen things that the training stands on, without which a run is not resumed."""
+        """Returns hashes, by name, of the frozen models and files of the training; a run resumes only if they are
+        equal."""
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]] | None:
-        """Groups of the optimizer; None: the trainer's own, by `trainer.optimizer` and `trainer.weight_decay`."""
+        """Returns the optimizer's groups; None stands for the trainer's own groups, by `trainer.optimizer` and
+        `trainer.weight_decay`."""
         return None
 
 
@@ -67,12 +69,14 @@ class ContrastiveTask(Task):
 
     @abstractmethod
     def encode(self, batch: dict[str, Any], context: StepContext) -> dict[str, Tensor]:
-        """Features by name, each (rows, …); rows must not see each other. Constants of the loss, such as labels,
-        belong here too. Random draws come from torch's generators or `context.generator`."""
+        """Returns features by name, each (rows, …), including constants of the loss such as labels.
+
+        The rows must not influence each other. Random draws must come from torch's generators or `context.generator`.
+        """
 
     @abstractmethod
     def loss_of(self, features: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its parts (detached scalars) from the features of the whole batch."""
+        """Returns the total loss () and its parts (detached scalars) from the features of the whole batch."""
 
     def loss(self, batch: dict[str, Any], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss_of` of `encode`."""
@@ -81,7 +85,7 @@ class ContrastiveTask(Task):
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """How long and how a task is trained, and what is kept of it.
+    """Settings of a training: its length and optimizer, and what it keeps.
 
     The gradients of the chunks of a step are averaged; those of a `ContrastiveTask` are the gradients of the one large
     batch. Muon steps inner matrices and kernels, and AdamW the rest (`faceclip.training.muon`).
@@ -173,7 +177,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Outcome of `Trainer.fit`: the last validation figures and where the export and the last checkpoint lie."""
+    """Outcome of `Trainer.fit`: the last validation figures, and the folders of the export and the last checkpoint."""
 
     step: int
     seconds: float

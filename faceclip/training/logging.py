@@ -30,11 +30,11 @@ from faceclip.storage.files import disk_errors, write_text
 
 
 class RunLog:
-    """Writes `log.jsonl` and `tensorboard/` below a run directory, and to `trackers`.
+    """Writes `log.jsonl` and `tensorboard/` below a run directory, and logs to `trackers`.
 
-    On resume, lines past the step are dropped; what trackers keep of them stays.
+    On resume, lines after step `start` are dropped from the file; records in trackers stay.
 
-    All methods raise DataError when the disk is full or not writable.
+    All methods raise DataError if the disk is full or not writable.
     """
 
     def __init__(self, directory: Path, *, start: int, trackers: Sequence[GeneralTracker] = ()) -> None:
@@ -46,7 +46,7 @@ class RunLog:
         self._board = EventFile(Path(directory) / "tensorboard", start=start)
 
     def write(self, step: int, values: Mapping[str, float], *, kind: str) -> None:
-        """One record; `kind` is "train" or "validation"."""
+        """Writes one record; `kind` is "train" or "validation"."""
         with disk_errors(self.path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         named = {f"{kind}/{name}": value for name, value in values.items()}
@@ -55,7 +55,7 @@ class RunLog:
             tracker.log(named, step=step)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flushes and closes the log and the trackers."""
         with disk_errors(self.path), closing(self._board), closing(self._file):
             for tracker in self._trackers:
                 tracker.finish()
@@ -75,10 +75,10 @@ class RunLog:
 
 
 class EventFile:
-    """Scalars for TensorBoard, in a file of their own in `directory`; steps after `start` in older files are hidden.
+    """Writes scalars for TensorBoard to a new file in `directory`; it hides steps after `start` of older files.
 
-    Written at once by the caller's thread: PyTorch's `SummaryWriter` has one of its own, which on a full disk ends with
-    a traceback. Raises DataError there.
+    The caller's thread writes at once. PyTorch's `SummaryWriter` uses a thread of its own, which ends with a traceback
+    on a full disk; this class raises DataError.
     """
 
     def __init__(self, directory: Path, *, start: int = 0) -> None:
@@ -92,14 +92,14 @@ class EventFile:
             self._records.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One value for each name, which TensorBoard shows as a curve."""
+        """Writes one value for each name; TensorBoard shows a curve per name."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with disk_errors(self.path):
             self._add(Event(step=step, summary=Summary(value=scalars)))
             self._records.flush()
 
     def close(self) -> None:
-        """Nothing can be written any more."""
+        """Closes the file."""
         with disk_errors(self.path):
             self._records.close()
 
@@ -109,7 +109,7 @@ class EventFile:
 
 
 class Display:
-    """A progress bar on a terminal, plain lines with the time left elsewhere."""
+    """Shows a progress bar on a terminal, and plain lines with the time left elsewhere."""
 
     def __init__(self, total: int, start: int, label: str) -> None:
         self.total, self.label = total, label
@@ -128,12 +128,12 @@ class Display:
             self.bar = self.progress.add_task(label, total=total, completed=start, note="")
 
     def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
+        """Shows that `step` steps are done."""
         if self.progress is not None:
             self.progress.update(self.bar, completed=step)
 
     def note(self, step: int, values: Mapping[str, float], seconds_left: float) -> None:
-        """Show logged values."""
+        """Shows logged values."""
         text = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self.progress is not None:
             self.progress.update(self.bar, completed=step, note=text)
@@ -146,15 +146,17 @@ class Display:
             )
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stops the bar."""
         if self.progress is not None:
             self.progress.stop()
 
 
 @dataclass
 class Window:
-    """Sums since the last log line; they stay on the device until then. `steps` are done, `begun` counts the one under
-    way too."""
+    """Sums of logged values since the last log line, kept on the device until they are read.
+
+    steps: finished steps. begun: finished steps and the current one.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
@@ -163,7 +165,7 @@ class Window:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, parts: dict[str, Tensor]) -> None:
-        """Add the values of a step, or of a part of one."""
+        """Adds the values of a step, or of a part of one."""
         for name, value in parts.items():
             value = torch.as_tensor(value).detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value

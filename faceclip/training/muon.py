@@ -1,9 +1,9 @@
 """Muon for matrices and kernels, AdamW for everything else, as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) steps along the orthogonalized momentum: all
-directions of a weight learn at one rate. `torch.optim.Muon` takes matrices alone; here a kernel (O, I, h, w) is the
-matrix (O, I·h·w). Updates have the size that AdamW's have (Liu et al. 2025, arXiv:2502.16982, section 2.2), so that
-both share a learning rate and a weight decay.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) updates weights along the orthogonalized momentum,
+so that all directions of a weight learn at the same rate. `torch.optim.Muon` accepts only matrices; here a kernel (O,
+I, h, w) is treated as the matrix (O, I·h·w). Updates are scaled to the size of AdamW's (Liu et al. 2025,
+arXiv:2502.16982, section 2.2), so that both share the learning rate and the weight decay.
 """
 
 import math
@@ -20,7 +20,7 @@ _OUTER = ("conv_in.", "conv_out.", "embed")  # layers between pixels, ids or lat
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """A matrix (R, C) in bf16 with the same singular vectors and singular values of about 1."""
+    """Returns a matrix (R, C) in bf16 with the singular vectors of `matrix` and singular values of about 1."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.bfloat16().T if tall else matrix.bfloat16()
@@ -32,9 +32,9 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with ``"muon": True`` are stepped by Muon, with Nesterov momentum.
+    """AdamW that updates its groups with ``"muon": True`` by Muon with Nesterov momentum.
 
-    Where `found_inf` (), which the engine sets, is 1, no weight changes.
+    The engine may set `found_inf` (); if it is 1, no weight changes.
     """
 
     found_inf: Tensor | None = None
@@ -71,8 +71,8 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def muon_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for `MuonAdamW`: inner matrices and kernels by Muon; first and last layers and embeddings by AdamW with
-    weight decay; biases, gains and scalars without."""
+    """Returns the groups for `MuonAdamW`: Muon updates inner matrices and kernels; AdamW updates first and last layers
+    and embeddings with weight decay, and biases, gains and scalars without."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     free: list[nn.Parameter] = []

@@ -20,10 +20,13 @@ def make_optimizer(
     *,
     whole: bool,
 ) -> torch.optim.AdamW:
-    """The optimizer of a run; `groups` are a task's own, `whole` says that every process holds whole weights.
+    """Returns the optimizer of a run.
 
-    Raises ConfigError where Muon is asked for and cannot be: with parts of weights, or with a task's own groups; and
-    for moments of 8 bits with Muon or with parts of weights.
+    trainable: parameters by name. groups: the task's own groups, or None. whole: whether every process holds whole
+    weights.
+
+    Raises ConfigError for Muon with divided weights or with a task's own groups, and for moments of 8 bits with Muon or
+    with divided weights.
     """
     rates: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -48,10 +51,10 @@ def make_optimizer(
 
 
 def rate_factor(step: int, *, steps: int, warmup: int, schedule: str, min_ratio: float) -> float:
-    """Factor on the base rate for optimizer step `step` (from 0).
+    """Returns the factor on the base rate for optimizer step `step` (from 0).
 
-    Linear warm-up over `warmup` steps, then constant, or half a cosine down to `min_ratio` at the last step
-    (Loshchilov & Hutter 2017, equation 5, without restarts).
+    The factor rises linearly over `warmup` steps. Then it is constant, or falls as half a cosine to `min_ratio` at the
+    last step (Loshchilov & Hutter 2017, equation 5, without restarts).
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -62,7 +65,7 @@ def rate_factor(step: int, *, steps: int, warmup: int, schedule: str, min_ratio:
 
 
 def decay_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels decay; biases, gains and scalars do not."""
+    """Returns two groups: matrices and kernels with weight decay; biases, gains and scalars without."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for _, parameter in named:

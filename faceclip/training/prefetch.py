@@ -1,4 +1,4 @@
-"""Batches read ahead: while a step computes with one, a thread gets the next."""
+"""Reads batches ahead: while a step computes with one batch, a thread reads the next."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Prefetcher:
-    """`read(position)` for one position after another, the following one begun beforehand.
+    """Calls `read(position)` for one position after another in a thread, one position ahead.
 
-    `read` must depend on its position alone: then the thread changes when a batch is read, not what is in it. Use it as
-    a context; leaving it waits for a read that has begun.
+    `read` must depend on its position alone, so that the thread changes when a batch is read but not its content. Use
+    it as a context; leaving the context waits for a read that has begun.
     """
 
     def __init__(self, read: Callable[[int], dict[str, Any]]) -> None:
@@ -24,7 +24,10 @@ class Prefetcher:
         self._thread.shutdown(cancel_futures=True)
 
     def take(self, position: int, *, following: int | None) -> dict[str, Any]:
-        """The batch at `position`; `following` (None after the last) is begun. Raises what reading this one raised."""
+        """Returns the batch at `position` and begins to read `following` (None after the last batch).
+
+        Raises the error that reading this batch raised.
+        """
         ahead, self._ahead = self._ahead, None
         begun = ahead[1] if ahead and ahead[0] == position else self._thread.submit(self._read, position)
         batch = begun.result()

@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 def counting_columns() -> tuple[ProgressColumn, ...]:
-    """Columns of a bar that counts what is done: title, bar, m/n, time so far, time left."""
+    """Returns the columns of a bar that counts: title, bar, m/n, elapsed time, time left."""
     return (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,9 +27,9 @@ def counting_columns() -> tuple[ProgressColumn, ...]:
 
 @contextmanager
 def bar(title: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
-    """Yields `advance(done, total)`; the bar appears with the first call, so finished work shows nothing.
+    """Yields a function `advance(done, total)`. The bar appears with the first call, so finished work shows nothing.
 
-    A total of None is one that nobody knows.
+    total: None if it is unknown.
     """
     progress = Progress(*counting_columns(), transient=True)
     task = None

@@ -1,7 +1,7 @@
-"""What the `check` commands of both stages share: facts of the machine, and a run of three steps that is thrown away.
+"""Shared by the `check` commands of both stages: describes the machine and rehearses a run of three steps.
 
-The rehearsal takes the road of the command itself: loading, three steps, a validation, a checkpoint and an export, in a
-temporary folder beside `out=`. Sizes and times that it prints are measured there.
+The rehearsal runs what the command itself runs: loading, three steps, a validation, a checkpoint and an export, in a
+temporary folder beside `out=`. It measures the printed sizes and times there, and then deletes the folder.
 """
 
 import json
@@ -29,8 +29,11 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "op
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """result: of the three steps. Seconds of a step (the last one), and of one validation with checkpoint and export;
-    peak: GiB that the process held; bytes on the disk of a checkpoint and of what is exported once."""
+    """What a rehearsal measured.
+
+    result: of the three steps. step_seconds: of the last step. other_seconds: of one validation with checkpoint and
+    export. peak: memory of the process in GiB. checkpoint, exports: bytes on disk of a checkpoint, and of all exports.
+    """
 
     result: Result
     step_seconds: float
@@ -40,17 +43,18 @@ class Rehearsal:
     exports: int
 
     def seconds(self, config: TrainerConfig) -> float:
-        """Expected of the whole run; each validation is taken to cost what all that is no step did here."""
+        """Returns the expected seconds of the whole run, in which each validation costs `other_seconds`."""
         validations = 1 + (config.steps - 1) // config.validate_every if config.validate_every else 1
         return config.steps * self.step_seconds + validations * self.other_seconds
 
     def disk(self, config: TrainerConfig) -> int:
-        """Bytes that the run needs at most: kept checkpoints, one being written, exports and their replacements."""
+        """Returns the most bytes that the run needs: kept checkpoints, one being written, exports and their
+        replacements."""
         return (config.keep_checkpoints + 1) * self.checkpoint + 2 * self.exports
 
 
 def machine(device: torch.device) -> list[str]:
-    """Lines on interpreter, packages and the device with its memory."""
+    """Returns lines that describe the interpreter, the packages, and the device with its memory."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     lines = [f"Python {platform.python_version()}, {versions}"]
     if device.type == "cuda":
@@ -66,13 +70,13 @@ def machine(device: torch.device) -> list[str]:
 
 
 def one_process() -> None:
-    """Raises ConfigError in a launcher with several processes."""
+    """Raises ConfigError if a launcher started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the check runs in one process: start it by python -m, without accelerate launch or torchrun")
 
 
 def memory_plan(trainer: Trainer) -> dict[str, int]:
-    """Bytes of one process without ZeRO that do not depend on the batch: weights, gradients, moments, averages."""
+    """Returns the bytes of weights, gradients, moments and averages of one process without ZeRO, by name."""
     trained = sum(p.numel() for p in trainer.trainable.values())
     moments = 4 * trained if trainer.config.optimizer == "muon" else 8 * trained
     if trainer.config.moments == "int8":
@@ -86,9 +90,9 @@ def memory_plan(trainer: Trainer) -> dict[str, int]:
 
 
 def rehearse(config: TrainerConfig, out: str, begin: Callable[[TrainerConfig, str], Trainer]) -> Rehearsal:
-    """Runs `begin(config, out)`, a trainer for the given settings and folder, for three steps beside `out`.
+    """Runs three steps of the trainer that `begin(config, out)` returns, in a temporary folder beside `out`.
 
-    Raises DataError where the disk at `out` is too small for the whole run, and what the run itself raises.
+    Raises DataError if the disk at `out` is too small for the whole run, and all errors of the run itself.
     """
     place = Path(out).resolve().parent
     while not place.is_dir():
@@ -116,7 +120,7 @@ def rehearse(config: TrainerConfig, out: str, begin: Callable[[TrainerConfig, st
 
 
 def report(found: Rehearsal, config: TrainerConfig, plan: dict[str, int], price: float) -> list[str]:
-    """Lines on memory, disk, and the expected time and cost of the whole run on one such device."""
+    """Returns lines about memory, disk, and the expected time and cost (`price` per hour) of the whole run."""
     hours = found.seconds(config) / 3600
     cost = f", {hours * price:.2f} at {price:g} an hour" if price else ""
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.items() if size)
@@ -131,7 +135,7 @@ def report(found: Rehearsal, config: TrainerConfig, plan: dict[str, int], price:
 
 
 def gib(size: float) -> str:
-    """Bytes in words."""
+    """Formats bytes as GiB."""
     return f"{size / 2**30:.2f} GiB"
 
 

@@ -1,4 +1,4 @@
-"""What lies in the folder of a training run."""
+"""Names of the files in the folder of a training run."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 BEST = "best"
 LOCK = "run.lock"
-# Of which every run's folder has one, also where the run was killed early.
+# Every run's folder has at least one of these, even if the run was killed early.
 MARKS = (LOCK, "log.jsonl", f"{CHECKPOINTS}/step-*", f"{CHECKPOINTS}/.step-*.tmp", f".{EXPORT}.*.tmp")
 
 
 def check_output(directory: Path) -> None:
-    """Raises ConfigError, before a command works, for a run's folder at `/` or among files of something else."""
+    """Raises ConfigError if a run's folder would be `/` or holds files of another program, before any work is done."""
     check_place(Path(directory), "out=", MARKS)

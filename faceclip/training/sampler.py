@@ -1,4 +1,4 @@
-"""Data order as a pure function: which sample comes when depends on (seed, position) alone, never on history."""
+"""Data order as a pure function: the sample at a position depends on (seed, position) alone, never on history."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from faceclip.errors import EmptyDatasetError
 
 
 class MapSource(ABC):
-    """A data source by index. It gives `get`, or whole batches by `get_batch`."""
+    """A data source by index. Subclasses implement `get`, or `get_batch` for whole batches."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -21,19 +21,19 @@ class MapSource(ABC):
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """(N,) equal for samples that may share a batch; None: all may."""
+        """Numbers (N,) that are equal for samples that may share a batch; None if all may."""
         return None
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Sample `index`; every random draw must come from `rng`, seeded by (seed, sample, epoch)."""
+        """Returns sample `index`. All random draws must come from `rng`, which is seeded by (seed, sample, epoch)."""
         return {name: value[0] for name, value in self.get_batch([index], [rng]).items()}
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Any]:
-        """One batch, each sample drawn from its own generator."""
+        """Returns one batch; each sample draws from its own generator."""
         return self.collate([self.get(index, rng) for index, rng in zip(indices, rngs, strict=True)])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of samples."""
+        """Joins samples to a batch."""
         return stack(samples)
 
 
@@ -49,7 +49,7 @@ class OrderedSampler:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def at(self, position: int) -> tuple[int, int]:
-        """Sample index and epoch at a position of the stream."""
+        """Returns the sample index and the epoch at a position of the stream."""
         epoch, offset = divmod(position, self.length)
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.length)
@@ -57,7 +57,7 @@ class OrderedSampler:
         return int(self._order[offset]), epoch
 
     def slots(self, start: int, count: int) -> list[tuple[int, int]]:
-        """`count` consecutive (index, epoch) pairs."""
+        """Returns `count` consecutive pairs (index, epoch) from position `start` on."""
         return [self.at(position) for position in range(start, start + count)]
 
 
@@ -77,9 +77,10 @@ class GroupedSampler:
         self._epoch, self._order = -1, np.empty((0, batch_size), dtype=np.int64)
 
     def slots(self, start: int, count: int) -> list[tuple[int, int]]:
-        """The (index, epoch) pairs of the batch that begins at position `start`, a multiple of its size `count`.
+        """Returns the pairs (index, epoch) of the batch that begins at position `start`, a multiple of its size
+        `count`.
 
-        Raises ValueError for anything but one whole batch.
+        Raises ValueError unless these positions are one whole batch.
         """
         if count != self.batch_size or start % count:
             raise ValueError(f"slots {start} to {start + count} are no batch of {self.batch_size}")
@@ -95,25 +96,25 @@ class GroupedSampler:
 
 
 def sampler_of(source: MapSource, seed: int, batch_size: int) -> OrderedSampler | GroupedSampler:
-    """The order of a source, by its groups where it has some."""
+    """Returns the sampler of a source: grouped if the source has groups, else ordered."""
     groups = source.groups
     return OrderedSampler(len(source), seed) if groups is None else GroupedSampler(groups, seed, batch_size)
 
 
 def sample_rng(seed: int, index: int, epoch: int) -> np.random.Generator:
-    """The generator of one sample in one epoch."""
+    """Returns the generator of one sample in one epoch."""
     return np.random.default_rng([seed, 1, index, epoch])
 
 
 def fetch(source: MapSource, slots: Sequence[tuple[int, int]], seed: int) -> dict[str, Any]:
-    """One collated batch for (index, epoch) pairs."""
+    """Returns the batch of these pairs (index, epoch)."""
     indices = [index for index, _ in slots]
     rngs = [sample_rng(seed, index, epoch) for index, epoch in slots]
     return source.get_batch(indices, rngs)
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack arrays, tensors and numbers field by field; anything else becomes a list."""
+    """Stacks arrays, tensors and numbers field by field; other values become lists."""
     batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]

@@ -1,4 +1,4 @@
-"""The task's part of a training step as one module, so that DistributedDataParallel and DeepSpeed see it."""
+"""Wraps the task's part of a training step in one module, as DistributedDataParallel and DeepSpeed need it."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from faceclip.training.interfaces import ContrastiveTask, StepContext, Task
 
 
 class StepModule(nn.Module):
-    """Loss of a batch; for a `ContrastiveTask` also the features of a chunk and what pulls a gradient through them.
+    """Computes the loss of a batch; for a `ContrastiveTask` also a chunk's features and the backward pass through them.
 
-    `half`: run under bf16 autocast. `compiled`: torch.compile; of a contrastive task only `encode` is compiled, since
-    its loss talks to other ranks.
+    half: run under bf16 autocast. compiled: use torch.compile; of a contrastive task only `encode` is compiled, because
+    its loss communicates with other ranks.
     """
 
     def __init__(self, task: Task, device: torch.device, *, half: bool, compiled: bool) -> None:
@@ -34,9 +34,11 @@ class StepModule(nn.Module):
         pull: tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]] | None = None,
         only_features: bool = False,
     ) -> Any:
-        """(loss, parts) of a batch; or its features; or, with `pull` = (cotangents of the features, pairs of a
-        parameter and a gradient), the scalar whose gradient is theirs."""
-        # Autocast here and not by accelerate, whose precision can be set only once per process.
+        """Returns (loss, parts) of a batch; with `only_features` its features; with `pull` a scalar for backward.
+
+        pull: cotangents of the features, and pairs of a parameter and a gradient. The scalar's gradient equals these.
+        """
+        # Autocast is set here and not by accelerate, whose precision can be set only once per process.
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             if pull is None and not only_features:
                 return self._loss(batch, context)
@@ -51,12 +53,13 @@ class StepModule(nn.Module):
             return scalar
 
     def loss_of(self, features: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts from the features of the large batch."""
+        """Returns the loss and its parts from the features of the large batch."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             return self._loss_of(features, context)
 
     def train(self, mode: bool = True) -> "StepModule":
-        """Frozen parts stay in evaluation mode: no dropout, no drifting statistics."""
+        """Sets the mode; frozen modules stay in evaluation mode, so that they use no dropout and keep their
+        statistics."""
         super().train(mode)
         for module in self.task_modules.modules():
             parameters = list(module.parameters())

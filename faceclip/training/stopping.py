@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C as wishes to stop after the current step; `faceclip.training.watch` lets all processes agree."""
+"""Turns SIGTERM and Ctrl-C into requests to stop after the current step. `faceclip.training.watch` makes all processes
+agree."""
 
 import math
 import os
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-SAME = 1.0  # seconds within which a launcher passes on the Ctrl-C that the terminal sent to its processes, too
+SAME = 1.0  # seconds in which a launcher repeats the Ctrl-C that the terminal already sent to its processes
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop."""
+    """Records whether, and by which signal, this process was asked to stop."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
@@ -21,10 +22,10 @@ class StopRequest:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Context in which SIGTERM and the first Ctrl-C (SIGINT) are such requests; a second one, later than `SAME`,
-        raises KeyboardInterrupt.
+        """Context in which SIGTERM and the first Ctrl-C (SIGINT) are recorded as requests.
 
-        Outside the main thread signals are left alone, and so are those that are ignored, as by nohup.
+        A second Ctrl-C, more than `SAME` seconds later, raises KeyboardInterrupt. Outside the main thread no signal is
+        handled, and ignored signals (nohup) stay ignored.
         """
         with ExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -42,13 +43,13 @@ class StopRequest:
                 raise KeyboardInterrupt
             if self._interrupted == math.inf:
                 self._interrupted = now
-                # Not print: the signal may have come while something was printed.
+                # `print` is not safe here, because the signal may have interrupted another print.
                 os.write(2, b"stopping after this step; Ctrl-C again stops at once, without saving\n")
 
     @property
     def status(self) -> int:
-        """128 and the number of the signal by which this process was asked, as a shell counts them; 0 without one.
+        """128 + the number of the signal that asked this process to stop, as shells count; 0 if there was none.
 
-        Of the statuses of several processes the highest counts: SIGTERM before SIGINT.
+        Of several processes the highest status counts: SIGTERM before SIGINT.
         """
         return 128 + self.asked if self.asked else 0

@@ -1,6 +1,6 @@
-"""Experiment trackers of accelerate beside the log that every run writes: Weights & Biases, and TensorBoard elsewhere.
+"""Opens experiment trackers of accelerate, Weights & Biases and TensorBoard, in addition to the log of every run.
 
-`log.jsonl` and `tensorboard/` in a run's folder need none of this.
+`log.jsonl` and `tensorboard/` in a run's folder do not need them.
 """
 
 import json
@@ -13,11 +13,11 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from faceclip.errors import ConfigError
 from faceclip.storage.hashes import bytes_hash
 
-FOLDER = "trackers"  # below a run's folder: what trackers keep on this disk
+FOLDER = "trackers"  # below a run's folder: files of the trackers
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises ConfigError for a tracker whose package is not installed."""
+    """Raises ConfigError if the package of a tracker is not installed."""
     available = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in available:
@@ -27,9 +27,9 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], project: str, directory: Path, settings: Mapping[str, Any]
 ) -> list[GeneralTracker]:
-    """Trackers of a run in `directory`, which receive its settings; a resumed run continues under the same name.
+    """Opens the trackers of a run in `directory` and passes its settings to them; a resumed run keeps its name.
 
-    Raises ConfigError as `check_trackers` does.
+    Raises ConfigError if the package of a tracker is not installed.
     """
     check_trackers(names)
     place, trackers = directory / FOLDER, []

@@ -1,8 +1,8 @@
-"""The training loop of every command: exact resume, atomic checkpoints, finite check, logs, distribution.
+"""The training loop of all commands: exact resume, atomic checkpoints, finite check, logs, distribution.
 
-What happens in a step depends on (seed, step) alone: the data order, every sample's random generator, and torch's
-generator, which is seeded anew for every step. With the optimizer's state in the checkpoint, N steps + kill + N steps
-give the weights of 2N steps, bit for bit on a CPU with one or two ranks (docs/scaling.md says what more may do).
+A step depends on (seed, step) alone: the data order, every sample's random generator, and torch's generator, which is
+seeded anew for every step. With the optimizer's state in the checkpoint, N steps, a kill and N more steps give the
+weights of 2N steps, bit for bit on a CPU with one or two ranks (docs/scaling.md covers more ranks).
 """
 
 import math
@@ -54,11 +54,13 @@ from faceclip.training.watch import Watch, reads_late
 class Trainer:
     """Runs `task` over `source` for `config.steps` optimizer steps below `output_dir`.
 
-    output_dir/checkpoints (resume), log.jsonl, tensorboard/, export/ (the finished task), best/ (on demand).
+    The folder receives checkpoints/, log.jsonl, tensorboard/, export/ (the finished task) and on demand best/.
 
-    facts: what else, by name, must be as it was for a run to resume, such as hashes of frozen models and of the data;
-    `task.facts()` is added. settings: the command's configuration, of which the same is true
-    (`faceclip.training.continuation` says what may change).
+    facts: hashes by name, for example of frozen models and of the data, which must be equal for a run to resume;
+    `task.facts()` is added. settings: the command's configuration, which must be equal too, except for what
+    `faceclip.training.continuation` allows to change.
+
+    Raises ConfigError if nothing is trained, a tracker is not installed, or settings contradict each other.
     """
 
     def __init__(
@@ -97,12 +99,13 @@ class Trainer:
         self._stop = StopRequest()
 
     def fit(self) -> Result:
-        """Train or resume to the last step, validate, export; SIGTERM (Ctrl-C) saves and exits with 143 (130).
+        """Trains or resumes to the last step, validates, and exports. SIGTERM (Ctrl-C) saves and exits with 143 (130).
 
-        A step that is both saved and validated is saved first; a run that went no further validates when it resumes.
+        A step that is both saved and validated is saved first; a run that stopped between the two validates when it
+        resumes.
 
-        Raises NonFiniteLossError before the optimizer would spread a NaN, CheckpointError when saving fails, a
-        checkpoint in the folder is of another run, all of them are damaged, or another process trains there.
+        Raises NonFiniteLossError before the optimizer would spread a NaN, and CheckpointError if saving fails, if the
+        folder's checkpoint is of another run, if all checkpoints are damaged, or if another process trains there.
         """
         with ExitStack() as stack:
             if self.accelerator.is_main_process:
@@ -221,7 +224,7 @@ class Trainer:
         return total
 
     def _one_large_batch(self, engine: Engine, generator: torch.Generator, window: Window) -> Tensor:
-        """The step of a contrastive task: features of all chunks, one loss, and every chunk once more."""
+        """Runs the step of a contrastive task: features of all chunks, one loss, and every chunk a second time."""
         count = self.config.accumulate
         contexts = [self._context(micro, generator) for micro in range(count)]
         batches: list[dict[str, Any]] = []
@@ -237,8 +240,8 @@ class Trainer:
             return value
 
         first = first_pass(encode, contexts, loss, parameters=parameters, generators=(generator,))
-        # What the loss itself sends to its parameters is spread over the chunks, so that every parameter takes part
-        # in every backward pass: DistributedDataParallel and ZeRO wait for all of them.
+        # The gradient of the loss' own parameters is divided among the chunks, so that every parameter takes part in
+        # every backward pass: DistributedDataParallel and ZeRO wait for all of them.
         own = [(p, g / count) for p, g in zip(parameters, first.own, strict=True) if g is not None]
         for number, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
             with engine.accumulating(number + 1 == count), first.replayed(number):
@@ -255,7 +258,7 @@ class Trainer:
         return batch
 
     def _read(self, chunk: int) -> dict[str, Any]:
-        """This process's part of a chunk, in a thread of its own."""
+        """Reads this process's part of a chunk; runs in a thread."""
         position = chunk * self.accelerator.num_processes + self.accelerator.process_index
         size = self.config.batch_size
         return pinned(fetch(self.source, self.sampler.slots(position * size, size), self.config.seed), self.device)
@@ -267,7 +270,7 @@ class Trainer:
 
     def _log(self, log: RunLog | None, display: Display | None, window: Window) -> Window:
         seconds = time.perf_counter() - window.started
-        # Means over the ranks, which for the loss is the loss of all ranks' rows together.
+        # Means over the ranks; for the loss that is the loss of all ranks' rows together.
         sums = sum_over_ranks(torch.stack([value.to(self.device) for value in window.sums.values()])) / world_size()
         if log is None or display is None:
             return Window()
@@ -285,7 +288,7 @@ class Trainer:
         try:
             metrics = self._measure()
         except Exception:
-            # What was trained since the last checkpoint stays. ZeRO would need the other processes to save.
+            # Save what was trained since the last checkpoint; under ZeRO that would need the other processes.
             if self.saved < self.step and layout(self.accelerator) == "replicated":
                 self._save()
             raise
@@ -311,14 +314,14 @@ class Trainer:
         return metrics if main else {}
 
     def _validated(self) -> dict[str, Any]:
-        """What validation adds to the facts of a checkpoint."""
+        """Returns the facts that validation adds to a checkpoint."""
         return {"validated": not self._unvalidated} | self.best.facts()
 
     def _averaged(self) -> Any:
         return self.average.swapped_in() if self.average else nullcontext()
 
     def _state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds; nothing on other processes than the main one."""
+        """Returns the tensors of a checkpoint on the main process, and nothing on others."""
         optimizer = self.engine.optimizer_state()
         with self.engine.full_parameters():
             if not self.accelerator.is_main_process:
@@ -330,12 +333,12 @@ class Trainer:
             return unshared(tensors, copy=self.engine.forward_together)  # whole weights are split again after this
 
     def _model_state(self) -> dict[str, Tensor]:
-        """Trained parameters and buffers by name."""
+        """Returns the trained parameters and the buffers by name."""
         kept = self.trainable.keys() | {name for name, _ in self.task.modules.named_buffers()}
         return {name: tensor for name, tensor in self.task.modules.state_dict().items() if name in kept}
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between a run and its continuation."""
+        """Returns the facts that must not change between a run and its continuation."""
         config = self.config
         return self.facts | {
             "seed": config.seed,
@@ -356,7 +359,8 @@ class Trainer:
         self.saved = self.step
 
     def _tidy_up(self) -> None:
-        """Removes what killed runs left half-written, and refuses to start anew over the checkpoints of another run."""
+        """Removes partial files of killed runs. Raises CheckpointError if a new run would start over old
+        checkpoints."""
         folder = self.directory / CHECKPOINTS
         if self.accelerator.is_main_process:
             remove_leftovers(self.directory)
@@ -366,7 +370,7 @@ class Trainer:
             check_unused(folder)
 
     def _resume(self) -> dict[str, Tensor] | None:
-        """Takes over the newest checkpoint; returns the optimizer state in it."""
+        """Restores the newest checkpoint and returns its optimizer state; None if there is no checkpoint."""
         folder = resumable_checkpoint(self.directory / CHECKPOINTS)
         check_same_start(self.directory, folder, self.device)
         if folder is None:

@@ -1,8 +1,8 @@
-"""Whether steps are finite and whether a process was asked to stop, without a step that waits for the device.
+"""Checks whether steps are finite and whether a process was asked to stop, without waiting for the device in each step.
 
 All processes agree on both, because the flags are reduced on the device. On an accelerator the host reads the flags of
-a step while the next one is under way; until then the optimizer itself passes over a step that is not finite, and over
-all steps after it, so that the weights stay those before it.
+a step during the next one. Until then the optimizer itself skips a step that is not finite, and all later ones, so that
+the weights stay those before it.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from faceclip.training.logging import Window
 
 @dataclass(frozen=True, kw_only=True)
 class _Flags:
-    """Of one step; `host` (2,) is filled once `copied` (None: at once) has passed."""
+    """The flags of one step. `host` (2,) is valid after the event `copied`, or at once if that is None."""
 
     step: int
     total: Tensor
@@ -28,7 +28,7 @@ class _Flags:
     copied: torch.cuda.Event | None
 
     def read(self) -> tuple[bool, int]:
-        """Whether a step was not finite, and by which exit status a process was asked to stop (0: none)."""
+        """Returns whether a step was not finite, and the exit status of a request to stop (0: none)."""
         if self.copied is not None:
             self.copied.synchronize()
         bad, asked = self.host.tolist()
@@ -36,7 +36,7 @@ class _Flags:
 
 
 class Watch:
-    """The flags of the steps of a run on `device`. `late`: they are read one step late instead of at once."""
+    """Watches the steps of a run on `device`. `late`: flags are read one step late instead of at once."""
 
     def __init__(self, device: torch.device, *, late: bool) -> None:
         self.late = late
@@ -45,14 +45,15 @@ class Watch:
         self._pending: deque[_Flags] = deque()
 
     def judge(self, step: int, total: Tensor, norm: Tensor | None, asked: int, window: Window) -> Tensor | None:
-        """Notes the loss and the gradient's norm of a step, both (), and the exit status `asked` (0: none), and reads
-        what is due. All processes must call it.
+        """Records the loss and the gradient's norm of a step, both (), and the exit status `asked` (0: none), and reads
+        the flags that are due. All processes must call it.
 
-        Returns None where the flags are read at once; else () float32 on the device, by which the optimizer passes over
-        the step: 1 if this step or one before it is not finite on any process, else 0. Raises as `check` does.
+        Returns None if flags are read at once. Otherwise returns a flag (), float32 on the device, by which the
+        optimizer skips the step: 1 if this or an earlier step is not finite on any process, else 0. Raises as `check`
+        does.
         """
         healthy = total if norm is None else total + norm
-        # Filled, not copied there: a copy from unpinned memory would wait.
+        # `full_like` fills the value on the device; copying it from unpinned memory would block.
         now = torch.stack([(~torch.isfinite(healthy)).float(), torch.full_like(healthy, asked).float()])
         if world_size() > 1:
             dist.all_reduce(now, op=dist.ReduceOp.MAX)
@@ -63,7 +64,7 @@ class Watch:
         return self._seen[0] if self.late else None
 
     def check(self, window: Window, *, now: bool = False) -> None:
-        """Reads the flags that are due: of all steps where `now` or not `late`, else of all but the newest.
+        """Reads the flags that are due: those of all steps with `now` or without `late`, else of all but the newest.
 
         Raises NonFiniteLossError, on all processes, for the first step that was not finite.
         """
@@ -80,18 +81,18 @@ class Watch:
                 )
 
     def asked(self, own: int) -> int:
-        """The exit status by which a process was asked to stop, the same on all of them: that of the flags that are
-        read, and `own` where there is one process."""
+        """Returns the exit status of a request to stop, the same on all processes: that of the flags read so far, or
+        `own` if there is a single process."""
         return own if world_size() == 1 else self._asked
 
 
 def reads_late(device: torch.device) -> bool:
-    """Whether the host runs ahead of this device, so that reading at once would wait for it."""
+    """Returns whether the host runs ahead of this device, so that reading flags at once would block."""
     return device.type == "cuda"
 
 
 def _to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy in host memory, and what tells that it has arrived there."""
+    """Copies flags to host memory; returns the copy, and the event after which it is valid (None: at once)."""
     if flags.device.type != "cuda":
         return flags.cpu().clone(), None
     host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)

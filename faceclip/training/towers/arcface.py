@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def arcface_logits(cosine: Tensor, labels: Tensor, *, margin: float, scale: float) -> Tensor:
-    """Logits scale·cos(θ + margin) of the labelled class, scale·cos θ of the others; cosine is (B, C).
+    """Returns logits (B, C): scale·cos(θ + margin) for the labelled class, scale·cos θ for the others. cosine (B, C).
 
     Past θ = π − margin the curve would turn upwards again; there it continues as cos θ − margin·sin margin,
     as in the authors' code: the loss stays monotonic in θ.
@@ -23,7 +23,7 @@ def arcface_logits(cosine: Tensor, labels: Tensor, *, margin: float, scale: floa
 def arcface_loss(
     embeddings: Tensor, centers: Tensor, labels: Tensor, *, margin: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of `arcface_logits` and the batch accuracy without margin.
+    """Returns the cross-entropy of `arcface_logits` and the accuracy of the batch without margin.
 
     embeddings (B, E) and class centers (C, E) of any length, labels (B,) int64. Computed in fp32 whatever the
     autocast: cosines near 1 need more than bf16's 8 bits.
@@ -36,7 +36,7 @@ def arcface_loss(
 
 
 def margin_at(step: int, *, warmup: int, ramp: int, margin: float) -> float:
-    """0 during `warmup` steps, then a linear ramp of `ramp` steps up to `margin`."""
+    """Returns the margin at a step: 0 for `warmup` steps, then rising linearly to `margin` in `ramp` steps."""
     if step < warmup:
         return 0.0
     return margin * min(1.0, (step - warmup) / max(1, ramp))

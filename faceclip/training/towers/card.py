@@ -1,4 +1,4 @@
-"""Model card and metrics.json of a shipped tower, both written from the same measured numbers."""
+"""Writes the model card and metrics.json of a tower, both from the same measured figures."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _FIGURES = re.compile(r"## Measured on the .*?\nIntervals: [^\n]*", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a reader must know to judge or to repeat a training."""
+    """What a reader must know to judge or repeat a training. `data`: the facts of the data set's dataset.json."""
 
     title: str
     summary: str
@@ -27,16 +27,17 @@ class Card:
     seed: int
     steps: int
     samples: int
-    data: Mapping[str, object]  # the data set's own dataset.json
+    data: Mapping[str, object]
     split: str = "test"
     notes: str = ""
 
 
 def dataset_facts(directory: Path) -> dict[str, Any]:
-    """What identifies a data set, from its `dataset.json`: seed, version, sizes, splits, counts; of photos counts, and
-    in `photos` a hash of what was imported.
+    """Returns the facts that identify a data set, from its `dataset.json`.
 
-    Raises DataError when the file is missing, no JSON object, or lacks the counts of photos.
+    They are seed, version, sizes, splits and counts; for imported photos counts, and in `photos` a hash of the import.
+
+    Raises DataError if the file is missing, is no JSON object, or lacks the counts of photos.
     """
     path, remedy = Path(directory) / "dataset.json", "make the data set again"
     try:
@@ -51,7 +52,7 @@ def dataset_facts(directory: Path) -> dict[str, Any]:
 
 
 def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> None:
-    """Write `metrics.json` and `README.md` into an export directory."""
+    """Writes `metrics.json` and `README.md` into an export directory."""
     directory = Path(directory)
     facts = {"command": card.command, "seed": card.seed, "steps": card.steps, "samples": card.samples}
     body = {**facts, "data": dict(card.data), "split": card.split, "metrics": _plain(metrics)}
@@ -60,15 +61,14 @@ def write_card(directory: Path, card: Card, metrics: Mapping[str, Metric]) -> No
 
 
 def card_data(directory: Path) -> Mapping[str, object]:
-    """The facts of the data set that a card names. Raises DataError when its `metrics.json` is missing or no card."""
+    """Returns the facts of a card's data set. Raises DataError if its `metrics.json` is missing or no card."""
     return _read_facts(directory)["data"]
 
 
 def renew_figures(directory: Path, metrics: Mapping[str, Metric]) -> None:
-    """Put new figures into the card of an export, `metrics.json` and `README.md`; all else that they say stays, other
-    figures too.
+    """Replaces figures in the card of an export (`metrics.json` and `README.md`); everything else is kept.
 
-    Raises DataError when a file is missing or no card.
+    Raises DataError if a file is missing or no card.
     """
     directory = Path(directory)
     facts, readme = _read_facts(directory), directory / "README.md"
@@ -88,7 +88,7 @@ def renew_figures(directory: Path, metrics: Mapping[str, Metric]) -> None:
 
 
 def data_command(facts: Mapping[str, Any]) -> str:
-    """The command that makes a data set again, from its `dataset_facts`; options that they lack are left out."""
+    """Returns the command that makes a data set again, from its `dataset_facts`; unknown options are left out."""
     options = {"identities": "identities", "images_per_identity": "images-per-identity", "size": "size"}
     options |= {"seed": "seed", "framing": "framing"}
     words = [f"--{option} {facts[name]}" for name, option in options.items() if name in facts]
@@ -98,8 +98,8 @@ def data_command(facts: Mapping[str, Any]) -> str:
 
 
 def data_text(facts: Mapping[str, Any]) -> str:
-    """A data set in words, from its `dataset_facts`: version of the generator, and the command; of photos how many, and
-    the hash of what was imported."""
+    """Describes a data set from its `dataset_facts`: the generator's version and command, or for photos their number
+    and the hash of the import."""
     if "photos" in facts:
         counts = facts["counts"].items()
         parts = [f"{part['images']:,} photographs of {part['identities']:,} people ({name})" for name, part in counts]
@@ -108,7 +108,7 @@ def data_text(facts: Mapping[str, Any]) -> str:
 
 
 def data_line(facts: Mapping[str, Any]) -> str:
-    """The card's line about the data."""
+    """Returns the card's table row about the data."""
     return f"| data | {data_text(facts)} |"
 
 
@@ -183,7 +183,7 @@ def _read_facts(directory: Path) -> dict[str, Any]:
 
 
 def _check_facts(facts: Mapping[str, Any], path: Path, remedy: str, *, photos: bool) -> None:
-    """Raises DataError for facts of a data set that no card could put into words."""
+    """Raises DataError if a card could not describe these facts of a data set."""
     if not isinstance(facts.get("splits", []), list):
         raise DataError(f"{path}: splits is no list; {remedy}")
     counts = facts.get("counts")

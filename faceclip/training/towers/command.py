@@ -1,4 +1,4 @@
-"""What every tower command does: configure, train, export, measure on the test split, write the card."""
+"""Runs a tower command: configures, trains, exports, measures on the test split, and writes the card."""
 
 import os
 import shutil
@@ -33,28 +33,26 @@ from faceclip.training.towers.card import (
 
 @dataclass(kw_only=True)
 class TowerConfig:
-    """Common fields: `data` is a data set directory, `out` receives the run, `export` the finished tower.
+    """Settings that all tower commands share.
 
-    `--measure EXPORT` in front of the fields trains nothing: it measures a finished export on the data of its card and
-    renews the card's figures.
-
-    `half`: store the exported weights in 16 bits; the figures of the card are measured on what is stored.
+    `--measure EXPORT` before the settings trains nothing: it measures a finished export on its card's data set and
+    replaces the figures of the card. With `half`, the card's figures are measured on the weights in 16 bits.
     """
 
     data: str = setting("", "data set directory", resume="free", path=True)
     out: str = setting("runs/towers/tower", "folder of the run", resume="free", path=True)
-    export: str = setting("", "folder that gets a copy of the export; '': none", resume="free", path=True)
-    half: bool = setting(True, "store the export in 16 bits, on which the card's figures stand", resume="free")
+    export: str = setting("", "folder that receives a copy of the export; '': none", resume="free", path=True)
+    half: bool = setting(True, "store the export in 16 bits, with which the card's figures are measured", resume="free")
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """A command's own part.
+    """What distinguishes one tower command from another.
 
-    package, name: the command is `python -m package.name`, and its presets are in `presets/name` of the package.
-    build: task and source of a configuration; measure: figures of an export folder. parts: subfolders of the export
-    that each get the card. folders: arguments that name folders of the machine, which the card leaves out.
+    package, name: the command is `python -m package.name`, and its presets are in `presets/name` of the package. build:
+    returns task and source of a configuration. measure: returns the figures of an export folder. parts: subfolders of
+    the export that each receive the card. folders: arguments that name folders of the machine; the card omits them.
     """
 
     package: str
@@ -69,24 +67,24 @@ class Tower:
 
     @property
     def command(self) -> str:
-        """The command as a user types it, without arguments."""
+        """The command without arguments, as a user types it."""
         return f"python -m {self.package}.{self.name}"
 
     @property
     def presets(self) -> Path:
-        """The folder of its presets."""
+        """The folder of the command's presets."""
         return presets_of(self.package) / self.name
 
 
 def presets_of(package: str) -> Path:
-    """The folder that holds the presets of a package's tower commands, one folder for each."""
+    """Returns the folder with the presets of a package's tower commands, which has one subfolder for each."""
     return Path(str(resources.files(package))) / "presets"
 
 
 def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
-    """`train_tower`, or after `--measure` `measure_again`, of `Tower(**options)` as a command.
+    """Runs `train_tower`, or after `--measure` `measure_again`, for `Tower(**options)` as a command.
 
-    Prints the figures, or the error of a user; returns the exit status.
+    Prints the figures, or one line for a user's error, and returns the exit status.
     """
     words, tower = sys.argv[1:] if argv is None else list(argv), Tower(**options)
 
@@ -105,11 +103,10 @@ def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options
 
 
 def measure_again(config_class: type[TowerConfig], words: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
-    """Measure a finished export, `words[0]`, and write the figures into its cards, which keep what they say of the
-    training; the other words configure as in training.
+    """Measures a finished export, `words[0]`, and replaces the figures of its cards. The other words are settings.
 
-    Raises CheckpointError and ConfigError for what the user gave, DataError where the export has no card or `data` is
-    not the data set that the card names.
+    Returns the export's folder and the figures. Raises CheckpointError and ConfigError for wrong settings, and
+    DataError if the export has no card or `data` is not the data set that the card names.
     """
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise ConfigError("--measure: name an export of this command, as in --measure EXPORT data=DIR")
@@ -120,10 +117,10 @@ def measure_again(config_class: type[TowerConfig], words: list[str], tower: Towe
 def renew_cards(
     folders: Sequence[Path], data: Path, measure: Callable[[], Mapping[str, Metric]]
 ) -> Mapping[str, Metric]:
-    """Put what `measure` gives into the cards in these folders, and return it.
+    """Writes the figures that `measure` returns into the cards in these folders, and returns them.
 
-    Raises DataError, before anything is measured, where a folder has no card or `data` is not the data set that the
-    card names.
+    Raises DataError, before anything is measured, if a folder has no card or `data` is not the data set that the card
+    names.
     """
     facts = dataset_facts(data)
     for folder in folders:
@@ -139,7 +136,7 @@ def renew_cards(
 
 
 def _configured(config_class: type[TowerConfig], words: list[str], tower: Tower) -> TowerConfig:
-    """The configuration of a command line, which must name the data."""
+    """Returns the configuration of a command line. Raises ConfigError if it names no data."""
     config = parse_config(config_class, words, presets=tower.presets)
     if not config.data:
         raise ConfigError("data: name the data set directory, as in data=DIR")
@@ -151,10 +148,10 @@ def _card_folders(export: Path, tower: Tower) -> list[Path]:
 
 
 def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) -> tuple[Path, Mapping[str, Metric]]:
-    """Train a tower and leave it with its card in the export folder; returns this folder and the measured figures.
+    """Trains a tower, exports it with its card, and returns the export's folder and the measured figures.
 
-    Raises ConfigError, DataError and CheckpointError for what the user gave, ConfigError also under a launcher of
-    several processes: not every tower's loss is that of one large batch there, and only one may write the export.
+    Raises ConfigError, DataError and CheckpointError for wrong settings. It also raises ConfigError under a launcher of
+    several processes, where some towers' losses would not be those of one large batch.
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ConfigError(
@@ -187,7 +184,7 @@ def train_tower(config_class: type[TowerConfig], argv: list[str], tower: Tower) 
 
 
 def _finish(export: Path, config: TowerConfig, tower: Tower, card: Card) -> Mapping[str, Metric]:
-    """Halve, measure and describe a copy of the export, and put it sealed in the export's place."""
+    """Copies the export, stores the copy in 16 bits, measures it, writes its card, and replaces the export by it."""
     with tempfile.TemporaryDirectory(dir=export.parent, prefix=".measured.", suffix=f".{os.getpid()}.tmp") as name:
         copy = Path(shutil.copytree(export, name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)))
         if config.half:
@@ -204,7 +201,10 @@ def _finish(export: Path, config: TowerConfig, tower: Tower, card: Card) -> Mapp
 
 
 def copy_export(export: Path, folder: Path) -> None:
-    """Add an export without its manifest to a folder, which may hold other towers. Raises CheckpointError."""
+    """Copies an export without its manifest into a folder that may hold other towers.
+
+    Raises CheckpointError if it cannot be written.
+    """
     try:
         shutil.copytree(
             export, folder, dirs_exist_ok=True, copy_function=_copy_whole, ignore=shutil.ignore_patterns(MANIFEST)
@@ -214,16 +214,16 @@ def copy_export(export: Path, folder: Path) -> None:
 
 
 def _copy_whole(source: str, target: str) -> str:
-    """Copies a file so that its place holds the old or the new one, never a part."""
+    """Copies a file atomically; returns the target."""
     with open(source, "rb") as original, replacing(Path(target)) as file:
         shutil.copyfileobj(original, file)
     return target
 
 
 def halve(directory: Path) -> None:
-    """Rewrite every safetensors file below `directory` with its fp32 tensors in fp16.
+    """Rewrites every safetensors file below `directory` with its fp32 tensors in fp16.
 
-    Raises ConfigError when a value does not fit fp16.
+    Raises ConfigError if a value overflows fp16.
     """
     for file in directory.rglob("*.safetensors"):
         tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -236,7 +236,7 @@ def halve(directory: Path) -> None:
 
 
 def _command(tower: Tower, argv: list[str]) -> str:
-    """The command as a reader would type it: places on this machine are left out."""
+    """Returns the command as a reader would type it, without paths of this machine."""
     local = tuple(f"{name}=" for name in ("data", "out", "export", *tower.folders))
     rest = [
         "init=DIR" if argument.startswith("init=") else argument for argument in argv if not argument.startswith(local)

@@ -1,6 +1,6 @@
-"""Training samples of the towers: aligned crops and portraits with small, seeded changes.
+"""Training samples of the towers: aligned crops and portraits with small random changes.
 
-Every random draw comes from the generator the trainer hands in, a function of (seed, sample, epoch).
+All random draws come from the generator that the trainer passes, a function of (seed, sample, epoch).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from faceclip.training import MapSource
 
 @dataclass(kw_only=True)
 class JitterConfig:
-    """Sizes of the random changes; all zero leaves the image as it is."""
+    """Sizes of the random changes; with all of them zero the image is unchanged."""
 
     landmarks: float = setting(0.0, "standard deviation of the noise on the five points, as a fraction of the crop")
     gain: float = setting(0.0, "half width of the uniform factor around 1")
@@ -31,7 +31,7 @@ class JitterConfig:
 
 
 def jitter_image(image: NDArray[np.uint8], rng: np.random.Generator, config: JitterConfig) -> NDArray[np.uint8]:
-    """Apply gain, contrast, channel balance, blur and noise to one uint8 image (H, W, 3)."""
+    """Applies gain, contrast, channel balance, blur and noise to one uint8 image (H, W, 3)."""
     if config.gain or config.contrast or config.color:
         gain = 1 + config.gain * rng.uniform(-1, 1)
         contrast = 1 + config.contrast * rng.uniform(-1, 1)
@@ -48,11 +48,11 @@ def jitter_image(image: NDArray[np.uint8], rng: np.random.Generator, config: Jit
 
 
 class CropSource(MapSource):
-    """Aligned face crops (3, size, size) uint8 of one split, with their identity as a class label.
+    """Aligned face crops of one split, with their identity as a class label.
 
-    Crops are cut anew from the portrait for every sample, so that the landmark noise differs each time: this
-    costs about 0.1 ms. Returned fields: crop, landmarks (68, 2) in it, label (class in 0 … classes-1), row
-    (position in the arrays).
+    Crops are cut anew from the portrait for every sample, so that the landmark noise differs each time (about 0.1 ms).
+    Fields: crop (3, size, size) uint8, landmarks (68, 2) in it from −1 to 1, label (0 … classes − 1), row (in the
+    arrays).
     """
 
     def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig, small: int = 64) -> None:
@@ -67,7 +67,7 @@ class CropSource(MapSource):
         return len(self.labels)
 
     def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """One crop (size, size, 3) and the 68 landmarks in it, −1 … 1 from edge to edge."""
+        """Returns one crop (size, size, 3) and its landmarks (68, 2), from −1 to 1 between its edges."""
         arrays = self.arrays
         if self.small is not None and rng.random() < self.jitter.half_resolution:
             arrays = self.small
@@ -80,7 +80,7 @@ class CropSource(MapSource):
         return crop, ((landmarks + 0.5) * (2 / self.size) - 1).astype(np.float32)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One training sample."""
+        """Returns one training sample."""
         crop, landmarks = self.crop(index, rng)
         crop = jitter_image(crop, rng, self.jitter)
         return {
@@ -92,7 +92,8 @@ class CropSource(MapSource):
 
 
 def aligned_crops(arrays: FaceArrays, size: int, *, count: int | None = None) -> NDArray[np.uint8]:
-    """The first `count` (or all) crops (N, size, size, 3) of a split by its true landmarks, without jitter."""
+    """Returns the first `count` (None: all) crops (N, size, size, 3) of a split, cut by true landmarks, without
+    jitter."""
     count = len(arrays.images) if count is None else count
     crops = np.empty((count, size, size, 3), dtype=np.uint8)
     for index in range(count):

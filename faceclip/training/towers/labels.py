@@ -1,16 +1,16 @@
-"""Attribute classes of portraits, as networks are trained to read them."""
+"""Attribute classes of portraits, which networks are trained to read."""
 
 import numpy as np
 
 from faceclip.data.arrays import UNKNOWN, FaceArrays
 
 JUDGED = ("hair_color", "glasses", "hat", "beard", "expression")
-"""Attributes that prompts are scored on, and that trainings may ask for; the others are too small or too vague at 64
-px."""
+"""Attributes by which prompts are scored, and which trainings may use; others are too small or too vague at 64 px."""
 
 
 def visible_labels(arrays: FaceArrays, attributes: list[str]) -> dict[str, np.ndarray]:
-    """Class per image and attribute, −100 for the hair color of a bald head and for what a photo does not show."""
+    """Returns the classes (N,) of each attribute; −100 for values that the picture does not show, such as the hair
+    color of a bald head."""
     labels = {name: np.array(arrays.attributes[name], dtype=np.int64) for name in attributes}
     for classes in labels.values():
         classes[classes == UNKNOWN] = -100

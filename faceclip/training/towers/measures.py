@@ -1,4 +1,4 @@
-"""What the tower commands measure: identification and retrieval among distractors."""
+"""Measures of the tower commands: identification, and retrieval among distractors."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,11 @@ from faceclip.statistics import first_right_rank
 def rank1_hits(
     embeddings: NDArray[np.floating], identities: NDArray, indices: NDArray
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Closed-set identification: gallery = image index 0 of every identity, probes = all others, cosine.
+    """Measures closed-set identification by cosine: the gallery has image 0 of every identity, all others are probes.
 
-    Returns one bool per probe and the probes' row numbers. A tie with another identity counts as a miss.
+    embeddings (N, E) of any length, identities (N,), indices (N,): number of the image among those of its identity.
+    Returns whether each probe is identified (P,), and the probes' rows (P,). A tie with another identity is a miss.
+    Raises ValueError if a probe's identity has no gallery image.
     """
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
     gallery, probes = np.flatnonzero(indices == 0), np.flatnonzero(indices != 0)
@@ -30,10 +32,10 @@ def recall_among(
     rows: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> NDArray[np.bool_]:
-    """Whether row i's own column i beats `distractors` random others of `scores` (N, N); ties are misses.
+    """Returns whether row i's own column i beats `distractors` random other columns of `scores` (N, N).
 
-    Columns marked in `ambiguous` (N, N) are never drawn as distractors of that row. rows (Q,): those that are asked, in
-    the order of the answers (Q,); None: all.
+    Ties are misses. Columns marked in `ambiguous` (N, N) are never drawn as distractors of that row. rows (Q,): the
+    queries, in the order of the result (Q,); None: all rows. Raises ValueError if a row has too few other columns.
     """
     rng = np.random.default_rng(seed)
     rows = np.arange(len(scores)) if rows is None else rows

@@ -1,4 +1,4 @@
-"""What both recognizers share: an ArcFace task with geometry as a second target, and its measurement."""
+"""Task and measures of both recognizers: ArcFace's loss, with geometry and traits as further targets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself
 class MarginConfig:
     """ArcFace's weight, margin and scale, and readouts from the embedding that help it.
 
-    A network that has learned nothing yet gets little from distinguishing thousands of people: geometry and traits
-    teach it what to look at first. An identity label says only "another person", the shape coefficients say how the
-    heads differ. The readout of landmarks helps networks with tokens: without it a small transformer spends its first
-    epochs on finding out where things are.
+    An untrained network learns little from distinguishing thousands of people; geometry and traits teach it first what
+    to look at. An identity label says only "another person", while the shape coefficients say how the heads differ. The
+    readout of landmarks helps networks with tokens: without it, a small transformer spends its first epochs learning
+    where the parts of a face are.
     """
 
     arcface: float = setting(1.0, "weight after warmup and ramp")
@@ -45,8 +45,9 @@ class MarginConfig:
 
 
 class IdentityTask(Task):
-    """Trains `backbone` (crops in [0, 1] → embeddings or `FaceFeatures`) to tell the training identities
-    apart.
+    """Trains `backbone` (crops in [0, 1] → embeddings or `FaceFeatures`) to distinguish the training identities.
+
+    directory: the data set, whose validation split is measured.
     """
 
     def __init__(
@@ -64,15 +65,15 @@ class IdentityTask(Task):
         self.modules = nn.ModuleDict({"backbone": backbone, "geometry": nn.Linear(size, self.shape.shape[1])})
         self.modules["traits"] = nn.Linear(size, self.traits.shape[1])
         self.modules["centers"] = nn.Embedding(source.classes, size)
-        # Only directions of centers count, and Adam moves each coordinate by the rate: from unit size they would stay
-        # at random directions for thousands of steps, and the network would have to learn those by heart.
+        # Only the directions of centers count, and Adam moves each coordinate by about the rate. Centers of unit length
+        # would keep their random directions for thousands of steps, and the network would have to memorize these.
         self.modules["centers"].weight.data.mul_(CENTER_SIZE)
         if margin.landmarks:
             self.modules["landmarks"] = nn.Linear(int(backbone.config.width), 2 * 68)
         self.validation = EvaluationSet(directory, "validation", size=source.size, people=100)
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """ArcFace plus geometry and landmarks on one batch of `CropSource`."""
+        """Returns the loss of one batch of `CropSource`: ArcFace, geometry, traits and landmarks."""
         features = self.modules["backbone"](batch["crop"].float() / 255)
         embeddings = identity_of(features)
         config = self.margin
@@ -96,17 +97,20 @@ class IdentityTask(Task):
         return total, {name: part.detach() for name, part in parts.items()}
 
     def validate(self, step: int) -> dict[str, float]:
-        """Rank-1 on the validation identities."""
+        """Returns rank-1 on the validation identities."""
         figures = self.validation.measure(self.modules["backbone"])
         return {name: figure.value for name, figure in figures.items()}
 
     def export(self, directory: Path) -> None:
-        """The recognizer alone; centers and readout are of no use afterwards."""
+        """Saves the recognizer without centers and readouts, which are needed only in training."""
         self.modules["backbone"].save_pretrained(directory)
 
 
 def person_traits(directory: Path, identity: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What besides geometry makes each row's synthetic person (N, 13); drawn again from the data set's seed."""
+    """Returns the traits (N, 13) of each row's synthetic person, apart from geometry, from the data set's seed.
+
+    They are skin, lip and eye color, freckles, age lines, and thickness and arch of the brows.
+    """
     seed = int(dataset_facts(directory)["seed"])
     people, row = np.unique(identity, return_inverse=True)
     table = []
@@ -118,17 +122,20 @@ def person_traits(directory: Path, identity: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def standardized(values: NDArray[np.float32]) -> Tensor:
-    """Columns of mean 0 and deviation 1."""
+    """Returns the values (N, D) with columns of mean 0 and standard deviation 1."""
     return torch.from_numpy((values - values.mean(axis=0)) / values.std(axis=0).clip(1e-6))
 
 
 def identity_of(output: FaceFeatures | Tensor) -> Tensor:
-    """The embedding in what a recognizer returns."""
+    """Returns the embedding (B, E) from a recognizer's output."""
     return output.identity if isinstance(output, FaceFeatures) else output
 
 
 class EvaluationSet:
-    """The crops of one split, cut once; `portrait` px: cut from portraits resized to this (None: as stored)."""
+    """The crops of one split, cut once by true landmarks.
+
+    portrait: side in px to which portraits are resized before (None: as stored). people: the first so many; None: all.
+    """
 
     def __init__(
         self,
@@ -150,7 +157,7 @@ class EvaluationSet:
         self.crops = aligned_crops(arrays, size, count=len(self.identity))
 
     def measure(self, module: nn.Module) -> dict[str, Estimate]:
-        """Rank-1 (gallery: the frontal image of each person) over all probes and over those at large yaw."""
+        """Returns rank-1 over all probes and over those at large yaw; the gallery has each person's frontal image."""
         hits, probes = rank1_hits(embed_crops(module, self.crops), self.identity, self.index)
         people = self.identity[probes]
         large = np.abs(self.yaw[probes]) > LARGE_YAW
@@ -161,7 +168,7 @@ class EvaluationSet:
 
 
 def measure_identity(module: nn.Module, directory: Path, *, size: int, split: str = "test") -> dict[str, Estimate]:
-    """Rank-1 on a split from full portraits, and from portraits at 64 px, as the tiny generator draws them."""
+    """Returns rank-1 on a split, from full portraits and from portraits reduced to 64 px."""
     figures = EvaluationSet(directory, split, size=size).measure(module)
     small = EvaluationSet(directory, split, size=size, portrait=64).measure(module)
     return figures | {f"{name}_64px": figure for name, figure in small.items()}
@@ -169,7 +176,7 @@ def measure_identity(module: nn.Module, directory: Path, *, size: int, split: st
 
 @torch.inference_mode()
 def embed_crops(module: nn.Module, crops: NDArray[np.uint8], *, batch: int = 64) -> NDArray[np.float32]:
-    """Embeddings (N, E) in fp32 of uint8 crops (N, S, S, 3); `module` is put in evaluation mode meanwhile."""
+    """Returns fp32 embeddings (N, E) of uint8 crops (N, S, S, 3); `module` runs in evaluation mode meanwhile."""
     training, device = module.training, next(module.parameters()).device
     module.eval()
     rows = []
