@@ -1,13 +1,13 @@
-"""Stage 1: train the joint encoder.
+"""Stage 1: trains the joint encoder.
 
     python -m train_encoder data=DIR [--preset tiny] [--config FILE.yaml] [trainer.steps=2000 …]
     python -m train_encoder data.path=OWNER/NAME data.columns.identity=person … (docs/data.md)
     python -m train_encoder data=DIR --preset faceclip              # the published weights, further (docs/encoder.md)
     accelerate launch -m train_encoder data=DIR --preset bigg14     # several GPUs, DeepSpeed: docs/scaling.md
 
-Towers stay frozen; fusion, projections (those of the identity unless train_identity=false) and retrieval heads are
-trained on cached features. Leaves `OUT/export` (and `OUT/best`): FaceCLIP and its image tower, loadable by
-`FaceCLIP.from_pretrained`.
+The towers stay frozen. The fusion, the projections (those of the identity unless train_identity=false) and the
+retrieval heads are trained on cached features. The command writes `OUT/export` (and on demand `OUT/best`): FaceCLIP,
+loadable by `FaceCLIP.from_pretrained`, and its image tower.
 """
 
 import sys
@@ -34,7 +34,10 @@ def train(config: EncoderConfig) -> Result:
 
 
 def prepare(config: EncoderConfig) -> Trainer:
-    """Stage 1 up to its first step: towers, features, encoder and loss. Raises what a user can mend."""
+    """Prepares stage 1 up to its first step: towers, features, encoder and loss.
+
+    Raises ConfigError, DataError and CheckpointError for settings, data and weights that the user can correct.
+    """
     check_output(Path(config.out))
     check_data(config)
     if config.trainer.num_threads is not None:
@@ -66,14 +69,14 @@ def prepare(config: EncoderConfig) -> Trainer:
 
 
 def training_facts(start: Start, features: SplitFeatures) -> dict[str, str]:
-    """Hashes of the towers, of the encoder that `init` named and of the training data: a run of which one of them
-    changed is another run."""
+    """Returns hashes of the towers, of the encoder that `init` named, and of the training data. A run resumes only if
+    all of them are equal."""
     hashes = {name: module_hash(tower)[:16] for name, tower in vars(start.towers).items()}
     return hashes | {"init": start.hash[:16], "data": features.portraits.content_hash[:16]}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run_training(train, EncoderConfig, argv, presets=PRESETS)
 
 

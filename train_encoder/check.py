@@ -1,8 +1,9 @@
-"""Is everything there for stage 1? Looks at machine, data and weights, and rehearses three steps.
+"""Checks whether stage 1 can run: inspects machine, data and weights, and rehearses three steps.
 
     python -m train_encoder.check --preset bigg14 data=DIR [what the run itself gets …]
 
-Takes the words of `python -m train_encoder`, in one process, and leaves nothing but the caches that the run uses too.
+The command takes the settings of `python -m train_encoder`, runs in one process, and leaves only the caches that the
+run itself uses.
 """
 
 import sys
@@ -20,9 +21,9 @@ from train_encoder.task import EncoderTask
 
 @dataclass(kw_only=True)
 class CheckConfig(EncoderConfig):
-    """The configuration of stage 1, and what only the check asks."""
+    """The settings of stage 1, and those of the check."""
 
-    price_per_hour: float = setting(0.0, "of the device, for the expected cost; 0: none", resume="free")
+    price_per_hour: float = setting(0.0, "price of the device per hour, for the expected cost; 0: none", resume="free")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +32,7 @@ class CheckConfig(EncoderConfig):
 
 
 def check(config: CheckConfig) -> None:
-    """Prints what it finds; raises what the run would."""
+    """Prints the findings. Raises the errors that the run would raise."""
     one_process()
     plans: list[dict[str, int]] = []
 
@@ -53,7 +54,7 @@ def check(config: CheckConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run(check, CheckConfig, argv, presets=PRESETS)
 
 

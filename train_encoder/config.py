@@ -1,4 +1,4 @@
-"""Configuration of stage 1. Sizes of the towers are theirs; what is trained here is fusion, projections and heads."""
+"""Settings of stage 1, which trains fusion, projections and heads. The towers bring their own sizes."""
 
 import math
 from collections.abc import Mapping
@@ -29,9 +29,11 @@ def check_heads(key: str, heads: int, widths: Mapping[str, int]) -> None:
 
 @dataclass(kw_only=True)
 class TowersConfig:
-    """The frozen towers, by what `faceclip.towers.pretrained.load_tower` takes: a directory, a name of shipped weights
-    (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE`, `onnx:FILE` (a recognizer of an
-    insightface pack) or `dlib` (a recognizer for photographs, of the extra `photos`)."""
+    """The frozen towers, as `faceclip.towers.pretrained.load_tower` takes them.
+
+    Each is a directory, a name of shipped weights (`tiny/recognizer`), `open_clip:MODEL/TAG`, `arcface:FILE`,
+    `onnx:FILE` (a recognizer of an insightface pack) or `dlib` (a recognizer for photographs, extra `photos`).
+    """
 
     recognizer: str = setting(
         "tiny/recognizer", "directory, shipped name, arcface:FILE, onnx:FILE or dlib", resume="free", path=True
@@ -86,10 +88,10 @@ class HeadsConfig:
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the loss terms and the start of every term's scale and bias (Zhai et al. 2023).
+    """Weights of the loss terms, and initial scale and bias of every term (Zhai et al. 2023).
 
-    A generator reads text in the space of the towers' own states. The fused tokens stay near it, so that stage 2 has to
-    teach it the face only.
+    A generator reads text in the space of the towers' own states. The fused tokens are kept near it, so that stage 2
+    only has to teach the generator the face.
     """
 
     face: float = setting(1.0, "weight: joint embedding against the face's")
@@ -109,7 +111,7 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class SamplingConfig:
-    """A batch holds `trainer.batch_size` persons × `images` pictures; shares of queries without text or face."""
+    """The sampling of a batch, which holds `trainer.batch_size` persons × `images` pictures."""
 
     images: int = setting(4, "pictures of each person in a batch")
     face_only: float = setting(0.2, "share of queries without text")
@@ -128,12 +130,12 @@ class SamplingConfig:
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """Stage 1: fusion and projections against frozen towers.
+    """Settings of stage 1.
 
-    With `init`, the towers and the fusion are those of that encoder, and so are its heads if it has any; where no image
-    tower lies beside it, `towers.image` names that of its text tower G. Without `train_identity`, the text towers run
-    forward alone, and their states can be cached; every caption then has one reference picture, which is drawn once and
-    not in every epoch anew.
+    With `init`, towers and fusion are those of that encoder, and so are its heads if it has any; if it has no image
+    tower beside it, `towers.image` names the one that belongs to its text tower G. Without `train_identity`, the text
+    towers need no backward pass and their states can be cached; every caption then has one reference picture, which is
+    drawn once instead of in every epoch.
     """
 
     data: str | DataConfig = setting(

@@ -1,10 +1,10 @@
-"""Frozen features of any data set, computed once in one pass over its rows and kept as safetensors shards.
+"""Computes the frozen features of any data set in one pass over its rows, and keeps them as safetensors shards.
 
-Four kinds of shards per split, each in a folder of its own key, so that another text tower does not detect faces again:
-`records` (usable rows: person, captions, landmarks; key: content hash + column mapping + face finding), `faces`
-(recognizer: identity and patch tokens), `images` (image tower) and `captions` (text tower), each keyed by the records,
-the tower's hash and its preprocessing. Shard i is a function of source rows [i·K, (i+1)·K) alone, which makes a build
-that was killed resume with the same bytes.
+Each split has four kinds of shards, each in a folder with its own key, so that a new text tower does not detect faces
+again: `records` (usable rows: person, captions, landmarks; key: content hash, column mapping and face finding), `faces`
+(identity and patch tokens of the recognizer), `images` (image tower) and `captions` (text tower), each keyed by the
+records, the tower's hash and its preprocessing. Shard i is a function of source rows [i·K, (i+1)·K) alone, so a killed
+build resumes with the same bytes.
 """
 
 from collections.abc import Mapping
@@ -38,9 +38,9 @@ KINDS = ("records", "faces", "images", "captions")
 
 
 class FeatureBuilder:
-    """The cache of one split of a source. One process at a time: hold the cache's lock from here to the end of `build`.
+    """Builds the cache of one split of a source. Callers hold the cache's lock from here to the end of `build`.
 
-    Raises DataError when source, split or a mapped column is missing.
+    Raises DataError if the source, the split or a mapped column is missing.
     """
 
     def __init__(self, config: DataConfig, split: str, towers: Towers, cache: Path) -> None:
@@ -67,10 +67,11 @@ class FeatureBuilder:
         self.report = cache / f"{split}-report-{records}.json"
 
     def build(self, *, writable: bool = True) -> dict[str, ShardFolder]:
-        """All shards, built where missing; prints what was left out. writable: false where only reading is possible.
+        """Builds the missing shards, prints how many rows were rejected, and returns the folders by kind.
 
-        Raises TooManyBadRecordsError, DataError for a damaged shard, a source that changed meanwhile or missing shards
-        that cannot be written, EmptyDatasetError when no row is usable.
+        writable: false if the cache can only be read. Raises TooManyBadRecordsError; DataError for a damaged shard, a
+        source that changed meanwhile, or missing shards that cannot be written; and EmptyDatasetError if no row is
+        usable.
         """
         folders = {
             kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind]) for kind in KINDS
@@ -95,7 +96,7 @@ class FeatureBuilder:
         return folders
 
     def _drop_outdated(self, folders: Mapping[str, ShardFolder]) -> None:
-        """Cuts the cache off where pictures that rows name by path were added, removed or replaced since."""
+        """Drops the shards from the first one whose pictures, named by path, were added, removed or replaced since."""
         number = first_outdated(folders["records"], self.reader, hashes=self.config.verify == "hashes")
         if number is None:
             return
@@ -114,7 +115,7 @@ class FeatureBuilder:
         return counts
 
     def _build_pictures(self, folders: Mapping[str, ShardFolder]) -> None:
-        """Records, faces and images, block by block; what exists is not computed again."""
+        """Builds the missing shards of records, faces and images, block by block."""
         parts = [folders[kind] for kind in ("records", "faces", "images")]
         cut_strangers(*parts)
         if all(folder.complete for folder in parts):
@@ -148,14 +149,14 @@ class FeatureBuilder:
         resume.with_name(f".{resume.name}.tmp").unlink(missing_ok=True)  # of a build killed while writing it
 
     def _known(self, block: Block, records: ShardFolder) -> list[FoundPortrait]:
-        """Portraits of the rows that were usable when the records of a block were written, by their landmarks."""
+        """Cuts the portraits of a block whose records are written, by the landmarks in these."""
         known = records.read(block.number)
         good = usable(block.prepare(known_landmarks(known)), RejectCounts())
         check_same_rows(good, known, block, records, self.source.name)
         return [portrait for _, _, portrait in good]
 
     def _record(self, block: Block, records: ShardFolder, counts: RejectCounts) -> list[FoundPortrait]:
-        """Portraits of the usable rows of a block, whose records are written."""
+        """Finds and cuts the portraits of a block's usable rows, and writes its records."""
         rejected = RejectCounts(rows=len(block.rows))
         good = usable(block.prepare(), rejected)
         counts.merge(rejected.to_dict())

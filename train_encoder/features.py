@@ -1,8 +1,9 @@
-"""Frozen features of a split: identities, patch tokens, image and caption embeddings, read from disk.
+"""Reads the frozen features of a split: identities, patch tokens, image and caption embeddings.
 
     python -m train_encoder.features data.path=DIR [data.identity=none …] [--preset bigg14]
 
-takes the words of `python -m train_encoder` and builds the cache that training reads; it can be killed and run again.
+The command takes the settings of `python -m train_encoder` and builds the cache that training reads. It resumes after a
+kill.
 """
 
 import sys
@@ -34,8 +35,8 @@ from train_encoder.towers_io import Towers
 
 
 def check_data(config: EncoderConfig) -> None:
-    """Raises ConfigError for words of `data` that would change nothing, and for a metric that the data cannot give;
-    DataError when there are no data."""
+    """Raises ConfigError for settings of `data` that would have no effect and for a metric that the data cannot give,
+    and DataError if there are no data."""
     data = data_at(config.data)
     if find_layout(data) == "portraits":
         used = {"device"} | ({"batch_size"} if data.device != "cpu" else set())
@@ -48,10 +49,10 @@ def check_data(config: EncoderConfig) -> None:
 
 
 def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, pictures: int = 2) -> SplitFeatures:
-    """Features of "train" or "validation" of any data, built or completed first where they are missing.
+    """Returns the features of the split "train" or "validation" of any data; builds missing ones first.
 
-    pictures: how many a person of the training split must have where `data.few_pictures` is "drop". Raises DataError
-    and its kinds for the data, ConfigError for a device that is not there.
+    pictures: number that a person of the training split needs if `data.few_pictures` is "drop". Raises DataError and
+    its subclasses for the data, and ConfigError if the device does not exist.
     """
     if find_layout(data) == "portraits":
         if split == "validation":
@@ -80,9 +81,9 @@ def load_features(data: DataConfig, split: str, towers: Towers, cache: Path, *, 
 def split_features(
     directory: Path, split: str, towers: Towers, cache: Path, *, device: str = "cpu", batch_size: int = 64
 ) -> SplitFeatures:
-    """Features of a split of this project's own data layout; the face crop is cut by the landmarks that it holds.
+    """Returns the features of a split in this project's own data layout. Faces are cut by the stored landmarks.
 
-    The CPU takes a block of the cache at once, another device `batch_size` rows.
+    On the CPU a block of the cache is computed at once, on another device `batch_size` rows.
     """
     arrays = load_arrays(directory, split, labelled=False)
     frozen = FrozenTowers(towers=towers, device=device, batch=ROWS if device == "cpu" else batch_size)
@@ -111,7 +112,7 @@ def split_features(
 
 
 def build_all(config: EncoderConfig) -> Iterator[str]:
-    """Builds both splits, and the states of the text towers where they are to be read; yields a line about each."""
+    """Builds both splits, and with `cached_text` the states of the text towers; yields a line about each."""
     check_data(config)
     start, data = load_start(config), data_at(config.data)
     for split in ("train", "validation"):
@@ -127,7 +128,7 @@ def build_all(config: EncoderConfig) -> Iterator[str]:
 
 
 def build(config: EncoderConfig) -> None:
-    """Builds all features and prints what there is of each split."""
+    """Builds all features and prints their sizes."""
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     for line in build_all(config):
@@ -136,7 +137,7 @@ def build(config: EncoderConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run(build, EncoderConfig, argv, presets=PRESETS, interrupted="interrupted; the same command resumes")
 
 

@@ -1,4 +1,4 @@
-"""What the frozen towers say of crops, pictures and captions: the features that stage 1 keeps on disk."""
+"""Computes features of crops, pictures and captions by the frozen towers; stage 1 keeps them on disk."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ Fields = dict[str, NDArray]
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenTowers:
-    """The towers that make features, on the device that `device` names, with `batch` rows at once."""
+    """The towers that compute features on the device named `device`, `batch` rows at a time."""
 
     towers: Towers
     device: str
@@ -27,9 +27,9 @@ class FrozenTowers:
 
     @contextmanager
     def placed(self) -> Iterator[None]:
-        """Context in which the towers lie on their device, without gradient and with the fastest products there.
+        """Context in which the towers are on their device, compute without gradient, and use the fastest products.
 
-        Raises ConfigError if there is no such device.
+        Raises ConfigError if the device does not exist.
         """
         place, towers = named_device(self.device), self.towers
         parts = (towers.recognizer, towers.image, towers.text_g)
@@ -37,12 +37,13 @@ class FrozenTowers:
             yield
 
     def hashes(self) -> dict[str, str]:
-        """Of the tower that makes each kind of features."""
+        """Returns the hash of the tower of each kind of features."""
         towers = {"faces": self.towers.recognizer, "images": self.towers.image, "captions": self.towers.text_g}
         return {kind: module_hash(tower) for kind, tower in towers.items()}
 
     def faces(self, crops: Sequence[NDArray[np.uint8]]) -> Fields:
-        """identity (N, E) float32, not normalized, and tokens (N, P, W) float16 of aligned crops (S, S, 3)."""
+        """Returns identity (N, E) float32, unnormalized, and tokens (N, P, W) float16 of aligned crops (S, S, 3),
+        uint8."""
         recognizer = self.towers.recognizer
         identity = [np.empty((0, recognizer.config.embedding_dim), np.float32)]
         tokens = [np.empty((0, recognizer.grid**2, recognizer.config.width), np.float16)]
@@ -53,13 +54,14 @@ class FrozenTowers:
         return {"identity": np.concatenate(identity), "tokens": np.concatenate(tokens)}
 
     def images(self, pictures: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Fields:
-        """image (N, C) float32 of square pictures (S, S, 3), not normalized."""
+        """Returns image (N, C) float32, unnormalized, of square pictures (S, S, 3), uint8."""
         found = [np.empty((0, self.towers.image.config.embed_dim), np.float32)]
         found += [self.towers.image(batch).embedding.float().cpu().numpy() for batch in self._batches(pictures)]
         return {"image": np.concatenate(found)}
 
     def captions(self, texts: Sequence[str]) -> tuple[Fields, int]:
-        """caption (N, C) float32, not normalized, and how many of the texts are longer than the tower reads."""
+        """Returns caption (N, C) float32, unnormalized, and the number of texts that are longer than the tower
+        reads."""
         found, cut = [np.empty((0, self.towers.text_g.config.embed_dim), np.float32)], 0
         for start in range(0, len(texts), self.batch):
             batch = texts[start : start + self.batch]
@@ -73,7 +75,7 @@ class FrozenTowers:
         return {"caption": np.concatenate(found)}, cut
 
     def _batches(self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Iterator[torch.Tensor]:
-        """(B, 3, S, S) in [0, 1] on the device."""
+        """Yields batches (B, 3, S, S) in [0, 1] on the device."""
         for start in range(0, len(images), self.batch):
             stacked = torch.from_numpy(np.stack(list(images[start : start + self.batch])))
             yield stacked.to(named_device(self.device)).permute(0, 3, 1, 2).float() / 255

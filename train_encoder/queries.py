@@ -1,4 +1,4 @@
-"""Training queries: who is asked for (a face) and how (a description), with the picture that answers."""
+"""Training queries: a face and a description, with the picture that answers them."""
 
 import numpy as np
 import torch
@@ -15,21 +15,23 @@ from train_encoder.text_states import BOTH, FACE_ONLY, TEXT_ONLY, TextStates
 
 
 class QuerySource(MapSource):
-    """One sample is one person: `images` queries whose answers are different pictures of that person.
+    """A sample is one person: `images` queries whose answers are different pictures of that person.
 
-    Raises DataError for persons with fewer pictures. In data without identities (`features.single`) a sample is one
-    query, whose reference is the picture itself.
+    A batch therefore contains, for every query, the same person under other descriptions, and other persons; these are
+    the hard negatives of a composed query. In data without identities (`features.single`) a sample is one query, whose
+    reference is the picture itself.
 
-    So a batch holds, for every query, the same person under other descriptions and other persons, which are the hard
-    negatives of a composed query. Fields of a sample, M = images: face_tokens (M, P, W), face_identity (M, E) of the
-    reference; tokens (M, 77); text (M, C) embedding of the plain caption; answer_identity (M, E), answer_image (M, C);
-    mode (M,); row (M,) of the answer; person (M,); words (M,) equal for equal captions. With `states`, which fix the
-    reference of every caption, also text_states (M, 77, W).
+    Fields of a sample, with M = images: face_tokens (M, P, W) and face_identity (M, E) of the reference; tokens (M,
+    77); text (M, C), the embedding of the plain caption; answer_identity (M, E); answer_image (M, C); mode (M,); row
+    (M,) of the answer; person (M,); words (M,), equal for equal captions. With `states`, which fix the reference of
+    every caption, also text_states (M, 77, W).
+
+    Raises DataError if a person has fewer than `images` pictures.
     """
 
     def __init__(self, features: SplitFeatures, sampling: SamplingConfig, states: TextStates | None = None) -> None:
         self.features, self.sampling, self.states = features, sampling, states
-        # One picture per person leaves one query about it: the picture is asked for by its own face and caption.
+        # With one picture per person there is one query, which asks for the picture by its own face and caption.
         self.images = 1 if features.single else sampling.images
         self.people = People(np.asarray(features.portraits.identity))
         few = self.people.with_fewer(self.images)

@@ -1,4 +1,4 @@
-"""The frozen features of one split of any data, as training and validation of stage 1 read them."""
+"""The frozen features of one split of any data, which training and validation of stage 1 read."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from faceclip.data.portraits import Portraits
 from faceclip.storage.shards import ShardedArray
 
 Rows = NDArray | ShardedArray
-IN_MEMORY = 1 << 30  # bytes of a field up to which it is read at once
+IN_MEMORY = 1 << 30  # bytes; smaller fields are read into memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFeatures:
     """Features of N portraits and of their M captions, which `portraits.caption_start` numbers.
 
-    single: every portrait is a person of its own, so that no other picture of a person can be asked for. faces: key of
-    how identities and tokens were made of the pictures.
+    single: whether the data have no identities, so that every portrait counts as a person of its own. faces: text that
+    identifies how identities and tokens were computed.
     """
 
     portraits: Portraits
@@ -30,5 +30,5 @@ class SplitFeatures:
 
 
 def in_memory(values: ShardedArray) -> Rows:
-    """In memory when it is small, else left on disk."""
+    """Reads the values into memory if they are small; otherwise leaves them on disk."""
     return values[:] if np.prod(values.shape) * values.dtype.itemsize <= IN_MEMORY else values

@@ -1,4 +1,4 @@
-"""What stage 1 begins with: towers by name and a new fusion over them, or a joint encoder that is trained further."""
+"""Loads what stage 1 starts from: towers with a new fusion over them, or a joint encoder to train further."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +16,18 @@ from train_encoder.towers_io import Towers, check_space, load_towers
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """towers: the frozen spaces; of a loaded encoder they are its own modules. loaded: what `init` named, or None;
-    hash: of its weights as they were loaded, before it got new heads, or "none"."""
+    """The start of a training.
+
+    towers: the frozen towers; those of a loaded encoder are its own modules. loaded: the encoder that `init` named, or
+    None. hash: of its loaded weights, before new heads were added, or "none".
+    """
 
     towers: Towers
     loaded: FaceCLIP | None = None
     hash: str = "none"
 
     def model(self, config: EncoderConfig) -> FaceCLIP:
-        """The joint encoder to be trained."""
+        """Returns the joint encoder to train."""
         if self.loaded is not None:
             return self.loaded
         towers = self.towers
@@ -34,12 +37,12 @@ class Start:
 
 
 def load_start(config: EncoderConfig) -> Start:
-    """Loads what the configuration names.
+    """Loads the towers, or the encoder that `init` names.
 
     Raises:
-        CheckpointError: what `init` or a tower names is missing, damaged or does not fit.
-        ConfigError: sizes that do not fit the towers, settings that `init` brings itself, an `init` whose branches
-            have a face encoder each, and `train_identity` false without an `init`.
+        CheckpointError: the encoder or a tower is missing, damaged or does not fit.
+        ConfigError: sizes do not fit the towers; settings contradict the encoder of `init`; each of its branches has a
+            face encoder of its own; or `train_identity` is false without `init`.
     """
     if config.init:
         return _further(config)

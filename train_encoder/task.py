@@ -1,4 +1,5 @@
-"""The objective of stage 1: alignment of the fused tokens with face, text and image spaces, and composed retrieval."""
+"""The objective of stage 1: aligns the fused tokens with the face, text and image spaces, and trains composed
+queries."""
 
 from pathlib import Path
 
@@ -23,14 +24,16 @@ TERMS = ("face", "text", "image", "joint")
 class EncoderTask(ContrastiveTask):
     """Stage 1 as a task of the shared trainer.
 
-    Terms, each a sigmoid contrastive loss with its own scale and bias: face (projection of the fused tokens against
-    the answer's identity, same person positive), text (against the caption's embedding, equal captions positive),
-    image (against the answer's CLIP image embedding, positive alone, also among equal captions), joint (query against
-    gallery embedding; with a description only the answer is positive and the same person under other descriptions is a
-    negative; without one, every picture of the person is positive);
-    tokens (fused tokens near the text towers' states, relative to their size).
+    The first four terms are sigmoid contrastive losses, each with its own scale and bias:
 
-    train_identity: whether the branches' projections of the identity are trained (not where batches hold text_states).
+    - face: projection of the fused tokens against the answer's identity; the same person is positive.
+    - text: the same against the caption's embedding; equal captions are positive.
+    - image: the same against the answer's CLIP image embedding; only the answer is positive, even among equal captions.
+    - joint: query against gallery embedding. With a description only the answer is positive, and the same person under
+      other descriptions is a negative; without one, every picture of the person is positive.
+    - tokens: squared distance of the fused tokens from the text towers' states, relative to the size of these.
+
+    train_identity: whether the branches' projections of the identity are trained; false if batches hold text_states.
     """
 
     def __init__(
@@ -53,12 +56,12 @@ class EncoderTask(ContrastiveTask):
         self.modules = nn.ModuleDict({"model": model, "scales": nn.ParameterDict(scales | biases)})
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and its parts of one batch of `QuerySource`."""
+        """Returns the total loss and its parts of one batch of `QuerySource`."""
         return self.loss_of(self.encode(batch, context), context)
 
     def encode(self, batch: dict[str, Tensor], context: StepContext) -> dict[str, Tensor]:
-        """What the loss compares, by query: embeddings, drift (Q,) of the fused tokens from the towers' states and
-        power (Q,) of these, labels and modes."""
+        """Returns what the loss compares, per query: embeddings, labels and modes, the drift (Q,) of the fused tokens
+        from the towers' states, and the power (Q,) of these states."""
         flat = {name: value.flatten(0, 1) for name, value in batch.items()}  # persons × images → queries
         has_face, has_text = flat["mode"] != TEXT_ONLY, flat["mode"] != FACE_ONLY
         features = FaceFeatures(tokens=flat["face_tokens"], identity=flat["face_identity"])
@@ -87,12 +90,12 @@ class EncoderTask(ContrastiveTask):
         }
 
     def loss_of(self, features: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of this rank's queries against the targets of all ranks; its mean over the ranks, and the mean of its
-        gradients, are those of all queries on one rank.
+        """Returns the loss of this rank's queries against the targets of all ranks, and its parts.
 
-        Two things make that so. Sums are divided by the number of queries on all ranks, since ranks differ in how
-        many queries a term has. And the gallery embedding is trained, so a rank's rows must also receive what the
-        queries of other ranks send them: `gather_rows` does that, while the frozen targets are only copied.
+        Its mean over the ranks, and the mean of its gradients, equal those of all queries on one rank. For that, sums
+        are divided by the number of queries on all ranks, because ranks differ in how many queries a term has. The
+        gallery embedding is trained, so its rows must also receive gradients from the queries of other ranks
+        (`gather_rows`); frozen targets are only copied.
         """
         has_face, has_text = features["mode"] != TEXT_ONLY, features["mode"] != FACE_ONLY
         uses = {
@@ -104,13 +107,13 @@ class EncoderTask(ContrastiveTask):
         }
         local = torch.stack([*(use.sum().float() for use in uses.values()), features["power"].sum()])
         *counts, power = (sum_over_ranks(local) / world_size()).unbind()
-        # What a query counts for in each kind. Rows of another kind stay, with weight 0: leaving them out would read
-        # the masks, and a step on a GPU would wait for that.
+        # Weights of the queries in each kind. Rows of other kinds keep weight 0 instead of being left out, because that
+        # would read the masks on the host, and a step on a GPU would wait.
         least = 1 / world_size()
         weights = {n: use / count.clamp_min(least) for (n, use), count in zip(uses.items(), counts, strict=True)}
         person, row, words = features["labels"].unbind(1)
         people, rows, texts = gather_targets(features["labels"]).unbind(1)
-        # Pictures of one person are alike to a face that asks alone; a description asks for one picture.
+        # For a face alone all pictures of the person are right; a description asks for one picture.
         nobody = torch.full_like(person, -1)
         asked = torch.stack([row, torch.where(uses["face_only"], person, nobody)], dim=1)
         identity, image, text = (gather_targets(features[name]) for name in ("answer_identity", "answer_image", "text"))
@@ -140,21 +143,21 @@ class EncoderTask(ContrastiveTask):
     def _term(
         self, name: str, queries: Tensor, targets: Tensor, labels: Tensor, names: Tensor, weights: Tensor
     ) -> Tensor:
-        """Sum over the queries, each times its weight."""
+        """Returns the weighted sum of a term over the queries."""
         scale, bias = self.modules["scales"][f"{name}_log_scale"], self.modules["scales"][f"{name}_bias"]
         mean = sigmoid_contrastive_loss(queries, targets, scale, bias, labels, names, query_weights=weights)
         return mean * len(queries)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Rank-1 of composed queries and of faces alone on validation identities, beside the baselines."""
+        """Returns rank-1 of composed queries and of faces alone on validation identities, and of the baselines."""
         return rank1_figures(self.model, self.validation, self.queries)
 
     def figures(self) -> tuple[str, ...]:
-        """Names of what `validate` gives."""
+        """Returns the names of `validate`'s figures."""
         return figure_names(self.validation)
 
     def export(self, directory: Path) -> None:
-        """FaceCLIP with its heads, and the CLIP image tower that the gallery side needs, in `image_tower/`."""
+        """Saves FaceCLIP with its heads, and in `image_tower/` the CLIP image tower that galleries need."""
         self.model.save_pretrained(directory)
         self.image_tower.save_pretrained(directory / "image_tower")

@@ -1,9 +1,9 @@
-"""The text towers' states of all queries that training can ask, on disk: the rest of the frozen work.
+"""Keeps the text towers' states of all training queries on disk.
 
-With the projections of the identity frozen (`train_identity=false`) the towers' states of a prompt and a face do not
-change. To keep the queries few, every caption has one reference picture, drawn once. Rows: first one for every caption
-with its reference's face, then one for every picture's face without a caption, then one for every different caption
-without a face; the last two only if such queries are sampled.
+If the projections of the identity are frozen (`train_identity=false`), the towers' states of a prompt and a face do not
+change. To limit the number of queries, every caption has one reference picture, drawn once. The rows are: one per
+caption with its reference's face; then one per picture's face without a caption; then one per distinct caption without
+a face. The last two exist only if such queries are sampled.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ BOTH, FACE_ONLY, TEXT_ONLY = 0, 1, 2  # what a query holds
 
 
 class QueryRows:
-    """Which queries there are, in N pictures with M captions.
+    """Numbers the queries of N pictures with M captions.
 
-    reference (M,): the row of the picture whose face stands for the person of each caption's picture: another one of
-    the person, or, for the share `same_picture` and for who has one picture only, the picture itself.
+    reference (M,): for each caption, the row of the picture whose face is used. It is another picture of the person;
+    for a share `same_picture`, and for persons with one picture, it is the caption's own picture.
     """
 
     def __init__(self, features: SplitFeatures, sampling: SamplingConfig) -> None:
@@ -47,13 +47,13 @@ class QueryRows:
         return len(self.picture) + self.faces + self.texts
 
     def number(self, kind: int, caption: int, reference: int) -> int:
-        """Row of a query of this kind, with this caption or about the face of this picture."""
+        """Returns the row of a query of this kind, with this caption or with the face of this picture."""
         if kind == FACE_ONLY:
             return len(self.picture) + reference
         return caption if kind == BOTH else len(self.picture) + self.faces + int(self.words[caption])
 
     def prompts(self, rows: Sequence[int]) -> tuple[list[str], list[int]]:
-        """Prompt, and the picture whose face it is about (-1: none), of each row."""
+        """Returns the prompt of each row, and the picture whose face it uses (−1: none)."""
         captions = len(self.picture)
         texts, pictures = [], []
         for row in rows:
@@ -76,7 +76,7 @@ class QueryRows:
 
 @dataclass(frozen=True, kw_only=True)
 class TextStates:
-    """states (R, 77, W) float16, W the widths of both text towers; `rows` says which query each row is."""
+    """states (R, 77, W) float16, where W is the sum of both text towers' widths. `rows` numbers the R queries."""
 
     states: ShardedArray
     rows: QueryRows
@@ -85,12 +85,12 @@ class TextStates:
 def text_states_of(
     model: FaceCLIP, features: SplitFeatures, sampling: SamplingConfig, data: DataConfig, cache: Path
 ) -> TextStates:
-    """States of the training split, built or completed first where they are missing.
+    """Returns the states of the training split; builds missing ones first.
 
-    model: with the frozen projections of the identity, on the CPU; it is on `data.device` only while states are built.
+    model: has the frozen projections of the identity, and is on the CPU; it moves to `data.device` only for building.
 
-    Raises DataError for a damaged shard, for missing ones where nothing can be written, and for a full disk;
-    ConfigError when there is no such device, or the cache's folder cannot be made.
+    Raises DataError for a damaged shard, for missing shards in a read-only cache, and for a full disk; and ConfigError
+    if the device does not exist or the cache's folder cannot be made.
     """
     rows = QueryRows(features, sampling)
     parts = [module for branch in model.branches for module in (branch.text, branch.identity_projection)]
@@ -128,8 +128,8 @@ def _states(model: FaceCLIP, rows: QueryRows, numbers: range) -> NDArray[np.floa
 
 
 def _references(features: SplitFeatures, picture: NDArray[np.int64], same: float) -> NDArray[np.int64]:
-    """A picture of the same person for each of these (M,) pictures."""
-    rng = np.random.default_rng(23)  # not the training's seed: runs that differ in it share the states
+    """Draws a picture of the same person for each of these pictures (M,)."""
+    rng = np.random.default_rng(23)  # a fixed seed, so that runs with different seeds share the states
     own, turn = rng.random(len(picture)) < same, rng.random(len(picture))
     if features.single:
         return picture

@@ -12,7 +12,7 @@ from train_encoder.config import TowersConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Towers:
-    """The frozen spaces that the joint encoder is aligned with, in evaluation mode."""
+    """The frozen towers with whose spaces the joint encoder is aligned, in evaluation mode."""
 
     recognizer: FaceEncoder
     text_l: TextTower
@@ -21,7 +21,7 @@ class Towers:
 
 
 def load_towers(config: TowersConfig) -> Towers:
-    """Raises CheckpointError when a tower is missing or when text and image towers do not share a space."""
+    """Loads the towers. Raises CheckpointError if one is missing, or if text and image tower do not share a space."""
     loaded = Towers(
         recognizer=load_tower(config.recognizer, "face"),
         text_l=load_tower(config.text_l, "text"),
@@ -33,7 +33,7 @@ def load_towers(config: TowersConfig) -> Towers:
 
 
 def check_space(text: TextTower, image: ImageTower, text_name: str, image_name: str) -> None:
-    """Raises CheckpointError unless a text and an image tower embed in as many dimensions."""
+    """Raises CheckpointError unless a text and an image tower embed in the same number of dimensions."""
     if text.config.embed_dim != image.config.embed_dim:
         raise CheckpointError(
             f"{text_name} embeds in {text.config.embed_dim} dimensions and {image_name} in {image.config.embed_dim}: "

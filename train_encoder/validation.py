@@ -1,5 +1,5 @@
-"""What stage 1 is validated by: composed queries and faces alone in a gallery of all portraits, ranked and judged as in
-the evaluation (`faceclip.retrieval`)."""
+"""Validates stage 1 by composed queries and by faces alone in a gallery of all portraits, ranked as in the evaluation
+(`faceclip.retrieval`)."""
 
 import numpy as np
 import torch
@@ -25,17 +25,18 @@ SINGLE_FIGURES = ("self_joint", "self_concatenation", "self_text")
 
 
 def figure_names(features: SplitFeatures) -> tuple[str, ...]:
-    """The names of what `rank1_figures` gives."""
+    """Returns the names of the figures of `rank1_figures`."""
     return SINGLE_FIGURES if features.single else FIGURES
 
 
 def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed: int = 0) -> dict[str, float]:
-    """Rank-1 in a gallery of all portraits of a split (the reference leaves it), ties against the query.
+    """Returns rank-1 of at most `limit` queries in a gallery of all portraits of a split; ties count against the query.
 
-    Composed: the face of another portrait of the person and a caption of the answer; any portrait of the person whose
-    attributes the caption fits is right. Face: right is any other portrait of the person. Persons with one portrait
-    only fill the gallery. Data without identities (`features.single`) have no second portrait: there the reference
-    is the answer itself and stays, and the figures are called self_* in place of composed_*.
+    A composed query has the face of another portrait of the person and a caption of the answer; every portrait of the
+    person that the caption fits is right. For a face alone, every other portrait of the person is right. The reference
+    is removed from the gallery. Persons with one portrait are in the gallery but ask no queries. In data without
+    identities (`features.single`) the reference is the answer itself and stays; these figures are named self_* instead
+    of composed_*.
     """
     labels = labels_of(features)
     asked = draw_queries(features, labels, limit, seed=seed)
@@ -49,7 +50,7 @@ def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed:
 
 
 def labels_of(features: SplitFeatures) -> Labels:
-    """What is known of the portraits of a split."""
+    """Returns the labels of a split's portraits."""
     portraits = features.portraits
     return Labels(
         identity=np.asarray(portraits.identity),
@@ -60,7 +61,7 @@ def labels_of(features: SplitFeatures) -> Labels:
 
 
 def draw_queries(features: SplitFeatures, labels: Labels, limit: int, *, seed: int) -> list[Query]:
-    """At most `limit` composed queries about portraits whose person has another one, a function of labels and seed."""
+    """Draws at most `limit` composed queries about portraits whose person has another one, by labels and seed alone."""
     rng = np.random.default_rng([seed, 11])
     people = People(labels.identity)
     rows = rng.permutation(len(labels))
@@ -76,8 +77,10 @@ def draw_queries(features: SplitFeatures, labels: Labels, limit: int, *, seed: i
 def scores_of(
     model: FaceCLIP, features: SplitFeatures, queries: Queries, captions: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float32]]:
-    """Scores (Q, G) of composed queries, and of their faces alone, in the joint space and in the frozen ones; captions
-    (Q,): the rows of the queries' captions among the features."""
+    """Returns scores (Q, G) of composed queries, and of their faces alone, in the joint space and in the frozen spaces.
+
+    captions (Q,): the rows of the queries' captions among the features.
+    """
     device = model.face_encoder.pos_embed.device
     everyone = (torch.tensor(np.asarray(x), device=device) for x in (features.identity, features.image))
     gallery = model.joint_heads().gallery(*everyone)
@@ -108,7 +111,7 @@ def scores_of(
 
 
 def _share(scores: NDArray[np.float32], queries: Queries) -> float:
-    """The share of queries that are answered rightly. A query without a finite score, which a diverged model gives, is
-    not."""
+    """Returns the share of correctly answered queries. Queries with NaN scores, from a diverged model, count as
+    wrong."""
     lost = np.isnan(scores).any(axis=1, keepdims=True)
     return float(rank1(np.where(lost, -np.inf, scores), queries).mean())

@@ -1,4 +1,4 @@
-"""Train the tiny image tower and both text towers together, by a contrastive loss on portraits and captions.
+"""Trains the tiny image tower and both text towers together, by a contrastive loss on portraits and captions.
 
 python -m train_encoder.towers.clip data=DIR [--preset tiny] [trainer.steps=…]
 """
@@ -54,10 +54,10 @@ class TextSizes:
 
 @dataclass(kw_only=True)
 class ClipConfig(TowerConfig):
-    """Everything that decides the towers' training.
+    """Settings of the command.
 
-    The readout of attributes gives each tower a teacher of its own, so that few steps suffice, and ties the spaces
-    together. The towers must have read stage 1's template, and the embedding of unknown words must be trained too.
+    The readout of attributes teaches each tower separately, so that few steps suffice, and ties the spaces together. A
+    share of captions gets stage 1's template, and some words become unknown, so that the towers learn to read both.
     """
 
     out: str = setting("runs/towers/clip", "folder of the run", resume="free", path=True)
@@ -73,10 +73,10 @@ class ClipConfig(TowerConfig):
 
 
 class CaptionedSource(MapSource):
-    """A portrait with one of its captions at random.
+    """A portrait with a random one of its captions.
 
-    Fields: image (3, S, S) uint8, tokens (77,), classes (A,) of all attributes, `UNKNOWN` where nobody knows them,
-    named (A,) whether the caption states the attribute. Raises DataError for photos whose captions were not made.
+    Fields: image (3, S, S) uint8; tokens (77,); classes (A,) of all attributes, `UNKNOWN` if the value is not known;
+    named (A,), whether the caption states the attribute. Raises DataError for photos imported without captions=made.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class CaptionedSource(MapSource):
         return len(self.arrays)
 
     def named(self, caption: Caption) -> np.ndarray:
-        """Which attributes a caption states (A,)."""
+        """Returns which attributes (A,) a caption states."""
         return np.isin(self.names, caption.named)
 
     def tokens(self, caption: Caption, *, templated: bool = False) -> np.ndarray:
-        """Token ids (77,) of a caption of this source."""
+        """Returns the token ids (77,) of a caption of this source."""
         return (self._templated if templated else self._plain)[self._row[caption.text]].astype(np.int64)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One training sample."""
+        """Returns one training sample."""
         captions = self.captions[index]
         caption = captions[rng.integers(len(captions))]
         tokens = self.tokens(caption, templated=bool(rng.random() < self.template))
@@ -129,18 +129,18 @@ class CaptionedSource(MapSource):
 
 
 def caption_matches(named: Tensor, classes: Tensor) -> Tensor:
-    """Whether caption i is true of image j (B, B): all attributes that it states have the same value there.
+    """Returns whether caption i is true of image j, (B, B): the image has all values that the caption states.
 
-    named (B, A) bool of the captions, classes (B, A) of the images in the same order. A caption that states a value is
-    not true of an image whose value is unknown: a made caption says what can be seen.
+    named (B, A): attributes that the captions state. classes (B, A): values of the images in the same order. A caption
+    that states a value is not true of an image whose value is unknown, because made captions state what can be seen.
     """
     return ((classes[:, None] == classes[None]) | ~named[:, None]).all(dim=-1)
 
 
 def masked_contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, matches: Tensor) -> Tensor:
-    """Symmetric InfoNCE (Radford et al. 2021, figure 3); other true pairs are left out, not pushed apart.
+    """Returns the symmetric InfoNCE loss (Radford et al. 2021, figure 3), leaving out other true pairs.
 
-    images, texts (B, D) of any length; matches (B, B): caption i is true of image j.
+    images, texts (B, D) of any length; scale: of the cosines; matches (B, B): caption i is true of image j.
     """
     with torch.autocast(images.device.type, enabled=False):
         logits = scale * F.normalize(texts.float(), dim=1) @ F.normalize(images.float(), dim=1).T
@@ -151,7 +151,7 @@ def masked_contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, matche
 
 
 class ClipTask(Task):
-    """One image tower against two text towers; the three train together and share the embedding space."""
+    """Trains an image tower and two text towers that share an embedding space. sizes: classes of each attribute."""
 
     def __init__(
         self, towers: nn.ModuleDict, sizes: list[int], directory: Path, *, embed_dim: int, attributes: float
@@ -162,7 +162,7 @@ class ClipTask(Task):
         self.sizes, self.attributes, self.directory = sizes, attributes, directory
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contrastive losses of L and G against the image tower, and the attribute losses of all three."""
+        """Returns the contrastive losses of L and G against the image tower, plus the attribute losses of all three."""
         images = self.modules["image_tower"](batch["image"].float() / 255).embedding
         tokens = used_tokens(batch["tokens"])
         matches = caption_matches(batch["named"], batch["classes"])
@@ -178,8 +178,8 @@ class ClipTask(Task):
         return total, {name: part.detach() for name, part in parts.items()} | {"logit_scale": scale.detach()}
 
     def attribute_loss(self, embeddings: Tensor, classes: Tensor, stated: Tensor) -> Tensor:
-        """Mean cross-entropy over the stated attributes (B, A) of their classes (B, A), from embeddings (B, D); unknown
-        classes do not count."""
+        """Returns the mean cross-entropy of the stated attributes, read from embeddings (B, D); unknown classes are
+        left out. classes, stated (B, A)."""
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = F.normalize(embeddings.float(), dim=1) * embeddings.shape[1] ** 0.5
             logits = self.modules["heads"](unit).split(self.sizes, dim=1)
@@ -194,18 +194,18 @@ class ClipTask(Task):
         return (losses * stated).sum() / stated.sum().clamp_min(1)
 
     def validate(self, step: int) -> dict[str, float]:
-        """The figures of the card on the validation identities."""
+        """Returns the card's figures on the validation identities."""
         towers = {name: self.modules[name] for name in ("image_tower", "text_tower_l", "text_tower_g")}
         return {name: figure.value for name, figure in measure(towers, self.directory, "validation").items()}
 
     def export(self, directory: Path) -> None:
-        """Three folders, each as `from_pretrained` reads it."""
+        """Saves each tower in a folder that `from_pretrained` reads."""
         for name in ("image_tower", "text_tower_l", "text_tower_g"):
             self.modules[name].save_pretrained(directory / name)
 
 
 class _LogScale(nn.Module):
-    """Logit scale exp(s), at most 100 as in CLIP."""
+    """A trained logit scale exp(s), at most 100 as in CLIP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,16 +216,16 @@ class _LogScale(nn.Module):
 
 
 def fullest_caption(captions: list[Caption]) -> Caption:
-    """The caption that states the most attributes (the first of them)."""
+    """Returns the caption that states the most attributes, the first one among equals."""
     return max(captions, key=lambda caption: len(caption.named))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What `measure` asks of a split, which its labels alone decide.
+    """The queries of `measure`, a function of a split's labels alone.
 
-    portraits (T,): the rows of the gallery. captions: the fullest of each. matches (T, T): caption i is true of
-    portrait j. distractors: how many wrong partners each query is compared with.
+    portraits (T,): the rows of the gallery. captions: the fullest caption of each. matches (T, T): caption i is true of
+    portrait j. distractors: number of wrong partners that each query is compared with.
     """
 
     portraits: NDArray[np.int64]
@@ -234,16 +234,16 @@ class Questions:
     distractors: int
 
     def rows(self, matches: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The rows of `matches`, or of its transpose for image queries, that have enough wrong partners to be asked."""
+        """Returns the rows of `matches` (its transpose for image queries) that have enough wrong partners."""
         return np.flatnonzero((~matches).sum(axis=1) >= self.distractors)
 
 
 def find_questions(arrays: FaceArrays, where: str) -> Questions:
-    """The queries of a split: each portrait's fullest caption, and each portrait.
+    """Finds the queries of a split: each portrait's fullest caption, and each portrait.
 
-    Portraits of which no caption states anything are left out. The number of distractors is the lower median of the
-    numbers of wrong partners, of those that have any, at most `DISTRACTORS`; a portrait or caption with fewer stays in
-    the gallery and is no query. Raises EmptyDatasetError, which begins with `where`, when no query is left.
+    Portraits without a caption that states an attribute are left out. The number of distractors is the lower median of
+    the numbers of wrong partners above 0, at most `DISTRACTORS`; a portrait or caption with fewer of them stays in the
+    gallery but asks no query. Raises EmptyDatasetError, whose message begins with `where`, if no query is left.
     """
     names = sorted(arrays.attributes)
     captions = [fullest_caption(row) for row in arrays.captions]
@@ -266,12 +266,11 @@ def find_questions(arrays: FaceArrays, where: str) -> Questions:
 
 @torch.inference_mode()
 def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch: int = 64) -> dict[str, Estimate]:
-    """Recall@1 among 100 random distractors (fewer in a small split, as the names say).
+    """Measures recall@1 among random distractors in both directions, for both text towers.
 
-    Both directions and both text towers.
-
-    `…_unambiguous` draws no distractor of which the caption (or, for an image query, whose caption) is true; the plain
-    figure does, so that a perfect model cannot reach 1. Raises EmptyDatasetError as `find_questions` does.
+    The figures' names give the number of distractors, 100 or fewer in a small split. Figures named …_unambiguous draw
+    no distractor that matches the query; the others do, so that a perfect model cannot reach 1. Raises
+    EmptyDatasetError as `find_questions` does.
     """
     image_tower = towers["image_tower"]
     arrays = _described_arrays(directory, split, image_tower.config.image_size)
@@ -303,7 +302,7 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
 
 
 def _described_arrays(directory: Path, split: str, size: int) -> FaceArrays:
-    """Portraits with attributes: renders, or photos whose captions were made. Raises DataError for other photos."""
+    """Loads portraits with attributes. Raises DataError for photos that were imported without captions=made."""
     arrays = load_arrays(directory, split, size=size, labelled=False)
     if not arrays.attributes:
         raise DataError(f"{directory} holds photos without attributes: import them with captions=made")
@@ -315,9 +314,9 @@ def _float(arrays: FaceArrays, rows: slice) -> Tensor:
 
 
 def build(config: ClipConfig) -> tuple[ClipTask, CaptionedSource]:
-    """Towers, task and source of a configuration; the vocabulary is that of the training captions.
+    """Returns task and source of a configuration. The vocabulary is that of the training captions.
 
-    Raises EmptyDatasetError where nothing could be measured at the end.
+    Raises EmptyDatasetError if the data would leave nothing to measure at the end.
     """
     for split in ("validation", "test"):
         arrays = _described_arrays(Path(config.data), split, config.image.image_size)

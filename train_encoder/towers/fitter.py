@@ -1,4 +1,4 @@
-"""Train the 3D channel's fitter: aligned crop → head shape, expression, pose, camera and light.
+"""Trains the 3D channel's fitter, which maps an aligned crop to head shape, expression, pose, camera and light.
 
 python -m train_encoder.towers.fitter data=DIR [--preset tiny] [trainer.steps=…]
 """
@@ -29,7 +29,7 @@ from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
 
 EARLIER = 0.7  # weight of a fit's losses relative to those of the fit after the next look
-SURFACE_POINTS = 256  # evenly chosen vertices of the face on which position and shading are compared
+SURFACE_POINTS = 256  # evenly spaced vertices of the face, at which position and shading are compared
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class FitterSizes:
 
 @dataclass(kw_only=True)
 class LossWeights:
-    """Weights of the terms."""
+    """Weights of the loss terms."""
 
     parameters: float = setting(1.0, "standardized parameters")
     pose: float = setting(1.0, "angles of the head, per 10°")
@@ -60,10 +60,7 @@ class LossWeights:
 
 @dataclass(kw_only=True)
 class FitterConfig(TowerConfig):
-    """Everything that decides the fitter's training.
-
-    `init`: an export of this command whose weights the training starts from.
-    """
+    """Settings of the command."""
 
     out: str = setting("runs/towers/fitter", "folder of the run", resume="free", path=True)
     init: str = setting("", "export of this command whose weights the training starts from", resume="free", path=True)
@@ -74,14 +71,14 @@ class FitterConfig(TowerConfig):
 
 
 def true_fit(arrays: FaceArrays) -> FaceFit:
-    """The parameters that rendered a split, in the frame of the portraits."""
+    """Returns the true parameters of a split's renders, in the frame of the portraits."""
     fields = {name: torch.from_numpy(np.array(getattr(arrays, name))) for name in ("shape", "expression", "pose")}
     light = torch.from_numpy(np.array(arrays.light)).unflatten(1, (9, 3))
     return FaceFit(**fields, camera=torch.from_numpy(np.array(arrays.camera)), light=light)
 
 
 class FittedSource(MapSource):
-    """Aligned crops (3, S, S) uint8 with the true parameter vector in the frame of the (jittered) crop."""
+    """Aligned, jittered crops (3, S, S) uint8 with the true parameter vectors (P,) in the frames of the crops."""
 
     def __init__(self, directory: Path, split: str, *, size: int, jitter: JitterConfig, view: float = 1.0) -> None:
         self.arrays = load_arrays(directory, split)
@@ -93,7 +90,7 @@ class FittedSource(MapSource):
         return len(self.arrays)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One training sample; its parameters are added for the whole batch in `collate`."""
+        """Returns one training sample; `collate` adds the parameters of the whole batch."""
         arrays = self.arrays
         if self.small is not None and rng.random() < self.jitter.half_resolution:
             arrays = self.small
@@ -106,9 +103,9 @@ class FittedSource(MapSource):
         return {"crop": crop.transpose(2, 0, 1), "matrix": matrix, "row": index, "portrait": arrays.size}
 
     def collate(self, samples: list[dict]) -> dict[str, Tensor]:
-        """Stack crops; move the true fits into their crops' frames."""
+        """Stacks the crops, and moves the true fits into the frames of the crops."""
         matrices = torch.from_numpy(np.stack([sample["matrix"] for sample in samples])).float()
-        # Parameters are relative to the portrait's side: bring every matrix to the same number of px.
+        # Parameters are relative to the portrait's side, so scale every matrix to the same number of px.
         sizes = torch.tensor([sample["portrait"] for sample in samples])
         zoom = (sizes / self.arrays.size)[:, None, None].float()
         linear, shift = matrices[:, :, :2], matrices[:, :, 2:]
@@ -120,7 +117,7 @@ class FittedSource(MapSource):
         return {"crop": crops, "target": FaceFitter.pack(moved)}
 
     def statistics(self, count: int = 4096) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the parameter vectors in the crops' frames, over evenly spread rows."""
+        """Returns mean and standard deviation (P,) of the parameter vectors in the crops' frames, over `count` rows."""
         rows = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist()
         points = torch.from_numpy(np.array(self.arrays.landmarks_5)[rows])
         matrix = similarity_transform(points, self.size, view=self.view)
@@ -130,25 +127,26 @@ class FittedSource(MapSource):
 
 
 class Surface(HeadPoints):
-    """Points of the head model where a fit is compared: landmarks, the face's border, and evenly chosen vertices."""
+    """Points of the head model at which fits are compared: landmarks, the face's border, and evenly spaced vertices."""
 
     def __init__(self, head: HeadModel, count: int = SURFACE_POINTS) -> None:
         face = np.flatnonzero(head.face_mask)
         inside = face[np.linspace(0, len(face) - 1, count).astype(int)]
         picked = np.concatenate([head.landmarks_68, border_vertices(head), inside])
         super().__init__(head, picked)
-        # Normals too are linear in the coefficients, near the mean head: their change for half a unit of each.
+        # Near the mean head, normals are linear in the coefficients: take their change for half a unit of each.
         normals = vertex_normals(head.template, head.faces)
         bases = np.concatenate([head.shape_basis, head.expression_basis])
         turned = np.stack([vertex_normals(head.template + 0.5 * basis, head.faces)[picked] for basis in bases])
         self.keep("normals", normals[picked], (turned - normals[picked]) / 0.5)
 
     def shading(self, fit: FaceFit) -> Tensor:
-        """Shading (B, N, 3) of the points, 1 is full albedo."""
+        """Returns the shading (B, N, 3) of the points; 1 is full albedo."""
         return sh_values(self._posed_normals(fit)) @ fit.light
 
     def visibility(self, fit: FaceFit) -> Tensor:
-        """Weights (B, N) of mean 1: full for points that face the viewer, a tenth for those turned away."""
+        """Returns weights (B, N) of mean 1, ten times larger for points that face the viewer than for those turned
+        away."""
         weights = (self._posed_normals(fit)[..., 2] * 2.5 + 0.75).clamp(0.1, 1)
         return weights / weights.mean(dim=1, keepdim=True)
 
@@ -158,7 +156,7 @@ class Surface(HeadPoints):
 
 
 def sh_values(normals: Tensor) -> Tensor:
-    """`faceclip.face3d.light.sh_basis` for tensors: (…, 9) of unit normals (…, 3)."""
+    """Returns `faceclip.face3d.light.sh_basis` for tensors: (…, 9) of unit normals (…, 3)."""
     x, y, z = normals.unbind(-1)
     first = [torch.full_like(x, 0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x]
     second = [1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z]
@@ -166,7 +164,7 @@ def sh_values(normals: Tensor) -> Tensor:
 
 
 class FitterTask(Task):
-    """Regression of all parameters, with losses where errors are seen: pose, projected points, shading."""
+    """Regresses all parameters, with further losses on what is visible: pose, projected points, shading."""
 
     def __init__(self, model: FaceFitter, weights: LossWeights, directory: Path) -> None:
         self.modules = nn.ModuleDict({"fitter": model})
@@ -174,7 +172,7 @@ class FitterTask(Task):
         self.weights, self.directory = weights, directory
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """All terms for one batch of `FittedSource`."""
+        """Returns the loss of one batch of `FittedSource` and its parts."""
         model, surface = self.modules["fitter"], self.surface
         fits = model.successive_fits(batch["crop"].float() / 255)
         with torch.autocast(context.device.type, enabled=False):
@@ -198,12 +196,12 @@ class FitterTask(Task):
         return total, last | {"first": loss.detach()}  # the loop ends with the fit before any look
 
     def validate(self, step: int) -> dict[str, float]:
-        """The figures of the card on 20 validation identities."""
+        """Returns the card's figures on 20 validation identities."""
         figures = measure(self.modules["fitter"], self.directory, "validation", people=20)
         return {name: figure.value for name, figure in figures.items()}
 
     def export(self, directory: Path) -> None:
-        """The fitter as `FaceFitter.from_pretrained` reads it."""
+        """Saves the fitter for `FaceFitter.from_pretrained`."""
         self.modules["fitter"].save_pretrained(directory)
 
 
@@ -216,10 +214,10 @@ def measure(
     per_person: int = 4,
     detected: bool = False,
 ) -> dict[str, Estimate]:
-    """Pose and shading errors in the portraits' frame, over the first `per_person` portraits of each identity.
+    """Measures pose and shading errors in the portraits' frame, over the first `per_person` portraits of each identity.
 
-    Landmarks are the true ones; `detected` adds the same figures, called …_detected, with those that the detector
-    finds, over the faces that it finds, and how many those are.
+    people: number of identities; None: all. Faces are cut by true landmarks. `detected` adds the same figures, named
+    …_detected, by the landmarks of the detector for the faces that it finds, and the share of these.
     """
     arrays = load_arrays(directory, split)
     model.eval()
@@ -241,10 +239,10 @@ def measure(
 def _figures(
     model: FaceFitter, arrays: FaceArrays, rows: np.ndarray, landmarks: np.ndarray, *, batch: int = 64
 ) -> dict[str, Estimate]:
-    """Errors of portraits cut by `landmarks` (N, 5, 2).
+    """Measures the errors of portraits cut by `landmarks` (N, 5, 2) px.
 
-    Shading: root mean square error of the fitted map within the true face, grey levels in [0, 1] (rendering takes
-    .03 s each); `inside`: where the fitted face covers it too.
+    shading_rmse: root mean square error of the fitted map within the true face, in grey levels from 0 to 1.
+    shading_rmse_inside: the same where the fitted face covers the true one. Rendering takes .03 s each.
     """
     pose, shading, inside = [], [], []
     for start in range(0, len(rows), batch):
@@ -271,7 +269,7 @@ def _figures(
 
 
 def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
-    """Model, task and source of a configuration."""
+    """Returns task and source of a configuration. Raises as `_start_from` does."""
     sizes = config.model
     source = FittedSource(Path(config.data), "train", size=sizes.image_size, view=sizes.view, jitter=config.jitter)
     model = FaceFitter(
@@ -288,7 +286,10 @@ def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
 
 
 def _start_from(model: FaceFitter, folder: Path) -> None:
-    """Copy an export's weights and standardization. Raises CheckpointError without one, ConfigError for other sizes."""
+    """Copies an export's weights and standardization.
+
+    Raises CheckpointError if there is no export, and ConfigError if it has other sizes.
+    """
     earlier = FaceFitter.from_pretrained(folder).float()
     sizes = {
         name: (value, model.config[name])

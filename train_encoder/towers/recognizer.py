@@ -1,4 +1,4 @@
-"""Train the tiny face recognizer: a small ViT of the full-size recognizer's class, by ArcFace's loss.
+"""Trains the tiny face recognizer, a small ViT of the full-size recognizer's class, by ArcFace's loss.
 
 python -m train_encoder.towers.recognizer data=DIR [--preset tiny] [trainer.steps=…]
 """
@@ -31,7 +31,7 @@ class ViTConfig:
 
 @dataclass(kw_only=True)
 class RecognizerConfig(TowerConfig):
-    """Everything that decides the recognizer's training."""
+    """Settings of the command."""
 
     out: str = setting("runs/towers/recognizer", "folder of the run", resume="free", path=True)
     model: ViTConfig = field(default_factory=ViTConfig)
@@ -41,14 +41,14 @@ class RecognizerConfig(TowerConfig):
 
 
 def build(config: RecognizerConfig) -> tuple[IdentityTask, CropSource]:
-    """Model, task and source of a configuration."""
+    """Returns task and source of a configuration."""
     model = FaceViT(**vars(config.model))
     source = CropSource(Path(config.data), "train", size=config.model.image_size, jitter=config.jitter)
     return IdentityTask(model, source=source, margin=config.margin, directory=Path(config.data)), source
 
 
 def measure(path: Path, config: RecognizerConfig) -> dict[str, Estimate]:
-    """Rank-1 on the test identities of the exported recognizer."""
+    """Measures rank-1 of the exported recognizer on the test identities."""
     model = FaceViT.from_pretrained(path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 
