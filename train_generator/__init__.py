@@ -1,4 +1,4 @@
-"""Stage 2: training of the generator plugin, and of the tiny base it stands on."""
+"""Stage 2: training of the generator plugin, and of the tiny base that it is built on."""
 
 from faceclip.cpu.waiting import choose_waiting
 

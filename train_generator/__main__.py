@@ -1,10 +1,10 @@
-"""Stage 2: train the plugin on an SDXL base.
+"""Stage 2: trains the plugin on an SDXL base.
 
     python -m train_generator data=DIR encoder=RUN/export [--preset tiny] [--config FILE.yaml] [trainer.steps=… …]
     accelerate launch -m train_generator data=DIR encoder=DIR --preset sdxl
 
-Base, joint encoder, VAE and recognizer stay frozen; LoRA, identity channel and shading channel are trained. Leaves
-`OUT/export`, loadable by `FaceMakeUpPipeline.from_pretrained`.
+Base, joint encoder, VAE and recognizer stay frozen; LoRA, identity channel and shading channel are trained. The command
+writes `OUT/export`, which `FaceMakeUpPipeline.from_pretrained` loads.
 """
 
 import sys
@@ -32,7 +32,10 @@ def train(config: GeneratorConfig) -> Result:
 
 
 def prepare(config: GeneratorConfig) -> Trainer:
-    """Stage 2 up to its first step: data, features, base, adapter and losses. Raises what a user can mend."""
+    """Prepares stage 2 up to its first step: data, features, base, adapter and losses.
+
+    Raises ConfigError, DataError and CheckpointError for settings, data and weights that the user can correct.
+    """
     check_output(Path(config.out))
     given = data_at(config.data)
     for name, place in (("data", given.path), ("encoder", config.encoder)):
@@ -75,8 +78,8 @@ def prepare(config: GeneratorConfig) -> Trainer:
         print(f"{len(source.alone):,} persons have a single picture, which is their own reference", flush=True)
     facts = {"data": features[0].arrays.content_hash[:16], "init": begun[:16]}
     trainer = Trainer(config.trainer, task, source, Path(config.out), facts=facts, settings=config)
-    # ZeRO-3 gathers weights on all ranks at once, and a GPU should not be waited for: how many samples count in a loss
-    # must not decide what runs. On a CPU, samples that do not count are left out.
+    # ZeRO-3 gathers weights on all ranks at once, and reading values from a GPU would block. There, what runs must not
+    # depend on how many samples count in a loss. On a CPU, samples that do not count are left out.
     task.same_work = layout(trainer.accelerator) == "zero-3" or trainer.device.type != "cpu"
     if trainer.accelerator.is_main_process:
         print(f"stage 2: {sum(p.numel() for p in trainer.trainable.values()) / 1e6:.2f} M trainable parameters")
@@ -84,7 +87,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run_training(train, GeneratorConfig, argv, presets=PRESETS)
 
 

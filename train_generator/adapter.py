@@ -1,4 +1,4 @@
-"""What stage 2 trains: fresh channels and LoRA, or the whole UNet, on a base; or those of an earlier training."""
+"""Adds what stage 2 trains to a base: new channels with LoRA or the whole UNet, or those of an earlier training."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from train_generator.loading import check_licence
 
 
 def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
-    """Puts fresh channels on a base pipeline, and LoRA unless all of the UNet is trained; everything else is frozen.
+    """Adds new channels to a base pipeline, and LoRA unless the whole UNet is trained; freezes everything else.
 
     The shading channel copies the UNet before LoRA is inserted.
     """
@@ -37,7 +37,7 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
         if config.shading:
             unet, factor = pipeline.unet, pipeline.vae_scale_factor
             frozen = config.unet == "lora" and config.shading_layers == "new"
-            share = frozen or unet.dtype != torch.float32  # until it is trained, or for good
+            share = frozen or unet.dtype != torch.float32  # until it is trained, or permanently
             shading = shading_channel_from_unet(unet, vae_scale_factor=factor, share=share)
             train_shading(shading, pipeline.unet, config)
         identity.attach(pipeline.unet)
@@ -52,12 +52,12 @@ def add_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig) -> None:
 
 
 def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, directory: Path, *, licence: str) -> str:
-    """Puts a saved adapter (an export of stage 2, or what `save_adapter` wrote) on a base pipeline to train it further;
-    everything else is frozen. Returns a hash of its weights.
+    """Loads a saved adapter (an export of stage 2, or a folder of `save_adapter`) into a base pipeline to train it
+    further, freezes everything else, and returns a hash of the adapter's weights.
 
-    Raises CheckpointError for a directory that is no adapter, damaged or of a base of another form, and ConfigError,
-    naming the fields, for one of other sizes than `config` describes and for one whose licence is not part of
-    `licence`, that of the result.
+    licence: that of the result. Raises CheckpointError if the directory is no adapter, is damaged, or belongs to a base
+    of another form. Raises ConfigError, which names the fields, if the adapter has other sizes than `config`, or if
+    `licence` does not include its licence.
     """
     _freeze(pipeline)
     saved = load_adapter(pipeline, directory)
@@ -98,8 +98,10 @@ def continue_adapter(pipeline: FaceMakeUpPipeline, config: AdapterConfig, direct
 
 
 def train_shading(channel: ControlNetModel, unet: UNet2DConditionModel, config: AdapterConfig) -> None:
-    """Trains the shading channel, in float32; with `shading_layers` new only what it does not have from the UNet: the
-    map's embedding and the zero convolutions. What is trained is no longer shared with the UNet."""
+    """Makes the shading channel trainable in float32; trained weights are no longer shared with the UNet.
+
+    With `shading_layers="new"` only its own layers are trained: the map's embedding and the zero convolutions.
+    """
     new = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
     shared = {id(parameter) for parameter in unet.parameters()}
     for path, module in channel.named_modules():

@@ -1,8 +1,9 @@
-"""Is everything there for stage 2? Looks at machine, data and weights, and rehearses three steps.
+"""Checks whether stage 2 can run: inspects machine, data and weights, and rehearses three steps.
 
     python -m train_generator.check --preset sdxl data=DIR encoder=RUN/export [what the run itself gets …]
 
-Takes the words of `python -m train_generator`, in one process, and leaves nothing but the caches that the run uses too.
+The command takes the settings of `python -m train_generator`, runs in one process, and leaves only the caches that the
+run itself uses.
 """
 
 import sys
@@ -27,10 +28,10 @@ CONTEXT = 77  # tokens of a prompt, with those of begin and end
 
 @dataclass(kw_only=True)
 class CheckConfig(GeneratorConfig):
-    """The configuration of stage 2, and what only the check asks."""
+    """The settings of stage 2, and those of the check."""
 
-    check_rows: int = setting(100, "portraits that are looked at", resume="free")
-    price_per_hour: float = setting(0.0, "of the device, for the expected cost; 0: none", resume="free")
+    check_rows: int = setting(100, "number of portraits that are inspected", resume="free")
+    price_per_hour: float = setting(0.0, "price of the device per hour, for the expected cost; 0: none", resume="free")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +40,11 @@ class CheckConfig(GeneratorConfig):
 
 
 def look_at_rows(arrays: FaceArrays | StreamedPortraits, limit: int) -> dict[str, int]:
-    """How many of at most `limit` portraits, spread over the split, are looked at, and how many of them have a blank
-    picture, a landmark outside of it, an empty shading map, no words, or a caption longer than the towers read."""
+    """Inspects at most `limit` portraits, spread over the split, and counts their faults.
+
+    Returns the number of inspected rows, and how many have a blank picture, a landmark outside of it, an empty shading
+    map, no words, or a caption longer than the towers read.
+    """
     rows = np.unique(np.linspace(0, len(arrays) - 1, min(limit, len(arrays))).astype(int)).tolist()
     found = {"rows": len(rows), "blank": 0, "faces cut": 0, "empty maps": 0, "without words": 0, "captions cut": 0}
     encode = tokenizer().encode
@@ -57,7 +61,7 @@ def look_at_rows(arrays: FaceArrays | StreamedPortraits, limit: int) -> dict[str
 
 
 def check(config: CheckConfig) -> None:
-    """Prints what it finds; raises what the run would."""
+    """Prints the findings. Raises the errors that the run would raise."""
     one_process()
     plans: list[dict[str, int]] = []
 
@@ -87,7 +91,7 @@ def _print(lines: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run(check, CheckConfig, argv, presets=PRESETS)
 
 

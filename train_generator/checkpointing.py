@@ -1,5 +1,5 @@
-"""Gradient checkpointing of the UNet, the shading channel and the autoencoder's decoder: less memory for one more
-forward pass of each block (Chen et al. 2016, arXiv:1604.06174)."""
+"""Gradient checkpointing of the UNet, the shading channel and the autoencoder's decoder (Chen et al. 2016,
+arXiv:1604.06174): it saves memory at the cost of one more forward pass of each block."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_gradients(model: ModelMixin) -> None:
-    """Keeps only the inputs of the model's blocks; backward computes the rest again.
+    """Makes the model keep only the inputs of its blocks; backward repeats their forward pass.
 
-    The repeated pass takes the attention processors of the first one: `AttentionCapture`, which the alignment loss
-    opens around the forward pass, is closed when backward runs.
+    The repeated pass uses the attention processors of the first one, because `AttentionCapture`, which the alignment
+    loss opens around the forward pass, is already closed when backward runs.
     """
     model.enable_gradient_checkpointing(_checkpoint)
 

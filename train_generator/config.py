@@ -1,4 +1,4 @@
-"""Configuration of stage 2."""
+"""Settings of stage 2."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -33,10 +33,9 @@ class IdentityChannelConfig:
 
 @dataclass(kw_only=True)
 class AdapterConfig:
-    """What is trained of the UNet, LoRA on its attention or all of it as FaceCLIP-SDXL has it, and the identity and
-    shading channels beside it.
+    """What is trained: LoRA on the UNet's attention or the whole UNet (as in FaceCLIP-SDXL), and both channels.
 
-    Raises ConfigError for a shading channel without identity channel, and for a `unet_rate` that is no positive number.
+    Raises ConfigError for a shading channel without identity channel, and for a `unet_rate` that is not positive.
     """
 
     unet: Literal["lora", "full"] = setting("lora", "what of the UNet is trained: LoRA on its attention, or all of it")
@@ -60,25 +59,23 @@ class AdapterConfig:
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the loss terms, and where they count.
+    """Weights of the loss terms, and the samples on which they count.
 
-    Min-SNR weights (Hang et al. 2023) leave the noisiest steps, which decide layout and pose, without weight on a base
-    with velocity prediction down to zero signal; the plain mean is right there. At low noise the estimated clean image
-    shows a face, which the facial perceptual loss needs. A network that reads noisy latents needs no decoding and
-    counts at all timesteps. The sampled identity (reward feedback, `train_generator.terms.sampled_identity`) is that of
-    pictures that the model draws from noise itself.
+    On a base that predicts velocity down to zero signal, min-SNR weights (Hang et al. 2023) would give no weight to the
+    noisiest steps, which decide layout and pose; the plain mean is right there. The facial perceptual loss needs low
+    noise, at which the estimated clean image shows a face. The network of the latent losses reads noisy latents, needs
+    no decoding, and counts at all timesteps. The sampled identity (reward feedback,
+    `train_generator.terms.sampled_identity`) looks at pictures that the model draws from noise itself.
 
-    offset_noise: noise that is constant over each channel of a picture, as a share of the noise (Guttenberg 2023), so
-    that a base without zero terminal signal learns very dark and bright pictures. identity_contrast: beside each loss
-    that recognizes faces in pictures, and as a multiple of it, the cross-entropy of the person among
-    `identity_negatives` faces of other persons of the training split (as in WithAnyone), at
-    `identity_temperature`.
+    offset_noise: share of noise that is constant over each channel of a picture (Guttenberg 2023), so that a base
+    without zero terminal signal learns very dark and bright pictures. identity_contrast: adds to each loss that
+    recognizes faces in pictures a multiple of the cross-entropy of the person among `identity_negatives` faces of other
+    persons of the training split (as in WithAnyone), at `identity_temperature`. prior: counts on samples without face,
+    identity and map (a share `dropout.reference`), and needs LoRA, under which the base is unchanged
+    (`train_generator.terms.prior`).
 
-    prior: counts on samples without face, identity and map, of which `dropout.reference` makes a share, and needs LoRA,
-    below which the base stays as it was (`train_generator.terms.prior`).
-
-    Raises ConfigError for a negative weight, a temperature that is not positive, and for less than one row, step,
-    factor or negative.
+    Raises ConfigError for a negative weight, a temperature that is not positive, and fewer than one row, step, factor
+    or negative.
     """
 
     min_snr_gamma: float = setting(
@@ -124,10 +121,9 @@ class LossConfig:
 
 @dataclass(kw_only=True)
 class DropoutConfig:
-    """Shares of samples without: words and face (`all`), every trace of the reference so that words are left
-    (`reference`), the words, the face of the joint encoder, the identity channel, the shading channel.
+    """Shares of samples that are trained without some of their conditions.
 
-    Raises ConfigError for shares that are not in [0, 1), and where `all` and `reference` leave nothing.
+    Raises ConfigError for shares that are not in [0, 1), and if `all` and `reference` together leave no samples.
     """
 
     all: float = setting(0.08, "share of samples without words and face")
@@ -147,8 +143,7 @@ class DropoutConfig:
 
 @dataclass(kw_only=True)
 class DefaultCallConfig:
-    """The settings of a call that suit the model. The export holds them, and a caller who gives none gets them
-    (`makeup_plugin.calls.defaults`)."""
+    """Default arguments of calls that suit the model; the export stores them (`makeup_plugin.calls.defaults`)."""
 
     num_inference_steps: int = setting(50, "sampler steps where the caller gives none", resume="free")
     guidance_scale: float = setting(5.0, "guidance scale where the caller gives none", resume="free")
@@ -160,12 +155,12 @@ class DefaultCallConfig:
 
 @dataclass(kw_only=True)
 class GeneratorConfig:
-    """Stage 2: LoRA, identity channel and shading channel on a frozen base.
+    """Settings of stage 2: LoRA, identity channel and shading channel on a frozen base.
 
-    Encoder and image tower are what `faceclip.published.load_faceclip` and `faceclip.towers.pretrained.load_tower`
-    take; a published FaceCLIP has no image tower of its own. The latent recognizer must be made for this autoencoder,
-    schedule and recognizer. The export holds base, encoder, fitter and what `init` began with, so their licences count.
-    An interrupted run resumes by itself, without `init`.
+    `encoder` and `image_tower` are what `faceclip.published.load_faceclip` and `faceclip.towers.pretrained.load_tower`
+    take; a published FaceCLIP has no image tower of its own. The latent recognizer must belong to this autoencoder,
+    schedule and recognizer. The export contains base, encoder, fitter and the adapter of `init`, so `licence` must
+    include their licences. An interrupted run resumes without `init`.
     """
 
     data: str | DataConfig = setting(
@@ -209,7 +204,8 @@ class GeneratorConfig:
 
     @property
     def frozen_unet(self) -> Literal["fp32", "bf16", "fp16"]:
-        """In which numbers the base's UNet is loaded: those of frozen weights, float32 where all of it is trained."""
+        """Type of the base's UNet when it is loaded: that of frozen weights, or float32 if the whole UNet is
+        trained."""
         return "fp32" if self.adapter.unet == "full" else self.frozen
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Frozen features of a split, read from disk and built first where they are missing.
+"""Reads the frozen features of a split; builds missing ones first.
 
     python -m train_generator.features data.path=DIR encoder=RUN/export [--preset sdxl …]
 
-takes the words of `python -m train_generator` and builds what training reads; it can be killed and run again.
+The command takes the settings of `python -m train_generator` and builds what training reads. It resumes after a kill.
 """
 
 import sys
@@ -24,9 +24,9 @@ from train_generator.streamed.features import streamed_features
 
 
 def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: str) -> ReferenceFeatures:
-    """Features of "train" or "validation" of the data that a configuration names, for the networks of a pipeline.
+    """Returns the features of the split "train" or "validation" of the configured data, by the networks of a pipeline.
 
-    Raises DataError and its kinds for the data, ConfigError for settings that would change nothing.
+    Raises DataError and its subclasses for the data, and ConfigError for settings that would have no effect.
     """
     data = data_at(config.data)
     cache = cache_folder(data, config.cache)
@@ -53,7 +53,7 @@ def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: 
 
 
 def build(config: GeneratorConfig) -> None:
-    """Builds the features of both splits and prints what there is."""
+    """Builds the features of both splits and prints their sizes."""
     for name, place in (("data", data_at(config.data).path), ("encoder", config.encoder)):
         if not place:
             raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
@@ -68,7 +68,7 @@ def build(config: GeneratorConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
     return run(build, GeneratorConfig, argv, presets=PRESETS, interrupted="interrupted; the same command resumes")
 
 

@@ -1,4 +1,4 @@
-"""What the trainings load: the base with the frozen encoder, and the latent recognizer; damage is named."""
+"""Loads what trainings need: the base with the frozen encoder, and the latent recognizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +31,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
-    """The base with the frozen joint encoder, before anything of stage 2 is added.
+    """Loads the base with the frozen joint encoder, before stage 2 adds anything.
 
-    Raises CheckpointError when parts are missing or damaged, or the encoder's width is not the UNet's; ConfigError for
-    losses that the encoder's recognizer cannot serve, and for an encoder whose licence is not part of `licence`.
+    Raises CheckpointError if parts are missing or damaged, or if the encoder's width is not the UNet's. Raises
+    ConfigError for losses that the encoder's recognizer does not support, and if `licence` does not include the
+    encoder's licence.
     """
     encoder, image_tower = _joint_encoder(config)
     base = base_directory(config.base, config.frozen_unet)
@@ -42,7 +43,7 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
         unet = _unet(base / "unet", config)
         variant = half_variant(base / "vae", "fp32")
         vae = load_strictly(AutoencoderKL.from_pretrained, AutoencoderKL, base / "vae", variant=variant)
-        # A base of another sampler may not say so, and DDIM would cut latents to ±1.
+        # A base with another sampler may not set `clip_sample`, and DDIM would then clip latents to ±1.
         scheduler = DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False)
     if len(encoder.face_encoders) > 1:
         raise ConfigError(
@@ -76,10 +77,10 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
 
 
 def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
-    """The joint encoder, and the image tower that reads references for the identity channel."""
+    """Loads the joint encoder, and the image tower that reads references for the identity channel."""
     named, beside = f"encoder={config.encoder}", Path(config.encoder) / "image_tower"
     there = Path(config.encoder).exists() or is_hub_id(config.encoder)
-    if there and not config.image_tower and not (beside / "config.json").is_file():  # told before gigabytes are read
+    if there and not config.image_tower and not (beside / "config.json").is_file():  # checked before gigabytes are read
         raise CheckpointError(
             f"{named}: no image_tower beside the encoder, which reads references: give an export of "
             "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
@@ -102,7 +103,7 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
 
 
 def _unet(folder: Path, config: GeneratorConfig) -> UNet2DConditionModel:
-    """The base's UNet, in the numbers of frozen weights unless all of it is trained."""
+    """Loads the base's UNet, in the type of frozen weights unless the whole UNet is trained."""
     variant, dtype = half_variant(folder, config.frozen_unet), DTYPES[config.frozen_unet]
     kind = UNet2DConditionModel
     unet = load_strictly(kind.from_pretrained, kind, folder, torch_dtype=dtype, variant=variant)
@@ -111,7 +112,7 @@ def _unet(folder: Path, config: GeneratorConfig) -> UNet2DConditionModel:
 
 
 def check_licence(part: str, licence: str | None, whole: str) -> None:
-    """Raises ConfigError unless the licence of a part, if it has one, is named by `whole`, that of the export."""
+    """Raises ConfigError unless `whole`, the licence of the export, includes the part's licence, if it has one."""
     if licence and str(licence) not in whole:
         raise ConfigError(
             f"{part}: its licence is {licence}, the export's would be {whole}: set licence= to one that holds both"
@@ -119,10 +120,10 @@ def check_licence(part: str, licence: str | None, whole: str) -> None:
 
 
 def base_directory(name: str, frozen: Frozen = "fp32") -> Path:
-    """A directory, that of the pipeline that ships with the package (`tiny`), or a hub id such as SDXL's, which is
-    downloaded: of the UNet the files of fp16 alone where frozen weights have 16 bits.
+    """Returns the directory of a base: a directory, the shipped pipeline (`tiny`), or a hub id, which is downloaded.
 
-    Raises CheckpointError when there is none; a misspelt path is not looked up on the hub.
+    If frozen weights have 16 bits, only the UNet's files in fp16 are downloaded. Raises CheckpointError if there is no
+    such base; misspelt paths are not looked up on the hub.
     """
     path = Path(name)
     if path.is_dir():
@@ -146,7 +147,8 @@ def base_directory(name: str, frozen: Frozen = "fp32") -> Path:
 
 @contextmanager
 def damage_named(argument: str, remedy: str) -> Iterator[None]:
-    """What libraries say of missing or damaged files, as a CheckpointError that names the argument."""
+    """Context that turns the errors of libraries about missing or damaged files into a CheckpointError, which names the
+    argument and the remedy."""
     try:
         yield
     except (CheckpointError, OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
@@ -154,8 +156,10 @@ def damage_named(argument: str, remedy: str) -> Iterator[None]:
 
 
 def load_frozen(kind: type[Model], path: Path, argument: str, remedy: str, *, variant: str | None = None) -> Model:
-    """The model of a `save_pretrained` folder, frozen, from the files of a variant if one is named. Raises
-    CheckpointError, naming the argument, for a missing or a damaged one."""
+    """Loads a frozen model from a `save_pretrained` folder, from the files of `variant` if one is given.
+
+    Raises CheckpointError, which names the argument, if the folder is missing or damaged.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{argument}={path}: no such directory; {remedy}")
     with damage_named(f"{argument}={path}", remedy):
@@ -180,11 +184,13 @@ def load_latent_recognizer(
     embedding_dim: int | None = None,
     attributes: bool = False,
 ) -> LatentRecognizer:
-    """A folder or what the package ships, frozen. latents: (channels, side); vocabularies: of the data set.
+    """Loads the frozen latent recognizer from the folder `name`.
 
-    Raises CheckpointError for a damaged one, for one of other latents or of another recognizer's embeddings, and, where
-    `attributes` are needed, for one that reads none or those of other values than the data's; ConfigError where the
-    data have none.
+    latents: (channels, side). vocabularies: of the data set. embedding_dim: of the recognizer. attributes: whether
+    their loss is used.
+
+    Raises CheckpointError if it is damaged or belongs to other latents or embeddings, and, with `attributes`, if it
+    reads none or has other vocabularies than the data; ConfigError if `name` is empty or the data have no attributes.
     """
     remedy = "train one by `python -m train_generator.towers.latent_recognizer`"
     if not name:

@@ -1,4 +1,4 @@
-"""What stage 2 caches: latents of the targets, and frozen features of every portrait as a reference."""
+"""Computes and caches what stage 2 reads: latents of targets, and frozen features of portraits as references."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,14 +21,16 @@ from train_generator.precision import read_references
 from train_generator.streamed.portraits import Latents, StreamedPortraits
 from train_generator.towers.latents import cached_latents
 
-CROP = 112  # px of the cached reference crops at least: the template's own size
+CROP = 112  # px, smallest side of cached reference crops: that of the alignment template
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFeatures:
-    """N portraits: `arrays` at the size that is generated, latents (C, h, w) float32 of each, and reference features of
-    the aligned face: identity (N, E) float32, tokens (N, P, W) float16 of the face encoder, image_tokens (N, T, V)
-    float16 of the image tower."""
+    """Features of N portraits.
+
+    arrays: portraits at the generated size. latents: (C, h, w) float32 of each. identity (N, E) float32 and tokens
+    (N, P, W) float16: of the aligned faces by the face encoder. image_tokens (N, T, V) float16: by the image tower.
+    """
 
     arrays: FaceArrays | StreamedPortraits
     latents: ShardedArray | Latents
@@ -38,12 +40,13 @@ class ReferenceFeatures:
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """(N,) equal for portraits of one shape; None where all have one."""
+        """Numbers (N,) that are equal for portraits of the same shape; None if all have the same."""
         return self.arrays.groups if isinstance(self.arrays, StreamedPortraits) else None
 
     def time_ids(self, row: int) -> NDArray[np.float32]:
-        """SDXL's size conditioning (6,): the true size of the picture and the crop's place in it, where the data know
-        them; else an uncropped picture of the generated size, as renders are."""
+        """Returns SDXL's size conditioning (6,): the true size of the picture, the crop's place in it, and the
+        generated size. Data that do not know the first two count as uncropped pictures of the generated size, like
+        renders."""
         arrays = self.arrays
         if isinstance(arrays, StreamedPortraits):
             return np.array(arrays.sizes[row])
@@ -52,14 +55,17 @@ class ReferenceFeatures:
 
 
 def crop_size(encoder: FaceCLIP, image_tower: ImageTower, portrait: int) -> int:
-    """Side in px of the reference crops of portraits of this side: as much as the recognizer and the image tower can
-    read, or the pipeline's own crop where faces may be so large that a smaller one would be another picture."""
+    """Returns the side in px of the reference crops of portraits with this side.
+
+    It is the larger input size of recognizer and image tower; for portraits of more than twice that side it is the
+    pipeline's own crop size, because a smaller crop of a large face would differ from what the pipeline sees.
+    """
     side = max(CROP, encoder.face_encoder.config.image_size, image_tower.config.image_size)
     return side if portrait <= 2 * side else CROP_SIZE
 
 
 def aligned_faces(arrays: FaceArrays, rows: Iterable[int], size: int) -> Tensor:
-    """Crops (N, 3, size, size) in [0, 1] of some portraits by their true landmarks."""
+    """Returns crops (N, 3, size, size) in [0, 1] of these portraits, cut by true landmarks."""
     crops = [align_face(np.asarray(arrays.images[i]), np.array(arrays.landmarks_5[i], np.float64), size) for i in rows]
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
@@ -75,8 +81,11 @@ def reference_features(
     image_tower: ImageTower,
     cache: Path,
 ) -> ReferenceFeatures:
-    """Reads or builds the features of a split, on the accelerator where there is one; the towers lie on the CPU
-    afterwards. Faces are cut from the stored portraits by their true landmarks."""
+    """Reads or builds the features of a split, on the accelerator if there is one; the towers are on the CPU
+    afterwards.
+
+    size: side of the generated pictures in px. Faces are cut from the stored portraits by true landmarks.
+    """
     large = load_arrays(directory, split, labelled=False)
     arrays = large if large.size == size else load_arrays(directory, split, size=size, labelled=False)
     side = crop_size(encoder, image_tower, large.size)

@@ -1,4 +1,4 @@
-"""The grid of pictures that a validation of stage 2 draws."""
+"""Draws the grid of pictures of a validation of stage 2."""
 
 from dataclasses import replace
 
@@ -17,8 +17,7 @@ GUIDANCE = 3.0
 def draw(
     pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, size: tuple[int, int], steps: int
 ) -> Tensor:
-    """Latents (B, C, h, w) of pictures of `size` (height, width) px that are drawn from noise of this shape under the
-    conditions."""
+    """Draws latents (B, C, h, w) of pictures of `size` (height, width) px from noise of the same shape."""
     without = unconditional_half(
         pipeline.joint_encoder, [""], conditions, height=size[0], width=size[1], keep_shading=True
     )
@@ -39,8 +38,8 @@ def draw(
 def draw_columns(
     pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
 ) -> Tensor:
-    """B columns of the grid, (3, 3 H, B W) in [0, 1]: targets, shading maps, and what is drawn from noise (B, C, h, w)
-    under the conditions."""
+    """Returns B columns of the grid, (3, 3 H, B W) in [0, 1]: targets, shading maps, and pictures drawn from noise
+    (B, C, h, w) under the conditions."""
     size = (batch["shading"].shape[-2], batch["shading"].shape[-1])
     latents = draw(pipeline, conditions, noise, size=size, steps=steps)
     rows = [decode_latents(pipeline.vae, batch["latents"]), batch["shading"].float() / 255]
@@ -49,6 +48,6 @@ def draw_columns(
 
 
 def grid_picture(columns: list[Tensor]) -> Image.Image:
-    """Columns (3, H, W) in [0, 1] side by side as a picture."""
+    """Joins columns (3, H, W) in [0, 1] side by side to a picture."""
     pixels = torch.cat(columns, dim=2).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().byte().permute(1, 2, 0).cpu().numpy())

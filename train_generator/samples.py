@@ -1,4 +1,4 @@
-"""Training samples of stage 2: a person (from another picture), a description, and the picture to make."""
+"""Training samples of stage 2: a reference picture of a person, a description, and the target picture."""
 
 from collections.abc import Sequence
 
@@ -23,17 +23,17 @@ MAX_PHRASES = 6
 
 
 class GenerationSource(MapSource):
-    """One sample: target portrait, one of its captions, and a reference of the same person.
+    """A sample is a target portrait, one of its captions, and a reference of the same person.
 
-    The reference is another picture of the person, but for a share `same_picture` of the samples and for persons with
-    one picture, whose target is its own reference. pair_cosine: least and largest cosine of the two faces, where a
-    person has such a pair.
+    The reference is another picture of the person. For a share `same_picture` of the samples, and for persons with one
+    picture, the target is its own reference. pair_cosine: smallest and largest cosine of the two faces, if the person
+    has such a pair.
 
-    Fields: latents (C, h, w), shading (3, H, W) uint8, landmarks (5, 2) px of it, target_identity (E,), time_ids (6,)
-    of the target's true size and place, person () its number; the reference's
-    face_tokens, face_identity, image_tokens; tokens (77,) ids as the joint encoder reads them; phrase_masks
-    (M, H, W) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of `attributes` and named (A,)
-    bool, whether the text names them; keep_text, keep_face, keep_identity, keep_shading bool.
+    Fields: latents (C, h, w), shading (3, H, W) uint8, landmarks (5, 2) px, target_identity (E,), time_ids (6,) and the
+    number person () of the target; face_tokens (P, W), face_identity (E,) and image_tokens (T, V) of the reference;
+    tokens (77,); phrase_masks (M, H, W) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of
+    `attributes` and named (A,) bool, whether the text names them; keep_text, keep_face, keep_identity and keep_shading,
+    bool. Raises DataError if all persons have a single picture and `same_picture` is below 1.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GenerationSource(MapSource):
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """(N,) equal for portraits of one shape; None where all have one."""
+        """Numbers (N,) that are equal for portraits of the same shape; None if all have the same."""
         return self.features.groups
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor | bool]:
@@ -87,7 +87,7 @@ class GenerationSource(MapSource):
         words = torch.zeros(MAX_PHRASES, 77, dtype=torch.bool)
         if keep_text:
             described = [p for p in caption.phrases if p.region and not self._absent(p, index)][:MAX_PHRASES]
-            # Decoded by each look. load_arrays: phrases name regions and masks that are there.
+            # Each access decodes a map. `load_arrays` ensures that the regions and masks of phrases exist.
             regions = np.asarray(arrays.regions[index]) if described and arrays.regions is not None else None
             given = np.asarray(arrays.masks[index]) if described and arrays.masks is not None else None
             for number, phrase in enumerate(described):
@@ -115,8 +115,8 @@ class GenerationSource(MapSource):
         }
 
     def _another(self, index: int, rng: np.random.Generator) -> int:
-        """Another picture of the person, if there is one; one whose face is as alike as `pair_cosine` says, if there is
-        one."""
+        """Draws another picture of the person, preferably with a cosine of the faces within `pair_cosine`; returns
+        `index` if there is no other picture."""
         others = self.people.others(index)
         if not len(others):
             return index
@@ -130,13 +130,13 @@ class GenerationSource(MapSource):
         return int(rng.choice(others))
 
     def _absent(self, phrase: Phrase, index: int) -> bool:
-        """Whether a phrase says what is not there ("no hat"): its words have nothing to look at."""
+        """Returns whether a phrase names something absent ("no hat"), whose words no region shows."""
         arrays = self.features.arrays
         return any(arrays.vocabularies[n][int(arrays.attributes[n][index])] == "none" for n in phrase.attributes)
 
 
 def _mask(phrase: Phrase, regions: NDArray[np.uint8] | None, given: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
-    """Where a phrase's region or mask lies (S, S), by the portrait's region map (S, S) and masks (S, S, 3)."""
+    """Returns the mask (S, S) of a phrase, from the portrait's region map (S, S) or its given masks (S, S, 3)."""
     number = mask_number(phrase.region)
     if number is None:
         assert regions is not None

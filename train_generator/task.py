@@ -1,4 +1,4 @@
-"""The objective of stage 2: noise prediction, attention on what the words describe, and whose face it is."""
+"""The objective of stage 2: noise prediction, attention on what the words describe, and identity of the face."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,8 +39,11 @@ from train_generator.validation_pictures import draw_pictures, picture_figures, 
 
 
 class GeneratorTask(Task):
-    """Stage 2 as a task of the shared trainer; `pipeline` already carries the adapter. `latent_recognizer`: frozen,
-    for the losses `loss.latent_…`; `training`: the split whose faces are the others of `loss.identity_contrast`."""
+    """Stage 2 as a task of the shared trainer.
+
+    pipeline: already has the adapter. latent_recognizer: frozen, for the losses `loss.latent_…`. training: the split
+    whose faces are the negatives of `loss.identity_contrast`.
+    """
 
     def __init__(
         self,
@@ -63,12 +66,12 @@ class GeneratorTask(Task):
             for part in (pipeline.unet, pipeline.shading_channel, pipeline.vae):
                 if part is not None:
                     checkpoint_gradients(part)
-        # With the whole UNet in training nothing else of the run knows what it began with.
+        # If the whole UNet is trained, only this hash identifies the base.
         self.base_hash = (module_hash if config.adapter.unet == "full" else frozen_hash)(pipeline.unet)
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.faces = LatentFaces(vae=pipeline.vae, recognizer=pipeline.joint_encoder.face_encoder, others=others)
         self.stops = sampler_stops(pipeline.scheduler, config.loss) if config.loss.sampled_identity else []
-        # Whether each step does the same work on every rank, whatever its samples are: `train_generator.terms.rows`.
+        # Whether each step does the same work on every rank, for any samples: `train_generator.terms.rows`.
         self.same_work = False
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
         self.attributes: tuple[str, ...] = ()
@@ -79,8 +82,8 @@ class GeneratorTask(Task):
         )
 
     def facts(self) -> dict[str, str]:
-        """Hashes of the stage-1 export, the base and the latent recognizer: what is trained on them is worth nothing
-        on others."""
+        """Returns hashes of the stage-1 export, the base and the latent recognizer, with which alone a run may
+        resume."""
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
@@ -91,7 +94,8 @@ class GeneratorTask(Task):
         return {name: bytes_hash(part.encode())[:16] for name, part in parts.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]] | None:
-        """The whole UNet learns at a rate of its own, `adapter.unet_rate` times that of the channels."""
+        """Returns groups in which a wholly trained UNet has `adapter.unet_rate` times the learning rate of the
+        channels."""
         config = self.config
         if config.adapter.unet == "lora" or config.adapter.unet_rate == 1:
             return None
@@ -103,7 +107,8 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def conditions(self, batch: dict[str, Tensor]) -> Conditions:
-        """Conditions of a batch from cached features; what is dropped takes the form that the pipeline gives it."""
+        """Builds the conditions of a batch from cached features; dropped conditions take the form that the pipeline
+        uses."""
         pipeline = self.pipeline
         height, width = batch["shading"].shape[-2:]
         features = FaceFeatures(tokens=batch["face_tokens"], identity=batch["face_identity"])
@@ -146,7 +151,7 @@ class GeneratorTask(Task):
         return total, parts
 
     def sample(self, batch: dict[str, Tensor], noise: Tensor, timesteps: Tensor) -> Sample:
-        """A batch with noise (B, C, h, w) of timesteps (B,), and what the model predicts from it."""
+        """Adds noise (B, C, h, w) of timesteps (B,) to a batch, and returns it with the model's prediction."""
         if self.schedule.alphas_cumprod.device != noise.device:
             self.schedule = self.schedule.to(noise.device)
         conditions, schedule = self.conditions(batch), self.schedule
@@ -175,8 +180,10 @@ class GeneratorTask(Task):
     def terms(
         self, sample: Sample, generator: torch.Generator, *, fixed: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of all terms on noised pictures, and each by its name in the log. fixed: as many samples in
-        every term as it could ever have."""
+        """Returns the weighted sum of all terms on noised pictures, and each term by its name in the log.
+
+        fixed: whether every term computes the largest possible number of samples (`train_generator.terms.rows`).
+        """
         config = self.config.loss
         denoising = denoising_loss(sample, min_snr_gamma=config.min_snr_gamma)
         face = denoising.new_zeros(())
@@ -203,10 +210,10 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Losses on fixed validation samples at fixed noise, and a grid of samples below `out/samples`.
+        """Returns losses on fixed validation samples at fixed noise, and saves a grid of samples in `out/samples`.
 
-        The UNet sees as many samples at once as in training; the figures are those of one batch of all. They are
-        computed in float32, or under bf16 autocast where frozen weights have 16 bits.
+        The UNet computes as many samples at once as in training, but the figures are those of one batch of all samples.
+        They are computed in float32, or under bf16 autocast if frozen weights have 16 bits.
         """
         with autocast_for(self.config.frozen, next(self.modules["unet"].parameters()).device):
             return self._validate(step)
@@ -250,7 +257,7 @@ class GeneratorTask(Task):
         return figures
 
     def figures(self) -> tuple[str, ...]:
-        """The names of what `validate` gives."""
+        """Returns the names of `validate`'s figures."""
         config, names = self.config.loss, ["loss", "loss_noise", "loss_alignment", "loss_identity"]
         if "latent_recognizer" in self.modules:
             names += ["loss_latent_identity", "loss_latent_features"]
@@ -260,7 +267,7 @@ class GeneratorTask(Task):
         return (*names, *(picture_names(self.pipeline) if self.config.validation_pictures else ()))
 
     def _picture_figures(self, batch: dict[str, Tensor], count: int) -> dict[str, float]:
-        """Figures of pictures of the first `count` samples under all conditions, from noise that is always the same."""
+        """Returns figures of pictures of the first `count` samples under all conditions, drawn from fixed noise."""
         config, shown = self.config, _with_everything(batch, count)
         noise = torch.randn(shown["latents"].shape, generator=torch.Generator().manual_seed(4))
         parts = zip(_parts(shown, config.trainer.batch_size), noise.split(config.trainer.batch_size), strict=True)
@@ -271,7 +278,7 @@ class GeneratorTask(Task):
         return picture_figures(self.pipeline, shown, torch.cat(pictures))
 
     def _save_grid(self, batch: dict[str, Tensor], path: Path, count: int = 8) -> None:
-        """Pictures of the first `count` samples under all conditions."""
+        """Saves pictures of the first `count` samples under all conditions."""
         count = min(count, len(batch["latents"]))
         noise = torch.randn((count, *batch["latents"].shape[1:]), generator=torch.Generator().manual_seed(3))
         shown = _with_everything(batch, count)
@@ -284,12 +291,12 @@ class GeneratorTask(Task):
             save_image(grid_picture(columns), path, sheet_record(model=self.config.base))
 
     def export(self, directory: Path) -> None:
-        """The whole pipeline, loadable by `FaceMakeUpPipeline.from_pretrained`."""
+        """Saves the whole pipeline for `FaceMakeUpPipeline.from_pretrained`."""
         self.pipeline.save_pretrained(directory, licence=self.config.licence)
 
 
 def other_people(features: ReferenceFeatures, config: LossConfig) -> OtherPeople | None:
-    """At most `identity_negatives` faces spread over a split; None where the loss does not compare with others."""
+    """Returns at most `identity_negatives` faces, spread over a split; None without `loss.identity_contrast`."""
     if not config.identity_contrast:
         return None
     count = len(features.identity)
@@ -304,12 +311,12 @@ def other_people(features: ReferenceFeatures, config: LossConfig) -> OtherPeople
 
 
 def _with_everything(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The first `count` samples of a batch under all conditions."""
+    """Returns the first `count` samples of a batch with all conditions kept."""
     shown = {name: value[:count] for name, value in batch.items()}
     return shown | {name: torch.ones_like(value) for name, value in shown.items() if name.startswith("keep_")}
 
 
 def _parts(batch: dict[str, Tensor], at_once: int) -> Iterator[dict[str, Tensor]]:
-    """A batch in parts of `at_once` rows."""
+    """Yields a batch in parts of `at_once` rows."""
     for start in range(0, len(batch["latents"]), at_once):
         yield {name: value[start : start + at_once] for name, value in batch.items()}

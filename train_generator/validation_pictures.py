@@ -1,7 +1,7 @@
-"""Figures of pictures that a validation of stage 2 draws of fixed people: identity, text and pose.
+"""Measures pictures that a validation of stage 2 draws of fixed people: identity, text and pose.
 
-They come from the frozen parts of the pipeline itself, the recognizer and the CLIP towers that it was trained with, and
-so choose between checkpoints of one run; what compares methods is `eval.benchmark`, whose judges training never sees.
+The figures use the pipeline's own frozen parts, with which it was trained: the recognizer and the CLIP towers. They are
+meant to choose between checkpoints of one run; `eval.benchmark` compares methods by judges that training never sees.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from train_generator.sample_grid import draw
 
 
 def picture_names(pipeline: FaceMakeUpPipeline) -> tuple[str, ...]:
-    """The names of what `picture_figures` gives with the parts that this pipeline has."""
+    """Returns the names of `picture_figures`' figures for the parts that this pipeline has."""
     names = ["picture_identity", "picture_identity_rank1"]
     if _reads_text(pipeline):
         names.append("picture_text")
@@ -30,7 +30,7 @@ def picture_names(pipeline: FaceMakeUpPipeline) -> tuple[str, ...]:
 def draw_pictures(
     pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
 ) -> Tensor:
-    """(B, 3, H, W) in [0, 1] drawn for the samples of a batch from noise (B, C, h, w) under the conditions."""
+    """Draws pictures (B, 3, H, W) in [0, 1] for a batch from noise (B, C, h, w) under the conditions."""
     size = (batch["shading"].shape[-2], batch["shading"].shape[-1])
     return decode_latents(pipeline.vae, draw(pipeline, conditions, noise, size=size, steps=steps)).clamp(0, 1)
 
@@ -77,5 +77,5 @@ def _pose_difference(pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], pic
 
 
 def _bytes(pictures: Tensor) -> list[np.ndarray]:
-    """(S, S, 3) uint8 for each of (B, 3, S, S) in [0, 1]."""
+    """Converts pictures (B, 3, S, S) in [0, 1] to a list of (S, S, 3) uint8."""
     return list((pictures.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())

@@ -1,4 +1,4 @@
-"""Stage 2 on photographs as they lie in tables, tars, folders and hub data sets: read once, kept as shards.
+"""Stage 2 on photographs in tables, tars, folders and hub data sets, which are read once and kept as shards.
 
-config: what is cut from a photo. build: the pass over the rows. portraits: what training reads.
+`config` says what is cut from a photo, `build` makes the pass over the rows, and `portraits` is what training reads.
 """

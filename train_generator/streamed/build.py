@@ -1,8 +1,9 @@
-"""One pass over the rows of any data that leaves what stage 2 trains on as shards; it can be killed and run again.
+"""Makes one pass over the rows of any data and writes the shards that stage 2 trains on. It resumes after a kill.
 
-Three kinds of shards per split, each in a folder of its own key: `frames` (usable rows: person, captions, where the
-face is, shading map), `references` (face encoder and image tower) and `latents` (autoencoder). Shard i is a function
-of source rows [i·K, (i+1)·K) alone. Pictures are decoded and cut in workers, `data.batch_size` at a time, and not kept.
+Each split has three kinds of shards, each in a folder with its own key: `frames` (usable rows: person, captions, place
+of the face, shading map), `references` (face encoder and image tower) and `latents` (autoencoder). Shard i is a
+function of source rows [i·K, (i+1)·K) alone. Workers decode and cut pictures, `data.batch_size` at a time; pictures are
+not kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,8 +58,10 @@ Fields = dict[str, NDArray]
 
 @dataclass(frozen=True, kw_only=True)
 class Networks:
-    """The frozen networks of stage 2. vae: the folder of its autoencoder, whose latents are `factor` times smaller than
-    pictures. fitter: see `PhotosConfig`."""
+    """The frozen networks of stage 2.
+
+    vae: folder of the autoencoder, whose latents are `factor` times smaller than pictures. fitter: see `PhotosConfig`.
+    """
 
     encoder: FaceCLIP
     image_tower: ImageTower
@@ -72,8 +75,9 @@ class Networks:
 
     @torch.no_grad()
     def references(self, crops: Sequence[NDArray[np.uint8]]) -> Fields:
-        """identity (N, E) float32, tokens (N, P, W) float16 and image_tokens (N, T, V) float16 of aligned faces."""
-        # The towers say how wide their rows are, where a part of the data holds no face at all.
+        """Returns identity (N, E) float32, tokens (N, P, W) and image_tokens (N, T, V) float16 of aligned faces (S, S,
+        3)."""
+        # Without any face, the towers run on a blank one, which gives the shapes of their rows.
         faces = np.stack(crops) if crops else np.zeros((1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
         pixels = torch.from_numpy(faces).to(accelerator()).permute(0, 3, 1, 2).float() / 255
         fields = read_references(self.encoder, self.image_tower, pixels)
@@ -81,7 +85,8 @@ class Networks:
 
     @torch.no_grad()
     def latents(self, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Scaled posterior means (C, h, w) of frames (H, W, 3), those of one shape together."""
+        """Returns scaled posterior means (C, h, w) of frames (H, W, 3); frames of the same shape are encoded
+        together."""
         found: dict[int, NDArray[np.float32]] = {}
         for shape in sorted({frame.shape for frame in frames}):
             rows = [row for row, frame in enumerate(frames) if frame.shape == shape]
@@ -91,9 +96,9 @@ class Networks:
 
 
 class StreamBuilder:
-    """The shards of one split. One process at a time: hold the cache's lock from here to the end of `build`.
+    """Builds the shards of one split. Callers hold the cache's lock from here to the end of `build`.
 
-    Raises DataError when source, split or a mapped column is missing.
+    Raises DataError if the source, the split or a mapped column is missing.
     """
 
     def __init__(self, config: DataConfig, split: str, framing: Framing, networks: Networks, cache: Path) -> None:
@@ -121,10 +126,11 @@ class StreamBuilder:
         self.report = cache / f"{split}-stage2-report-{frames}.json"
 
     def build(self, *, writable: bool = True) -> dict[str, ShardFolder]:
-        """All shards, built where missing; prints what was left out. writable: false where only reading is possible.
+        """Builds the missing shards, prints how many rows were rejected, and returns the folders by kind.
 
-        Raises TooManyBadRecordsError, DataError for a damaged shard, a source that changed meanwhile or missing shards
-        that cannot be written, EmptyDatasetError when no row is usable.
+        writable: false if the cache can only be read. Raises TooManyBadRecordsError; DataError for a damaged shard, a
+        source that changed meanwhile, or missing shards that cannot be written; and EmptyDatasetError if no row is
+        usable.
         """
         folders = {
             kind: ShardFolder(self.cache / f"{self.split}-stage2-{kind}-{self.keys[kind]}", self.about[kind])
@@ -181,7 +187,7 @@ class StreamBuilder:
         counts: RejectCounts,
         pool: ThreadPoolExecutor,
     ) -> None:
-        """The shards of one block, of which those that exist are not computed again."""
+        """Writes the missing shards of one block."""
         known = block.number < len(frames)
         if known:
             frames.verify(block.number)
@@ -212,7 +218,7 @@ class StreamBuilder:
     def _parts(
         self, block: Block, known: ShardFolder | None, rejected: RejectCounts, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[list[Usable], list[NDArray[np.uint8]]]]:
-        """Usable rows of a block, some at a time, and their maps, which are not drawn again where they are `known`."""
+        """Yields usable rows of a block, some at a time, with their maps; maps that are `known` are not drawn again."""
         landmarks = known_landmarks(known.read(block.number)) if known is not None else None
         for outcomes in block.parts(self.config.batch_size, landmarks):
             part = usable(outcomes, rejected)
@@ -229,7 +235,7 @@ class StreamBuilder:
 
 @dataclass
 class _Rows:
-    """Usable rows of a block: what is known of them beside their pixels."""
+    """Collects the usable rows of a block without their pixels."""
 
     good: list[Usable] = field(default_factory=list)
     points: list[NDArray[np.float32]] = field(default_factory=list)

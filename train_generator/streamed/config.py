@@ -1,4 +1,4 @@
-"""How stage 2 takes photographs that lie in the data as they are."""
+"""Settings of stage 2 for photographs that are read as they are in the data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,19 +11,20 @@ from faceclip.settings import setting
 
 @dataclass(kw_only=True)
 class PhotosConfig:
-    """What is cut from a photograph, and who reads its face. Data of this project's own layout are cut already.
+    """What is cut from a photograph, and which network fits its face. Data in this project's own layout are cut
+    already.
 
-    None is compared when a run resumes: the hash of the data tells frames and maps apart.
+    These settings are not compared when a run resumes, because the hash of the data covers frames and maps.
 
-    Raises ConfigError for a reach or a least side out of range.
+    Raises ConfigError if `reach` or `min_side` is out of range.
     """
 
     frame: Literal["square", "whole"] = setting(
         "square", "a square around the face, or the whole picture in the nearest of several shapes", resume="free"
     )
-    reach: float = setting(1.7, "side of a square in sides of the aligned face crop", resume="free")
+    reach: float = setting(1.7, "side of a square divided by that of the aligned face crop", resume="free")
     min_side: int = setting(
-        128, "px of a frame's shorter side in its photo at least; a smaller one is an unusable row", resume="free"
+        128, "smallest shorter side of a frame in px of its photo; smaller ones are unusable rows", resume="free"
     )
     fitter: str = setting(
         "tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", resume="free", path=True
@@ -36,7 +37,7 @@ class PhotosConfig:
             raise ConfigError(f"photos.min_side: must be at least 1, got {self.min_side}")
 
     def framing(self, size: int, step: int) -> Framing:
-        """Frames for generated pictures of `size` px, whose sides are multiples of `step`."""
-        # Buckets of a sixteenth of the side as SDXL's (64 px at 1,024), unless the networks need coarser ones.
+        """Returns the framing for generated pictures of `size` px, whose sides are multiples of `step`."""
+        # Sides are multiples of a sixteenth of the size, as in SDXL (64 px at 1,024), or of the networks' coarser step.
         step = step * max(1, size // 16 // step)
         return Framing(size=size, step=step, reach=self.reach, whole=self.frame == "whole", min_side=self.min_side)

@@ -1,4 +1,4 @@
-"""The features of a split of photographs, read from their shards, which are built first where they are missing."""
+"""Reads the features of a split of photographs from their shards; builds missing ones first."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from train_generator.streamed.portraits import Latents, StreamedPortraits
 def streamed_features(
     data: DataConfig, split: str, framing: Framing, networks: Networks, cache: Path
 ) -> ReferenceFeatures:
-    """Features of "train" or "validation" of any data. The towers lie on the CPU afterwards.
+    """Returns the features of the split "train" or "validation" of any data. The towers are on the CPU afterwards.
 
-    Raises DataError and its kinds for the data, CheckpointError for a damaged fitter or autoencoder.
+    Raises DataError and its subclasses for the data, and CheckpointError for a damaged fitter or autoencoder.
     """
     divided = bool(data.columns.split) or data.validation_share > 0
     with locked_cache(cache) as writable:

@@ -1,4 +1,4 @@
-"""Shading maps of frames: the face is fitted in a square around it, and its map drawn where the frame shows it."""
+"""Draws shading maps of frames: the face is fitted in a square around it, and its map is drawn in the frame."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -16,15 +16,15 @@ from faceclip.face3d.fitter import FaceFitter, shading_maps
 from faceclip.face3d.frames import FaceFit, move_fit
 from faceclip.face3d.mesh_fitter import MeshFitter
 
-FIT_SIZE, FIT_REACH = 384, 1.7  # px of the squares in which faces are fitted, and their side in sides of the face crop
+FIT_SIZE, FIT_REACH = 384, 1.7  # side of the fitted squares in px, and divided by that of the face crop
 
 
 def frame_maps(
     fitter: FaceFitter | MeshFitter, portraits: Sequence[FoundPortrait], pool: Executor
 ) -> list[NDArray[np.uint8] | None]:
-    """The map of each portrait's frame as the bytes of a PNG file; None for a face that the head model cannot fit.
+    """Returns the map of each portrait's frame as the bytes of a PNG file; None if the head model cannot fit the face.
 
-    portraits: with pictures of `FIT_SIZE` px, `FIT_REACH` around the face. pool: of threads, one map each.
+    portraits: with pictures of `FIT_SIZE` px, `FIT_REACH` around the face. pool: of threads, each of which draws a map.
     """
     if not portraits:
         return []
@@ -42,7 +42,8 @@ def frame_maps(
 
 
 def frame_map(fit: FaceFit, square: tuple[int, int, int], frame: Frame) -> NDArray[np.uint8]:
-    """The map (h, w, 3) of one fit, which is in the frame of `square` (left, top, side) of the whole picture."""
+    """Returns the map (h, w, 3) of one fit. square: left, top and side of the fitted square in the whole picture,
+    px."""
     height, width = frame.picture.shape[:2]
     side = max(height, width)
     moved = move_fit(fit, square_to_frame(square, frame), before=FIT_SIZE, after=side)
@@ -50,7 +51,7 @@ def frame_map(fit: FaceFit, square: tuple[int, int, int], frame: Frame) -> NDArr
 
 
 def square_to_frame(square: tuple[int, int, int], frame: Frame) -> Tensor:
-    """The similarity (1, 2, 3) from px of the square picture that was fitted to px of the frame."""
+    """Returns the similarity (1, 2, 3) from px of the fitted square picture to px of the frame."""
     pixel, zoom = square[2] / FIT_SIZE, float(frame.scale.mean())
     corner = np.array(square[:2], np.float64) + 0.5 * pixel - 0.5  # the first pixel in the whole picture
     shift = (corner - frame.window[:2] + 0.5) * frame.scale - 0.5

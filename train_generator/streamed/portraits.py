@@ -1,4 +1,4 @@
-"""What stage 2 reads of photographs in training: everything but their pixels, which the latents replace."""
+"""What stage 2 reads of photographs in training: everything except their pixels, which the latents replace."""
 
 import io
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from faceclip.storage.shards import ShardedArray, ShardFolder
 
 
 class StreamedPortraits(RecordedPortraits):
-    """N frames of one split, of one or several shapes.
+    """N frames of one split, which may have several shapes.
 
-    sizes: (N, 6) of `faceclip.data.frames.Frame`. landmarks_5: (N, 5, 2) px of the frame. shading: (h, w, 3) uint8 of
-    each, decoded when it is read.
+    sizes (N, 6): see `faceclip.data.frames.Frame`. landmarks_5 (N, 5, 2): px of the frame. shading: (h, w, 3) uint8 of
+    each frame, decoded on access.
     """
 
     landmarks_5: NDArray[np.float32]
@@ -31,29 +31,29 @@ class StreamedPortraits(RecordedPortraits):
         self.landmarks_5 = records["landmarks_5"][:][rows]
         self.shading = ShadingMaps(RaggedRows(shards, "shading", rows))
         self.vocabularies: dict[str, tuple[str, ...]] = {}
-        self.images = None  # they stay where they are
+        self.images = None  # pixels are not kept
         self._look = str(folder.about["look"])
 
     def shape(self, row: int) -> tuple[int, int]:
-        """Height and width of a frame in px."""
+        """Returns height and width of a frame in px."""
         return int(self.sizes[row, 4]), int(self.sizes[row, 5])
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """(N,) equal for frames of one shape, which share batches; None where all have one."""
+        """Numbers (N,) that are equal for frames of the same shape, which share batches; None if all have the same."""
         _, groups = np.unique(self.sizes[:, 4:], axis=0, return_inverse=True)
         groups = groups.reshape(-1)
         return groups.astype(np.int64) if groups.any() else None
 
     @property
     def content_hash(self) -> str:
-        """Hash of who is shown, in which picture, words, frame and map."""
+        """Hash of persons, pictures, captions, frames and maps."""
         return bytes_hash(super().content_hash.encode(), self._look.encode(), np.ascontiguousarray(self.sizes))
 
 
 @dataclass(frozen=True)
 class ShadingMaps:
-    """Maps (h, w, 3) uint8, decoded when they are read."""
+    """Maps (h, w, 3) uint8, decoded on access. Raises DataError for a damaged one."""
 
     stored: RaggedRows
 
@@ -72,7 +72,7 @@ class ShadingMaps:
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents (C, h, w) float32 of frames. sizes: px (N, 2) of these; factor: px of a latent's side."""
+    """Latents (C, h, w) float32 of frames. sizes (N, 2): of the frames in px. factor: px per latent."""
 
     stored: RaggedRows
     sizes: NDArray[np.int64]
@@ -88,5 +88,5 @@ class Latents:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, h, w), of the first row where they differ."""
+        """(N, C, h, w), with the height and width of the first row."""
         return len(self), self.channels, *(self.sizes[0] // self.factor).tolist()

@@ -1,6 +1,6 @@
-"""Semantic alignment (Face-MakeUp): the attention of words covers the regions that they describe.
+"""Semantic alignment (Face-MakeUp): trains the attention of words to cover the regions that they describe.
 
-The attention exists only while the UNet runs, so that the loss is computed together with the prediction.
+The attention exists only while the UNet runs, so the loss is computed together with the prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,10 @@ def predict_aligned(
     layers: Sequence[str],
     with_map: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The UNet's prediction (B, C, h, w), and the alignment loss () of the attention in `layers`; 0 without any.
+    """Returns the UNet's prediction (B, C, h, w), and the alignment loss () of the attention in `layers` (0 without any).
 
-    with_map: indices of the samples that keep their shading map, on which alone the shading channel then runs; None
-    runs it on all.
+    with_map: indices of the samples that keep their shading map; the shading channel runs on these alone, or on all
+    samples if it is None.
     """
     channels: dict[str, Any] = {"identity_channel": pipeline.identity_channel}
     channels |= {"shading_channel": pipeline.shading_channel, "shading_rows": with_map}
@@ -44,7 +44,7 @@ def predict_aligned(
 
 
 def check_regions(regions: object | None, weight: float, data: str) -> None:
-    """Raises ConfigError where the loss has a weight and nobody knows the regions of the data."""
+    """Raises ConfigError if the alignment loss has a weight and the data have no regions."""
     if weight and regions is None:
         raise ConfigError(
             f"loss.alignment={weight:g}: {data} has no region maps, so that no words can be compared with what they "
@@ -53,8 +53,11 @@ def check_regions(regions: object | None, weight: float, data: str) -> None:
 
 
 def aligned_phrases(batch: Mapping[str, Tensor], factor: int) -> Tensor:
-    """How many phrases () the alignment loss of a batch is the mean of: those with words, whose region is seen on the
-    grid of the attention, `factor` times smaller than the latents."""
+    """Counts the phrases () over which the alignment loss of a batch is the mean.
+
+    They have words, and their region is visible on the attention's grid, which is `factor` times smaller than the
+    latents.
+    """
     height, width = (-(-size // factor) for size in batch["latents"].shape[-2:])
     seen = F.adaptive_avg_pool2d(batch["phrase_masks"].float(), (height, width)).amax(dim=(2, 3)) >= 0.5
     return (seen & batch["phrase_tokens"].any(dim=-1) & batch["keep_text"][:, None]).sum()

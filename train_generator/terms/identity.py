@@ -1,7 +1,7 @@
-"""The facial perceptual loss: whose face the estimated picture shows.
+"""The facial perceptual loss: identity of the face in the estimated picture.
 
-Face-MakeUp describes it (the picture that the UNet's output implies supervises the identity) and does not publish it.
-Here the estimated latents are decoded, the face is cut where the target has it by a differentiable warp, and a
+Face-MakeUp describes this loss (the picture that the UNet's output implies supervises the identity) but does not
+publish it. Here the estimated latents are decoded, a differentiable warp cuts the face where the target has it, and a
 differentiable recognizer compares it with the person.
 """
 
@@ -27,7 +27,7 @@ def face_distance(
     crop_size: int,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """1 − cosine between the faces in images and the persons, the mean of N, or the sum by weights (N,).
+    """Returns 1 − cosine between the faces in images and the persons: the mean over N, or the sum with weights (N,).
 
     Args:
         images: (N, 3, H, W) RGB in [0, 1], differentiable. landmarks: (N, 5, 2) keypoints of the true images in px of
@@ -43,10 +43,10 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 class OtherPeople(nn.Module):
-    """Faces of the training split, against which a face in a picture is told from others. `weight`: of that, as a
-    multiple of the distance to its own person.
+    """Faces of the training split, from which the face in a picture must be distinguished.
 
-    identity (K, E) of any length, person (K,): constants that move with the module and are in no checkpoint.
+    identity (K, E) of any length and person (K,) are constants that move with the module and are in no checkpoint.
+    weight: of this loss, as a multiple of the distance to the own person.
     """
 
     def __init__(self, identity: Tensor, person: Tensor, *, weight: float, temperature: float) -> None:
@@ -56,8 +56,11 @@ class OtherPeople(nn.Module):
         self.register_buffer("person", person, persistent=False)
 
     def forward(self, seen: Tensor, identity: Tensor, person: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy (or the sum by weights (N,)) of the own person of faces seen (N, E), with identity (N, E)
-        and number person (N,), among all others; pictures of the same person are none of them."""
+        """Returns the mean cross-entropy, or the sum with weights (N,), of each face's own person among all others.
+
+        seen (N, E): embeddings of faces. identity (N, E) and person (N,): their own persons. Pictures of the same
+        person are not among the others.
+        """
         seen = F.normalize(seen.float(), dim=-1)
         own = (seen * F.normalize(identity.float(), dim=-1)).sum(dim=-1, keepdim=True)
         others = (seen @ self.identity.T).masked_fill(person[:, None] == self.person, -torch.inf)
@@ -67,16 +70,19 @@ class OtherPeople(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFaces:
-    """Compares faces in latents with persons: the autoencoder that decodes them, the recognizer that sees them, and
-    others from whom they are distinguished (None: only their own person counts)."""
+    """Compares faces in latents with persons.
+
+    vae: decodes the latents. recognizer: embeds the faces. others: people to distinguish them from; None: only the own
+    person counts.
+    """
 
     vae: nn.Module
     recognizer: nn.Module
     others: OtherPeople | None = None
 
     def distance(self, latents: Tensor, sample: Sample, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """`face_distance` of latents (N, C, h, w) to the persons of `rows` of a sample, indices (N,), plus the weighted
-        loss against others; means, or sums by weights (N,)."""
+        """Returns the `face_distance` of latents (N, C, h, w) to the persons of `rows` (N,) of a sample, plus the
+        weighted loss against others; both are means, or sums with weights (N,)."""
         faces: list[Tensor] = []
 
         def embed(crops: Tensor) -> Tensor:
@@ -101,19 +107,19 @@ class LatentFaces:
 def facial_perceptual_loss(
     sample: Sample, faces: LatentFaces, *, below: int, limit: int, at_once: int, fixed: bool = False
 ) -> Tensor:
-    """1 − cosine to the person in the estimated picture, on samples that know the person, at timesteps up to `below`,
-    where the estimate shows a face; 0 without any.
+    """Returns the mean of 1 − cosine to the person in the estimated picture, or 0 if no sample counts.
 
-    Of these the `limit` noisiest count: in the others the noisy picture itself shows who it is. at_once: how many are
-    decoded at a time. fixed: always `limit` samples (or all of fewer) are decoded, and those that do not count weigh
-    nothing (`train_generator.terms.rows`).
+    Samples count if they know the person and have a timestep of at most `below`, at which the estimate shows a face. Of
+    these the `limit` noisiest are taken, because in the others the noisy picture itself shows the person. at_once:
+    samples decoded at a time. fixed: always decode `limit` samples (or all of fewer); those that do not count have
+    weight 0 (`train_generator.terms.rows`).
     """
     keep = (sample.timesteps <= below) & sample.knows_person
     ranked = sample.timesteps.masked_fill(~keep, -1).argsort(descending=True)[:limit]
     chosen = chosen_rows(ranked, keep, fixed=fixed)
     if len(chosen) == 0:
         return sample.prediction.sum() * 0.0
-    # The estimate of what does not count is taken as if it had little noise: at no signal it would be infinite.
+    # Samples that do not count are estimated as if at timestep 0: without signal their estimate would be infinite.
     sample = replace(sample, timesteps=sample.timesteps.where(keep, 0))
     total = sample.prediction.new_zeros(())
     for part in chosen.split(at_once):

@@ -1,4 +1,4 @@
-"""What a network that reads noisy latents says of the estimated ones, at all noise levels and without decoding."""
+"""Losses by a network that reads noisy latents: they apply at all noise levels and need no decoding."""
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,12 @@ from train_generator.terms.sample import Sample
 def latent_losses(
     sample: Sample, reader: LatentRecognizer, generator: torch.Generator, *, attributes: bool
 ) -> dict[str, Tensor]:
-    """latent_identity: 1 − cosine to the person, on samples that know the person. latent_features: how far the
-    reader's features are from those of the true latents under the same noise. latent_attributes (where wanted): how
-    badly it finds what the text names."""
+    """Returns the losses of the estimated latents by name.
+
+    latent_identity: mean of 1 − cosine to the person, over samples that know the person. latent_features: distance of
+    the reader's features to those of the true latents under the same noise. latent_attributes (with `attributes`):
+    cross-entropy of the attributes that the text names.
+    """
     seen, true = read_estimates(
         reader, sample.schedule, sample.prediction, sample.noisy, sample.clean, sample.timesteps, generator
     )

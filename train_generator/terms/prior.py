@@ -1,7 +1,7 @@
-"""Prior preservation: from words alone the trained model predicts what the base does.
+"""Prior preservation: from words alone, the trained model shall predict what the base predicts.
 
-DreamBooth (Ruiz et al. 2023) draws pictures by the base and trains on them too. Here the base itself, which LoRA leaves
-unchanged below, says what it predicts for the same noisy latents, so that nothing is drawn beforehand.
+DreamBooth (Ruiz et al. 2023) draws pictures by the base and trains on them too. Here the base itself, which is
+unchanged under LoRA, predicts from the same noisy latents, so that nothing has to be drawn beforehand.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from train_generator.terms.sample import Sample
 
 
 def prior_loss(sample: Sample, unet: UNet2DConditionModel, *, fixed: bool = False) -> Tensor:
-    """Mean squared distance of the prediction from the base's, on samples that see words alone (no face, no identity,
-    no shading map); 0 without any.
+    """Returns the mean squared distance of the prediction from the base's, on samples with words alone (no face, no
+    identity, no shading map), or 0 if there are none.
 
-    unet: with LoRA, below which the base's weights lie unchanged. fixed: the base predicts for all samples, and those
-    that do not count weigh nothing (`train_generator.terms.rows`).
+    unet: has LoRA, under which the base's weights are unchanged. fixed: the base predicts for all samples, and those
+    that do not count have weight 0 (`train_generator.terms.rows`).
     """
     alone = ~(sample.knows_person | sample.batch["keep_shading"])
     every = torch.arange(len(sample), device=alone.device)
@@ -37,7 +37,7 @@ def prior_loss(sample: Sample, unet: UNet2DConditionModel, *, fixed: bool = Fals
 
 @contextmanager
 def without_lora(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Context in which the UNet computes what it did before it got LoRA."""
+    """Context in which the UNet computes without its LoRA."""
     unet.disable_lora()
     try:
         yield

@@ -1,8 +1,9 @@
-"""Which rows of a batch a term looks at.
+"""Chooses the rows of a batch that a term computes.
 
-A term that counts for some samples alone looks at these, whose number it has to read; or always at as many, of which
-those that do not count weigh nothing. The second way does the same work in every step and on every rank: nothing waits
-for a GPU, and ranks that gather each other's weights (ZeRO-3) run the same modules.
+A term that counts for some samples only can compute these, whose number it has to read from the device; or it can
+always compute the same number of rows and give weight 0 to those that do not count. The second way does the same work
+in every step and on every rank: nothing waits for a GPU, and ranks that gather each other's weights (ZeRO-3) run the
+same modules.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """rows (N,): indices. weights (N,): shares of a mean over those that count; 0 for the others."""
+    """rows (N,): indices. weights (N,): they sum to 1 over the rows that count, and are 0 for the others."""
 
     rows: Tensor
     weights: Tensor
@@ -21,14 +22,13 @@ class Rows:
         return len(self.rows)
 
     def split(self, at_once: int) -> list["Rows"]:
-        """In parts of at most so many."""
+        """Splits the rows into parts of at most `at_once`."""
         parts = zip(self.rows.split(at_once), self.weights.split(at_once), strict=True)
         return [Rows(rows=rows, weights=weights) for rows, weights in parts]
 
 
 def chosen_rows(ranked: Tensor, counts: Tensor, *, fixed: bool) -> Rows:
-    """`ranked`, indices (N,) of which the first are to be looked at, where `counts` (B,) is true; all of them with
-    `fixed`."""
+    """Returns the rows of `ranked`, indices (N,), for which `counts` (B,) is true; with `fixed` all of them."""
     kept = counts[ranked]
     if not fixed:
         ranked = ranked[kept]

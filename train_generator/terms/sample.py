@@ -1,4 +1,4 @@
-"""What every term of the loss sees: a batch, the noise that was put on it, and what the model predicted."""
+"""The input of every loss term: a batch, the noise that was added to it, and the model's prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +15,9 @@ from makeup_plugin.diffusion import NoiseSchedule
 class Sample:
     """B noised samples and the model's prediction for them, all on one device.
 
-    batch: fields of `GenerationSource`. conditions: what the model was given, B rows. knows_person: (B,) bool, samples
-    in which the joint encoder or the identity channel sees the person. noise, noisy, prediction: (B, C, h, w) at
-    timesteps (B,) of `schedule`. alignment: () the semantic alignment loss of the attention behind the prediction,
-    which itself is not kept.
+    batch: fields of `GenerationSource`. conditions: of the model, B rows. knows_person (B,): whether the joint encoder
+    or the identity channel sees the person. noise, noisy, prediction (B, C, h, w): at timesteps (B,) of `schedule`.
+    alignment (): semantic alignment loss of the attention behind the prediction.
     """
 
     batch: Mapping[str, Tensor]
@@ -40,12 +39,12 @@ class Sample:
         return self.batch["latents"]
 
     def estimate(self, rows: Tensor) -> Tensor:
-        """Clean latents (N, C, h, w) that the prediction implies for `rows`, indices (N,)."""
+        """Returns the clean latents (N, C, h, w) that the prediction implies for `rows` (N,)."""
         return self.schedule.clean(self.prediction[rows].float(), self.noisy[rows], self.timesteps[rows])
 
 
 def join(samples: Sequence[Sample], *, batch: Mapping[str, Tensor], alignment: Tensor) -> Sample:
-    """Samples of the parts of a batch as one of the whole batch; alignment: of all."""
+    """Joins the samples of a batch's parts to a sample of the whole `batch` with this `alignment`."""
     names = ("knows_person", "noise", "noisy", "timesteps", "prediction")
     tensors: dict[str, Any] = {name: torch.cat([getattr(sample, name) for sample in samples]) for name in names}
     return replace(

@@ -1,9 +1,9 @@
-"""Reward-feedback loss (ReFL) on whose face the model draws: the facial perceptual loss on pictures of its own.
+"""Reward-feedback loss (ReFL) on the identity: the facial perceptual loss on pictures that the model draws itself.
 
-In a noised training picture the person is still to be seen at low noise, and at high noise the estimate of the clean
-picture is too smooth to tell people apart: the identity loss there teaches the conditions little. Here the model
-samples from noise, without gradient, and only its last look has one (reward feedback learning, Xu et al. 2023,
-arXiv:2304.05977; PuLID, Guo et al. 2024, arXiv:2404.16022, has its identity loss on four-step samples).
+At low noise a noised training picture still shows the person, and at high noise the estimated clean picture is too
+smooth to distinguish people, so the identity loss on training pictures teaches the conditions little. Here the model
+samples from noise without gradient, except for its last prediction (reward feedback learning, Xu et al. 2023,
+arXiv:2304.05977; PuLID, Guo et al. 2024, arXiv:2404.16022, applies its identity loss to four-step samples).
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from train_generator.terms.sample import Sample
 
 
 def sampler_stops(scheduler: DDIMScheduler, config: LossConfig) -> list[int]:
-    """Positions of the sampler's timesteps that are at most `sampled_below`.
+    """Returns the positions of the sampler's timesteps that are at most `sampled_below`.
 
-    Raises ConfigError when there is none, and for more steps than the scheduler has.
+    Raises ConfigError if there is none, or if there are more steps than the scheduler has.
     """
     if config.sampled_steps > scheduler.config.num_train_timesteps:
         raise ConfigError(
@@ -50,12 +50,14 @@ def sampled_estimate(
     stop: int,
     schedule: NoiseSchedule,
 ) -> Tensor:
-    """Clean latents (B, C, h, w) estimated at position `stop` of a DDIM sampler of `steps` steps from noise (B, C, h,
-    w), without guidance; only this last estimate has a gradient. schedule: that of the pipeline's scheduler, on the
-    noise's device."""
+    """Samples from noise (B, C, h, w) by DDIM with `steps` steps, without guidance, and returns the clean latents
+    (B, C, h, w) estimated at position `stop`; only this last estimate has a gradient.
+
+    schedule: that of the pipeline's scheduler, on the noise's device.
+    """
     channels = {"identity_channel": pipeline.identity_channel, "shading_channel": pipeline.shading_channel}
     scheduler, latents = pipeline.scheduler, noise
-    # Timesteps as numbers of the host: the scheduler looks up its tables by them, and would wait for a GPU's.
+    # Timesteps are numbers on the host, because the scheduler's look-ups would wait for those of a GPU.
     scheduler.set_timesteps(steps)
     *before, last = scheduler.timesteps.tolist()[: stop + 1]
     with torch.no_grad():
@@ -68,7 +70,7 @@ def sampled_estimate(
 
 
 def _times(time: int, latents: Tensor) -> Tensor:
-    """One timestep for all latents, on their device."""
+    """Returns the timestep of all latents, (B,) on their device."""
     return torch.full((len(latents),), time, device=latents.device)
 
 
@@ -83,11 +85,11 @@ def sampled_identity_loss(
     limit: int,
     drawn: int | None = None,
 ) -> Tensor:
-    """1 − cosine to the person in pictures that the model draws from noise, left at a random one of `stops`.
+    """Returns the mean of 1 − cosine to the person in pictures drawn from noise, stopped at a random one of `stops`.
 
-    Of the samples that know person and pose the first `limit` count; 0 without any. drawn: which of the stops, drawn by
-    the caller for all ranks; then always `limit` pictures are drawn (or one for each of fewer samples), and those that
-    do not count weigh nothing (`train_generator.terms.rows`).
+    The first `limit` samples that know person and pose count; the loss is 0 if there are none. drawn: index of the
+    stop, if the caller draws it for all ranks; then `limit` pictures are always drawn (or one for each of fewer
+    samples), and those that do not count have weight 0 (`train_generator.terms.rows`).
     """
     device, knows = sample.clean.device, _knows_person_and_pose(sample)
     noise = torch.randn((limit, *sample.clean.shape[1:]), generator=generator, device=device)
@@ -112,7 +114,8 @@ def finished_identity_distance(
     stop: int,
     at_once: int,
 ) -> float:
-    """The same of pictures left at `stop`, on all samples that know person and pose, `at_once` at a time."""
+    """Returns the same for pictures stopped at `stop`, over all samples that know person and pose, `at_once` at a
+    time."""
     noise = torch.randn(sample.clean.shape, generator=generator, device=sample.clean.device)
     known, total = _knows_person_and_pose(sample).nonzero().flatten(), 0.0
     for rows in known.split(at_once):
@@ -138,5 +141,5 @@ def _distance(
 
 
 def _knows_person_and_pose(sample: Sample) -> Tensor:
-    """(B,) bool; where the face will be is known from the shading map alone."""
+    """Returns which samples (B,) know the person, and by the shading map where the face will be."""
     return sample.batch["keep_shading"] & sample.knows_person

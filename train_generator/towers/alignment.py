@@ -1,7 +1,7 @@
-"""The base's features are led to those of a frozen recognizer (REPA: Yu et al. 2024, arXiv:2410.06940).
+"""Aligns the base's features with those of a frozen recognizer (REPA: Yu et al. 2024, arXiv:2410.06940).
 
-A recognizer's patch tokens belong to places of the aligned face. They are read where the cells of the UNet's middle
-block lie in the picture; cells outside of the aligned crop have no target.
+A recognizer's patch tokens belong to places of the aligned face. They are interpolated at the places of the cells of
+the UNet's middle block; cells outside of the aligned crop have no target.
 """
 
 from collections.abc import Iterator
@@ -22,22 +22,22 @@ from train_generator.reference_features import aligned_faces
 
 
 class Alignment(nn.Module):
-    """Reads `channels` wide features of a UNet as a recognizer's tokens of `width`."""
+    """Projects features of a UNet, `channels` wide, to a recognizer's tokens, `width` wide."""
 
     def __init__(self, channels: int, width: int, hidden: int = 384) -> None:
         super().__init__()
         self.project = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, width, 1))
 
     def forward(self, features: Tensor, targets: Tensor, seen: Tensor) -> Tensor:
-        """1 − the mean cosine of features (B, C, s, s) and targets (B, W, s, s) over the cells (B, s, s) that are seen,
-        in [0, 2]; 0 where none is."""
+        """Returns 1 − the mean cosine, in [0, 2], of features (B, C, s, s) and targets (B, W, s, s) over the cells with
+        `seen` (B, s, s); 0 if there are none."""
         cosine = F.cosine_similarity(self.project(features).float(), targets.float(), dim=1)
         return ((1 - cosine) * seen).sum() / seen.sum().clamp(min=1)
 
 
 @contextmanager
 def middle_features(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """A list to which every call of the UNet inside the context adds what its middle block gives, (B, C, s, s)."""
+    """Yields a list to which every call of the UNet in the context appends its middle block's output, (B, C, s, s)."""
     found: list[Tensor] = []
     handle = unet.mid_block.register_forward_hook(lambda module, inputs, output: found.append(output))
     try:
@@ -47,7 +47,7 @@ def middle_features(unet: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def portrait_tokens(arrays: FaceArrays, recognizer: FaceViT, name: str) -> ShardedArray:
-    """The recognizer's patch tokens (N, P, W) float16 of portraits cut by their true landmarks; kept beside the
+    """Returns the recognizer's patch tokens (N, P, W) float16 of portraits, cut by true landmarks; cached beside the
     data."""
     size = recognizer.config.image_size
 
@@ -67,10 +67,10 @@ def portrait_tokens(arrays: FaceArrays, recognizer: FaceViT, name: str) -> Shard
 def tokens_in_place(
     tokens: Tensor, landmarks: Tensor, *, portrait: int, cells: int, crop: int, patch: int
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B, P, W) of aligned crops of `crop` px in patches of `patch` px, read bilinearly at the cells × cells
-    places of portraits of `portrait` px with five points (B, 5, 2) px.
+    """Interpolates the tokens (B, P, W) of aligned crops at the cells × cells places of portraits.
 
-    Returns targets (B, W, cells, cells) and which cells lie within the patches, (B, cells, cells) float.
+    landmarks (B, 5, 2): px of the portraits, which have `portrait` px. The crops have `crop` px and patches of `patch`
+    px. Returns targets (B, W, cells, cells), and (B, cells, cells) float, 1 for cells within the patches.
     """
     count, grid = len(tokens), round(tokens.shape[1] ** 0.5)
     axis = (torch.arange(cells, device=tokens.device) + 0.5) * (portrait / cells) - 0.5

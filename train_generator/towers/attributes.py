@@ -1,10 +1,11 @@
-"""Prompts that are followed: a classifier of noisy latents tells the base which named attributes it fails to draw.
+"""A classifier of noisy latents, whose loss trains the base to draw the attributes that prompts name.
 
-It learns from real latents, in the same run; its own weights see no gradient of drawn ones. A network that was frozen
-before (`makeup_plugin.latent_recognizer`) was tried in its place for 9,000 steps and fooled: named attributes were
-judged present more often (smiles in 1.00 of the prompts instead of .82), but drawn smeared and doubled, and the Fréchet
-distance by the judge's features rose from 100 to 192 (96 pictures, guidance 2). The classifier is a part of the
-training alone and never the judge of the result (`eval.judges`), which is of another kind and sees pictures.
+It learns from real latents in the same run; its own weights receive no gradient from drawn ones. A network that was
+frozen before the run (`makeup_plugin.latent_recognizer`) was tried in its place for 9,000 steps and was fooled: named
+attributes were judged present more often (smiles in 1.00 of the prompts instead of .82), but they were drawn smeared
+and doubled, and the Fréchet distance by the judge's features rose from 100 to 192 (96 pictures, guidance 2). The
+classifier is only a part of the training. The judge of the results (`eval.judges`) is another kind of network and sees
+pictures.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ from makeup_plugin.latent_recognizer import LatentTrunk
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """logits: of every attribute (B, classes); features: what the blocks see, (B, C, h, w) from fine to coarse."""
+    """logits: (B, classes) of every attribute. features: of the blocks, (B, C, h, w) from fine to coarse."""
 
     logits: list[Tensor]
     features: list[Tensor]
 
 
 class LatentClassifier(nn.Module):
-    """Noisy latents → attributes, at any noise level.
+    """Classifies attributes in noisy latents, at any noise level.
 
     latents: (channels, side), side a multiple of 4; classes: number of values of each attribute.
     """
@@ -43,25 +44,25 @@ class LatentClassifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(256, count) for count in classes)
 
     def forward(self, latents: Tensor, timesteps: Tensor) -> Reading:
-        """What is seen in noisy latents (B, C, s, s) at timesteps (B,)."""
+        """Reads noisy latents (B, C, s, s) at timesteps (B,)."""
         features = self.trunk(latents, timesteps)
         seen = self.neck(features[-1])
         return Reading(logits=[head(seen).float() for head in self.heads], features=features)
 
     def frozen(self, latents: Tensor, timesteps: Tensor) -> Reading:
-        """The same with a gradient to the latents alone."""
+        """Reads latents like `forward`, with a gradient for the latents but not for the weights."""
         weights = {name: value.detach() for name, value in self.named_parameters()}
         return functional_call(self, weights, (latents, timesteps))
 
 
 def attribute_classes(arrays: FaceArrays, names: Sequence[str]) -> NDArray[np.int64]:
-    """Classes (N, A) of every portrait; −100 (`makeup_plugin.losses.IGNORED`) where an attribute cannot be seen."""
+    """Returns the classes (N, A) of every portrait; −100 (`makeup_plugin.losses.IGNORED`) for invisible attributes."""
     labels = visible_labels(arrays, list(names))
     return np.stack([labels[name] for name in names], axis=1) if names else np.empty((len(arrays), 0), np.int64)
 
 
 def named_attributes(arrays: FaceArrays, names: Sequence[str], kinds: int) -> NDArray[np.bool_]:
-    """(N, kinds, A): whether the caption of each kind names the attribute."""
+    """Returns whether the caption of each kind names each attribute, (N, kinds, A)."""
     return np.array(
         [[[name in caption.named for name in names] for caption in row[:kinds]] for row in arrays.captions], dtype=bool
     )

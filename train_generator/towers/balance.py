@@ -1,11 +1,11 @@
-"""Latents whose channels weigh more alike, as an exact change of the autoencoder's two 1 × 1 convolutions.
+"""Balances the variances of latent channels, by an exact change of the autoencoder's two 1 × 1 convolutions.
 
 Latents of a lightly regularized autoencoder have a steep spectrum: in the autoencoder of 128 px one direction of its 16
-holds two thirds of the variance, and eleven together a tenth. What varies little is detail. A diffusion model finds it
-only at the lowest noise levels, where few training samples and few sampling steps fall. Scaling each principal
-component by λ^(−b/2), λ its variance, lifts detail towards the rest: b = 0 changes nothing but the axes, b = 1 makes
-all variances 1. Karras et al. 2024 (arXiv:2312.02696) standardize channels before training; with components that also
-holds for channels that vary together.
+has two thirds of the variance, and eleven together have a tenth. Directions of little variance hold detail, which a
+diffusion model learns only at the lowest noise levels, where few training samples and few sampling steps fall. Scaling
+each principal component by λ^(−b/2), where λ is its variance, raises detail: b = 0 only rotates the axes, b = 1 makes
+all variances 1. Karras et al. 2024 (arXiv:2312.02696) standardize channels before training; principal components extend
+that to correlated channels.
 """
 
 import torch
@@ -16,10 +16,10 @@ from faceclip.errors import ConfigError
 
 
 def principal_scaling(means: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    """The matrix T (C, C) and the centre μ (C,), float64, of posterior means (N, C, s, s): T (z − μ) has uncorrelated
-    channels of variances λ^(1 − exponent).
+    """Returns a matrix T (C, C) and the mean μ (C,), float64, of posterior means z (N, C, s, s).
 
-    Raises ConfigError where a channel combination does not vary at all, so that it could not be scaled back.
+    T (z − μ) has uncorrelated channels of variances λ^(1 − exponent). Raises ConfigError if a combination of channels
+    is constant, because it could not be scaled back.
     """
     values = means.double().transpose(0, 1).flatten(1)
     centre = values.mean(dim=1)
@@ -31,11 +31,10 @@ def principal_scaling(means: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def balance_latents(model: AutoencoderKL, means: Tensor, variance: Tensor, exponent: float) -> None:
-    """Change `quant_conv` and `post_quant_conv` in place so that latents are balanced, and portraits are restored from
-    posterior means as before.
+    """Changes `quant_conv` and `post_quant_conv` in place, so that latents are balanced and reconstructions unchanged.
 
-    `means` (N, C, s, s) are posterior means of training portraits and `variance` (C,) their mean posterior variances.
-    The posterior of a balanced autoencoder is diagonal again: it takes the mean variances, the same for each portrait.
+    means (N, C, s, s): posterior means of training portraits. variance (C,): their mean posterior variances. The
+    posterior of a balanced autoencoder is diagonal again, with the same mean variances for each portrait.
     """
     transform, centre = principal_scaling(means, exponent)
     inverse = torch.linalg.inv(transform)

@@ -1,4 +1,4 @@
-"""Train the tiny SDXL base: a small `UNet2DConditionModel` on the latents of synthetic portraits.
+"""Trains the tiny SDXL base, a small `UNet2DConditionModel` on the latents of synthetic portraits.
 
 python -m train_generator.towers.base data=DIR vae=DIR text_l=DIR text_g=DIR [--preset tiny]
 python -m eval.judges.base export=DIR data=DIR    # adds to its card what a judge finds in its pictures
@@ -46,7 +46,7 @@ from train_generator.towers.regions import weighted_mean
 
 @dataclass(kw_only=True)
 class UNetConfig:
-    """Sizes of `UNet2DConditionModel`. As in SDXL the finest resolution has no attention."""
+    """Sizes of `UNet2DConditionModel`. As in SDXL, the finest resolution has no attention."""
 
     widths: list[int] = setting(factory=lambda: [64, 160], help="channels per resolution")
     attention: list[bool] = setting(factory=lambda: [False, True], help="whether a resolution has attention")
@@ -58,20 +58,15 @@ class UNetConfig:
 
 @dataclass(kw_only=True)
 class BaseConfig(TowerConfig):
-    """Where the frozen parts lie (empty: the shipped ones), the sizes, the share of dropped texts, and how much the
-    error counts where a region of the label maps is seen (1 for those not named). `init`: an export of this command
-    whose weights the training starts from.
+    """Settings of the command.
 
-    `attribute_weight`, `feature_weight`: of the losses by a classifier of noisy latents on named attributes and on its
-    features (`train_generator.towers.attributes`), reached linearly in `attribute_warmup` steps, in which the
-    classifier learns. An attribute_weight of 0 is none of it.
+    attribute_weight, feature_weight: weights of the losses by a classifier of noisy latents, on named attributes and on
+    its features (`train_generator.towers.attributes`). They rise linearly in `attribute_warmup` steps, in which the
+    classifier learns. alignment: weight of the distance between the UNet's middle features and the tokens of
+    `recognizer` (`train_generator.towers.alignment`) in the first share `alignment_until` of the steps.
 
-    `levels`: which noise levels are drawn, and how much each counts. `alignment`: weight of the distance between the
-    UNet's middle features and the tokens of `recognizer` (`train_generator.towers.alignment`) in the first
-    `alignment_until` of the steps; 0 is none of it.
-
-    Raises ConfigError for negative weights, for a feature_weight without the classifier, and for an `alignment_until`
-    that is no share.
+    Raises ConfigError for negative weights, a feature_weight without attribute_weight, and an `alignment_until` that is
+    no share.
     """
 
     out: str = setting("runs/towers/base", "folder of the run", resume="free", path=True)
@@ -110,7 +105,8 @@ class BaseConfig(TowerConfig):
 
 
 def make_scheduler() -> DDIMScheduler:
-    """Velocity prediction with zero terminal SNR (Lin et al. 2024): sampling may start from pure noise."""
+    """Returns a scheduler for velocity with zero terminal SNR (Lin et al. 2024), so that sampling starts from pure
+    noise."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -125,8 +121,11 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, pooled: int) -> UNet2DConditionModel:
-    """A new UNet for latents (channels, side) with SDXL's text_time conditioning: pooled text and six sizes, 32
-    numbers each."""
+    """Returns a new UNet for latents (channels, side) with SDXL's text_time conditioning.
+
+    context: width of the text tokens. pooled: width of the pooled text, to which six sizes of 32 numbers each are
+    added.
+    """
     channels, side = latents
     down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in config.attention)
     up = tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(config.attention))
@@ -150,8 +149,8 @@ def make_model(config: UNetConfig, *, latents: tuple[int, int], context: int, po
 
 
 class BaseTask(Task):
-    """Velocity prediction on latents, conditioned by text; with a classifier also the loss on named attributes, with a
-    recognizer also the distance of the middle features to its tokens."""
+    """Predicts velocities of latents from text. With a classifier it adds the loss on named attributes, and with a
+    recognizer the distance of the middle features to its tokens."""
 
     def __init__(
         self,
@@ -177,7 +176,7 @@ class BaseTask(Task):
             self.modules["alignment"] = Alignment(unet.config.block_out_channels[-1], recognizer.config.width)
 
     def facts(self) -> dict[str, str]:
-        """Hashes of the frozen parts: a run on others is another run."""
+        """Returns hashes of the frozen parts; a run resumes only with equal ones."""
         towers = self.modules["towers"]
         texts = {"text_l": module_hash(towers.l)[:16], "text_g": module_hash(towers.g)[:16]}
         return texts | {"vae": weights_hash(self.vae)[:16]} | self.frozen
@@ -209,7 +208,7 @@ class BaseTask(Task):
         return total, parts
 
     def _aligned(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """How far the UNet's middle features are from what the recognizer sees at the same places."""
+        """Returns the distance of the UNet's middle features from the recognizer's tokens at the same places."""
         config = self.recognizer
         targets, seen = tokens_in_place(
             batch["face_tokens"],
@@ -224,8 +223,8 @@ class BaseTask(Task):
     def drawn_losses(
         self, prediction: Tensor, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor], context: StepContext
     ) -> tuple[Tensor, Tensor]:
-        """How badly the classifier finds what the text names in the estimated clean latents, and how far its features
-        are from those of the true ones under the same noise."""
+        """Returns two losses of the estimated clean latents by the classifier: the cross-entropy of the attributes that
+        the text names, and the distance of its features from those of the true latents under the same noise."""
         found, true = read_estimates(
             self.modules["classifier"].frozen,
             self.schedule,
@@ -242,12 +241,12 @@ class BaseTask(Task):
         return predict(self.modules["unet"], self.modules["towers"], noisy, timesteps, tokens, self.config.size)
 
     def validate(self, step: int) -> dict[str, float]:
-        """The loss on validation portraits, always with the same captions, noise and timesteps."""
+        """Returns the loss on validation portraits, with fixed captions, noise and timesteps."""
         parts = fixed_errors(self.modules["unet"], self.modules["towers"], self.validation, self.config.size)
         return {"validation_noise": float(np.mean([float(part.mean()) for part in parts]))}
 
     def export(self, directory: Path) -> None:
-        """The folders `unet`, `scheduler` and `vae` of an SDXL pipeline, which stage 2 takes as `base=`."""
+        """Saves the folders `unet`, `scheduler` and `vae` of an SDXL pipeline, which stage 2 takes as `base=`."""
         self.modules["unet"].save_pretrained(directory / "unet")
         self.scheduler.save_pretrained(directory / "scheduler")
         shutil.copytree(self.vae, directory / "vae", ignore=shutil.ignore_patterns(MANIFEST))
@@ -256,7 +255,7 @@ class BaseTask(Task):
 def predict(
     unet: UNet2DConditionModel, towers: TextPair, noisy: Tensor, timesteps: Tensor, tokens: Tensor, size: int
 ) -> Tensor:
-    """The velocity that the UNet sees in noisy latents (B, C, s, s) of portraits of `size` px with tokens (B, 77)."""
+    """Predicts the velocity (B, C, s, s) of noisy latents of portraits of `size` px, given tokens (B, 77)."""
     text = towers(tokens)
     added = {"text_embeds": text.pooled, "time_ids": time_ids(size, size, len(noisy), device=noisy.device)}
     return unet(noisy, timesteps, encoder_hidden_states=text.tokens, added_cond_kwargs=added).sample
@@ -265,7 +264,7 @@ def predict(
 def velocity_errors(
     schedule: NoiseSchedule, prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor
 ) -> Tensor:
-    """Squared errors of a predicted velocity, its own shape."""
+    """Returns the squared errors (B, C, s, s) of a predicted velocity."""
     return (prediction.float() - schedule.target(clean, noise, timesteps)).square()
 
 
@@ -273,8 +272,7 @@ def velocity_errors(
 def fixed_errors(
     unet: UNet2DConditionModel, towers: TextPair, source: LatentSource, size: int, *, count: int = 512
 ) -> Iterator[Tensor]:
-    """Squared errors (B, C, s, s), batch by batch, of the first `count` portraits, always with the same captions, noise
-    and timesteps."""
+    """Yields squared errors (B, C, s, s) of the first `count` portraits, with fixed captions, noise and timesteps."""
     schedule, device = NoiseSchedule.from_scheduler(make_scheduler()), unet.device
     count = min(count, len(source))
     generator = torch.Generator().manual_seed(0)
@@ -290,7 +288,7 @@ def fixed_errors(
 
 
 def parts_of(config: BaseConfig) -> tuple[Path, TextPair]:
-    """The frozen autoencoder's folder and the text towers."""
+    """Returns the frozen autoencoder's folder and the text towers."""
     vae = Path(config.vae) if config.vae else shipped_pipeline("tiny") / "vae"
     text_l = Path(config.text_l) if config.text_l else weights.path("tiny/text_tower_l")
     text_g = Path(config.text_g) if config.text_g else weights.path("tiny/text_tower_g")
@@ -300,7 +298,7 @@ def parts_of(config: BaseConfig) -> tuple[Path, TextPair]:
 
 
 def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
-    """Model, task and source of a configuration."""
+    """Returns task and source of a configuration."""
     vae, towers = parts_of(config)
     arrays = load_arrays(config.data, "train", size=config.size)
     recognizer = recognizer_at(config.recognizer) if config.alignment else None
@@ -328,8 +326,10 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
 
 
 def measure(path: Path, config: BaseConfig) -> dict[str, Estimate]:
-    """The squared error of the velocity on the test portraits, at fixed noise. What the pictures show is measured by
-    `python -m eval.judges.base`."""
+    """Measures the squared error of the velocity on the test portraits, at fixed noise.
+
+    `python -m eval.judges.base` measures the pictures.
+    """
     vae, towers = parts_of(config)
     unet = load_frozen(UNet2DConditionModel, path / "unet", "base", "give an export of this command")
     source = LatentSource(load_arrays(config.data, "test", size=config.size), vae, text_dropout=0.0)

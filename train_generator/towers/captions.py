@@ -1,4 +1,4 @@
-"""The captions that the base reads, as token ids."""
+"""Token ids of the captions that the base is trained on."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 from faceclip.data.arrays import FaceArrays
 from faceclip.towers.text import tokenize
 
-# How often each kind of caption is drawn: short, long, emotion, both.
+# Probability of each kind of caption: short, long, emotion, both.
 CAPTION_ODDS = (0.2, 0.35, 0.1, 0.35)
 
 
 def tokenized_captions(arrays: FaceArrays, kinds: int = len(CAPTION_ODDS)) -> NDArray[np.int32]:
-    """Token ids (N, kinds, 77) of the captions of every portrait."""
+    """Returns the token ids (N, kinds, 77) of the captions of every portrait."""
     texts = [caption.text for row in arrays.captions for caption in row[:kinds]]
     unique, place = np.unique(np.array(texts), return_inverse=True)
     tokens = tokenize(unique.tolist()).numpy().astype(np.int32)

@@ -1,4 +1,4 @@
-"""The shared tower command with what the towers of this folder have in common."""
+"""The shared tower command, adapted to the towers of this folder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,11 @@ FOLDERS = ("vae", "recognizer", "text_l", "text_g")  # arguments that name folde
 
 @dataclass(kw_only=True)
 class TowerConfig(command.TowerConfig):
-    """The fields of every tower command, and `size`: side of the portraits in pixels."""
+    """Settings of every tower command of this folder."""
 
     size: int = setting(64, "side of the portraits in pixels")
 
 
 def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
-    """`faceclip.training.towers.command.run_tower` for a tower of this package; `options`: fields of its `Tower`."""
+    """Runs `faceclip.training.towers.command.run_tower` for a tower of this folder. options: fields of its `Tower`."""
     return command.run_tower(config_class, argv, package=PACKAGE, folders=FOLDERS, **options)

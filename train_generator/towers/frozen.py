@@ -1,4 +1,4 @@
-"""The finished networks that a tower's training stands on: in a folder that is given, or the shipped ones."""
+"""Loads the finished networks that a tower's training needs, from a given folder or from the shipped weights."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ from train_generator.loading import load_frozen
 
 
 def recognizer_at(folder: str) -> FaceViT:
-    """The face recognizer in `folder` or shipped. Raises CheckpointError where there is none."""
+    """Loads the face recognizer in `folder` ("": the shipped one). Raises CheckpointError if there is none."""
     path = Path(folder) if folder else weights.path("tiny/recognizer")
     return load_frozen(FaceViT, path, "recognizer", "train it by `python -m train_encoder.towers.recognizer`")

@@ -1,10 +1,9 @@
-"""Train the latent recognizer: noisy latents of a portrait → what the face recognizer says of its person, and what
-the picture shows.
+"""Trains the latent recognizer, which reads the person's face embedding and the attributes from a portrait's noisy
+latents.
 
 python -m train_generator.towers.latent_recognizer data=DIR vae=DIR recognizer=DIR [--preset tiny]
 
-Stage 2 measures with it, at every noise level and without decoding, whose face it draws and whether it draws what the
-prompt names.
+Stage 2 uses it for losses on identity and named attributes, at every noise level and without decoding.
 """
 
 import sys
@@ -40,7 +39,7 @@ from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.frozen import recognizer_at
 from train_generator.towers.latents import cached_latents, weights_hash
 
-LEVELS = (0, 200, 400, 600)  # timesteps that are measured
+LEVELS = (0, 200, 400, 600)  # timesteps of the measurement
 
 
 @dataclass(kw_only=True)
@@ -53,10 +52,7 @@ class NetConfig:
 
 @dataclass(kw_only=True)
 class LatentRecognizerConfig(TowerConfig):
-    """The frozen autoencoder and recognizer, the draw of timesteps, and the sizes.
-
-    Raises ConfigError for an attribute that no vocabulary knows and for a negative weight.
-    """
+    """Settings of the command. Raises ConfigError for an unknown attribute and for a negative weight."""
 
     out: str = setting("runs/towers/latent_recognizer", "folder of the run", resume="free", path=True)
     vae: str = setting("", "autoencoder; '': the shipped one", resume="free", path=True)
@@ -76,8 +72,8 @@ class LatentRecognizerConfig(TowerConfig):
 
 
 class IdentitySource(MapSource):
-    """Latents (C, s, s) of a portrait, the unit embedding (E,) of its person, the mean over all portraits, and the
-    classes (A,) of its attributes, in the order of their names."""
+    """Latents (C, s, s) of a portrait, the unit mean embedding (E,) of its person, and the classes (A,) of its
+    attributes, sorted by name."""
 
     def __init__(
         self,
@@ -102,7 +98,7 @@ class IdentitySource(MapSource):
 
 
 def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, name: str) -> NDArray[np.float32]:
-    """The recognizer's embeddings (N, E) of portraits cut by their true landmarks; cached."""
+    """Returns the recognizer's embeddings (N, E) of portraits, cut by true landmarks; cached."""
     size = recognizer.config.image_size
 
     def build(start: int, stop: int) -> dict[str, NDArray]:
@@ -118,7 +114,7 @@ def portrait_embeddings(arrays: FaceArrays, recognizer: FaceViT, cache: Path, na
 
 
 def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -> NDArray[np.float32]:
-    """For every row the unit mean (N, E) of the unit embeddings of its identity."""
+    """Returns for every row the unit mean (N, E) of its identity's unit embeddings."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     people, row = np.unique(identity, return_inverse=True)
     sums = np.zeros((len(people), unit.shape[1]), np.float32)
@@ -127,7 +123,7 @@ def person_means(embeddings: NDArray[np.float32], identity: NDArray[np.int64]) -
 
 
 class LatentRecognizerTask(Task):
-    """1 − cosine to the person, and cross-entropy of the attributes, at all noise levels."""
+    """Minimizes 1 − cosine to the person, and the cross-entropy of the attributes, at all noise levels."""
 
     def __init__(self, model: LatentRecognizer, config: LatentRecognizerConfig, validation: IdentitySource) -> None:
         self.modules = nn.ModuleDict({"model": model})
@@ -135,7 +131,7 @@ class LatentRecognizerTask(Task):
         self.schedule = NoiseSchedule.from_scheduler(make_scheduler())
 
     def facts(self) -> dict[str, str]:
-        """Hashes of the frozen parts: a run on others is another run."""
+        """Returns hashes of the frozen parts; a run resumes only with equal ones."""
         vae, recognizer = parts_of(self.config)
         return {"vae": weights_hash(vae)[:16], "recognizer": module_hash(recognizer)[:16]}
 
@@ -154,7 +150,7 @@ class LatentRecognizerTask(Task):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Cosine to the person and accuracy of the attributes on validation portraits at fixed noise."""
+        """Returns cosine to the person and accuracy of the attributes on validation portraits, at fixed noise."""
         rows = list(range(min(512, len(self.validation))))
         batch = self.validation.get_batch(rows, [])
         generator = torch.Generator().manual_seed(0)
@@ -172,7 +168,7 @@ class LatentRecognizerTask(Task):
 
 @torch.no_grad()
 def read_noisy(model: LatentRecognizer, latents: Tensor, level: int, generator: torch.Generator) -> LatentReading:
-    """What is read in clean latents (N, C, s, s) after noise of timestep `level`; without features."""
+    """Adds noise of timestep `level` to clean latents (N, C, s, s) and reads them; the result has no features."""
     schedule, device = NoiseSchedule.from_scheduler(make_scheduler()), next(model.parameters()).device
     found = []
     for part in latents.split(64):
@@ -189,7 +185,8 @@ def read_noisy(model: LatentRecognizer, latents: Tensor, level: int, generator: 
 def attribute_hits(
     seen: LatentReading, classes: NDArray[np.int64]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Per attribute whether the best class is the true one (N,), and where it can be told (N,)."""
+    """Returns, by attribute, whether the likeliest class is the true one (N,), and whether the true one is known
+    (N,)."""
     return {
         name: ((logits.argmax(dim=1).numpy() == column).astype(np.float64), column != IGNORED)
         for (name, logits), column in zip(seen.attributes.items(), classes.T, strict=True)
@@ -197,13 +194,13 @@ def attribute_hits(
 
 
 def parts_of(config: LatentRecognizerConfig) -> tuple[Path, FaceViT]:
-    """The frozen autoencoder's folder and the recognizer."""
+    """Returns the frozen autoencoder's folder and the recognizer."""
     vae = Path(config.vae) if config.vae else shipped_pipeline("tiny") / "vae"
     return vae, recognizer_at(config.recognizer)
 
 
 def load_source(config: LatentRecognizerConfig, split: str) -> IdentitySource:
-    """Latents and persons of a split."""
+    """Loads the latents and persons of a split."""
     vae, recognizer = parts_of(config)
     arrays, large = load_arrays(config.data, split, size=config.size), load_arrays(config.data, split)
     embeddings = portrait_embeddings(large, recognizer, Path(config.data) / ".features", split)
@@ -213,7 +210,7 @@ def load_source(config: LatentRecognizerConfig, split: str) -> IdentitySource:
 
 
 def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, IdentitySource]:
-    """Model, task and source of a configuration."""
+    """Returns task and source of a configuration."""
     source, validation = load_source(config, "train"), load_source(config, "validation")
     channels, side = source.latents.shape[1:3]
     vocabularies = {name: list(source.arrays.vocabularies[name]) for name in config.attributes}
@@ -223,8 +220,8 @@ def build(config: LatentRecognizerConfig) -> tuple[LatentRecognizerTask, Identit
 
 
 def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
-    """Rank-1 among the people of the test split by noisy latents (gallery: the frontal portrait without noise), the
-    cosine to the recognizer's mean of the person, and how often the attributes are read rightly."""
+    """Measures rank-1 of noisy latents among the people of the test split (the gallery is each frontal portrait without
+    noise), the cosine to the person's mean embedding, and the accuracy of the attributes."""
     source = load_source(config, "test")
     arrays = source.arrays
     model = LatentRecognizer.from_pretrained(path).eval()

@@ -20,9 +20,9 @@ from train_generator.towers.regions import region_weights, weight_table
 
 
 class LatentSource(MapSource):
-    """Cached latents with one of their portrait's captions as token ids, sometimes the empty one.
+    """Cached latents with a random caption of their portrait as token ids; a share `text_dropout` has the empty text.
 
-    `face_tokens` (N, P, W): a recognizer's, which a batch then holds with the five points (B, 5, 2) px.
+    face_tokens (N, P, W): tokens of a recognizer; batches then contain them and the five points (B, 5, 2) px.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class LatentSource(MapSource):
         return len(self.latents)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the judged
-        attributes and whether the text names them, named (B, A)."""
+        """Returns latents (B, C, s, s), weights (B, 1, s, s) of their cells, tokens (B, 77), classes (B, A) of the
+        judged attributes, and named (B, A), whether the text names them."""
         tokens, named = [], []
         for index, rng in zip(indices, rngs, strict=True):
             dropped = rng.random() < self.text_dropout

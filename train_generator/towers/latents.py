@@ -1,4 +1,4 @@
-"""Latents of a data set, computed once and kept beside it."""
+"""Computes the latents of a data set once and caches them beside it."""
 
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,9 @@ VAE_REMEDY = "train it by `python -m train_generator.towers.vae`"
 
 
 def weights_hash(directory: Path) -> str:
-    """SHA-256 over the weight files of a `save_pretrained` folder and its settings, such as the scale of latents.
+    """Returns the SHA-256 of the weights and settings (such as the scale of latents) of a `save_pretrained` folder.
 
-    Raises CheckpointError when there are none.
+    Raises CheckpointError if the folder has no weights or no readable config.json.
     """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -38,16 +38,19 @@ def weights_hash(directory: Path) -> str:
 
 
 def load_vae(directory: Path) -> AutoencoderKL:
-    """The frozen autoencoder of a folder, on the accelerator where there is one. Raises CheckpointError."""
-    variant = half_variant(directory, "fp32")  # a copy of the hub's files may hold those of fp16 alone
+    """Loads the frozen autoencoder of a folder, to the accelerator if there is one.
+
+    Raises CheckpointError if the folder is missing or damaged.
+    """
+    variant = half_variant(directory, "fp32")  # a copy of the hub's files may have only those of fp16
     return load_frozen(AutoencoderKL, directory, "vae", VAE_REMEDY, variant=variant).to(accelerator())
 
 
 def cached_latents(vae: Path, arrays: FaceArrays) -> ShardedArray:
-    """Scaled posterior means (N, C, s, s) float32 of all images, memory-mapped; computed when they are not there
-    yet, on the accelerator where there is one. An interrupted computation resumes where it stopped.
+    """Returns the scaled posterior means (N, C, s, s) float32 of all images, memory-mapped.
 
-    They lie beside the decoded arrays and are named by their content and the autoencoder's weights.
+    Missing ones are computed first, on the accelerator if there is one; an interrupted computation resumes. They are
+    cached beside the decoded arrays, under a key of these and the autoencoder's weights.
     """
 
     @cache

@@ -1,8 +1,8 @@
-"""Which noise levels the base trains on, and how much each counts.
+"""Draws the noise levels of the base's training, and weights them in the loss.
 
-Most of a portrait is decided at middle noise: at the ends of the schedule there is nothing to see or nothing left to
-do. A logit-normal draw (Esser et al. 2024, arXiv:2403.03206, section 3.1) visits the middle more often; min-SNR weights
-(Hang et al. 2023, arXiv:2303.09556) let the ends of a uniform draw count less.
+Most of a portrait is decided at middle noise: at one end of the schedule nothing is visible, at the other nothing is
+left to do. A logit-normal draw (Esser et al. 2024, arXiv:2403.03206, section 3.1) visits the middle more often; min-SNR
+weights (Hang et al. 2023, arXiv:2303.09556) reduce the weight of the ends of a uniform draw.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Draw = Literal["uniform", "logit-normal"]
 
 @dataclass(kw_only=True)
 class LevelConfig:
-    """The draw of noise levels, and their weights in the loss.
+    """Settings of the draw of noise levels, and of their weights in the loss.
 
     Raises ConfigError for an unknown draw, a deviation that is not positive, and a negative γ.
     """
@@ -42,7 +42,7 @@ class LevelConfig:
 
 
 def draw_timesteps(config: LevelConfig, count: int, total: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (count,) in 0 … total − 1, on the generator's device."""
+    """Draws timesteps (count,) from 0 to total − 1, on the generator's device."""
     draw: dict[str, Any] = {"generator": generator, "device": generator.device}
     if config.draw == "uniform":
         return torch.randint(0, total, (count,), **draw)
@@ -51,7 +51,7 @@ def draw_timesteps(config: LevelConfig, count: int, total: int, generator: torch
 
 
 def level_weights(config: LevelConfig, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor | None:
-    """Weights (B, 1, 1, 1) of the errors of predictions; None where all count the same."""
+    """Returns weights (B, 1, 1, 1) of the errors of predictions; None if all count the same."""
     if not config.min_snr:
         return None
     return schedule.min_snr_weights(timesteps, config.min_snr)[:, None, None, None]

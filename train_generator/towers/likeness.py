@@ -1,4 +1,4 @@
-"""How far a restored portrait is from the true one in the eyes of the face recognizer."""
+"""Distance of a restored portrait from the true one, measured by the face recognizer."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,17 @@ from makeup_plugin.losses import feature_distance
 
 
 class Likeness(nn.Module):
-    """A frozen recognizer that compares two pictures of one face, aligned by the same points."""
+    """A frozen recognizer that compares two pictures of the same face, aligned by the same points."""
 
     def __init__(self, recognizer: FaceViT) -> None:
         super().__init__()
         self.recognizer = recognizer.eval().requires_grad_(False)
 
     def forward(self, restored: Tensor, true: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-        """Two losses of restored pictures (B, 3, S, S) in [0, 1] against true ones, with the five points (B, 5, 2) px
-        of both: the distance of the patch tokens in [0, 4], and 1 − the cosine of the identities in [0, 2]."""
+        """Compares restored pictures (B, 3, S, S) in [0, 1] with true ones, aligned by landmarks (B, 5, 2) px.
+
+        Returns the distance of the patch tokens, in [0, 4], and the mean of 1 − cosine of the identities, in [0, 2].
+        """
         size = self.recognizer.config.image_size
         found = self.recognizer(align_tensor(restored.float(), landmarks, size))
         with torch.no_grad():

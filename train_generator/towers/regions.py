@@ -1,4 +1,4 @@
-"""Errors weighed by what a pixel shows: a smile or a thin rim is a few pixels among thousands of background."""
+"""Weights errors by the region of each pixel: a smile or a thin rim is a few pixels among thousands of background."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from faceclip.errors import ConfigError
 
 
 def weight_table(weights: Mapping[str, float]) -> NDArray[np.float32]:
-    """The weight of every label of `REGIONS` (R,); regions that are not named weigh 1.
+    """Returns the weight of every label of `REGIONS` (R,); regions that `weights` does not name have weight 1.
 
     Raises ConfigError for an unknown region and for a weight that is not positive.
     """
@@ -27,7 +27,8 @@ def weight_table(weights: Mapping[str, float]) -> NDArray[np.float32]:
 
 
 def region_weights(regions: NDArray[np.uint8], table: NDArray[np.float32], *, side: int) -> Tensor:
-    """Weights (B, 1, side, side) of label maps (B, S, S): the average over each cell, S a multiple of `side`."""
+    """Returns weights (B, 1, side, side) of label maps (B, S, S), averaged over each cell. S is a multiple of
+    `side`."""
     count, size = regions.shape[:2]
     cell = size // side
     cells = table[regions].reshape(count, side, cell, side, cell)
@@ -35,5 +36,5 @@ def region_weights(regions: NDArray[np.uint8], table: NDArray[np.float32], *, si
 
 
 def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
-    """Average of errors (B, C, h, w) under weights (B, 1, h, w), whose own scale does not matter."""
+    """Returns the weighted mean of errors (B, C, h, w); the scale of weights (B, 1, h, w) does not matter."""
     return (errors * weights).mean() / weights.mean()

@@ -1,4 +1,4 @@
-"""Train the tiny autoencoder: a small `AutoencoderKL`.
+"""Trains the tiny autoencoder, a small `AutoencoderKL`.
 
 python -m train_generator.towers.vae data=DIR [--preset tiny | portraits] [trainer.steps=…]
 python -m eval.restoration --vae EXPORT --data DIR    # what restored portraits lose in the eyes of the judges
@@ -34,8 +34,8 @@ from train_generator.towers.frozen import recognizer_at
 from train_generator.towers.likeness import Likeness
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
-PASS_PIXELS = 1 << 20  # pixels that go through an autoencoder at once
-PASS_PIXELS_CPU = 1 << 17  # more fall out of a processor's caches
+PASS_PIXELS = 1 << 20  # pixels that an autoencoder computes at once on an accelerator
+PASS_PIXELS_CPU = 1 << 17  # on a CPU, whose caches would not hold more
 
 
 @dataclass(kw_only=True)
@@ -52,18 +52,13 @@ class AutoencoderConfig:
 
 @dataclass(kw_only=True)
 class VaeConfig(TowerConfig):
-    """`kl` and `gradient` weigh the prior and the difference of image gradients against the pixel error;
-    `region_weights` weigh the pixels that show a region of the label maps, 1 for those not named.
+    """Settings of the command. Weights are relative to the pixel error.
 
-    `window`: side in px of the random part of each portrait that is trained on, 0 for the whole. `tokens`, `identity`:
-    weights of the distances that `recognizer` (a folder; empty: the shipped one) sees between the restored and the true
-    face (`train_generator.towers.likeness`). `init`: an export of this command whose weights the training starts from.
+    tokens, identity: weights of the distances between the restored and the true face by the recognizer
+    (`train_generator.towers.likeness`). balance: see `train_generator.towers.balance`. decoder_only: keeps the encoder
+    of `init` and its latents, so that a base can be trained on these at the same time.
 
-    `balance`: how far the export's latent channels are brought to one variance (`train_generator.towers.balance`).
-    `decoder_only`: the encoder of `init` and its latents stay as they are, so that a base that learns them may train
-    beside it.
-
-    Raises ConfigError for a window that is larger than the portraits or no multiple of the latents' cell, for negative
+    Raises ConfigError for a window that is larger than the portraits or no multiple of the latents' cell, negative
     weights, a balance that is no share, and decoder_only without init or with a balance.
     """
 
@@ -101,15 +96,15 @@ class VaeConfig(TowerConfig):
 
     @property
     def compares_faces(self) -> bool:
-        """Whether the recognizer takes part in the training."""
+        """Whether the training uses the recognizer."""
         return self.tokens > 0 or self.identity > 0
 
 
 class WeightedSource(MapSource):
-    """Portraits of one split with the weights of their pixels, or random windows of them (`window` px).
+    """Portraits of one split, or random windows of `window` px, with the weights of their pixels.
 
-    Fields: image (3, W, W) uint8 and weights (1, W, W); `faces` adds the whole portrait (3, S, S) uint8, where in it
-    the window lies, corner (2,) x, y, and landmarks (5, 2) px of the portrait.
+    Fields: image (3, W, W) uint8 and weights (1, W, W). `faces` adds the whole portrait (3, S, S) uint8, the corner
+    (2,), x and y, of the window in it, and landmarks (5, 2) px of the portrait.
     """
 
     def __init__(
@@ -130,7 +125,7 @@ class WeightedSource(MapSource):
         return len(self.arrays)
 
     def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """A batch, half of it mirrored: the autoencoder need not know left from right."""
+        """Returns a batch, half of it mirrored: the autoencoder need not distinguish left from right."""
         rows = np.asarray(indices)
         flips = np.array([rng.random() < 0.5 for rng in rngs])[:, None, None]
         assert self.arrays.regions is not None  # of renders
@@ -158,7 +153,7 @@ def _channels_first(images: NDArray[np.uint8]) -> Tensor:
 
 
 def make_model(config: AutoencoderConfig, size: int) -> AutoencoderKL:
-    """A new autoencoder of these sizes."""
+    """Returns a new autoencoder of these sizes for pictures of `size` px."""
     levels = len(config.widths)
     return AutoencoderKL(
         in_channels=3,
@@ -177,8 +172,8 @@ def make_model(config: AutoencoderConfig, size: int) -> AutoencoderKL:
 
 
 class VaeTask(Task):
-    """Reconstruction by |x − x̂| plus its image gradients, a light Kullback-Leibler prior, and with `likeness` what the
-    recognizer sees of the difference."""
+    """Minimizes |x − x̂| of pixels and of image gradients, a light Kullback-Leibler prior, and with `likeness` the
+    distances that the recognizer sees."""
 
     def __init__(self, model: AutoencoderKL, config: VaeConfig, likeness: Likeness | None = None) -> None:
         self.modules, self.likeness = model, likeness
@@ -190,7 +185,7 @@ class VaeTask(Task):
         self.training = load_arrays(config.data, "train", size=config.size)
 
     def facts(self) -> dict[str, str]:
-        """The hash of the recognizer that compares: with another one a run is another run."""
+        """Returns the hash of the comparing recognizer; a run resumes only with the same one."""
         return {} if self.likeness is None else {"recognizer": module_hash(self.likeness.recognizer)[:16]}
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
@@ -227,7 +222,7 @@ class VaeTask(Task):
         return {"psnr": float(psnr(self.modules, self.validation.images[rows]).mean())}
 
     def export(self, directory: Path) -> None:
-        """Weights, and the factor that gives the latents unit variance (as SDXL's `scaling_factor`)."""
+        """Saves the weights, and the factor that gives the latents unit variance (as SDXL's `scaling_factor`)."""
         if self.config.decoder_only:  # latents and factor are those of `init`
             self.modules.save_pretrained(directory)
             return
@@ -242,25 +237,28 @@ class VaeTask(Task):
 
 
 def to_model(images: Tensor) -> Tensor:
-    """uint8 (B, 3, S, S) → [−1, 1]."""
+    """Converts uint8 images (B, 3, S, S) to [−1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def batch_at(size: int, device: torch.device) -> int:
-    """How many pictures of `size` px go through an autoencoder at once: on a processor 8 of 128 px, on an accelerator
-    64, fewer where they are larger (the autoencoder of SDXL takes about 2.5 GiB for one of 1024 px)."""
+    """Returns how many pictures of `size` px an autoencoder computes at once.
+
+    It is 8 of 128 px on a CPU and 64 on an accelerator, and fewer for larger pictures (the autoencoder of SDXL takes
+    about 2.5 GiB for one of 1024 px).
+    """
     return max(1, min(64, (PASS_PIXELS_CPU if device.type == "cpu" else PASS_PIXELS) // size**2))
 
 
 @torch.no_grad()
 def encode_mean(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
-    """Posterior means (N, C, h, w), unscaled, of images (N, H, W, 3)."""
+    """Returns unscaled posterior means (N, C, h, w) of images (N, H, W, 3), uint8."""
     return torch.cat([posterior.mean.float().cpu() for posterior in _posteriors(model, images)])
 
 
 @torch.no_grad()
 def mean_variance(model: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
-    """Posterior variances (C,), averaged over images (N, S, S, 3) and places."""
+    """Returns posterior variances (C,), averaged over images (N, S, S, 3) and places."""
     return torch.cat([posterior.var.float().cpu() for posterior in _posteriors(model, images)]).mean(dim=(0, 2, 3))
 
 
@@ -273,7 +271,7 @@ def _posteriors(model: AutoencoderKL, images: NDArray[np.uint8]) -> Iterator[Dia
 
 @torch.no_grad()
 def psnr(model: AutoencoderKL, images: NDArray[np.uint8] | ShardedArray) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio in dB of each restored image (N,), rounded to 8 bits as a file would be."""
+    """Returns the peak signal-to-noise ratio in dB of each restored image (N,), rounded to 8 bits as in a file."""
     values, batch = [], batch_at(images.shape[1], model.device)
     for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start : start + batch])
@@ -286,7 +284,7 @@ def psnr(model: AutoencoderKL, images: NDArray[np.uint8] | ShardedArray) -> NDAr
 
 
 def build(config: VaeConfig) -> tuple[VaeTask, WeightedSource]:
-    """Model, task and source of a configuration."""
+    """Returns task and source of a configuration."""
     faces = config.compares_faces
     source = WeightedSource(
         Path(config.data),
@@ -304,7 +302,7 @@ def build(config: VaeConfig) -> tuple[VaeTask, WeightedSource]:
 
 
 def start_from(model: AutoencoderKL, export: str) -> None:
-    """Give a new autoencoder the weights of an export. Raises ConfigError where its sizes are others."""
+    """Loads the weights of an export into a new autoencoder. Raises ConfigError if it has other sizes."""
     earlier = load_frozen(AutoencoderKL, Path(export), "init", "give an export of this command, or leave init out")
     weights = earlier.state_dict()
     if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
@@ -314,7 +312,7 @@ def start_from(model: AutoencoderKL, export: str) -> None:
 
 
 def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:
-    """Mean PSNR on the test identities."""
+    """Measures the mean PSNR on the test identities."""
     model = load_strictly(AutoencoderKL.from_pretrained, AutoencoderKL, path).eval()
     test = load_arrays(config.data, "test", size=config.size)
     return {"PSNR (dB)": identity_bootstrap(psnr(model, test.images), np.asarray(test.identity))}
