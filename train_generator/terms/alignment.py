@@ -26,7 +26,7 @@ def predict_aligned(
     layers: Sequence[str],
     with_map: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the UNet's prediction (B, C, h, w), and the alignment loss () of the attention in `layers` (0 without any).
+    """Returns the UNet's prediction (B, C, h, w), and the alignment loss of the attention in `layers`: 0 without any.
 
     with_map: indices of the samples that keep their shading map; the shading channel runs on these alone, or on all
     samples if it is None.
