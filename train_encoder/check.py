@@ -38,7 +38,7 @@ def check(config: CheckConfig) -> None:
 
     def begin(short: TrainerConfig, out: str) -> Trainer:
         trainer = prepare(replace(config, trainer=short, out=out))
-        lines, task, source = machine(trainer.device), trainer.task, trainer.source
+        lines, task, source = machine(trainer.device, config.trainer.precision), trainer.task, trainer.source
         assert isinstance(task, EncoderTask) and isinstance(source, QuerySource)
         for split, features in (("train", source.features), ("validation", task.validation)):
             people, captions = len(set(features.portraits.identity.tolist())), len(features.caption)

@@ -67,7 +67,7 @@ def check(config: CheckConfig) -> None:
 
     def begin(short: TrainerConfig, out: str) -> Trainer:
         trainer = prepare(replace(config, trainer=short, out=out))
-        _print(machine(trainer.device))
+        _print(machine(trainer.device, config.trainer.precision))
         task, source = trainer.task, trainer.source
         assert isinstance(task, GeneratorTask) and isinstance(source, GenerationSource)
         for split, features in (("train", source.features), ("validation", task.validation)):

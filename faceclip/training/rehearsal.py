@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from faceclip.errors import ConfigError, DataError
+from faceclip.training.gpu_facts import GpuFacts, driver_version, unused_driver
 from faceclip.training.int8_moments import moment_bytes
 from faceclip.training.interfaces import Result, TrainerConfig
 from faceclip.training.run_folder import BEST, CHECKPOINTS, EXPORT
@@ -53,20 +54,21 @@ class Rehearsal:
         return (config.keep_checkpoints + 1) * self.checkpoint + 2 * self.exports
 
 
-def machine(device: torch.device) -> list[str]:
-    """Returns lines that describe the interpreter, the packages, and the device with its memory."""
+def machine(device: torch.device, precision: str = "fp32") -> list[str]:
+    """Returns lines that describe the interpreter, the packages, and the device with its driver and memory.
+
+    Raises ConfigError for a GPU whose driver or generation this PyTorch does not suit, or that lacks the precision.
+    """
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     lines = [f"Python {platform.python_version()}, {versions}"]
     if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        lines.append(
-            f"{about.name}, {about.total_memory / 2**30:.0f} GiB, compute capability {about.major}.{about.minor}, "
-            f"CUDA {torch.version.cuda}, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
-        )
-    else:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        lines.append(f"{device.type}: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB")
-    return lines
+        facts = GpuFacts.of(device)
+        facts.check(precision=precision)
+        return lines + facts.lines()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    lines.append(f"{device.type}: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB")
+    unused = unused_driver(driver_version(), torch.version.cuda)
+    return lines + ([unused] if unused else [])
 
 
 def one_process() -> None:
