@@ -74,6 +74,34 @@ def test_samples_list_the_attributes_that_their_text_names(arguments, tmp_path):
     assert sample["keep_text"]  # whatever the share of dropped texts
 
 
+def test_references_are_other_pictures_but_for_a_share_and_as_alike_as_asked(arguments, tmp_path):
+    config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
+    features = features_of(config, build_pipeline(config), "train")
+    faces = np.asarray(features.identity, np.float64)
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+    cosines, people = faces @ faces.T, np.asarray(features.arrays.identity)
+    others = (people[:, None] == people) & ~np.eye(len(people), dtype=bool)
+
+    def references(**settings) -> list[tuple[int, int]]:
+        """Target and reference of ten draws of every row."""
+        source = GenerationSource(features, DropoutConfig(), **settings)
+        pairs = [
+            (row, source.get(row, np.random.default_rng([row, n]))) for n in range(10) for row in range(len(people))
+        ]
+        return [(row, int(np.abs(features.identity[:] - s["face_identity"]).sum(axis=1).argmin())) for row, s in pairs]
+
+    assert all(others[pair] for pair in references(same_picture=0.0))
+    assert all(row == reference for row, reference in references(same_picture=1.0))
+    usual = references(same_picture=config.same_picture)
+    share = np.mean([row == reference for row, reference in usual])
+    assert config.same_picture == 0.15 and 0.09 < share < 0.22 and len(usual) == 320
+    middle = float(np.median(cosines[others]))
+    near = others & (cosines >= middle)
+    for row, reference in references(same_picture=0.0, pair_cosine=(middle, 1.0)):
+        assert near[row, reference] or (not near[row].any() and others[row, reference])
+    assert not all(near[pair] for pair in references(same_picture=0.0))
+
+
 def test_samples_and_conditions_tell_the_true_size_of_a_picture(arguments, tmp_path):
     config = parse_config(GeneratorConfig, [*arguments, f"out={tmp_path}"], presets=PRESETS)
     pipeline = build_pipeline(config)
