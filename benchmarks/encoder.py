@@ -13,7 +13,8 @@ float32), and a fair one, which does no work twice or in vain and has one type t
 trainer's step of stage 1 on the feature cache against the same step that computes the features, on the shipped towers
 or, as the preset `bigg14` has them, on towers of the published size with random weights (19 GB of memory; leave --data
 out, the cache of its few pictures is built first). loss: row blocks against dense autograd, with `--half` on features
-of bfloat16 and with the errors of both against float64.
+of bfloat16, beside a form that mixes both kinds of numbers, and with the errors of each against float64; `--alike 1.4`
+gives the features of a person a cosine of about .67.
 
 CPU s: processor time of this process (with one thread, what the work costs whatever else the machine does). Wall s: as
 the clock says. Each is the least of some runs after one to warm up. On a GPU (--device cuda) only wall time counts.
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from contrastive import block_infonce, block_sigmoid, dense_infonce, dense_sigmoid, mixed_infonce, mixed_sigmoid
 from encoder_step import step
 from timing import Timing, describe, ratio, speed, timed, use_plain_products
 from torch import Tensor
@@ -35,7 +37,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
 from faceclip.encoder import FaceCLIP
 from faceclip.fusion import FusionLayer
-from faceclip.losses import infonce_loss, sigmoid_contrastive_loss
 from faceclip.published.checkpoint import CONFIG as PUBLISHED
 from faceclip.towers.text import tokenize
 
@@ -196,29 +197,6 @@ def forward(arguments: argparse.Namespace) -> None:
     )
 
 
-def dense_sigmoid(q: Tensor, t: Tensor, scale: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Sigmoid loss by plain autograd."""
-    sign = (labels[:, None] == labels) * 2.0 - 1.0
-    return -F.logsigmoid(sign * (scale.exp() * q @ t.T + bias)).sum() / len(q)
-
-
-def dense_infonce(q: Tensor, t: Tensor, scale: Tensor, _: Tensor, labels: Tensor) -> Tensor:
-    """Softmax loss by plain autograd, positives averaged outside the log."""
-    positive = labels[:, None] == labels
-    log_probability = (scale.exp() * q @ t.T).log_softmax(1)
-    return -(torch.where(positive, log_probability, 0).sum(1) / positive.sum(1)).mean()
-
-
-def block_sigmoid(q: Tensor, t: Tensor, scale: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Sigmoid loss in row blocks."""
-    return sigmoid_contrastive_loss(q, t, scale, bias, labels, labels)
-
-
-def block_infonce(q: Tensor, t: Tensor, scale: Tensor, _: Tensor, labels: Tensor) -> Tensor:
-    """Softmax loss in row blocks."""
-    return infonce_loss(q, t, scale, labels, labels)
-
-
 def saved_by(form: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> int:
     """Forward and backward; returns the distinct bytes that autograd saved between them."""
     seen: dict[int, int] = {}
@@ -253,13 +231,14 @@ def _loss_row(
 ) -> None:
     generator, repeat = torch.Generator(device).manual_seed(0), arguments.repeat
     width = arguments.width
-    q, t = (F.normalize(torch.randn(rows, width, device=device, generator=generator), dim=1) for _ in "qt")
+    labels = torch.randint(0, rows // 4, (rows,), device=device, generator=generator)
+    common = torch.randn(rows, width, device=device, generator=generator)[labels] * arguments.alike
+    q, t = (F.normalize(torch.randn(rows, width, device=device, generator=generator) + common, dim=1) for _ in "qt")
     if arguments.half:
         q, t = q.bfloat16(), t.bfloat16()
     q.requires_grad_()
     t.requires_grad_(both)
     scale, bias = (torch.tensor(x, device=device, requires_grad=True) for x in (2.3, -10.0))
-    labels = torch.randint(0, rows // 4, (rows,), device=device, generator=generator)
     inputs = (q, t, scale, bias, labels)
     long = rows > 4096 and device.type == "cpu"  # minutes, which vary little
 
@@ -275,7 +254,10 @@ def _loss_row(
             theirs, text = cells(dense)
             print(f"{line} {text} | {ratio(ours, theirs, device):.2f} |", flush=True)
             if arguments.half:
-                print(f"errors: blocks {_errors(blocks, dense, inputs)}; dense {_errors(dense, dense, inputs)}")
+                mixed = {dense_sigmoid: mixed_sigmoid, dense_infonce: mixed_infonce}[dense]
+                print(f"  mixed form: {timed(lambda: mixed(*inputs).backward(), repeat, device).cpu:.3f} CPU s")
+                for name, form in (("blocks", blocks), ("dense", dense), ("mixed", mixed)):
+                    print(f"  errors, {name}: {_errors(form, dense, inputs)}", flush=True)
             return
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -287,7 +269,7 @@ def _errors(form, exact, inputs: tuple[Tensor, ...]) -> str:
     wide = tuple(x.detach().double().requires_grad_() for x in inputs[:4]) + inputs[4:]
     found, expected = form(*inputs), exact(*wide)
     names = ("loss", "queries", "targets", "scale", "bias")
-    with_gradient = 3 if form in (dense_infonce, block_infonce) else 4
+    with_gradient = 3 if exact is dense_infonce else 4
     ours = (found, *torch.autograd.grad(found, inputs[:with_gradient]))
     theirs = (expected, *torch.autograd.grad(expected, wide[:with_gradient]))
     pairs = zip(names, ours, theirs, strict=False)
@@ -317,7 +299,8 @@ def main() -> None:
         help="step: the identity's projections not trained, the states of the text towers cached, too",
     )
     parser.add_argument("--width", type=int, default=256, help="loss: numbers of a feature")
-    parser.add_argument("--half", action="store_true", help="loss: features of bfloat16, and the errors of both forms")
+    parser.add_argument("--half", action="store_true", help="loss: features of bfloat16, and the errors of each form")
+    parser.add_argument("--alike", type=float, default=0.0, help="loss: what a person's features share, against noise")
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="loss")
     arguments = parser.parse_args()
     wrong = {"forward": "shipped", "profile": "shipped", "step": "quarter"}
