@@ -248,14 +248,14 @@ def measure(width: int, persons: int, chunks: int) -> None:
     line("peak of a step (without both)", dynamic, peak_bytes(step))
 
 
-def full_size(preset: str) -> tuple[FaceCLIP, EncoderConfig]:
-    """The model of a full-size preset on the meta device, and the preset."""
+def full_size(preset: str, device: str | torch.device = "meta") -> tuple[FaceCLIP, EncoderConfig]:
+    """The model of a full-size preset with random weights, on the meta device without any, and the preset."""
     settings = parse_config(EncoderConfig, ["--preset", preset, "data=none"], presets=PRESETS)
     if settings.init:  # the published encoder, which brings its fusion
         parameters = inspect.signature(FeatureFusion).parameters.values()
         usual = {p.name: p.default for p in parameters if p.default is not p.empty}
         settings.fusion = FusionConfig(**usual | PUBLISHED["fusion"])
-    with torch.device("meta"):  # shapes without memory
+    with torch.device(device):
         model = FaceCLIP(
             face={}, text_l={}, text_g=FULL_TEXT_G[preset], fusion=asdict(settings.fusion), joint=asdict(settings.heads)
         )
