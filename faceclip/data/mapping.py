@@ -35,6 +35,7 @@ Layout = Literal[
 
 TABLES = tuple(KINDS)
 MASK_LAYOUT: Layout = "facecaptionmask"
+_LARGEST_WHOLE = 2.0**53  # from here on floating point rounds whole numbers: two people would become one
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
 # Beyond these a number is a slip of the keyboard that would fill the memory.
 MOST = {"shard_rows": 1_000_000, "batch_size": 65_536, "workers": 1024, "max_pixels": 4_000_000_000}
@@ -300,9 +301,13 @@ class RowMapping:
         person = f"row {number}"
         if self.identity:
             value = row.get(self.identity)
-            missing = value is None or (isinstance(value, float | np.floating) and math.isnan(value))
-            if missing or not str(value).strip():
+            rounded = float(value) if isinstance(value, float | np.floating) else 0.0
+            if value is None or math.isnan(rounded) or not str(value).strip():
                 raise RejectedRecord("no_identity", f"{key}: column {self.identity!r} is empty")
+            if abs(rounded) >= _LARGEST_WHOLE:
+                raise RejectedRecord(
+                    "no_identity", f"{key}: column {self.identity!r} holds {value}, a rounded number: write it as text"
+                )
             person = str(value)
         captions = [text for name in self.captions for text in texts_of(row.get(name), f"{key}, column {name!r}")]
         if not captions and self.captions_needed:

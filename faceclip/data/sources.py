@@ -24,7 +24,15 @@ from faceclip.data import image_folder
 from faceclip.data.declared_files import check_arrow, check_card
 from faceclip.data.image_store import ARCHIVE_ERRORS, files_below
 from faceclip.data.mapping import DataConfig
-from faceclip.data.table_files import KINDS, check_json, column_kind, csv_arguments, table_kind
+from faceclip.data.table_files import (
+    KINDS,
+    check_json,
+    column_kind,
+    csv_arguments,
+    json_columns,
+    read_json_cells,
+    table_kind,
+)
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import content_hash
 from faceclip.storage.loading import DAMAGE
@@ -334,6 +342,7 @@ def _stream(
         for column, kind in found.features.items():
             if isinstance(kind, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))
+    mixed = json_columns(found.features) if isinstance(found, datasets.IterableDataset) else {}
     columns = found.features or _guard(name, lambda: next(iter(found), {}))
     # A state fits only the chain of steps that gave it; a stream that began by skipping has another chain.
     streamed = known = isinstance(found, datasets.IterableDataset)
@@ -347,7 +356,7 @@ def _stream(
             reading, known = found.skip(start), False
         iterator = iter(reading)
         while (row := _guard(name, lambda: next(iterator, None))) is not None:
-            yield row
+            yield read_json_cells(row, mixed)
 
     def position() -> Position | None:
         return found.state_dict() if known else None
@@ -356,7 +365,7 @@ def _stream(
         name=name,
         layout=layout,
         columns=tuple(columns),
-        content_hash=digest,
+        content_hash=f"{digest}, cells of JSON are read" if mixed else digest,
         count=count,
         folder=folder,
         rows=rows,

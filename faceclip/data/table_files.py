@@ -2,8 +2,9 @@
 
 import bz2
 import gzip
+import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,24 @@ def csv_arguments(files: Sequence[str]) -> dict[str, Any]:
     """Arguments by which `datasets` reads every cell of CSV and TSV files as the text that stands there: no "NA"
     becomes a missing value, no "007" a number. The files are paths or addresses of the hub (`hf://…`).
 
-    Raises DataError for a header that cannot be read or differs from that of the first file.
+    Raises DataError for a header that cannot be read, names a column twice or differs from that of the first file, and
+    for a first row with more cells than it: pandas would move all cells to other columns.
     """
     separators = ["\t" if ".tsv" in (ending.lower() for ending in Path(file).suffixes) else "," for file in files]
     columns: list[str] = []
     for file, separator in zip(files, separators, strict=True):
         try:
             found = list(map(str, pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns))
+            top = pd.read_csv(
+                file, sep=separator, nrows=2, header=None, encoding="utf-8-sig", dtype=str, na_filter=False
+            )
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"{file} cannot be read ({error}): expected one header and quoted cells in UTF-8"
             ) from error
+        names = [name for name in top.iloc[0] if name]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(f"{file} has two columns {twice[0]!r}: give each a name of its own")
         columns = columns or found
         if (found, separator) != (columns, separators[0]):
             raise DataError(f"{file} has other columns or separators than {files[0]}: write them alike")
@@ -95,6 +103,42 @@ def check_json(file: Path) -> None:
         raise DataError(f"{file} cannot be read ({error}): replace it and run again") from error
     if found:
         raise DataError(f"{file}, row {found}: it is null and no row; take it out")
+
+
+def json_columns(features: datasets.Features | None) -> dict[str, Any]:
+    """The columns whose cells `datasets` keeps as JSON, because they hold a text here and a list there, with the forms
+    of these cells."""
+    return {name: kind for name, kind in (features or {}).items() if _holds_json(kind)}
+
+
+def read_json_cells(row: Mapping[str, Any], columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row with the values of its cells of JSON, which a stream leaves as they are where it leaves pictures encoded.
+
+    columns: what `json_columns` found. A cell that nests too deeply becomes an empty one.
+    """
+    return {**row, **{name: _read_json(kind, row.get(name)) for name, kind in columns.items()}} if columns else row
+
+
+def _holds_json(kind: Any) -> bool:
+    if isinstance(kind, Mapping):
+        return any(map(_holds_json, kind.values()))
+    inner = getattr(kind, "feature", None)
+    return type(kind).__name__ == "Json" or (inner is not None and _holds_json(inner))
+
+
+def _read_json(kind: Any, cell: Any) -> Any:
+    if isinstance(kind, Mapping) and isinstance(cell, Mapping):
+        return {name: _read_json(inner, cell.get(name)) for name, inner in kind.items()}
+    if isinstance(cell, list):
+        return [_read_json(kind.feature, item) for item in cell]
+    if type(kind).__name__ != "Json" or not isinstance(cell, str) or cell[:1] not in ('"', "[", "{"):
+        return cell  # `datasets` writes the text 007 and the number 7 alike: it stays a text
+    try:
+        return json.loads(cell)
+    except ValueError:  # a text that only begins like JSON
+        return cell
+    except RecursionError:
+        return None
 
 
 def column_kind(column: pa.DataType) -> str:
