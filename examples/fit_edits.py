@@ -1,4 +1,4 @@
-"""What pose=, expression= and light= do to a shading map, as a sheet: python examples/fit_edits.py --out sheet.png."""
+"""What pose=, expression= and light= do, as a sheet of maps and pictures: python examples/fit_edits.py --out FILE."""
 
 import sys
 from dataclasses import dataclass
@@ -7,48 +7,55 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from faceclip.face3d.camera import Camera
-from faceclip.face3d.fitter import FaceFitter
-from faceclip.face3d.frames import FaceFit
-from faceclip.face3d.light import ambient_light, directional_light
-from faceclip.face3d.model import default_head
+from faceclip.people.example import example_portrait
 from faceclip.settings import run, setting
-from makeup_plugin.fit_edits import read_fit_edits
+from makeup_plugin import FaceMakeUpPipeline
+from makeup_plugin.marking.provenance import save_image, sheet_record
 
+# Each row of the sheet: the words, and what is changed in the fit.
 ROWS = (
-    [{"pose": {"yaw": angle}} for angle in (-50, -25, 0, 25, 50)],
-    [{"expression": {name: 1.0}} for name in ("smile", "jaw_open", "brow_down", "pucker", "cheek_puff")],
-    [{"light": direction} for direction in ((-1, 0.3, 0.4), (-1, 1, 1), (0, 1, 1), (1, 1, 1), (1, 0.3, 0.4))],
+    [("a person", {"pose": {"yaw": angle}}) for angle in (-45, -20, 0, 20, 45)],
+    [
+        (words, {"expression": controls})
+        for words, controls in (
+            ("a person", "neutral"),
+            ("a smiling person", {"smile": 1.0}),
+            ("a person with an open mouth", {"jaw_open": 1.0}),
+            ("a person with lowered brows", {"brow_down": 1.0}),
+            ("a person with pursed lips", {"pucker": 1.0}),
+        )
+    ],
+    [("a person", {"light": place}) for place in ((-1, 0.3, 0.4), (-1, 1, 1), (0, 1, 1), (1, 1, 1), (1, 0.3, 0.4))],
 )
 
 
 @dataclass(kw_only=True)
 class SheetSettings:
-    """The sheet of the manual."""
+    """Who is drawn, and where the sheet goes."""
 
-    size: int = setting(160, "px of one map")
-    out: Path = setting(Path("runs/examples/fit_edits.png"), "the picture")
+    photo: Path | None = setting(None, "photo of the person; a rendered one by default")
+    steps: int | None = setting(None, "sampler steps; those of the model by default")
+    size: int = setting(128, "px of one picture in the sheet")
+    model: str = setting("tiny", "pipeline: a folder, a hub id, or tiny", path=True)
+    out: Path = setting(Path("runs/examples/fit_edits.png"), "the sheet")
 
 
 def draw(settings: SheetSettings) -> None:
-    """One row each for pose, expression and light, on the mean head."""
-    head = default_head()
-    light = ambient_light([0.45] * 3) + directional_light([0.3, 0.4, 1.0], [0.5] * 3)
-    fit = FaceFit(
-        shape=torch.zeros(1, head.shape_size),
-        expression=torch.zeros(1, head.expression_size),
-        pose=torch.tensor([[10.0, 0.0, 0.0]]),
-        camera=torch.from_numpy(Camera(scale=1.4).to_array())[None],
-        light=torch.from_numpy(light)[None],
-    )
-    lines = []
-    for row in ROWS:
-        edits = [read_fit_edits(**{"pose": None, "expression": None, "light": None, **change}) for change in row]
-        maps = [FaceFitter.shading(edit.apply(fit), settings.size)[0] for edit in edits]
-        lines.append(torch.cat(maps, dim=2))
-    pixels = (torch.cat(lines, dim=1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    """Two lines for each of pose, expression and light: the shading maps, and the pictures that follow them."""
+    pipeline = FaceMakeUpPipeline.from_pretrained(settings.model)
+    photo = example_portrait(0) if settings.photo is None else settings.photo
+    side = settings.size
+    sheet = Image.new("RGB", (5 * side, 2 * len(ROWS) * side))
+    for row, changes in enumerate(ROWS):
+        for column, (words, change) in enumerate(changes):
+            result = pipeline(
+                words, photo, num_inference_steps=settings.steps, generator=torch.manual_seed(0), **change
+            )
+            for line, picture in enumerate((result.shading_maps[0], result.images[0])):
+                sheet.paste(picture.resize((side, side)), (column * side, (2 * row + line) * side))
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(settings.out)
+    words = list(dict.fromkeys(words for changes in ROWS for words, _ in changes))
+    save_image(sheet, settings.out, sheet_record(model=settings.model, prompts=words))
     print(settings.out)
 
 

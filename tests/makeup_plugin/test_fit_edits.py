@@ -17,6 +17,7 @@ from faceclip.face3d.light import ambient_light, directional_light
 from faceclip.face3d.model import default_head
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.fit_edits import read_fit_edits
+from makeup_plugin.marking.provenance import read_provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,9 +113,12 @@ def test_edits_need_a_shading_channel(base_parts):
 
 def test_the_sheet_of_the_manual(tmp_path, monkeypatch):
     out = tmp_path / "sheet.png"
-    monkeypatch.setattr(sys, "argv", ["fit_edits.py", "--size", "32", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["fit_edits.py", "--size", "32", "--steps", "1", "--out", str(out)])
     runpy.run_path(str(ROOT / "examples" / "fit_edits.py"), run_name="__main__")
     pixels = np.asarray(Image.open(out)).astype(int)
-    assert pixels.shape == (3 * 32, 5 * 32, 3)
-    tiles = {pixels[y : y + 32, x : x + 32].tobytes() for y in range(0, 96, 32) for x in range(0, 160, 32)}
-    assert len(tiles) == 15
+    assert pixels.shape == (6 * 32, 5 * 32, 3)
+    lines = [pixels[y : y + 32].reshape(32, 5, 32, 3).swapaxes(0, 1) for y in range(0, 192, 32)]
+    maps, pictures = np.concatenate(lines[::2]), np.concatenate(lines[1::2])
+    assert len({tile.tobytes() for tile in maps}) == len({tile.tobytes() for tile in pictures}) == 15
+    assert (maps[:, :2] < 8).all() and (maps.max(axis=(1, 2, 3)) > 60).all()  # a face on black
+    assert read_provenance(out)["model"] == "tiny"
