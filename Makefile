@@ -4,7 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two workers on two cores; one thread each, so that they do not fight for the cores.
+# Two workers on two cores; one thread each, so that they do not fight for the cores. A worker that has finished takes
+# tests from the end of the other's list, so that both end together.
 TEST_WORKERS ?= 2
 
 # Gradio, which asks for pillow < 13, stands in an environment of its own above the main one: all else is tested with the
@@ -27,7 +28,7 @@ demo: install
 	$(BIN)/python -m eval.demo --out runs/demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.import_graph import BELOW, PACKAGES, against_direction, circles, draw, import_graph
+from benchmarks.import_graph import BELOW, PACKAGES, Graph, against_direction, circles, draw, import_graph
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    """That of the project, which takes seconds."""
+    return import_graph()
 
 
 @pytest.fixture
@@ -21,14 +27,13 @@ def tree(tmp_path: Path):
     return write
 
 
-def test_the_project_imports_downwards() -> None:
-    graph = import_graph()
+def test_the_project_imports_downwards(graph: Graph) -> None:
     assert {module.partition(".")[0] for module in graph} == set(PACKAGES) == set(BELOW)
     assert against_direction(graph) == []
 
 
-def test_the_project_has_no_circle_of_modules() -> None:
-    assert circles(import_graph()) == []
+def test_the_project_has_no_circle_of_modules(graph: Graph) -> None:
+    assert circles(graph) == []
 
 
 def test_stages_and_evaluation_are_siblings() -> None:

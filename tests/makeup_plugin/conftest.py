@@ -6,12 +6,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
 from faceclip.encoder import FaceCLIP
 from faceclip.face3d.frames import FaceFit
 from faceclip.towers.image import ImageTower
+from faceclip.towers.text import tokenizer
 from makeup_plugin.conditioning import Conditions, time_ids
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.pipeline import FaceMakeUpPipeline
@@ -113,7 +113,7 @@ WORDS = "photo of a id person. man woman old young b"
 
 def make_joint_encoder() -> FaceCLIP:
     """FaceCLIP with one layer of everything; its compact vocabulary holds the words of these tests."""
-    text = {"layers": 1, "heads": 2, "embed_dim": 8, "vocabulary": SimpleTokenizer().encode(WORDS)}
+    text = {"layers": 1, "heads": 2, "embed_dim": 8, "vocabulary": tokenizer().encode(WORDS)}
     return FaceCLIP(
         face={"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2, "embedding_dim": IDENTITY},
         text_l={**text, "width": CONTEXT - POOLED},

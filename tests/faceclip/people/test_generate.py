@@ -90,8 +90,8 @@ def test_lost_and_truncated_shards_are_made_again(small, tmp_path):
 
 def test_kill_and_resume_give_the_same_files(tmp_path):
     # Two small shards, and one that takes seconds: the kill falls into it.
-    words = ["--identities", "34", "--images-per-identity", "3", "--size", "32", "--workers", "1", "--quiet"]
-    words += ["--splits", "1", "1", "32"]
+    words = ["--identities", "14", "--images-per-identity", "3", "--size", "32", "--workers", "1", "--quiet"]
+    words += ["--splits", "1", "1", "12"]
     victim = start("faceclip.people", *words, "--out", str(tmp_path / "killed"))
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("data/*.parquet")) and time.monotonic() < deadline:
