@@ -11,9 +11,10 @@ import faiss
 import torch
 from torch import Tensor
 
+from eval.retrieval.spaces import RetrievalModel
 from faceclip.data.portrait_reader import cut_square, square_around
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import CheckpointError, ConfigError, EmptyDatasetError, FaceError, NoFaceError
+from faceclip.errors import ConfigError, EmptyDatasetError, FaceError, NoFaceError
 from faceclip.faces import prepare_face
 from faceclip.faces.batches import to_unit
 from faceclip.settings import run, setting
@@ -60,7 +61,7 @@ class SearchSettings:
     gallery: Path = setting(help="folder of pictures, one person on each", positional=True)
     face: Path | None = setting(None, "picture of the person to look for")
     text: str | None = setting(None, "what the picture shows")
-    model: Path = setting(Path("runs/demo/encoder/export"), "export of train_encoder")
+    model: Path = setting(Path("tiny"), "export of train_encoder, a saved pipeline, or tiny, the one that ships")
     reach: float = setting(1.7, "side of the image tower's square in sides of the aligned face, as in training")
     count: int = setting(5, "pictures to name")
 
@@ -73,14 +74,10 @@ class SearchSettings:
 
 def search(arguments: SearchSettings) -> None:
     """Prints the pictures of the gallery that fit best, with their scores."""
-    if not arguments.model.is_dir():
-        raise CheckpointError(
-            f"--model: no folder {arguments.model}; make it by `make demo` or `python -m train_encoder`"
-        )
     if not arguments.gallery.is_dir():
         raise ConfigError(f"gallery: no folder {arguments.gallery}; name one that holds pictures of people")
-    encoder = FaceCLIP.from_pretrained(arguments.model).eval()
-    tower = ImageTower.from_pretrained(f"{arguments.model}/image_tower").eval()
+    model = RetrievalModel.from_pretrained(arguments.model)
+    encoder, tower = model.encoder, model.image_tower
     paths = sorted(path for path in arguments.gallery.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise EmptyDatasetError(f"{arguments.gallery} holds no picture ({', '.join(sorted(SUFFIXES))})")

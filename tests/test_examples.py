@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from faceclip.encoder import FaceCLIP
+from faceclip.people.example import example_portrait
 from faceclip.towers.pretrained import load_tower
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -18,7 +19,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search.py", ".", "--text", "a man"], "no folder runs/demo/encoder/export; make it by `make demo` or"),
+        (["search.py", ".", "--text", "a man", "--model", "nowhere"], "nowhere has no config.json: give the export"),
         (["search.py", "nowhere", "--text", "a man", "--model", "."], "gallery: no folder nowhere; name one"),
         (["search.py", ".", "--text", "a man", "--model", "."], "error: "),
         (["photos.py", "--model", "."], "adapter.json is missing"),
@@ -58,6 +59,18 @@ def test_search_sees_the_square_around_the_face_wherever_it_lies(export, tmp_pat
     scores = {Path(name).stem: float(score) for score, name in map(str.split, capsys.readouterr().out.splitlines())}
     assert scores.keys() == {"alone", "wide"}
     assert scores["alone"] == scores["wide"]  # whole pictures, squashed, give .196 and .180
+
+
+def test_search_finds_people_with_the_encoder_that_ships(tmp_path, monkeypatch, capsys):
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    for number in range(4):
+        example_portrait(number).save(gallery / f"{number}.png")
+    example_portrait(1, picture=2).save(tmp_path / "another.png")
+    query = ["--face", str(tmp_path / "another.png"), "--count", "1"]
+    monkeypatch.setattr("sys.argv", ["search.py", str(gallery), *query])
+    runpy.run_path(str(EXAMPLES / "search.py"), run_name="__main__")
+    assert capsys.readouterr().out.split()[1] == str(gallery / "1.png")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import Progress
 
 from eval.arguments import REPORT, check_least, check_seed, use_device
-from eval.hashes import model_hash
+from eval.hashes import pipeline_hash
 from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
@@ -125,7 +125,9 @@ def add_detected(report: Report, found: dict[QueryKind, KindResult], facts: dict
 class RetrievalSettings:
     """What is evaluated, and by which queries."""
 
-    model: Path = setting(help="export folder of `python -m train_encoder`")
+    model: Path = setting(
+        help="export folder of `python -m train_encoder`, a saved pipeline, or tiny, the one that ships"
+    )
     data: Path = setting(help="data set folder")
     out: Path = setting(help="receives results.json and report.html")
     queries: int = setting(2000, "at most this many of each kind, spread evenly")
@@ -163,7 +165,7 @@ def search_and_report(settings: RetrievalSettings) -> None:
     noted = {
         "queries": settings.queries,
         "seed": settings.seed,
-        "model": model_hash(settings.model),
+        "model": pipeline_hash(settings.model),
         "data": test.content_hash,
         "validation data": validation.content_hash,
         "data terms": terms,

@@ -18,6 +18,7 @@ from faceclip.storage.shards import ShardedArray
 from faceclip.towers.face import FaceFeatures
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import tokenize, used_tokens
+from makeup_plugin.saving.shipped import is_shipped, shipped_towers
 
 Progress = Callable[[int], None]
 
@@ -30,18 +31,29 @@ class RetrievalModel:
     image_tower: ImageTower
 
     @classmethod
-    def from_pretrained(cls, directory: Path, device: torch.device | str = "cpu") -> "RetrievalModel":
-        """An export of stage 1, on a device; what the functions below compute comes back to the CPU.
+    def from_pretrained(cls, model: str | Path, device: torch.device | str = "cpu") -> "RetrievalModel":
+        """An export of stage 1, the encoders of a saved pipeline in a folder, or those of the shipped pipeline by its
+        name; on a device. What the functions below compute comes back to the CPU.
 
         Raises CheckpointError when parts are missing or damaged.
         """
-        for part in (directory, directory / "image_tower"):
-            if not (part / "config.json").is_file():
-                raise CheckpointError(f"{part} has no config.json: give the export folder of `python -m train_encoder`")
-        encoder = load_model(FaceCLIP, directory, "--model")
+        if is_shipped(model):
+            parts = shipped_towers(str(model), given={"face_fitter": None})
+            encoder, image_tower = parts["joint_encoder"], parts["image_encoder"]
+        else:
+            folder = Path(model)
+            pipeline = (folder / "model_index.json").is_file()
+            places = ("joint_encoder", "image_encoder") if pipeline else ("", "image_tower")
+            for part in (folder / place for place in places):
+                if not (part / "config.json").is_file():
+                    raise CheckpointError(
+                        f"{part} has no config.json: give the export folder of `python -m train_encoder`, a saved "
+                        "pipeline, or tiny"
+                    )
+            encoder = load_model(FaceCLIP, folder / places[0], "--model")
+            image_tower = load_model(ImageTower, folder / places[1], "--model")
         if encoder.heads is None:
-            raise CheckpointError(f"{directory} has no retrieval heads: train stage 1 with joint heads")
-        image_tower = load_model(ImageTower, directory / "image_tower", "--model")
+            raise CheckpointError(f"{model} has no retrieval heads: train stage 1 with joint heads")
         return cls(encoder=encoder.to(device), image_tower=image_tower.to(device))
 
     @property
