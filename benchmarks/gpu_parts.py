@@ -4,7 +4,9 @@ Weights are random wherever the real ones would have to be downloaded: they take
 the same code runs at sizes that a CPU computes in seconds.
 """
 
+import gc
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -157,9 +159,10 @@ def fitting(config: Any, run: Callable[[Any], Figures]) -> Figures:
         except torch.OutOfMemoryError:
             if trainer.batch_size == 1:
                 raise
-            torch.cuda.empty_cache()
-            fewer = replace(trainer, batch_size=trainer.batch_size // 2, accumulate=trainer.accumulate * 2)
-            config = replace(config, trainer=fewer)
+        gc.collect()  # the trainer that did not fit
+        torch.cuda.empty_cache()
+        fewer = replace(trainer, batch_size=trainer.batch_size // 2, accumulate=trainer.accumulate * 2)
+        config = replace(config, trainer=fewer)
 
 
 def short_words(setting: Setting) -> list[str]:
@@ -257,6 +260,7 @@ def shipped_encoder(preset: str, setting: Setting) -> Figures:
             out = Path(folder) / "run"
             prepare(replace(config, out=str(out))).fit()
             if preset == "tiny":
+                shutil.rmtree(setting.work / "encoder", ignore_errors=True)
                 (out / "export").rename(setting.work / "encoder")
             return last_line(out)
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import PARTS, Part, Setting
+from benchmarks.gpu_parts import PARTS, Part, Setting, fitting
 from faceclip.errors import DataError
+from faceclip.training import TrainerConfig
+from train_encoder.config import EncoderConfig
 
 
 @pytest.fixture
@@ -22,6 +24,22 @@ def test_a_part_gives_figures(setting, name):
     figures = PARTS[name].run(setting)
     assert figures and all(isinstance(value, str) or value > 0 for value in figures.values())
     assert list(setting.work.iterdir()) == []  # nothing large is left
+
+
+def test_a_batch_that_does_not_fit_is_halved_with_twice_the_chunks():
+    tried = []
+
+    def run(config: EncoderConfig) -> dict:
+        tried.append((config.trainer.batch_size, config.trainer.accumulate))
+        if len(tried) < least:
+            raise torch.OutOfMemoryError("no memory is left")
+        return {"loss": 1.0}
+
+    config, least = EncoderConfig(data="none", trainer=TrainerConfig(batch_size=4, accumulate=2)), 3
+    assert fitting(config, run) == {"batch": "1 × 8 chunks", "loss": 1.0} and tried == [(4, 2), (2, 4), (1, 8)]
+    least = 9
+    with pytest.raises(torch.OutOfMemoryError):
+        fitting(config, run)
 
 
 def test_the_command_writes_each_part_and_goes_on_where_it_stopped(tmp_path, capsys):
