@@ -187,6 +187,12 @@ def pipeline() -> FaceMakeUpPipeline:
     return make_pipeline()
 
 
+@pytest.fixture(scope="session")
+def untouched() -> FaceMakeUpPipeline:
+    """One pipeline for all calls that are rejected before anything is drawn."""
+    return make_pipeline()
+
+
 @pytest.fixture
 def base_parts():
     return make_base

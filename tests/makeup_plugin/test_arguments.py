@@ -91,9 +91,9 @@ def test_landmarks_that_are_no_face_are_refused(photo, points):
         ),
     ],
 )
-def test_impossible_arguments_are_named(pipeline, arguments, message):
+def test_impossible_arguments_are_named(untouched, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        pipeline(**{"prompt": "a man", **PLAIN, **arguments})
+        untouched(**{"prompt": "a man", **PLAIN, **arguments})
 
 
 def test_errors_say_which_argument_a_picture_came_by(pipeline, tmp_path):

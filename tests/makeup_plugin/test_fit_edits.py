@@ -101,9 +101,9 @@ def test_the_pipeline_draws_the_changed_fit(pipeline, photo, points):
         ({"pose": {"yaw": 1}, "shading_map": np.zeros((32, 32, 3), np.uint8)}, "^pose, .*shading_map"),
     ],
 )
-def test_impossible_edits_are_named(pipeline, photo, points, arguments, message):
+def test_impossible_edits_are_named(untouched, photo, points, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        pipeline("a man", photo, landmarks=points, num_inference_steps=1, **arguments)
+        untouched("a man", photo, landmarks=points, num_inference_steps=1, **arguments)
 
 
 def test_edits_need_a_shading_channel(base_parts):

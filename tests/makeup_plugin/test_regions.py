@@ -142,9 +142,9 @@ def test_masks_of_all_kinds_agree():
         ("left", "regions must be a list"),
     ],
 )
-def test_regions_that_do_not_fit_are_named(pipeline, people, regions, message):
+def test_regions_that_do_not_fit_are_named(untouched, people, regions, message):
     with pytest.raises(ConfigError, match=message):
-        latents(pipeline, identity=people[:2], regions=regions)
+        latents(untouched, identity=people[:2], regions=regions)
 
 
 def test_other_arguments_that_do_not_fit_people_are_named(pipeline, people, photo, points):

@@ -106,9 +106,9 @@ def test_numbers_give_the_bits_of_before(pipeline, photo, points):
         ({"identity_schedule": lambda done: None}, "identity_schedule must be"),
     ],
 )
-def test_impossible_scales_are_named(pipeline, photo, points, arguments, message):
+def test_impossible_scales_are_named(untouched, photo, points, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        latents(pipeline, photo, points, **arguments)
+        latents(untouched, photo, points, **arguments)
 
 
 def test_a_scale_needs_a_channel():
