@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from faceclip.errors import FaceClipError
 from faceclip.settings.config import parse_config
+from faceclip.storage.locks import folders_released
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ def run(
 def guarded(work: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
     """The exit status of `work`: its own (None is 0), or that of its error, which is printed in one line."""
     try:
-        status = work()
+        with folders_released():
+            status = work()
     except FaceClipError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

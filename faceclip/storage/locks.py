@@ -43,6 +43,57 @@ def locked(path: Path, *, wait: bool = True, kind: type[FaceClipError] = DataErr
         yield
 
 
+_held: dict[Path, int] = {}  # folders that this process holds, and their descriptors
+
+
+def hold_folder(folder: Path, option: str) -> None:
+    """Keep a folder, which `option` ("--out ") names, for this process: until it ends or leaves `folders_released`.
+
+    The folder itself is locked, so that no file is left in it. Raises ConfigError, which names the other process, when
+    another one holds it.
+    """
+    place = folder.resolve()
+    if place in _held:
+        return
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        if error.errno in (*_UNSUPPORTED, errno.EBADF):
+            return  # this file system has no locks, or none of folders
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise ConfigError(
+            f"{option}{folder}: another process{holder} writes there: wait until it ends, or name another folder"
+        ) from error
+    _held[place] = descriptor
+
+
+@contextmanager
+def folders_released() -> Iterator[None]:
+    """Gives back what `hold_folder` took within."""
+    before = set(_held)
+    try:
+        yield
+    finally:
+        for place in set(_held) - before:
+            os.close(_held.pop(place))
+
+
+def _holder(descriptor: int) -> str:
+    """The number of the process that holds a lock, as Linux tells it, or nothing where it does not."""
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    inode = os.fstat(descriptor).st_ino
+    held = [line.split() for line in lines if " FLOCK " in line and "->" not in line]
+    found = [words[4] for words in held if words[5].endswith(f":{inode}")]
+    return f" ({found[0]})" if found else ""
+
+
 @contextmanager
 def locked_cache(cache: Path) -> Iterator[bool]:
     """One process at a time in a cache folder: the ranks of a distributed run, and several runs on one data set, must

@@ -21,6 +21,7 @@ from torch import Tensor
 from faceclip.errors import CheckpointError
 from faceclip.storage.files import disk_errors, write_json
 from faceclip.storage.folders import sync_folder, verify, write_atomically
+from faceclip.storage.locks import hold_folder
 from faceclip.storage.places import check_place
 from faceclip.storage.regular import parse_json, read_regular
 from faceclip.training.collectives import gather_rows
@@ -94,11 +95,11 @@ def add_facts(directory: Path, step: int, facts: Mapping[str, Any]) -> None:
 
 
 def make_folder(directory: Path, option: str = "out=", marks: Sequence[str] = ()) -> None:
-    """Creates the output folder that `option` names, unless it exists.
+    """Creates the output folder that `option` names, unless it exists. With `marks`, this process also holds it.
 
     Raises ConfigError for the root of the file system and, with `marks`, for another program's folder
-    (`faceclip.storage.places.check_place`), and CheckpointError if the folder cannot be created or written. Both
-    messages begin with the option.
+    (`faceclip.storage.places.check_place`) and for one that another process holds, and CheckpointError if the folder
+    cannot be created or written. All messages begin with the option.
     """
     check_place(directory, option, marks)
     try:
@@ -107,6 +108,8 @@ def make_folder(directory: Path, option: str = "out=", marks: Sequence[str] = ()
         raise CheckpointError(f"{option}{directory}: cannot be made ({error.strerror}); name another folder") from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise CheckpointError(f"{option}{directory}: cannot be written; name another folder, or make this one writable")
+    if marks:
+        hold_folder(directory, option)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

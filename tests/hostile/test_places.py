@@ -16,7 +16,7 @@ import train_encoder.__main__
 import train_generator.__main__
 from faceclip.errors import CheckpointError, ConfigError, DataError
 from faceclip.settings import parse_config
-from faceclip.storage.locks import locked, locked_cache
+from faceclip.storage.locks import folders_released, hold_folder, locked, locked_cache
 from faceclip.storage.places import check_place
 from faceclip.training import Trainer, check_output
 from tests.faceclip.training.test_trainer import Line, Numbers, config, weights
@@ -30,6 +30,14 @@ from faceclip.storage.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
+"""
+HOLDER_OF_REPORT = """
+import sys, time
+from pathlib import Path
+from faceclip.storage.locks import hold_folder
+hold_folder(Path(sys.argv[1]), "out=")
+print("held", flush=True)
+time.sleep(60)
 """
 
 
@@ -142,6 +150,23 @@ def test_a_second_process_learns_who_holds_the_run(tmp_path: Path) -> None:
             holder.kill()
     assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
     assert Trainer(config(steps=8), Line(), Numbers(), tmp_path).fit().step == 8  # the lock died with its holder
+
+
+def test_two_reports_do_not_mix_in_one_folder(tmp_path: Path, capsys) -> None:
+    words = ["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "report")]
+    assert eval.leakage.main(words) == 2
+    assert "nowhere" in capsys.readouterr().err and not list((tmp_path / "report").iterdir())
+    command = [sys.executable, "-c", HOLDER_OF_REPORT, str(tmp_path / "report")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            assert eval.leakage.main(words) == 2
+            told = capsys.readouterr().err
+            assert f"--out {tmp_path / 'report'}: another process ({holder.pid}) writes there" in told
+        finally:
+            holder.kill()
+    with folders_released():  # the lock died with its holder, and a command that has ended holds nothing
+        hold_folder(tmp_path / "report", "out=")
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path: Path) -> None:
