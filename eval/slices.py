@@ -11,6 +11,9 @@ from faceclip.statistics import Estimate, identity_bootstrap
 FEW = 30
 """Pictures below which a slice's mean is not shown."""
 
+RESAMPLES = 2000
+"""Draws for the interval of a difference between groups."""
+
 YAW_EDGES = (15.0, 30.0, 45.0)
 PITCH_EDGES = (10.0, 20.0)
 SIZE_EDGES = (0.25, 0.4, 0.55)  # width of the face as a share of the picture's
@@ -93,21 +96,20 @@ def group_difference(
     identity: NDArray[np.integer],
     first: NDArray[np.bool_],
     second: NDArray[np.bool_],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Estimate:
-    """Mean over `first` minus mean over `second` with its 95 % interval when persons are drawn with replacement.
+    """Returns the mean over `first` minus that over `second`, with the 95 % interval over persons drawn with
+    replacement.
 
-    A person may have pictures in both groups (yaw bins) or in one (skin tone); draws without one of the groups do not
-    count. The groups were picked as the extremes, so that a gap of 0 is unlikely by construction.
+    values, identity (N,); first, second (N,): the rows of either group. A person may have pictures in both groups (yaw)
+    or in one (skin tone); draws that lack one of the groups do not count. The groups were chosen as the extremes, so a
+    difference of 0 is unlikely by construction.
     """
     values = np.asarray(values, np.float64)
     _, group = np.unique(identity, return_inverse=True)
     people = int(group.max()) + 1
     sums = [np.bincount(group[rows], weights=values[rows], minlength=people) for rows in (first, second)]
     counts = [np.bincount(group[rows], minlength=people) for rows in (first, second)]
-    drawn = np.random.default_rng(seed).integers(0, people, size=(resamples, people))
+    drawn = np.random.default_rng(0).integers(0, people, size=(RESAMPLES, people))
     means = []
     for total, count in zip(sums, counts, strict=True):
         number = count[drawn].sum(axis=1)

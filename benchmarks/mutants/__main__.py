@@ -33,7 +33,7 @@ from benchmarks.mutants.table import DESELECTED, EQUIVALENT, MODULES, source_fil
 WANTED = 0.9  # share of mutants to be killed
 MARGIN = 4  # a mutant's tests may use this multiple of the processor time that the unchanged module's take …
 LEAST = 30  # … but at least this number of seconds
-WAIT = 20  # tests that wait instead of computing are ended after this multiple of the limit
+ASLEEP = 600  # tests that sleep for this number of seconds, as in a deadlock, are ended
 # Loaded once: every run is a fork that finds them imported, which saves most of its time.
 LIBRARIES = (
     *(
@@ -153,13 +153,15 @@ def run_tests(tree: Path, tests: tuple[str, ...], limit: float) -> tuple[str, fl
             traceback.print_exc()
         finally:
             os._exit(code)  # never back into the loop of the parent
-    deadline = time.monotonic() + WAIT * limit
-    while time.monotonic() < deadline:
+    awake = time.monotonic()
+    while time.monotonic() < awake + ASLEEP:
         done, status, used = os.wait4(child, os.WNOHANG)
         if done:
             seconds = used.ru_utime + used.ru_stime
             ended = os.WIFSIGNALED(status) and seconds >= limit
             return "ran past the limit" if ended else "passed" if status == 0 else "failed", seconds
+        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            awake = time.monotonic()  # a process that waits for a core is no sleeper
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
@@ -180,7 +182,7 @@ def _in_child(tree: Path, tests: tuple[str, ...]) -> int:
     sys.path[:] = [str(tree), *(path for path in sys.path if Path(path or ".").resolve() != Path(os.getcwd()))]
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         del sys.modules[name]
-    options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={tree.parent / 'tests'}"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=0", f"--basetemp={tree.parent / 'tests'}"]
     options += [f"--deselect={test}" for test in DESELECTED]
     return int(pytest.main([*options, *tests]))
 

@@ -11,7 +11,7 @@ RESAMPLES = 200
 Statistic = Callable[[NDArray[np.int64]], float]
 
 
-def by_people(statistic: Statistic, people: NDArray[np.integer], *, resamples: int = RESAMPLES) -> Estimate:
+def by_people(statistic: Statistic, people: NDArray[np.integer]) -> Estimate:
     """Returns a statistic of rows with its 95 % percentile interval, from people drawn with replacement (Efron 1979).
 
     statistic: function of row numbers (M,), which may repeat. people (N,): the person of each row. The interval is NaN
@@ -23,7 +23,7 @@ def by_people(statistic: Statistic, people: NDArray[np.integer], *, resamples: i
     random = np.random.default_rng(0)
     drawn = [
         statistic(np.concatenate([rows[one] for one in random.integers(0, len(names), len(names))]))
-        for _ in range(resamples)
+        for _ in range(RESAMPLES)
     ]
     finite = np.array([value for value in drawn if np.isfinite(value)])
     low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (float("nan"), float("nan"))

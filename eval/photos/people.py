@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from faceclip.errors import DataError, EmptyDatasetError, FaceError, NoFaceError
-from faceclip.faces import Face, FaceDetector, MTCNNDetector, load_image, prepare_face
+from faceclip.faces import Face, MTCNNDetector, load_image, prepare_face
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -67,15 +67,13 @@ def single_photos(folder: Path, people: int, seed: int) -> list[tuple[int, Path]
     return [(number, files[row]) for number, row in enumerate(drawn)]
 
 
-def read_photos(
-    chosen: list[tuple[int, Path]], detector: FaceDetector | None = None, *, label: str = "photos"
-) -> Iterator[Photo]:
+def read_photos(chosen: list[tuple[int, Path]]) -> Iterator[Photo]:
     """Reads the photos one after another, finds the face in the middle of each, and turns the photo upright.
 
     A photo that cannot be read, or has no face, is yielded with `face=None`.
     """
-    detector = detector or MTCNNDetector()
-    for person, file in track(chosen, description=label, transient=True):
+    detector = MTCNNDetector()
+    for person, file in track(chosen, description="photos", transient=True):
         name = f"{file.parent.name}/{file.name}"
         try:
             image = load_image(file, name=name)

@@ -167,10 +167,10 @@ class EvaluationSet:
         return figures
 
 
-def measure_identity(module: nn.Module, directory: Path, *, size: int, split: str = "test") -> dict[str, Estimate]:
-    """Returns rank-1 on a split, from full portraits and from portraits reduced to 64 px."""
-    figures = EvaluationSet(directory, split, size=size).measure(module)
-    small = EvaluationSet(directory, split, size=size, portrait=64).measure(module)
+def measure_identity(module: nn.Module, directory: Path, *, size: int) -> dict[str, Estimate]:
+    """Returns rank-1 on the test split, from full portraits and from portraits reduced to 64 px."""
+    figures = EvaluationSet(directory, "test", size=size).measure(module)
+    small = EvaluationSet(directory, "test", size=size, portrait=64).measure(module)
     return figures | {f"{name}_64px": figure for name, figure in small.items()}
 
 
