@@ -1,10 +1,9 @@
-"""A split of a portrait data set as numpy arrays: decoded once, then memory-mapped.
+"""Loads a split of a portrait data set as numpy arrays, which are decoded once and then memory-mapped.
 
-Photographs stay encoded in them, and are decoded when they are read (`faceclip.data.encoded`).
-The arrays are shards (`faceclip.storage.shards`) beside the data in ``DIR/.arrays``, keyed by the content of the
-parquet files and the size; a build that was killed resumes where it stopped. The parquet files are compared with the
-hashes in ``dataset.json``: parquet has no checksum of its own, and a changed byte in a column of numbers would pass as
-another label.
+Photographs stay encoded and are decoded on access (`faceclip.data.encoded`). The arrays are shards
+(`faceclip.storage.shards`) in ``DIR/.arrays``, keyed by the content of the parquet files and the size; a killed build
+resumes. The parquet files are compared with the hashes in ``dataset.json``, because parquet has no checksum and a
+changed byte in a column of numbers would pass as another label.
 """
 
 import json
@@ -93,12 +92,12 @@ class FaceArrays:
 
     @property
     def are_photos(self) -> bool:
-        """Whether the portraits are photos, whose attributes nobody knows for certain."""
+        """Whether the portraits are photos, whose attributes are not known for certain."""
         return self.vocabularies.keys() != VOCABULARIES.keys()
 
     @cached_property
     def captions(self) -> list[list[Caption]]:
-        """The captions of each portrait; parsed on first use."""
+        """The captions of each portrait, parsed on first use."""
         try:
             return [[caption_from_dict(stored) for stored in json.loads(row)] for row in self.texts]
         except (ValueError, KeyError, TypeError) as error:
@@ -108,7 +107,7 @@ class FaceArrays:
 
     @cached_property
     def names(self) -> list[str]:
-        """The person whom each portrait shows, as a number."""
+        """The number of the person in each portrait, as text."""
         return [f"identity {person}" for person in self.identity]
 
     @property
@@ -126,12 +125,12 @@ class FaceArrays:
         return number_captions(self.captions)
 
     def attribute_values(self, name: str) -> NDArray[np.str_]:
-        """The attribute as words (N,) instead of classes; "" where it is unknown."""
+        """Returns an attribute as words (N,) instead of classes; "" if it is unknown."""
         return np.array((*self.vocabularies[name], ""))[self.attributes[name]]
 
     @cached_property
     def seen_values(self) -> dict[str, NDArray[np.str_]]:
-        """What the pictures show of their attributes, as words (N,): "" where a value cannot be seen."""
+        """The visible values of each attribute as words (N,): "" if a value cannot be seen."""
         values = {name: self.attribute_values(name) for name in self.vocabularies}
         if self.regions is None or not values or self.are_photos:
             return values
@@ -145,11 +144,13 @@ class FaceArrays:
 def load_arrays(
     directory: str | os.PathLike[str], split: str, *, size: int | None = None, workers: int = 2, labelled: bool = True
 ) -> FaceArrays:
-    """Arrays of one split, decoded on first use and memory-mapped (read-only) after that.
+    """Loads the arrays of one split; they are decoded on first use and then memory-mapped read-only.
 
-    `size` resizes pictures (area average), label maps (nearest) and landmarks; None keeps the stored size. `labelled`
-    false takes photos too. Raises `DataError` for missing, changed or corrupt shards and columns, a damaged cache, or a
-    disk that is full; `EmptyDatasetError` for an empty split.
+    size: side in px to which pictures (area average), label maps (nearest) and landmarks are resized; None keeps the
+    stored size. labelled: false accepts photos too.
+
+    Raises DataError for missing, changed or corrupt shards and columns, a damaged cache, or a full disk, and
+    EmptyDatasetError for an empty split.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -182,7 +183,7 @@ def load_arrays(
 
 
 def _columns(shard: Path, labelled: bool) -> list[str]:
-    """The columns that are read. Raises DataError where one is missing."""
+    """Returns the columns to read. Raises DataError if one is missing."""
     expected = list(features())
     present = _read(shard, lambda: pq.ParquetFile(shard)).schema_arrow.names
     known = [name for name in (PLACEMENT, MASKS) if name in present]
@@ -201,7 +202,7 @@ def _columns(shard: Path, labelled: bool) -> list[str]:
 
 
 def shard_paths(root: Path, split: str) -> list[Path]:
-    """The parquet files of a split in order. Raises `DataError` when there are none or some are missing."""
+    """Returns the parquet files of a split in order. Raises DataError if there are none or some are missing."""
     shards = sorted((root / "data").glob(f"{split}-*.parquet"))
     if not shards:
         raise DataError(
@@ -236,7 +237,7 @@ def _content_hash(root: Path, split: str, shards: list[Path]) -> str:
 
 
 def _announced_hashes(path: Path) -> dict[str, str]:
-    """SHA-256 by file name; empty for data that came without a dataset.json."""
+    """Returns SHA-256 by file name; empty for data without a dataset.json."""
     if not path.is_file():
         return {}
     try:
@@ -258,7 +259,7 @@ def _read(shard: Path, action: Callable[[], T]) -> T:
 
 
 def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, dict]]:
-    """Each row with the file that holds it."""
+    """Yields each row with its file."""
     for shard in shards:
         file = _read(shard, partial(pq.ParquetFile, shard))
         missing = sorted(set(names) - set(file.schema_arrow.names))
@@ -271,7 +272,7 @@ def _rows(shards: list[Path], names: list[str]) -> Iterator[tuple[Path, dict]]:
 
 
 def _arrays_of(rows: list[tuple[Path, dict]], size: int | None, pool: ThreadPoolExecutor) -> dict[str, NDArray]:
-    """The fields of a block of rows, each with its file."""
+    """Returns the fields of a block of rows, each of which comes with its file."""
     for shard, row in rows:
         _check_captions(row, shard)
     decoded = list(pool.map(lambda found: _decode(found[1], size, found[0]), rows))
@@ -356,7 +357,7 @@ def _decode(row: dict, size: int | None, shard: Path) -> dict[str, NDArray]:
 
 
 def _vocabularies(names: Container[str]) -> dict[str, tuple[str, ...]]:
-    """Those of renders, or of photos that were read, by the names of the attributes that are there."""
+    """Returns the vocabularies of renders, or of photos whose attributes were read, by attribute."""
     return PHOTO_VOCABULARIES if _READ in names else VOCABULARIES if next(iter(VOCABULARIES)) in names else {}
 
 
@@ -381,7 +382,7 @@ def _open(stored: dict[str, ShardedArray], cache: Path, content: str) -> FaceArr
 
 @dataclass(frozen=True)
 class _StoredTexts:
-    """Texts on disk, decoded when they are read: bytes and ends of each shard."""
+    """Texts on disk, decoded on access, from the bytes and ends of each shard."""
 
     parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -391,7 +392,7 @@ class _StoredTexts:
 
 
 def _numbers(stored: ShardedArray) -> NDArray:
-    """A field of few bytes per portrait, in memory and read-only."""
+    """Reads a field of few bytes per portrait into memory, read-only."""
     values = stored[:]
     values.flags.writeable = False
     return values

@@ -1,7 +1,8 @@
-"""The road from rows to portraits and to arrays on disk, block by block: resumable after a kill, verified when read.
+"""Processes rows block by block to portraits and to arrays on disk; passes resume after a kill and verify what they
+read.
 
-`SourceBlocks` reads the rows of any data, finds their faces and cuts them; `kept_rows` keeps what is computed of rows
-that are known already.
+`SourceBlocks` reads the rows of any data, finds their faces and cuts them. `kept_rows` caches what is computed from
+known rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +43,9 @@ def kept_rows(
     around: Callable[[], AbstractContextManager] = nullcontext,
     hashes: bool = True,
 ) -> dict[str, ShardedArray]:
-    """Fields of `count` rows each, built on first use and kept as shards in the folder `cache/NAME-KEY`.
+    """Returns fields of `count` rows each, which are built on first use and kept as shards in `cache/NAME-KEY`.
 
-    Several processes may ask at the same time: one builds, the others wait and read.
+    If several processes call this at the same time, one builds and the others wait and read.
 
     Args:
         name: words for people, joined by hyphens. facts: what decides the content; count and block count, too.
@@ -73,7 +74,7 @@ def kept_rows(
 
 
 def check_writable(writable: bool, cache: Path, what: str) -> None:
-    """Raises DataError if a cache that can only be read lacks something."""
+    """Raises DataError if a read-only cache is incomplete."""
     if not writable:
         raise DataError(
             f"cache={cache}: {what} is not complete there and it cannot be written: name another folder by cache=DIR"
@@ -81,7 +82,7 @@ def check_writable(writable: bool, cache: Path, what: str) -> None:
 
 
 def row_count(config: DataConfig, source: RowSource) -> int | None:
-    """Number of rows of a source up to `data.limit`, or None if it is known only after reading to the end."""
+    """Returns the number of rows of a source, at most `data.limit`, or None if only reading to the end tells."""
     limit = config.limit or None
     return source.count if limit is None else min(limit, source.count or limit)
 
@@ -89,8 +90,11 @@ def row_count(config: DataConfig, source: RowSource) -> int | None:
 def row_blocks(
     config: DataConfig, source: RowSource, first: int, position: Position | None
 ) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    """Number and rows of block `first` and of those after it: `data.shard_rows` rows, fewer at the end or at
-    `data.limit`. `position`: where a stream stood at the begin of the first one, if that is known."""
+    """Yields number and rows of block `first` and of those after it.
+
+    A block has `data.shard_rows` rows, and fewer at the end or at `data.limit`. position: of the stream at the
+    beginning of the first block, if known.
+    """
     size, limit = config.shard_rows, config.limit or None
     rows = source.rows(first * size, position)
     rows = islice(rows, None if limit is None else max(0, limit - first * size))
@@ -133,12 +137,14 @@ class SourceBlocks:
 
     @property
     def facts(self) -> list[str]:
-        """What decides which rows are usable and where their faces are."""
+        """Texts that change whenever usable rows or places of faces may change."""
         return [self.source.content_hash, self.mapping.facts, self.reader.finding]
 
     def read(self, first: int, position: Position | None, title: str) -> Iterator["Block"]:
-        """Block number `first` and those after it. `position`: where a stream stood at its begin, if that is known;
-        `title`: of the progress bar."""
+        """Yields block number `first` and those after it.
+
+        position: of the stream at the beginning of that block, if known. title: of the progress bar.
+        """
         total = row_count(self.config, self.source)
         with PortraitPool(self.config, self.mapping, self.reader) as pool, bar(title, total) as advance:
             for number, rows in row_blocks(self.config, self.source, first, position):
@@ -148,7 +154,7 @@ class SourceBlocks:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows number `start`, `start` + 1, … of a source."""
+    """Consecutive rows of a source, from number `start` on."""
 
     number: int
     start: int
@@ -157,16 +163,17 @@ class Block:
     advance: Callable[[int], None]
 
     def parts(self, size: int, landmarks: Mapping[int, NDArray] | None = None) -> Iterator[list[Outcome]]:
-        """Outcomes of `size` rows after another, so that only their pictures are in memory; with known `landmarks`, by
-        row, of these rows alone. Raises DataError when a worker process dies."""
+        """Yields the outcomes of `size` rows at a time, so that only their pictures are in memory.
+
+        landmarks: by row, if they are known; then only these rows are prepared. Raises DataError if a worker dies.
+        """
         for first in range(0, len(self.rows), size):
             part = self.rows[first : first + size]
             yield self.pool.prepare(part, self.start + first, landmarks)
             self.advance(self.start + first + len(part))
 
     def prepare(self, landmarks: Mapping[int, NDArray] | None = None) -> list[Outcome]:
-        """Outcomes of all rows at once; with known `landmarks`, by row, of these rows alone. Raises DataError when a
-        worker process dies."""
+        """Returns the outcomes of all rows; otherwise like `parts`."""
         return self.pool.prepare(self.rows, self.start, landmarks)
 
     def done(self) -> None:
@@ -175,7 +182,7 @@ class Block:
 
 
 def usable(outcomes: Sequence[Outcome], rejected: RejectCounts) -> list[Usable]:
-    """The usable rows among outcomes; the others are counted in `rejected`."""
+    """Returns the usable rows among outcomes, and counts the others in `rejected`."""
     for outcome in outcomes:
         if isinstance(outcome, RejectedRecord):
             rejected.add(outcome)

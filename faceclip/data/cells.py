@@ -1,4 +1,4 @@
-"""What the cells of a row hold: texts, pictures, boxes, points, masks. What cannot be used is never guessed."""
+"""Parses the cells of a row: texts, pictures, boxes, points and masks. Unusable cells are rejected, never guessed."""
 
 import json
 import math
@@ -15,7 +15,7 @@ MAX_CAPTION = 100_000  # characters: text towers read the first few hundred
 
 
 class RejectedRecord(Exception):
-    """A row that cannot be used; `reason` is a short name that reports count, the message says what was found."""
+    """A row that cannot be used. `reason` is a short name by which reports count; the message says what was found."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -27,8 +27,8 @@ class RejectedRecord(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenMask:
-    """A mask of some words of a caption: path of its file as the row says it, untrusted; positions of the words' tokens
-    in CLIP's context."""
+    """A mask of some words of a caption: the path in the row, which is not trusted, and the positions of the words'
+    tokens in CLIP's context."""
 
     caption: str
     path: str
@@ -36,7 +36,7 @@ class GivenMask:
 
 
 def encodes(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half of a surrogate pair, which JSON can hold, cannot."""
+    """Returns whether a text can be written as UTF-8, which half of a surrogate pair (possible in JSON) cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -45,7 +45,8 @@ def encodes(text: str) -> bool:
 
 
 def texts_of(cell: Any, where: str) -> list[str]:
-    """The captions of a cell: a text, bytes, a struct with `text`, or a list of these. Raises RejectedRecord."""
+    """Returns the captions of a cell: a text, bytes, a struct with `text`, or a list of these. Raises
+    RejectedRecord."""
     if cell is None:
         return []
     if isinstance(cell, str):
@@ -65,7 +66,7 @@ def texts_of(cell: Any, where: str) -> list[str]:
 
 
 def image_of(cell: Any, where: str) -> bytes | str:
-    """The encoded picture of a cell, or the path or address that it says. Raises RejectedRecord."""
+    """Returns the encoded picture of a cell, or the path or address in it. Raises RejectedRecord."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes | str) and cell:
@@ -77,7 +78,7 @@ def image_of(cell: Any, where: str) -> bytes | str:
 
 
 def _numbers(cell: Any, where: str, reason: str) -> list[float]:
-    """Numbers of nested lists or of JSON text, flat."""
+    """Returns the numbers of nested lists or of JSON text as a flat list."""
     if isinstance(cell, str):
         try:
             cell = json.loads(cell)
@@ -97,7 +98,7 @@ def _numbers(cell: Any, where: str, reason: str) -> list[float]:
 
 
 def parse_box(cell: Any, box_format: str, where: str) -> NDArray[np.float64]:
-    """(4,) x1, y1, x2, y2 from a list, JSON text or struct in the order of `box_format`. Raises RejectedRecord."""
+    """Parses a box (4,) x1, y1, x2, y2 from a list, JSON text or struct in `box_format`. Raises RejectedRecord."""
     values = _numbers(cell, f"{where}, box", "bad_box")
     if len(values) != 4:
         raise RejectedRecord("bad_box", f"{where}: a box of {len(values)} numbers, expected 4")
@@ -110,7 +111,7 @@ def parse_box(cell: Any, box_format: str, where: str) -> NDArray[np.float64]:
 
 
 def parse_masks(cell: Any, caption: str, folder: str, where: str) -> list[GivenMask]:
-    """The masks of a caption from a list of structs with `mask`, a path below `folder`, and `token_indices`.
+    """Parses the masks of a caption from a list of structs with `mask`, a path below `folder`, and `token_indices`.
 
     Raises RejectedRecord.
     """
@@ -128,7 +129,7 @@ def parse_masks(cell: Any, caption: str, folder: str, where: str) -> list[GivenM
 
 
 def parse_landmarks(cell: Any, where: str) -> NDArray[np.float64]:
-    """(5, 2) from five points or ten numbers x, y, x, y, … Raises RejectedRecord."""
+    """Parses landmarks (5, 2) from five points or ten numbers x, y, x, y, … Raises RejectedRecord."""
     values = _numbers(cell, f"{where}, landmarks", "bad_landmarks")
     if len(values) != 10:
         raise RejectedRecord("bad_landmarks", f"{where}: {len(values)} numbers, expected 5 points (x, y)")

@@ -19,7 +19,7 @@ _CARDS = ("README.md", ".huggingface.yaml")  # `datasets` reads both
 
 
 def check_card(folder: Path) -> None:
-    """Raises DataError where the `configs:` of the folder's card cannot be read or name something outside of it."""
+    """Raises DataError if the `configs:` of the folder's card cannot be read or name files outside of the folder."""
     for name in _CARDS:
         card = folder / name
         if not card.is_file():
@@ -46,7 +46,7 @@ def check_card(folder: Path) -> None:
 
 
 def check_arrow(folder: Path) -> None:
-    """Raises DataError where a `state.json` of `save_to_disk` cannot be read or names files of another folder."""
+    """Raises DataError if a `state.json` of `save_to_disk` cannot be read or names files of another folder."""
     for state in (folder / "state.json", *folder.glob("*/state.json")):
         if not state.is_file():
             continue
@@ -59,7 +59,7 @@ def check_arrow(folder: Path) -> None:
 
 
 def _check_aliases(text: str) -> None:
-    """Raises ValueError for YAML whose aliases stand for far more than is written, or for what they stand in."""
+    """Raises ValueError for YAML whose aliases expand to far more than is written, or contain themselves."""
     sizes: dict[str, int] = {}
     total = 0
     open_ones: list[tuple[str | None, int]] = []  # anchor of a collection that has begun; the values before it

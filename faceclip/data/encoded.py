@@ -1,4 +1,4 @@
-"""Pictures that stay encoded on disk and are decoded when they are read: photographs, which are many and large."""
+"""Photographs stay encoded on disk and are decoded on access, because they are many and large."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def decode_picture(data: bytes, mode: str, where: str) -> NDArray[np.uint8]:
-    """A stored picture (H, W, 3) of mode RGB or (H, W) of L. Raises DataError, which begins with `where`."""
+    """Decodes a stored picture, (H, W, 3) in RGB or (H, W) in mode L. Raises DataError, which begins with `where`."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return np.array(image.convert(mode))
@@ -26,7 +26,7 @@ def decode_picture(data: bytes, mode: str, where: str) -> NDArray[np.uint8]:
 
 
 def decode_square(stored: dict | None, mode: str, where: str) -> NDArray[np.uint8]:
-    """The square picture of a `datasets.Image` cell. Raises DataError, which begins with `where`."""
+    """Decodes the square picture of a `datasets.Image` cell. Raises DataError, which begins with `where`."""
     if not stored or not stored.get("bytes"):
         raise DataError(f"{where} has no picture")
     picture = decode_picture(stored["bytes"], mode, where)
@@ -38,7 +38,7 @@ def decode_square(stored: dict | None, mode: str, where: str) -> NDArray[np.uint
 def encoded_fields(
     name: str, stored: Sequence[bytes], decoded: Sequence[NDArray[np.uint8]], *, resized: bool
 ) -> dict[str, NDArray]:
-    """Fields of a shard that hold pictures as files: as they were stored, or PNG where they were `resized`."""
+    """Returns fields of a shard with pictures as files: as they were stored, or as PNG if they were `resized`."""
     files = [_png(picture) for picture in decoded] if resized else list(stored)
     return pack(name, [np.frombuffer(file, np.uint8) for file in files], np.uint8)
 
@@ -51,7 +51,7 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """N pictures of one shape, read as a `ShardedArray` of uint8: by a row, a slice, or an array of rows."""
+    """N pictures of one shape, indexed like a `ShardedArray` of uint8: by a row, a slice, or an array of rows."""
 
     stored: RaggedRows
     mode: str
@@ -59,7 +59,7 @@ class EncodedPictures:
 
     @classmethod
     def of(cls, fields: Mapping[str, ShardedArray], name: str, mode: str = "RGB") -> "EncodedPictures":
-        """The pictures whose files `encoded_fields` packed under this name."""
+        """Returns the pictures whose files `encoded_fields` packed under this name."""
         parts = zip(fields[f"{name}_values"].parts, fields[f"{name}_end"].parts, strict=True)
         shards = [{f"{name}_values": values, f"{name}_end": end} for values, end in parts]
         stored = RaggedRows(shards, name, np.arange(sum(len(shard[f"{name}_end"]) for shard in shards)))
@@ -97,7 +97,7 @@ class EncodedPictures:
 
 
 def pictures_of(stored: Mapping[str, ShardedArray], name: str) -> ShardedArray:
-    """The pictures of this name among the fields of shards, label maps for "regions", decoded already or encoded."""
+    """Returns the pictures of this name (label maps for "regions") among the fields of shards, decoded or encoded."""
     if name in stored:
         return stored[name]
     # Read like a ShardedArray, and decoded on the way.

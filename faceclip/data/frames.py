@@ -1,4 +1,5 @@
-"""Frames for stage 2, cut from a whole picture: a square around the face, or the whole in one of a few shapes."""
+"""Cuts frames for stage 2 from a whole picture: a square around the face, or the whole picture in one of a few
+shapes."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ MAX_RATIO = 2.0  # of the longer side of a shape to the shorter one
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """How frames are cut; part of cache keys and known to worker processes.
+    """How frames are cut; part of cache keys, and sent to worker processes.
 
-    size: px of the side of a square, and the root of the area of other shapes. step: px of which the sides of these are
-    multiples. reach: side of a square in sides of the aligned face crop. whole: the whole picture instead, in the shape
-    (`shapes`) that is nearest to its own. min_side: px that the shorter side of a frame has in its picture at least.
+    size: side of a square in px, and the root of the area of other shapes. step: px of which the sides of these are
+    multiples. reach: side of a square divided by that of the aligned face crop. whole: whether to take the whole
+    picture, in the nearest of the `shapes`. min_side: smallest shorter side of a frame in px of its picture.
     """
 
     size: int
@@ -29,7 +30,7 @@ class Framing:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A frame (h, w, 3) that shows `window` (left, top, width, height) of a picture of `whole` (height, width) px."""
+    """A frame (h, w, 3) with the `window` (left, top, width, height) of a picture of `whole` (height, width) px."""
 
     picture: NDArray[np.uint8]
     window: tuple[int, int, int, int]
@@ -37,25 +38,27 @@ class Frame:
 
     @property
     def scale(self) -> NDArray[np.float64]:
-        """(2,) px of the frame for one of the picture, along x and y; they differ by rounding alone."""
+        """Px of the frame per px of the picture along x and y, (2,); the two differ only by rounding."""
         return np.array(self.picture.shape[1::-1], np.float64) / self.window[2:]
 
     def points(self, points: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Points (N, 2) px of the whole picture in px of the frame, pixel centers at integers."""
+        """Converts points (N, 2) from px of the whole picture to px of the frame; pixel centers are integers."""
         return ((points - self.window[:2] + 0.5) * self.scale - 0.5).astype(np.float32)
 
     @property
     def sizes(self) -> NDArray[np.float32]:
-        """(6,) as SDXL's size conditioning wants them (Podell et al. 2023, section 2.2): height and width of the whole
-        picture in its own px, top and left of the frame in it once it is scaled, height and width of the frame."""
+        """SDXL's size conditioning (6,) (Podell et al. 2023, section 2.2): height and width of the whole picture in its
+        own px, top and left of the frame in the scaled picture, height and width of the frame."""
         (left, top, width, height), (tall, wide) = self.window, self.picture.shape[:2]
         return np.array([*self.whole, top * tall // height, left * wide // width, tall, wide], np.float32)
 
 
 @cache
 def shapes(size: int, step: int) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of frames, multiples of `step` of at most size² px and the square among them, from portrait to
-    landscape up to `MAX_RATIO`."""
+    """Returns heights and widths of frames, from portrait to landscape up to `MAX_RATIO`, including the square.
+
+    The sides are multiples of `step`, and the area is at most size² px.
+    """
     found = {(size, size)}
     for short in range(step, size, step):
         long = size * size // short // step * step
@@ -67,9 +70,11 @@ def shapes(size: int, step: int) -> tuple[tuple[int, int], ...]:
 def cut_frame(
     image: NDArray[np.uint8], face: NDArray[np.floating], square: tuple[int, int, int], framing: Framing
 ) -> Frame:
-    """The frame of an upright picture (H, W, 3). face: (5, 2) px. square: (left, top, side) around the face, which is
-    the window unless the whole picture is wanted; then the window is as large as the nearest shape allows and shows the
-    face as near to its middle as the picture does."""
+    """Cuts the frame of an upright picture (H, W, 3).
+
+    face (5, 2): px. square: left, top and side around the face, which is the window of a square frame. For the whole
+    picture, the window is as large as the nearest shape allows, with the face as near to its middle as possible.
+    """
     tall, wide = image.shape[:2]
     size = (framing.size, framing.size)
     window = (*square[:2], square[2], square[2])
@@ -85,7 +90,7 @@ def cut_frame(
 
 
 def cut_window(image: NDArray[np.uint8], window: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A window (left, top, width, height) of a picture as (*size, 3), size being (height, width)."""
+    """Scales a window (left, top, width, height) of a picture to `size` (height, width)."""
     left, top, width, height = window
     cut = image[top : top + height, left : left + width]
     # Pillow's bicubic filter is the one CLIP's towers were trained with.

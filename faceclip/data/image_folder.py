@@ -3,7 +3,7 @@
     DIR[/SPLIT]/PERSON/NAME.jpg with NAME.txt      (or .caption) one caption per line; the folder says who it is
     DIR[/SPLIT]/metadata.jsonl (or .csv)           `file_name` and any other columns (caption, identity, box, …)
 
-With a metadata file its rows count and nothing else; without one, the folder that holds a picture is its person.
+If there is a metadata file, only its rows count; otherwise the folder of a picture names its person.
 """
 
 import csv
@@ -26,10 +26,10 @@ MAX_TEXTS = 1 << 20  # bytes of a file with captions
 
 
 def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[list[dict[str, Any]], list[Path]]:
-    """Rows of a split in order of their names, and all files that decide their content.
+    """Returns the rows of a split in the order of their names, and all files that determine their content.
 
-    DIR/SPLIT is read when there is such a folder; otherwise DIR without DIR/VALIDATION is the split "train". Raises
-    DataError for a missing split or a damaged metadata file, EmptyDatasetError when no picture is there.
+    DIR/SPLIT is read if it exists; otherwise DIR without DIR/VALIDATION is the split "train". Raises DataError for a
+    missing split or a damaged metadata file, and EmptyDatasetError if there are no pictures.
     """
     base = root / split
     other = root / validation
@@ -50,7 +50,7 @@ def find_rows(root: Path, split: str, validation: str = "validation") -> tuple[l
 
 
 def _check_passed_over(root: Path, base: Path) -> None:
-    """Raises DataError for a table beside the pictures, or above the folder of the split, that would not be read."""
+    """Raises DataError if a table beside the pictures, or above the folder of the split, would be ignored."""
     for folder in dict.fromkeys((base, root)):
         entries = sorted(folder.iterdir())
         pictures = {file.stem for file in entries if file.suffix.lower() in SUFFIXES}  # with notes of their own
@@ -92,9 +92,9 @@ def _from_tree(base: Path, other: Path) -> tuple[list[dict[str, Any]], list[Path
 
 
 def _lines(text: Path) -> list[str] | bytes:
-    """The lines of a file, or its bytes when they are not UTF-8: the row is counted as such when it is read.
+    """Returns the lines of a caption file, or its bytes if they are not UTF-8, for which the row is later rejected.
 
-    Of a file that is too large for captions, its begin as one line, which is counted as too long.
+    Of a file that is too large for captions, only its beginning is returned, as one line that is rejected as too long.
     """
     with open_regular(text) as file:
         content = file.read(MAX_TEXTS + 1)

@@ -1,8 +1,9 @@
-"""Pictures that a data set names by URL, found among local files: nothing here opens a connection.
+"""Finds pictures that a data set names by URL among local files; it never opens a connection.
 
-Two forms are known. A folder whose files are named by the key column, by SHA-256 or MD5 of the URL (hexadecimal), or as
-the URL's last part, directly or below two-letter folders (`ab/abcd….jpg`). And what img2dataset leaves: parquet files
-with `url` and `key` beside tar files (or folders) of `KEY.jpg`; boxes are scaled to its resized pictures.
+Two forms are supported. One is a folder whose files are named by the key column, by SHA-256 or MD5 of the URL
+(hexadecimal), or as the URL's last part, directly or in two-letter folders (`ab/abcd….jpg`). The other is the output of
+img2dataset: parquet files with `url` and `key` beside tar files (or folders) of `KEY.jpg`; boxes are scaled to its
+resized pictures.
 """
 
 import errno
@@ -34,16 +35,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def url_key(url: str) -> bytes:
-    """64 bits of a URL's SHA-256: the key of the index in memory."""
+    """Returns 64 bits of a URL's SHA-256, the key of the index in memory."""
     return hashlib.sha256(url.encode()).digest()[:8]
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files below a folder in the order of names, those of a folder before those of its folders.
+    """Yields the files below a folder in the order of names, those of a folder before those of its subfolders.
 
-    What begins with a dot is left out (caches and the like; `datasets` does not look there either). Links to folders
-    are entered, but for those that lead back to where they are; folders that may not be read are left out with a
-    warning.
+    Names that begin with a dot are skipped (for example caches; `datasets` skips them too). Links to folders are
+    followed, except those that lead back to a parent. Unreadable folders are skipped with a warning.
     """
     real = Path(os.path.realpath(folder))
     return _files_below(folder, frozenset(map(str, (real, *real.parents))))
@@ -77,7 +77,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that no file can have is none. Raises RejectedRecord for other errors."""
+    """Returns whether the file exists; impossible names do not. Raises RejectedRecord for other errors."""
     try:
         return path.is_file()
     except ValueError:  # a null byte, or text that does not encode
@@ -89,20 +89,20 @@ def is_file(path: Path) -> bool:
 
 
 def with_slashes(name: str, folder: Path) -> str:
-    """A path as tables of Windows write it, with slashes, unless a file below the folder has that very name."""
+    """Replaces the backslashes of a path from Windows by slashes, unless a file in the folder has exactly this name."""
     if "\\" not in name or is_file(folder / name):
         return name
     return name.replace("\\", "/")
 
 
 def clean_urls(cell: str) -> list[str]:
-    """The URLs that a cell may mean. FaceCaption-15M appends further words to some, after a comma."""
+    """Returns the URLs that a cell may mean. FaceCaption-15M appends words to some of them, after a comma."""
     first = cell.split(", ", 1)[0].strip()
     return [cell] if first in ("", cell) else [cell, first]
 
 
 def listing_hash(files: Iterable[Path], root: Path) -> str:
-    """SHA-256 over names (relative to `root`) and sizes of files, in the given order. Raises OSError."""
+    """Returns the SHA-256 of names (relative to `root`) and sizes of files, in the given order. Raises OSError."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(os.fsencode(path.relative_to(root)) + f"\0{path.stat().st_size}\n".encode())
@@ -110,9 +110,9 @@ def listing_hash(files: Iterable[Path], root: Path) -> str:
 
 
 class ImageStore:
-    """Finds encoded pictures by URL or key below `root`. Raises DataError when there is no such folder.
+    """Finds encoded pictures by URL or key below `root`. Raises DataError if the folder does not exist.
 
-    cache: a folder that may lie below `root` and is no part of it, like everything whose name starts with a dot.
+    cache: a folder that is skipped if it lies below `root`, like all names that begin with a dot.
     """
 
     def __init__(self, root: Path, cache: Path | None = None) -> None:
@@ -125,7 +125,7 @@ class ImageStore:
             self._add_shard(table)
 
     def _files(self, pattern: str) -> list[Path]:
-        """The files below the folder, in order of their names, but for hidden ones and the cache's."""
+        """Yields the files below the folder in the order of their names, except hidden ones and those of the cache."""
         found = sorted(file for file in files_below(self.root) if fnmatchcase(file.name, pattern))
         cache = self.cache if self.cache and self.cache.is_relative_to(self.root.resolve()) else None
         return [file for file in found if file.is_file() and not (cache and file.resolve().is_relative_to(cache))]
@@ -149,13 +149,13 @@ class ImageStore:
                 self.index[url_key(url)] = (len(self.shards) - 1, str(key), _scale(*size))
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes of the files; their contents are compared picture by picture when read again."""
+        """Returns the SHA-256 of names and sizes of the files; contents are compared when pictures are read again."""
         return listing_hash(self._files("*"), self.root)
 
     def find(self, url: str, key: str) -> tuple[bytes | str, float]:
-        """The picture as bytes or path, and the factor from original pixels to its pixels. Raises RejectedRecord.
+        """Returns the picture as bytes or path, and the factor from original pixels to its pixels.
 
-        The factor is NaN for a picture of another shape than its original.
+        The factor is NaN if the picture has another shape than its original. Raises RejectedRecord.
         """
         for candidate in clean_urls(url):
             entry = self.index.get(url_key(candidate))
@@ -181,7 +181,7 @@ class ImageStore:
         return [name for name in names if name and name not in (".", "..") and "/" not in name and "\0" not in name]
 
     def _holds(self, path: Path) -> bool:
-        """Whether a path made of what a row says is a file below the folder, links resolved."""
+        """Returns whether a path from a row is a file below the folder after links are resolved."""
         try:
             return is_file(path) and path.resolve().is_relative_to(self.root.resolve())
         except (OSError, RuntimeError):  # links in a circle
@@ -206,9 +206,10 @@ class ImageStore:
 
 
 def _scale(width: int | None, height: int | None, wide: int | None, high: int | None) -> float:
-    """From the pixels of the original (wide, high) to those of the stored picture; 1 where its sizes are not known.
+    """Returns the factor from pixels of the original (wide, high) to those of the stored picture; 1 if they are
+    unknown.
 
-    NaN where no one factor does it, the picture being cut or having got a border.
+    It is NaN if no single factor fits, because the picture was cropped or got a border.
     """
     if not (width and wide):
         return 1.0
@@ -220,7 +221,7 @@ def _scale(width: int | None, height: int | None, wide: int | None, high: int | 
 
 @lru_cache(maxsize=16)
 def _members(tar: Path) -> tuple[Path, dict[str, tuple[int, int]]]:
-    """Where each file of a tar lies: name → (offset, bytes)."""
+    """Returns the place of each file in a tar: name → (offset, bytes)."""
     try:
         with tarfile.open(tar) as archive:
             files = {Path(m.name).name: (m.offset_data, m.size) for m in archive.getmembers() if m.isfile()}

@@ -1,8 +1,7 @@
-"""What a user's data set means: its columns as the parts of a record, with ready mappings for known data.
+"""Maps the columns of a user's data set to the parts of a record, with ready mappings for known data sets.
 
-A mapping names columns; `A|B` takes the first of A and B that the data has. A row that lacks a
-part, or holds it in a form that cannot be used, raises `RejectedRecord` with a reason. Such rows are counted
-(`faceclip.data.rejects`), and nothing is guessed.
+A mapping names columns; `A|B` takes the first of A and B that exists. A row that lacks a part, or has it in an unusable
+form, raises `RejectedRecord` with a reason. Such rows are counted (`faceclip.data.rejects`); nothing is guessed.
 """
 
 import math
@@ -43,8 +42,7 @@ MOST = {"shard_rows": 1_000_000, "batch_size": 65_536, "workers": 1024, "max_pix
 
 @dataclass(kw_only=True)
 class ColumnsConfig:
-    """Names of the columns that hold the parts of a record; an empty name takes what the layout's ready mapping
-    (`READY`) says."""
+    """Names of the columns of a record's parts; an empty name takes that of the layout's ready mapping (`READY`)."""
 
     image: str = setting("", "picture as bytes, `datasets.Image`, or a path below data.images")
     url: str = setting("", "key into the pictures of data.images")
@@ -138,7 +136,7 @@ class DataConfig:
 
 
 def data_at(data: str | DataConfig) -> DataConfig:
-    """`data`, or the data set in the folder or file that it names; a hub id is named by `data.path` alone."""
+    """Returns `data`, or the data set in the folder or file with this name. A hub id needs `data.path`."""
     if isinstance(data, DataConfig):
         return data
     check_data_path(data, "data")
@@ -146,10 +144,10 @@ def data_at(data: str | DataConfig) -> DataConfig:
 
 
 def cache_folder(data: DataConfig, given: str) -> Path:
-    """`given`, or `.features` in a local data folder or beside a table, or a folder of the working directory for hub
-    data.
+    """Returns the folder of the cache: `given`, or `.features` in a local data folder or beside a table, or a folder in
+    the working directory for hub data.
 
-    Raises ConfigError for a single file that is no table: nothing is written beside a file that may be anybody's.
+    Raises ConfigError for a single file that is no table, because nothing is written beside unknown files.
     """
     path = Path(data.path)
     if given:
@@ -193,10 +191,10 @@ WITHOUT_PEOPLE = {"facecaption": "FaceCaption-15M", MASK_LAYOUT: "FaceCaptionMas
 
 @dataclass(frozen=True, kw_only=True)
 class RawRecord:
-    """One row in our terms. box (4,): x1, y1, x2, y2; landmarks (5, 2); both in pixels, or None.
+    """One row in the project's terms.
 
-    image: encoded bytes, what the row says (a path or an address, untrusted), or a path that was found by walking
-    through a folder; url: key into a folder of pictures when `image` is None.
+    box (4,): x1, y1, x2, y2; landmarks (5, 2); both in pixels, or None. image: encoded bytes, the row's own path or
+    address (not trusted), or a path that was found in a folder. url: key into a folder of pictures if `image` is None.
     """
 
     key: str
@@ -213,7 +211,7 @@ class RawRecord:
 class RowMapping:
     """Turns rows of a source with the given columns into `RawRecord`s.
 
-    captions_needed: whether data without captions, and rows without one, cannot be used.
+    captions_needed: whether to reject data without captions, and rows without one.
 
     Raises:
         DataError: a column that the mapping names is not in the data; the message names it and what sets it.
@@ -258,12 +256,12 @@ class RowMapping:
 
     @property
     def facts(self) -> str:
-        """All settings of the mapping that decide what a row means; they are part of cache keys."""
+        """All settings of the mapping that determine what a row means; part of cache keys."""
         roles = (self.image, self.url, self.captions, self.identity, self.box, self.landmarks, self.split, self.key)
         return f"mapping 2: {roles}, identity {self.config.identity}" + (f", masks {self.masks}" if self.masks else "")
 
     def picture_path(self, row: Mapping[str, Any]) -> str | None:
-        """The local path by which a row names its picture; None when it holds the picture or names none."""
+        """Returns the local path of a row's picture; None if the row contains the picture or has none."""
         cell = row.get(self.image) if self.image else None
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
@@ -271,7 +269,7 @@ class RowMapping:
         return path if path and "://" not in path and encodes(path) else None
 
     def _find(self, role: str, names: str, *, needed: bool = True) -> str | None:
-        """The first of the columns `A|B` that the data has."""
+        """Returns the first of the columns `A|B` that the data have."""
         for name in names.split("|"):
             if name in self.available:
                 return name
@@ -288,7 +286,7 @@ class RowMapping:
         )
 
     def read(self, row: Mapping[str, Any], number: int) -> RawRecord:
-        """One row; `number` counts the rows of the source. Raises RejectedRecord."""
+        """Reads one row; `number` counts the rows of the source. Raises RejectedRecord."""
         try:
             return self._read(row, number)
         except RecursionError as error:
@@ -345,11 +343,13 @@ class RowMapping:
 
 
 def text_hash(text: str) -> int:
-    """64 bits of a text's SHA-256, signed."""
+    """Returns 64 bits of a text's SHA-256 as a signed integer."""
     return int64_hash(text.encode())
 
 
 def kept_for_validation(person: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    """Whether rows of persons with these `text_hash`es validate. A hash is uniform, so that whole persons are kept, the
-    same ones in every run."""
+    """Returns whether rows of persons with these `text_hash`es belong to the validation split.
+
+    Hashes are uniform, so a share of whole persons is chosen, the same ones in every run.
+    """
     return person.view(np.uint64) < np.uint64(min(share, 1 - 2**-53) * 2.0**64)

@@ -1,4 +1,4 @@
-"""Masks that rows give to words, as FaceCaptionMask does: files beside the pictures, each with positions of tokens.
+"""Reads the masks of words that rows provide, as in FaceCaptionMask: files beside the pictures, with token positions.
 
 A portrait keeps its masks as bits of one picture, so that they may overlap: bit b of channel c is mask 8 c + b, and a
 phrase names its mask in place of a region ("mask 0", "mask 1", …).
@@ -33,26 +33,26 @@ _CONTEXT = 77
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """planes (S, S, 3): the masks of a portrait as bits; captions: what they belong to, with a phrase for every run of
-    words that has a mask."""
+    """planes (S, S, 3): the masks of a portrait as bits. captions: their captions, with a phrase for every run of words
+    that has a mask."""
 
     planes: NDArray[np.uint8]
     captions: tuple[Caption, ...]
 
 
 def mask_number(region: str) -> int | None:
-    """Which mask a phrase names in place of a region; None where it names a region."""
+    """Returns the number of the mask that a phrase names in place of a region; None if it names a region."""
     match = _NAME.fullmatch(region)
     return int(match[1]) if match and int(match[1]) < MOST else None
 
 
 def mask_of(planes: NDArray[np.uint8], number: int) -> NDArray[np.bool_]:
-    """Mask `number` (S, S) among the bits of planes (S, S, 3)."""
+    """Returns mask `number` (S, S) from the bits of planes (S, S, 3)."""
     return (planes[..., number // 8] >> number % 8 & 1).astype(bool)
 
 
 def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Masks (M, S, S), at most `MOST`, as bits (S, S, 3)."""
+    """Packs masks (M, S, S), at most `MOST`, as bits (S, S, 3)."""
     planes = np.zeros((*masks.shape[1:], 3), np.uint8)
     for number, mask in enumerate(masks):
         planes[..., number // 8] |= mask.astype(np.uint8) << number % 8
@@ -60,9 +60,9 @@ def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def words_at(text: str, positions: Sequence[int], key: str) -> list[tuple[int, int]]:
-    """The stretches of a text whose words have tokens at these positions of CLIP's context, as (start, end).
+    """Returns the spans (start, end) of a text whose words have tokens at these positions of CLIP's context.
 
-    Position 0 is the start token. Neighbouring words are one stretch. Raises RejectedRecord for positions of no word.
+    Position 0 is the start token. Adjacent words form one span. Raises RejectedRecord for positions without a word.
     """
     words = [match.span() for match in tokenizer().pat.finditer(text.lower())]
     tokens = [tokenizer().encode(text[start:end]) for start, end in words]
@@ -80,17 +80,19 @@ def words_at(text: str, positions: Sequence[int], key: str) -> list[tuple[int, i
 
 
 class MaskReader:
-    """Reads the masks of rows and cuts them as their portraits were cut.
+    """Reads the masks of rows and cuts them like their portraits.
 
-    folder: of the masks; no path leads out. max_pixels: of a mask; a larger one is rejected.
+    folder: of the masks; paths that leave it are rejected. max_pixels: larger masks are rejected.
     """
 
     def __init__(self, folder: Path, size: int, *, max_pixels: int) -> None:
         self.folder, self.size, self.max_pixels = folder, size, max_pixels
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes of the files in the folders of masks. Raises DataError for one that cannot be
-        looked through."""
+        """Returns the SHA-256 of names and sizes of the files in the folders of masks.
+
+        Raises DataError if a folder cannot be listed.
+        """
         folders = [self.folder / name for _, name in MASK_COLUMNS.values()]
         try:
             files = sorted(file for folder in folders if folder.is_dir() for file in files_below(folder))
@@ -99,10 +101,10 @@ class MaskReader:
             raise DataError(f"data.masks={self.folder} cannot be read ({error}): make it readable") from error
 
     def read(self, raw: RawRecord, portrait: FoundPortrait) -> Masked:
-        """The masks of a row in its portrait (`size` px).
+        """Returns the masks of a row in its portrait of `size` px.
 
-        Raises RejectedRecord with the reason `no_mask` for a file that is missing, and `bad_mask` for one of another
-        shape than the picture or more than `max_pixels`, and for positions of no word.
+        Raises RejectedRecord with the reason `no_mask` for a missing file, and `bad_mask` for a mask of another shape
+        than the picture or of more than `max_pixels`, and for positions without a word.
         """
         if len(raw.masks) > MOST:
             raise RejectedRecord("bad_mask", f"{raw.key}: {len(raw.masks)} masks, more than {MOST}")
@@ -120,7 +122,7 @@ class MaskReader:
         return Masked(planes=pack_masks(masks), captions=tuple(captions))
 
     def _cut(self, mask: GivenMask, key: str, portrait: FoundPortrait) -> NDArray[np.bool_]:
-        """One mask (S, S): stretched to the size of its picture, stood upright and cut as the portrait is."""
+        """Returns one mask (S, S), scaled to its picture, turned upright and cut like the portrait."""
         try:
             path = find_file(mask.path, self.folder, [self.folder], key)
             data = read_file(path, key)

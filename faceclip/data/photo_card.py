@@ -7,7 +7,7 @@ from faceclip.data.records import REGIONS
 
 
 def card(summary: Mapping[str, Any]) -> str:
-    """README.md with the YAML header that `datasets` and the hub read."""
+    """Returns the text of README.md with the YAML header that `datasets` and the hub read."""
     files = "\n".join(f"      - split: {split}\n        path: data/{split}-*.parquet" for split in summary["counts"])
     lines = "\n".join(
         f"| {split} | {part['identities']:,} | {part['images']:,} |" for split, part in summary["counts"].items()

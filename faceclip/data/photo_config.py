@@ -1,4 +1,4 @@
-"""What an import of photos is told: how portraits are cut, and where their captions come from."""
+"""Settings of an import of photos: how portraits are cut, and where their captions come from."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal

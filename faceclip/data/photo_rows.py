@@ -1,4 +1,4 @@
-"""Rows of a data set of photos: square portraits with what the 3D fitter reads off their faces."""
+"""Makes the rows of a data set of photos: square portraits with the 3D fit of their faces."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ MESH = "mesh"
 
 
 class PhotoRows:
-    """Makes rows (`records.features(labelled=False)`) and numbers persons and their pictures, in the order of the rows.
+    """Makes rows (`records.features(labelled=False)`), and numbers persons and their pictures in the order of the rows.
 
-    size: px of the portraits that it is given. describer: makes captions with their regions and attributes; without
-    one the captions are those of the rows. both: keep these too. kind: of file in which portraits are stored, png, jpeg
-    or webp. captioner: adds what it replies to the captions.
+    size: side of the portraits in px. describer: makes captions with regions and attributes; if None, the captions are
+    those of the rows. both: keep the rows' captions too. kind: file type of the portraits, png, jpeg or webp.
+    captioner: its replies are added to the captions.
     """
 
     def __init__(
@@ -55,15 +55,17 @@ class PhotoRows:
         self.pictures: Counter[str] = Counter()
 
     def recall(self, persons: Sequence[str], identities: Sequence[int]) -> None:
-        """Continues the numbering after rows that an earlier run wrote."""
+        """Continues the numbering after the rows that an earlier run wrote."""
         self.people |= dict(zip(persons, identities, strict=True))
         self.pictures.update(persons)
 
     def make(
         self, portraits: Sequence[tuple[str, RawRecord, FoundPortrait]], masks: Sequence[Masked | None]
     ) -> list[dict[str, Any] | None]:
-        """Rows of some portraits, each with the name of its person and its masks where rows give some; None for a face
-        that the head model cannot fit."""
+        """Makes the rows of some portraits, which come with the name of the person and any masks.
+
+        A row is None if the head model cannot fit the face.
+        """
         if not portraits:
             return []
         points = np.stack([points_in_square(portrait, self.size) for _, _, portrait in portraits])
@@ -114,22 +116,22 @@ class PhotoRows:
         return rows
 
     def _replies(self, pictures: Sequence[NDArray[np.uint8]], fits: NDArray[np.bool_]) -> list[str]:
-        """What the captioner replies to each portrait, "" to one that is left out; nothing without a captioner."""
+        """Returns the captioner's reply to each portrait, "" for those left out; empty without a captioner."""
         if self.captioner is None:
             return []
         asked = iter(self.captioner.ask([picture for picture, held in zip(pictures, fits, strict=True) if held]))
         return [next(asked) if held else "" for held in fits]
 
     def _given(self, raw: RawRecord) -> list[Caption]:
-        """The captions of the row: without a describer as they are, else, where they are wanted too, with the regions
-        that they mention."""
+        """Returns the row's own captions: unchanged without a describer; with one, if they are kept too, linked with
+        the regions that they mention."""
         if self.describer is None:
             return [Caption(text=text, kind="free") for text in raw.captions]
         return [link_mentions(text) for text in raw.captions] if self.both else []
 
 
 def _labels(described: Described, given: Sequence[Caption], points: NDArray[np.float32]) -> dict[str, Any]:
-    """The columns of what was read on a photo, and of what its given captions say that the person wears."""
+    """Returns the columns of the attributes read from a photo, and of those that its given captions state."""
     worn = frozenset(phrase.region for caption in given for phrase in caption.phrases) & frozenset(WORN)
     return {
         "regions": encode_png(add_worn(described.regions, points, worn)),
@@ -142,8 +144,10 @@ def _labels(described: Described, given: Sequence[Caption], points: NDArray[np.f
 def fit_portraits(
     fitter: FaceFitter | MeshFitter, portraits: Sequence[FoundPortrait], size: int
 ) -> tuple[FaceFit, NDArray[np.bool_], DenseFaces | None]:
-    """Fits of the square pictures of portraits, `size` px, which of them hold (N,), and the dense points if the fitter
-    finds them."""
+    """Fits the square pictures of portraits, `size` px.
+
+    Returns the fits, which of them are usable (N,), and the dense points if the fitter finds any.
+    """
     pictures = [portrait.picture for portrait in portraits]
     points = np.stack([points_in_square(portrait, size) for portrait in portraits])
     if isinstance(fitter, MeshFitter):
@@ -153,7 +157,7 @@ def fit_portraits(
 
 
 def load_fitter(name: str) -> FaceFitter | MeshFitter:
-    """ "mesh", or a `FaceFitter` by its folder or shipped name.
+    """Loads the fitter: "mesh", or a `FaceFitter` by its folder or shipped name.
 
     Raises CheckpointError for another folder or name, MissingExtraError for "mesh" without the extra `photos`.
     """
@@ -164,13 +168,13 @@ def load_fitter(name: str) -> FaceFitter | MeshFitter:
 
 
 def fitter_hash(fitter: FaceFitter | MeshFitter) -> str:
-    """SHA-256 that changes with what the fitter computes, as far as files decide it."""
+    """Returns a SHA-256 that changes with the files that determine the fitter's results."""
     if isinstance(fitter, MeshFitter):
         return bytes_hash(LANDMARKS.encode(), file_hash(dense_points.ASSET).encode())
     return module_hash(fitter)
 
 
 def points_in_square(portrait: FoundPortrait, size: int) -> NDArray[np.float32]:
-    """Its five points (5, 2) in px of the square picture."""
+    """Returns the portrait's landmarks (5, 2) in px of the square picture."""
     left, top, side = portrait.square
     return ((portrait.upright - [left, top] + 0.5) * (size / side) - 0.5).astype(np.float32)

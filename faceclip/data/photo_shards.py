@@ -1,4 +1,4 @@
-"""Checks of the shards of an import of photos: they belong to the same request and are unchanged."""
+"""Checks that the shards of an import of photos belong to the same request and are unchanged."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from faceclip.storage.hashes import file_hash
 
 
 def link(path: Path, other: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """Links a file to another name, or copies it if the file system has no links."""
     try:
         os.link(path, other)
     except OSError:
@@ -20,7 +20,7 @@ def link(path: Path, other: Path) -> None:
 
 
 def check_files(folder: Path, files: list[dict[str, Any]], whole: Path) -> None:
-    """Raises DataError for a shard that is missing or changed; `whole` names what has to be written again."""
+    """Raises DataError if a shard is missing or changed; `whole` names what has to be written again."""
     for file in files:
         path = folder / file["path"]
         if not path.is_file() or file_hash(path) != file["sha256"]:
@@ -28,7 +28,7 @@ def check_files(folder: Path, files: list[dict[str, Any]], whole: Path) -> None:
 
 
 def check_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raises ConfigError, which names the differences, for a folder that was made by another request."""
+    """Raises ConfigError, which names the differences, if the folder was made by another request."""
     ours = json.loads(json.dumps(ours))  # as it is read back
     theirs = {"format": "png"} | dict(theirs)  # which earlier imports did not say
     different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))

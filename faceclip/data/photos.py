@@ -1,10 +1,10 @@
-"""Photos of any data set as portraits for stage 2: found faces, fitted shading maps, captions.
+"""Imports photos of any data set as portraits for stage 2: finds faces, fits shading maps, and writes captions.
 
     python -m faceclip.data.photos data.path=PHOTOS out=DIR [size=512] [data.identity=none …]
 
-takes the words of `data.` that stage 1 takes (docs/data.md) and writes this project's layout without labels: square
-portraits, five points, who it is, captions, and what the 3D fitter reads off the face, the shading map among it. Can be
-killed and run again. DIR/data appears when all is there; until then shards lie in DIR/.partial.
+The command takes the `data.` settings of stage 1 (docs/data.md) and writes this project's layout without labels: square
+portraits, five points, person, captions, and the 3D fit of the face with its shading map. It resumes after a kill.
+DIR/data appears when everything is complete; until then shards are in DIR/.partial.
 """
 
 import shutil
@@ -53,7 +53,8 @@ CROP = 112  # px of the face crop that a `PortraitReader` cuts too
 
 
 class PhotoImport:
-    """One import. Raises ConfigError for words that do not fit each other, CheckpointError for the fitter."""
+    """One import. Raises ConfigError for settings that contradict each other, and CheckpointError for a damaged
+    fitter."""
 
     def __init__(self, config: PhotosConfig) -> None:
         for name, value in (("data.path", config.data.path), ("out", config.out)):
@@ -111,8 +112,10 @@ class PhotoImport:
         )
 
     def _open(self) -> None:
-        """Opens the sources. Raises DataError for a source, split or column that is missing, captions too where
-        captions=both keeps them."""
+        """Opens the sources.
+
+        Raises DataError if a source, a split or a column is missing (with captions=both also that of captions).
+        """
         sources = []
         for name in self.names:
             try:
@@ -140,7 +143,7 @@ class PhotoImport:
                 )
 
     def request(self) -> dict[str, Any]:
-        """All settings that decide what the shards hold, before persons with one picture are left out."""
+        """All settings that determine the shards, before persons with one picture are left out."""
         division = {
             name: getattr(self.data, name)
             for name in ("train", "validation", "validation_share", "undivided", "limit", "shard_rows")
@@ -158,10 +161,10 @@ class PhotoImport:
         }
 
     def run(self) -> dict[str, Any]:
-        """Writes what is missing and returns the content of dataset.json.
+        """Writes the missing shards and returns the content of dataset.json.
 
-        Raises ConfigError for a folder that holds something else, TooManyBadRecordsError, EmptyDatasetError, and
-        DataError for sources, persons with one picture, and a disk that is full; finished shards stay.
+        Raises ConfigError if the folder holds another import, TooManyBadRecordsError, EmptyDatasetError, and DataError
+        for unreadable sources, persons with one picture, and full disks. Finished shards are kept.
         """
         check_place(self.out, "out=", (".lock", "dataset.json", ".partial"))
         try:
@@ -210,7 +213,7 @@ class PhotoImport:
         return self._finish(state, counts)
 
     def _recall(self, blocks: list[dict[str, Any]]) -> None:
-        """Reads the persons of the finished shards, and removes shards of a block that was not finished."""
+        """Reads the persons of the finished shards, and removes the shards of an unfinished block."""
         files = [file for block in blocks for file in block["files"]]
         kept = {file["path"] for file in files}
         for path in sorted((self.partial / "data").iterdir()):
@@ -256,8 +259,8 @@ class PhotoImport:
             counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
 
     def _placed(self, number: int, good: list[Usable], rejected: RejectCounts) -> Iterator[Placed]:
-        """Split, person, record, portrait and masks of each row whose portrait is large enough and whose masks can be
-        read; the others are counted."""
+        """Yields split, person, record, portrait and masks of each row; rows with a portrait that is too small or with
+        unreadable masks are counted as rejected."""
         for _, raw, portrait in good:
             if portrait.square[2] < self.config.min_side:
                 why = f"{raw.key}: its portrait has {portrait.square[2]} px, less than min_side"
@@ -273,7 +276,7 @@ class PhotoImport:
                     yield split, (f"{split} {raw.person}" if alone else raw.person, raw, portrait), masked
 
     def _split(self, number: int, raw: RawRecord) -> str | None:
-        """Where a row belongs; None for one that no split takes."""
+        """Returns the split of a row; None if it belongs to no split."""
         if (split := self.gives[number]) is not None:
             return split
         if self.data.columns.split:
@@ -328,7 +331,8 @@ class PhotoImport:
         return summary
 
     def _kept(self, split: str, final: Path) -> list[Path]:
-        """Puts the shards of a split into `final`, without persons of one picture, or raises DataError for these."""
+        """Moves the shards of a split to `final`, without persons of one picture; raises DataError if these must
+        stay."""
         paths = sorted((self.partial / "data").glob(f"{split}-*.parquet"))
         names = [pq.read_table(path, columns=["person"])["person"].to_pylist() for path in paths]
         seen = Counter(name for shard in names for name in shard)
@@ -352,7 +356,7 @@ class PhotoImport:
 
 
 def import_photos(config: PhotosConfig) -> None:
-    """Runs an import and prints what it gave."""
+    """Runs an import and prints its counts."""
     summary = PhotoImport(config).run()
     for split, part in summary["counts"].items():
         print(f"{split:>10}: {part['identities']:,} persons, {part['images']:,} pictures")

@@ -1,4 +1,4 @@
-"""Where a portrait lies in the picture that it was cut from, as SDXL's size conditioning wants to know it."""
+"""The place of a portrait in the picture from which it was cut, for SDXL's size conditioning."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,15 @@ FIELDS = ("height", "width", "left", "top", "side")
 
 
 def placement(whole: tuple[int, int], square: tuple[int, int, int]) -> list[int]:
-    """The column's value, by `FIELDS`, of a square (left, top, side) in a picture (height, width)."""
+    """Returns the column's value, by `FIELDS`, for a square (left, top, side) in a picture (height, width)."""
     return [*whole, *square]
 
 
 def crop_sizes(stored: Sequence[int], size: int, where: str) -> NDArray[np.float32]:
-    """(4,) height and width of the whole picture in its own pixels, then top and left of the square in it, once it is
-    scaled so that the square has `size` px (Podell et al. 2023, section 2.2).
+    """Returns height and width of the whole picture in its own pixels, and top and left of the square in the picture
+    scaled so that the square has `size` px, (4,) (Podell et al. 2023, section 2.2).
 
-    Raises DataError, which begins with `where`, for what is no place of a square in a picture.
+    Raises DataError, which begins with `where`, if the value is no place of a square in a picture.
     """
     if len(stored) != len(FIELDS):
         raise DataError(f"{where}: {PLACEMENT} has {len(stored)} values, expected {', '.join(FIELDS)}")

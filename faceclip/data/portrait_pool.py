@@ -1,4 +1,4 @@
-"""Threads or processes that prepare the rows of a block, in order.
+"""Prepares the rows of a block in threads or processes, in order.
 
 Rows are read and pictures located in the calling process, so that an index of millions of URLs exists once; decoding,
 detection and cutting, which cost the time, run in the workers.
@@ -51,10 +51,10 @@ class PortraitPool:
     def prepare(
         self, rows: Sequence[Mapping[str, Any]], start: int, landmarks: Mapping[int, NDArray] | None = None
     ) -> list[Outcome]:
-        """Outcomes of rows number `start`, `start` + 1, …: (number, record, portrait), or why a row cannot be used.
+        """Yields the outcome of each row from number `start` on: (number, record, portrait), or why it is unusable.
 
-        landmarks: those of usable rows by their numbers, when they are known; other rows are then left out.
-        Raises DataError when a worker process dies.
+        landmarks: of usable rows by their numbers, if they are known; other rows are then left out. Raises DataError if
+        a worker process dies.
         """
         try:
             jobs = [

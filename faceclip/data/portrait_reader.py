@@ -1,4 +1,4 @@
-"""From a row to what the frozen towers take: header check, decoding, the face's five points, aligned crop, portrait."""
+"""Turns a row into the frozen towers' inputs: header check, decoding, five points, aligned crop, portrait."""
 
 import math
 from collections.abc import Callable
@@ -56,12 +56,14 @@ REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPortrait:
-    """crop (S, S, 3): the aligned face; picture (P, P, 3): a square around it, which lies at `square` (left, top, side)
-    in the whole picture, whose height and width are `whole`; landmarks (5, 2): pixels of the whole picture as it is
-    stored; digest: 64 bits of the encoded picture's SHA-256; frame: what a `Framing` asks for, if there is one.
+    """A face that was found and cut.
 
-    Of a whole picture that lies on its side or upside down, `square`, `whole` and `upright` (5, 2), the same five
-    points, are pixels once it is turned so that the face stands upright.
+    crop (S, S, 3): the aligned face. picture (P, P, 3): the `square` (left, top, side) around it in the whole picture,
+    whose height and width are `whole`. landmarks (5, 2): pixels of the whole picture as it is stored. digest: 64 bits
+    of the encoded picture's SHA-256. frame: cut by a `Framing`, if there is one.
+
+    If the whole picture is stored on its side or upside down, then `square`, `whole` and `upright` (5, 2), which are
+    the same five points, are in pixels of the picture turned so that the face is upright.
     """
 
     crop: NDArray[np.uint8]
@@ -75,7 +77,7 @@ class FoundPortrait:
 
 
 def build_detector(config: DataConfig) -> FaceDetector:
-    """The detector that `config.detector` names. Raises ConfigError for an unknown one."""
+    """Returns the detector that `config.detector` names. Raises ConfigError for an unknown name."""
     name, _, pack = config.detector.partition(":")
     if config.detector == "mtcnn":
         return MTCNNDetector()
@@ -87,10 +89,10 @@ def build_detector(config: DataConfig) -> FaceDetector:
 class PortraitReader:
     """Prepares records of one source; safe to use from several threads.
 
-    crop_size, picture_size: pixels of the face crop and of the square picture. folder: of the data; relative paths
-    begin there or at `config.images`, and no path of a row leads out of these two. cache: of the features; what it
-    holds is no picture, also where it lies below `config.images`. hub: id of the hub data set whose
-    files rows may name. framing: what else is cut from the whole picture.
+    crop_size, picture_size: sides of the face crop and of the square picture in px. folder: of the data; relative paths
+    start there or at `config.images`, and paths that leave these two are rejected. cache: folder of features, in which
+    no pictures are searched even if it lies below `config.images`. hub: id of the hub data set whose files rows may
+    name. framing: how a frame is cut from the whole picture, if one is wanted.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class PortraitReader:
 
     @property
     def finding(self) -> str:
-        """All settings that decide which rows are usable and where their faces are; they are part of cache keys."""
+        """All settings that determine usable rows and places of faces; part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
         small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
@@ -124,15 +126,15 @@ class PortraitReader:
 
     @property
     def cutting(self) -> tuple[str, str]:
-        """The settings beyond `finding` that decide the pixels of the crop and of the picture."""
+        """The settings beyond `finding` that determine the pixels of the crop and of the picture."""
         return f"crop 2: {self.crop_size} px", f"picture 1: {self.picture_size} px, reach {self.config.portrait}"
 
     def prepare(
         self, raw: RawRecord, source: bytes | str, scale: float, landmarks: NDArray[np.floating] | None = None
     ) -> FoundPortrait:
-        """The portrait of a record whose picture `locate` has found: header check, decoding, face, cuts.
+        """Returns the portrait of a record whose picture `locate` has found: checks the header, decodes, finds, cuts.
 
-        `landmarks` (5, 2) found earlier save the detection. Raises RejectedRecord.
+        landmarks (5, 2): if they are known, no face is detected. Raises RejectedRecord.
         """
         try:
             data = source if isinstance(source, bytes) else read_file(Path(source), raw.key)
@@ -169,9 +171,9 @@ class PortraitReader:
         return frame
 
     def locate(self, raw: RawRecord) -> tuple[bytes | str, float]:
-        """Encoded bytes or local path, and the factor from the record's pixels to the picture's.
+        """Returns the encoded bytes or the local path, and the factor from the record's pixels to the picture's.
 
-        Raises RejectedRecord, and DataError for a box that cannot fit its picture.
+        Raises RejectedRecord, and DataError for a box that cannot belong to its picture.
         """
         if raw.image is None:
             if self.store is None:
@@ -194,7 +196,8 @@ class PortraitReader:
         return str(find_file(raw.image, self.folder, self.roots, raw.key)), 1.0
 
     def bytes_of(self, path: str) -> int:
-        """Size of the local file by which a row names its picture; -1 when it is not there or not the data's."""
+        """Returns the size in bytes of the local file of a row's picture; −1 if it is missing or outside of the
+        data."""
         try:
             return find_file(path, self.folder, self.roots, path).stat().st_size
         except (OSError, RejectedRecord):
@@ -216,7 +219,7 @@ class PortraitReader:
         return find_in_box(image, box, self._faces, raw.key).landmarks
 
     def _find(self, image: NDArray[np.uint8], key: str) -> NDArray[np.floating]:
-        """The five points (5, 2) of the wanted face, found at `detect_px` where the picture is larger and shows one."""
+        """Returns the five points (5, 2) of the wanted face; a larger picture is first searched at `detect_px`."""
         shape, limit = (image.shape[0], image.shape[1]), self.config.detect_px
         if limit and max(shape) > limit:
             zoom = limit / max(shape)
@@ -243,8 +246,10 @@ def find_in_box(
     look: Callable[[NDArray[np.uint8]], list[Face]],
     name: str,
 ) -> Face:
-    """The face that overlaps most with `box` (4,) x1, y1, x2, y2 in pixels, among those that a look at the picture
-    around the box finds. Raises NoFaceError."""
+    """Detects faces around `box` (4,), x1, y1, x2, y2 in pixels, and returns the one that overlaps most with it.
+
+    Raises NoFaceError.
+    """
     height, width = image.shape[:2]
     margin = BOX_MARGIN * max(box[2] - box[0], box[3] - box[1])
     left, top = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
@@ -261,10 +266,10 @@ def find_in_box(
 
 
 def square_around(image: NDArray[np.uint8], landmarks: NDArray[np.floating], reach: float) -> tuple[int, int, int]:
-    """Left, top and side of a square around the face, upright, moved inside the picture where it would leave it.
+    """Returns left, top and side of an upright square around the face, moved inside the picture if necessary.
 
-    Its side is `reach` × the side of the aligned face crop in the picture, at most the picture's shorter side;
-    reach 0 takes the center square.
+    Its side is `reach` × the side of the aligned face crop, and at most the picture's shorter side; reach 0 takes the
+    center square.
     """
     height, width = image.shape[:2]
     side = min(height, width)
@@ -279,6 +284,6 @@ def square_around(image: NDArray[np.uint8], landmarks: NDArray[np.floating], rea
 
 
 def cut_square(image: NDArray[np.uint8], square: tuple[int, int, int], size: int) -> NDArray[np.uint8]:
-    """A square (left, top, side) of the picture as (size, size, 3)."""
+    """Cuts a square (left, top, side) of the picture and scales it to (size, size, 3)."""
     left, top, side = square
     return cut_window(image, (left, top, side, side), (size, size))

@@ -1,4 +1,4 @@
-"""The interface that every data set gives to its portraits, and the persons whom they show."""
+"""The interface of the portraits of every data set, and their persons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -18,66 +18,67 @@ class Portraits(Protocol):
 
     @property
     def identity(self) -> NDArray[np.int64]:
-        """(N,) numbers that are equal for pictures of one person."""
+        """Numbers (N,) that are equal for pictures of the same person."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The person whom each portrait shows, in the words of the data."""
+        """The person in each portrait, as the data name it."""
 
     @property
     def captions(self) -> Sequence[Sequence[Caption]]:
-        """The captions of each portrait, with the spans of their phrases where these are known."""
+        """The captions of each portrait, with the spans of their phrases if these are known."""
 
     @property
     def caption_start(self) -> NDArray[np.int64]:
-        """(N + 1,) caption c of portrait i is number `caption_start[i] + c` of all M captions."""
+        """Numbers (N + 1,): caption c of portrait i is number `caption_start[i] + c` of all M captions."""
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """(M,) numbers that are equal for equal captions."""
+        """Numbers (M,) that are equal for equal captions."""
 
     @property
     def content_hash(self) -> str:
-        """Hash of the pictures and of everything that the data says about them."""
+        """Hash of the pictures and of all that the data say about them."""
 
     @property
     def landmarks_5(self) -> NDArray[np.float32] | None:
-        """(N, 5, 2) px of the stored pictures; None where no pictures are stored."""
+        """Landmarks (N, 5, 2) in px of the stored pictures; None if no pictures are stored."""
 
     @property
     def regions(self) -> NDArray[np.uint8] | ShardedArray | None:
-        """(N, S, S) labels of `records.REGIONS`; None where nobody knows them."""
+        """Labels (N, S, S) of `records.REGIONS`; None if they are not known."""
 
     @property
     def masks(self) -> NDArray[np.uint8] | ShardedArray | None:
-        """(N, S, S, 3) masks that rows gave to words, as bits of `faceclip.data.masks`; None where they gave none."""
+        """Masks (N, S, S, 3) of words, as bits of `faceclip.data.masks`; None if the rows have none."""
 
     @property
     def shading(self) -> NDArray[np.uint8] | ShardedArray | None:
-        """(N, S, S, 3) lit grey geometry of the true or fitted head; None where there is none."""
+        """Shading maps (N, S, S, 3) of the true or fitted head; None if there are none."""
 
     @property
     def attributes(self) -> Mapping[str, NDArray[np.int64]]:
-        """Name → (N,) classes; empty where nobody knows them."""
+        """Classes (N,) by attribute; empty if they are not known."""
 
     @property
     def seen_values(self) -> Mapping[str, NDArray[np.str_]]:
-        """What the pictures show of their attributes, as words (N,): "" where a value cannot be seen."""
+        """The visible values of each attribute as words (N,): "" if a value cannot be seen."""
 
     def __len__(self) -> int: ...
 
 
 def number_captions(captions: Sequence[Sequence[Caption]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`caption_start` (N + 1,) and `words` (M,) of captions, words being numbered as they first appear."""
+    """Returns `caption_start` (N + 1,) and `words` (M,) of captions; words are numbered as they first appear."""
     numbers: dict[str, int] = {}
     words = [numbers.setdefault(caption.text, len(numbers)) for row in captions for caption in row]
     return np.cumsum([0] + [len(row) for row in captions]), np.asarray(words)
 
 
 class People:
-    """The rows of each identity, identities in ascending order, rows too; few arrays, however many persons.
+    """The rows of each identity, kept in a few arrays for any number of persons. Identities and rows are in ascending
+    order.
 
-    `people[i]`: the rows (K,) of person i; counts (P,): how many; person (N,): the person of each row.
+    people[i]: the rows (K,) of person i. counts (P,): their numbers. person (N,): the person of each row.
     """
 
     def __init__(self, identity: NDArray[np.int64]) -> None:
@@ -95,17 +96,17 @@ class People:
         return self.order[self.starts[person] : self.starts[person + 1]]
 
     def others(self, row: int) -> NDArray[np.int64]:
-        """The other rows of the person whom a row shows."""
+        """Returns the other rows of a row's person."""
         rows = self[self.person[row]]
         return rows[rows != row]
 
     def with_fewer(self, pictures: int) -> NDArray[np.int64]:
-        """The first row of each person who has fewer pictures than that."""
+        """Returns the first row of each person who has fewer than this number of pictures."""
         return self.order[self.starts[:-1][self.counts < pictures]]
 
 
 def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more") -> None:
-    """Raises DataError unless a person of the validation split has two pictures."""
+    """Raises DataError unless some person of the validation split has two pictures."""
     if len(np.unique(identity)) == len(identity):
         raise DataError(
             f"data.path={path}: no person of the validation split has two pictures, so nothing can be "
@@ -114,14 +115,17 @@ def check_pairs(path: str, identity: NDArray[np.int64], remedy: str = "give more
 
 
 def check_divided(data: DataConfig, train: Portraits, validation: Portraits) -> None:
-    """`check_apart` for the splits of `data`, unless its persons are not known (identity=none: the numbers of rows are
-    equal by accident) or both splits are one on purpose. Raises DataError."""
+    """Runs `check_apart` for the splits of `data`. Raises DataError.
+
+    Nothing is checked if persons are not known (with identity=none, equal numbers mean nothing) or if both splits are
+    the same on purpose.
+    """
     if data.identity == "column" and data.validation != data.train:
         check_apart(train, validation)
 
 
 def check_apart(train: Portraits, validation: Portraits) -> None:
-    """Raises DataError for a person of both splits: figures would then measure people that were trained on."""
+    """Raises DataError if a person is in both splits, because figures would then measure people of the training."""
     ours = np.asarray(validation.identity)
     both = np.flatnonzero(np.isin(ours, train.identity))
     if len(both):

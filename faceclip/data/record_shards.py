@@ -1,4 +1,4 @@
-"""Shards of records as a resumable pass over the rows of any data writes them, and what is made from them."""
+"""Helpers of resumable passes that write shards of records and shards of what is computed from them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,8 @@ from faceclip.storage.shards import ShardFolder
 
 
 def named_pictures(blocks: SourceBlocks, block: Block) -> dict[str, NDArray]:
-    """Fields `picture_…` and `bytes`: the files that the rows of a block name, and their sizes, −1 for missing ones."""
+    """Returns the fields `picture_…` and `bytes`: the files that the rows of a block name, and their sizes (−1:
+    missing)."""
     # An image folder lists its pictures; elsewhere only the rows say which files they name, found or missing.
     named = [] if blocks.source.layout == "image_folder" else map(blocks.mapping.picture_path, block.rows)
     paths = [path for path in named if path]
@@ -26,7 +27,7 @@ def named_pictures(blocks: SourceBlocks, block: Block) -> dict[str, NDArray]:
 
 
 def first_outdated(records: ShardFolder, reader: PortraitReader, *, hashes: bool) -> int | None:
-    """The first shard whose rows name a picture that was added, removed or replaced by one of another size since.
+    """Returns the first shard with a picture that was added, removed or replaced by one of another size since, or None.
 
     hashes: whether shards are compared bit by bit. Raises DataError for a damaged one.
     """
@@ -41,14 +42,14 @@ def first_outdated(records: ShardFolder, reader: PortraitReader, *, hashes: bool
 
 
 def known_landmarks(shard: Mapping[str, NDArray]) -> dict[int, NDArray]:
-    """The landmarks of the usable rows of a shard, by their numbers."""
+    """Returns the landmarks of a shard's usable rows by their numbers."""
     return dict(zip(shard["row"].tolist(), shard["landmarks"], strict=True))
 
 
 def check_same_rows(
     good: Sequence[Usable], shard: Mapping[str, NDArray], block: Block, records: ShardFolder, source: str
 ) -> None:
-    """Raises DataError unless the pictures that were read again are those of the shard."""
+    """Raises DataError unless the rows that were read again are those of the shard."""
     if [portrait.digest for _, _, portrait in good] != shard["digest"].tolist():
         raise DataError(
             f"{source}: rows {block.start} to {block.start + len(block.rows)} are not the ones that "
@@ -57,12 +58,12 @@ def check_same_rows(
 
 
 def made_of(records: ShardFolder, number: int) -> dict[str, str]:
-    """The note that a shard of features keeps about the records from which it was made."""
+    """Returns the note by which a shard of features identifies its records."""
     return {"records": records.entries[number]["sha256"]}
 
 
 def cut_strangers(records: ShardFolder, *parts: ShardFolder) -> None:
-    """Removes the shards of each part that were made from other records than those that are there now."""
+    """Removes the shards of each part that were made from other records than the present ones."""
     for part in parts:
         for number, (entry, source) in enumerate(zip(part.entries, records.entries, strict=False)):
             if entry["records"] != source["sha256"]:
@@ -71,7 +72,7 @@ def cut_strangers(records: ShardFolder, *parts: ShardFolder) -> None:
 
 
 def read_position(path: Path, block: int) -> dict[str, Any] | None:
-    """The position of a stream after it had given `block` blocks, or None if that was not noted."""
+    """Returns the noted position of a stream after `block` blocks, or None if there is no note."""
     if not path.is_file():
         return None
     try:

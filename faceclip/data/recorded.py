@@ -18,7 +18,7 @@ Shard = Mapping[str, NDArray]
 
 
 def record_fields(good: Sequence[tuple[int, RawRecord, FoundPortrait]]) -> dict[str, NDArray]:
-    """The fields of a shard of records, of usable rows: their numbers, records and portraits."""
+    """Returns the fields of a shard of records from usable rows: their numbers, records and portraits."""
     texts = [raw.captions for _, raw, _ in good]
     flat = [text for row in texts for text in row]
     fields: dict[str, NDArray] = {
@@ -34,20 +34,20 @@ def record_fields(good: Sequence[tuple[int, RawRecord, FoundPortrait]]) -> dict[
 
 
 def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray]:
-    """Texts as UTF-8 bytes and the end of each: fields `NAME_text` (bytes,) and `NAME_end` (count,)."""
+    """Packs texts as UTF-8: fields `NAME_text` (bytes,) and `NAME_end` (count,), the end of each text."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return {f"{name}_text": np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
 
 
 def unpack_texts(name: str, shard: Shard) -> list[str]:
-    """The inverse of `pack_texts`."""
+    """Returns the texts that `pack_texts` packed."""
     data, ends = shard[f"{name}_text"].tobytes(), shard[f"{name}_end"].tolist()
     return [data[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
 
 
 class RecordedPortraits:
-    """Some rows of shards of records, as `faceclip.data.portraits.Portraits`. Texts stay on disk until they are read.
+    """Rows of shards of records, as `faceclip.data.portraits.Portraits`. Texts stay on disk until they are read.
 
     rows (N,): numbers among all records; caption_rows (M,): those of their captions among all captions.
     """
@@ -85,11 +85,11 @@ class RecordedPortraits:
 def rows_of_split(
     data: DataConfig, split: str, records: Mapping[str, ShardedArray], pictures: int, *, pairs: bool = True
 ) -> NDArray:
-    """Numbers (N,) of the records that belong to "train" or "validation".
+    """Returns the numbers (N,) of the records of the split "train" or "validation".
 
-    Persons of the training split with fewer than `pictures` pictures are left out where `data.few_pictures` says so.
-    Raises EmptyDatasetError when there are none, DataError where `pairs` are needed and no person of the validation has
-    a second picture.
+    With data.few_pictures=drop, persons of the training split with fewer than `pictures` pictures are left out. Raises
+    EmptyDatasetError if no records remain, and DataError if `pairs` are needed and no person of the validation split
+    has a second picture.
     """
     person = records["person"][:]
     rows = np.arange(len(person))
@@ -119,7 +119,7 @@ def rows_of_split(
 
 
 class _Texts(Sequence):
-    """Texts of rows, decoded when asked for: millions of captions stay on disk."""
+    """Texts of rows, decoded on access, so that millions of captions stay on disk."""
 
     def __init__(self, shards: Sequence[Shard], rows: NDArray[np.int64]) -> None:
         self.shards, self.rows = shards, rows
@@ -151,7 +151,7 @@ class CaptionTexts(_Texts):
 
 
 class PersonNames(_Texts):
-    """The person whom each row shows, in the words of the data set."""
+    """The person of each row, as the data name it."""
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # one row at a time
         shard, row = self._at(index)

@@ -1,7 +1,7 @@
-"""What a record of a portrait data set holds, as columns of a Hugging Face `datasets` directory.
+"""The columns of a record of a portrait data set, which is a Hugging Face `datasets` directory.
 
 Layout: ``DIR/data/{train,validation,test}-*.parquet``, ``DIR/README.md`` (data card), ``DIR/dataset.json``
-(seed, version, counts and the hash of every shard; written last: where it is, the data are complete).
+(seed, version, counts and the hash of every shard; it is written last, so its presence means complete data).
 """
 
 from dataclasses import dataclass, field
@@ -73,9 +73,9 @@ CaptionKind = Literal["attributes", "emotion", "both", "free"]
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """A stretch of a caption that describes one region: `caption.text[start:end] == text`.
+    """A span of a caption that describes one region: `caption.text[start:end] == text`.
 
-    `attributes` are the names, keys of `VOCABULARIES`, whose value these words state.
+    attributes: names (keys of `VOCABULARIES`) of the attributes whose values these words state.
     """
 
     text: str
@@ -87,8 +87,8 @@ class Phrase:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A description of one portrait with its phrases in order of appearance; a "free" one has none: nobody knows which
-    of its words describe what."""
+    """A description of one portrait with its phrases in order of appearance. A "free" caption has no phrases, because
+    it is not known what its words describe."""
 
     text: str
     kind: CaptionKind
@@ -96,12 +96,12 @@ class Caption:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Names of all attributes that the caption states."""
+        """The names of all attributes that the caption states."""
         return tuple(name for phrase in self.phrases for name in phrase.attributes)
 
 
 def caption_to_dict(caption: Caption) -> dict:
-    """The nested dict that the `captions` column stores."""
+    """Returns the nested dict that the column `captions` stores."""
     return {
         "text": caption.text,
         "kind": caption.kind,
@@ -119,7 +119,7 @@ def caption_to_dict(caption: Caption) -> dict:
 
 
 def caption_from_dict(stored: dict) -> Caption:
-    """The inverse of `caption_to_dict`. Raises KeyError for a missing field."""
+    """Returns the caption that `caption_to_dict` converted. Raises KeyError for a missing field."""
     phrases = tuple(
         Phrase(
             text=phrase["text"],
@@ -140,13 +140,13 @@ READ = ("confidence", "landmarks_478")
 
 
 def features(*, labelled: bool = True, read: bool = False, masked: bool = False, replied: bool = False) -> Features:
-    """Columns of a record. Landmarks are pixels (x, y), pixel centers at integers; angles are degrees.
+    """Returns the columns of a record. Landmarks are pixels (x, y) with pixel centers at integers; angles are degrees.
 
-    Without labels, those of a photo (`faceclip.data.photos`): no `LABELS`, but who it shows, which row it was, and
-    where in its picture the portrait lies (`faceclip.data.placement`). Where its captions were made, its `LABELS` are
-    what was `read`: a value of `PHOTO_VOCABULARIES` or "" for every attribute, and how sure the reading is. Where
-    rows gave masks of words, they are `masked`: the picture `masks` has them as bits (`faceclip.data.masks`).
-    `replied`: what a vision-language model replied is in `reply`, as it came.
+    labelled: false for photos (`faceclip.data.photos`), which have no `LABELS` but the person, the row of the source,
+    and the place of the portrait in its picture (`faceclip.data.placement`). read: photos whose captions were made
+    have, for every attribute, a value of `PHOTO_VOCABULARIES` or "", and the confidence of the reading. masked: the
+    picture `masks` has the rows' masks of words as bits (`faceclip.data.masks`). replied: the column `reply` has the
+    unchanged reply of a vision-language model.
     """
     numbers = List(Value("float32"))
     points = List(List(Value("float32")))

@@ -1,4 +1,4 @@
-"""Counts of rows that could not be used, by reason, with examples. Above a set share they are an error."""
+"""Counts unusable rows by reason, with examples. More than a set share of them is an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,21 +15,21 @@ EARLY_ROWS = 500  # enough rows to judge a share before the end
 
 @dataclass(kw_only=True)
 class RejectCounts:
-    """rows: rows read; counts: rejected rows by reason; examples: the first messages of each reason."""
+    """rows: number of rows read. counts: rejected rows by reason. examples: the first messages of each reason."""
 
     rows: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, rejected: RejectedRecord) -> None:
-        """Counts one row."""
+        """Counts one rejected row."""
         self.counts[rejected.reason] = self.counts.get(rejected.reason, 0) + 1
         shown = self.examples.setdefault(rejected.reason, [])
         if len(shown) < EXAMPLES:
             shown.append(str(rejected)[:300])
 
     def merge(self, other: Mapping[str, Any]) -> None:
-        """Adds the counts that `to_dict` of another object gave."""
+        """Adds the counts of another object's `to_dict`."""
         self.rows += other["rows"]
         for reason, count in other["counts"].items():
             self.counts[reason] = self.counts.get(reason, 0) + count
@@ -48,17 +48,17 @@ class RejectCounts:
         return self.bad / self.rows if self.rows else 0.0
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Returns a line that summarizes the counts."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.counts.items()))
         return f"{self.bad:,} of {self.rows:,} rows unusable ({self.share:.1%})" + (f": {reasons}" if reasons else "")
 
     def write(self, path: Path, source: str, **facts: int) -> None:
-        """The report as JSON: source, rows, usable, share, counts and examples, and any further facts."""
+        """Writes the report as JSON: source, rows, usable, share, counts and examples, and any further facts."""
         usable = {"usable": self.rows - self.bad, "share": self.share}
         write_json(path, {"source": source, **usable, **facts, **self.to_dict()})
 
     def check(self, limit: float, path: Path, source: str, *, at_end: bool) -> None:
-        """Raises TooManyBadRecordsError, which names counts and report, when the share is above `limit`."""
+        """Raises TooManyBadRecordsError, which names counts and report, if the share is above `limit`."""
         if self.share <= limit or not (at_end or self.rows >= EARLY_ROWS):
             return
         self.write(path, source)

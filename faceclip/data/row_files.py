@@ -1,6 +1,7 @@
-"""Files that rows name: plain paths below the data's folders, members of zip files there, files of the hub data set.
+"""Opens files that rows name: plain paths below the data's folders, members of zip files there, files of the hub data
+set.
 
-What a row says is untrusted. No other protocol, chain of protocols, place, or kind of file is opened or asked for.
+Rows are not trusted. No other protocol, chain of protocols, place or kind of file is opened or requested.
 """
 
 import os
@@ -22,7 +23,7 @@ _ZIP_ERRORS = (*ARCHIVE_ERRORS, OSError, ValueError, RuntimeError, NotImplemente
 
 
 def find_file(name: str, base: Path | None, roots: Sequence[Path], key: str) -> Path:
-    """The regular file that a row names, links resolved; `base`: folder of relative names.
+    """Returns the regular file that a row names, with links resolved. base: folder of relative names.
 
     Raises RejectedRecord for a file that is not below one of `roots`, does not exist, or is no regular file.
     """
@@ -41,7 +42,7 @@ def find_file(name: str, base: Path | None, roots: Sequence[Path], key: str) -> 
 
 
 def read_file(path: Path, key: str) -> bytes:
-    """The content of a regular file. Raises RejectedRecord for anything else and for more than `MAX_BYTES`."""
+    """Reads a regular file. Raises RejectedRecord for anything else and for more than `MAX_BYTES`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise RejectedRecord("no_image", f"{key}: {path} is no regular file")
@@ -56,10 +57,10 @@ def read_file(path: Path, key: str) -> bytes:
 
 
 def read_address(address: str, roots: Sequence[Path], hub: str, key: str) -> bytes:
-    """The picture at an address as `datasets` writes them: `zip://MEMBER::FILE` of a zip file below `roots`, a file of
-    the hub data set `hub`, or a member of a zip file there.
+    """Reads the picture at an address of `datasets`: `zip://MEMBER::FILE` of a zip file below `roots`, a file of the
+    hub data set `hub`, or a member of a zip file there.
 
-    Raises RejectedRecord for every other address before anything is opened, and for what cannot be read.
+    Raises RejectedRecord for every other address before anything is opened, and for unreadable files.
     """
     member, origin = "", address
     if match := re.fullmatch(r"zip://(.+?)::(.+)", address, re.DOTALL):
@@ -86,7 +87,7 @@ def read_address(address: str, roots: Sequence[Path], hub: str, key: str) -> byt
 
 
 def hub_folders(hub: str) -> list[Path]:
-    """Where `datasets` puts the downloaded files of a hub data set; none without one."""
+    """Returns the folders to which `datasets` downloads files of a hub data set; empty if `hub` is empty."""
     if not hub:
         return []
     own = Path(HF_HUB_CACHE) / f"datasets--{hub.replace('/', '--')}"
@@ -94,7 +95,7 @@ def hub_folders(hub: str) -> list[Path]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is a relative path that stays below where it starts, on every system."""
+    """Returns whether a name is a relative path that stays below its start on every operating system."""
     path, other = PurePosixPath(name), PureWindowsPath(name)
     foreign = "::" in name or "://" in name or "\0" in name or other.drive or other.is_absolute()
     return not (foreign or path.is_absolute() or ".." in (*path.parts, *other.parts))
@@ -107,7 +108,7 @@ def _is_of_hub(address: str, hub: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _local_zip(path: Path, size: int, changed: int) -> zipfile.ZipFile:
-    """An opened zip file; size and time of change tell it from another one of that name."""
+    """Returns an open zip file. Size and modification time distinguish it from another file of this name."""
     return zipfile.ZipFile(path)
 
 

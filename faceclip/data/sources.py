@@ -1,7 +1,8 @@
-"""Rows of any data set in a fixed order: local parquet, arrow, JSON or webdataset files, image folders, hub data sets.
+"""Reads the rows of any data set in a fixed order: local parquet, arrow, JSON or webdataset files, image folders, hub
+data.
 
-Local files are read as a stream, so nothing is copied into a cache of `datasets`. Pictures stay encoded: a header check
-must come before any decoding.
+Local files are streamed, so nothing is copied into a cache of `datasets`. Pictures stay encoded, because their headers
+must be checked before they are decoded.
 """
 
 import itertools
@@ -53,11 +54,11 @@ Rows = Callable[..., Iterator[Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """One split. `rows(start)` yields the rows from number `start`, always the same; `content_hash` is their key.
+    """One split. `rows(start)` yields the rows from number `start` on, always the same; `content_hash` identifies them.
 
-    count: number of rows, None when only reading to the end tells. folder: base of relative picture paths.
-    position(): where the rows read so far end, as JSON, or None where a start number is enough; `rows(start, position)`
-    continues from there without reading the files before it again, which a remote stream would have to fetch.
+    count: number of rows, or None if only reading to the end tells. folder: base of relative picture paths. position():
+    the end of the rows read so far, as JSON, or None if a start number suffices; `rows(start, position)` continues
+    there without reading earlier files again, which a remote stream would have to download.
     """
 
     name: str
@@ -71,10 +72,10 @@ class RowSource:
 
 
 def find_layout(config: DataConfig) -> str:
-    """The layout that `config.layout="auto"` stands for.
+    """Returns the layout of the data, which is found for `config.layout="auto"`.
 
-    Raises ConfigError when no data are named or a local folder is not there, DataError when the path is neither data
-    nor hub id.
+    Raises ConfigError if no data are named or a local folder does not exist, and DataError if the path is neither data
+    nor a hub id.
     """
     path = Path(config.path)
     if not config.path:
@@ -113,7 +114,7 @@ def find_layout(config: DataConfig) -> str:
 
 
 def check_own_layout(config: DataConfig, used: Set[str]) -> None:
-    """Raises ConfigError for settings beyond `used` that would change nothing in data of this project's own layout."""
+    """Raises ConfigError for settings beyond `used` that have no effect on data in this project's own layout."""
     usual = DataConfig()
     used = used | {"path", "layout"}
     unused = [
@@ -129,10 +130,10 @@ def check_own_layout(config: DataConfig, used: Set[str]) -> None:
 
 
 def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
-    """The rows of one split.
+    """Opens one split.
 
-    `memo`: JSON file that remembers digests of local files. Raises DataError when there is no such data or split or its
-    files do not go together, EmptyDatasetError for a parquet file without rows or columns.
+    memo: JSON file that keeps digests of local files. Raises DataError if the data or the split do not exist or its
+    files do not belong together, and EmptyDatasetError for a parquet file without rows or columns.
     """
     layout = find_layout(config)
     path = Path(config.path)
@@ -165,7 +166,7 @@ def _has_tables(path: Path) -> bool:
 
 
 def _from_arrow(path: Path, split: str, memo: Path) -> RowSource:
-    """A folder that `save_to_disk` wrote."""
+    """Opens a folder that `save_to_disk` wrote."""
     check_arrow(path)
     found = _guard(f"data.path={path}", lambda: datasets.load_from_disk(str(path)))
     if isinstance(found, datasets.DatasetDict):
@@ -245,13 +246,13 @@ def _tables_beside_pictures(path: Path) -> dict[str, Any]:
 
 
 def _split_of(relative: Path) -> str:
-    """The split that a word in a file's name or folders says; "" for none."""
+    """Returns the split that a word in a file's name or folders names; "" if there is none."""
     words = re.findall(r"[a-z]+", relative.with_suffix("").as_posix().lower())
     return next((split for split, names in _SPLITS.items() if names & set(words)), "")
 
 
 def _says_what_is_read(path: Path) -> bool:
-    """Whether a folder's card names the files of its splits."""
+    """Returns whether a folder's card names the files of its splits."""
     card = path / "README.md"
     return card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace")
 
@@ -308,7 +309,7 @@ def _check_tables(files: list[str]) -> None:
 
 
 def _check_whole(tar: Path) -> None:
-    """Raises DataError for a tar file that was cut, which `datasets` reads up to the cut without a word."""
+    """Raises DataError for a truncated tar file, which `datasets` silently reads up to the cut."""
     try:
         size = tar.stat().st_size
         with tar.open("rb") as file:
@@ -374,7 +375,7 @@ def _stream(
 
 
 def _guard(name: str, action: Callable[[], Any]) -> Any:
-    """Failures of `datasets` and Arrow as DataError that names the source."""
+    """Context that turns errors of `datasets` and Arrow into a DataError that names the source."""
     try:
         return action()
     except ConnectionError as error:

@@ -1,4 +1,4 @@
-"""Which files are tables, by their endings, and which paths may be named as data at all."""
+"""Decides which files are tables, by their endings, and which paths may be data."""
 
 import bz2
 import gzip
@@ -32,7 +32,7 @@ _MEMORY = "/dev/shm"
 
 
 def table_kind(path: Path) -> str | None:
-    """The module of `datasets` that reads a table of this ending, in small or capital letters; None for other files."""
+    """Returns the module of `datasets` that reads tables with this ending, in any case; None for other files."""
     endings = [ending.lower() for ending in path.suffixes]
     if endings and endings[-1] in _PACKED:
         endings.pop()
@@ -85,7 +85,7 @@ def csv_arguments(files: Sequence[str]) -> dict[str, Any]:
 
 
 def check_json(file: Path) -> None:
-    """Raises DataError for a table of JSON with a row that is `null`: Arrow, which reads it, would end the program."""
+    """Raises DataError for a JSON table with a row that is `null`, at which Arrow would end the program."""
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         with open_regular(file) as plain:
@@ -106,15 +106,15 @@ def check_json(file: Path) -> None:
 
 
 def json_columns(features: datasets.Features | None) -> dict[str, Any]:
-    """The columns whose cells `datasets` keeps as JSON, because they hold a text here and a list there, with the forms
+    """Returns the columns whose cells `datasets` keeps as JSON, because some are texts and others lists, with the forms
     of these cells."""
     return {name: kind for name, kind in (features or {}).items() if _holds_json(kind)}
 
 
 def read_json_cells(row: Mapping[str, Any], columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row with the values of its cells of JSON, which a stream leaves as they are where it leaves pictures encoded.
+    """Returns a row with the values of its JSON cells, which a stream does not decode if it leaves pictures encoded.
 
-    columns: what `json_columns` found. A cell that nests too deeply becomes an empty one.
+    columns: result of `json_columns`. A cell that nests too deeply becomes empty.
     """
     return {**row, **{name: _read_json(kind, row.get(name)) for name, kind in columns.items()}} if columns else row
 
@@ -142,7 +142,7 @@ def _read_json(kind: Any, cell: Any) -> Any:
 
 
 def column_kind(column: pa.DataType) -> str:
-    """The kind of values in a column, coarse enough that `datasets` converts values of one kind into each other."""
+    """Returns the kind of a column's values; `datasets` converts values of the same kind into each other."""
     if pa.types.is_null(column):
         return "nothing"
     if pa.types.is_struct(column):

@@ -1,4 +1,4 @@
-"""Worker processes; the death of one raises an error, and nothing waits for it."""
+"""Worker processes, of which the death of one raises an error instead of a hang."""
 
 import multiprocessing
 import os
@@ -10,7 +10,8 @@ from typing import Any
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; where the system does not say (macOS, Windows), all."""
+    """Returns the number of cores that this process may use; all of them on systems that do not say (macOS,
+    Windows)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Files of a data set, each written whole or not at all."""
+"""Writes the files of a data set atomically."""
 
 import io
 from pathlib import Path
@@ -14,14 +14,14 @@ from faceclip.storage.files import replacing
 
 
 def encode_png(picture: NDArray[np.uint8]) -> dict[str, Any]:
-    """A uint8 picture as the struct that a `datasets.Image` column stores."""
+    """Encodes a uint8 picture as the struct that a `datasets.Image` column stores."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=4)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
 def encode_photo(picture: NDArray[np.uint8], kind: str) -> dict[str, Any]:
-    """As `encode_png`: "png" without loss, or "jpeg" or "webp" of quality 95, in 1/20 and 1/4 of the time."""
+    """Like `encode_png`: "png" without loss, or "jpeg" or "webp" of quality 95, in 1/20 and 1/4 of the time."""
     if kind == "png":
         return encode_png(picture)
     buffer = io.BytesIO()
@@ -33,7 +33,7 @@ def encode_photo(picture: NDArray[np.uint8], kind: str) -> dict[str, Any]:
 
 
 def encode_map(picture: NDArray[np.uint8]) -> dict[str, Any]:
-    """A shading map (H, W, 3) as PNG, grey where its channels agree, packed for speed."""
+    """Encodes a shading map (H, W, 3) as PNG, in grey if its channels are equal, with fast compression."""
     grey = bool((picture[..., :1] == picture).all())
     buffer = io.BytesIO()
     Image.fromarray(picture[..., 0] if grey else picture).save(buffer, format="PNG", compress_level=1)
@@ -41,7 +41,7 @@ def encode_map(picture: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def write_shard(path: Path, table: pa.Table) -> None:
-    """A parquet file of a data set of pictures."""
+    """Writes a parquet file of a data set of pictures."""
     with replacing(path) as file:
         # PNGs do not compress again; small row groups let a reader take a few rows.
         pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
