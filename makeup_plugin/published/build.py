@@ -115,10 +115,13 @@ def load_base(base: str | Path, *, vae: Any = None, scheduler: Any = None, dtype
     return Base(form=form, parts=parts, silent_negative=silent)
 
 
-def load_model(kind: Any, source: str | Path, subfolder: str, dtype: torch.dtype | None) -> Any:
+def load_model(
+    kind: Any, source: str | Path, subfolder: str, dtype: torch.dtype | None, *, revision: str | None = None
+) -> Any:
     """A diffusers model of a folder or hub id, strictly. Raises CheckpointError, which names it."""
     try:
-        options = {"subfolder": subfolder or None, "torch_dtype": dtype or torch.float32}
+        options: dict[str, Any] = {"subfolder": subfolder or None, "torch_dtype": dtype or torch.float32}
+        options |= {"revision": revision} if revision else {}
         return load_strictly(kind.from_pretrained, kind, source, **options).eval()
     except (*DAMAGE, SafetensorError) as error:
         raise CheckpointError(f"{Path(source, subfolder)} cannot be loaded as {kind.__name__} ({error})") from error
@@ -154,7 +157,7 @@ def _build_adapter(
     tower = _image_encoder(image_encoder, adapter.identity_channel, dtype)
     control = adapter.shading_channel
     if kind.control_folder:
-        control = _control_folder(kind, path, controlnet, unet.dtype)
+        control = _control_folder(kind, path, controlnet, published, unet.dtype)
     elif controlnet is not None:
         raise ConfigError("controlnet is no part of this kind, or lies in its file: leave it out")
     _insert(adapter, lora, unet)
@@ -257,7 +260,12 @@ def _image_encoder(given: Any, channel: IdentityChannel, dtype: torch.dtype | No
     return given
 
 
-def _control_folder(kind: PublishedKind, path: Path, given: str | Path | None, dtype: torch.dtype) -> ControlNetModel:
+def _control_folder(
+    kind: PublishedKind, path: Path, given: str | Path | None, published: dict[str, str], dtype: torch.dtype
+) -> ControlNetModel:
+    """The ControlNet that is given, or the one beside the file: in its folder, or in its repository at its commit."""
+    if given is None and (commit := published["revision"]):
+        return load_model(ControlNetModel, published["weights"], kind.control_folder, dtype, revision=commit)
     place = Path(path.parent, kind.control_folder) if given is None else given
     if given is None and not Path(place).is_dir():
         raise ConfigError(f"controlnet is missing: there is no folder {place}; give the place of {kind.control_folder}")
@@ -293,6 +301,7 @@ def _licence(kind: str) -> str:
 def _record(kind: str, weights: str | Path, path: Path) -> dict[str, str]:
     """What a saved pipeline says of its weights: no path of this machine, and the commit where they came from a hub."""
     parts = path.parts
-    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
+    cached = "snapshots" in parts[:-1] and not Path(weights).exists()
+    commit = parts[parts.index("snapshots") + 1] if cached else ""
     name = str(weights) if commit else Path(weights).name
     return {"kind": kind, "weights": name, "revision": commit, "licence": _licence(kind)}

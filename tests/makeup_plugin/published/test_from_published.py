@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from makeup_plugin.conditioning import Conditions, predict
 from makeup_plugin.identities import Identity
 from makeup_plugin.image_tokens import nobody_tokens
 from makeup_plugin.pipeline import FaceMakeUpPipeline
-from makeup_plugin.published.kinds import LICENCES
+from makeup_plugin.published.kinds import KINDS, LICENCES
 from tests.faceclip.published_case import CONFIG as FACECLIP_CONFIG
 from tests.faceclip.published_case import published_state
 from tests.makeup_plugin.conftest import make_unet
@@ -175,6 +176,37 @@ def test_a_published_pipeline_is_saved_and_loaded(bases, tmp_path, caplog) -> No
     mixed = Identity.mix([identity, identity], [0.5, 0.5])
     with pytest.raises(ConfigError, match=r"^identity .*shading_map"):
         call(loaded, **given, identity=mixed)
+
+
+@pytest.mark.parametrize("case", ["faceid_sd15", "instantid"])
+def test_hub_ids_are_read_from_the_hubs_cache(case, bases, tmp_path, monkeypatch) -> None:
+    """Weights and base lie where the hub's client keeps downloads; nothing is asked for over a network."""
+    kind, form = CASES[case]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commits = {"owner/weights": "1" * 40, "owner/base": "2" * 40}
+    for name, commit in commits.items():
+        place = tmp_path / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(commit)
+    snapshots = {name: tmp_path / f"models--{name.replace('/', '--')}/snapshots/{c}" for name, c in commits.items()}
+    snapshots["owner/base"].parent.mkdir()
+    shutil.copytree(bases[form], snapshots["owner/base"])
+    snapshots["owner/weights"].mkdir(parents=True)
+    file = write_adapter(case, snapshots["owner/weights"])
+    file.rename(file.with_name(KINDS[kind].files[form]))
+    pipeline = FaceMakeUpPipeline.from_published(
+        kind, "owner/weights", base="owner/base", face_encoder=filled_recognizer()
+    )
+    assert pipeline.config.published["weights"] == "owner/weights" and pipeline.base_model == "owner/base"
+    assert pipeline.config.published["revision"] == commits["owner/weights"]
+    pipeline.set_progress_bar_config(disable=True)
+    local = tmp_path / "snapshots" / "mine"  # a folder of the user's, whatever its name
+    local.mkdir(parents=True)
+    same = make(case, bases, local)
+    assert torch.equal(call(pipeline), call(same)) and not same.config.published["revision"]
+    with pytest.raises(CheckpointError, match="owner/other"):
+        FaceMakeUpPipeline.from_published(kind, "owner/other", base="owner/base", face_encoder=filled_recognizer())
 
 
 def kohya(state: dict[str, torch.Tensor], layers: list[str], alpha: float) -> dict[str, torch.Tensor]:
