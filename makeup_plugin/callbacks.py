@@ -28,7 +28,7 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
     def after_step(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
         conditions = state.conditions
         tensors = {name: state.latents if name == "latents" else getattr(conditions, _FIELDS[name]) for name in names}
-        changed = _checked(callback(pipeline, index, timestep, tensors), tensors, state.latents)
+        changed = _checked(callback(pipeline, index, timestep, tensors), state)
         ours = {ours: changed[name] for name, ours in _FIELDS.items() if name in changed}
         guided = pipeline.do_classifier_free_guidance
         if not guided:
@@ -42,26 +42,38 @@ def callback_after_step(pipeline: Any, callback: Callable, names: Sequence[str])
     return after_step
 
 
-def _checked(changed: Any, shown: dict[str, Tensor], latents: Tensor) -> dict[str, Tensor]:
-    """What a callback returned. Raises ConfigError unless it is None or a dictionary of tensors by name, each of the
-    form of the one that it stands for; the texts' may have fewer rows, since diffusers' cutoff callbacks take half."""
+def _checked(changed: Any, state: DenoisingState) -> dict[str, Tensor]:
+    """What a callback returned, without what it left as it was.
+
+    Raises ConfigError unless it is None or a dictionary of tensors by name, each of the form of the one that it stands
+    for; the texts' may have fewer rows, since diffusers' cutoff callbacks take half.
+    """
     if changed is None:
         return {}
     if not isinstance(changed, dict):
         raise ConfigError(
             f"callback_on_step_end must return None or a dictionary of tensors, got {type(changed).__name__}"
         )
+    found: dict[str, Tensor] = {}
     for name, value in changed.items():
-        before = latents if name == "latents" else shown.get(name)
         if name not in ("latents", *_FIELDS):
             continue
-        if not isinstance(value, Tensor) or (
-            before is not None and (value.shape != before.shape if name == "latents" else value.ndim != before.ndim)
-        ):
-            form = "a tensor" if before is None else f"a tensor of the form {tuple(before.shape)}"
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f'callback_on_step_end: "{name}" must be {form}, got {found}')
-    return changed
+        before = state.latents if name == "latents" else getattr(state.conditions, _FIELDS[name])
+        if value is before:
+            continue
+        if before is None:
+            raise ConfigError(f'callback_on_step_end: "{name}" is not what this UNet reads: leave it out')
+        what = f'callback_on_step_end: "{name}"'
+        if not isinstance(value, Tensor):
+            raise ConfigError(f"{what} must be a tensor of the form {tuple(before.shape)}, got {type(value).__name__}")
+        rows = len(value) if value.ndim else 0
+        fewer = name != "latents" and 0 < rows < len(before)
+        if value.shape[1:] != before.shape[1:] or (rows != len(before) and not fewer):
+            raise ConfigError(f"{what} must be of the form {tuple(before.shape)}, got {tuple(value.shape)}")
+        if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
+            raise ConfigError(f"{what} must hold floating-point numbers, got a {value.dtype} on {value.device}")
+        found[name] = value
+    return found
 
 
 def in_order(hooks: Sequence[AfterStep]) -> AfterStep:

@@ -99,7 +99,7 @@ class Identity:
             raise ConfigError("identity: image_tokens and image_tower go together: give both or neither")
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same values, to the bit. Crops and reports on photos do not count."""
+        """Whether both hold the same values. Crops and reports on photos do not count."""
         if not isinstance(other, Identity):
             return NotImplemented
         mine, others = self.tensors(), other.tensors()
@@ -108,7 +108,7 @@ class Identity:
         return same and all(torch.equal(mine[name], others[name]) for name in mine)
 
     def __hash__(self) -> int:
-        return hash((self.recognizer, self.features.identity.numpy().tobytes()))
+        return hash((self.recognizer, *self.features.identity[0].tolist()))
 
     @property
     def embedding(self) -> Tensor:

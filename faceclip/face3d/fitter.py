@@ -124,6 +124,11 @@ class FaceFitter(StrictlyLoaded, ModelMixin, ConfigMixin):
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("deviation", torch.ones(count))
 
+    @property
+    def coefficients(self) -> dict[str, int]:
+        """How many coefficients the fits have, by name: of shape, and of expression."""
+        return {"shape": self.config.shape_size, "expression": self.config.expression_size}
+
     def forward(self, crops: Tensor) -> FaceFit:
         """Fit RGB crops (B, 3, H, W) in [0, 1]; resized bilinearly. Raises ValueError for another layout."""
         return self.successive_fits(crops)[-1]

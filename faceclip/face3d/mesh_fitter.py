@@ -72,6 +72,11 @@ class MeshFitter(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.inner = torch.from_numpy(np.setdiff1d(np.arange(COUNT), OUTLINE))
 
+    @property
+    def coefficients(self) -> dict[str, int]:
+        """How many coefficients the fits have, by name: of shape, and of expression."""
+        return {"shape": self.head.shape_size, "expression": self.head.expression_size}
+
     def fit(
         self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating], *, framed: bool = True
     ) -> FaceFit:

@@ -29,7 +29,6 @@ class GpuFacts:
     supports: tuple[int, int] | None
     built: str
     architectures: tuple[str, ...]
-    bf16: bool
 
     @classmethod
     def of(cls, device: torch.device) -> "GpuFacts":
@@ -44,8 +43,13 @@ class GpuFacts:
             supports=driver_supports(),
             built=torch.version.cuda or "",
             architectures=tuple(torch.cuda.get_arch_list()),
-            bf16=torch.cuda.is_bf16_supported(),
         )
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bf16; `torch.cuda.is_bf16_supported` also counts an emulation that is slower than
+        float32."""
+        return self.capability >= (8, 0)
 
     def lines(self) -> list[str]:
         """Two lines for the reader."""

@@ -148,10 +148,8 @@ def check_identity(pipeline: PipelineParts, identity: Any, name: str) -> Identit
                 " encode_identity"
             )
     if identity.fit is not None and pipeline.fitter is not None:
-        sizes = getattr(pipeline.fitter, "head", getattr(pipeline.fitter, "config", None))
-        for part in ("shape", "expression"):
-            size, found = getattr(sizes, f"{part}_size", None), getattr(identity.fit, part).shape[1]
-            if size is not None and found != size:
+        for part, size in getattr(pipeline.fitter, "coefficients", {}).items():
+            if (found := getattr(identity.fit, part).shape[1]) != size:
                 raise ConfigError(
                     f"{name}: its head has {found} coefficients of {part} and this pipeline's fitter {size}: make it by"
                     " this pipeline's encode_identity"

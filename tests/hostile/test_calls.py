@@ -64,6 +64,10 @@ def shared() -> FaceMakeUpPipeline:
         ("latents", {"callback_on_step_end": lambda *_: {"latents": "x"}}),
         ("latents", {"callback_on_step_end": lambda *_: {"latents": torch.zeros(1, 2)}}),
         ("prompt_embeds", {"callback_on_step_end": lambda *_: {"prompt_embeds": None}}),
+        ("prompt_embeds", {"callback_on_step_end": lambda *_: {"prompt_embeds": torch.zeros(2, 77, 5)}}),
+        ("prompt_embeds", {"callback_on_step_end": lambda *_: {"prompt_embeds": torch.zeros(0, 77, 20)}}),
+        ("add_time_ids", {"callback_on_step_end": lambda *_: {"add_time_ids": torch.zeros(2, 3)}}),
+        ("latents", {"callback_on_step_end": lambda *_: {"latents": torch.ones(1, 4, 16, 16, device="meta")}}),
     ],
 )
 def test_arguments_that_cannot_be_are_named(shared: FaceMakeUpPipeline, name: str, arguments: dict[str, Any]) -> None:

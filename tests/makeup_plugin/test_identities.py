@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faceclip.errors import CheckpointError, ConfigError
+from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces.images import load_image
 from makeup_plugin.identities import Identity, outliers, similarities
 from makeup_plugin.known_faces import KnownFaces
@@ -155,6 +156,16 @@ def test_identities_of_other_networks_are_rejected(pipeline, identity):
         pipeline(
             "a man", identity=replace(identity, recognizer=pipeline_hash(pipeline), image_tokens=None, image_tower=None)
         )
+
+
+@pytest.mark.parametrize("name", ["shape", "expression"])
+def test_a_fit_with_other_coefficients_is_rejected(pipeline, identity, name):
+    fit = replace(identity.fit, shape=torch.zeros(1, 48), expression=torch.zeros(1, 21))
+    pipeline.register_modules(face_fitter=FaceFitter(image_size=32, widths=(8, 8), hidden=8).eval())
+    pipeline("a man", identity=replace(identity, fit=fit), num_inference_steps=1)
+    fit = replace(fit, **{name: torch.zeros(1, 3)})
+    with pytest.raises(ConfigError, match=f"identity.* 3 coefficients of {name}"):
+        pipeline("a man", identity=replace(identity, fit=fit))
 
 
 def pipeline_hash(pipeline) -> str:

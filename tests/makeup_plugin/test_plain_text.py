@@ -65,6 +65,18 @@ def test_without_a_person_a_plain_base_draws_what_diffusers_draws(kind, negative
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_callback_may_return_what_it_was_shown_where_a_base_has_no_pooled_text() -> None:
+    names = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
+    call = {**CALL, "prompt": "a man", "callback_on_step_end_tensor_inputs": names}
+    wanted = make_plain("sd15")(**CALL, prompt="a man", generator=torch.manual_seed(0)).images
+    found = make_plain("sd15")(
+        **call, callback_on_step_end=lambda pipeline, index, timestep, shown: shown, generator=torch.manual_seed(0)
+    ).images
+    assert torch.equal(found, wanted)
+    with pytest.raises(ConfigError, match="add_time_ids"):
+        make_plain("sd15")(**call, callback_on_step_end=lambda *_: {"add_time_ids": torch.zeros(2, 6)})
+
+
 @torch.no_grad()
 def test_sd15_reads_an_earlier_layer_through_the_last_norm() -> None:
     """diffusers' own form of it does not run with transformers 5."""

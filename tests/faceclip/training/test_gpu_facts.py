@@ -19,7 +19,6 @@ FACTS = GpuFacts(
     supports=(12, 4),
     built="12.8",
     architectures=("sm_80", "sm_90"),
-    bf16=True,
 )
 
 
@@ -37,9 +36,9 @@ def test_the_lines_tell_all_of_it() -> None:
     ("changes", "message"),
     [
         ({"supports": (11, 8)}, r"^driver: 550\.54\.15 .*11\.8.*12\.8"),
-        ({"capability": (7, 5), "bf16": False}, r"^NVIDIA H200 .*7\.5.*sm_80, sm_90"),
+        ({"capability": (7, 5)}, r"^NVIDIA H200 .*7\.5.*sm_80, sm_90"),
         ({"capability": (12, 0)}, r"12\.0.*sm_80, sm_90"),
-        ({"bf16": False}, r"^trainer\.precision=bf16: NVIDIA H200 "),
+        ({"capability": (7, 5), "architectures": ("sm_75",)}, r"^trainer\.precision=bf16: NVIDIA H200 "),
     ],
 )
 def test_what_would_not_run_is_refused_with_its_name(changes, message) -> None:
@@ -79,13 +78,13 @@ def test_the_check_reads_them_from_torch(monkeypatch: pytest.MonkeyPatch) -> Non
         "get_device_name": "NVIDIA H200",
         "get_device_capability": (9, 0),
         "get_arch_list": ["sm_90"],
-        "is_bf16_supported": True,
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.version, "cuda", "11.8")
     text = "\n".join(machine(torch.device("cuda"), "bf16"))
     assert "NVIDIA H200, 140.0 GiB of which 100.0" in text and "capability 9.0" in text and "CUDA 11.8" in text
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
     with pytest.raises(ConfigError, match=r"trainer\.precision=bf16"):
         machine(torch.device("cuda"), "bf16")
