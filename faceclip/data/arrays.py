@@ -107,17 +107,17 @@ class FaceArrays:
 
     @cached_property
     def names(self) -> list[str]:
-        """The number of the person in each portrait, as text."""
+        """The person in each portrait, as "identity NUMBER"."""
         return [f"identity {person}" for person in self.identity]
 
     @property
     def caption_start(self) -> NDArray[np.int64]:
-        """(N + 1,) number of each portrait's first caption among all captions."""
+        """Numbers (N + 1,) of each portrait's first caption among all captions."""
         return self._numbered[0]
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """(M,) numbers that are equal for equal captions."""
+        """Numbers (M,) that are equal for equal captions."""
         return self._numbered[1]
 
     @cached_property

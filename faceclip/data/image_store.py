@@ -125,7 +125,7 @@ class ImageStore:
             self._add_shard(table)
 
     def _files(self, pattern: str) -> list[Path]:
-        """Yields the files below the folder in the order of their names, except hidden ones and those of the cache."""
+        """Returns the files below the folder in the order of their names, except hidden ones and those of the cache."""
         found = sorted(file for file in files_below(self.root) if fnmatchcase(file.name, pattern))
         cache = self.cache if self.cache and self.cache.is_relative_to(self.root.resolve()) else None
         return [file for file in found if file.is_file() and not (cache and file.resolve().is_relative_to(cache))]

@@ -51,7 +51,7 @@ class PortraitPool:
     def prepare(
         self, rows: Sequence[Mapping[str, Any]], start: int, landmarks: Mapping[int, NDArray] | None = None
     ) -> list[Outcome]:
-        """Yields the outcome of each row from number `start` on: (number, record, portrait), or why it is unusable.
+        """Returns the outcome of each row from number `start` on: (number, record, portrait), or why it is unusable.
 
         landmarks: of usable rows by their numbers, if they are known; other rows are then left out. Raises DataError if
         a worker process dies.
