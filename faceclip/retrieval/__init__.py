@@ -1,1 +1,1 @@
-"""Retrieval of portraits as it is asked and judged, the same in validation and evaluation."""
+"""Queries of portrait retrieval and their right answers, shared by validation and evaluation."""

@@ -1,4 +1,4 @@
-"""What is known of the portraits of a gallery, and which of them a description fits."""
+"""Labels of the portraits of a gallery, and the portraits that a description fits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from faceclip.errors import DataError, EmptyDatasetError
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A caption and the attribute values it names, such as {"hair_color": "red"}; nobody knows what one of kind "free"
-    names."""
+    """A caption and the attribute values that it names, such as {"hair_color": "red"}; what a caption of kind "free"
+    names is not known."""
 
     text: str
     kind: str
@@ -31,17 +31,17 @@ class Wording:
     start: NDArray[np.int64]
 
     def same(self, row: int, number: int) -> NDArray[np.int64]:
-        """The portraits that have caption `number` of portrait `row` too, in order."""
+        """Returns the portraits that also have caption `number` of portrait `row`, in order."""
         equal = np.flatnonzero(self.words == self.words[self.start[row] + number])
         return np.unique(np.searchsorted(self.start, equal, side="right") - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What is known of N portraits. `index` counts within the person, 0 is the frontal portrait (None: not known);
-    `numbered`: the captions as numbers, where somebody has them already.
+    """Labels of N portraits.
 
-    Raises EmptyDatasetError without a portrait, DataError for columns of unequal length.
+    index: number within the person, 0 for the frontal portrait; None if unknown. numbered: the captions as numbers, if
+    they exist already. Raises EmptyDatasetError if there are no portraits, and DataError for columns of unequal length.
     """
 
     identity: NDArray[np.int64]
@@ -65,14 +65,14 @@ class Labels:
 
     @cached_property
     def _people(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows in the order of persons, where each person's begin, and each portrait's person."""
+        """The rows in the order of persons, the start of each person's rows, and each portrait's person."""
         _, person = np.unique(self.identity, return_inverse=True)
         order = np.argsort(person, kind="stable")
         start = np.concatenate([[0], np.cumsum(np.bincount(person))])
         return order, start, person
 
     def same_person(self, row: int) -> NDArray[np.int64]:
-        """Rows of all portraits of the person of portrait `row`, itself among them, in order."""
+        """Returns the rows of all portraits of the person of portrait `row`, including it, in order."""
         order, start, person = self._people
         return order[start[person[row]] : start[person[row] + 1]]
 
@@ -88,7 +88,7 @@ class Labels:
 
 
 class Descriptions(Sequence[Sequence[Description]]):
-    """Captions with the values that they name: of each portrait's own `values`, looked up when they are asked for."""
+    """Captions with the values that they name, which are looked up among the portrait's own `values` on access."""
 
     def __init__(
         self, captions: Sequence[Sequence[Caption]], values: Mapping[str, NDArray[np.str_]] | None = None
@@ -110,10 +110,10 @@ class Descriptions(Sequence[Sequence[Description]]):
 
 
 def labels_of(arrays: FaceArrays) -> Labels:
-    """Identity, attributes as words ("" where they cannot be seen), and captions with the values they name.
+    """Returns the labels of portraits: identity, attributes as words ("" if they cannot be seen), and captions with the
+    values that they name.
 
-    Of photos nobody says which picture of a person is the frontal one: it is the one whose fitted yaw and pitch are
-    least.
+    For photos the frontal portrait of a person is not known; it is that with the smallest fitted yaw and pitch.
     """
     descriptions = Descriptions(arrays.captions, arrays.seen_values)
     return Labels(
@@ -126,7 +126,7 @@ def labels_of(arrays: FaceArrays) -> Labels:
 
 
 def matches(labels: Labels, names: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Portraits (N,) that have every attribute value a description names."""
+    """Returns which portraits (N,) have every attribute value that a description names."""
     fits = np.ones(len(labels), dtype=bool)
     for name, value in names.items():
         if name not in labels.attributes:
@@ -136,8 +136,10 @@ def matches(labels: Labels, names: Mapping[str, str]) -> NDArray[np.bool_]:
 
 
 def fitting(labels: Labels, row: int, number: int) -> NDArray[np.bool_]:
-    """Portraits (N,), whomever they show, that description `number` of portrait `row` fits: they have what it names or,
-    if that is unknown, are described by the same words."""
+    """Returns which portraits (N,), of any person, description `number` of portrait `row` fits.
+
+    They have the values that it names; if these are unknown, they are described by the same words.
+    """
     description = labels.descriptions[row][number]
     if description.kind == "free":
         fits = np.zeros(len(labels), dtype=bool)
@@ -147,7 +149,7 @@ def fitting(labels: Labels, row: int, number: int) -> NDArray[np.bool_]:
 
 
 def fits_among(labels: Labels, row: int, number: int, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """`fitting` of some portraits (K,) alone, at a cost that does not grow with the others."""
+    """Returns `fitting` for some portraits (K,), at a cost that does not depend on the number of others."""
     description = labels.descriptions[row][number]
     if description.kind == "free":
         words, start = labels.wording.words, labels.wording.start
@@ -162,7 +164,7 @@ def fits_among(labels: Labels, row: int, number: int, rows: NDArray[np.int64]) -
 
 
 def _by_turn(arrays: FaceArrays) -> NDArray[np.int64]:
-    """(N,) place of each portrait among those of its person, the least turned first."""
+    """Returns the place (N,) of each portrait among those of its person, ordered by how far they are turned."""
     turn = np.abs(np.asarray(arrays.pose)[:, :2]).sum(axis=1)
     identity, place = np.asarray(arrays.identity), np.empty(len(arrays), np.int64)
     order = np.lexsort((turn, identity))

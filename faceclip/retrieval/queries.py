@@ -1,9 +1,9 @@
-"""Which queries are asked, and which answers are right: pure functions of the labels.
+"""Builds queries and their right answers, as pure functions of the labels.
 
-The gallery is every portrait of a split. A portrait answers a description when it shows every attribute value that
-the description names, whichever portrait the words were written for (what cannot be seen, such as the hair color of a
-bald head, is no answer); two portraits of one person that a short description does not tell apart are equally
-right. Of photos no attributes are known: there a portrait answers the words that were written for it, and no others.
+The gallery is every portrait of a split. A portrait answers a description if it shows every attribute value that the
+description names, whichever portrait the words were written for. Invisible values, such as the hair color of a bald
+head, are no answer. Two portraits of a person that a short description does not distinguish are equally right.
+Attributes of photos are not known, so a photo answers only the words that were written for it.
 """
 
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ DESCRIPTIONS: dict[QueryKind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What is asked of a gallery, by row numbers.
+    """A query by row numbers.
 
-    row: the portrait that is asked about; face: the one that gives the face, −1 for none; number: which of the
-    descriptions of `row` is used, None for none; stays: whether `face` stays in the gallery.
+    row: the wanted portrait. face: the portrait whose face is used, −1 for none. number: of the description of `row`
+    that is used, None for none. stays: whether `face` stays in the gallery.
     """
 
     row: int
@@ -68,9 +68,9 @@ class Queries:
 
 
 def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int | None = None) -> Queries:
-    """The queries of one kind, a function of labels and seed alone. `limit` keeps that many, evenly spread.
+    """Builds the queries of one kind from labels and seed alone. `limit` keeps this number of them, evenly spread.
 
-    Raises `EmptyDatasetError` when the labels allow no query of this kind, or nobody could be mistaken for another.
+    Raises EmptyDatasetError if the labels allow no query of this kind, or if there is nobody to confuse a person with.
     """
     if kind not in QUERY_KINDS:
         raise ValueError(f"unknown query kind {kind!r}: choose from {', '.join(QUERY_KINDS)}")
@@ -87,7 +87,7 @@ def build_queries(labels: Labels, kind: QueryKind, *, seed: int = 0, limit: int 
 
 
 def queries_of(labels: Labels, kind: QueryKind, asked: Sequence[Query]) -> Queries:
-    """The queries with their right answers. Raises `EmptyDatasetError` where there is none."""
+    """Returns the queries with their right answers. Raises EmptyDatasetError if there are no queries."""
     if not asked:
         raise EmptyDatasetError(f"no {kind} query can be asked: {_NEEDS[kind]}")
     fits = [None if query.number is None else fitting(labels, query.row, query.number) for query in asked]
@@ -104,7 +104,7 @@ def queries_of(labels: Labels, kind: QueryKind, asked: Sequence[Query]) -> Queri
 
 
 def rank1(scores: NDArray[np.floating], queries: Queries) -> NDArray[np.float64]:
-    """(Q,): 1 where a right answer has the best of the scores (Q, G) and no wrong one is as good, else 0."""
+    """Returns (Q,): 1 if a right answer has the best of the scores (Q, G) and no wrong one equals it, else 0."""
     return recall_at(first_right_rank(scores, queries.relevant, queries.excluded), 1)
 
 
@@ -118,7 +118,7 @@ _NEEDS: dict[QueryKind, str] = {
 
 
 def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generator) -> Query | None:
-    """The query about a portrait, if there is one with an answer."""
+    """Returns the query about a portrait, if there is one with an answer."""
     face, number = row, None
     if kind == "face_frontal" and labels.index is not None and labels.index[row] == 0:
         return None
@@ -134,8 +134,8 @@ def _ask(labels: Labels, kind: QueryKind, row: int, generator: np.random.Generat
 
 
 def _is_answered(labels: Labels, kind: QueryKind, query: Query) -> bool:
-    """Whether `_answers` has a right one. It looks at the person's portraits where these decide, so that all queries of
-    a gallery are found at a cost that is linear in it."""
+    """Returns whether `_answers` has a right one. It inspects only the person's portraits where that suffices, so that
+    finding all queries of a gallery has linear cost."""
     mine = labels.same_person(query.row)
     if kind == "face_frontal":
         return labels.index is not None and bool((labels.index[mine] == 0).any())
@@ -150,8 +150,10 @@ def _is_answered(labels: Labels, kind: QueryKind, query: Query) -> bool:
 def _answers(
     labels: Labels, kind: QueryKind, query: Query, fits: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Right answers (N,), and portraits (N,) that are out of the gallery; fits (N,): those that the query's description
-    fits, None where it has none."""
+    """Returns the right answers (N,), and the portraits (N,) that are removed from the gallery.
+
+    fits (N,): portraits that the query's description fits; None if it has none.
+    """
     same = labels.identity == labels.identity[query.row]
     if kind == "face_frontal":
         frontal = np.asarray(labels.index) == 0
@@ -165,8 +167,8 @@ def _answers(
 
 
 def _pick_description(descriptions: Sequence[Description], generator: np.random.Generator) -> int | None:
-    """The number of a description that names changeable attributes, or of a free one; captions of the emotion alone
-    leave too much open."""
+    """Draws the number of a description that names changeable attributes, or of a free one. Captions of the emotion
+    alone are left out, because they are too vague."""
     usable = [
         number
         for number, item in enumerate(descriptions)

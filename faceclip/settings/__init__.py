@@ -1,6 +1,6 @@
 """Settings of commands: dataclasses whose fields carry their help text and resume policy, and the one command line.
 
-Importing this package costs the standard library and PyYAML only.
+This package imports only the standard library and PyYAML.
 """
 
 from faceclip.settings.command import guarded, run

@@ -1,4 +1,4 @@
-"""What every command does around its work: parse, run, and say in one line what a user can mend.
+"""Runs a command: parses its settings, does the work, and reports a user's error in one line.
 
 Exit status: 0, what the work returns, 2 for a user's error, 130 for Ctrl-C.
 """
@@ -26,7 +26,7 @@ def run(
     usage: str = "",
     interrupted: str = "interrupted",
 ) -> int:
-    """Parse the words of the command line (`argv`, or those of the process) and do the work; returns the exit status.
+    """Parses the command line (`argv`, or that of the process), does the work, and returns the exit status.
 
     presets, flags, usage: see `parse_config`. interrupted: the sentence after Ctrl-C.
     """
@@ -38,7 +38,7 @@ def run(
 
 
 def guarded(work: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
-    """The exit status of `work`: its own (None is 0), or that of its error, which is printed in one line."""
+    """Runs `work` and returns its exit status (None is 0), or that of its error, which is printed in one line."""
     try:
         with folders_released():
             status = work()
@@ -53,7 +53,7 @@ def guarded(work: Callable[[], int | None], *, interrupted: str = "interrupted")
 
 
 def leave_process_group() -> None:
-    """Ends torch's process group where there is one, which else warns of leaked resources; never imports torch."""
+    """Ends torch's process group, if there is one, which would otherwise warn of leaks. Never imports torch."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

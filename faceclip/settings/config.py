@@ -27,10 +27,10 @@ DEFAULT_PRESET = "tiny"
 def parse_config(
     cls: type[T], argv: Sequence[str], *, presets: Path | None = None, flags: bool = False, usage: str = ""
 ) -> T:
-    """Build `cls` from command-line words. Raises ConfigError naming the key, similar keys or the type.
+    """Builds `cls` from command-line words. Raises ConfigError, which names the key, similar keys or the type.
 
-    `presets` is the folder of `NAME.yaml` files. `flags`: the command documents its keys as `--key`, and so do help and
-    errors. `-h`/`--help` prints `usage` and the fields and exits.
+    presets: folder of `NAME.yaml` files. flags: help and errors write keys as `--key`. `-h`/`--help` prints `usage` and
+    the fields, and exits.
     """
     words = _Words(cls, argv, flags)
     if words.help:
@@ -60,17 +60,17 @@ def parse_config(
 
 
 def plain_words(cls: type, argv: Sequence[str]) -> list[str]:
-    """The words of a command line in one spelling: `--preset NAME`, `--config FILE` and `key=value`."""
+    """Returns the words of a command line in one spelling: `--preset NAME`, `--config FILE` and `key=value`."""
     return _Words(cls, argv, flags=False).plain
 
 
 def load_config(cls: type[T], path: Path) -> T:
-    """Build `cls` from one YAML (or JSON) file."""
+    """Builds `cls` from one YAML (or JSON) file."""
     return from_dict(cls, read_yaml(path))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dict of a configuration, ready for YAML or JSON; `from_dict` of it gives an equal configuration."""
+    """Converts a configuration to a plain dict for YAML or JSON, from which `from_dict` builds an equal one."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -83,7 +83,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], *, prefix: str = "", flags: bool = False) -> T:
-    """Build dataclass `cls` from nested mappings; checks keys and types on the way down."""
+    """Builds the dataclass `cls` from nested mappings, and checks their keys and types."""
 
     def spelt(key: str) -> str:
         return f"--{clipped(key).replace('_', '-')}" if flags else clipped(key)
@@ -151,7 +151,7 @@ class _Words:
             raise ConfigError(f"{shown(word)}: expected {expected}")
 
     def _take_flag(self, option: str, value: str | None) -> None:
-        """`--key=value`, `--key value` (as many values as a tuple has), `--flag`, `--no-flag`."""
+        """Takes `--key=value`, `--key value` (as many values as a tuple has), `--flag` or `--no-flag`."""
         key = option[2:].replace("-", "_")
         if value is None and key.startswith("no_") and key not in self._names():
             positive = key.removeprefix("no_")
@@ -185,7 +185,7 @@ class _Words:
 
 
 def _field(cls: type, keys: list[str], name: str) -> tuple[Any, bool]:
-    """Type of the field at a dotted key, and whether it is a path. Raises ConfigError for an unknown key."""
+    """Returns the type of the field at a dotted key, and whether it is a path. Raises ConfigError for unknown keys."""
     hint: Any = cls
     path = False
     for number, key in enumerate(keys):
@@ -236,7 +236,7 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any], prefix: str = "") -> No
 
 
 def _copied(value: Any) -> Any:
-    """A mapping of its own, since later words are merged into it."""
+    """Returns a deep copy of a mapping, because later words are merged into it."""
     return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 

@@ -1,4 +1,4 @@
-"""What a field of a configuration says of itself: help text, resume policy, and how the command line takes it.
+"""Metadata of a configuration's fields: help text, resume policy, and form on the command line.
 
     steps: int = setting(1000, "optimizer steps", resume="free")
 
@@ -19,7 +19,7 @@ _KEY = "faceclip.setting"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-    """The metadata of a field. Arguments: see `setting`."""
+    """The metadata of a field; see `setting`."""
 
     help: str = ""
     resume: Resume = "compared"
@@ -36,7 +36,7 @@ def setting(
     path: bool = False,
     positional: bool = False,
 ) -> Any:
-    """A dataclass field with its documentation.
+    """Declares a dataclass field with its documentation.
 
     Args:
         default, factory: as `default` and `default_factory` of `dataclasses.field`; without either a value is required.
@@ -51,12 +51,12 @@ def setting(
 
 
 def about(field: dataclasses.Field) -> About:
-    """What `setting` noted on a field."""
+    """Returns the metadata that `setting` put on a field."""
     return field.metadata.get(_KEY, About())
 
 
 def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key of a configuration's fields that a resumed run must not change.
+    """Returns, by dotted key, the values of fields that a resumed run must not change.
 
     A nested configuration is compared by its own fields, whatever the policy of the field that holds it.
     """
@@ -72,23 +72,23 @@ def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:
 
 @functools.cache
 def type_hints(cls: type) -> dict[str, Any]:
-    """Types of a configuration's fields by name."""
+    """Returns the types of a configuration's fields by name."""
     return typing.get_type_hints(cls)
 
 
 def clipped(key: str, longest: int = LONGEST_KEY) -> str:
-    """A key, word or place for a message: printable and capped in length."""
+    """Returns a key, word or place for a message, printable and limited in length."""
     key = key if key.isprintable() else ascii(key)
     return key if len(key) <= longest else f"{key[:longest]}…"
 
 
 def options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
+    """Returns the members of a union, or the type itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def shown_type(hint: Any) -> str:
-    """A type as one would write a value of it: the words of a Literal, null for None."""
+    """Returns a type as users write its values: the words of a Literal, null for None."""
     parameters = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(map(str, parameters))

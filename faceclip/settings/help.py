@@ -1,4 +1,4 @@
-"""The text of `--help`: one line per key, with type, default and what its field says of it."""
+"""Builds the text of `--help`: one line per key, with type, default and the help text of its field."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,7 @@ from faceclip.settings.fields import about, options, shown_type, type_hints
 
 
 def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usage: str = "") -> str:
-    """Help text: every dotted key with its type and default, each group under what its class says of it.
+    """Returns the help text: every dotted key with its type and default, each group below its class' docstring.
 
     `flags`: keys are written as `--key`. `usage` replaces the first line.
     """

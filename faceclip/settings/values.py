@@ -1,4 +1,4 @@
-"""Values of settings: the type of the field decides how a text is read, so that text stays text where text is due."""
+"""Converts values of settings by the type of their field, so that texts stay texts."""
 
 import dataclasses
 import math
@@ -26,20 +26,20 @@ Nested = Callable[[type, Mapping[str, Any], str], Any]
 
 
 class _Unfit(Exception):
-    """A value does not have one of the types of a union."""
+    """Raised if a value has none of the types of a union."""
 
 
 def shown(value: Any) -> str:
-    """A value for an error message, capped in length."""
+    """Returns a value for an error message, limited in length."""
     text = str(value) if isinstance(value, Plain) and str(value).isprintable() and value else repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text):,} characters)"
 
 
 def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = False) -> Any:
-    """What a word of a command line says, read by the type of its field.
+    """Converts a word of a command line to the type of its field.
 
-    Text stays as it is typed; a pair of quotes alone is the empty text. `null` is None where the type allows it. A list
-    or a mapping is written as in YAML; where text is allowed too, only a text in its brackets is one.
+    Text stays as it is typed; a pair of quotes alone is the empty text. `null` is None if the type allows it. Lists and
+    mappings are written as in YAML; if text is allowed too, only texts in their brackets are read as such.
 
     Raises ConfigError that begins with `key`.
     """
@@ -62,10 +62,10 @@ def from_text(text: str, hint: Any, key: str, nested: Nested, *, path: bool = Fa
 
 
 def coerce(value: Any, hint: Any, key: str, nested: Nested, *, path: bool = False) -> Any:
-    """`value` as `hint`. `nested` builds a dataclass from a mapping and the prefix of its keys.
+    """Converts `value` to the type `hint`. `nested` builds a dataclass from a mapping and the prefix of its keys.
 
-    Only lossless changes are made: an unquoted scalar of YAML to what the type reads from it, int to float, number to
-    text, text to Path, list to tuple. Raises ConfigError that begins with `key`.
+    Only lossless conversions are made: an unquoted YAML scalar by the type, int to float, number to text, text to Path,
+    list to tuple. Raises ConfigError that begins with `key`.
     """
     try:
         return _coerced(value, hint, key, nested, path or Path in options(hint))
@@ -74,7 +74,7 @@ def coerce(value: Any, hint: Any, key: str, nested: Nested, *, path: bool = Fals
 
 
 def check_finite(value: Any, key: str) -> None:
-    """Raises ConfigError for NaN or infinity, also within a list or mapping."""
+    """Raises ConfigError for NaN or infinity, also in lists and mappings."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}: expected a finite number, got {value}")
     if isinstance(value, list | tuple):
@@ -86,7 +86,7 @@ def check_finite(value: Any, key: str) -> None:
 
 
 def plain_value(text: Plain) -> Any:
-    """The value of an unquoted scalar where the field has no type: null, bool, int, float or text."""
+    """Returns the value of an unquoted scalar of an untyped field: null, bool, int, float or text."""
     if text in _NULL:
         return None
     for read in (_boolean, _integer, _number):
@@ -240,7 +240,7 @@ def _brackets(structure: Any) -> str:
 
 
 def _what(value: Any) -> str:
-    """A value for a message; of a huge one only its kind, so that nothing huge is ever written out."""
+    """Returns a value for a message; of a huge one only its kind."""
     if isinstance(value, Mapping):
         return f"{len(value)} keys"
     if isinstance(value, list | tuple) and len(value) > 20:

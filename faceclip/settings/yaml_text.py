@@ -1,7 +1,7 @@
-"""YAML as configuration needs it: mappings, lists and scalars whose type the field decides later.
+"""Reads YAML for configurations: mappings, lists and scalars, whose types are decided later by the fields.
 
-The reader resolves no type, knows no tag and calls no constructor. Nesting, nodes and bytes are capped, so that alias
-bombs and deep brackets end in one line.
+The reader resolves no types, supports no tags and calls no constructors. Nesting, nodes and bytes are limited, so that
+alias bombs and deep brackets end in an error of one line.
 """
 
 import os
@@ -19,13 +19,13 @@ _MERGE = "<<"
 
 
 class Plain(str):
-    """An unquoted scalar: text, number, boolean or null, as the type of its field says."""
+    """An unquoted scalar: a text, number, boolean or null, depending on the type of its field."""
 
     __slots__ = ()
 
 
 def read_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file, its scalars as in `parse_yaml`.
+    """Reads the mapping in a YAML (or JSON) file, with scalars as in `parse_yaml`.
 
     Raises ConfigError that names the file, after the `option` that gave it.
     """
@@ -54,7 +54,7 @@ def read_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Nested dicts (keys are text), lists, `str` for quoted scalars and `Plain` for the others.
+    """Parses YAML to nested dicts (keys are text), lists, `str` for quoted scalars and `Plain` for others.
 
     Raises ConfigError that begins with `where` for malformed, too large or too deep YAML, tags, repeated keys and
     several documents.
@@ -68,7 +68,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 class _Builder:
-    """Values from the parser's events; an alias gives what its anchor gave, and counts as much."""
+    """Builds values from the parser's events. An alias yields the value of its anchor, and counts as much."""
 
     def __init__(self, text: str, where: str) -> None:
         self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
@@ -76,7 +76,7 @@ class _Builder:
         self._anchors: dict[str, tuple[Any, int, int]] = {}  # value, number of its nodes, its height
 
     def document(self) -> Any:
-        """The only document of the stream, or an empty scalar."""
+        """Returns the only document of the stream, or an empty scalar."""
         value: Any = Plain("")
         documents = 0
         for event in self._events:
@@ -88,7 +88,7 @@ class _Builder:
         return value
 
     def _value(self, event: yaml.Event, depth: int) -> tuple[Any, int]:
-        """The value that begins with an event, and its height in levels."""
+        """Returns the value that begins with an event, and its height in levels."""
         before = self._nodes
         if isinstance(event, yaml.AliasEvent):
             if event.anchor is None or event.anchor not in self._anchors:

@@ -1,1 +1,1 @@
-"""Files, hashes, locks and shards: what is written is whole, and what is read is verified."""
+"""Files, hashes, locks and shards: writes are atomic, and reads are verified."""

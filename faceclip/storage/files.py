@@ -1,4 +1,4 @@
-"""Files written whole or not at all; a full disk as an error that names the file and the remedy."""
+"""Writes files atomically, and reports full disks by an error that names the file and the remedy."""
 
 import errno
 import json
@@ -20,7 +20,8 @@ _CANNOT = "cannot write"
 
 @contextmanager
 def disk_errors(path: Path, kind: type[FaceClipError] = DataError) -> Iterator[None]:
-    """Failures of the file system in the block, such as a full disk, as `kind` that names `path` and the remedy."""
+    """Context that turns errors of the file system, such as a full disk, into `kind`, which names `path` and the
+    remedy."""
     try:
         yield
     except Exception as error:
@@ -35,11 +36,10 @@ def disk_errors(path: Path, kind: type[FaceClipError] = DataError) -> Iterator[N
 
 @contextmanager
 def replacing(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, beside `path`, that takes its place at the end of the block, flushed to disk.
+    """Context with an open file beside `path`, which is flushed to disk and replaces `path` at the end.
 
-    Whatever the block raises, and OSError of the file system, leaves `path` as it was and nothing beside it. `alone`:
-    nobody else writes `path` at the same time, so that the file beside it has a fixed name and one that a killed
-    process left is written over.
+    After any error `path` is unchanged and the file beside it is gone. alone: nobody else writes `path` at the same
+    time, so the file beside it has a fixed name, and the one of a killed process is overwritten.
     """
     writer = "" if alone else f".{os.getpid()}-{threading.get_ident()}"
     temporary = path.with_name(f".{path.name}{writer}.tmp")
@@ -53,15 +53,15 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[BinaryIO]:
 
 
 def sync(file: BinaryIO) -> None:
-    """Everything that was written to an open file is on the disk afterwards."""
+    """Waits until everything that was written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, data: bytes, *, kind: type[FaceClipError] = DataError, alone: bool = False) -> None:
-    """Replaces `path` in one step: a reader sees the old file or the new one. Folders above it are made.
+    """Replaces `path` atomically, so that readers see the old file or the new one. Missing folders are created.
 
-    Raises `kind` when the disk is full or not writable. alone: see `replacing`.
+    Raises `kind` if the disk is full or not writable. alone: see `replacing`.
     """
     with disk_errors(path, kind):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,19 +70,19 @@ def write_bytes(path: Path, data: bytes, *, kind: type[FaceClipError] = DataErro
 
 
 def write_text(path: Path, text: str, **options: Any) -> None:
-    """`write_bytes` of a text, with its `options`."""
+    """Writes a text by `write_bytes` with the same `options`."""
     write_bytes(path, text.encode(), **options)
 
 
 def write_json(path: Path, content: object, *, indent: int = 1, sort_keys: bool = True, **options: Any) -> None:
-    """`write_text` of JSON that ends with a line break."""
+    """Writes JSON with a final line break by `write_text`."""
     write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys) + "\n", **options)
 
 
 def write_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options: Any) -> None:
-    """A picture file of a kind that Pillow knows, with Pillow's `options`; folders above it are made.
+    """Writes a picture in a format of Pillow, with Pillow's `options`, atomically. Missing folders are created.
 
-    Raises DataError when the disk is full or not writable.
+    Raises DataError if the disk is full or not writable.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def write_picture(path: Path, picture: Image.Image, kind: str = "PNG", **options
 
 
 def read_json(path: Path, remedy: str = "delete it, or choose another output folder") -> dict:
-    """A JSON object.
+    """Reads a JSON object.
 
-    Raises DataError, which names the file, where it cannot be read, and with the remedy where it is no JSON object;
-    FileNotFoundError as it is.
+    Raises FileNotFoundError if the file is missing. Raises DataError, which names the file, if it cannot be read, and
+    with the remedy if it is no JSON object.
     """
     try:
         content = parse_json(read_regular(path, 2**28))

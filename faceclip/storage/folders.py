@@ -1,6 +1,6 @@
-"""Sealed folders: written beside their place, fsynced, described by a manifest of SHA-256, and renamed.
+"""Writes folders atomically: beside their place, fsynced, sealed by a manifest of SHA-256, and then renamed.
 
-A folder is either complete or not there; a kill at any moment leaves what was there before.
+A folder is either complete or absent, and a kill at any moment leaves the earlier one intact.
 """
 
 import json
@@ -20,9 +20,9 @@ _TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)"
 
 
 def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, seal it with a manifest and rename it to `target`.
+    """Lets `write` fill a temporary folder, seals it with a manifest, and renames it to `target`.
 
-    An existing `target` is replaced. Raises CheckpointError for any failure of the file system.
+    An existing `target` is replaced. Raises CheckpointError for any error of the file system.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with disk_errors(target, CheckpointError):
@@ -52,7 +52,7 @@ def write_atomically(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def verify(folder: Path) -> str | None:
-    """Describes what is wrong with a sealed folder; None if its files are as they were written."""
+    """Returns a description of what is wrong with a sealed folder; None if its files are unchanged."""
     try:
         hashes = dict(parse_json(read_regular(folder / MANIFEST))["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -71,11 +71,12 @@ def verify(folder: Path) -> str | None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes were writing in `directory`; call it before anything is written there.
+    """Removes temporary folders of killed processes from `directory`; call it before anything is written there.
 
-    A folder that was moved aside for one that never arrived is put back. Temporaries of running processes stay.
+    A folder that was moved aside for a replacement that never arrived is moved back. Temporary folders of running
+    processes are kept.
 
-    Raises CheckpointError when they cannot be removed.
+    Raises CheckpointError if a folder cannot be removed.
     """
     try:
         for path in sorted(Path(directory).glob(".*")):
@@ -92,7 +93,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether another process of this machine has that number; a file of our own number is of an earlier process."""
+    """Returns whether another process of this machine has this number. Our own number means an earlier process."""
     if process == os.getpid():
         return False
     try:
@@ -105,7 +106,7 @@ def _is_running(process: int) -> bool:
 
 
 def _seal(path: Path) -> str:
-    """fsync a file; returns its SHA-256."""
+    """Flushes a file to disk and returns its SHA-256."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     return file_hash(path)

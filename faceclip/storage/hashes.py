@@ -18,12 +18,12 @@ Buffer = Any  # whatever hashlib reads: bytes, or a contiguous array
 
 
 def bytes_hash(*parts: Buffer) -> str:
-    """SHA-256 (64 hexadecimal digits) of bytes and contiguous arrays, one after the other."""
+    """Returns the SHA-256 (64 hexadecimal digits) of bytes and contiguous arrays, one after the other."""
     return joined_hash(parts)
 
 
 def joined_hash(parts: Iterable[Buffer]) -> str:
-    """`bytes_hash` of parts that are made one by one."""
+    """Returns the `bytes_hash` of parts that an iterable yields."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -31,31 +31,31 @@ def joined_hash(parts: Iterable[Buffer]) -> str:
 
 
 def int64_hash(data: Buffer) -> int:
-    """A signed integer of 64 bits that depends on all of `data`, for columns of numbers."""
+    """Returns a signed integer of 64 bits that depends on all of `data`, for columns of numbers."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
 
 
 def short_key(*parts: object) -> str:
-    """20 hexadecimal digits that depend on every part."""
+    """Returns 20 hexadecimal digits that depend on every part."""
     return bytes_hash(json.dumps([str(part) for part in parts]).encode())[:20]
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file. Raises OSError."""
+    """Returns the SHA-256 of a file. Raises OSError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_hash(files: Iterable[tuple[str, Path]], head: str = "") -> str:
-    """SHA-256 over `head` and the names and digests of files, in the given order. Raises OSError."""
+    """Returns the SHA-256 of `head` and the names and digests of files, in the given order. Raises OSError."""
     return bytes_hash(head.encode(), *(name.encode() + bytes.fromhex(file_hash(file)) for name, file in files))
 
 
 def content_hash(files: Iterable[Path], root: Path, memo: Path) -> str:
-    """SHA-256 over names (relative to `root`) and contents of `files`.
+    """Returns the SHA-256 of names (relative to `root`) and contents of `files`.
 
-    Digests are kept in the JSON file `memo` by size and time of change, as git's index does, so that only new files are
-    read. Raises DataError for a file that cannot be read.
+    The JSON file `memo` keeps digests by size and modification time, like git's index, so that only new files are read.
+    Raises DataError if a file cannot be read.
     """
     known = _read_memo(memo)
     current: dict[str, list] = {}
@@ -86,14 +86,14 @@ def _read_memo(memo: Path) -> dict[str, list]:
 
 
 def settings_text(config: Mapping[str, Any]) -> str:
-    """The configuration of a model as JSON. It leaves out what does not decide results: the place from which diffusers
-    read it (names with a leading underscore) and the note of its licence."""
+    """Returns the configuration of a model as JSON, without fields that do not affect results: those with a leading
+    underscore, such as the path from which diffusers loaded it, and the licence."""
     kept = {name: value for name, value in config.items() if not name.startswith("_") and name != "licence"}
     return json.dumps(kept, sort_keys=True)
 
 
 def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]], head: str = "") -> str:
-    """SHA-256 over `head` and names, shapes, types and values of tensors, in order of their names."""
+    """Returns the SHA-256 of `head` and of names, shapes, types and values of tensors, in the order of their names."""
     digest = hashlib.sha256(head.encode())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         tensor = tensor.detach().cpu().contiguous()
@@ -103,15 +103,15 @@ def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]], head: str = "") ->
 
 
 def module_hash(module: torch.nn.Module) -> str:
-    """`tensors_hash` of a module's state, with its class and its configuration, which decides what the weights compute:
-    activation, number of heads, normalization of pixels."""
+    """Returns the `tensors_hash` of a module's state, class and configuration. The latter determines what the weights
+    compute, for example by activation, number of heads and normalization of pixels."""
     settings = json.loads(settings_text(getattr(module, "config", {})))
     head = json.dumps([type(module).__name__, settings], sort_keys=True)
     return tensors_hash(module.state_dict().items(), head)
 
 
 def frozen_hash(module: torch.nn.Module) -> str:
-    """`tensors_hash` of the parameters that are not trained, with the module's configuration: a base model as it was
-    before adapters were added to it."""
+    """Returns the `tensors_hash` of a module's frozen parameters and configuration, which identifies the base model
+    before adapters were added."""
     frozen = ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
     return tensors_hash(frozen, settings_text(module.config))

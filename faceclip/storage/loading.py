@@ -1,6 +1,6 @@
-"""Loading models of ours from folders: every tensor of the model is there and no other, or a CheckpointError says why.
+"""Loads models from folders strictly: the tensors must be exactly those of the model, or a CheckpointError is raised.
 
-diffusers only logs what is missing, leaves it on the `meta` device, and reads the folder of any other class.
+diffusers only logs missing tensors, leaves them on the `meta` device, and reads folders of any other class.
 """
 
 import threading
@@ -75,11 +75,11 @@ def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str |
 
 
 class StrictlyLoaded:
-    """For a model of diffusers, before `ModelMixin`: `from_pretrained` reads every tensor of the model and no other."""
+    """Mixin before `ModelMixin`, which makes `from_pretrained` strict (see `load_strictly`)."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """Load as in diffusers, but strictly. Raises CheckpointError for missing or damaged files and another model."""
+        """Loads as in diffusers, but strictly. Raises CheckpointError for missing or damaged files and other models."""
         load: Callable[..., Any] = super().from_pretrained  # type: ignore[misc]  # that of ModelMixin
         if options.get("quantization_config") is not None:
             return load(pretrained_model_name_or_path, **options)
@@ -118,7 +118,7 @@ def check_folder(folder: Path, kind: type[nn.Module], *, variant: str | None = N
 
 
 def _check_counts(value: Any, tensors: int, path: Path, where: str, field: str = "") -> None:
-    """Raises CheckpointError for a field that counts more layers than the file `where` has tensors, since diffusers
+    """Raises CheckpointError for a field that counts more layers than the file `where` has tensors, because diffusers
     makes lists of that length before it builds the first layer, and for a padding that would make pictures huge."""
     if isinstance(value, Mapping):
         for name, part in value.items():
@@ -167,22 +167,24 @@ def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: 
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Raises CheckpointError, which names the tensor, where one holds NaN or infinity."""
+    """Raises CheckpointError, which names the tensor, if one contains NaN or infinity."""
     for name, value in tensors.items():
         if not value.is_meta and value.is_floating_point() and not _is_finite(value):
             raise CheckpointError(f"{where}: {name} holds NaN or infinity; make or fetch the weights again")
 
 
 def _is_finite(value: Tensor) -> bool:
-    """Whether all numbers are finite, by the least and the largest, which NaN reaches: for 16 bits on a CPU this takes
-    a thirtieth of the time of asking each number, and no memory."""
+    """Returns whether all numbers are finite, by the smallest and the largest, to which NaN propagates.
+
+    For 16 bits on a CPU this takes a thirtieth of the time of testing each number, and no memory.
+    """
     if not value.numel() or value.element_size() < 2:  # 8 bits have no least and largest
         return bool(torch.isfinite(value.float()).all())  # nor does each of their types have `isfinite`
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(value))
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Leaves new parameters as they are: drawing numbers for tensors without storage takes most of the time."""
+    """Context in which new parameters are not initialized, which for tensors without storage takes most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -193,8 +195,8 @@ class _Uninitialized(TorchFunctionMode):
 
 @contextmanager
 def _at_most(tensors: int, where: str) -> Iterator[None]:
-    """Stops building a model, by ValueError, once it has far more parts than the file `where` has tensors: a
-    configuration may ask for a billion layers."""
+    """Context in which building a model raises ValueError once it has far more parts than the file `where` has tensors,
+    because a configuration may ask for a billion layers."""
     counts, mine = {"parameter": 0, "module": 0}, threading.get_ident()
 
     def count(kind: str, most: int) -> None:

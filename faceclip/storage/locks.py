@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder; the lock dies with its process, even by SIGKILL."""
+"""Locks by which one process at a time writes into a folder. A lock ends with its process, even by SIGKILL."""
 
 import errno
 import fcntl
@@ -18,10 +18,10 @@ CACHE_MARKS = (".lock", "*/manifest.json")  # of which every cache folder has on
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, kind: type[FaceClipError] = DataError) -> Iterator[None]:
-    """Hold the lock file `path` (made when missing, never removed: removing it would let two processes in). It says
-    which process holds it or held it last.
+    """Context that holds the lock file `path`, which names its present or last holder.
 
-    Raises `kind`, which names that process, when another one holds it and `wait` is false.
+    The file is created if it is missing, and never removed, because that would let two processes in. Raises `kind`,
+    which names the holder, if another process holds it and `wait` is false.
     """
     with path.open("a+b") as file:
         try:
@@ -47,10 +47,10 @@ _held: dict[Path, int] = {}  # folders that this process holds, and their descri
 
 
 def hold_folder(folder: Path, option: str) -> None:
-    """Keep a folder, which `option` ("--out ") names, for this process: until it ends or leaves `folders_released`.
+    """Locks a folder, which `option` ("--out ") names, until this process ends or leaves `folders_released`.
 
-    The folder itself is locked, so that no file is left in it. Raises ConfigError, which names the other process, when
-    another one holds it.
+    The folder itself is locked, so no file remains in it. Raises ConfigError, which names the other process, if another
+    process holds it.
     """
     place = folder.resolve()
     if place in _held:
@@ -73,7 +73,7 @@ def hold_folder(folder: Path, option: str) -> None:
 
 @contextmanager
 def folders_released() -> Iterator[None]:
-    """Gives back what `hold_folder` took within."""
+    """Context that releases at its end the folders that `hold_folder` locked in it."""
     before = set(_held)
     try:
         yield
@@ -83,7 +83,7 @@ def folders_released() -> Iterator[None]:
 
 
 def _holder(descriptor: int) -> str:
-    """The number of the process that holds a lock, as Linux tells it, or nothing where it does not."""
+    """Returns a text with the number of the process that holds a lock; empty on systems other than Linux."""
     try:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
@@ -96,12 +96,11 @@ def _holder(descriptor: int) -> str:
 
 @contextmanager
 def locked_cache(cache: Path) -> Iterator[bool]:
-    """One process at a time in a cache folder: the ranks of a distributed run, and several runs on one data set, must
-    not write over each other. Not to be nested: the inner one would wait for the outer one.
+    """Context that locks a cache folder, so that ranks of a run, and several runs on the same data, do not overwrite
+    each other. It must not be nested, because the inner one would wait for the outer one.
 
-    Raises ConfigError for a folder that holds something else (`faceclip.storage.places`).
-
-    Yields whether the folder can be written; on read-only storage nobody builds and nobody needs the lock.
+    Yields whether the folder can be written; on read-only storage no lock is needed. Raises ConfigError for a folder of
+    another program (`faceclip.storage.places`).
     """
     check_place(cache, "cache=", CACHE_MARKS)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Checks where a command may write: in a folder of its own, not in the root of the file system or among other files."""
+"""Checks that a command writes into its own folder, and not to the root of the file system or among other files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ _LITTER = (".DS_Store", ".gitkeep", ".gitignore", "lost+found")
 
 
 def check_place(folder: Path, option: str, marks: Sequence[str] = ()) -> None:
-    """Refuse a folder that must not be written to.
+    """Rejects a folder that must not be written to.
 
     Args:
         folder: what the `option` ("out=") names; it need not exist. marks: patterns of `Path.glob`, of which one finds

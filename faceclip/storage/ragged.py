@@ -1,4 +1,4 @@
-"""Rows of different sizes in shards: flat values, and where each row ends."""
+"""Keeps rows of different sizes in shards: flat values, and the end of each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def pack(name: str, rows: Sequence[NDArray], dtype: Any) -> dict[str, NDArray]:
-    """Fields `NAME_values` (sum of all sizes,) and `NAME_end` (N,) of N arrays of any shapes."""
+    """Packs N arrays of any shapes into the fields `NAME_values` (sum of all sizes,) and `NAME_end` (N,)."""
     flat = [np.asarray(row, dtype).reshape(-1) for row in rows]
     values = np.concatenate([np.empty(0, dtype), *flat])
     return {f"{name}_values": values, f"{name}_end": np.cumsum([len(row) for row in flat], dtype=np.int64)}
@@ -17,7 +17,7 @@ def pack(name: str, rows: Sequence[NDArray], dtype: Any) -> dict[str, NDArray]:
 
 @dataclass(frozen=True)
 class RaggedRows:
-    """Rows of shards that `pack` made, each read from its memory map when it is asked for.
+    """Rows of shards that `pack` made, each read from its memory map on access.
 
     shards: the fields of each shard. rows (N,): numbers among all rows of all shards.
     """
@@ -35,7 +35,7 @@ class RaggedRows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> NDArray:
-        """The flat values (size,) of one row, a view."""
+        """Returns a view of the flat values (size,) of one row."""
         row = int(self.rows[index])
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         fields, number = self.shards[shard], row - int(self._starts[shard])

@@ -1,4 +1,4 @@
-"""Files that strangers name: only regular ones are read, and no further than a cap.
+"""Reads files that others name: only regular ones, and only up to a size limit.
 
 A FIFO waits for a writer, a device such as /dev/zero never ends, and a small JSON file may nest without end.
 """
@@ -34,7 +34,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def read_regular(path: str | Path, most: int = MAX_SETTINGS) -> bytes:
-    """The content of a regular file. Raises OSError as `open_regular` does, and for more than `most` bytes."""
+    """Reads a regular file. Raises OSError as `open_regular` does, and for more than `most` bytes."""
     with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -43,7 +43,7 @@ def read_regular(path: str | Path, most: int = MAX_SETTINGS) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """`json.loads` for texts of others. Raises ValueError for what is no JSON, too deeply nested texts included."""
+    """Parses JSON that others wrote. Raises ValueError for texts that are no JSON or nest too deeply."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -51,7 +51,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_settings(path: Path, *, infinite: bool = False) -> dict[str, Any]:
-    """The JSON object of a file of settings.
+    """Reads the JSON object of a settings file.
 
     infinite: whether infinities are allowed, as diffusers writes them for schedulers; NaN never is.
 

@@ -1,4 +1,5 @@
-"""Shards of arrays on disk: written in order, resumable after a kill, verified on reading, memory-mapped.
+"""Keeps shards of arrays on disk: written in order, resumable after a kill, verified and memory-mapped when they are
+read.
 
 A folder holds `00000.safetensors`, … and `manifest.json` with the SHA-256 and size of each. A shard is written beside
 its place, synced and renamed before the manifest lists it, so what the manifest lists is whole; a shard that was not
@@ -27,7 +28,7 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
 
 
 class ShardFolder:
-    """One kind of shards, `about` being the facts that made its key (for people, in the manifest).
+    """A folder of one kind of shards. about: facts behind its key, which the manifest keeps for people to read.
 
     Raises DataError for a damaged manifest.
     """
@@ -49,9 +50,9 @@ class ShardFolder:
         return len(self.entries)
 
     def append(self, fields: Mapping[str, NDArray], **facts: Any) -> None:
-        """Writes the next shard; `facts` are kept in the manifest.
+        """Writes the next shard, and `facts` about it into the manifest.
 
-        Raises DataError when the disk is full, and for fields that are not of the first shard's shapes and types.
+        Raises DataError if the disk is full, or if the fields have other shapes or types than those of the first shard.
         """
         path = self.path(len(self))
         first = self.read(0) if self.entries else fields
@@ -65,13 +66,13 @@ class ShardFolder:
         self._save()
 
     def finish(self) -> None:
-        """Marks the folder as complete: no shard follows."""
+        """Marks the folder as complete."""
         if not self.complete:
             self.complete = True
             self._save()
 
     def cut(self, count: int) -> None:
-        """Keeps the first `count` shards only; the others are then written again."""
+        """Removes all but the first `count` shards."""
         if count < len(self):
             self.entries, self.complete = self.entries[:count], False
             self._maps = {number: arrays for number, arrays in self._maps.items() if number < count}
@@ -85,7 +86,7 @@ class ShardFolder:
         return self.folder / f"{number:05d}.safetensors"
 
     def verify(self, number: int, *, hashes: bool = True) -> None:
-        """Raises DataError when a shard is missing, cut, or (with `hashes`) changed in any bit."""
+        """Raises DataError if a shard is missing, truncated, or (with `hashes`) changed in any bit."""
         path, entry = self.path(number), self.entries[number]
         remedy = f"delete the folder {self.folder} and run again, it is built anew"
         try:
@@ -98,13 +99,13 @@ class ShardFolder:
             raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
 
     def read(self, number: int) -> dict[str, NDArray]:
-        """The fields of a verified shard, memory-mapped and read-only."""
+        """Returns the fields of a verified shard, memory-mapped and read-only."""
         if number not in self._maps:
             self._maps[number] = map_safetensors(self.path(number))
         return self._maps[number]
 
     def open(self, *, hashes: bool = True) -> dict[str, "ShardedArray"]:
-        """All shards as one array per field, each shard verified. Raises DataError."""
+        """Verifies all shards and returns them as one array per field. Raises DataError."""
         for number in range(len(self)):
             self.verify(number, hashes=hashes)
         shards = [self.read(number) for number in range(len(self))]
@@ -112,15 +113,15 @@ class ShardFolder:
 
 
 def _row_of(values: NDArray | None) -> str:
-    """Shape and type of one row, in words."""
+    """Returns shape and type of one row as text."""
     return "nothing" if values is None else f"shape {values.shape[1:]} and type {values.dtype}"
 
 
 def map_safetensors(path: Path) -> dict[str, NDArray]:
-    """The tensors of a safetensors file as read-only views of one memory map (a process may hold some 65,000 maps).
+    """Returns the tensors of a safetensors file as read-only views of one memory map (a process may have about 65,000).
 
-    The format: 8 bytes with the length of a JSON header, the header, the data. Raises DataError when the file cannot be
-    mapped.
+    The format is: 8 bytes with the length of a JSON header, the header, the data. Raises DataError if the file cannot
+    be mapped.
     """
     try:
         data = _map(path)
@@ -177,15 +178,15 @@ class ShardedArray:
         return self.parts[0].dtype
 
     def take(self, rows: NDArray[np.int64]) -> "ShardedArray":
-        """The same data showing only `rows`."""
+        """Returns the same data with only these rows."""
         return ShardedArray(self.parts, rows if self.rows is None else self.rows[rows])
 
     def __iter__(self) -> Iterator[NDArray]:
-        """The rows, each a copy."""
+        """Yields a copy of each row."""
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: Any) -> NDArray:
-        """An int, a slice, integers of any shape, or a mask of all rows; a copy with that shape before the rest."""
+        """Returns a copy of the rows of an int, a slice, integers of any shape, or a mask of all rows."""
         if isinstance(index, slice):
             index = np.arange(*index.indices(len(self)))
         index = np.asarray(index)

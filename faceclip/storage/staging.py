@@ -1,4 +1,5 @@
-"""Saving into a folder that may hold an earlier save and other files: all of the new save arrives, or nothing."""
+"""Saves atomically into a folder that may have an earlier save and other files: the whole new save arrives, or
+nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ _INDEX = re.compile(r"(?P<stem>.+)\.(?P<kind>safetensors|bin)\.index(?P<variant>
 
 @contextmanager
 def staged(directory: Path, *, last: str, optional: str) -> Iterator[Path]:
-    """A temporary folder inside `directory`, whose files go to the same places in `directory` when the block ends well.
+    """Context with a temporary folder in `directory`, whose files move to the same places in `directory` at its end.
 
-    Until then nothing of an earlier save is touched, so that one that fails leaves it whole; both lie on the disk at
-    once. The file `last`, which marks a whole save, is removed before the others take their places and comes after
-    them: a kill in between can be noticed. Of the earlier save, the file `optional` is removed if the new one lacks it,
-    and so are remaining shards of weights; all other files stay.
+    Until then the earlier save is not touched, so a failed save leaves it whole; both need space on the disk. The file
+    `last`, which marks a whole save, is removed before the others move and comes after them, so that a kill in between
+    can be noticed. Of the earlier save, the file `optional` is removed if the new one lacks it, and so are remaining
+    shards of weights; all other files stay.
 
-    Raises CheckpointError when the disk is full or not writable.
+    Raises CheckpointError if the disk is full or not writable.
     """
     temporary = directory / f".save.{os.getpid()}.tmp"
     with disk_errors(directory, CheckpointError):
@@ -52,7 +53,7 @@ def staged(directory: Path, *, last: str, optional: str) -> Iterator[Path]:
 
 
 def _remove_older_weights(directory: Path, written: set[Path]) -> None:
-    """Files of the same weights in other pieces: diffusers would take them for those that were written."""
+    """Removes files of the same weights in other pieces, which diffusers would read in place of the new ones."""
     weights = {(name.parent, _whole(name.name)) for name in written}
     for folder in {name.parent for name in written}:
         for path in (directory / folder).iterdir():
@@ -61,6 +62,6 @@ def _remove_older_weights(directory: Path, written: set[Path]) -> None:
 
 
 def _whole(name: str) -> str:
-    """The file name that weights have in one piece, given that of a shard or of the index of shards."""
+    """Returns the file name of weights in one piece, given that of a shard or of the index of shards."""
     index = _INDEX.fullmatch(name)
     return f"{index['stem']}{index['variant'] or ''}.{index['kind']}" if index else _SHARD.sub("", name)

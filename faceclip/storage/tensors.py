@@ -1,4 +1,4 @@
-"""Weights in a folder of diffusers' layout: their files and the headers of these."""
+"""Finds the weights in a folder of diffusers' layout, and reads their headers."""
 
 import pickle
 import re
@@ -32,9 +32,9 @@ _DTYPES = {
 
 
 def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
-    """The files that diffusers reads from a model's folder: one, or pieces that an index names.
+    """Returns the files that diffusers reads from a model's folder: one file, or the pieces that an index names.
 
-    Raises CheckpointError where there are none, or where an index names files that are not in the folder.
+    Raises CheckpointError if there are none, or if an index names files that are not in the folder.
     """
     for chosen in dict.fromkeys((variant, None)):
         dotted = f".{chosen}" if chosen else ""
@@ -50,9 +50,9 @@ def find_weights(folder: Path, *, variant: str | None = None) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Names, shapes and types of the tensors of a weights file, as tensors without storage.
+    """Reads names, shapes and types of the tensors of a weights file, as tensors without storage.
 
-    Raises CheckpointError where the file is missing, damaged, not regular, or holds more than tensors.
+    Raises CheckpointError if the file is missing, damaged, not regular, or contains more than tensors.
     """
     try:
         with open_regular(path):
