@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from faceclip.errors import CheckpointError
 from faceclip.training import Trainer
-from tests.faceclip.training.test_trainer import Line, Numbers, config
+from tests.faceclip.training.test_trainer import Line, Numbers, config, weights
 from tests.ranks import run_ranks
 
 SCRIPT = """
@@ -49,7 +50,8 @@ if sys.argv[2] == "stop":
         seen = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
         (out / f"left-{os.environ['RANK']}.txt").write_text(f"{leaving.code} {seen}")
 else:
-    Trainer(config(steps=2, ema_decay=None), task, Numbers(), out).fit()
+    steps = int(sys.argv[3])
+    Trainer(config(steps=steps, schedule="constant", ema_decay=None), task, Numbers(), out).fit()
 """.replace("FOLDER", repr(str(Path(__file__).parent)))
 
 
@@ -83,7 +85,26 @@ def test_batch_sizes_of_a_deepspeed_file_are_replaced(tmp_path: Path) -> None:
         "DS_ACCELERATOR": "cpu",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "deepspeed.json"),
     }
-    status, output = run_ranks(tmp_path / "ranks", "-c", SCRIPT, str(tmp_path), "train", ranks=1, **environment)
+    status, output = run_ranks(tmp_path / "ranks", "-c", SCRIPT, str(tmp_path), "train", "2", ranks=1, **environment)
     assert status == 0, output
     facts = json.loads((tmp_path / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert facts["run"]["layout"] == "zero-2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_with_an_offloaded_optimizer_a_run_resumes_exactly(tmp_path: Path, stage: int) -> None:
+    zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
+    settings = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    (tmp_path / "deepspeed.json").write_text(json.dumps(settings | {"zero_optimization": zero}))
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "deepspeed.json"),
+    }
+    for number, (name, steps) in enumerate((("whole", 8), ("broken", 4), ("broken", 8))):
+        words = ["-c", SCRIPT, str(tmp_path / name), "train", str(steps)]
+        status, output = run_ranks(tmp_path / f"ranks-{number}", *words, **environment)
+        assert status == 0, output
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)

@@ -1,6 +1,8 @@
-"""Trackers of accelerate beside the run's own log: TensorBoard's is there, that of Weights & Biases is not."""
+"""Trackers of accelerate beside the run's own log: TensorBoard's is there, that of Weights & Biases where it is
+installed."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,20 @@ def test_a_tracker_gets_the_lines_of_the_log_and_the_settings(tmp_path: Path) ->
 def test_a_tracker_that_is_not_installed_is_named_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.trackers: wandb"):
         Trainer(config(trackers=("wandb",)), Line(), Numbers(), tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_weights_and_biases_gets_the_same_lines_and_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ids = []
+    for steps in (4, 8):
+        Trainer(config(steps=steps, log_every=2, trackers=("wandb",)), Line(), Numbers(), tmp_path).fit()
+        folder = max((tmp_path / "trackers" / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime)
+        (file,) = folder.glob("run-*.wandb")
+        ids.append(file.stem.removeprefix("run-"))
+        deadline = time.monotonic() + 30  # its own process writes the file, a moment after the run
+        while (b"train/loss" not in file.read_bytes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        content = file.read_bytes()
+        assert b"train/loss" in content and b"trainer.learning_rate" in content
+    assert ids[0] == ids[1]
