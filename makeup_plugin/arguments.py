@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,14 @@ def texts_of(name: str, value: Any) -> list[str]:
                 f"{name} holds half a character ({text[error.start]!a}, position {error.start}): read it as UTF-8"
             ) from error
     return texts
+
+
+def path_of(name: str, value: Any) -> Path:
+    """The value as a path. Raises ConfigError, which names the argument, for anything else, and for the empty text,
+    which would be the current folder."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ConfigError(f"{name} must be a path, got {value!r}")
+    return Path(value)
 
 
 def check_flags(**values: Any) -> None:

@@ -23,6 +23,7 @@ from faceclip.face3d.frames import FaceFit
 from faceclip.faces import Face, PreparedFace
 from faceclip.faces.align import template
 from faceclip.towers.face import FaceFeatures
+from makeup_plugin.arguments import path_of
 from makeup_plugin.saving.identity_files import REMEDY, read_identity_file, write_identity_file
 
 # A photo counts as an outlier where its similarity to the others' mean is below this share of the median of all photos.
@@ -167,12 +168,12 @@ class Identity:
             "image_tower": self.image_tower,
         }
         tensors = self.tensors() | {"crops": torch.from_numpy(np.ascontiguousarray(crops_kept))}
-        write_identity_file(Path(path), tensors, facts)
+        write_identity_file(path_of("path", path), tensors, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Identity:
         """Read what `save` wrote. Raises CheckpointError, which names file and field, for anything else."""
-        tensors, facts = read_identity_file(Path(path))
+        tensors, facts = read_identity_file(path_of("path", path))
         try:
             identity = _identity_of(tensors, facts)
         except KeyError as error:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from faceclip.errors import CheckpointError
 from faceclip.published.files import is_hub_id
+from makeup_plugin.arguments import path_of
 from makeup_plugin.saving.adapters import CONFIG_FILE
 from makeup_plugin.saving.shipped import SHIPPED, is_shipped, shipped_pipeline
 
@@ -20,7 +21,7 @@ def local_directory(path_or_id: str | Path, kwargs: dict[str, Any]) -> Path:
     It takes the hub's arguments (revision, token, cache_dir, local_files_only) out of `kwargs`. Raises CheckpointError
     for a name that is neither a directory, nor shipped, nor a hub id, and for a repository that cannot be fetched.
     """
-    directory = Path(path_or_id)
+    directory = path_of("path_or_id", path_or_id)
     if directory.is_dir():
         return directory
     text = str(path_or_id)

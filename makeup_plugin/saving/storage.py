@@ -22,7 +22,7 @@ from torch import Tensor
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import DAMAGE, building, check_finite, load_strictly
 from faceclip.storage.staging import staged
-from makeup_plugin.arguments import check_adapter_name
+from makeup_plugin.arguments import check_adapter_name, path_of
 from makeup_plugin.saving.adapters import (
     ADAPTER_NAME,
     CONFIG_FILE,
@@ -177,7 +177,7 @@ class PipelineStorageMixin(Mixed):
         check_unfused(self.unet)
         check_there(self.components)
         check_unquantized(self.components)
-        directory = Path(save_directory)
+        directory = path_of("save_directory", save_directory)
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
         # diffusers only logs this and continues, which would save a pipeline without that part.
@@ -285,7 +285,7 @@ class PipelineStorageMixin(Mixed):
 
         Returns its configuration. See `makeup_plugin.saving.adapters.load_adapter` for the errors.
         """
-        return load_adapter(self, directory, variant=variant)
+        return load_adapter(self, path_of("directory", directory), variant=variant)
 
     @change_in_turn
     def save_adapter(self, directory: str | Path, *, licence: str | None = None) -> Path:
@@ -295,7 +295,7 @@ class PipelineStorageMixin(Mixed):
         `licence` is the text for adapter.json. None takes that of the adapter, or else of the pipeline, as loaded.
         """
         return save_adapter(
-            directory,
+            path_of("directory", directory),
             unet=self.unet,
             identity_channel=self.identity_channel,
             shading_channel=self.shading_channel,

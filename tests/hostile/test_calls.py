@@ -158,6 +158,15 @@ def test_facts_of_an_identity_are_numbers(identity: Identity, tmp_path: Path) ->
         Identity.load(path)
 
 
+@pytest.mark.parametrize("path", ["", None, 5])
+def test_the_current_folder_is_not_meant_by_nothing(shared: FaceMakeUpPipeline, path: Any) -> None:
+    for place in (FaceMakeUpPipeline.from_pretrained, shared.save_pretrained, shared.save_adapter, shared.load_adapter):
+        with pytest.raises(ConfigError, match="must be a path"):
+            place(path)
+    with pytest.raises(ConfigError, match=r"^path must"):
+        Identity.load(path)
+
+
 @pytest.mark.parametrize("others", ["ab", [None], [3]])
 def test_what_is_mixed_are_identities(identity: Identity, others: Any) -> None:
     with pytest.raises(ConfigError, match=r"identities\[1\]"):
