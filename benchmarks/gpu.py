@@ -14,6 +14,7 @@ made again. The exit status is 1 while a part is missing.
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_parts import PARTS, Setting
+from eval.demo.process import Stopped, stop_on_signals
 from faceclip.errors import DataError
+from faceclip.settings.command import guarded
 from faceclip.storage.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -72,18 +75,34 @@ def run_part(name: str, setting: Setting, limit: float) -> dict[str, Any]:
     return about | {"seconds": round(time.monotonic() - began, 1)}
 
 
+def is_measured(name: str, results: dict[str, Any], setting: Setting) -> bool:
+    """Whether a part has its figures of this device."""
+    entry = results.get(name, {})
+    same = (entry.get("device"), entry.get("small")) == (device_name(setting.device), setting.small)
+    return entry.get("state") == "done" and same
+
+
 def is_done(name: str, results: dict[str, Any], setting: Setting) -> bool:
     """Whether a part has its figures of this device and what it leaves for others is still there."""
-    entry, left = results.get(name, {}), PARTS[name].leaves
-    same = (entry.get("device"), entry.get("small")) == (device_name(setting.device), setting.small)
-    return entry.get("state") == "done" and same and (not left or (setting.work / left).exists())
+    left = PARTS[name].leaves
+    return is_measured(name, results, setting) and (not left or (setting.work / left).exists())
+
+
+def kept(before: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """What the result file holds of a part after a run: figures of a GPU give way to figures of a GPU alone."""
+
+    def of_gpu(one: dict[str, Any]) -> bool:
+        return one.get("state") == "done" and one["device"] != "cpu"
+
+    return before if of_gpu(before) and not of_gpu(entry) else entry
 
 
 def run(setting: Setting, results_at: Path, names: list[str], *, limit: float, seconds: float) -> bool:
     """Runs what is missing of the named parts and what these need; returns whether all of them are done."""
-    wanted = set(names) | {need for name in names for need in PARTS[name].needs}
     setting.work.mkdir(parents=True, exist_ok=True)
     results, deadline = read_results(results_at), time.monotonic() + seconds
+    missing = [name for name in names if not is_measured(name, results, setting)]
+    wanted = set(missing) | {need for name in missing for need in PARTS[name].needs}
     for name in (name for name in PARTS if name in wanted):
         needed = [need for need in PARTS[name].needs if not is_done(need, results, setting)]
         if is_done(name, results, setting):
@@ -96,10 +115,10 @@ def run(setting: Setting, results_at: Path, names: list[str], *, limit: float, s
         if entry["state"] == "out of time" and left < limit:
             print(f"{name}: did not fit into the time that was left", flush=True)
             continue
-        results[name] = entry
+        results[name] = kept(results.get(name, {}), entry)
         write_json(results_at, results)
         print(f"{name}: {entry['state']} in {entry['seconds']} s; {entry.get('error') or cell(entry)}", flush=True)
-    return all(is_done(name, results, setting) for name in names)
+    return all(is_measured(name, results, setting) for name in names)
 
 
 def cell(entry: dict[str, Any]) -> str:
@@ -110,16 +129,20 @@ def cell(entry: dict[str, Any]) -> str:
     )
 
 
-def table(on_gpu: dict[str, Any], rehearsed: dict[str, Any]) -> str:
-    """Markdown: which parts ran on a GPU, with what figures, and which of them ran on a CPU in small."""
+def table(on_gpu: dict[str, Any], rehearsed: dict[str, Any], page: str = "") -> str:
+    """Markdown: which parts ran on a GPU, with what figures, and which of them ran on a CPU in small. Of parts that are
+    in neither file, which may be on another machine, it repeats what the page says."""
+    told = {name: cells for name, *cells in re.findall(r"^\| `([^`]+)` \|[^|]*\| ([^|]*) \| ([^|]*) \|$", page, re.M)}
     lines = ["| part | what it runs | on a GPU | rehearsed on a CPU |", "| --- | --- | --- | --- |"]
     for name, part in PARTS.items():
         entry, small = on_gpu.get(name, {}), rehearsed.get(name, {})
-        gpu = "no"
+        gpu, tried = told.get(name, ("no", "no"))
+        if small.get("state") == "done" and small["device"] == "cpu":
+            tried = "yes"
         if entry.get("device", "cpu") != "cpu" and not entry["small"]:
             what = cell(entry) if entry["state"] == "done" else f"{entry['state']} {entry.get('error', '')}".strip()
             gpu = f"{entry['device']}: {what}".replace("|", "/")
-        lines.append(f"| `{name}` | {part.about} | {gpu} | {'yes' if small.get('state') == 'done' else 'no'} |")
+        lines.append(f"| `{name}` | {part.about} | {gpu} | {tried} |")
     return "\n".join(lines)
 
 
@@ -132,6 +155,11 @@ def written(text: str, lines: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return guarded(lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running, one, _ = (commands.add_parser(name) for name in ("run", "part", "table"))
@@ -146,11 +174,14 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("name", choices=list(PARTS))
     given = parser.parse_args(argv)
     if given.command == "table":
-        found = (read_results(ROOT / RESULTS[small]) for small in (False, True))
-        write_text(DOCS, written(DOCS.read_text(), table(*found)))
+        on_gpu, rehearsed = (read_results(ROOT / RESULTS[small]) for small in (False, True))
+        page = DOCS.read_text()
+        write_text(DOCS, written(page, table(on_gpu, rehearsed, page)))
         return 0
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here; --device cpu --small rehearses")
+    if given.command == "run" and given.device == "cpu" and not given.small and not given.results:
+        parser.error("--device cpu: without --small, name the file of the figures by --results")
     results_at = getattr(given, "results", None) or ROOT / RESULTS[given.small]
     work = given.work or results_at.parent / ("rehearsal" if given.small else "work")
     setting = Setting(device=torch.device(given.device), small=given.small, work=work)
@@ -158,7 +189,11 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(0)
         write_json(work / f"{given.name}.json", dict(PARTS[given.name].run(setting)), sort_keys=False)
         return 0
-    return 0 if run(setting, results_at, given.only, limit=given.limit, seconds=given.seconds) else 1
+    try:
+        with stop_on_signals():
+            return 0 if run(setting, results_at, given.only, limit=given.limit, seconds=given.seconds) else 1
+    except Stopped as stopped:
+        return 128 + stopped.number
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def loss(setting: Setting) -> Figures:
                 found[f"{kind}, {form}"] = "does not fit"
                 continue
             found[f"{kind}, {form}, ms"] = 1000 * seconds
-            found.setdefault("peak of blocks, GiB", peak_gib(setting))  # before any dense form ran
+            found.setdefault("peak of the sigmoid's blocks, GiB", peak_gib(setting))  # before any dense form ran
     return found
 
 
@@ -168,7 +168,8 @@ def fitting(config: Any, run: Callable[[Any], Figures]) -> Figures:
 def short_words(setting: Setting) -> list[str]:
     """Settings of a run of three steps; on a small scale, of two with little in a batch."""
     words = ["log_every=1", "validate_every=0", "save_every=0", "best_metric=null", "warmup_steps=1"]
-    words += setting.pick(["steps=3"], ["steps=2", "batch_size=2", "device=cpu"])
+    words += setting.pick(["steps=3"], ["steps=2", "batch_size=2"])
+    words += ["device=cpu"] if setting.device.type == "cpu" else []
     return [f"trainer.{word}" for word in words]
 
 

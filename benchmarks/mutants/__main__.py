@@ -72,10 +72,12 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the drawn mutations and stop")
     arguments = parser.parse_args()
     chosen = [name for name in MODULES if not arguments.only or name.startswith(tuple(arguments.only))]
-    if not chosen or not 1 <= arguments.start <= arguments.count:
-        parser.error("nothing to do: --only fits no module of the table, or --start is not from 1 to --count")
+    if not chosen:
+        parser.error("nothing to do: --only fits no module of the table")
     root = Path.cwd()
     drawn = sample(root, chosen, arguments.count, arguments.seed)
+    if not 1 <= arguments.start <= len(drawn):
+        parser.error(f"--start: there are mutants 1 to {len(drawn)}")
     if arguments.list:
         for module, mutation in drawn:
             print(difference(module, mutation, source_file(module, root)))

@@ -1,6 +1,11 @@
 """The script for a GPU rehearses on a CPU: figures, resume, failures, and the table that it writes into the docs."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,8 +97,44 @@ def test_the_table_says_what_ran_on_a_gpu_and_nothing_more():
     rows = {line.split("`")[1]: line for line in found.splitlines()[2:]}
     assert "NVIDIA H200: call, s 1.235 | no |" in rows["loss"] and "failed a / b" in rows["unet"]
     assert rows["encoder"].endswith("| no | yes |")
+    # What is not in these files, which may be another machine's, stays as the page has it.
+    kept = {line.split("`")[1]: line for line in gpu.table({}, {"unet": small}, found).splitlines()[2:]}
+    assert kept["loss"] == rows["loss"] and kept["encoder"] == rows["encoder"] and kept["unet"].endswith(" yes |")
     # Figures of a CPU, or of small sizes, are not those of a GPU.
     assert "| no | no |" in gpu.table({"loss": small, "unet": done | {"small": True}}, {}).splitlines()[2]
+
+
+def test_figures_of_a_gpu_stay_until_a_gpu_gives_others(setting, tmp_path, monkeypatch):
+    done = {"state": "done", "device": "NVIDIA H200", "small": False, "figures": {"ms": 1.0}, "seconds": 1.0}
+    at = tmp_path / "results.json"
+    at.write_text(json.dumps({"loss": done}))
+    monkeypatch.setattr(gpu, "run_part", lambda *_: done | {"device": "cpu", "small": True, "figures": {"ms": 2.0}})
+    assert not gpu.run(setting, at, ["loss"], limit=60, seconds=600)
+    assert json.loads(at.read_text())["loss"] == done
+    assert gpu.kept(done, done | {"seconds": 2.0})["seconds"] == 2.0
+    with pytest.raises(SystemExit):
+        gpu.main(["run", "--device", "cpu"])
+
+
+def test_a_stopped_command_leaves_no_part_behind(tmp_path):
+    words = ["run", "--device", "cpu", "--small", "--results", str(tmp_path / "results.json"), "--only", "loss"]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *words], cwd=gpu.ROOT)
+    log = tmp_path / "rehearsal" / "loss.txt"
+    for _ in range(600):
+        if log.exists():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    parts = [Path(f"/proc/{number}/cmdline") for number in os.listdir("/proc") if number.isdigit()]
+    assert not [path for path in parts if str(log.parent).encode() in read_or_nothing(path)]
+
+
+def read_or_nothing(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""
 
 
 def test_the_page_has_a_row_for_every_part():

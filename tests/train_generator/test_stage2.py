@@ -145,5 +145,7 @@ def test_options_of_the_loss_are_trained_with(arguments, tmp_path, capsys):
     assert not same_weights(tmp_path / "plain" / "export", tmp_path / "others" / "export")
     assert main([*words, "loss.identity_contrast=0.1", f"out={tmp_path / 'others'}"]) == 2
     assert "loss.identity_contrast was 0.5, now 0.1" in capsys.readouterr().err
+    assert main([*words, f"out={tmp_path / 'offset'}"]) == 2
+    assert "loss.offset_noise was 0.1, now 0.0" in capsys.readouterr().err
     assert main([*words, "loss.identity_temperature=0", f"out={tmp_path / 'others'}"]) == 2
     assert "loss.identity_temperature" in capsys.readouterr().err
