@@ -8,7 +8,7 @@ written, nothing of the photos.
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from eval.photos.figures import area, by_people, pairs
 from eval.photos.people import Photo, choose_photos, read_photos, single_photos
 from eval.reports.report import write_json
 from faceclip.errors import ConfigError, EmptyDatasetError
-from faceclip.face3d.light import shade
+from faceclip.face3d.light import sh_basis, shade
 from faceclip.face3d.mesh_fitter import MeshFit, MeshFitter, skin_samples
 from faceclip.face3d.model import default_head
 from faceclip.faces import MTCNNDetector
@@ -35,6 +35,13 @@ LIMIT = 0.04  # of the distance between the outer eye corners: the residual of a
 NEAR = 4.0  # degrees between the angles of the fit and of the rigid pose
 RENDER_SEED, RENDER_SIZE, RENDER_YAW = 77, 256, 45.0
 ANGLES = ("yaw", "pitch", "roll")
+REGIONS = (
+    "on the face",
+    "where both maps have a face",
+    "over the whole picture",
+    "on the face, with the true light",
+    "where both maps have a face, with the true light",
+)
 
 
 @dataclass(kw_only=True)
@@ -85,7 +92,10 @@ def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate
         "residual, 95th percentile": by_people(lambda r: float(np.quantile(residual[r], 0.95)), people),
         f"residual at most {LIMIT:.0%}": identity_bootstrap(residual <= LIMIT, people),
         "correlation of luminance and shading on skin, median": by_people(
-            lambda r: float(np.median(fitted[r])), people
+            lambda r: float(np.median(fitted[r, 0])), people
+        ),
+        "the same by plain least squares of all harmonics, which no light exceeds": by_people(
+            lambda r: float(np.median(fitted[r, 1])), people
         ),
     }
     if len(set(people.tolist())) < len(people):
@@ -100,19 +110,26 @@ def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate
     return figures
 
 
-def _explained(image: NDArray[np.uint8], fits: MeshFit, row: int) -> float:
-    """Returns the correlation of the photo's luminance with the fit's shading over the skin of one face.
+def _explained(image: NDArray[np.uint8], fits: MeshFit, row: int) -> tuple[float, float]:
+    """Returns two correlations with the photo's luminance over the skin of one face.
 
-    It is 0 if fewer than 50 pixels show skin, or if either of the two is constant.
+    The first is that of the fit's shading, the second that of the harmonics that explain the luminance best on the fit's
+    normals, which no light exceeds. Both are 0 if fewer than 50 pixels show skin; a constant gives 0, too.
     """
     fit = fits.fit.rows([row])
     luminance, normals, skin = skin_samples(image, fit, fits.dense.points[row])
     if skin.sum() < 50:
+        return 0.0, 0.0
+    value, basis = luminance[skin].astype(np.float64), sh_basis(normals[skin]).astype(np.float64)
+    best = basis @ np.linalg.lstsq(basis, value, rcond=None)[0]
+    return _correlation(value, shade(normals[skin], fit.light[0].numpy())[:, 0]), _correlation(value, best)
+
+
+def _correlation(luminance: NDArray[np.floating], shading: NDArray[np.floating]) -> float:
+    """Returns the correlation of two sets of values, and 0 if one of them is constant."""
+    if min(shading.std(), luminance.std()) < 1e-6:
         return 0.0
-    shading = shade(normals[skin], fit.light[0].numpy())[:, 0]
-    if min(shading.std(), luminance[skin].std()) < 1e-6:
-        return 0.0
-    return float(np.corrcoef(luminance[skin], shading)[0, 1])
+    return float(np.corrcoef(luminance, shading)[0, 1])
 
 
 def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
@@ -121,7 +138,7 @@ def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
     Renders that are turned by more than 45° are left out.
     """
     head, renderer, detector = default_head(), PortraitRenderer(), MTCNNDetector()
-    angles, errors, missed, people = [], [], [], []
+    angles, errors, missed, people, shapes = [], [], [], [], []
     for number in range(count):
         identity = sample_identity(RENDER_SEED, number)
         scene = framed(identity, sample_scene(RENDER_SEED, number, 1), "head", head)
@@ -134,24 +151,31 @@ def render_figures(count: int, fitter: MeshFitter) -> dict[str, Estimate]:
         if fits is None or not fits.usable[0]:
             missed.append(1.0)
             angles.append(np.full(3, np.nan))
-            errors.append([np.nan, np.nan])
+            errors.append([np.nan] * len(REGIONS))
             continue
         missed.append(0.0)
         angles.append(np.abs(fits.fit.pose[0].numpy() - scene.pose))
-        drawn = fitter.shading(fits.fit, RENDER_SIZE)[0].permute(1, 2, 0).numpy()
+        shapes.append(np.corrcoef(fits.fit.shape[0].numpy(), identity.shape)[0, 1])
+        lit = replace(fits.fit, light=torch.from_numpy(scene.light)[None])
+        drawn, right = (fitter.shading(fit, RENDER_SIZE)[0].permute(1, 2, 0).numpy() for fit in (fits.fit, lit))
         truth = portrait.shading.astype(np.float32) / 255
         face = truth.max(axis=2) > 0
-        squares = np.square(drawn - truth)
-        errors.append([np.sqrt(squares[face].mean()), np.sqrt(squares.mean())])
+        squares, geometry = np.square(drawn - truth), np.square(right - truth)
+        both = face & (drawn.max(axis=2) > 0)
+        measured = (squares[face], squares[both], squares, geometry[face], geometry[both])
+        errors.append([np.sqrt(values.mean()) for values in measured])
     off, wrong, who = np.stack(angles), np.array(errors), np.array(people)
     none = np.array(missed)
     fitted = none == 0
     figures = {"renders without a fit": identity_bootstrap(none, who)}
     for column, angle in enumerate(ANGLES):
         figures[f"renders, error of {angle} in degrees, mean"] = identity_bootstrap(off[fitted, column], who[fitted])
+    figures["renders, correlation of the shape's coefficients with the true ones, mean"] = identity_bootstrap(
+        np.array(shapes), who[fitted]
+    )
     mean = off[fitted].mean(axis=1)
     figures["renders, error of the three angles in degrees, mean"] = identity_bootstrap(mean, who[fitted])
-    for column, where in enumerate(("on the face", "over the whole picture")):
+    for column, where in enumerate(REGIONS):
         error = wrong[fitted, column]
         figures[f"renders, RMSE of the shading map {where}"] = identity_bootstrap(error, who[fitted])
     return figures

@@ -41,6 +41,12 @@ def test_all_figures_are_measured(folder, tmp_path, capsys):
     assert 0 < figures["residual, mean"]["value"] < 0.06
     assert figures["area under ROC of shape"]["value"] > 0.9  # two equal pictures of each
     assert figures["renders, error of yaw in degrees, mean"]["value"] < 8
+    name = "correlation of luminance and shading on skin, median"
+    best = "the same by plain least squares of all harmonics, which no light exceeds"
+    assert 0 < figures[name]["value"] <= figures[best]["value"] <= 1
+    inside = figures["renders, RMSE of the shading map where both maps have a face"]["value"]
+    assert inside < figures["renders, RMSE of the shading map on the face"]["value"]
+    assert figures["renders, RMSE of the shading map on the face, with the true light"]["value"] > 0
     assert "faces/s per core" in capsys.readouterr().out
 
 
