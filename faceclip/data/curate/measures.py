@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from faceclip.errors import ConfigError
-from faceclip.faces.looks import Face, FaceDetector
+from faceclip.faces.looks import Face, FaceDetector, detect_with_retries
 from faceclip.faces.upright import detect_upright
 
 Figures = Mapping[str, Any]
@@ -27,11 +27,13 @@ class Picture:
     """One decoded picture.
 
     pixels (H, W, 3): uint8 RGB, turned upright by EXIF. encoded: size of its file in bytes. detector: finds its faces.
+    turned: whether faces are also looked for on their side and upside down.
     """
 
     pixels: NDArray[np.uint8]
     encoded: int
     detector: FaceDetector
+    turned: bool = True
 
     @cached_property
     def grey(self) -> NDArray[np.uint8]:
@@ -41,7 +43,8 @@ class Picture:
     @cached_property
     def faces(self) -> list[Face]:
         """All detected faces, the largest first."""
-        return sorted(detect_upright(self.pixels, self.detector), key=lambda face: -face.area)
+        look = detect_upright if self.turned else detect_with_retries
+        return sorted(look(self.pixels, self.detector), key=lambda face: -face.area)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,7 @@ class Measuring:
             detector=config.data.detector,
             accept_non_commercial=config.data.accept_non_commercial,
             max_pixels=config.data.max_pixels,
+            turned=config.data.turned,
         )
         self.folder = self.out / MEASURES
         self._claim()
@@ -83,6 +84,7 @@ class Measuring:
             "sources": {split: reader.facts for split, reader in self.readers.items()},
             "measures": [measure.facts for measure in self.measures],
             "detector": data.detector,
+            **({} if data.turned else {"turned": False}),  # the key of folders without the word stays as it was
             **{name: getattr(data, name) for name in ("max_pixels", "limit", "shard_rows")},
         }
 

@@ -39,20 +39,26 @@ def color(picture: Picture) -> Figures:
     red, green, blue = (pixels[..., channel] for channel in range(3))
     first, second = red - green, (red + green) / 2 - blue
     spread = np.hypot(first.std(), second.std())
-    chroma = pixels - pixels.mean(axis=2, keepdims=True)
+    level = _mean(pixels)
+    chroma = pixels - level[..., None]
     return {
-        "channel_deviation": float(pixels.std(axis=2).mean()),
-        "tint_deviation": float(np.sqrt(((chroma - _toned(pixels, chroma)) ** 2).mean(axis=2)).mean()),
+        "channel_deviation": float(np.sqrt(_mean(np.square(chroma))).mean()),
+        "tint_deviation": float(np.sqrt(_mean(np.square(chroma - _toned(level, chroma)))).mean()),
         "colorfulness": float(spread + 0.3 * np.hypot(first.mean(), second.mean())),
     }
 
 
-def _toned(pixels: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Predicts the chroma (H, W, 3) from each pixel's brightness, by a quadratic function per channel.
+def _mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the mean (H, W) over the three channels: to the bit `values.mean(axis=2)`, which takes longer."""
+    return (values[..., 0] + values[..., 1] + values[..., 2]) / 3
+
+
+def _toned(level: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Predicts the chroma (H, W, 3) from each pixel's brightness (H, W), by a quadratic function per channel.
 
     In a toned picture this prediction explains all of the chroma.
     """
-    level = pixels.mean(axis=2).reshape(-1) / 255
+    level = level.reshape(-1) / 255
     basis = np.stack([np.ones_like(level), level, level**2], axis=1)
     solved = np.linalg.lstsq(basis.T @ basis, basis.T @ chroma.reshape(-1, 3), rcond=None)[0]
     return (basis @ solved).reshape(chroma.shape)

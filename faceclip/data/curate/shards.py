@@ -33,6 +33,7 @@ class Plan:
     detector: str
     accept_non_commercial: bool
     max_pixels: int
+    turned: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def measure_shard(shard: Shard) -> Measured:
         reason, problem, figures = row.reason, row.problem, {}
         if row.picture is not None:
             try:
-                figures = _measured(row, measures, detector, shard.plan.max_pixels, seconds)
+                figures = _measured(row, measures, detector, shard.plan, seconds)
             except RejectedRecord as error:
                 reason, problem = error.reason, str(error)
             except FaceError as error:
@@ -109,13 +110,14 @@ def table_schema(measures: Sequence[Measure]) -> pa.Schema:
 
 
 def _measured(
-    row: Row, measures: Sequence[Measure], detector: FaceDetector, max_pixels: int, seconds: dict[str, float]
+    row: Row, measures: Sequence[Measure], detector: FaceDetector, plan: Plan, seconds: dict[str, float]
 ) -> dict[str, Any]:
     assert row.picture is not None
     start = time.process_time()
     data = row.picture if isinstance(row.picture, bytes) else read_file(Path(row.picture), row.key)
     clock = _Clock(detector)
-    picture = Picture(pixels=load_image(data, max_pixels=max_pixels, name=row.key), encoded=len(data), detector=clock)
+    pixels = load_image(data, max_pixels=plan.max_pixels, name=row.key)
+    picture = Picture(pixels=pixels, encoded=len(data), detector=clock, turned=plan.turned)
     seconds["decode"] += time.process_time() - start
     figures: dict[str, Any] = {}
     for measure in measures:

@@ -93,6 +93,14 @@ def test_a_group_and_a_blurred_face_and_no_face_are_dropped(portrait):
     assert drops(np.full((160, 160, 3), 128, np.uint8), "faces") == {"no_face"}
 
 
+def test_faces_on_their_side_are_looked_for_unless_all_pictures_stand_upright(portrait):
+    side = np.ascontiguousarray(np.rot90(portrait.pixels))
+    found = Picture(pixels=side, encoded=1000, detector=DETECTOR).faces
+    assert [face.turn for face in found] == [270]
+    upright = Picture(pixels=side, encoded=1000, detector=DETECTOR, turned=False).faces
+    assert all(face.turn == 0 for face in upright)
+
+
 def test_hashes_survive_jpeg_and_size_and_that_of_the_face_survives_a_crop(portrait):
     def bits(first: int, second: int) -> int:
         return ((first ^ second) & (1 << 64) - 1).bit_count()
