@@ -113,8 +113,8 @@ def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate
 def _explained(image: NDArray[np.uint8], fits: MeshFit, row: int) -> tuple[float, float]:
     """Returns two correlations with the photo's luminance over the skin of one face.
 
-    The first is that of the fit's shading, the second that of the harmonics that explain the luminance best on the fit's
-    normals, which no light exceeds. Both are 0 if fewer than 50 pixels show skin; a constant gives 0, too.
+    The first is that of the fit's shading, the second that of the harmonics that explain the luminance best on the
+    fit's normals, which no light exceeds. Both are 0 if fewer than 50 pixels show skin; a constant gives 0, too.
     """
     fit = fits.fit.rows([row])
     luminance, normals, skin = skin_samples(image, fit, fits.dense.points[row])
