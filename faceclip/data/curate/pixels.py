@@ -50,7 +50,7 @@ def color(picture: Picture) -> Figures:
 
 def _mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the mean (H, W) over the three channels: to the bit `values.mean(axis=2)`, which takes longer."""
-    return (values[..., 0] + values[..., 1] + values[..., 2]) / 3
+    return (values[..., 0] + values[..., 1] + values[..., 2]) / np.float32(3)
 
 
 def _toned(level: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
