@@ -56,9 +56,8 @@ class Trainer:
 
     The folder receives checkpoints/, log.jsonl, tensorboard/, export/ (the finished task) and on demand best/.
 
-    facts: hashes by name, for example of frozen models and of the data, which must be equal for a run to resume;
-    `task.facts()` is added. settings: the command's configuration, which must be equal too, except for what
-    `faceclip.training.continuation` allows to change.
+    A run resumes with equal facts (hashes by name, as of frozen models and data; `task.facts()` is added) and settings
+    (the command's configuration, but for what `faceclip.training.continuation` allows to change).
 
     Raises ConfigError if nothing is trained, a tracker is not installed, or settings contradict each other.
     """
@@ -101,9 +100,7 @@ class Trainer:
     def fit(self) -> Result:
         """Trains or resumes to the last step, validates, and exports. SIGTERM (Ctrl-C) saves and exits with 143 (130).
 
-        A step that is both saved and validated is saved first; a run that stopped between the two validates when it
-        resumes.
-
+        A step that is saved and validated is saved first; a run that stopped between them validates when it resumes.
         Raises NonFiniteLossError before the optimizer would spread a NaN, and CheckpointError if saving fails, if the
         folder's checkpoint is of another run, if all checkpoints are damaged, or if another process trains there.
         """
@@ -240,8 +237,8 @@ class Trainer:
             return value
 
         first = first_pass(encode, contexts, loss, parameters=parameters, generators=(generator,))
-        # The gradient of the loss' own parameters is divided among the chunks, so that every parameter takes part in
-        # every backward pass: DistributedDataParallel and ZeRO wait for all of them.
+        # The gradient of the loss' own parameters is divided among the chunks: DistributedDataParallel and ZeRO wait
+        # for every parameter in every backward pass.
         own = [(p, g / count) for p, g in zip(parameters, first.own, strict=True) if g is not None]
         for number, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
             with engine.accumulating(number + 1 == count), first.replayed(number):
@@ -288,7 +285,7 @@ class Trainer:
         try:
             metrics = self._measure()
         except Exception:
-            # Save what was trained since the last checkpoint; under ZeRO that would need the other processes.
+            # Keep what was trained since the last checkpoint; under ZeRO, others would have to take part.
             if self.saved < self.step and layout(self.accelerator) == "replicated":
                 self._save()
             raise
@@ -359,8 +356,7 @@ class Trainer:
         self.saved = self.step
 
     def _tidy_up(self) -> None:
-        """Removes partial files of killed runs. Raises CheckpointError if a new run would start over old
-        checkpoints."""
+        """Removes partial files of killed runs. Raises CheckpointError where a new run would mix with checkpoints."""
         folder = self.directory / CHECKPOINTS
         if self.accelerator.is_main_process:
             remove_leftovers(self.directory)
@@ -370,7 +366,7 @@ class Trainer:
             check_unused(folder)
 
     def _resume(self) -> dict[str, Tensor] | None:
-        """Restores the newest checkpoint and returns its optimizer state; None if there is no checkpoint."""
+        """Restores the newest checkpoint and returns its optimizer state; None without one."""
         folder = resumable_checkpoint(self.directory / CHECKPOINTS)
         check_same_start(self.directory, folder, self.device)
         if folder is None:

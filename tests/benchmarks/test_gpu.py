@@ -124,6 +124,7 @@ def test_a_stopped_command_leaves_no_part_behind(tmp_path):
         if log.exists():
             break
         time.sleep(0.1)
+    assert log.exists()  # the part has begun
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     parts = [Path(f"/proc/{number}/cmdline") for number in os.listdir("/proc") if number.isdigit()]
