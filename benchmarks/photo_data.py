@@ -81,7 +81,7 @@ def measure_import(files: Sequence[bytes], size: int, fitter_name: str, *, fast:
     fitter = load_fitter(fitter_name)
     rows = PhotoRows(fitter, size, kind="jpeg")
     first = prepare()[:1]  # networks are read, and loops compiled
-    rows.make([("person", raws[0], first[0])])
+    rows.make([("person", raws[0], first[0])], [None])
     portraits = timed("find the face, decode and cut", prepare)
     timed("of which decode and cut", lambda: prepare(portraits))
     fit, _, _ = timed("fit", lambda: fit_portraits(fitter, portraits, size))
@@ -89,7 +89,7 @@ def measure_import(files: Sequence[bytes], size: int, fitter_name: str, *, fast:
     timed("pack the map", lambda: [encode_map(one) for one in maps])
     timed("pack the portrait", lambda: [encode_photo(portrait.picture, "jpeg") for portrait in portraits])
     named = [("person", raw, portrait) for raw, portrait in zip(raws, portraits, strict=True)]
-    timed("all of fit, map and packing", lambda: rows.make(named))
+    timed("all of fit, map and packing", lambda: rows.make(named, [None] * len(named)))
     return times
 
 

@@ -1,7 +1,7 @@
 """Turns a row into the frozen towers' inputs: header check, decoding, five points, aligned crop, portrait."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from faceclip.faces.detect import (
     select_faces,
 )
 from faceclip.faces.images import load_image
-from faceclip.faces.looks import MAX_ASPECT, Face, FaceDetector, detect_with_retries, overlap
+from faceclip.faces.looks import MAX_ASPECT, Attempt, Face, FaceDetector, detect_with_retries, overlap
 from faceclip.faces.upright import detect_upright
 from faceclip.storage.hashes import int64_hash
 
@@ -118,7 +118,7 @@ class PortraitReader:
         """All settings that determine usable rows and places of faces; part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
-        small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
+        small = (f"at {c.detect_px} px 2, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
         return (
             f"finding 3: {small}face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
             f"cap {c.max_pixels}, pictures {store}"
@@ -225,14 +225,15 @@ class PortraitReader:
             zoom = limit / max(shape)
             size = (max(1, round(shape[1] * zoom)), max(1, round(shape[0] * zoom)))
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            if faces := self._faces(small):
+            # As it is: the first attempt on the whole would enlarge it again.
+            if faces := self._faces(small, [Attempt()]):
                 points = select_faces(faces, self.config.face, (size[1], size[0]), key)[0].landmarks
                 return (points + 0.5) * [shape[1] / size[0], shape[0] / size[1]] - 0.5
         return select_faces(self._faces(image), self.config.face, shape, key)[0].landmarks
 
-    def _faces(self, image: NDArray[np.uint8]) -> list[Face]:
-        turned = self.config.turned
-        return detect_upright(image, self.detector) if turned else detect_with_retries(image, self.detector)
+    def _faces(self, image: NDArray[np.uint8], attempts: Sequence[Attempt] | None = None) -> list[Face]:
+        look = detect_upright if self.config.turned else detect_with_retries
+        return look(image, self.detector, attempts)
 
     def _to_pixels(self, points: NDArray[np.float64], width: int, height: int, scale: float) -> NDArray[np.float64]:
         if self.config.box_units == "relative":

@@ -74,24 +74,29 @@ def solve(points: LinearPoints, seen: Tensor, weights: Tensor, start: Tensor, pr
     def cost(values: Tensor, difference: Tensor) -> Tensor:
         return (difference * scaled).square().sum(dim=(1, 2)) + (precision * (values - middle).square()).sum(dim=1)
 
-    values = start
-    placed, jacobian = place(points, values, jacobian=True)
-    before = cost(values, placed - seen)
-    damping = torch.full((len(start),), 1.0)
-    for _ in range(steps):
-        rows = (jacobian * scaled[..., None]).flatten(1, 2)
+    def linear(values: Tensor, *, last: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost (B,), gradient (B, P) and the matrix of the normal equations (B, P, P) without priors."""
+        placed, jacobian = place(points, values, jacobian=not last)
+        if last:
+            return cost(values, placed - seen), placed, placed
+        rows = jacobian.mul_(scaled[..., None]).flatten(1, 2)
         left = (placed - seen).mul(scaled).flatten(1)
-        normal = rows.transpose(1, 2) @ rows
         gradient = (rows.transpose(1, 2) @ left[..., None])[..., 0] + precision * (values - middle)
+        return cost(values, placed - seen), gradient, rows.transpose(1, 2) @ rows
+
+    values = start
+    before, gradient, normal = linear(values)
+    damping = torch.full((len(start),), 1.0)
+    for step in range(steps):
         diagonal = normal.diagonal(dim1=1, dim2=2)
         system = normal + torch.diag_embed(precision + damping[:, None] * 0.1 * diagonal + 1e-6)
         new = values - torch.linalg.solve(system.double(), gradient.double()[..., None])[..., 0].float()
-        new_placed, new_jacobian = place(points, new, jacobian=True)
-        after = cost(new, new_placed - seen)
+        after, *equations = linear(new, last=step == steps - 1)
         better = (after < before) & after.isfinite()
         values = torch.where(better[:, None], new, values)
-        placed = torch.where(better[:, None, None], new_placed, placed)
-        jacobian = torch.where(better[:, None, None, None], new_jacobian, jacobian)
+        if step < steps - 1:
+            gradient = torch.where(better[:, None], equations[0], gradient)
+            normal = torch.where(better[:, None, None], equations[1], normal)
         before = torch.where(better, after, before)
         damping = torch.where(better, damping * 0.3, damping * 8)
     return values
@@ -114,19 +119,22 @@ def place(points: LinearPoints, values: Tensor, *, jacobian: bool = False) -> tu
     placed = flipped + 0.5 + shift[:, None]
     if not jacobian:
         return placed, placed.new_zeros(0)
+    # What a move (3) of a turned point does to its place (2).
+    seen = torch.zeros(*placed.shape, 3)
+    seen[..., 0, 0], seen[..., 1, 1] = factor, -factor
+    seen[..., 2] = flipped / reach[..., None]
     mixed = weight[..., None] * head[:, None] + (1 - weight[..., None]) * bust[:, None]  # (B, N, 3, 3)
-    slopes = [torch.einsum("bnij,knj->bnik", mixed, points.basis)]
+    slopes = torch.empty(*placed.shape, count + RIGID)
+    slopes[..., :count] = torch.einsum("bnij,knj->bnik", seen @ mixed, points.basis)
     for angle in range(3):
         change = weight * (local @ head_slopes[:, angle].transpose(1, 2))
         if angle == 0:
             change = change + (1 - weight) * (local @ bust_slopes[:, 0].transpose(1, 2)) / 3
-        slopes.append(change[..., None])
-    moved = torch.cat(slopes, dim=-1)  # (B, N, 3, K + E + 3)
-    planar = torch.stack([moved[:, :, 0], -moved[:, :, 1]], dim=2) * factor[..., None, None]
-    planar = planar + flipped[..., None] * (moved[:, :, 2] / reach[..., None])[:, :, None]
-    by_shift = torch.eye(2).expand(*placed.shape, 2)
-    by_distance = flipped * (-turned[..., 2] / reach)[..., None]
-    return placed, torch.cat([planar, flipped[..., None], by_shift, by_distance[..., None]], dim=-1)
+        slopes[..., count + angle] = (seen @ change[..., None])[..., 0]
+    slopes[..., -4] = flipped
+    slopes[..., -3:-1] = torch.eye(2)
+    slopes[..., -1] = flipped * (-turned[..., 2] / reach)[..., None]
+    return placed, slopes
 
 
 def rotations(angles: Tensor) -> tuple[Tensor, Tensor]:

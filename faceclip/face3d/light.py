@@ -4,6 +4,7 @@ The Lambertian kernel is folded into the coefficients: shading(n) = Σ_k light_k
 are in camera axes (x right, y up, z to the viewer), so light does not turn with the head.
 """
 
+import numba
 import numpy as np
 
 # Real spherical harmonics Y00, Y1-1, Y10, Y11, Y2-2, Y2-1, Y20, Y21, Y22.
@@ -28,6 +29,23 @@ def sh_basis(normals: np.ndarray) -> np.ndarray:
             _C4 * (x * x - y * y),
         ],
         -1,
+    )
+
+
+@numba.njit(inline="always")
+def sh_terms(x, y, z):  # pragma: no cover - compiled
+    """The nine values of `sh_basis` of one unit normal of float32, for compiled loops."""
+    c0, c1, c2, c3, c4 = np.float32(_C0), np.float32(_C1), np.float32(_C2), np.float32(_C3), np.float32(_C4)
+    return (
+        c0,
+        c1 * y,
+        c1 * z,
+        c1 * x,
+        c2 * x * y,
+        c2 * y * z,
+        c3 * (np.float32(3) * z * z - np.float32(1)),
+        c2 * x * z,
+        c4 * (x * x - y * y),
     )
 
 

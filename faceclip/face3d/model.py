@@ -21,7 +21,8 @@ class HeadModel:
     Attributes:
         template (V, 3); faces (F, 3), counter-clockwise; part (V,) index into `parts`; shape_basis (K, V, 3) for
         coefficients of unit variance; expression_basis (E, V, 3) for controls of about 0 to 1; lips (V,) 0 to 1;
-        face_faces: the triangles of the face proper, which the shading map shows.
+        face_faces: the triangles of the face proper, which the shading map shows; near_face: the vertices of all
+        triangles that have a vertex in it.
     """
 
     def __init__(self, path: Path | str = ASSET) -> None:
@@ -51,6 +52,7 @@ class HeadModel:
         face |= (self.part == RIGHT_EYE) | (self.part == LEFT_EYE)
         self.face_mask = face
         self.face_faces = self.faces[face[self.faces].all(1)]
+        self.near_face = np.unique(self.faces[face[self.faces].any(1)])
         # How much a vertex follows the head's rotation: 1 in the head, easing to 0 through the neck.
         ease = np.clip((t[:, 1] - 5.75 - 0.25 * (1 - t[:, 2])) / 0.75, 0, 1)
         self.head_weight = np.where(self.part == BODY, ease * ease * (3 - 2 * ease), 1).astype(np.float32)

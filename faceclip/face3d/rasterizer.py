@@ -8,6 +8,32 @@ import numba
 import numpy as np
 
 
+@numba.njit(inline="always")
+def _edge(px, py, qx, qy, side):  # pragma: no cover - compiled
+    """The line x = gradient · y + start of an edge, and the side on which it bounds the triangle: 1 is left, −1 right.
+
+    The side is 0 for flat edges, of which rounding could move the place by more than a pixel.
+    """
+    slope = (py - qy) * side
+    if abs(slope) <= 1e-3:
+        return 0.0, 0.0, 0
+    wide = np.float64(px), np.float64(py), np.float64(qx), np.float64(qy)
+    gradient = (wide[0] - wide[2]) * side / slope
+    return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1
+
+
+@numba.njit(inline="always")
+def _narrow(edge, y, x0, x1, first, last):  # pragma: no cover - compiled
+    """Of the pixels `first` to `last` of a row those that an edge does not rule out, and one more on its side."""
+    gradient, start, sign = edge
+    if sign == 0:
+        return first, last
+    place = min(max(gradient * y + start, x0 - 2.0), x1 + 2.0)
+    if sign > 0:
+        return max(first, int(np.floor(place)) - 1), last
+    return first, min(last, int(np.ceil(place)) + 1)
+
+
 @numba.njit(cache=True, nogil=True, fastmath=False)
 def _fill(points, faces, left, top, triangle, weights, depth):  # pragma: no cover - compiled
     height, width = triangle.shape
@@ -24,17 +50,11 @@ def _fill(points, faces, left, top, triangle, weights, depth):  # pragma: no cov
         x1 = min(left + width - 1, int(np.floor(max(ax, bx, cx))))
         y0 = max(top, int(np.ceil(min(ay, by, cy))))
         y1 = min(top + height - 1, int(np.floor(max(ay, by, cy))))
+        one, two, three = _edge(bx, by, cx, cy, side), _edge(cx, cy, ax, ay, side), _edge(ax, ay, bx, by, side)
         for y in range(y0, y1 + 1):
-            first, last = x0, x1  # of the row, those of the box that can lie within, and one more on each side
-            for px, py, qx, qy in ((bx, by, cx, cy), (cx, cy, ax, ay), (ax, ay, bx, by)):
-                slope = (py - qy) * side
-                if abs(slope) > 1e-3:  # of flatter edges rounding could move the place by more than a pixel
-                    edge = (px * (y - qy) + (py - y) * qx) * side / slope
-                    edge = min(max(edge, x0 - 2.0), x1 + 2.0)
-                    if slope > 0.0:
-                        first = max(first, int(np.floor(edge)) - 1)
-                    else:
-                        last = min(last, int(np.ceil(edge)) + 1)
+            first, last = _narrow(one, y, x0, x1, x0, x1)
+            first, last = _narrow(two, y, x0, x1, first, last)
+            first, last = _narrow(three, y, x0, x1, first, last)
             for x in range(first, last + 1):
                 pa = (bx - x) * (cy - y) - (by - y) * (cx - x)
                 pb = (cx - x) * (ay - y) - (cy - y) * (ax - x)
@@ -98,23 +118,6 @@ def interpolate(values: np.ndarray, faces: np.ndarray, triangle: np.ndarray, wei
     _interpolate(
         np.ascontiguousarray(values, np.float32), np.ascontiguousarray(faces, np.int32), triangle, weights, out
     )
-    return out
-
-
-@numba.njit(cache=True, nogil=True)
-def _unit_normals(values, places, start, out):  # pragma: no cover - compiled
-    least = np.float32(1e-6)
-    for i in range(out.shape[0]):
-        place = places[start + i]
-        x, y, z = values[place, 0], values[place, 1], values[place, 2]
-        length = max(np.sqrt(x * x + y * y + z * z), least)
-        out[i, 0], out[i, 1], out[i, 2] = x / length, y / length, z / length
-
-
-def unit_normals(values: np.ndarray, places: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Unit vectors (stop − start, 3) of the first three columns of `values` (N, C) float32 at `places[start:stop]`."""
-    out = np.empty((stop - start, 3), np.float32)
-    _unit_normals(values, places, start, out)
     return out
 
 

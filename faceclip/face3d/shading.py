@@ -1,15 +1,14 @@
 """The shading map: the bare face in grey under the image's light, in image coordinates (Face-MakeUpV2's 3D channel)."""
 
-import cv2
+import numba
 import numpy as np
 
 from faceclip.face3d.camera import Camera, pose_vertices, project
-from faceclip.face3d.light import shade
+from faceclip.face3d.light import sh_terms
 from faceclip.face3d.model import HeadModel, default_head
-from faceclip.face3d.rasterizer import interpolate, rasterize, unit_normals, vertex_normals
+from faceclip.face3d.rasterizer import rasterize, vertex_normals
 
 ALBEDO = 180 / 255
-_AT_ONCE = 2**14  # pixels that are shaded together, so that all of it stays in a core's cache
 
 
 def shading_map(
@@ -57,27 +56,55 @@ def shade_face(
     corner = (left * supersample, top * supersample)
     height, width = (bottom - top) * supersample, (right - left) * supersample
     triangle, weights, _ = rasterize(points, model.faces, height, width, corner=corner)
-    normals = vertex_normals(posed, model.faces)
-    face = model.face_mask.astype(np.float32)[:, None]
-    values = interpolate(np.concatenate([normals, face], 1), model.faces, triangle, weights)
-    shown = values[..., 3] > 0.5
-    pixels = np.flatnonzero(shown)
-    values, grey = values.reshape(-1, 4), np.zeros((height * width, 3), np.float32)
-    for start in range(0, len(pixels), _AT_ONCE):
-        part = pixels[start : start + _AT_ONCE]
-        normal = unit_normals(values, pixels, start, start + len(part))
-        grey[part] = np.clip(ALBEDO * shade(normal, light), 0, 1)
-    grey = grey.reshape(height, width, 3)
-    small = cv2.resize(grey, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
-    result[top:bottom, left:right] = np.round(small * 255).astype(np.uint8)
+    values = np.column_stack([vertex_normals(posed, model.faces), model.face_mask]).astype(np.float32)
+    channels = np.asarray(light, np.float32)
+    grey = bool((channels[:, :1] == channels).all())
+    channels = np.ascontiguousarray(channels[:, :1] if grey else channels)
+    found = np.zeros((bottom - top, right - left, channels.shape[1]), np.uint8)
+    _shade_pixels(triangle, weights, model.faces, values, channels, supersample, found)
+    result[top:bottom, left:right] = found
     return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _shade_pixels(triangle, weights, faces, values, light, times, out):  # pragma: no cover - compiled
+    """Fills `out` (H, W, C) with the mean levels, 0 to 255, of `times`² finer pixels each.
+
+    values: (V, 4) the vertices' normals, and 1 on the face. light: (9, C).
+    """
+    one, half, least = np.float32(1), np.float32(0.5), np.float32(1e-6)
+    albedo, share = np.float32(ALBEDO), np.float32(1 / times**2)
+    sums = np.zeros(light.shape[1], np.float32)
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            sums[:] = 0
+            for row in range(y * times, (y + 1) * times):
+                for column in range(x * times, (x + 1) * times):
+                    f = triangle[row, column]
+                    if f < 0:
+                        continue
+                    a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+                    u, v, w = weights[row, column, 0], weights[row, column, 1], weights[row, column, 2]
+                    if u * values[a, 3] + v * values[b, 3] + w * values[c, 3] <= half:
+                        continue
+                    nx = u * values[a, 0] + v * values[b, 0] + w * values[c, 0]
+                    ny = u * values[a, 1] + v * values[b, 1] + w * values[c, 1]
+                    nz = u * values[a, 2] + v * values[b, 2] + w * values[c, 2]
+                    length = max(np.sqrt(nx * nx + ny * ny + nz * nz), least)
+                    basis = sh_terms(nx / length, ny / length, nz / length)
+                    for channel in range(light.shape[1]):
+                        level = np.float32(0)
+                        for k in range(9):
+                            level += basis[k] * light[k, channel]
+                        sums[channel] += min(albedo * max(level, np.float32(0)), one)
+            for channel in range(light.shape[1]):
+                out[y, x, channel] = np.uint8(np.rint(sums[channel] * share * np.float32(255)))
 
 
 def _face_window(points: np.ndarray, model: HeadModel, size: int, supersample: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the part of a map of `size` px in which the face can lie, by points (V, 3) in px
     of the larger map."""
-    partly = model.face_mask[model.faces].any(axis=1)
-    places = points[model.faces[partly].ravel(), :2] / supersample
+    places = points[model.near_face, :2] / supersample
     if not np.isfinite(places).all():
         return 0, 0, size, size
     first = np.clip(np.floor(places.min(axis=0)) - 1, 0, size).astype(int)

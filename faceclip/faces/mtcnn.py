@@ -21,6 +21,7 @@ Boxes = NDArray[np.floating]
 
 PROPOSAL_SIZE, PROPOSAL_STRIDE = 12, 2
 REFINE_SIZE, OUTPUT_SIZE = 24, 48
+_TOGETHER = 64  # boxes whose overlaps with all others are computed at once
 
 
 class Mtcnn:
@@ -128,15 +129,33 @@ def suppress(
     order = np.argsort(-scores, kind="stable")
     kept = []
     while order.size:
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        low = np.maximum(boxes[best, :2], boxes[rest, :2])
-        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        intersection = np.prod(np.maximum(0.0, high - low + 1), axis=1)
-        smaller = np.minimum(area[best], area[rest])
-        base = smaller if relative_to_smaller else area[best] + area[rest] - intersection
-        order = rest[intersection / base <= threshold]
+        # Everything that the first ones may suppress is compared at once; more would fill the memory.
+        block, order = order[:_TOGETHER], order[_TOGETHER:]
+        shared = _overlaps(boxes, area, block, np.concatenate([block, order]), relative_to_smaller)
+        apart, free = shared <= threshold, np.ones(shared.shape[1], bool)
+        for place, index in enumerate(block.tolist()):
+            if free[place]:
+                kept.append(index)
+                free &= apart[place]
+        order = order[free[len(block) :]]
     return np.array(kept, dtype=np.int64)
+
+
+def _overlaps(
+    boxes: Boxes,
+    area: NDArray[np.floating],
+    some: NDArray[np.int64],
+    others: NDArray[np.int64],
+    relative_to_smaller: bool,
+) -> Boxes:
+    """Intersections (S, O) of boxes divided by their union, or by the smaller of the two areas."""
+    intersection = np.ones((len(some), len(others)), boxes.dtype)
+    for low, high in ((0, 2), (1, 3)):
+        near = np.minimum(boxes[some, high, None], boxes[others, high])
+        near -= np.maximum(boxes[some, low, None], boxes[others, low])
+        intersection *= np.maximum(0.0, near + 1)
+    first, second = area[some, None], area[others]
+    return intersection / (np.minimum(first, second) if relative_to_smaller else first + second - intersection)
 
 
 def _read_network(file_name: str) -> onnxruntime.InferenceSession:
@@ -183,10 +202,12 @@ def _crop_all(image: NDArray[np.uint8], boxes: Boxes, size: int) -> tuple[NDArra
     corners = boxes.astype(np.int64)
     inside = (corners[:, 2] >= 1) & (corners[:, 3] >= 1) & (corners[:, 0] <= width) & (corners[:, 1] <= height)
     usable = inside & (corners[:, 2] >= corners[:, 0]) & (corners[:, 3] >= corners[:, 1])
-    crops = np.empty((int(usable.sum()), size, size, 3), dtype=np.float32)
-    for crop, (x1, y1, x2, y2) in zip(crops, corners[usable], strict=True):
-        patch = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), dtype=np.uint8)
+    crops = np.empty((int(usable.sum()), size, size, 3), dtype=np.uint8)
+    for crop, (x1, y1, x2, y2) in zip(crops, corners[usable].tolist(), strict=True):
         left, top, right, bottom = max(x1, 1), max(y1, 1), min(x2, width), min(y2, height)
-        patch[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = image[top - 1 : bottom, left - 1 : right]
-        crop[:] = _normalize(_resize(patch, (size, size))).transpose(1, 0, 2)
-    return crops, boxes[usable]
+        patch = image[top - 1 : bottom, left - 1 : right]
+        if (left, top, right, bottom) != (x1, y1, x2, y2):
+            patch = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), dtype=np.uint8)
+            patch[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = image[top - 1 : bottom, left - 1 : right]
+        crop[:] = _resize(patch, (size, size)).transpose(1, 0, 2)
+    return _normalize(crops), boxes[usable]

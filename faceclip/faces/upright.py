@@ -6,12 +6,13 @@ unless the detector is sure of it, turned by one, two and three quarters. An upr
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.faces.align import align_face, tilt, turn_points
-from faceclip.faces.looks import Face, FaceDetector, attempts_for, detect_with_retries, overlap
+from faceclip.faces.looks import Attempt, Face, FaceDetector, attempts_for, detect_with_retries, overlap
 
 # Measured with MTCNN on 50 upright photographs: the log odds of the detector in the aligned crop are 6.4 and more as
 # found, and 5.8 at most in the other turns. Wrongly upright faces of turned photographs reach 6 and more now and then.
@@ -22,14 +23,16 @@ _SIDE, _VIEW = 96, 2.0  # px of the second look, and what it shows in sides of t
 _OVERLAP = 0.3  # intersection over union at which two faces are one
 
 
-def detect_upright(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
+def detect_upright(
+    image: NDArray[np.uint8], detector: FaceDetector, attempts: Sequence[Attempt] | None = None
+) -> list[Face]:
     """Like `detect_with_retries`, with the turned faces of a picture that lies on its side or upside down.
 
     Boxes and landmarks are pixels of the given picture, `Face.turn` says how the face lies. Faces that another turn
     explains better are left out unless they are found there, and so are, in such a picture, faces that no look
     confirms.
     """
-    found = detect_with_retries(image, detector)
+    found = detect_with_retries(image, detector, attempts)
     turns = [best_turn(image, face, detector) for face in found]
     if found and not any(turns):
         return found
