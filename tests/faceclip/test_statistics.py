@@ -140,6 +140,11 @@ def test_permutation_p_value_of_two_persons_by_hand():
     assert np.isnan(paired_permutation(np.zeros(0), np.zeros(0), np.zeros(0, int)))
 
 
+def test_permutations_are_counted_once_however_many_are_drawn_at_a_time(monkeypatch):
+    monkeypatch.setattr("faceclip.statistics.DRAWS_AT_ONCE", 14)  # seven resamples of two persons at a time
+    assert paired_permutation(np.zeros(2), np.zeros(2), np.array([0, 1]), resamples=100) == 1.0
+
+
 def test_persons_are_permuted_and_not_their_pictures():
     rng = np.random.default_rng(0)
     persons = np.repeat(np.arange(6), 50)

@@ -119,3 +119,8 @@ def test_maps_become_pictures_where_there_are_any() -> None:
     assert pictures[0].size == (4, 2)
     assert shading_pictures(maps, None, 3)[2].getpixel((0, 0)) == (0, 0, 0)
     assert shading_pictures(None, None, 2) == [None, None]
+
+
+def test_landmarks_outside_of_their_picture_are_rejected(points: np.ndarray, photo: np.ndarray) -> None:
+    with pytest.raises(BadLandmarksError, match="image 1"):
+        prepare_references([photo, photo], landmarks=[points, points + 10_000])

@@ -5,13 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor
 
 from faceclip.errors import ConfigError, NonFiniteLatentsError
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
 from makeup_plugin.marking import watermark
-from makeup_plugin.sampling import DenoisingState, decode, denoise, make_timesteps, seeds_of
+from makeup_plugin.sampling import DenoisingState, decode, denoise, guidance_embedding, make_timesteps, seeds_of
 
 
 def conditions_of(seed: int, count: int = 1) -> Conditions:
@@ -178,3 +183,12 @@ def test_every_image_has_the_seed_of_its_generator() -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 9)]
     assert seeds_of(generators, 2) == [3, 9] and seeds_of(generators[1], 3) == [9, 9, 9]
     assert seeds_of(None, 2) == [None, None]
+
+
+def test_a_distilled_unet_gets_the_guidance_scale_as_waves(base) -> None:
+    """As `StableDiffusionXLPipeline.get_guidance_scale_embedding` of diffusers, which takes the scale less 1."""
+    assert guidance_embedding(3.0, 2, base.unet) is None
+    base.unet.register_to_config(time_cond_proj_dim=9)
+    found = guidance_embedding(3.0, 2, base.unet)
+    theirs = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, torch.tensor([2.0, 2.0]), 9)
+    torch.testing.assert_close(found, theirs)

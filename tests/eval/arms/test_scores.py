@@ -146,6 +146,21 @@ def test_each_picture_is_compared_with_the_row_and_the_person_of_its_job(judges,
     assert np.abs(turned[:, 0] - turned[:, 1]).min() > 0.1 and scores.judged == sight.values
 
 
+def test_a_person_who_is_nearest_is_recognized(judges, tiny_dataset):
+    arrays = load_arrays(tiny_dataset, "train")
+    references = embed_references(judges, arrays)
+    frontal = np.flatnonzero(arrays.index == 0)
+    pictures = np.asarray(arrays.images)[frontal]
+    sight = look(judges.judge, pictures)
+    points = FacePoints(landmarks=sight.landmarks, found=np.ones(len(frontal), dtype=bool))
+    gallery = {name: embed_faces(embed, size, pictures, points) for name, (embed, size) in judges.embedders().items()}
+    jobs = [Job(reference=int(row), prompt="", names={}, seed=0) for row in frontal]
+    scores = judge_pictures(judges, pictures, jobs, arrays, replace(references, gallery=gallery))
+    assert scores.found.any()
+    for name in judges.embedders():
+        assert scores.recognized[name].tolist() == scores.found.astype(float).tolist()
+
+
 def test_a_face_that_is_not_detected_is_not_recognized_whoever_it_resembles(judges, tiny_dataset):
     """Eight equal blank pictures, one asked of each person: to some person each recognizer finds them most alike."""
     arrays = load_arrays(tiny_dataset, "train")

@@ -178,6 +178,8 @@ def test_where_features_are_kept(tmp_path):
     assert cache_folder(data_at(str(tmp_path)), "") == tmp_path / ".features"
     assert cache_folder(data_at(str(tmp_path)), "elsewhere") == Path("elsewhere")
     assert cache_folder(DataConfig(path="owner/name"), "") == Path("data-cache/owner--name")
+    (tmp_path / "rows.parquet").touch()
+    assert cache_folder(DataConfig(path=str(tmp_path / "rows.parquet")), "") == tmp_path / ".features"
 
 
 def test_layouts_are_distinguished(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faceclip.errors import CheckpointError
-from faceclip.towers.face import FaceViT
+from faceclip.towers.face import FaceViT, sine_positions
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower, tokenize, used_tokens
 from faceclip.weights import path
@@ -39,6 +39,13 @@ def test_face_encoder_resizes_as_documented_and_survives_a_round_trip(tmp_path: 
     torch.testing.assert_close(model(resized).identity, features.identity)
     model.save_pretrained(tmp_path)
     assert torch.equal(FaceViT.from_pretrained(tmp_path)(crops).identity, features.identity)
+
+
+def test_positions_are_sines_of_row_and_column_by_hand() -> None:
+    """Width 8: two waves each of row and column, of rates 1 and 100^(−1/2), as sines and cosines."""
+    found = sine_positions(2, 8)
+    none, one = [0.0, 0.0, 1.0, 1.0], [0.841471, 0.099833, 0.540302, 0.995004]
+    assert found.tolist() == [pytest.approx(row, abs=1e-6) for row in (none + none, none + one, one + none, one + one)]
 
 
 def test_masking_hides_tokens_in_training_only() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from faceclip.losses import sigmoid_contrastive_loss
-from faceclip.training.accumulation import accumulate_exactly
+from faceclip.training.accumulation import accumulate_exactly, first_pass
 
 ROWS, WIDTH = 24, 10
 
@@ -63,6 +63,24 @@ def test_random_state_of_the_first_run_is_used_again():
     assert torch.equal(torch.rand(1), following)  # what comes after the step draws as if nothing ran twice
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_generators_beside_torchs_own_are_used_again() -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    model, rows = Encoder(dropout=0.0), torch.randn(ROWS, WIDTH)
+    drawn: list[list[float]] = []
+
+    def encode(chunk: torch.Tensor) -> dict[str, torch.Tensor]:
+        drawn.append([torch.rand(1, generator=generator).item() for generator in generators])
+        return model.features(chunk)
+
+    first = first_pass(encode, rows.split(12), model.loss, generators=generators)
+    for number in (1, 0):
+        with first.replayed(number):
+            encode(rows[:12])
+        assert drawn[-1] == drawn[number]
+    encode(rows[:12])
+    assert drawn[-1] not in drawn[:-1]  # later draws are not affected
 
 
 def test_frozen_targets_and_bad_chunks():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from faceclip.training.optimization import decay_groups, rate_factor
+from faceclip.training.interfaces import TrainerConfig
+from faceclip.training.optimization import decay_groups, make_optimizer, rate_factor
 
 
 def test_warm_up_then_half_a_cosine() -> None:
@@ -35,3 +36,15 @@ def test_biases_gains_and_scalars_do_not_decay() -> None:
     assert [id(p) for p in decayed["params"]] == [id(module[0].weight)]
     assert {id(p) for p in free["params"]} == {id(p) for p in (module[0].bias, *module[1].parameters(), scalar)}
     assert len(decay_groups([("w", module[0].weight)], 0.3)) == len(decay_groups([("s", scalar)], 0.3)) == 1
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", "fp32"), ("adamw", "int8"), ("muon", "fp32")])
+def test_the_optimizer_of_a_run_decays_matrices_alone_at_the_runs_rates(optimizer: str, moments: str) -> None:
+    module = nn.Linear(3, 2)
+    config = TrainerConfig(
+        optimizer=optimizer, moments=moments, learning_rate=0.01, weight_decay=0.3, betas=(0.8, 0.9), steps=1
+    )
+    made = make_optimizer(config, dict(module.named_parameters()), None, whole=True)
+    decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert decays == {id(module.weight): 0.3, id(module.bias): 0.0}
+    assert {(group["lr"], tuple(group["betas"])) for group in made.param_groups} == {(0.01, (0.8, 0.9))}

@@ -120,7 +120,7 @@ def test_adapter_on_a_fresh_base_gives_the_same_output(saved, unet_factory, cond
     fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
     base = predict(fresh.unet, *noisy, conditions)
     config = load_adapter(fresh, directory)
-    assert config["licence"] == "Apache-2.0" and config["lora"]["rank"] == 3
+    assert config["licence"] == "Apache-2.0" and config["lora"]["rank"] == 3 and config["format"] == 1
     assert torch.equal(output(fresh), wanted)
     with pytest.raises(CheckpointError, match=rf"unload_adapter .*{directory}"):
         load_adapter(fresh, directory)
