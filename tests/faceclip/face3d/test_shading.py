@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from faceclip.face3d.camera import Camera, pose_vertices, project
-from faceclip.face3d.light import ambient_light, directional_light
+from faceclip.face3d.light import ambient_light, directional_light, shade
 from faceclip.face3d.model import default_head
+from faceclip.face3d.rasterizer import interpolate, rasterize, vertex_normals
 from faceclip.face3d.shading import shade_face, shading_map
 
 SHAPE, NEUTRAL = np.zeros(48), np.zeros(21)
@@ -38,6 +39,23 @@ def test_a_lamp_before_the_face_shades_what_faces_it_by_its_color() -> None:
     found = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(), directional_light((0, 0, 1), np.full(3, 0.5)), 96)
     assert found.max() == pytest.approx(180 * 0.5 * 17 / 16, abs=1)
     assert 0 < found[found > 0].min() < 60  # the sides of the face look away
+
+
+def test_every_pixel_is_shaded_by_the_normal_that_its_corners_give() -> None:
+    head, camera = default_head(), Camera()
+    posed = pose_vertices(head.vertices(), head.head_weight, (20.0, -10.0, 5.0))
+    light = directional_light(np.array([0.6, 0.5, 0.4]), np.array([0.9, 0.7, 0.5])) + ambient(0.1)
+    found = shade_face(head, posed, camera, light, 64, supersample=1)
+    triangle, weights, _ = rasterize(project(posed, camera, 64), head.faces, 64, 64)
+    values = np.column_stack([vertex_normals(posed, head.faces), head.face_mask])
+    normals = interpolate(values, head.faces, triangle, weights)
+    levels = shade(normals[..., :3] / np.linalg.norm(normals[..., :3], axis=-1, keepdims=True).clip(1e-9), light)
+    expected = (
+        np.rint(np.minimum(180 / 255 * levels.clip(0), 1) * 255)
+        * ((triangle >= 0) & (normals[..., 3] > 0.5))[..., None]
+    )
+    assert (found > 0).any(axis=-1).sum() > 400
+    assert np.abs(found - expected).max() <= 1
 
 
 def test_only_the_face_is_shown_and_what_stands_before_it_hides_it() -> None:
