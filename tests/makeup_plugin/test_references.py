@@ -76,6 +76,8 @@ def test_crops_stand_in_their_rows(points: np.ndarray, photo: np.ndarray) -> Non
     assert found.crops[2, :, 224, 224].tolist() == pytest.approx([0.2] * 3)
     face = found.faces[1].face
     assert face.box.tolist() == [30.0, 30.0, 50.0, 52.0] and face.score == 1.0
+    place, size = found.points(1)
+    assert np.array_equal(place, points) and size == photo.shape[:2] and found.points(0) is None
     assert prepare_references([None, None]).crops is None
 
 

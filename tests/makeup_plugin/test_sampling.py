@@ -9,6 +9,7 @@ from diffusers import (
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    RePaintScheduler,
     StableDiffusionXLPipeline,
 )
 from torch import Tensor
@@ -98,6 +99,11 @@ def test_guidance_without_both_halves_is_rejected(base) -> None:
 def test_impossible_steps_are_named() -> None:
     with pytest.raises(ConfigError, match=r"num_inference_steps=2000 .*DDIMScheduler"):
         make_timesteps(DDIMScheduler(), 2000, "cpu")
+
+
+def test_a_scheduler_whose_steps_need_more_than_latents_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"^scheduler: RePaintScheduler .*original_image"):
+        make_timesteps(RePaintScheduler(), 4, "cpu")
 
 
 def test_a_schedule_begins_at_its_first_step_whatever_the_scheduler_did_before() -> None:

@@ -33,6 +33,11 @@ def test_frechet_distance_by_hand():
     assert np.isnan(frechet_distance(square[:1], square))
 
 
+def test_two_rows_have_a_covariance_and_one_has_none():
+    assert frechet_distance(np.array([[0.0], [2.0]]), np.array([[1.0], [3.0]])) == pytest.approx(1)
+    assert np.isnan(frechet_distance(np.zeros((1, 1)), np.zeros((3, 1))))
+
+
 def test_frechet_distance_of_covariances_that_do_not_commute():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(40, 6)) + 1

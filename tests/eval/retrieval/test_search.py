@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.retrieval.search import Embeddings, all_present, concatenate, score_queries, search
+from eval.retrieval.search import Embeddings, all_present, best_rows, concatenate, score_queries, search
 from faceclip.errors import CheckpointError
 from faceclip.retrieval.queries import Queries
 from faceclip.statistics import NEVER
@@ -82,3 +82,10 @@ def test_a_summary_holds_means_of_the_queries_and_counts_their_people():
     figures = outcome.summary
     assert figures["mAP"].value == pytest.approx(1.75 / 3) and figures["mAP"].identities == 2
     assert [figures[f"rank-{k}"].value for k in (1, 5)] == [pytest.approx(1 / 3), 1.0]
+
+
+def test_the_best_rows_stand_in_their_order():
+    scores = np.array([[0.1, 0.5, 0.5, 0.9], [0.4, 0.3, 0.2, 0.1]])
+    assert best_rows(scores, 2).tolist() == [[3, 1], [0, 1]]
+    assert best_rows(scores, 9).tolist() == [[3, 1, 2, 0], [0, 1, 2, 3]]
+    assert best_rows(scores, 0).shape == (2, 0)

@@ -66,6 +66,8 @@ def test_metadata_survive_the_file(tmp_path, suffix):
     assert found["ai_generated"] is True and found["seed"] == 7
     with Image.open(path) as image:
         image.load()
+        if suffix == ".png":
+            assert image.info["Software"] == f"{found['software']} {found['software_version']}"
         xmp = image.info.get("xmp") or image.info["XML:com.adobe.xmp"]
     text = xmp if isinstance(xmp, str) else xmp.decode("utf-8")
     assert DIGITAL_SOURCE_TYPE in text and text.count("trainedAlgorithmicMedia") == 1

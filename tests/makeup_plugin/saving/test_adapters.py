@@ -12,6 +12,7 @@ from makeup_plugin.saving.adapters import (
     LoraSettings,
     add_lora,
     base_unet,
+    check_there,
     load_adapter,
     lora_parameters,
     remove_lora,
@@ -88,6 +89,13 @@ def test_base_unet_is_clean_and_shares_weights(unet, channel, conditions, noisy)
     clean = base_unet(unet)
     assert torch.equal(predict(clean, *noisy, conditions), base)
     assert clean.conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
+
+
+def test_parts_of_a_module_that_lie_elsewhere_are_noticed():
+    here, elsewhere = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta")
+    check_there({"unet": here, "scheduler": object()})
+    with pytest.raises(ConfigError, match=r"^unet .*remove_all_hooks"):
+        check_there({"unet": torch.nn.Sequential(here, elsewhere)})
 
 
 @pytest.fixture

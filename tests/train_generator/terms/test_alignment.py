@@ -1,8 +1,10 @@
-"""How many phrases an alignment loss is the mean of."""
+"""How many phrases an alignment loss is the mean of, and that it asks for regions."""
 
+import pytest
 import torch
 
-from train_generator.terms.alignment import aligned_phrases
+from faceclip.errors import ConfigError
+from train_generator.terms.alignment import aligned_phrases, check_regions
 
 
 def test_phrases_with_words_and_a_region_on_the_grid_count():
@@ -25,3 +27,10 @@ def test_phrases_with_words_and_a_region_on_the_grid_count():
     assert int(aligned_phrases(batch | {"latents": torch.zeros(2, 4, 16, 16)}, 2)) == 5  # the small region is seen too
     masks[0, 3, :4, :2] = 1  # half of a cell is enough
     assert int(aligned_phrases(batch, 2)) == 4
+
+
+def test_a_weight_without_regions_is_rejected():
+    check_regions(None, 0.0, "photos")
+    check_regions(object(), 0.03, "renders")
+    with pytest.raises(ConfigError, match=r"^loss\.alignment=0\.03: photos "):
+        check_regions(None, 0.03, "photos")
