@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -204,11 +205,7 @@ def rehearse(settings: ProtocolSettings) -> None:
     print(f"not measured: {', '.join(missing)}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m benchmarks.protocol`; returns the exit status."""
-    usage = "usage: python -m benchmarks.protocol --portraits DIR --prompts FILE --licence TEXT --origin TEXT --out DIR"
-    return run(rehearse, ProtocolSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, rehearse, ProtocolSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

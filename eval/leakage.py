@@ -10,6 +10,7 @@ nearest-neighbor search find the person in pictures from which the face was cut 
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -174,11 +175,7 @@ def search(settings: LeakageSettings) -> None:
     print(f"report: {path}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.leakage`; returns the exit status."""
-    usage = "usage: python -m eval.leakage --data DIR --out DIR [--split NAME]"
-    return run(search, LeakageSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, search, LeakageSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ Everything that the generator draws goes through the decoder, so these figures b
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,11 +122,7 @@ def compare(settings: RestorationSettings) -> None:
         write_json(settings.out, {name: asdict(figure) for name, figure in figures.items()})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.restoration`; returns the exit status."""
-    usage = "usage: python -m eval.restoration --vae DIR --data DIR [--key VALUE …]"
-    return run(compare, RestorationSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, compare, RestorationSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

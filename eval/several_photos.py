@@ -9,6 +9,7 @@ from the identities too, and the recognizers look at these.
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,11 +197,7 @@ def compare(settings: SeveralPhotosSettings) -> None:
         write_json(settings.out, {key: asdict(figure) for key, figure in figures.items()})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.several_photos`; returns the exit status."""
-    usage = "usage: python -m eval.several_photos --data DIR [--model EXPORT] [--KEY VALUE …]"
-    return run(compare, SeveralPhotosSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, compare, SeveralPhotosSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from makeup_plugin.output import FaceMakeUpOutput
     from makeup_plugin.pipeline import FaceMakeUpPipeline
 
-USAGE = 'usage: python -m makeup_plugin "PROMPT" [--image FILE] [--out DIR] [--model tiny|DIR|ID] [--key VALUE …]'
 LARGEST_SEED = 2**63 - 1
 
 
@@ -122,16 +121,16 @@ def draw_with(pipeline: "FaceMakeUpPipeline", settings: DrawSettings) -> list[Pa
     return output.save(settings.out, suffix=f".{settings.format}", first=next_number(settings.out))
 
 
-def next_number(folder: Path, prefix: str = "image") -> int:
-    """The number after the largest one of the folder's files `prefix_NUMBER.*`; 0 where there is none."""
-    numbers = [re.fullmatch(rf"{re.escape(prefix)}_(\d+)", path.stem) for path in folder.glob(f"{prefix}_*")]
+def next_number(folder: Path) -> int:
+    """The number after the largest one of the folder's files `image_NUMBER.*`; 0 where there is none."""
+    numbers = [re.fullmatch(r"image_(\d+)", path.stem) for path in folder.glob("image_*")]
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m makeup_plugin`; returns the exit status."""
     choose_waiting()
-    return run(draw, DrawSettings, arguments, flags=True, usage=USAGE)
+    return run(draw, DrawSettings, arguments, flags=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ run itself uses.
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
@@ -53,10 +54,7 @@ def check(config: CheckConfig) -> None:
     print("\n".join(report(found, config.trainer, plans[0], config.price_per_hour)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
-    return run(check, CheckConfig, argv, presets=PRESETS)
-
+main = partial(run, check, CheckConfig, presets=PRESETS)
 
 if __name__ == "__main__":
     sys.exit(main())

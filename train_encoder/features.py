@@ -8,6 +8,7 @@ kill.
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +137,7 @@ def build(config: EncoderConfig) -> None:
     print(f"features in {config.cache_path}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
-    return run(build, EncoderConfig, argv, presets=PRESETS, interrupted="interrupted; the same command resumes")
-
+main = partial(run, build, EncoderConfig, presets=PRESETS, interrupted="interrupted; the same command resumes")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ run itself uses.
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -90,10 +91,7 @@ def _print(lines: list[str]) -> None:
     print("\n".join(lines), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
-    return run(check, CheckConfig, argv, presets=PRESETS)
-
+main = partial(run, check, CheckConfig, presets=PRESETS)
 
 if __name__ == "__main__":
     sys.exit(main())

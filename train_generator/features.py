@@ -6,6 +6,7 @@ The command takes the settings of `python -m train_generator` and builds what tr
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,10 +68,7 @@ def build(config: GeneratorConfig) -> None:
         print(f"{split}: {len(found.arrays):,} pictures of {people:,} persons in {shapes} shapes", flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
-    return run(build, GeneratorConfig, argv, presets=PRESETS, interrupted="interrupted; the same command resumes")
-
+main = partial(run, build, GeneratorConfig, presets=PRESETS, interrupted="interrupted; the same command resumes")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ python -m eval.arms --model EXPORT --data DIR --out runs/generation
 
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -118,12 +119,9 @@ def generate_and_judge(settings: BenchmarkSettings) -> None:
     print(f"report: {path}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.arms`; returns the exit status."""
-    usage = "usage: python -m eval.arms --model EXPORT --data DIR --out DIR [--key VALUE …]"
-    interrupted = "interrupted; the same command resumes"
-    return run(generate_and_judge, BenchmarkSettings, arguments, flags=True, usage=usage, interrupted=interrupted)
-
+main = partial(
+    run, generate_and_judge, BenchmarkSettings, flags=True, interrupted="interrupted; the same command resumes"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ way: pictures that are nearer to training portraits than these would be copies.
 
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -129,11 +130,7 @@ def compare(settings: NeighborSettings) -> None:
         print(f"{name}: {figure}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.arms.neighbors`; returns the exit status."""
-    usage = "usage: python -m eval.arms.neighbors --images DIR --data DIR --out DIR [--key VALUE …]"
-    return run(compare, NeighborSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, compare, NeighborSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,16 +173,7 @@ def _cell(figure: Mapping[str, float] | None) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.arms.ship`; returns the exit status."""
-    return run(
-        ship,
-        ShipSettings,
-        arguments,
-        flags=True,
-        usage="usage: python -m eval.arms.ship --model DIR --results FILE --out DIR --notes TEXT",
-    )
-
+main = partial(run, ship, ShipSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ form renders its references and draws them with what ships.
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from eval.arguments import check_least, use_device, use_threads
@@ -67,12 +68,7 @@ def compare(settings: BenchmarkSettings) -> None:
     print("all pictures are drawn" if report is None else f"report: {report}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.benchmark`; returns the exit status."""
-    usage = "usage: python -m eval.benchmark --suite SUITE.yaml --methods METHODS.yaml --out DIR [--key VALUE …]"
-    interrupted = "interrupted; the same command resumes"
-    return run(compare, BenchmarkSettings, arguments, flags=True, usage=usage, interrupted=interrupted)
-
+main = partial(run, compare, BenchmarkSettings, flags=True, interrupted="interrupted; the same command resumes")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ two runs.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,7 @@ def _report(
     return report
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.benchmark.binding`; returns the exit status."""
-    usage = "usage: python -m eval.benchmark.binding --model EXPORT --data DIR --out DIR [--key VALUE …]"
-    return run(compare, BindingSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, compare, BindingSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -110,11 +111,7 @@ def demonstrate(settings: DemoSettings) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.demo`; returns the exit status."""
-    usage = "usage: python -m eval.demo [--out DIR] [--key VALUE …] [--config '{\"images_per_arm\": 100}']"
-    return run(demonstrate, DemoSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, demonstrate, DemoSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

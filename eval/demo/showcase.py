@@ -6,6 +6,7 @@ python -m eval.demo.showcase runs/demo
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,11 +133,7 @@ def show(settings: ShowcaseSettings) -> None:
     print(f"report: {build_report(settings.run)}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.demo.showcase`; returns the exit status."""
-    usage = "usage: python -m eval.demo.showcase RUN_FOLDER"
-    return run(show, ShowcaseSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, show, ShowcaseSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

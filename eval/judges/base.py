@@ -7,6 +7,7 @@ python -m eval.judges.base export=DIR data=DIR [judge=DIR vae=DIR text_l=DIR tex
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -119,10 +120,7 @@ def measure_again(config: BaseMeasurement) -> None:
     print(f"figures renewed in {export / 'unet'}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.judges.base`; returns the exit status."""
-    return run(measure_again, BaseMeasurement, argv)
-
+main = partial(run, measure_again, BaseMeasurement)
 
 if __name__ == "__main__":
     sys.exit(main())

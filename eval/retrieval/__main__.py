@@ -5,6 +5,7 @@ python -m eval.retrieval --model runs/encoder/export --data DIR --out runs/retri
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -186,11 +187,7 @@ def search_and_report(settings: RetrievalSettings) -> None:
     print(f"report: {path}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.retrieval`; returns the exit status."""
-    usage = "usage: python -m eval.retrieval --model EXPORT --data DIR --out DIR [--key VALUE …]"
-    return run(search_and_report, RetrievalSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, search_and_report, RetrievalSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ person stands in the gallery, the others are asked for, among more and more plan
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -248,11 +249,7 @@ def _labelled_section(
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.retrieval.scale`; returns the exit status."""
-    usage = "usage: python -m eval.retrieval.scale --out DIR [--key VALUE …]"
-    return run(measure, ScaleSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, measure, ScaleSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ two, and the result says that they are not the official ones.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -242,11 +243,7 @@ def _report(content: Mapping, settings: VerificationSettings) -> Report:
     return report
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.retrieval.verification`; returns the exit status."""
-    usage = "usage: python -m eval.retrieval.verification --photos DIR --licence TEXT --origin TEXT --out DIR"
-    return run(verify, VerificationSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, verify, VerificationSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ Photos are in the layout PERSON/PHOTO.jpg. Attacks are made on the first recogni
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +184,7 @@ def _line(item: Kept) -> str:
     return f"{where:<28} {item.recognizer:<18} {cosine}  rank-1 {item.rank_1}  face {item.detection.value:.3f}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.robustness`; returns the exit status."""
-    usage = "usage: python -m eval.robustness (--photos DIR --licence TEXT --origin TEXT | --data DIR) --out DIR"
-    return run(measure, RobustnessSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, measure, RobustnessSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

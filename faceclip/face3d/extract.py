@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -356,11 +357,7 @@ def write(settings: ExtractSettings) -> None:
     print(f"  explained variance of {SHAPE_COEFFICIENTS} coefficients: {metadata['explained_variance']}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `python -m faceclip.face3d.extract`; returns the exit status."""
-    usage = "usage: python -m faceclip.face3d.extract [--key VALUE …]"
-    return run(write, ExtractSettings, arguments, flags=True, usage=usage)
-
+main = partial(run, write, ExtractSettings, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ python -m faceclip.people --out DIR --identities 1000 --images-per-identity 8 --
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from faceclip.data.worker_pool import usable_cores
@@ -53,11 +54,7 @@ def make(settings: PeopleSettings) -> None:
     print(f"data set: {settings.out}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    usage = "usage: python -m faceclip.people --out DIR [--key VALUE …]"
-    return run(make, PeopleSettings, arguments, flags=True, usage=usage, interrupted="interrupted; run again to resume")
-
+main = partial(run, make, PeopleSettings, flags=True, interrupted="interrupted; run again to resume")
 
 if __name__ == "__main__":
     sys.exit(main())

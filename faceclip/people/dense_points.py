@@ -9,6 +9,7 @@ projections lie nearest to where the networks see the point, over all renders; n
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -153,10 +154,7 @@ def make(config: DensePointsConfig) -> None:
     print(f"{middle:.3f} for the median point, {low:.3f} to {high:.3f} for nine of ten")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    return run(make, DensePointsConfig, argv)
-
+main = partial(run, make, DensePointsConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ python -m faceclip.published convert-unet unet.pt OUT
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,11 +33,7 @@ def work(settings: Conversion) -> None:
     print(f"{settings.target} written. The published FaceCLIP weights are licensed {LICENSE}: no commercial use.")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    usage = f"usage: python -m faceclip.published {'|'.join(_ACTIONS)} SOURCE TARGET"
-    return run(work, Conversion, argv, flags=True, usage=usage)
-
+main = partial(run, work, Conversion, flags=True)
 
 if __name__ == "__main__":
     sys.exit(main())

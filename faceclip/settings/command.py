@@ -23,16 +23,15 @@ def run(
     *,
     presets: Path | None = None,
     flags: bool = False,
-    usage: str = "",
     interrupted: str = "interrupted",
 ) -> int:
     """Parses the command line (`argv`, or that of the process), does the work, and returns the exit status.
 
-    presets, flags, usage: see `parse_config`. interrupted: the sentence after Ctrl-C.
+    presets, flags: see `parse_config`. interrupted: the sentence after Ctrl-C.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     return guarded(
-        lambda: work(parse_config(config_class, words, presets=presets, flags=flags, usage=usage)),
+        lambda: work(parse_config(config_class, words, presets=presets, flags=flags)),
         interrupted=interrupted,
     )
 

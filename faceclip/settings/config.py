@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from faceclip.errors import ConfigError
-from faceclip.settings.fields import LONGEST_KEY, about, clipped, options, type_hints
+from faceclip.settings.fields import LONGEST_KEY, about, clipped, is_required, options, type_hints
 from faceclip.settings.help import describe
 from faceclip.settings.values import check_finite, coerce, from_text, shown
 from faceclip.settings.yaml_text import parse_yaml, read_yaml
@@ -24,17 +24,15 @@ T = TypeVar("T")
 DEFAULT_PRESET = "tiny"
 
 
-def parse_config(
-    cls: type[T], argv: Sequence[str], *, presets: Path | None = None, flags: bool = False, usage: str = ""
-) -> T:
+def parse_config(cls: type[T], argv: Sequence[str], *, presets: Path | None = None, flags: bool = False) -> T:
     """Builds `cls` from command-line words. Raises ConfigError, which names the key, similar keys or the type.
 
-    presets: folder of `NAME.yaml` files. flags: help and errors write keys as `--key`. `-h`/`--help` prints `usage` and
-    the fields, and exits.
+    presets: folder of `NAME.yaml` files. flags: help and errors write keys as `--key`. `-h`/`--help` prints the
+    fields and exits.
     """
     words = _Words(cls, argv, flags)
     if words.help:
-        print(describe(cls, presets, flags=flags, usage=usage))
+        print(describe(cls, presets, flags=flags))
         raise SystemExit(0)
     values: dict[str, Any] = {}
     available = sorted(path.stem for path in presets.glob("*.yaml")) if presets is not None else []
@@ -99,7 +97,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, prefix: str = "", flag
             raise ConfigError(f"{spelt(f'{prefix}{key}')}: unknown key{_nearest(str(key), list(fields))}")
         name = spelt(f"{prefix}{key}")
         arguments[key] = coerce(value, hints[key], name, _build, path=about(fields[key]).path)
-    required = [name for name, field in fields.items() if _is_required(field) and name not in arguments]
+    required = [name for name, field in fields.items() if is_required(field) and name not in arguments]
     if required:
         name = spelt(f"{prefix}{required[0]}")
         how = (
@@ -243,7 +241,3 @@ def _copied(value: Any) -> Any:
 def _nearest(key: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(key[:LONGEST_KEY], names, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -55,6 +55,11 @@ def about(field: dataclasses.Field) -> About:
     return field.metadata.get(_KEY, About())
 
 
+def is_required(field: dataclasses.Field) -> bool:
+    """Returns whether a value must be given."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:
     """Returns, by dotted key, the values of fields that a resumed run must not change.
 

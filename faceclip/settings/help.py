@@ -2,19 +2,25 @@
 
 import dataclasses
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
-from faceclip.settings.fields import about, options, shown_type, type_hints
+from faceclip.settings.fields import about, is_required, options, shown_type, type_hints
 
 
-def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usage: str = "") -> str:
+def describe(cls: type, presets: Path | None = None, *, flags: bool = False) -> str:
     """Returns the help text: every dotted key with its type and default, each group below its class' docstring.
 
-    `flags`: keys are written as `--key`. `usage` replaces the first line.
+    `flags`: keys are written as `--key`. The first line shows the module that this process runs and what it requires.
     """
-    words = "[--key VALUE …]" if flags else "[--preset NAME] [--config FILE.yaml] [key.sub=value …]"
-    lines = [usage or f"usage: {words}"]
+    spec = sys.modules["__main__"].__spec__
+    words = ["usage: python", f"-m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]]
+    words += [
+        _given(field, type_hints(cls)[field.name], flags) for field in dataclasses.fields(cls) if is_required(field)
+    ]
+    words.append("[--key VALUE …]" if flags else "[--preset NAME] [--config FILE.yaml] [key.sub=value …]")
+    lines = [" ".join(words)]
     if presets is not None:
         lines += ["", "presets: " + ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))]
     groups: list[tuple[Any, str]] = [(cls, "")]
@@ -37,6 +43,16 @@ def describe(cls: type, presets: Path | None = None, *, flags: bool = False, usa
     return "\n".join(lines)
 
 
+def _name(field: dataclasses.Field, key: str, flags: bool) -> str:
+    return key.upper() if about(field).positional else f"--{key.replace('_', '-')}" if flags else key
+
+
+def _given(field: dataclasses.Field, hint: Any, flags: bool) -> str:
+    """The words that give a required key, as `PROMPT`, `--out PATH` or `out=PATH`."""
+    value = "" if about(field).positional else f"{' ' if flags else '='}{shown_type(hint).upper()}"
+    return f"{_name(field, field.name, flags)}{value}"
+
+
 def _line(field: dataclasses.Field, hint: Any, key: str, flags: bool) -> str:
     noted = about(field)
     default = field.default
@@ -47,8 +63,7 @@ def _line(field: dataclasses.Field, hint: Any, key: str, flags: bool) -> str:
         if default is dataclasses.MISSING
         else f"default {str(default) if isinstance(default, Path) else default!r}"
     )
-    name = key.upper() if noted.positional else f"--{key.replace('_', '-')}" if flags else key
-    line = f"  {name}: {shown_type(hint)} ({shown})"
+    line = f"  {_name(field, key, flags)}: {shown_type(hint)} ({shown})"
     if noted.help:
         line += f"  {noted.help}"
     return line + (" [may change on resume]" if noted.resume == "free" else "")

@@ -18,8 +18,6 @@ from faceclip.cpu.waiting import choose_waiting
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 
-USAGE = "usage: python -m makeup_plugin.app [--model tiny|DIR|ID] [--host ADDRESS] [--port NUMBER] [--key VALUE …]"
-
 
 @dataclass(kw_only=True)
 class AppSettings:
@@ -84,7 +82,7 @@ def serve(settings: AppSettings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m makeup_plugin.app`; returns the exit status."""
     choose_waiting()
-    return run(serve, AppSettings, arguments, flags=True, usage=USAGE)
+    return run(serve, AppSettings, arguments, flags=True)
 
 
 if __name__ == "__main__":

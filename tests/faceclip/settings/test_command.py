@@ -50,6 +50,13 @@ def test_both_spellings_say_the_same(words: list[str]) -> None:
     assert parse_config(Options, plain) == expected
 
 
+@pytest.mark.parametrize(("flags", "required"), [(True, "SOURCE --out PATH"), (False, "SOURCE out=PATH")])
+def test_help_begins_with_what_is_required(flags: bool, required: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(Options, ["--help"], flags=flags)
+    assert f" {required} [" in capsys.readouterr().out.splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
