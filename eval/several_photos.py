@@ -27,6 +27,7 @@ from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap, paired_difference
 from faceclip.towers.face import FaceViT
 from makeup_plugin.identities import average_direction
+from makeup_plugin.loading import load_pipeline
 from makeup_plugin.pipeline import FaceMakeUpPipeline
 
 
@@ -186,8 +187,7 @@ def compare(settings: SeveralPhotosSettings) -> None:
         found = summary(embedding_curve(vectors, people, settings.most), people)
         figures |= {f"embeddings, {name}: {key}": value for key, value in found.items()}
     if settings.model:
-        pipeline = FaceMakeUpPipeline.from_pretrained(settings.model)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = load_pipeline(settings.model, device="cpu", progress=False)
         some = people[: settings.pictures]
         curve = picture_curve(pipeline, judges, arrays, some, settings.most, seed=settings.seed, steps=settings.steps)
         figures |= {f"pictures: {key}": value for key, value in summary(curve, some).items()}

@@ -1,4 +1,4 @@
-"""A pipeline as the command, the page and the nodes load it."""
+"""A pipeline as commands, the page and the nodes load it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-def load_pipeline(model: str | Path = "tiny", *, device: str = "auto", dtype: DType = "float32") -> FaceMakeUpPipeline:
+def load_pipeline(
+    model: str | Path = "tiny", *, device: str = "auto", dtype: DType = "float32", progress: bool = True
+) -> FaceMakeUpPipeline:
     """The pipeline that `model` names, on its device.
 
     Args:
         model: a directory, a hub id, or "tiny".
         device: as in torch; "auto" is the GPU where there is one.
         dtype: of all weights.
+        progress: whether its calls show a bar.
 
     Raises:
         ConfigError: there is no such device.
@@ -30,7 +33,10 @@ def load_pipeline(model: str | Path = "tiny", *, device: str = "auto", dtype: DT
     from makeup_plugin.pipeline import FaceMakeUpPipeline
 
     place = named_device(device)
-    return FaceMakeUpPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(place)
+    pipeline = FaceMakeUpPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(place)
+    if not progress:
+        pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def named_device(device: str) -> torch.device:

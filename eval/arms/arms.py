@@ -1,6 +1,5 @@
 """Draws the pictures of an arm with the pipeline. Pictures that exist already are reused."""
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -46,16 +45,6 @@ class SamplingConfig:
             guidance=chosen.guidance_scale,
             guide_shading=chosen.guide_shading,
         )
-
-
-def load_pipeline(directory: Path) -> FaceMakeUpPipeline:
-    """Loads a trained pipeline and turns off its progress bars. Raises CheckpointError, which names what is missing."""
-    # diffusers only loads components whose modules are already imported.
-    for module in ("faceclip.encoder", "faceclip.towers.image", "faceclip.face3d.fitter"):
-        importlib.import_module(module)
-    pipeline = FaceMakeUpPipeline.from_pretrained(directory)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def generate_arm(

@@ -10,13 +10,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from eval.arms.arms import (
-    SamplingConfig,
-    claim_folder,
-    fitted_maps,
-    generate_arm,
-    load_pipeline,
-)
+from eval.arms.arms import SamplingConfig, claim_folder, fitted_maps, generate_arm
 from eval.arms.plan import Arm, Job, first_people, plan_jobs
 from eval.arms.scores import Scores, compare, embed_references, judge_pictures, summarize
 from eval.hashes import code_hash, pipeline_hash
@@ -26,6 +20,7 @@ from faceclip.errors import ConfigError, DataError
 from faceclip.retrieval.labels import labels_of
 from faceclip.storage.hashes import bytes_hash, module_hash
 from faceclip.training.progress import counting_columns
+from makeup_plugin.loading import load_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +69,7 @@ def evaluate(
     Raises ConfigError for settings that do not suit the model or the earlier pictures in `out`, DataError for data
     without a gallery, and CheckpointError for damaged models.
     """
-    pipeline = load_pipeline(model).to(device)
+    pipeline = load_pipeline(model, device=str(device), progress=False)
     sampling = (sampling or SamplingConfig()).suited_to(pipeline)
     for arm in arms:
         if (arm.identity_scale and pipeline.identity_channel is None) or (

@@ -150,8 +150,7 @@ def compare(settings: BindingSettings) -> None:
     """Draws, measures, writes the report and prints the figures."""
     use_threads(settings.threads)
     use_device(settings.device)
-    pipeline = load_pipeline(settings.model, device=settings.device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(settings.model, device=settings.device, progress=False)
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(settings.data, settings.split, size=size)
     asked = plan(arrays, settings.people, seed=settings.seed)

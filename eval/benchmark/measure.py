@@ -19,22 +19,16 @@ from eval.benchmark.methods import fit
 from eval.benchmark.panel import Panel
 from eval.benchmark.suite import Suite
 from eval.judges.panel import Sight, embed_faces, look
-from eval.metrics.distances import frechet_distance, gaussian_mmd, kernel_inception_distance
+from eval.metrics.distances import (
+    angle_difference,
+    cosine,
+    frechet_distance,
+    gaussian_mmd,
+    kernel_inception_distance,
+)
 from eval.metrics.identity import copy_paste_angle, copy_paste_chord, gallery_place, similarity
-from eval.metrics.physics import (
-    AXES,
-    expression_changed,
-    landmark_difference,
-    light_errors,
-    pose_errors,
-)
-from eval.metrics.pictures import (
-    attribute_count,
-    pairwise_mean,
-    perceptual_distance,
-    picture_similarity,
-    text_similarity,
-)
+from eval.metrics.physics import AXES, expression_changed, landmark_difference, light_errors
+from eval.metrics.pictures import attribute_count, pairwise_mean, perceptual_distance, text_similarity
 from eval.metrics.registry import METRICS
 from eval.metrics.vlm import vlm_scores
 from eval.prompt import prompt_scores
@@ -272,16 +266,16 @@ def _picture_values(
     )
     for name, role, way in compared:
         if panel.get(role) is not None:
-            values[name] = picture_similarity(views.features(role, way), references.features(role, way)[rows])
+            values[name] = cosine(views.features(role, way), references.features(role, way)[rows])
     for name, role in (("clip_i/noid@1", "clip_l14"), ("dino/noid@v2-b14", "dino_v2")):
         if panel.get(role) is not None and plain is not None and plain_drawn is not None:
-            found = picture_similarity(views.features(role), plain.features(role))
+            found = cosine(views.features(role), plain.features(role))
             values[name] = np.where(plain_drawn, found, np.nan)
     if panel.get("dreamsim") is not None:
         own = views.features("dreamsim")
-        values["dreamsim/ref@1"] = 1 - picture_similarity(own, references.features("dreamsim")[rows])
+        values["dreamsim/ref@1"] = 1 - cosine(own, references.features("dreamsim")[rows])
         if plain is not None and plain_drawn is not None:
-            apart = 1 - picture_similarity(own, plain.features("dreamsim"))
+            apart = 1 - cosine(own, plain.features("dreamsim"))
             values["dreamsim/noid@1"] = np.where(plain_drawn, apart, np.nan)
     if (lpips := panel.get("lpips")) is not None:
         photos = np.stack([fit(image, suite.settings.size) for image in references.images])
@@ -314,13 +308,8 @@ def _by_group(groups: list[tuple[int, int]], distance: Any) -> NDArray[np.float6
 
 
 def _lpips(model: Any, first: torch.Tensor, second: torch.Tensor) -> NDArray[np.float64]:
-    parts = [
-        perceptual_distance(
-            model.maps(first[start : start + 16]), model.maps(second[start : start + 16]), model.weights
-        )
-        for start in range(0, len(first), 16)
-    ]
-    return np.concatenate(parts)
+    pairs = zip(first.split(16), second.split(16), strict=True)
+    return np.concatenate([perceptual_distance(model.maps(a), model.maps(b), model.weights) for a, b in pairs])
 
 
 def _physics_values(suite: Suite, panel: Panel, references: Views, views: Views, rows: NDArray[np.int64]) -> Values:
@@ -333,7 +322,7 @@ def _physics_values(suite: Suite, panel: Panel, references: Views, views: Views,
     pose = np.stack(
         [photo.pose if photo.pose is not None else references.sight.pose[n] for n, photo in enumerate(photos)]
     )
-    errors = pose_errors(views.sight.pose, pose[rows])
+    errors = angle_difference(views.sight.pose, pose[rows])
     values |= {f"pose_rmse/{axis}@1": errors[:, number] for number, axis in enumerate(AXES)}
     expression = [photo.shows.get("expression") or "" for photo in photos]
     if not all(expression):

@@ -236,8 +236,7 @@ def _load(settings: MethodSettings, suite: Suite, device: str) -> Method:
         peer = load_peer(settings.adapter, settings.options, device)
         facts = {"adapter": settings.adapter, "options": settings.options}
         return PeerMethod(peer=peer, suite=suite, facts=facts)
-    pipeline = load_pipeline(settings.model, device=device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(settings.model, device=device, progress=False)
     call = asdict(
         pipeline.call_defaults.filled(
             num_inference_steps=settings.steps,

@@ -77,8 +77,8 @@ class References:
         return found
 
 
-def photo_files(folder: Path, *, by_person: bool) -> list[tuple[str, Path]]:
-    """(person, file) of DIR/PERSON/FILE, or of DIR/FILE, where every file is a person of its own.
+def photo_files(folder: Path, *, by_person: bool, people: int | None = None) -> list[tuple[str, Path]]:
+    """(person, file) of DIR/PERSON/FILE, or of DIR/FILE, where every file is a person of its own, of at most `people`.
 
     Raises DataError for a folder that is missing or has none, and for persons whose names cannot be told apart.
     """
@@ -97,25 +97,22 @@ def photo_files(folder: Path, *, by_person: bool) -> list[tuple[str, Path]]:
             raise DataError(
                 f"{folder}: two people of one name, {other} and {path.name if not by_person else person}: rename one"
             )
-    return found
+    kept = set(list(dict.fromkeys(person for person, _ in found))[:people])
+    return [(person, path) for person, path in found if person in kept]
 
 
 def read_photos(
-    files: Sequence[tuple[str, Path]],
-    *,
-    people: int | None,
-    each: int,
-    groups: Mapping[str, Mapping[str, str]] | None = None,
+    files: Sequence[tuple[str, Path]], *, each: int, groups: Mapping[str, Mapping[str, str]] | None = None
 ) -> References:
-    """References of photographs: at most `people` persons with at most `each` photos; the first with a face of each
-    person is the reference, the others are the person's other photos.
+    """References of photographs with at most `each` photos of a person: the first with a face of each person is the
+    reference, the others are the person's other photos.
 
     Raises DataError for unreadable files, NoFaceError where no photo has a face.
     """
     by_person: dict[str, list[Path]] = defaultdict(list)
     for person, path in files:
         by_person[person].append(path)
-    taken = [(person, path) for person, paths in list(by_person.items())[:people] for path in paths[:each]]
+    taken = [(person, path) for person, paths in by_person.items() for path in paths[:each]]
     images, faces = upright_faces([load_image(path) for _, path in taken], label="faces of the references")
     photos: list[Photo] = []
     chosen: list[int] = []

@@ -150,8 +150,8 @@ def build_suite(settings: SuiteSettings) -> Suite:
         if not prompts:
             raise ConfigError("prompts.file: photographs need a file of prompts, one per line")
         groups = read_groups(wanted.groups) if wanted.groups is not None else None
-        files = photo_files(wanted.folder, by_person=wanted.kind == "photos")
-        references = read_photos(files, people=wanted.people, each=wanted.photos, groups=groups)
+        files = photo_files(wanted.folder, by_person=wanted.kind == "photos", people=wanted.people)
+        references = read_photos(files, each=wanted.photos, groups=groups)
     jobs = plan_jobs(references, len(prompts), settings)
     return Suite(settings=settings, references=references, prompts=tuple(prompts), jobs=tuple(jobs), empty_lines=empty)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.arms.arms import load_pipeline
 from eval.demo.curves import add_curves
 from eval.demo.records import read_times
 from eval.reports.report import Report
@@ -20,6 +19,7 @@ from eval.reports.sheet import save_sheet
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
+from makeup_plugin.loading import load_pipeline
 from makeup_plugin.marking.provenance import sheet_record
 
 PROMPTS = (
@@ -34,7 +34,8 @@ PEOPLE = 5
 def draw_people(root: Path, arrays: FaceArrays) -> tuple[list[list], list[str]]:
     """Rows of reference, shading map that the pipeline fitted, and a picture per prompt, of each person by the shipped
     pipeline and by the one that was trained here; and the row labels."""
-    pipelines = {"shipped": load_pipeline(Path("tiny")), "trained here": load_pipeline(root / "generator" / "export")}
+    places = {"shipped": "tiny", "trained here": root / "generator" / "export"}
+    pipelines = {title: load_pipeline(place, device="cpu", progress=False) for title, place in places.items()}
     grid, labels = [], []
     for row in choose_references(arrays):
         portrait, person = np.asarray(arrays.images[row]), int(arrays.identity[row])
@@ -76,10 +77,7 @@ def build_report(root: Path) -> Path:
     arrays = load_arrays(root / "data", "test")
     people = len(np.unique(arrays.identity))
 
-    report = Report(
-        "FaceCLIP and Face-MakeUp: the demo",
-        f"{people} synthetic test identities that no training saw.",
-    )
+    report = Report("FaceCLIP and Face-MakeUp: the demo", f"{people} synthetic test identities that no training saw.")
     report.text(
         "A joint encoder (face and prompt become one representation) and a generator plugin were trained on this "
         "machine from the shipped tiny towers, on rendered people who do not exist. The same code runs the full-size "

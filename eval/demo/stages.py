@@ -68,31 +68,16 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         framing="head",
     )
     shards = len(plan_shards(request))
-    python = [sys.executable, "-m"]
     arms = 5
     return [
         Stage(
             name="data",
             title="render synthetic identities",
-            command=[
-                *python,
-                "faceclip.people",
-                "--out",
-                str(data),
-                "--identities",
-                str(config.identities),
-                "--images-per-identity",
-                str(config.images_per_identity),
-                "--size",
-                str(config.size),
-                "--seed",
-                str(config.data_seed),
-                "--framing",
-                "head",
-                "--splits",
-                *map(str, config.splits),
-                "--quiet",
-            ],
+            command=_command(
+                *("faceclip.people", "--out", data, "--identities", config.identities),
+                *("--images-per-identity", config.images_per_identity, "--size", config.size),
+                *("--seed", config.data_seed, "--framing", "head", "--splits", *config.splits, "--quiet"),
+            ),
             expected=75,
             progress=lambda: len(list(data.glob("data/*.parquet"))) / shards,
             outputs=(data,),
@@ -100,14 +85,7 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         Stage(
             name="encoder",
             title="stage 1: train the joint encoder",
-            command=[
-                *python,
-                "train_encoder",
-                f"data={data}",
-                f"out={encoder}",
-                f"trainer.steps={config.encoder_steps}",
-                f"trainer.validate_every={config.encoder_steps}",
-            ],
+            command=_command("train_encoder", f"data={data}", f"out={encoder}", *_length(config.encoder_steps)),
             expected=210,
             progress=lambda: _trained(encoder, config.encoder_steps),
             outputs=(encoder,),
@@ -115,15 +93,10 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         Stage(
             name="generator",
             title="stage 2: train the generator plugin",
-            command=[
-                *python,
-                "train_generator",
-                f"data={data}",
-                f"encoder={encoder / 'export'}",
-                f"out={generator}",
-                f"trainer.steps={config.generator_steps}",
-                f"trainer.validate_every={config.generator_steps}",
-            ],
+            command=_command(
+                *("train_generator", f"data={data}", f"encoder={encoder / 'export'}", f"out={generator}"),
+                *_length(config.generator_steps),
+            ),
             expected=290,
             progress=lambda: _trained(generator, config.generator_steps),
             outputs=(generator,),
@@ -131,18 +104,10 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         Stage(
             name="retrieval",
             title="evaluate retrieval",
-            command=[
-                *python,
-                "eval.retrieval",
-                "--model",
-                str(encoder / "export"),
-                "--data",
-                str(data),
-                "--out",
-                str(root / "retrieval"),
-                "--queries",
-                str(config.queries),
-            ],
+            command=_command(
+                *("eval.retrieval", "--model", encoder / "export", "--data", data),
+                *("--out", root / "retrieval", "--queries", config.queries),
+            ),
             expected=30,
             progress=lambda: None,
             outputs=(root / "retrieval",),
@@ -150,19 +115,10 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         Stage(
             name="generation",
             title="evaluate generation",
-            command=[
-                *python,
-                "eval.arms",
-                "--model",
-                str(generator / "export"),
-                "--data",
-                str(data),
-                "--out",
-                str(root / "generation"),
-                "--images-per-arm",
-                str(config.images_per_arm),
-                "--bf16",
-            ],
+            command=_command(
+                *("eval.arms", "--model", generator / "export", "--data", data, "--out", root / "generation"),
+                *("--images-per-arm", config.images_per_arm, "--bf16"),
+            ),
             expected=30,
             progress=lambda: len(list((root / "generation").glob("images/*/*.png"))) / (arms * config.images_per_arm),
             outputs=(root / "generation",),
@@ -170,12 +126,20 @@ def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
         Stage(
             name="report",
             title="draw test identities and write the report",
-            command=[*python, "eval.demo.showcase", str(root)],
+            command=_command("eval.demo.showcase", root),
             expected=30,
             progress=lambda: None,
             outputs=(root / "pictures", root / "portraits.png", root / "report.html"),
         ),
     ]
+
+
+def _command(*words: object) -> list[str]:
+    return [sys.executable, "-m", *map(str, words)]
+
+
+def _length(steps: int) -> tuple[str, str]:
+    return f"trainer.steps={steps}", f"trainer.validate_every={steps}"
 
 
 def _trained(run: Path, steps: int) -> float | None:

@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROWS = 1024  # of a kernel matrix computed at a time
-FEW = 2000
-"""Pictures below which the Fréchet distance is mostly bias: reports warn, and show the kernel distance beside it."""
 
 
 def angle_difference(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:

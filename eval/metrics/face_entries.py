@@ -1,46 +1,43 @@
 """Rows of the registry: identity, physics, leakage."""
 
+from functools import partial
+
 from eval.metrics.metric import Metric
 
 FACE = "aligned by the detector's five points, as the recognizer was trained"
 RECOGNIZER = "each recognizer of the suite; at least one that conditioned nothing"
 ZERO = "no face, or not drawn: 0"
 OUT = "no face: left out; read it beside detection@1"
+_compared = partial(Metric, family="identity", role="recognizer", model=RECOGNIZER, crop=FACE, failures=OUT)
+_of_all = partial(Metric, family="identity", role="recognizer", model=RECOGNIZER, crop=FACE)
+_leaked = partial(
+    Metric,
+    family="leakage",
+    role="masks",
+    model="exact masks of renders, a parser's on photos",
+    failures="regions below 20 px are left out",
+)
 
 ENTRIES = (
-    Metric(
+    _of_all(
         name="facesim/all@1",
-        family="identity",
         better="higher",
         formula="cosine of the embeddings of picture and reference",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
         failures=ZERO,
         source="FaceSim of PuLID (arXiv:2404.16022) with failures counted",
         traps="has meaning only between the rows of real photos (same person, stranger)",
     ),
-    Metric(
+    _compared(
         name="facesim/detected@1",
-        family="identity",
         better="higher",
         formula="as facesim/all@1",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
-        failures=OUT,
         source="FaceSim as most repositories compute it",
         traps="a method that draws a face only when it is sure of it wins",
     ),
-    Metric(
+    _compared(
         name="facesim/facemakeup@v1",
-        family="identity",
         better="higher",
         formula="as facesim/detected@1 with red and blue exchanged before the recognizer",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
-        failures=OUT,
         source="Face-MakeUp v1's image2Image_score.py; compatible with its bug, only to reproduce its numbers",
         traps="the release feeds RGB where insightface expects BGR",
     ),
@@ -54,86 +51,54 @@ ENTRIES = (
         failures="not drawn: 0",
         traps="drawings and masks are faces to people and not to the detector",
     ),
-    Metric(
+    _of_all(
         name="facesim/prior@1",
-        family="identity",
         better="neither",
         formula="cosine of the reference and the picture drawn without identity from the same prompt and seed",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
         failures=ZERO,
         source="AntiFaceSim of IBench",
         traps="needs the plain base among the methods",
     ),
-    Metric(
+    _compared(
         name="sim_ref@1",
-        family="identity",
         better="neither",
         formula="as facesim/detected@1, only of references that have another photo of the person",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
-        failures=OUT,
         source="SimRef of MultiID-Bench (arXiv:2510.14975)",
         traps="above the similarity of two real photos of one person it says copying, not likeness",
     ),
-    Metric(
+    _compared(
         name="sim_gt@1",
-        family="identity",
         better="higher",
         formula="cosine of the embeddings of the picture and of another photo of the person",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
-        failures=OUT,
         source="SimGT of MultiID-Bench",
         traps="two real photos of one person have about .46 by ArcFace",
     ),
-    Metric(
+    _compared(
         name="copy_paste/angle@1",
-        family="identity",
         better="lower",
         formula="(θ(picture, other photo) − θ(picture, reference)) / θ(reference, other photo), in [−1, 1]",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
-        failures=OUT,
         source="MultiID-Bench",
         traps="means little where sim_gt@1 is low: a stranger has about 0",
     ),
-    Metric(
+    _compared(
         name="copy_paste/chord@1",
-        family="identity",
         better="lower",
         formula="½ (1 + (d(picture, other) − d(picture, reference)) / d(reference, other)), d = √(2 − 2 cos)",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
-        failures=OUT,
         source="ViStoryBench (arXiv:2505.24862)",
         traps="another formula and another range than copy_paste/angle@1; a stranger has about ½",
     ),
-    Metric(
+    _of_all(
         name="gallery/rank1@1",
-        family="identity",
         better="higher",
         formula="1 where a photo of the person is first in the gallery of all persons' other photos, ties against it",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
         failures="no face, or not drawn: a miss",
         source="identity retrieval of arXiv:2512.19026",
         traps="falls with the number of persons: compare runs of one suite only",
     ),
-    Metric(
+    _of_all(
         name="gallery/map@1",
-        family="identity",
         better="higher",
         formula="average precision of the person's photos in the same gallery",
-        role="recognizer",
-        model=RECOGNIZER,
-        crop=FACE,
         failures="no face, or not drawn: 0",
         source="identity retrieval of arXiv:2512.19026",
         traps="as gallery/rank1@1",
@@ -194,26 +159,18 @@ ENTRIES = (
         source="ExprDiv of IBench, with our judge",
         traps="a prompt may ask for another expression",
     ),
-    Metric(
+    _leaked(
         name="leakage/bound@1",
-        family="leakage",
         better="higher",
         formula="share of the way that the asked region's mean colour went to the asked colour, against the picture "
         "without the request",
-        role="masks",
-        model="exact masks of renders, a parser's on photos",
-        failures="regions below 20 px are left out",
         source="the claim of Face-MakeUpV2 (arXiv:2510.21775); protocol ours, `eval.benchmark.binding`",
         traps="masks are those of the reference: the picture must keep its layout",
     ),
-    Metric(
+    _leaked(
         name="leakage/other@1",
-        family="leakage",
         better="lower",
         formula="the same of the other regions, never below 0, mean over them",
-        role="masks",
-        model="exact masks of renders, a parser's on photos",
-        failures="regions below 20 px are left out",
         source="as leakage/bound@1",
         traps="0 is also reached by doing nothing: read it beside leakage/bound@1",
     ),

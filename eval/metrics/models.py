@@ -5,7 +5,7 @@ hub's cache. Nothing is downloaded here: `MissingModelError` says which command 
 "not measured" in its column. Pickles are read as weights only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from faceclip.errors import CheckpointError
 from faceclip.storage.hashes import module_hash, settings_text, tensors_hash
@@ -103,7 +102,7 @@ class ClipModel:
     @torch.no_grad()
     def pictures(self, images: Pictures) -> NDArray[np.float32]:
         """Projected embeddings (N, D), not of unit length."""
-        return _batched(images, lambda part: self._project(self._pooled(part)))
+        return _batched(images, lambda part: self.model.visual_projection(self._pooled(part)))
 
     @torch.no_grad()
     def pooled(self, images: Pictures) -> NDArray[np.float32]:
@@ -124,9 +123,6 @@ class ClipModel:
 
     def _pooled(self, images: Pictures) -> Tensor:
         return self.model.vision_model(pixel_values=self.pixels(images)).pooler_output
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        return self.model.visual_projection(pooled)
 
 
 class DinoModel:
@@ -162,11 +158,14 @@ class LpipsModel:
     def __init__(self, weights: str, heads: Path | None = None) -> None:
         from torchvision.models import alexnet
 
-        path, _ = locate_file(weights, "wget https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
+        path = locate_file(weights, "wget https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
         self.layers = alexnet(weights=None).features.eval().requires_grad_(False)
         prefix = "features."
         state = {name.removeprefix(prefix): value for name, value in read_weights(path).items() if prefix in name}
-        _load(self.layers, state, path)
+        try:
+            self.layers.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} is not the expected network ({error}): fetch the named file") from error
         head_state = read_weights(heads or self._packaged_heads())
         try:
             self.weights = [head_state[f"lin{layer}.model.1.weight"].reshape(-1) for layer in range(5)]
@@ -184,9 +183,8 @@ class LpipsModel:
         """Feature maps of pictures (N, 3, H, W) in [0, 1]. Raises ValueError for another range."""
         if images.numel() and (images.min() < 0 or images.max() > 1):
             raise ValueError(f"pictures must be in [0, 1], got {images.min():.2f} … {images.max():.2f}")
-        x = (images * 2 - 1 - torch.tensor(self.SHIFT).reshape(1, 3, 1, 1)) / torch.tensor(self.SCALE).reshape(
-            1, 3, 1, 1
-        )
+        shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (self.SHIFT, self.SCALE))
+        x = (images * 2 - 1 - shift) / scale
         maps, start = [], 0
         for end in self.ENDS:
             x = self.layers[start:end](x)
@@ -214,7 +212,7 @@ class InceptionModel:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         command = "wget https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-        path, _ = locate_file(weights, command)
+        path = locate_file(weights, command)
         read_weights(path)  # refuses code before torch-fidelity, which does not, reads the file
         try:
             self.model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
@@ -235,12 +233,12 @@ class InceptionModel:
         return _batched(images, features)
 
 
-def locate_file(name: str, command: str) -> tuple[Path, str]:
+def locate_file(name: str, command: str) -> Path:
     """A weights file by its path. Raises MissingModelError that ends with `command`."""
     path = Path(name).expanduser()
     if not path.is_file():
         raise MissingModelError(f"{name} is no file of weights; get it by: {command}")
-    return path, ""
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,10 +267,8 @@ class Pixels:
             left, top = (wide - self.size) // 2, (high - self.size) // 2
             picture = picture.crop((left, top, left + self.size, top + self.size))
             parts.append(torch.from_numpy(np.array(picture, np.float32) / 255).permute(2, 0, 1))
-        shape = (1, 3, 1, 1)
-        return (torch.stack(parts) - torch.tensor(self.mean).reshape(shape)) / torch.tensor(self.deviation).reshape(
-            shape
-        )
+        mean, deviation = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (self.mean, self.deviation))
+        return (torch.stack(parts) - mean) / deviation
 
 
 def _pixels_of(folder: Path, size: int) -> Pixels:
@@ -302,16 +298,9 @@ def _pretrained(folder: Path, kind: str, types: tuple[str, ...]) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} is not the expected network ({error}): fetch the named file") from error
-
-
 def _batched(images: Pictures, features: Callable[[Pictures], Tensor]) -> NDArray[np.float32]:
-    parts: Iterable[Tensor] = (features(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
-    found = [part.float().cpu().numpy() for part in parts]
+    starts = range(0, len(images), BATCH)
+    found = [features(images[start : start + BATCH]).float().cpu().numpy() for start in starts]
     return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
 
 
@@ -319,8 +308,3 @@ def network_hash(model: Any) -> str:
     """SHA-256 of weights and configuration of a model of transformers."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
     return tensors_hash(model.state_dict().items(), settings_text(config))
-
-
-def unit(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows of unit length."""
-    return F.normalize(torch.from_numpy(np.array(features, np.float32)), dim=1).numpy()

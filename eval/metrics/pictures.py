@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,12 +17,6 @@ from eval.metrics.distances import cosine
 def text_similarity(pictures: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArray[np.float64]:
     """CLIP score per picture (N,): 100 · max(cosine, 0) of picture and text embeddings (N, D) (Hessel et al. 2021)."""
     return 100 * np.maximum(cosine(pictures, texts), 0)
-
-
-def picture_similarity(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosine of features (N, D) of two pictures each: CLIP-I and DINO, against the reference or against the picture
-    that the same prompt and seed give without identity."""
-    return cosine(first, second)
 
 
 def perceptual_distance(
@@ -70,29 +63,3 @@ def attribute_count(probabilities: NDArray[np.floating], *, threshold: float = 0
     It counts attributes; it does not ask whether the prompt named them.
     """
     return (np.asarray(probabilities) > threshold).sum(axis=1).astype(np.float64)
-
-
-@torch.no_grad()
-def face_crops(images: NDArray[np.uint8], boxes: NDArray[np.floating], size: int) -> Tensor:
-    """Squares (N, 3, size, size) in [0, 1] around boxes (N, 4) of x0, y0, x1, y1 px; places outside are black.
-
-    Raises ValueError for boxes that are not finite or have no area.
-    """
-    parts = []
-    for image, box in zip(images, np.asarray(boxes, np.float64), strict=True):
-        side = float(max(box[2] - box[0], box[3] - box[1]))
-        if not np.isfinite(box).all() or side <= 0:
-            raise ValueError(f"a face needs a box with an area, got {box.tolist()}")
-        height, width = image.shape[:2]
-        center = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
-        theta = torch.tensor(
-            [
-                [side / width, 0.0, 2 * center[0] / width - 1],
-                [0.0, side / height, 2 * center[1] / height - 1],
-            ],
-            dtype=torch.float32,
-        )
-        grid = F.affine_grid(theta[None], [1, 3, size, size], align_corners=False)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-        parts.append(F.grid_sample(pixels, grid, align_corners=False))
-    return torch.cat(parts) if parts else torch.zeros(0, 3, size, size)

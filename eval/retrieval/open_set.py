@@ -4,7 +4,7 @@ A probe whose face was not found cannot be enrolled or identified: it counts as 
 failure-to-enrol rate stands beside every figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,39 +37,35 @@ def threshold_at(impostors: NDArray[np.floating], rate: float) -> float:
 
 
 def identification_rates(
-    known: NDArray[np.floating], first: NDArray[np.bool_], unknown: NDArray[np.floating], rates: Sequence[float] = RATES
+    known: NDArray[np.floating], first: NDArray[np.bool_], unknown: NDArray[np.floating]
 ) -> list[Rate]:
     """DIR at FPIR: the share of known probes whose person stands first with a score at or above the threshold at which
-    a share `rate` of unknown probes is answered.
+    a share of unknown probes is answered, for each of `RATES`.
 
     known (K,): each known probe's best score, −inf without a face; first (K,): whether that is of the right person;
     unknown (U,): best scores of probes of people outside the gallery. Raises EmptyDatasetError without either.
     """
     if not len(known) or not len(unknown):
         raise EmptyDatasetError("open-set figures need probes of people in the gallery and of people outside it")
-    found = []
-    for rate in rates:
-        limit = threshold_at(unknown, rate)
-        value = (
-            float((np.asarray(first) & (np.asarray(known) >= limit)).mean()) if not np.isnan(limit) else float("nan")
-        )
-        found.append(Rate(at=rate, value=value, threshold=limit))
-    return found
+    return _rates(unknown, lambda limit: np.asarray(first) & (np.asarray(known) >= limit))
 
 
-def acceptance_rates(
-    genuine: NDArray[np.floating], impostors: NDArray[np.floating], rates: Sequence[float] = RATES
-) -> list[Rate]:
-    """TAR at FAR: the share of genuine scores at or above the threshold at which a share `rate` of impostor scores is.
+def acceptance_rates(genuine: NDArray[np.floating], impostors: NDArray[np.floating]) -> list[Rate]:
+    """TAR at FAR: the share of genuine scores at or above the threshold at which a share of impostor scores is, for
+    each of `RATES`.
 
     Failed comparisons have −inf. Raises EmptyDatasetError without either.
     """
     if not len(genuine) or not len(impostors):
         raise EmptyDatasetError("verification needs pairs of one person and pairs of two")
+    return _rates(impostors, lambda limit: np.asarray(genuine) >= limit)
+
+
+def _rates(strangers: NDArray[np.floating], right: Callable[[float], NDArray[np.bool_]]) -> list[Rate]:
     found = []
-    for rate in rates:
-        limit = threshold_at(impostors, rate)
-        value = float((np.asarray(genuine) >= limit).mean()) if not np.isnan(limit) else float("nan")
+    for rate in RATES:
+        limit = threshold_at(strangers, rate)
+        value = float("nan") if np.isnan(limit) else float(right(limit).mean())
         found.append(Rate(at=rate, value=value, threshold=limit))
     return found
 

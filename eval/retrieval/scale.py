@@ -104,9 +104,7 @@ def embed_labelled(settings: ScaleSettings) -> Labelled:
     """Embeddings of the photos or of the test portraits of the data set, cut where the detector finds the face."""
     if settings.photos is not None:
         terms = data_terms(False, settings.licence, settings.origin)
-        files = photo_files(settings.photos, by_person=True)
-        kept = set(list(dict.fromkeys(person for person, _ in files))[: settings.people])
-        files = [(person, path) for person, path in files if person in kept]
+        files = photo_files(settings.photos, by_person=True, people=settings.people)
         vectors, found, recognizer = embed_photos(files, settings.recognizer)
         people = [person for person, _ in files]
     else:

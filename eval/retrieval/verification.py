@@ -76,14 +76,8 @@ def read_pairs(path: Path, files: Sequence[tuple[str, Path]]) -> Pairs:
         elif words:
             raise DataError(f"--pairs {path}, line {number}: expected NAME N M or NAME N OTHER M")
     fold = np.arange(len(found)) // (2 * each)
-    first, second, same = (np.array(column) for column in zip(*found, strict=True)) if found else ([], [], [])
-    return Pairs(
-        first=np.asarray(first, np.int64),
-        second=np.asarray(second, np.int64),
-        same=np.asarray(same, bool),
-        fold=fold,
-        official=True,
-    )
+    first, second, same = np.array(found, np.int64).reshape(-1, 3).T
+    return Pairs(first=first, second=second, same=same.astype(bool), fold=fold, official=True)
 
 
 def draw_pairs(people: Sequence[str], *, each: int = 300, seed: int = 0) -> Pairs:
@@ -191,9 +185,7 @@ def verify(settings: VerificationSettings) -> None:
     """Measures, writes the report and prints the figures."""
     terms = data_terms(False, settings.licence, settings.origin)
     use_threads(settings.threads)
-    files = photo_files(settings.photos, by_person=True)
-    kept = set(list(dict.fromkeys(person for person, _ in files))[: settings.people])
-    files = [(person, path) for person, path in files if person in kept]
+    files = photo_files(settings.photos, by_person=True, people=settings.people)
     people = [person for person, _ in files]
     pairs = (
         read_pairs(settings.pairs, files)
@@ -203,7 +195,7 @@ def verify(settings: VerificationSettings) -> None:
     make_folder(settings.out, "--out ", REPORT)
     vectors, found, facts = embed_photos(files, settings.recognizer)
     content = measure(vectors, found, people, pairs, seed=settings.seed)
-    content |= {"recognizer": facts, "data": {**terms, "persons": len(kept), "photos": len(files)}}
+    content |= {"recognizer": facts, "data": {**terms, "persons": len(set(people)), "photos": len(files)}}
     write_json(settings.out / "results.json", content)
     path = _report(content, settings).write(settings.out / "report.html")
     accuracy = content["accuracy"]

@@ -121,16 +121,15 @@ def measure(settings: RobustnessSettings) -> None:
     if settings.levels:
         check_differentiable(*recognizers[names[0]], names[0])
     if settings.photos is not None:
-        files = photo_files(settings.photos, by_person=True)
-        references = read_photos(files, people=settings.people, each=settings.each)
+        files = photo_files(settings.photos, by_person=True, people=settings.people)
+        references = read_photos(files, each=settings.each)
     else:
         assert settings.data is not None  # checked by the settings
         references = read_renders(settings.data, "test", people=settings.people, each=settings.each, size=None)
     subjects = subjects_of(references)
     pipeline: Any = None
     if settings.model:
-        pipeline = load_pipeline(settings.model, device=settings.device)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = load_pipeline(settings.model, device=settings.device, progress=False)
     make_folder(settings.out, "--out ", REPORT)
     yardstick = Yardstick(recognizers, subjects)
     wanted = conditions(settings.kinds, settings.levels)

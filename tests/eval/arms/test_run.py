@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from eval.arms.__main__ import main
-from eval.arms.arms import claim_folder, fitted_maps, load_pipeline
+from eval.arms.arms import claim_folder, fitted_maps
 from eval.arms.run import require_gallery
 from eval.hashes import model_hash
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError
 from faceclip.retrieval.labels import labels_of
+from makeup_plugin.loading import load_pipeline
 from makeup_plugin.marking.provenance import read_provenance
 
 
@@ -68,7 +69,7 @@ def test_arms_differ_and_lost_pictures_come_back_the_same(finished, arguments):
 
 
 def test_the_sheet_shows_the_map_that_the_arms_see(pipeline_export, tiny_dataset):
-    pipeline, arrays = load_pipeline(pipeline_export), load_arrays(tiny_dataset, "test")
+    pipeline, arrays = load_pipeline(pipeline_export, device="cpu"), load_arrays(tiny_dataset, "test")
     maps = fitted_maps(pipeline, [2, 5], arrays)
     for row, found in maps.items():
         reference = {"image": np.array(arrays.images[row]), "landmarks": np.array(arrays.landmarks_5[row])}
@@ -80,7 +81,7 @@ def test_the_sheet_shows_the_map_that_the_arms_see(pipeline_export, tiny_dataset
 
 
 def test_an_arm_without_what_draws_its_maps_is_refused_at_once(pipeline_export, arguments, tmp_path, capsys):
-    pipeline = load_pipeline(pipeline_export)
+    pipeline = load_pipeline(pipeline_export, device="cpu")
     pipeline.register_modules(face_fitter=None)
     pipeline.save_pretrained(tmp_path / "export")
     assert main([*arguments, "--model", str(tmp_path / "export"), "--out", str(tmp_path / "out")]) == 2

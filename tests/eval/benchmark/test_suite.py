@@ -92,7 +92,7 @@ def test_a_suite_of_photographs_from_a_file(photos, tmp_path):
 
 def test_photographs_without_faces_and_people_of_one_name_are_refused(photos):
     with pytest.raises(NoFaceError, match="1 photos"):
-        read_photos([("wall", photos / "wall.png")], people=None, each=1)
+        read_photos([("wall", photos / "wall.png")], each=1)
     (photos / "Ann.png").write_bytes((photos / "ann.png").read_bytes())
     with pytest.raises(DataError, match=r"(?i)ann\.png and ann\.png"):
         photo_files(photos, by_person=False)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from eval.metrics.models import ClipModel, DinoModel, MissingModelError, locate, unit
+from eval.metrics.models import ClipModel, DinoModel, MissingModelError, locate
+from eval.retrieval.search import unit
 from faceclip.errors import CheckpointError
 from faceclip.towers.text import tokenize
 

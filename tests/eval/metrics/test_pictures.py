@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from eval.metrics.distances import cosine
 from eval.metrics.pictures import (
     attribute_count,
-    face_crops,
     pairwise_mean,
     perceptual_distance,
-    picture_similarity,
     text_similarity,
 )
 
@@ -17,7 +16,7 @@ from eval.metrics.pictures import (
 def test_scores_of_texts_are_never_negative():
     pictures, texts = np.array([[3.0, 4], [1, 0]]), np.array([[4.0, 3], [-1, 0]])
     np.testing.assert_allclose(text_similarity(pictures, texts), [96, 0])
-    np.testing.assert_allclose(picture_similarity(pictures, texts), [0.96, -1])
+    np.testing.assert_allclose(cosine(pictures, texts), [0.96, -1])
 
 
 def test_perceptual_distance_by_hand():
@@ -37,14 +36,3 @@ def test_diversity_is_the_mean_over_pairs_of_a_group():
 
 def test_sure_attributes_are_counted():
     assert attribute_count(np.array([[0.9, 0.85, 0.2], [1, 1, 1]])).tolist() == [1, 3]
-
-
-def test_crops_show_the_box_and_black_outside():
-    image = np.zeros((1, 8, 8, 3), np.uint8)
-    image[0, 2:6, 2:6] = 255
-    inside = face_crops(image, np.array([[2, 2, 6, 6]]), 4)
-    assert inside.shape == (1, 3, 4, 4) and inside.min() == 1
-    outside = face_crops(image, np.array([[-8, -8, 0, 0]]), 4)
-    assert outside.max() == 0
-    with pytest.raises(ValueError, match="area"):
-        face_crops(image, np.array([[2, 2, 2, 2]]), 4)
