@@ -24,7 +24,6 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from eval.arguments import check_least
 from eval.benchmark.references import ENDINGS
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import DataError
@@ -49,21 +48,16 @@ class ProtocolSettings:
     prompts: Path = setting(help="file of prompts, CATEGORY<tab>PROMPT")
     out: Path = setting(help="receives both runs")
     people: int | None = setting(None, "at most so many references")
-    kill: int = setting(100, "pictures after which the run is killed")
-    compare: int | None = setting(None, "pictures that the uninterrupted run draws, by default all; 0: no such run")
-    per_reference: int = setting(0, "prompts of each reference, taking turns; 0: every prompt")
-    side: int = setting(320, "px of the longer side to which the references are reduced")
+    kill: int = setting(100, "pictures after which the run is killed", least=1)
+    compare: int | None = setting(
+        None, "pictures that the uninterrupted run draws, by default all; 0: no such run", least=0
+    )
+    per_reference: int = setting(0, "prompts of each reference, taking turns; 0: every prompt", least=0)
+    side: int = setting(320, "px of the longer side to which the references are reduced", least=64)
     size: int = setting(64, "px of the pictures")
-    steps: int = setting(1, "sampler steps")
+    steps: int = setting(1, "sampler steps", least=1)
     licence: str = setting(help="of the portraits")
     origin: str = setting(help="of the portraits")
-
-    def __post_init__(self) -> None:
-        check_least("--kill", self.kill)
-        check_least("--steps", self.steps)
-        check_least("--side", self.side, 64)
-        check_least("--compare", 0 if self.compare is None else self.compare, 0)
-        check_least("--per-reference", self.per_reference, 0)
 
 
 def random_pipeline(folder: Path, seed: int) -> None:

@@ -1,6 +1,5 @@
 """Checks of the arguments of commands: each error names the option and a value that is accepted."""
 
-import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,27 +9,9 @@ from diffusers import ModelMixin
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.loading import load_strictly
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1  # that the generators of numpy and torch take
 REPORT = ("results.json", "report.html")  # of which every finished report's folder has one
 M = TypeVar("M", bound=ModelMixin)
-
-
-def check_least(option: str, value: int, least: int = 1) -> None:
-    """Raises ConfigError for an integer below `least`."""
-    if value < least:
-        raise ConfigError(f"{option} must be at least {least}, got {value}")
-
-
-def check_seed(value: int) -> None:
-    """Raises ConfigError for a seed that the generators of numpy and torch do not take."""
-    if not 0 <= value <= MAX_SEED:
-        raise ConfigError(f"--seed must be between 0 and {MAX_SEED}, got {value}")
-
-
-def check_guidance(value: float) -> None:
-    """Raises ConfigError for NaN, infinite or negative guidance."""
-    if not math.isfinite(value) or value < 0:
-        raise ConfigError(f"--guidance must be a finite number of at least 0, got {value}; 1 or less is no guidance")
 
 
 def check_export(option: str, directory: Path, file: str, remedy: str) -> None:
@@ -43,7 +24,8 @@ def check_export(option: str, directory: Path, file: str, remedy: str) -> None:
 def use_threads(count: int | None) -> None:
     """Set torch's threads; None leaves them. Raises ConfigError below 1."""
     if count is not None:
-        check_least("--threads", count)
+        if count < 1:
+            raise ConfigError(f"--threads: must be at least 1, got {count}")
         torch.set_num_threads(count)
 
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from eval.arguments import check_least, load_model
+from eval.arguments import load_model
 from eval.judges.panel import Judges, embed_faces, load_judges, look
 from eval.reports.report import write_json
 from faceclip import weights
@@ -98,7 +98,7 @@ class RestorationSettings:
     vae: Path = setting(help="folder of an AutoencoderKL")
     data: Path = setting(help="data set whose test people are restored")
     size: int = setting(128, "side of the portraits in px")
-    people: int = setting(60, "how many test people")
+    people: int = setting(60, "how many test people", least=2)
     recognizer: Path | None = setting(None, "another first recognizer than the shipped one")
     second_recognizer: Path | None = setting(None, "another second recognizer than the shipped one")
     judge: Path | None = setting(None, "another judge than the shipped one")
@@ -107,7 +107,6 @@ class RestorationSettings:
 
 def compare(settings: RestorationSettings) -> None:
     """Measures, prints the figures and writes them where asked to."""
-    check_least("--people", settings.people, 2)
     place = settings.recognizer or weights.path("tiny/recognizer")
     recognizer = load_model(FaceViT, place, "--recognizer")
     figures = restoration_figures(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.arguments import check_least, check_seed, load_model
+from eval.arguments import MAX_SEED, load_model
 from eval.judges.panel import Judges, embed_faces, load_judges
 from eval.reports.report import write_json
 from faceclip import weights
@@ -158,12 +158,12 @@ class SeveralPhotosSettings:
     """Whose photos are averaged and who looks at the result."""
 
     data: Path = setting(help="data set whose test people are asked about")
-    people: int = setting(100, "how many test people")
-    most: int = setting(4, "the largest number of photos of a person")
+    people: int = setting(100, "how many test people", least=2)
+    most: int = setting(4, "the largest number of photos of a person", least=2)
     size: int = setting(128, "side of the portraits in px")
-    seed: int = setting(0, "seed of the choice of photos, and of the noise of pictures")
+    seed: int = setting(0, "seed of the choice of photos, and of the noise of pictures", least=0, most=MAX_SEED)
     model: Path | None = setting(None, "saved pipeline that draws pictures of the identities")
-    pictures: int = setting(20, "people of whom pictures are drawn, with --model")
+    pictures: int = setting(20, "people of whom pictures are drawn, with --model", least=2)
     steps: int | None = setting(None, "sampler steps of these pictures; those of the model by default")
     recognizer: Path | None = setting(None, "another first recognizer than the shipped one")
     second_recognizer: Path | None = setting(None, "another second recognizer than the shipped one")
@@ -173,10 +173,6 @@ class SeveralPhotosSettings:
 
 def compare(settings: SeveralPhotosSettings) -> None:
     """Measures, prints the figures and writes them where asked to."""
-    check_least("--people", settings.people, 2)
-    check_least("--most", settings.most, 2)
-    check_least("--pictures", settings.pictures, 2)
-    check_seed(settings.seed)
     arrays = load_arrays(settings.data, "test", size=settings.size)
     people = choose_people(np.asarray(arrays.identity), people=settings.people, most=settings.most, seed=settings.seed)
     recognizer = load_model(FaceViT, settings.recognizer or weights.path("tiny/recognizer"), "--recognizer")

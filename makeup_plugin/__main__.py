@@ -36,7 +36,7 @@ class DrawSettings:
     out: Path = setting(Path("pictures"), "folder; pictures that are there stay, and new ones get the next numbers")
     model: str = setting("tiny", "pipeline: a folder, a hub id, or the one that ships", path=True)
     negative: str = setting("", "what the picture should not show")
-    count: int = setting(1, "pictures; the first has --seed, the next --seed + 1, …")
+    count: int = setting(1, "pictures; the first has --seed, the next --seed + 1, …", least=1)
     seed: int = setting(0, "of the first picture's noise")
     steps: int | None = setting(None, "sampler steps; by default those that suit the model")
     guidance: float | None = setting(None, "guidance scale; by default the one that suits the model")
@@ -53,8 +53,6 @@ class DrawSettings:
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "precision of the weights")
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"--count must be at least 1, got {self.count}")
         if not 0 <= self.seed <= LARGEST_SEED - self.count:
             raise ConfigError(f"--seed must be a whole number from 0 below 2^63, got {self.seed}")
         if self.identity is not None and self.images:

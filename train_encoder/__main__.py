@@ -11,6 +11,7 @@ loadable by `FaceCLIP.from_pretrained`, and its image tower.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,10 +76,7 @@ def training_facts(start: Start, features: SplitFeatures) -> dict[str, str]:
     return hashes | {"init": start.hash[:16], "data": features.portraits.content_hash[:16]}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
-    return run_training(train, EncoderConfig, argv, presets=PRESETS)
-
+main = partial(run_training, train, EncoderConfig, presets=PRESETS)
 
 if __name__ == "__main__":
     sys.exit(main())

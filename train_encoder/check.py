@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
-from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 from faceclip.training import Trainer, TrainerConfig
 from faceclip.training.rehearsal import machine, memory_plan, one_process, rehearse, report
@@ -24,12 +23,9 @@ from train_encoder.task import EncoderTask
 class CheckConfig(EncoderConfig):
     """The settings of stage 1, and those of the check."""
 
-    price_per_hour: float = setting(0.0, "price of the device per hour, for the expected cost; 0: none", resume="free")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.price_per_hour < 0:
-            raise ConfigError(f"price_per_hour: must be 0 or more, got {self.price_per_hour}")
+    price_per_hour: float = setting(
+        0.0, "price of the device per hour, for the expected cost; 0: none", resume="free", least=0
+    )
 
 
 def check(config: CheckConfig) -> None:

@@ -4,20 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from faceclip.data.mapping import DataConfig, cache_folder, data_at
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.training import TrainerConfig
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-def _check_positive(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{section}.{name}: must be at least 1, got {getattr(config, name)}")
 
 
 def check_heads(key: str, heads: int, widths: Mapping[str, int]) -> None:
@@ -51,27 +44,17 @@ class TowersConfig:
 class FusionConfig:
     """Arguments of `faceclip.fusion.FeatureFusion`."""
 
-    layers: int = setting(3, "feature enhancer layers")
-    attention_width: int = setting(128, "of the attention between text and face")
-    attention_heads: int = setting(4, "of that attention")
-    text_hidden: int = setting(256, "width of the text side's feed-forward")
-    face_heads: int = setting(8, "of the deformable attention")
-    points: int = setting(4, "sampled per head")
-    face_hidden: int = setting(256, "width of the face side's feed-forward")
+    layers: int = setting(3, "feature enhancer layers", least=1)
+    attention_width: int = setting(128, "of the attention between text and face", least=1)
+    attention_heads: int = setting(4, "of that attention", least=1)
+    text_hidden: int = setting(256, "width of the text side's feed-forward", least=1)
+    face_heads: int = setting(8, "of the deformable attention", least=1)
+    points: int = setting(4, "sampled per head", least=1)
+    face_hidden: int = setting(256, "width of the face side's feed-forward", least=1)
     layer_scale: float = setting(0.3, "start of the residual scales")
 
     def __post_init__(self) -> None:
-        _check_positive(
-            "fusion",
-            self,
-            "layers",
-            "attention_width",
-            "attention_heads",
-            "text_hidden",
-            "face_heads",
-            "points",
-            "face_hidden",
-        )
+        check_bounds(self, "fusion.")
         check_heads("fusion.attention_heads", self.attention_heads, {"fusion.attention_width": self.attention_width})
 
 
@@ -79,11 +62,11 @@ class FusionConfig:
 class HeadsConfig:
     """Arguments of `faceclip.heads.JointHeads` beyond the towers' sizes."""
 
-    hidden: int = setting(256, "width of the retrieval heads")
-    heads: int = setting(4, "of their attention pool")
+    hidden: int = setting(256, "width of the retrieval heads", least=1)
+    heads: int = setting(4, "of their attention pool", least=1)
 
     def __post_init__(self) -> None:
-        _check_positive("heads", self, "hidden", "heads")
+        check_bounds(self, "heads.")
 
 
 @dataclass(kw_only=True)
@@ -94,19 +77,19 @@ class LossConfig:
     only has to teach the generator the face.
     """
 
-    face: float = setting(1.0, "weight: joint embedding against the face's")
-    text: float = setting(0.5, "weight: against the text's")
-    image: float = setting(0.5, "weight: against the picture's")
-    joint: float = setting(1.0, "weight: composed queries against pictures")
-    tokens: float = setting(10.0, "weight that keeps the fused tokens near the text towers' own states")
+    face: float = setting(1.0, "weight: joint embedding against the face's", least=0)
+    text: float = setting(0.5, "weight: against the text's", least=0)
+    image: float = setting(0.5, "weight: against the picture's", least=0)
+    joint: float = setting(1.0, "weight: composed queries against pictures", least=0)
+    tokens: float = setting(10.0, "weight that keeps the fused tokens near the text towers' own states", least=0)
     log_scale: float = setting(2.6592, "start of every term's scale")
     bias: float = setting(-10.0, "start of every term's bias")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            signed = name in ("log_scale", "bias")
-            if not math.isfinite(value) or (value < 0 and not signed):
-                raise ConfigError(f"loss.{name}: must be finite{'' if signed else ' and not negative'}, got {value}")
+        check_bounds(self, "loss.")
+        for name in ("log_scale", "bias"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"loss.{name}: must be finite, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)
@@ -114,16 +97,14 @@ class SamplingConfig:
     """The sampling of a batch, which holds `trainer.batch_size` persons × `images` pictures."""
 
     images: int = setting(4, "pictures of each person in a batch")
-    face_only: float = setting(0.2, "share of queries without text")
-    text_only: float = setting(0.1, "share of queries without face")
-    same_picture: float = setting(0.05, "share of references that are the target picture itself")
+    face_only: float = setting(0.2, "share of queries without text", least=0, most=1)
+    text_only: float = setting(0.1, "share of queries without face", least=0, most=1)
+    same_picture: float = setting(0.05, "share of references that are the target picture itself", least=0, most=1)
 
     def __post_init__(self) -> None:
         if self.images < 2:
             raise ConfigError(f"sampling.images: at least 2 are needed for hard negatives, got {self.images}")
-        for name in ("face_only", "text_only", "same_picture"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"sampling.{name}: a share from 0 to 1 is expected, got {getattr(self, name)}")
+        check_bounds(self, "sampling.")
         if self.face_only + self.text_only >= 1:
             raise ConfigError("sampling.face_only and sampling.text_only: together they must stay below 1")
 
@@ -156,13 +137,12 @@ class EncoderConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    validation_queries: int = setting(600, "most queries of a validation", resume="free")
+    validation_queries: int = setting(600, "most queries of a validation", resume="free", least=1)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
         self.data = data_at(self.data)
-        if self.validation_queries < 1:
-            raise ConfigError(f"validation_queries: must be at least 1, got {self.validation_queries}")
+        check_bounds(self)
         if self.cached_text and self.train_identity:
             raise ConfigError(
                 "cached_text: while projections of the identity are trained, the text towers' states "

@@ -8,6 +8,7 @@ writes `OUT/export`, which `FaceMakeUpPipeline.from_pretrained` loads.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,10 +87,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
     return trainer
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments (default: those of the process) and returns the exit status."""
-    return run_training(train, GeneratorConfig, argv, presets=PRESETS)
-
+main = partial(run_training, train, GeneratorConfig, presets=PRESETS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 
 from faceclip.data.arrays import FaceArrays
-from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 from faceclip.towers.text import tokenizer
 from faceclip.training import Trainer, TrainerConfig
@@ -31,13 +30,10 @@ CONTEXT = 77  # tokens of a prompt, with those of begin and end
 class CheckConfig(GeneratorConfig):
     """The settings of stage 2, and those of the check."""
 
-    check_rows: int = setting(100, "number of portraits that are inspected", resume="free")
-    price_per_hour: float = setting(0.0, "price of the device per hour, for the expected cost; 0: none", resume="free")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.check_rows < 1 or self.price_per_hour < 0:
-            raise ConfigError("check_rows must be at least 1, and price_per_hour 0 or more")
+    check_rows: int = setting(100, "number of portraits that are inspected", resume="free", least=1)
+    price_per_hour: float = setting(
+        0.0, "price of the device per hour, for the expected cost; 0: none", resume="free", least=0
+    )
 
 
 def look_at_rows(arrays: FaceArrays | StreamedPortraits, limit: int) -> dict[str, int]:

@@ -1,13 +1,12 @@
 """Settings of stage 2."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from faceclip.data.mapping import DataConfig, data_at
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.training import TrainerConfig
 from makeup_plugin.calls.defaults import read_defaults
 from train_generator.streamed.config import PhotosConfig
@@ -20,15 +19,13 @@ class IdentityChannelConfig:
     """Arguments of `IdentityChannel.from_unet`; `enabled` false trains without it."""
 
     enabled: bool = setting(True, "false trains without it")
-    num_tokens: int = setting(4, "identity tokens")
-    depth: int = setting(2, "perceiver layers; 0: tokens of the identity alone")
-    heads: int = setting(4, "of the perceiver")
-    dim_head: int = setting(32, "width of a head")
+    num_tokens: int = setting(4, "identity tokens", least=1)
+    depth: int = setting(2, "perceiver layers; 0: tokens of the identity alone", least=0)
+    heads: int = setting(4, "of the perceiver", least=1)
+    dim_head: int = setting(32, "width of a head", least=1)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_tokens", 1), ("depth", 0), ("heads", 1), ("dim_head", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"adapter.identity.{name}: must be at least {least}, got {getattr(self, name)}")
+        check_bounds(self, "adapter.identity.")
 
 
 @dataclass(kw_only=True)
@@ -40,7 +37,7 @@ class AdapterConfig:
 
     unet: Literal["lora", "full"] = setting("lora", "what of the UNet is trained: LoRA on its attention, or all of it")
     lora_rank: int = setting(16, "rank of that LoRA")
-    unet_rate: float = setting(1.0, "learning rate of the whole UNet as a multiple of trainer.learning_rate")
+    unet_rate: float = setting(1.0, "learning rate of the whole UNet as a multiple of trainer.learning_rate", above=0)
     identity: IdentityChannelConfig = field(default_factory=IdentityChannelConfig)
     shading: bool = setting(True, "train the shading channel")
     shading_layers: Literal["all", "new"] = setting(
@@ -48,8 +45,7 @@ class AdapterConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.unet_rate < math.inf:
-            raise ConfigError(f"adapter.unet_rate: must be a positive number, got {self.unet_rate}")
+        check_bounds(self, "adapter.")
         if self.shading and not self.identity.enabled:
             raise ConfigError(
                 "adapter.shading: the shading channel reads the identity channel's tokens; set adapter.shading=false "
@@ -79,39 +75,34 @@ class LossConfig:
     """
 
     min_snr_gamma: float = setting(
-        0.0, "Hang et al. 2023; 0 is the plain mean, right for a base with zero terminal signal"
+        0.0, "Hang et al. 2023; 0 is the plain mean, right for a base with zero terminal signal", least=0
     )
-    alignment: float = setting(1e-3, "weight of the semantic alignment loss")
-    alignment_factor: int = setting(2, "layers whose grid is so many times smaller than the latents")
-    identity: float = setting(0.1, "weight of the facial perceptual loss on the estimated clean picture")
+    alignment: float = setting(1e-3, "weight of the semantic alignment loss", least=0)
+    alignment_factor: int = setting(2, "layers whose grid is so many times smaller than the latents", least=1)
+    identity: float = setting(0.1, "weight of the facial perceptual loss on the estimated clean picture", least=0)
     identity_below: int = setting(300, "the facial perceptual loss counts at timesteps up to this one")
-    identity_rows: int = setting(8, "most samples of a batch decoded for the facial perceptual loss")
-    latent_identity: float = setting(0.0, "weight of the identity read from noisy latents by latent_recognizer")
-    latent_attributes: float = setting(0.0, "weight of the named attributes, read by the same network")
-    latent_features: float = setting(0.0, "weight of the distance of its features to the true latents'")
-    offset_noise: float = setting(0.0, "share of noise that is constant over each channel; 0: none")
-    identity_contrast: float = setting(
-        0.0, "weight of telling the person from others, beside identity and sampled_identity and as a multiple of them"
+    identity_rows: int = setting(8, "most samples of a batch decoded for the facial perceptual loss", least=1)
+    latent_identity: float = setting(
+        0.0, "weight of the identity read from noisy latents by latent_recognizer", least=0
     )
-    identity_negatives: int = setting(4096, "most faces of others for it")
-    identity_temperature: float = setting(0.1, "of that comparison")
-    prior: float = setting(0.0, "weight of the distance from what the base predicts from words alone")
-    sampled_identity: float = setting(0.0, "weight of the identity loss on pictures sampled from noise")
-    sampled_rows: int = setting(2, "samples of a batch drawn from noise")
-    sampled_steps: int = setting(6, "steps of their sampler")
+    latent_attributes: float = setting(0.0, "weight of the named attributes, read by the same network", least=0)
+    latent_features: float = setting(0.0, "weight of the distance of its features to the true latents'", least=0)
+    offset_noise: float = setting(0.0, "share of noise that is constant over each channel; 0: none", least=0)
+    identity_contrast: float = setting(
+        0.0,
+        "weight of telling the person from others, beside identity and sampled_identity and as a multiple of them",
+        least=0,
+    )
+    identity_negatives: int = setting(4096, "most faces of others for it", least=1)
+    identity_temperature: float = setting(0.1, "of that comparison", above=0)
+    prior: float = setting(0.0, "weight of the distance from what the base predicts from words alone", least=0)
+    sampled_identity: float = setting(0.0, "weight of the identity loss on pictures sampled from noise", least=0)
+    sampled_rows: int = setting(2, "samples of a batch drawn from noise", least=1)
+    sampled_steps: int = setting(6, "steps of their sampler", least=1)
     sampled_below: int = setting(700, "highest timestep at which their sampler stops, at random")
 
     def __post_init__(self) -> None:
-        weights = ("alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
-        if not 0 < self.identity_temperature < math.inf:
-            raise ConfigError(f"loss.identity_temperature: must be positive, got {self.identity_temperature}")
-        weights += ("sampled_identity", "min_snr_gamma", "offset_noise", "identity_contrast", "prior")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"loss.{name}: must be finite and not negative, got {getattr(self, name)}")
-        for name in ("alignment_factor", "identity_rows", "identity_negatives", "sampled_rows", "sampled_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loss.{name}: must be at least 1, got {getattr(self, name)}")
+        check_bounds(self, "loss.")
 
     @property
     def reads_latents(self) -> bool:
@@ -126,17 +117,15 @@ class DropoutConfig:
     Raises ConfigError for shares that are not in [0, 1), and if `all` and `reference` together leave no samples.
     """
 
-    all: float = setting(0.08, "share of samples without words and face")
-    reference: float = setting(0.0, "without face, identity and shading channel: words alone")
-    text: float = setting(0.05, "without the words")
-    face: float = setting(0.15, "without the face of the joint encoder")
-    identity: float = setting(0.10, "without the identity channel")
-    shading: float = setting(0.25, "without the shading channel")
+    all: float = setting(0.08, "share of samples without words and face", least=0, below=1)
+    reference: float = setting(0.0, "without face, identity and shading channel: words alone", least=0, below=1)
+    text: float = setting(0.05, "without the words", least=0, below=1)
+    face: float = setting(0.15, "without the face of the joint encoder", least=0, below=1)
+    identity: float = setting(0.10, "without the identity channel", least=0, below=1)
+    shading: float = setting(0.25, "without the shading channel", least=0, below=1)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < 1:
-                raise ConfigError(f"dropout.{name}: must be in [0, 1), got {value}")
+        check_bounds(self, "dropout.")
         if self.all + self.reference >= 1:
             raise ConfigError(f"dropout: all={self.all} and reference={self.reference} together must be less than 1")
 
@@ -179,9 +168,9 @@ class GeneratorConfig:
     init: str = setting("", "adapter to train further with a new optimizer", resume="free", path=True)
     out: str = setting("runs/generator", "folder of the run", resume="free", path=True)
     cache: str = setting("", "folder of frozen features; '': below the data", resume="free", path=True)
-    size: int = setting(64, "pixels of the generated pictures")
+    size: int = setting(64, "pixels of the generated pictures", least=1)
     same_picture: float = setting(
-        0.15, "share of samples whose reference is the target; 1: no person needs a second picture"
+        0.15, "share of samples whose reference is the target; 1: no person needs a second picture", least=0, most=1
     )
     pair_cosine: tuple[float, float] = setting(
         (-1.0, 1.0), "least and largest cosine of the faces of reference and target, where a person has such a pair"
@@ -195,11 +184,11 @@ class GeneratorConfig:
         "fp32", "numbers of frozen weights; 16 bits need trainer.precision=bf16, and fp16 reads a base's files in place"
     )
     gradient_checkpointing: bool = setting(False, "less memory for UNet and shading channel, in more time")
-    validation_rows: int = setting(64, "most rows of a validation", resume="free")
+    validation_rows: int = setting(64, "most rows of a validation", resume="free", least=1)
     validation_pictures: int = setting(
-        0, "pictures drawn in a validation for its figures of identity, text and pose; 0: none", resume="free"
+        0, "pictures drawn in a validation for its figures of identity, text and pose; 0: none", resume="free", least=0
     )
-    sample_steps: int = setting(12, "sampler steps of the sample pictures", resume="free")
+    sample_steps: int = setting(12, "sampler steps of the sample pictures", resume="free", least=1)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property
@@ -210,13 +199,7 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         self.data = data_at(self.data)
-        for name in ("size", "validation_rows", "sample_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.validation_pictures < 0:
-            raise ConfigError(f"validation_pictures: must be 0 or more, got {self.validation_pictures}")
-        if not 0 <= self.same_picture <= 1:
-            raise ConfigError(f"same_picture: must be in [0, 1], got {self.same_picture}")
+        check_bounds(self)
         if self.loss.prior and self.adapter.unet == "full":
             raise ConfigError("loss.prior: training the whole UNet leaves no base to compare with; set it to 0")
         low, high = self.pair_cosine

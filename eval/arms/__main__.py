@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from eval.arguments import check_export, check_guidance, check_least, check_seed, use_device, use_threads
+from eval.arguments import MAX_SEED, check_export, use_device, use_threads
 from eval.arms.arms import SamplingConfig
 from eval.arms.page import RULES, add_sections, first_examples
 from eval.arms.plan import ARMS, select_arms
@@ -29,30 +29,21 @@ class BenchmarkSettings:
     model: Path = setting(help="pipeline folder (export of train_generator), or tiny, the shipped pipeline")
     data: Path = setting(help="data set folder")
     out: Path = setting(help="receives images, results, report.html, examples.png")
-    images_per_arm: int = setting(500, "pictures per arm")
+    images_per_arm: int = setting(500, "pictures per arm", least=1)
     arms: str = setting(",".join(ARMS), "comma-separated names; the default lists all")
-    steps: int | None = setting(None, "sampler steps; default: the model's own")
-    guidance: float | None = setting(None, "guidance scale; default: the model's own")
+    steps: int | None = setting(None, "sampler steps; default: the model's own", least=1)
+    guidance: float | None = setting(None, "guidance scale; default: the model's own", least=0)
     guide_shading: bool | None = setting(
         None, "whether guidance strengthens the shading channel too; default: the model's own choice"
     )
-    batch: int = setting(SamplingConfig.batch, "pictures drawn at once")
+    batch: int = setting(SamplingConfig.batch, "pictures drawn at once", least=1)
     bf16: bool = setting(False, "bf16 autocast: faster, but pictures differ by rounding")
-    seed: int = setting(0, "seed of the choice of people and of the noise")
+    seed: int = setting(0, "seed of the choice of people and of the noise", least=0, most=MAX_SEED)
     split: Literal["test", "validation"] = setting("test", "choose settings on validation, report test")
     device: str = setting("cpu", "device of pipeline and judges, for example cuda; faces are detected on the CPU")
     threads: int | None = setting(None, "torch threads")
     judge: Path | None = setting(None, "folder of a judge to use in place of the shipped one")
     second_recognizer: Path | None = setting(None, "folder of a second recognizer to use in place of the shipped one")
-
-    def __post_init__(self) -> None:
-        check_least("--images-per-arm", self.images_per_arm)
-        if self.steps is not None:
-            check_least("--steps", self.steps)
-        check_least("--batch", self.batch)
-        if self.guidance is not None:
-            check_guidance(self.guidance)
-        check_seed(self.seed)
 
     @property
     def sampling(self) -> SamplingConfig:

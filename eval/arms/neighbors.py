@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.arguments import check_least, load_model
+from eval.arguments import load_model
 from eval.judges.networks import Judge
 from eval.judges.panel import look
 from eval.reports.report import write_json
@@ -102,12 +102,9 @@ class NeighborSettings:
     images: Path = setting(help="folder of generated PNG pictures")
     data: Path = setting(help="data set that the generator was trained on")
     out: Path = setting(help="folder of neighbors.png and neighbors.json")
-    count: int = setting(100, "largest number of pictures")
+    count: int = setting(100, "largest number of pictures", least=2)
     size: int = setting(128, "side in px at which pictures are compared")
     judge: Path | None = setting(None, "judge to use in place of the shipped one")
-
-    def __post_init__(self) -> None:
-        check_least("--count", self.count, 2)
 
 
 def compare(settings: NeighborSettings) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from eval.arguments import check_least, use_device, use_threads
+from eval.arguments import use_device, use_threads
 from eval.benchmark.run import benchmark
 from eval.benchmark.synthetic import SyntheticSettings
 from faceclip.errors import ConfigError
@@ -28,19 +28,16 @@ class BenchmarkSettings:
     suite: str = setting(help="SUITE.yaml, or synthetic: renders that are made for it", path=True)
     methods: Path | None = setting(None, "METHODS.yaml; with synthetic by default what ships, and real portraits")
     out: Path = setting(help="receives pictures, results and report.html; run again to resume")
-    people: int = setting(40, "synthetic: persons, each drawn with --prompts captions of others")
-    prompts: int = setting(4, "synthetic: captions per person")
+    people: int = setting(40, "synthetic: persons, each drawn with --prompts captions of others", least=2)
+    prompts: int = setting(4, "synthetic: captions per person", least=1)
     seed: int = setting(0, "synthetic: of people, captions and noise")
-    pictures: int = setting(1, "synthetic: per person and caption")
+    pictures: int = setting(1, "synthetic: per person and caption", least=1)
     retry: bool = setting(False, "draw failed pictures again")
     draw_only: bool = setting(False, "draw and do not measure, as a helper of another process")
     device: str = setting("cpu", "of methods and networks, as cuda")
     threads: int | None = setting(None, "torch threads")
 
     def __post_init__(self) -> None:
-        check_least("--people", self.people, 2)
-        check_least("--prompts", self.prompts)
-        check_least("--pictures", self.pictures)
         if self.suite != "synthetic" and self.methods is None:
             raise ConfigError("--methods: name the file of the methods, METHODS.yaml")
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from eval.arguments import REPORT, check_least, check_seed, use_device, use_threads
+from eval.arguments import MAX_SEED, REPORT, use_device, use_threads
 from eval.hashes import pipeline_hash
 from eval.metrics.bindings import COLOURS, SMALLEST, Binding, asked_colours, binding, movement, region_colours
 from eval.reports.report import Report, write_json
@@ -135,15 +135,11 @@ class BindingSettings:
     data: Path = setting(help="data set of renders")
     out: Path = setting(help="receives results.json and report.html")
     split: str = setting("test", "whose portraits")
-    people: int = setting(40, "persons, each asked for up to three regions")
+    people: int = setting(40, "persons, each asked for up to three regions", least=1)
     steps: int | None = setting(None, "sampler steps; by default those that suit the model")
-    seed: int = setting(0, "of the noise and of the colours' order")
+    seed: int = setting(0, "of the noise and of the colours' order", least=0, most=MAX_SEED)
     device: str = setting("cpu", "of the pipeline, as cuda")
     threads: int | None = setting(None, "torch threads")
-
-    def __post_init__(self) -> None:
-        check_least("--people", self.people)
-        check_seed(self.seed)
 
 
 def compare(settings: BindingSettings) -> None:

@@ -35,7 +35,7 @@ class ReferenceSettings:
     folder: Path = setting(help="folder of photos, or of a data set")
     split: Literal["train", "validation", "test"] = setting("test", "of a data set")
     people: int | None = setting(None, "at most so many persons")
-    photos: int = setting(4, "at most so many photos of each; the first is the reference")
+    photos: int = setting(4, "at most so many photos of each; the first is the reference", least=1)
     groups: Path | None = setting(None, "CSV: person and columns of groups, for slices")
 
 
@@ -58,10 +58,10 @@ class SuiteSettings:
     origin: str = setting("", "where the reference pictures come from; required")
     references: ReferenceSettings
     prompts: PromptSettings = field(default_factory=PromptSettings)
-    pictures: int = setting(1, "per pair of reference and prompt")
-    seed: int = setting(0, "the first; picture n of every method has the same seed")
-    size: tuple[int, int] = setting((128, 128), "height and width in px")
-    failures: float = setting(0.1, "share of a method's pictures that may fail before the run stops")
+    pictures: int = setting(1, "per pair of reference and prompt", least=1)
+    seed: int = setting(0, "the first; picture n of every method has the same seed", least=0, below=2**32)
+    size: tuple[int, int] = setting((128, 128), "height and width in px", least=8, most=4096)
+    failures: float = setting(0.1, "share of a method's pictures that may fail before the run stops", least=0, below=1)
     metrics: list[str] = setting(factory=list, help="names of the registry; none: all")
     recognizers: dict[str, str] = setting(
         factory=lambda: {"recognizer": "tiny/recognizer", "second recognizer": "shipped"},
@@ -70,15 +70,6 @@ class SuiteSettings:
     models: dict[str, str] = setting(factory=dict, help="role → folder, file or hub id; see docs/metrics.md")
 
     def __post_init__(self) -> None:
-        for name, value in (("pictures", self.pictures), ("references.photos", self.references.photos)):
-            if value < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {value}")
-        if not 0 <= self.failures < 1:
-            raise ConfigError(f"failures: must be a share of at least 0 and below 1, got {self.failures}")
-        if min(self.size) < 8 or max(self.size) > 4096:
-            raise ConfigError(f"size: height and width must be between 8 and 4096 px, got {list(self.size)}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed: must be between 0 and {2**32 - 1}, got {self.seed}")
         for name in self.metrics:
             find(name)
 

@@ -5,6 +5,7 @@ python -m eval.judges.attributes data=DIR [--preset tiny] [trainer.steps=…]
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,22 +149,19 @@ def build(config: JudgeConfig) -> tuple[JudgeTask, LabelledSource]:
     return JudgeTask(model, source, directory), source
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.judges.attributes`; returns the exit status."""
-    return run_tower(
-        JudgeConfig,
-        argv,
-        package="eval.judges",
-        name="attributes",
-        build=build,
-        measure=lambda path, config: measure(Judge.from_pretrained(path), Path(config.data), "test"),
-        title="Attribute and pose judge, 64 px (evaluation only)",
-        summary=(
-            "A small residual network that reads attributes, head pose and five landmarks from a rendered "
-            "portrait. It only evaluates generated images: nothing was ever trained against it."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    JudgeConfig,
+    package="eval.judges",
+    name="attributes",
+    build=build,
+    measure=lambda path, config: measure(Judge.from_pretrained(path), Path(config.data), "test"),
+    title="Attribute and pose judge, 64 px (evaluation only)",
+    summary=(
+        "A small residual network that reads attributes, head pose and five landmarks from a rendered "
+        "portrait. It only evaluates generated images: nothing was ever trained against it."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,18 +40,15 @@ class BaseMeasurement:
     text_l: str = setting("", "text tower; '': the shipped one", path=True)
     text_g: str = setting("", "text tower; '': the shipped one", path=True)
     judge: str = setting("", "judge; '': the shipped one", path=True)
-    images: int = setting(1600, "pictures that the figures stand on")
+    images: int = setting(1600, "pictures that the figures stand on", least=1)
     guidance: float = setting(2.0, "of these pictures")
-    steps: int = setting(20, "of these pictures")
+    steps: int = setting(20, "of these pictures", least=1)
     precision: Literal["fp32", "bf16"] = setting("bf16", "bf16 products make the pictures in about half the time")
 
     def __post_init__(self) -> None:
         for name, remedy in (("export", "the export of a base"), ("data", "the data set of its card")):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: name {remedy}, as in {name}=DIR")
-        for name in ("images", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
 
 
 def measure(config: BaseMeasurement, split: str = "test") -> dict[str, Estimate]:

@@ -5,6 +5,7 @@ python -m eval.judges.second_recognizer data=DIR [--preset tiny] [trainer.steps=
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from eval.judges.networks import SecondRecognizer
@@ -50,22 +51,19 @@ def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Estimate]:
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.judges.second_recognizer`; returns the exit status."""
-    return run_tower(
-        SecondRecognizerConfig,
-        argv,
-        package="eval.judges",
-        name="second_recognizer",
-        build=build,
-        measure=measure,
-        title="Second face recognizer (residual network, 64 px; evaluation only)",
-        summary=(
-            "A small residual network of other architecture and seed than the recognizer that conditions the "
-            "generator. It only scores generated images; no training ever sees it."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    SecondRecognizerConfig,
+    package="eval.judges",
+    name="second_recognizer",
+    build=build,
+    measure=measure,
+    title="Second face recognizer (residual network, 64 px; evaluation only)",
+    summary=(
+        "A small residual network of other architecture and seed than the recognizer that conditions the "
+        "generator. It only scores generated images; no training ever sees it."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

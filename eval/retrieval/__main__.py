@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from rich.progress import Progress
 
-from eval.arguments import REPORT, check_least, check_seed, use_device
+from eval.arguments import MAX_SEED, REPORT, use_device
 from eval.hashes import pipeline_hash
 from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
@@ -131,17 +131,15 @@ class RetrievalSettings:
     )
     data: Path = setting(help="data set folder")
     out: Path = setting(help="receives results.json and report.html")
-    queries: int = setting(2000, "at most this many of each kind, spread evenly")
+    queries: int = setting(2000, "at most this many of each kind, spread evenly", least=1)
     kinds: str = setting(",".join(QUERY_KINDS), "comma-separated, of the default's")
-    seed: int = setting(0, "of the choice of queries")
+    seed: int = setting(0, "of the choice of queries", least=0, most=MAX_SEED)
     detector: bool = setting(True, "--no-detector leaves out the pass with detected faces")
     device: str = setting("cpu", "of the model, as cuda; faces are found on the CPU")
     licence: str = setting("", "of the data; required for photographs")
     origin: str = setting("", "of the data; required for photographs")
 
     def __post_init__(self) -> None:
-        check_least("--queries", self.queries)
-        check_seed(self.seed)
         if unknown := [kind for kind in self.kinds.split(",") if kind not in QUERY_KINDS]:
             raise ConfigError(f"--kinds: {unknown[0]!r} is none of {', '.join(QUERY_KINDS)}")
 

@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.arguments import REPORT, check_least, check_seed, use_threads
+from eval.arguments import MAX_SEED, REPORT, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files
 from eval.judges.panel import embed_faces
@@ -44,36 +44,26 @@ class ScaleSettings:
     """How large the galleries are, and whose embeddings stand in them."""
 
     out: Path = setting(help="receives results.json and report.html")
-    gallery: int = setting(100_000, "planted embeddings; 0: leave out cost and kinds of indexes")
-    queries: int = setting(1000, "of the planted gallery")
+    gallery: int = setting(100_000, "planted embeddings; 0: leave out cost and kinds of indexes", least=0)
+    queries: int = setting(1000, "of the planted gallery", least=1)
     width: int = setting(512, "dimensions of planted embeddings")
     per_person: int = setting(4, "planted embeddings of each person")
     likeness: float = setting(0.45, "mean cosine of two planted embeddings of a person")
     kinds: str = setting(",".join(KINDS), "comma-separated kinds of indexes; empty: none")
-    best: int = setting(10, "recall is that of so many best items")
+    best: int = setting(10, "recall is that of so many best items", least=1)
     photos: Path | None = setting(None, "folder PERSON/PHOTO.jpg, for distractors and open set")
     data: Path | None = setting(None, "data set of renders, for the same")
     recognizer: str = setting("dlib", "tower (dlib, onnx:FILE, tiny/recognizer, a folder) or shipped")
     distractors: str = setting("0,1000,10000,100000", "comma-separated numbers of distractors, growing")
-    people: int | None = setting(None, "at most so many persons of the photos or data")
+    people: int | None = setting(None, "at most so many persons of the photos or data", least=2)
     licence: str = setting("", "of the photos; required with --photos")
     origin: str = setting("", "of the photos; required with --photos")
-    seed: int = setting(0, "of everything that is drawn")
-    threads: int = setting(1, "of FAISS and torch")
+    seed: int = setting(0, "of everything that is drawn", least=0, most=MAX_SEED)
+    threads: int = setting(1, "of FAISS and torch", least=1)
     sizes: tuple[int, ...] = field(init=False, default=())
     names: tuple[IndexKind, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        for option, value, least in (
-            ("--gallery", self.gallery, 0),
-            ("--queries", self.queries, 1),
-            ("--best", self.best, 1),
-            ("--threads", self.threads, 1),
-        ):
-            check_least(option, value, least)
-        if self.people is not None:
-            check_least("--people", self.people, 2)
-        check_seed(self.seed)
         words = [word.strip() for word in self.kinds.split(",") if word.strip()]
         if unknown := [word for word in words if word not in KINDS]:
             raise ConfigError(f"--kinds: {unknown[0]!r} is none of {', '.join(KINDS)}")

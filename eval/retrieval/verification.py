@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.arguments import REPORT, check_least, check_seed, use_threads
+from eval.arguments import MAX_SEED, REPORT, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files
 from eval.judges.panel import embed_faces
@@ -167,18 +167,12 @@ class VerificationSettings:
     out: Path = setting(help="receives results.json and report.html")
     recognizer: str = setting("dlib", "tower (dlib, onnx:FILE, tiny/recognizer, a folder) or shipped")
     pairs: Path | None = setting(None, "LFW's pairs.txt; without it folds are drawn")
-    each: int = setting(300, "pairs of one person per drawn fold, and as many of two")
-    people: int | None = setting(None, "at most so many persons")
+    each: int = setting(300, "pairs of one person per drawn fold, and as many of two", least=1)
+    people: int | None = setting(None, "at most so many persons", least=2)
     licence: str = setting("", "of the photos; required")
     origin: str = setting("", "of the photos; required")
-    seed: int = setting(0, "of drawn folds and of the open set")
+    seed: int = setting(0, "of drawn folds and of the open set", least=0, most=MAX_SEED)
     threads: int | None = setting(None, "torch threads")
-
-    def __post_init__(self) -> None:
-        check_least("--each", self.each)
-        if self.people is not None:
-            check_least("--people", self.people, 2)
-        check_seed(self.seed)
 
 
 def verify(settings: VerificationSettings) -> None:

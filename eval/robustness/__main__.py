@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.arguments import REPORT, check_least, check_seed, load_model, use_device, use_threads
+from eval.arguments import MAX_SEED, REPORT, load_model, use_device, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files, read_photos, read_renders
 from eval.reports.report import write_json
@@ -48,17 +48,17 @@ class RobustnessSettings:
         "comma-separated: towers (dlib, onnx:FILE, tiny/recognizer, a folder), shipped, or joint:EXPORT, the joint "
         "embedding of a face without text",
     )
-    people: int = setting(50, "at most so many persons")
-    each: int = setting(3, "photos of each: the reference, and others in the gallery")
+    people: int = setting(50, "at most so many persons", least=2)
+    each: int = setting(3, "photos of each: the reference, and others in the gallery", least=2)
     damages: str = setting(",".join(name.partition(",")[0] for name in DAMAGES), "comma-separated kinds of damage")
     attacks: str = setting("2,4,8", "whole levels of 255 that FGSM and PGD may move a pixel; empty: no attack")
-    steps: int = setting(10, "of PGD")
+    steps: int = setting(10, "of PGD", least=1)
     model: str = setting("", "pipeline that draws from damaged references; empty: none", path=True)
-    pictures: int = setting(20, "persons of whom it draws, once per kind of damage and attack")
+    pictures: int = setting(20, "persons of whom it draws, once per kind of damage and attack", least=1)
     sampler_steps: int | None = setting(None, "of the pipeline; by default those that suit the model")
     licence: str = setting("", "of the photos; required with --photos")
     origin: str = setting("", "of the photos; required with --photos")
-    seed: int = setting(0, "of attacks and pictures")
+    seed: int = setting(0, "of attacks and pictures", least=0, most=MAX_SEED)
     device: str = setting("cpu", "of the pipeline, as cuda")
     threads: int | None = setting(None, "torch threads")
     kinds: tuple[str, ...] = field(init=False, default=())
@@ -67,11 +67,6 @@ class RobustnessSettings:
     def __post_init__(self) -> None:
         if (self.photos is None) == (self.data is None):
             raise ConfigError("--photos or --data: give one of them")
-        for option, value in (("--people", self.people), ("--each", self.each)):
-            check_least(option, value, 2)
-        check_least("--steps", self.steps)
-        check_least("--pictures", self.pictures)
-        check_seed(self.seed)
         known = {name.partition(",")[0]: name for name in DAMAGES}
         words = [word.strip() for word in self.damages.split(",") if word.strip()]
         if unknown := [word for word in words if word not in known]:

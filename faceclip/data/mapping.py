@@ -25,7 +25,7 @@ from faceclip.data.cells import (
 )
 from faceclip.data.table_files import KINDS, check_data_path
 from faceclip.errors import ConfigError, DataError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.storage.hashes import int64_hash
 
 Layout = Literal[
@@ -37,7 +37,6 @@ MASK_LAYOUT: Layout = "facecaptionmask"
 _LARGEST_WHOLE = 2.0**53  # from here on floating point rounds whole numbers: two people would become one
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
 # Beyond these a number is a slip of the keyboard that would fill the memory.
-MOST = {"shard_rows": 1_000_000, "batch_size": 65_536, "workers": 1024, "max_pixels": 4_000_000_000}
 
 
 @dataclass(kw_only=True)
@@ -82,7 +81,9 @@ class DataConfig:
     box_units: Literal["pixels", "relative"] = setting("pixels", "of data.columns.box")
     train: str = setting("train", "name of the split, or value of columns.split")
     validation: str = setting("validation", "name of the split, or value of columns.split")
-    validation_share: float = setting(0.0, "share of the persons kept for validation in place of a split of its own")
+    validation_share: float = setting(
+        0.0, "share of the persons kept for validation in place of a split of its own", least=0, most=1
+    )
     undivided: str = setting("train", "split that validation_share or columns.split divides")
     detector: str = setting("mtcnn", "mtcnn, or insightface:PACK (non-commercial, with accept_non_commercial)")
     detect_px: int = setting(
@@ -91,20 +92,30 @@ class DataConfig:
     turned: bool = setting(True, "look for faces in the other turns of photos too; false: all stand upright")
     accept_non_commercial: bool = setting(False, "allow parts whose licence forbids commercial use", resume="free")
     face: Literal["largest", "center", "only"] = setting("largest", "which of several faces, where no box says so")
-    portrait: float = setting(2.5, "side of the image tower's square in sides of the face crop; 0: the center square")
-    max_pixels: int = setting(64_000_000, "larger pictures are refused")
-    max_bad_share: float = setting(0.1, "share of unusable rows above which building stops", resume="free")
+    portrait: float = setting(
+        2.5, "side of the image tower's square in sides of the face crop; 0: the center square", least=0, most=MAX_REACH
+    )
+    max_pixels: int = setting(64_000_000, "larger pictures are refused", least=1, most=4_000_000_000)
+    max_bad_share: float = setting(
+        0.1, "share of unusable rows above which building stops", resume="free", least=0, most=1
+    )
     few_pictures: Literal["error", "drop"] = setting(
         "error",
         "what happens to persons with fewer pictures than sampling.images; in stage 2, where error keeps persons with "
         "one picture as their own reference, drop leaves these out",
     )
-    limit: int = setting(0, "read only the first rows; 0: all")
-    shard_rows: int = setting(1024, "source rows per cache shard", resume="free")
+    limit: int = setting(0, "read only the first rows; 0: all", least=0)
+    shard_rows: int = setting(1024, "source rows per cache shard", resume="free", least=1, most=1_000_000)
     batch_size: int = setting(
-        64, "rows of the frozen towers at once; the CPU takes 256 of this project's own layout", resume="free"
+        64,
+        "rows of the frozen towers at once; the CPU takes 256 of this project's own layout",
+        resume="free",
+        least=1,
+        most=65_536,
     )
-    workers: int = setting(2, "threads or processes (worker_kind) that decode and find faces", resume="free")
+    workers: int = setting(
+        2, "threads or processes (worker_kind) that decode and find faces", resume="free", least=1, most=1024
+    )
     worker_kind: Literal["threads", "processes"] = setting("threads", "what the workers are", resume="free")
     device: str = setting("cpu", "of the frozen towers", resume="free")
     verify: Literal["hashes", "sizes"] = setting(
@@ -112,18 +123,9 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("validation_share", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.{name}: a share from 0 to 1 is expected, got {getattr(self, name)}")
-        for name, most in MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(f"data.{name}: a number from 1 to {most:,} is expected, got {getattr(self, name):,}")
+        check_bounds(self, "data.")
         if self.detect_px < 0 or 0 < self.detect_px < 64:
             raise ConfigError(f"data.detect_px: 0, or 64 and more are expected, got {self.detect_px}")
-        if self.limit < 0:
-            raise ConfigError(f"data.limit: must not be negative, got {self.limit}")
-        if not 0 <= self.portrait <= MAX_REACH:
-            raise ConfigError(f"data.portrait: a number from 0 to {MAX_REACH} is expected, got {self.portrait}")
         for name in ("path", "images", "masks"):
             check_data_path(getattr(self, name), f"data.{name}")
         if self.masks and self.layout != MASK_LAYOUT:

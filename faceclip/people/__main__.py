@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from faceclip.data.worker_pool import usable_cores
-from faceclip.errors import ConfigError
 from faceclip.people.framing import Framing
 from faceclip.people.generate import generate
 from faceclip.people.plan import Request, default_splits
@@ -27,12 +26,8 @@ class PeopleSettings:
     seed: int = setting(0, "of all people and portraits")
     framing: Framing = setting("bust", "how much of a person is seen")
     splits: tuple[int, int, int] | None = setting(None, "people for training, validation and test; null: 84, 4, 12 %")
-    workers: int = setting(factory=usable_cores, help="processes that render")
+    workers: int = setting(factory=usable_cores, help="processes that render", least=1)
     quiet: bool = setting(False, "no progress bar")
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ConfigError(f"--workers must be at least 1, got {self.workers}")
 
     def request(self) -> Request:
         """What the data set consists of. Raises ConfigError for numbers that do not go together."""

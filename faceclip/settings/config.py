@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from faceclip.errors import ConfigError
-from faceclip.settings.fields import LONGEST_KEY, about, clipped, is_required, options, type_hints
+from faceclip.settings.fields import LONGEST_KEY, about, check_bounds, clipped, is_required, options, type_hints
 from faceclip.settings.help import describe
 from faceclip.settings.values import check_finite, coerce, from_text, shown
 from faceclip.settings.yaml_text import parse_yaml, read_yaml
@@ -111,6 +111,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, prefix: str = "", flag
     config = cls(**arguments)
     for key, value in arguments.items():
         check_finite(value, spelt(f"{prefix}{key}"))
+    check_bounds(config, f"--{prefix}" if flags else prefix)
     return config
 
 

@@ -7,10 +7,14 @@ A field without `setting` has no help text and is compared on resume.
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from operator import ge, gt, le, lt
 from typing import Any, Literal
+
+from faceclip.errors import ConfigError
 
 Resume = Literal["compared", "free"]
 LONGEST_KEY = 100  # characters of a key in a message
@@ -25,6 +29,7 @@ class About:
     resume: Resume = "compared"
     path: bool = False
     positional: bool = False
+    bounds: tuple[tuple[str, float | None, Callable[[float, float], bool]], ...] = ()
 
 
 def setting(
@@ -35,6 +40,10 @@ def setting(
     resume: Resume = "compared",
     path: bool = False,
     positional: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """Declares a dataclass field with its documentation.
 
@@ -45,8 +54,12 @@ def setting(
             nothing about the weights, or what it names is compared by its hash.
         path: the text names a file or folder, so that a leading `~` stands for the home folder.
         positional: the command line takes the value without a key, in the order of such fields.
+        least, above, most, below: limits of a number, or of each number of a tuple, which `check_bounds` checks; least
+            and most are allowed values themselves.
     """
-    about = About(help=help, resume=resume, path=path, positional=positional)
+    limits = (("at least", least, ge), ("above", above, gt), ("at most", most, le), ("below", below, lt))
+    bounds = tuple(limit for limit in limits if limit[1] is not None)
+    about = About(help=help, resume=resume, path=path, positional=positional, bounds=bounds)
     return dataclasses.field(default=default, default_factory=factory, metadata={_KEY: about})
 
 
@@ -58,6 +71,23 @@ def about(field: dataclasses.Field) -> About:
 def is_required(field: dataclasses.Field) -> bool:
     """Returns whether a value must be given."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def check_bounds(config: Any, section: str = "") -> None:
+    """Raises ConfigError, which names the key, if a number of `config` is beyond the limits of its field or not finite.
+
+    section: begins the key, as "loss." or "--". None has no limits. `from_dict` checks what a command or file gives;
+    classes that code constructs too call this in `__post_init__`.
+    """
+    for field in dataclasses.fields(config):
+        name, value, bounds = field.name, getattr(config, field.name), about(field).bounds
+        for number in value if isinstance(value, tuple | list) else () if value is None else (value,):
+            key = section + (name.replace("_", "-") if section.startswith("--") else name)
+            if bounds and not math.isfinite(number):
+                raise ConfigError(f"{key}: must be finite, got {number}")
+            for words, limit, holds in bounds:
+                if not holds(number, limit):
+                    raise ConfigError(f"{key}: must be {words} {limit:,}, got {number:,}")
 
 
 def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:

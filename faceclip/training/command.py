@@ -13,7 +13,7 @@ INTERRUPTED = "interrupted; the same command resumes from the last checkpoint"
 
 
 def run_training(
-    train: Callable[[T], Result], config_class: type[T], argv: Sequence[str] | None, *, presets: Path
+    train: Callable[[T], Result], config_class: type[T], argv: Sequence[str] | None = None, *, presets: Path
 ) -> int:
     """Runs a training function like `faceclip.settings.run`; only the main process prints. Returns the exit status."""
 

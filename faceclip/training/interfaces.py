@@ -1,6 +1,5 @@
 """Interfaces between training commands and the trainer: task, configuration and result."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +90,12 @@ class TrainerConfig:
     batch. Muon steps inner matrices and kernels, and AdamW the rest (`faceclip.training.muon`).
     """
 
-    steps: int = setting(1000, "optimizer steps, each over batch_size × accumulate samples per process", resume="free")
-    batch_size: int = setting(64, "samples of a chunk per process", resume="free")
+    steps: int = setting(
+        1000, "optimizer steps, each over batch_size × accumulate samples per process", resume="free", least=1
+    )
+    batch_size: int = setting(64, "samples of a chunk per process", resume="free", least=1)
     accumulate: int = setting(
-        1, "chunks of a step: averaged, or one large batch where the loss is contrastive", resume="free"
+        1, "chunks of a step: averaged, or one large batch where the loss is contrastive", resume="free", least=1
     )
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", "muon: orthogonalized momentum for the matrices, AdamW for the rest"
@@ -102,20 +103,23 @@ class TrainerConfig:
     moments: Literal["fp32", "int8"] = setting(
         "fp32", "numbers of AdamW's moments; int8 takes 2 bytes per weight in place of 8 (no ZeRO, no muon)"
     )
-    learning_rate: float = setting(1e-3, "of AdamW after the warm-up")
-    weight_decay: float = setting(0.01, "of AdamW; biases and norms do not decay")
-    betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
-    warmup_steps: int = setting(100, "steps of linear warm-up")
+    learning_rate: float = setting(1e-3, "of AdamW after the warm-up", above=0)
+    weight_decay: float = setting(0.01, "of AdamW; biases and norms do not decay", least=0)
+    betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW", least=0, below=1)
+    warmup_steps: int = setting(100, "steps of linear warm-up", least=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "course of the rate after the warm-up")
-    min_lr_ratio: float = setting(0.0, "share of the rate that is left at the end")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to it; 0: never")
-    ema_decay: float | None = setting(None, "validate and export averaged weights; null: the weights themselves")
+    min_lr_ratio: float = setting(0.0, "share of the rate that is left at the end", least=0, most=1)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to it; 0: never", least=0)
+    ema_decay: float | None = setting(
+        None, "validate and export averaged weights; null: the weights themselves", least=0, below=1
+    )
     precision: Literal["fp32", "bf16"] = setting("fp32", "bf16 is autocast")
-    seed: int = setting(0, "of data order and every draw", resume="free")
-    log_every: int = setting(20, "optimizer steps between log lines; 0: never", resume="free")
-    validate_every: int = setting(0, "optimizer steps between validations; 0: only at the end", resume="free")
-    save_every: int = setting(500, "optimizer steps between checkpoints; 0: only at the end", resume="free")
-    keep_checkpoints: int = setting(2, "newest checkpoints that stay", resume="free")
+    # The seeds of steps and ranks, made of it, must fit 64 bits.
+    seed: int = setting(0, "of data order and every draw", resume="free", least=0, most=2**32 - 1)
+    log_every: int = setting(20, "optimizer steps between log lines; 0: never", resume="free", least=0)
+    validate_every: int = setting(0, "optimizer steps between validations; 0: only at the end", resume="free", least=0)
+    save_every: int = setting(500, "optimizer steps between checkpoints; 0: only at the end", resume="free", least=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints that stay", resume="free", least=1)
     best_metric: str | None = setting(None, "validation figure whose best export is kept in best/", resume="free")
     best_mode: Literal["max", "min"] = setting(
         "max", "whether the larger or the smaller figure is better", resume="free"
@@ -123,7 +127,9 @@ class TrainerConfig:
     resume: bool = setting(
         True, "resume from the newest checkpoint; false refuses a folder that holds any", resume="free"
     )
-    num_threads: int | None = setting(None, "torch threads of this process; null: torch decides", resume="free")
+    num_threads: int | None = setting(
+        None, "torch threads of this process; null: torch decides", resume="free", least=1
+    )
     compile: bool = setting(False, "torch.compile the training step")
     device: Literal["auto", "cpu"] = setting(
         "auto", "auto: the accelerator of this process, if any; choose GPUs by CUDA_VISIBLE_DEVICES", resume="free"
@@ -133,41 +139,15 @@ class TrainerConfig:
     )
     tracker_project: str = setting("faceclip-makeup", "project by which trackers group runs", resume="free")
     tf32: bool | None = setting(None, "float32 products on CUDA by TF32; null: with precision bf16", resume="free")
-    timeout_minutes: float = setting(30.0, "how long processes wait for each other before they give up", resume="free")
+    timeout_minutes: float = setting(
+        30.0, "how long processes wait for each other before they give up", resume="free", above=0
+    )
     peak_tflops: float | None = setting(
-        None, "peak of a device, for flops_percent in the log; null: a known GPU's for bf16", resume="free"
+        None, "peak of a device, for flops_percent in the log; null: a known GPU's for bf16", resume="free", above=0
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("log_every", "validate_every", "save_every", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"trainer.{name}: must not be negative, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"trainer.learning_rate: must be positive, got {self.learning_rate}")
-        for name in ("weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"trainer.{name}: must be 0 or more, got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"trainer.betas: both must be in [0, 1), got {list(self.betas)}")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise ConfigError(f"trainer.min_lr_ratio: must be from 0 to 1, got {self.min_lr_ratio}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"trainer.ema_decay: must be in [0, 1) or null, got {self.ema_decay}")
-        for name in ("timeout_minutes", "peak_tflops"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"trainer.{name}: must be positive, got {value}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"trainer.num_threads: must be at least 1 or null, got {self.num_threads}")
-        if not 0 <= self.seed < 2**32:  # the seeds of steps and ranks, made of it, must fit 64 bits
-            raise ConfigError(f"trainer.seed: must be from 0 to 4294967295, got {self.seed}")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ConfigError(f"trainer.optimizer: must be 'adamw' or 'muon', got {self.optimizer!r}")
-        if self.moments not in ("fp32", "int8"):
-            raise ConfigError(f"trainer.moments: must be 'fp32' or 'int8', got {self.moments!r}")
+        check_bounds(self, "trainer.")
         if self.device not in ("auto", "cpu"):
             raise ConfigError(
                 f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "

@@ -25,20 +25,13 @@ class AppSettings:
 
     model: str = setting("tiny", "pipeline: a folder, a hub id, or the one that ships", path=True)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every network of this machine")
-    port: int = setting(7860, "to listen on")
-    queue: int = setting(8, "drawings that may wait; further visitors are asked to come again")
-    pictures: int = setting(4, "most pictures of one drawing")
-    upload_megabytes: int = setting(20, "largest file that a visitor may send")
+    port: int = setting(7860, "to listen on", least=1, below=2**16)
+    queue: int = setting(8, "drawings that may wait; further visitors are asked to come again", least=1)
+    pictures: int = setting(4, "most pictures of one drawing", least=1)
+    upload_megabytes: int = setting(20, "largest file that a visitor may send", least=1)
     browser: bool = setting(False, "open the page in a browser")
     device: str = setting("auto", "cpu, cuda, …; auto: a GPU where there is one")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "precision of the weights")
-
-    def __post_init__(self) -> None:
-        for name in ("queue", "pictures", "upload_megabytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.port < 2**16:
-            raise ConfigError(f"--port must be a number from 1 to 65535, got {self.port}")
 
 
 def serve(settings: AppSettings) -> None:

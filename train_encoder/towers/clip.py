@@ -6,6 +6,7 @@ python -m train_encoder.towers.clip data=DIR [--preset tiny] [trainer.steps=…]
 import math
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -344,24 +345,21 @@ def load_towers(path: Path) -> dict[str, nn.Module]:
     return {name: load_strictly(kind.from_pretrained, kind, path / name) for name, kind in kinds.items()}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_encoder.towers.clip`; returns the exit status."""
-    return run_tower(
-        ClipConfig,
-        argv,
-        package="train_encoder.towers",
-        name="clip",
-        build=build,
-        measure=lambda path, config: measure(load_towers(path), Path(config.data), "test"),
-        parts=("image_tower", "text_tower_l", "text_tower_g"),
-        title="Tiny CLIP towers (image 64 px, text L-like and G-like)",
-        summary=(
-            "An image tower and two text towers of open_clip's own classes with one shared 128-d embedding, trained "
-            "together on portraits and their captions. The text towers know the words of those captions; "
-            "every other word shares one embedding."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    ClipConfig,
+    package="train_encoder.towers",
+    name="clip",
+    build=build,
+    measure=lambda path, config: measure(load_towers(path), Path(config.data), "test"),
+    parts=("image_tower", "text_tower_l", "text_tower_g"),
+    title="Tiny CLIP towers (image 64 px, text L-like and G-like)",
+    summary=(
+        "An image tower and two text towers of open_clip's own classes with one shared 128-d embedding, trained "
+        "together on portraits and their captions. The text towers know the words of those captions; "
+        "every other word shares one embedding."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ python -m train_encoder.towers.fitter data=DIR [--preset tiny] [trainer.steps=�
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -302,32 +303,27 @@ def _start_from(model: FaceFitter, folder: Path) -> None:
     model.load_state_dict(earlier.state_dict())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_encoder.towers.fitter`; returns the exit status."""
-    return run_tower(
-        FitterConfig,
-        argv,
-        package="train_encoder.towers",
-        name="fitter",
-        build=build,
-        measure=lambda path, config: measure(
-            FaceFitter.from_pretrained(path), Path(config.data), "test", detected=True
-        ),
-        title="Face fitter (3D channel)",
-        summary=(
-            "A small residual network that reads head shape, expression, pose, camera and spherical-harmonics light "
-            "from one aligned crop, so that the shading map of any reference image can be drawn."
-        ),
-        notes=(
-            "`shading_rmse` is taken over all pixels of the true face, `shading_rmse_inside` over those that the "
-            "fitted face covers too; the difference is a silhouette that lies a part of a pixel off. Crops are cut by "
-            "the portraits' true landmarks; figures called …_detected by those that MTCNN finds, without the faces "
-            "that it misses. The shipped weights began with the first 4,000 steps of a run of 22,000 with two looks at "
-            "three maps, 12 channels each; the first map and four channels were added with weights of zero, and "
-            "the command of this card went on from there (init=)."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    FitterConfig,
+    package="train_encoder.towers",
+    name="fitter",
+    build=build,
+    measure=lambda path, config: measure(FaceFitter.from_pretrained(path), Path(config.data), "test", detected=True),
+    title="Face fitter (3D channel)",
+    summary=(
+        "A small residual network that reads head shape, expression, pose, camera and spherical-harmonics light "
+        "from one aligned crop, so that the shading map of any reference image can be drawn."
+    ),
+    notes=(
+        "`shading_rmse` is taken over all pixels of the true face, `shading_rmse_inside` over those that the "
+        "fitted face covers too; the difference is a silhouette that lies a part of a pixel off. Crops are cut by "
+        "the portraits' true landmarks; figures called …_detected by those that MTCNN finds, without the faces "
+        "that it misses. The shipped weights began with the first 4,000 steps of a run of 22,000 with two looks at "
+        "three maps, 12 channels each; the first map and four channels were added with weights of zero, and "
+        "the command of this card went on from there (init=)."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

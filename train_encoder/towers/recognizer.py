@@ -5,6 +5,7 @@ python -m train_encoder.towers.recognizer data=DIR [--preset tiny] [trainer.step
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from faceclip.settings import setting
@@ -53,30 +54,27 @@ def measure(path: Path, config: RecognizerConfig) -> dict[str, Estimate]:
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_encoder.towers.recognizer`; returns the exit status."""
-    return run_tower(
-        RecognizerConfig,
-        argv,
-        package="train_encoder.towers",
-        name="recognizer",
-        build=build,
-        measure=measure,
-        title="Tiny face recognizer (ViT, 72 px)",
-        summary=(
-            "A small vision transformer of the full-size face encoder's class that maps an aligned face crop "
-            "to 64 patch tokens and a 128-d identity embedding. Trained on renders with ArcFace's margin loss "
-            "and linear readouts of the head's shape coefficients and of the person's other traits (skin, eyes, "
-            "lips, brows, freckles); it does not recognize people in photos."
-        ),
-        notes=(
-            "The shipped weights were trained in two goes: 13,000 steps on a "
-            "schedule that ended there, then resumed with trainer.steps=34000. At the end the training people are "
-            "fitted (accuracy 1.00) and validation no longer rises: more people, not more steps, come next. What is "
-            "made from this tower (the joint encoder, the generator's identity channel) must be trained again after it."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    RecognizerConfig,
+    package="train_encoder.towers",
+    name="recognizer",
+    build=build,
+    measure=measure,
+    title="Tiny face recognizer (ViT, 72 px)",
+    summary=(
+        "A small vision transformer of the full-size face encoder's class that maps an aligned face crop "
+        "to 64 patch tokens and a 128-d identity embedding. Trained on renders with ArcFace's margin loss "
+        "and linear readouts of the head's shape coefficients and of the person's other traits (skin, eyes, "
+        "lips, brows, freckles); it does not recognize people in photos."
+    ),
+    notes=(
+        "The shipped weights were trained in two goes: 13,000 steps on a "
+        "schedule that ended there, then resumed with trainer.steps=34000. At the end the training people are "
+        "fitted (accuracy 1.00) and validation no longer rises: more people, not more steps, come next. What is "
+        "made from this tower (the joint encoder, the generator's identity channel) must be trained again after it."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,7 @@ from typing import Literal
 
 from faceclip.data.frames import Framing
 from faceclip.data.mapping import MAX_REACH
-from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 
 
 @dataclass(kw_only=True)
@@ -22,19 +21,21 @@ class PhotosConfig:
     frame: Literal["square", "whole"] = setting(
         "square", "a square around the face, or the whole picture in the nearest of several shapes", resume="free"
     )
-    reach: float = setting(1.7, "side of a square divided by that of the aligned face crop", resume="free")
+    reach: float = setting(
+        1.7, "side of a square divided by that of the aligned face crop", resume="free", above=1, most=MAX_REACH
+    )
     min_side: int = setting(
-        128, "smallest shorter side of a frame in px of its photo; smaller ones are unusable rows", resume="free"
+        128,
+        "smallest shorter side of a frame in px of its photo; smaller ones are unusable rows",
+        resume="free",
+        least=1,
     )
     fitter: str = setting(
         "tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", resume="free", path=True
     )
 
     def __post_init__(self) -> None:
-        if not 1 < self.reach <= MAX_REACH:
-            raise ConfigError(f"photos.reach: more than 1, the crop, to {MAX_REACH} is expected, got {self.reach}")
-        if self.min_side < 1:
-            raise ConfigError(f"photos.min_side: must be at least 1, got {self.min_side}")
+        check_bounds(self, "photos.")
 
     def framing(self, size: int, step: int) -> Framing:
         """Returns the framing for generated pictures of `size` px, whose sides are multiples of `step`."""

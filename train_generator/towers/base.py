@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from faceclip import weights
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.folders import MANIFEST
 from faceclip.storage.hashes import module_hash
@@ -81,22 +82,18 @@ class BaseConfig(TowerConfig):
         factory=dict, help="weights of the error where a region is seen, 1 for those not named"
     )
     attribute_weight: float = setting(
-        0.0, "of the loss by a classifier of noisy latents on named attributes; 0: none of it"
+        0.0, "of the loss by a classifier of noisy latents on named attributes; 0: none of it", least=0
     )
-    feature_weight: float = setting(0.0, "of the loss on that classifier's features")
+    feature_weight: float = setting(0.0, "of the loss on that classifier's features", least=0)
     attribute_warmup: int = setting(1000, "steps up to both weights, in which the classifier learns")
     levels: LevelConfig = field(default_factory=LevelConfig)
     alignment: float = setting(
-        0.0, "weight of the distance of the UNet's middle features to the recognizer's tokens; 0: none"
+        0.0, "weight of the distance of the UNet's middle features to the recognizer's tokens; 0: none", least=0
     )
-    alignment_until: float = setting(0.6, "share of the steps with that loss")
+    alignment_until: float = setting(0.6, "share of the steps with that loss", least=0, most=1)
 
     def __post_init__(self) -> None:
-        for name in ("attribute_weight", "feature_weight", "alignment"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.alignment_until <= 1:
-            raise ConfigError(f"alignment_until: must be a share of the steps, 0 to 1, got {self.alignment_until}")
+        check_bounds(self)
         if self.feature_weight and not self.attribute_weight:
             raise ConfigError(
                 "feature_weight: its features are those of the classifier, which is trained only with "
@@ -338,22 +335,19 @@ def measure(path: Path, config: BaseConfig) -> dict[str, Estimate]:
     return {"velocity error": identity_bootstrap(values, np.asarray(source.arrays.identity))}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_generator.towers.base`; returns the exit status."""
-    return run_tower(
-        BaseConfig,
-        argv,
-        name="base",
-        build=build,
-        measure=measure,
-        parts=("unet",),
-        title="Tiny SDXL base (UNet2DConditionModel)",
-        summary=(
-            "A small text-to-image model of SDXL's class on the tiny autoencoder's latents, with both text towers "
-            "and text_time conditioning. Trained on renders of synthetic identities; it draws nothing else."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    BaseConfig,
+    name="base",
+    build=build,
+    measure=measure,
+    parts=("unet",),
+    title="Tiny SDXL base (UNet2DConditionModel)",
+    summary=(
+        "A small text-to-image model of SDXL's class on the tiny autoencoder's latents, with both text towers "
+        "and text_time conditioning. Trained on renders of synthetic identities; it draws nothing else."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from faceclip.errors import ConfigError, DataError
-from faceclip.settings import run, setting
+from faceclip.settings import check_bounds, run, setting
 
 PRESETS = Path(__file__).parent / "chains"
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -41,10 +41,10 @@ class ChainConfig:
     gpu: dict[str, list[str]] = setting(factory=dict, help="words added first with machine=gpu, such as larger batches")
     machine: Literal["cpu", "gpu"] = setting("cpu", "whose words count")
     only: list[str] = setting(factory=list, help="stages to run; []: all")
-    seconds: float = setting(0.0, "how long to run; 0: until the end")
-    grace: float = setting(60.0, "seconds that a stage has to save and end")
+    seconds: float = setting(0.0, "how long to run; 0: until the end", least=0)
+    grace: float = setting(60.0, "seconds that a stage has to save and end", least=0)
     parts: str = setting("", "folder of the finished exports in parts; '': none", path=True)
-    part_mib: float = setting(15.0, "greatest size of a part")
+    part_mib: float = setting(15.0, "greatest size of a part", above=0)
 
     def __post_init__(self) -> None:
         for key, names in (("only", self.only), ("more", list(self.more)), ("gpu", list(self.gpu))):
@@ -52,11 +52,7 @@ class ChainConfig:
                 raise ConfigError(f"{key}: no stage {', '.join(unknown)}; the stages are {', '.join(self.stages)}")
         if not self.stages:
             raise ConfigError("stages: there are none; choose a --preset or give a --config")
-        for key in ("seconds", "grace"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key}: must not be negative, got {getattr(self, key)}")
-        if self.part_mib <= 0:
-            raise ConfigError(f"part_mib: must be positive, got {self.part_mib}")
+        check_bounds(self)
 
     def words(self, name: str) -> list[str]:
         """The words of a stage."""

@@ -17,6 +17,6 @@ class TowerConfig(command.TowerConfig):
     size: int = setting(64, "side of the portraits in pixels")
 
 
-def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
+def run_tower(config_class: type[TowerConfig], argv: list[str] | None = None, **options: Any) -> int:
     """Runs `faceclip.training.towers.command.run_tower` for a tower of this folder. options: fields of its `Tower`."""
     return command.run_tower(config_class, argv, package=PACKAGE, folders=FOLDERS, **options)

@@ -8,6 +8,7 @@ Stage 2 uses it for losses on identity and named attributes, at every noise leve
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.data.blocks import kept_rows
 from faceclip.data.records import VOCABULARIES
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.shards import ShardedArray
@@ -61,14 +62,13 @@ class LatentRecognizerConfig(TowerConfig):
         1.5, "timesteps are T · u ** low_noise, u uniform; above 1 they lean to low noise, where a face is visible"
     )
     attributes: list[str] = setting(factory=lambda: list(JUDGED), help="attributes that it reads beside the identity")
-    attribute_weight: float = setting(0.3, "weight of the attributes' loss")
+    attribute_weight: float = setting(0.3, "weight of the attributes' loss", least=0)
     model: NetConfig = field(default_factory=NetConfig)
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.attributes) - set(VOCABULARIES)):
             raise ConfigError(f"attributes: {unknown} unknown; the vocabularies are {sorted(VOCABULARIES)}")
-        if self.attribute_weight < 0:
-            raise ConfigError(f"attribute_weight: must not be negative, got {self.attribute_weight}")
+        check_bounds(self)
 
 
 class IdentitySource(MapSource):
@@ -240,22 +240,19 @@ def measure(path: Path, config: LatentRecognizerConfig) -> dict[str, Estimate]:
     return figures
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_generator.towers.latent_recognizer`; returns the exit status."""
-    return run_tower(
-        LatentRecognizerConfig,
-        argv,
-        name="latent_recognizer",
-        build=build,
-        measure=measure,
-        title="Tiny latent recognizer",
-        summary=(
-            "Reads noisy latents of the tiny autoencoder and gives the embedding that the tiny face recognizer gives "
-            "the person, and the attributes of the picture, for losses of stage 2. It looks at no generated picture "
-            "when results are measured."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    LatentRecognizerConfig,
+    name="latent_recognizer",
+    build=build,
+    measure=measure,
+    title="Tiny latent recognizer",
+    summary=(
+        "Reads noisy latents of the tiny autoencoder and gives the embedding that the tiny face recognizer gives "
+        "the person, and the attributes of the picture, for losses of stage 2. It looks at no generated picture "
+        "when results are measured."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

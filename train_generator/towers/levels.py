@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from makeup_plugin.diffusion import NoiseSchedule
 
 Draw = Literal["uniform", "logit-normal"]
@@ -29,16 +29,13 @@ class LevelConfig:
         "uniform", "distribution of the noise levels; logit-normal is T · sigmoid(mean + deviation · n), n normal"
     )
     mean: float = setting(0.0, "of the logit-normal draw")
-    deviation: float = setting(1.0, "of the logit-normal draw")
-    min_snr: float = setting(0.0, "γ of the weights min(SNR, γ) / (SNR + 1) of a velocity's error; 0: none")
+    deviation: float = setting(1.0, "of the logit-normal draw", above=0)
+    min_snr: float = setting(0.0, "γ of the weights min(SNR, γ) / (SNR + 1) of a velocity's error; 0: none", least=0)
 
     def __post_init__(self) -> None:
         if self.draw not in get_args(Draw):
             raise ConfigError(f"levels.draw: must be one of {', '.join(get_args(Draw))}, got {self.draw!r}")
-        if self.deviation <= 0:
-            raise ConfigError(f"levels.deviation: must be positive, got {self.deviation}")
-        if self.min_snr < 0:
-            raise ConfigError(f"levels.min_snr: must not be negative, got {self.min_snr}")
+        check_bounds(self, "levels.")
 
 
 def draw_timesteps(config: LevelConfig, count: int, total: int, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
@@ -68,23 +69,23 @@ class VaeConfig(TowerConfig):
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     kl: float = setting(1e-5, "weight of the prior")
     gradient: float = setting(1.0, "weight of the difference of image gradients")
-    tokens: float = setting(0.0, "weight of the distance of the face tokens that the recognizer sees")
-    identity: float = setting(0.0, "weight of the distance of the identities that it sees")
+    tokens: float = setting(0.0, "weight of the distance of the face tokens that the recognizer sees", least=0)
+    identity: float = setting(0.0, "weight of the distance of the identities that it sees", least=0)
     window: int = setting(0, "px of the random part of each portrait that is trained on; 0: all of it")
     region_weights: dict[str, float] = setting(
         factory=dict, help="weights of pixels that show a region, 1 for those not named"
     )
     balance: float = setting(
-        0.0, "0 … 1: how far the export's latent channels are brought to one variance; 0: not at all", resume="free"
+        0.0,
+        "0 … 1: how far the export's latent channels are brought to one variance; 0: not at all",
+        resume="free",
+        least=0,
+        most=1,
     )
     decoder_only: bool = setting(False, "train the decoder of `init` alone; its latents stay as they are")
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "identity"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.balance <= 1:
-            raise ConfigError(f"balance: must be a share, 0 to 1, got {self.balance}")
+        check_bounds(self)
         if self.decoder_only and (not self.init or self.balance):
             raise ConfigError("decoder_only: needs init, the export whose latents stay as they are, and no balance")
         cell = 2 ** (len(self.model.widths) - 1)
@@ -318,21 +319,18 @@ def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:
     return {"PSNR (dB)": identity_bootstrap(psnr(model, test.images), np.asarray(test.identity))}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m train_generator.towers.vae`; returns the exit status."""
-    return run_tower(
-        VaeConfig,
-        argv,
-        name="vae",
-        build=build,
-        measure=measure,
-        title="Tiny autoencoder (AutoencoderKL)",
-        summary=(
-            "A small autoencoder of SDXL's class, from portraits to latents and back; config.json has its sizes. "
-            "Trained on renders of synthetic identities; it is not meant for photos."
-        ),
-    )
-
+main = partial(
+    run_tower,
+    VaeConfig,
+    name="vae",
+    build=build,
+    measure=measure,
+    title="Tiny autoencoder (AutoencoderKL)",
+    summary=(
+        "A small autoencoder of SDXL's class, from portraits to latents and back; config.json has its sizes. "
+        "Trained on renders of synthetic identities; it is not meant for photos."
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

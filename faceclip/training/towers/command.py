@@ -81,7 +81,7 @@ def presets_of(package: str) -> Path:
     return Path(str(resources.files(package))) / "presets"
 
 
-def run_tower(config_class: type[TowerConfig], argv: list[str] | None, **options: Any) -> int:
+def run_tower(config_class: type[TowerConfig], argv: list[str] | None = None, **options: Any) -> int:
     """Runs `train_tower`, or after `--measure` `measure_again`, for `Tower(**options)` as a command.
 
     Prints the figures, or one line for a user's error, and returns the exit status.

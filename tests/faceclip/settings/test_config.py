@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 from faceclip.training import TrainerConfig, from_dict, parse_config, to_dict
 from train_encoder.config import EncoderConfig
 
@@ -76,6 +76,33 @@ def test_dict_round_trip() -> None:
 def test_errors_name_the_key(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(Outer, [word])
+
+
+@dataclass(kw_only=True)
+class Limited:
+    seed: int = setting(0, "least and below", least=0, below=4)
+    share_of_all: float | None = setting(None, "above and most", above=0, most=1)
+    sides: tuple[int, int] = setting((8, 8), "each of them", least=8)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["seed=-1"], "--seed"),
+        (["seed=4"], "--seed"),
+        (["share_of_all=0"], "--share-of-all"),
+        (["share_of_all=1.1"], "--share-of-all"),
+        (["sides=[9,7]"], "--sides"),
+    ],
+)
+def test_limits_of_numbers(words: list[str], key: str) -> None:
+    for flags in (True, False):
+        with pytest.raises(ConfigError, match=f"^{key if flags else words[0].partition('=')[0]}: must be "):
+            parse_config(Limited, words, flags=flags)
+    for inside in (["seed=3", "share_of_all=1"], ["share_of_all=1e-9", "sides=[8,9]"]):
+        parse_config(Limited, inside)
+    with pytest.raises(ConfigError, match=r"^part\.share_of_all: must be finite"):
+        check_bounds(Limited(share_of_all=float("inf")), "part.")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
