@@ -11,120 +11,67 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from faceclip.data.blocks import Block, SourceBlocks, check_writable, usable
+from faceclip.data.blocks import Block, SourceBlocks, usable
 from faceclip.data.mapping import DataConfig
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.record_shards import (
+    SplitBuilder,
     check_same_rows,
     cut_strangers,
-    first_outdated,
     known_landmarks,
     made_of,
     named_pictures,
-    read_position,
 )
 from faceclip.data.recorded import record_fields, unpack_texts
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import open_source
-from faceclip.errors import DataError, EmptyDatasetError
-from faceclip.storage.files import write_json
 from faceclip.storage.hashes import short_key
 from faceclip.storage.shards import ShardFolder
 from faceclip.training.progress import bar
 from train_encoder.frozen import FrozenTowers
 from train_encoder.towers_io import Towers
 
-KINDS = ("records", "faces", "images", "captions")
 
-
-class FeatureBuilder:
-    """Builds the cache of one split of a source. Callers hold the cache's lock from here to the end of `build`.
-
-    Raises DataError if the source, the split or a mapped column is missing.
-    """
+class FeatureBuilder(SplitBuilder):
+    """Builds the cache of one split of a source. Raises DataError if the source, the split or a mapped column is
+    missing."""
 
     def __init__(self, config: DataConfig, split: str, towers: Towers, cache: Path) -> None:
-        self.config, self.split, self.cache = config, split, cache
         self.frozen = FrozenTowers(towers=towers, device=config.device, batch=config.batch_size)
-        self.blocks = SourceBlocks(
+        blocks = SourceBlocks(
             config,
             open_source(config, split, cache / "digests.json"),
             crop_size=towers.recognizer.config.image_size,
             picture_size=towers.image.config.image_size,
             cache=cache,
         )
-        self.source, self.reader = self.blocks.source, self.blocks.reader
-        crop, picture = self.reader.cutting
-        facts = [*self.blocks.facts, config.limit, config.shard_rows]
+        crop, picture = blocks.reader.cutting
+        facts = [*blocks.facts, config.limit, config.shard_rows]
         done = {"faces": crop, "images": picture, "captions": "plain"}
-        self.about: dict[str, dict[str, Any]] = {
-            kind: {"model": model, "preprocessing": done[kind]} for kind, model in self.frozen.hashes().items()
-        }
-        self.about["records"] = {"source": config.path, "split": split, "facts": facts}
-        records = short_key("records 2", *facts)
-        self.keys = {kind: short_key(kind, records, *map(str, self.about[kind].values())) for kind in KINDS[1:]}
-        self.keys["records"] = records
-        self.report = cache / f"{split}-report-{records}.json"
+        about: dict[str, dict[str, Any]] = {"records": {"source": config.path, "split": split, "facts": facts}}
+        keys = {"records": short_key("records 2", *facts)}
+        for kind, model in self.frozen.hashes().items():
+            about[kind] = {"model": model, "preprocessing": done[kind]}
+            keys[kind] = short_key(kind, keys["records"], *map(str, about[kind].values()))
+        super().__init__(blocks, split, cache, stem=split, keys=keys, about=about)
 
-    def build(self, *, writable: bool = True) -> dict[str, ShardFolder]:
-        """Builds the missing shards, prints how many rows were rejected, and returns the folders by kind.
+    def fill(self, folders: Mapping[str, ShardFolder]) -> None:
+        with self.frozen.placed():
+            self._build_pictures(folders)
+            self._build_captions(folders)
 
-        writable: false if the cache can only be read. Raises TooManyBadRecordsError; DataError for a damaged shard, a
-        source that changed meanwhile, or missing shards that cannot be written; and EmptyDatasetError if no row is
-        usable.
-        """
-        folders = {
-            kind: ShardFolder(self.cache / f"{self.split}-{kind}-{self.keys[kind]}", self.about[kind]) for kind in KINDS
-        }
-        self._drop_outdated(folders)
-        cut_strangers(*folders.values())
-        fresh = not all(folder.complete for folder in folders.values())
-        if fresh:
-            check_writable(writable, self.cache, f"{self.source.name}, split {self.split},")
-            with self.frozen.placed():
-                self._build_pictures(folders)
-                self._build_captions(folders)
-        counts = self._counts(folders["records"])
-        counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
-        if fresh:
-            cut = sum(entry["cut"] for entry in folders["captions"].entries)
-            counts.write(self.report, self.source.name, captions_cut=cut)
-            words = f"; {cut:,} captions are longer than the text tower reads, their ends are lost" if cut else ""
-            print(f"{self.split}: {counts}{words}; report {self.report}", flush=True)
-        if counts.rows == counts.bad:
-            raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
-        return folders
-
-    def _drop_outdated(self, folders: Mapping[str, ShardFolder]) -> None:
-        """Drops the shards from the first one whose pictures, named by path, were added, removed or replaced since."""
-        number = first_outdated(folders["records"], self.reader, hashes=self.config.verify == "hashes")
-        if number is None:
-            return
-        print(
-            f"{self.split}: pictures changed since the cache was built; it is built again from row "
-            f"{number * self.config.shard_rows} on",
-            flush=True,
-        )
-        for kind in KINDS:
-            folders[kind].cut(number)
-
-    def _counts(self, records: ShardFolder) -> RejectCounts:
-        counts = RejectCounts()
-        for entry in records.entries:
-            counts.merge(entry["rejected"])
-        return counts
+    def remarks(self, folders: Mapping[str, ShardFolder]) -> tuple[dict[str, int], str]:
+        cut = sum(entry["cut"] for entry in folders["captions"].entries)
+        words = f"; {cut:,} captions are longer than the text tower reads, their ends are lost" if cut else ""
+        return {"captions_cut": cut}, words
 
     def _build_pictures(self, folders: Mapping[str, ShardFolder]) -> None:
         """Builds the missing shards of records, faces and images, block by block."""
-        parts = [folders[kind] for kind in ("records", "faces", "images")]
-        cut_strangers(*parts)
+        parts = records, faces, images = [folders[kind] for kind in ("records", "faces", "images")]
         if all(folder.complete for folder in parts):
             return
-        records, faces, images = parts
-        first = min(map(len, parts))
-        resume = self.cache / f"{self.split}-position-{self.keys['records']}.json"
-        counts = self._counts(records)
-        for block in self.blocks.read(first, read_position(resume, first), f"{self.split} pictures"):
+        counts = self.counts(records)
+        for block in self.missing_blocks(parts, counts):
             number = block.number
             if number < len(records):
                 records.verify(number)
@@ -137,16 +84,6 @@ class FeatureBuilder:
             if number >= len(images):
                 pictures = [portrait.picture for portrait in portraits]
                 images.append(self.frozen.images(pictures), **made_of(records, number))
-            if (position := self.source.position()) is not None:
-                write_json(resume, {"block": number + 1, "position": position}, alone=True)
-            block.done()
-            counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=False)
-        if len({len(folder) for folder in parts}) > 1:
-            raise DataError(f"{self.source.name} ended early: the cache holds more rows; delete {records.folder}")
-        for folder in parts:
-            folder.finish()
-        resume.unlink(missing_ok=True)
-        resume.with_name(f".{resume.name}.tmp").unlink(missing_ok=True)  # of a build killed while writing it
 
     def _known(self, block: Block, records: ShardFolder) -> list[FoundPortrait]:
         """Cuts the portraits of a block whose records are written, by the landmarks in these."""

@@ -8,7 +8,6 @@ not kept.
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,28 +18,25 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from faceclip.data.blocks import Block, SourceBlocks, check_writable, usable
+from faceclip.data.blocks import Block, SourceBlocks, usable
 from faceclip.data.cells import RejectedRecord
 from faceclip.data.frames import Framing
 from faceclip.data.mapping import DataConfig
 from faceclip.data.photo_rows import fitter_hash, load_fitter
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.record_shards import (
+    SplitBuilder,
     check_same_rows,
     cut_strangers,
-    first_outdated,
     known_landmarks,
     made_of,
     named_pictures,
-    read_position,
 )
 from faceclip.data.recorded import record_fields
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import open_source
 from faceclip.encoder import FaceCLIP
-from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.faces.align import CROP_SIZE
-from faceclip.storage.files import write_json
 from faceclip.storage.hashes import module_hash, short_key
 from faceclip.storage.ragged import pack
 from faceclip.storage.shards import ShardFolder
@@ -52,7 +48,6 @@ from train_generator.streamed.maps import FIT_REACH, FIT_SIZE, frame_maps
 from train_generator.towers.latents import load_vae, weights_hash
 from train_generator.towers.vae import encode_mean
 
-KINDS = ("frames", "references", "latents")
 Fields = dict[str, NDArray]
 
 
@@ -95,15 +90,11 @@ class Networks:
         return [found[row] for row in range(len(frames))]
 
 
-class StreamBuilder:
-    """Builds the shards of one split. Callers hold the cache's lock from here to the end of `build`.
-
-    Raises DataError if the source, the split or a mapped column is missing.
-    """
+class StreamBuilder(SplitBuilder):
+    """Builds the shards of one split. Raises DataError if the source, the split or a mapped column is missing."""
 
     def __init__(self, config: DataConfig, split: str, framing: Framing, networks: Networks, cache: Path) -> None:
-        self.config, self.split, self.networks, self.cache = config, split, networks, cache
-        self.blocks = SourceBlocks(
+        blocks = SourceBlocks(
             replace(config, portrait=FIT_REACH),
             open_source(config, split, cache / "digests.json"),
             crop_size=CROP_SIZE,
@@ -111,72 +102,27 @@ class StreamBuilder:
             cache=cache,
             framing=framing,
         )
-        self.source = self.blocks.source
-        self.fitter = load_fitter(networks.fitter)
-        facts = [*self.blocks.facts, config.limit, config.shard_rows, repr(framing), fitter_hash(self.fitter), FIT_SIZE]
+        self.networks, self.fitter = networks, load_fitter(networks.fitter)
+        fitting = repr(framing), fitter_hash(self.fitter), str(FIT_SIZE)
+        facts = [str(fact) for fact in (*blocks.facts, config.limit, config.shard_rows, *fitting)]
         models = {
             "references": [module_hash(networks.encoder.face_encoder), module_hash(networks.image_tower)],
             "latents": [weights_hash(networks.vae)],
         }
-        self.about: dict[str, dict[str, Any]] = {kind: {"models": models[kind]} for kind in models}
-        look = short_key(repr(framing), fitter_hash(self.fitter), str(FIT_SIZE))
-        self.about["frames"] = {"source": config.path, "split": split, "facts": list(map(str, facts)), "look": look}
-        frames = short_key("stage 2 frames 1", *map(str, facts))
-        self.keys = {kind: short_key(kind, frames, *models[kind]) for kind in models} | {"frames": frames}
-        self.report = cache / f"{split}-stage2-report-{frames}.json"
+        frames = {"source": config.path, "split": split, "facts": facts, "look": short_key(*fitting)}
+        about: dict[str, dict[str, Any]] = {"frames": frames}
+        about |= {kind: {"models": found} for kind, found in models.items()}
+        keys = {"frames": short_key("stage 2 frames 1", *facts)}
+        keys |= {kind: short_key(kind, keys["frames"], *found) for kind, found in models.items()}
+        super().__init__(blocks, split, cache, stem=f"{split}-stage2", keys=keys, about=about)
 
-    def build(self, *, writable: bool = True) -> dict[str, ShardFolder]:
-        """Builds the missing shards, prints how many rows were rejected, and returns the folders by kind.
-
-        writable: false if the cache can only be read. Raises TooManyBadRecordsError; DataError for a damaged shard, a
-        source that changed meanwhile, or missing shards that cannot be written; and EmptyDatasetError if no row is
-        usable.
-        """
-        folders = {
-            kind: ShardFolder(self.cache / f"{self.split}-stage2-{kind}-{self.keys[kind]}", self.about[kind])
-            for kind in KINDS
-        }
-        old = first_outdated(folders["frames"], self.blocks.reader, hashes=self.config.verify == "hashes")
-        if old is not None:
-            print(f"{self.split}: pictures changed; built again from row {old * self.config.shard_rows} on", flush=True)
-            for folder in folders.values():
-                folder.cut(old)
-        cut_strangers(folders["frames"], folders["references"], folders["latents"])
-        counts = RejectCounts()
-        for entry in folders["frames"].entries:
-            counts.merge(entry["rejected"])
-        fresh = not all(folder.complete for folder in folders.values())
-        if fresh:
-            check_writable(writable, self.cache, f"{self.source.name}, split {self.split},")
-            with ExitStack() as stack:
-                towers = (self.networks.encoder.face_encoder, self.networks.image_tower)
-                stack.enter_context(lying_on(accelerator(), *towers))
-                pool = stack.enter_context(ThreadPoolExecutor(self.config.workers))
-                self._build(folders, counts, pool)
-        counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=True)
-        if fresh:
-            counts.write(self.report, self.source.name)
-            print(f"{self.split}: {counts}; report {self.report}", flush=True)
-        if counts.rows == counts.bad:
-            raise EmptyDatasetError(f"{self.source.name}, split {self.split}: no usable row; see {self.report}")
-        return folders
-
-    def _build(self, folders: Mapping[str, ShardFolder], counts: RejectCounts, pool: ThreadPoolExecutor) -> None:
-        frames, references, latents = (folders[kind] for kind in KINDS)
-        first = min(map(len, folders.values()))
-        resume = self.cache / f"{self.split}-stage2-position-{self.keys['frames']}.json"
-        for block in self.blocks.read(first, read_position(resume, first), f"{self.split} pictures"):
-            self._block(block, frames, references, latents, counts, pool)
-            if (position := self.source.position()) is not None:
-                write_json(resume, {"block": block.number + 1, "position": position}, alone=True)
-            block.done()
-            counts.check(self.config.max_bad_share, self.report, self.source.name, at_end=False)
-        if len({len(folder) for folder in folders.values()}) > 1:
-            raise DataError(f"{self.source.name} ended early: the cache holds more rows; delete {frames.folder}")
-        for folder in folders.values():
-            folder.finish()
-        resume.unlink(missing_ok=True)
-        resume.with_name(f".{resume.name}.tmp").unlink(missing_ok=True)  # of a build killed while writing it
+    def fill(self, folders: Mapping[str, ShardFolder]) -> None:
+        parts = frames, references, latents = list(folders.values())
+        counts = self.counts(frames)
+        towers = (self.networks.encoder.face_encoder, self.networks.image_tower)
+        with lying_on(accelerator(), *towers), ThreadPoolExecutor(self.config.workers) as pool:
+            for block in self.missing_blocks(parts, counts):
+                self._block(block, frames, references, latents, counts, pool)
 
     def _block(
         self,

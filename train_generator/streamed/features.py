@@ -8,7 +8,7 @@ from faceclip.data.recorded import rows_of_split
 from faceclip.storage.locks import locked_cache
 from faceclip.storage.ragged import RaggedRows
 from train_generator.reference_features import ReferenceFeatures
-from train_generator.streamed.build import KINDS, Networks, StreamBuilder
+from train_generator.streamed.build import Networks, StreamBuilder
 from train_generator.streamed.portraits import Latents, StreamedPortraits
 
 
@@ -24,7 +24,7 @@ def streamed_features(
         builder = StreamBuilder(data, data.undivided if divided else getattr(data, split), framing, networks, cache)
         folders = builder.build(writable=writable)
     hashes = data.verify == "hashes"
-    frames, references, _ = (folders[kind].open(hashes=hashes) for kind in KINDS)
+    frames, references, _ = (folder.open(hashes=hashes) for folder in folders.values())
     rows = rows_of_split(data, split, frames, pictures=2, pairs=False)
     portraits = StreamedPortraits(folders["frames"], frames, rows)
     latents = folders["latents"]
