@@ -29,17 +29,6 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def use_device(name: str) -> torch.device:
-    """The device of `--device`. Raises ConfigError for a name that torch does not know, and for an absent one."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # torch says by all of these that a device is unknown, not compiled in, or not there.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {name} cannot be used ({str(error).splitlines()[0]}): give cpu") from error
-    return device
-
-
 def load_model(kind: type[M], directory: Path, where: str) -> M:
     """A network of ours from its folder, in evaluation mode.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from faceclip.errors import ConfigError
+from faceclip.towers.placement import accelerator, named_device
 
 if TYPE_CHECKING:
     from makeup_plugin.pipeline import FaceMakeUpPipeline
@@ -32,23 +32,8 @@ def load_pipeline(
     """
     from makeup_plugin.pipeline import FaceMakeUpPipeline
 
-    place = named_device(device)
+    place = accelerator() if device == "auto" else named_device(device, "device")
     pipeline = FaceMakeUpPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(place)
     if not progress:
         pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def named_device(device: str) -> torch.device:
-    """The device of that name. Raises ConfigError where torch cannot use it."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    # torch says by all of these that a device is unknown, not compiled in, or not there.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}): give cpu") from error
-    if place.type == "meta":
-        raise ConfigError("device 'meta' computes nothing: give cpu")
-    return place

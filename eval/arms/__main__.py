@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from eval.arguments import MAX_SEED, check_export, use_device, use_threads
+from eval.arguments import MAX_SEED, check_export, use_threads
 from eval.arms.arms import SamplingConfig
 from eval.arms.page import RULES, add_sections, first_examples
 from eval.arms.plan import ARMS, select_arms
@@ -17,6 +17,7 @@ from eval.arms.run import evaluate, to_json
 from eval.reports.report import Report, write_json
 from eval.reports.sheet import save_sheet
 from faceclip.settings import run, setting
+from faceclip.towers.placement import named_device
 from faceclip.training.checkpoints import make_folder
 from makeup_plugin.marking.provenance import sheet_record
 from makeup_plugin.saving.shipped import is_shipped
@@ -72,7 +73,7 @@ def generate_and_judge(settings: BenchmarkSettings) -> None:
     check_folders(settings)
     arms = select_arms(settings.arms)
     use_threads(settings.threads)
-    device = use_device(settings.device)
+    device = named_device(settings.device, "--device")
     make_folder(settings.out, "--out ", ("run.json", "images"))
     result = evaluate(
         settings.model,

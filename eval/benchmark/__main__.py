@@ -7,18 +7,18 @@ The same command resumes an interrupted run, and several processes with the same
 form renders its references and draws them with what ships.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from eval.arguments import use_device, use_threads
+from eval.arguments import use_threads
 from eval.benchmark.run import benchmark
 from eval.benchmark.synthetic import SyntheticSettings
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 from faceclip.storage.places import check_place
+from faceclip.towers.placement import named_device
 
 
 @dataclass(kw_only=True)
@@ -45,10 +45,7 @@ class BenchmarkSettings:
 def compare(settings: BenchmarkSettings) -> None:
     """Draws, measures, writes the report and prints where it is."""
     use_threads(settings.threads)
-    device = settings.device
-    if device == "cuda" and "LOCAL_RANK" in os.environ:  # of `accelerate launch` and torchrun
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    use_device(device)
+    device = str(named_device(settings.device, "--device"))
     check_place(settings.out, "--out ", ("run.json", "data/request.json", ".claim.lock"))
     synthetic = SyntheticSettings(
         people=settings.people, prompts=settings.prompts, pictures=settings.pictures, seed=settings.seed

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from eval.arguments import MAX_SEED, REPORT, use_device, use_threads
+from eval.arguments import MAX_SEED, REPORT, use_threads
 from eval.hashes import pipeline_hash
 from eval.metrics.bindings import COLOURS, SMALLEST, Binding, asked_colours, binding, movement, region_colours
 from eval.reports.report import Report, write_json
@@ -29,6 +29,7 @@ from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError
 from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
+from faceclip.towers.placement import named_device
 from faceclip.training.checkpoints import make_folder
 from makeup_plugin.loading import load_pipeline
 
@@ -145,7 +146,7 @@ class BindingSettings:
 def compare(settings: BindingSettings) -> None:
     """Draws, measures, writes the report and prints the figures."""
     use_threads(settings.threads)
-    use_device(settings.device)
+    named_device(settings.device, "--device")
     pipeline = load_pipeline(settings.model, device=settings.device, progress=False)
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(settings.data, settings.split, size=size)

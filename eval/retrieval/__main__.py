@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from rich.progress import Progress
 
-from eval.arguments import MAX_SEED, REPORT, use_device
+from eval.arguments import MAX_SEED, REPORT
 from eval.hashes import pipeline_hash
 from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
@@ -25,6 +25,7 @@ from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.retrieval.labels import labels_of
 from faceclip.retrieval.queries import QUERY_KINDS, QueryKind, build_queries
 from faceclip.settings import run, setting
+from faceclip.towers.placement import named_device
 from faceclip.training.checkpoints import make_folder
 
 COMPOSED: QueryKind = "face+text"
@@ -146,7 +147,7 @@ class RetrievalSettings:
 
 def search_and_report(settings: RetrievalSettings) -> None:
     """Evaluates, writes the results and the report, and prints the figures."""
-    device = use_device(settings.device)
+    device = named_device(settings.device, "--device")
     make_folder(settings.out, "--out ", REPORT)
     model = RetrievalModel.from_pretrained(settings.model, device)
     test = load_arrays(settings.data, "test", labelled=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.arguments import MAX_SEED, REPORT, load_model, use_device, use_threads
+from eval.arguments import MAX_SEED, REPORT, load_model, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files, read_photos, read_renders
 from eval.reports.report import write_json
@@ -30,6 +30,7 @@ from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 from faceclip.statistics import Estimate
 from faceclip.storage.hashes import module_hash
+from faceclip.towers.placement import named_device
 from faceclip.training.checkpoints import make_folder
 from makeup_plugin.loading import load_pipeline
 
@@ -107,7 +108,7 @@ def drawn_conditions(wanted: list[Condition]) -> list[Condition]:
 def measure(settings: RobustnessSettings) -> None:
     """Measures, writes results and report, and prints the figures."""
     use_threads(settings.threads)
-    use_device(settings.device)
+    named_device(settings.device, "--device")
     terms = data_terms(settings.data is not None, settings.licence, settings.origin)
     names = [name.strip() for name in settings.recognizers.split(",") if name.strip()]
     recognizers, facts = {}, {}

@@ -12,7 +12,7 @@ from eval.judges.panel import embed_faces
 from eval.robustness.attacks import ATTACKS, attack_photos
 from eval.robustness.damages import DAMAGES
 from faceclip.errors import EmptyDatasetError
-from faceclip.faces.batches import FacePoints, detected_faces
+from faceclip.faces.batches import detected_faces, labelled_faces
 from faceclip.statistics import Estimate, first_right_rank, identity_bootstrap
 
 Recognizers = Mapping[str, tuple[Callable[[Tensor], Tensor], int]]
@@ -102,8 +102,8 @@ class Yardstick:
         self.clean: dict[str, NDArray[np.float32]] = {}
         self.gallery: dict[str, NDArray[np.float32]] = {}
         for name, (embed, size) in recognizers.items():
-            self.clean[name] = embed_faces(embed, size, subjects.images, _known(subjects.landmarks))
-            self.gallery[name] = embed_faces(embed, size, subjects.gallery, _known(subjects.gallery_landmarks))
+            self.clean[name] = embed_faces(embed, size, subjects.images, labelled_faces(subjects.landmarks))
+            self.gallery[name] = embed_faces(embed, size, subjects.gallery, labelled_faces(subjects.gallery_landmarks))
 
     def measure(self, condition: Condition, pictures: Sequence[NDArray[np.uint8]]) -> list[Kept]:
         """The figures of pictures, one per person, whose faces are looked for anew."""
@@ -127,7 +127,3 @@ class Yardstick:
                 )
             )
         return found
-
-
-def _known(landmarks: NDArray[np.float32]) -> FacePoints:
-    return FacePoints(landmarks=landmarks, found=np.ones(len(landmarks), bool))

@@ -61,14 +61,11 @@ def read_settings(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """
     remedy = "save or fetch it again"
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_SETTINGS + 1)
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {remedy}") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise CheckpointError(f"{path} cannot be read ({error}); {remedy}") from error
-    if len(data) > MAX_SETTINGS:
-        raise CheckpointError(f"{path} is larger than {MAX_SETTINGS:,} bytes, which no settings are; {remedy}")
     try:
         content = json.loads(data)
         _check_numbers(content, "", infinite)

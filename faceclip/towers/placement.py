@@ -17,21 +17,22 @@ def accelerator() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
-def named_device(device: str) -> torch.device:
-    """The device that `data.device` names; "cuda" is this process' own GPU under a launcher.
+def named_device(device: str, key: str = "data.device") -> torch.device:
+    """The device of that name; "cuda" is this process' own GPU under a launcher.
 
-    Raises ConfigError if there is no such device.
+    Raises ConfigError, which names the `key`, if there is no such device.
     """
     rank = os.environ.get("LOCAL_RANK")
     try:
         found = torch.device(f"cuda:{rank}" if device == "cuda" and rank else device)
         if found.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"data.device={device}: PyTorch finds no CUDA device here; set data.device=cpu")
+            raise ConfigError(f"{key}={device}: PyTorch finds no CUDA device here; set {key}=cpu")
         if found.type == "meta":
-            raise ConfigError(f"data.device={device}: this device computes nothing; cpu or cuda, for instance")
+            raise ConfigError(f"{key}={device}: this device computes nothing; cpu or cuda, for instance")
         torch.empty(0, device=found)
+    # torch says by all of these that a device is unknown, not compiled in, or not there.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"data.device={device}: no such device; cpu or cuda, for instance") from error
+        raise ConfigError(f"{key}={device}: no such device; cpu or cuda, for instance") from error
     return found
 
 

@@ -38,7 +38,7 @@ from train_generator.loading import load_frozen
 from train_generator.towers.alignment import Alignment, middle_features, portrait_tokens, tokens_in_place
 from train_generator.towers.attributes import LatentClassifier
 from train_generator.towers.command import TowerConfig, run_tower
-from train_generator.towers.frozen import recognizer_at
+from train_generator.towers.frozen import recognizer_at, start_from
 from train_generator.towers.latent_source import LatentSource
 from train_generator.towers.latents import weights_hash
 from train_generator.towers.levels import LevelConfig, draw_timesteps, level_weights
@@ -314,11 +314,7 @@ def build(config: BaseConfig) -> tuple[BaseTask, LatentSource]:
         pooled=towers.g.config.width,
     )
     if config.init:
-        folder, remedy = Path(config.init) / "unet", "give an export of this command, or leave init out"
-        earlier = load_frozen(UNet2DConditionModel, folder, "init", remedy).state_dict()
-        if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in unet.state_dict().items()}:
-            raise ConfigError(f"init: the UNet in {config.init} has other sizes than this configuration's model")
-        unet.load_state_dict(earlier)
+        start_from(unet, Path(config.init) / "unet")
     return BaseTask(unet, towers, config, vae, recognizer), source
 
 

@@ -27,11 +27,10 @@ from faceclip.storage.hashes import module_hash
 from faceclip.storage.loading import load_strictly
 from faceclip.storage.shards import ShardedArray
 from faceclip.training import MapSource, StepContext, Task
-from train_generator.loading import load_frozen
 from train_generator.towers.balance import balance_latents
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.crops import cut, draw_corners, mirror_points, put_back
-from train_generator.towers.frozen import recognizer_at
+from train_generator.towers.frozen import recognizer_at, start_from
 from train_generator.towers.likeness import Likeness
 from train_generator.towers.regions import region_weights, weight_table, weighted_mean
 
@@ -298,18 +297,8 @@ def build(config: VaeConfig) -> tuple[VaeTask, WeightedSource]:
     likeness = Likeness(recognizer_at(config.recognizer)) if faces else None
     model = make_model(config.model, config.size)
     if config.init:
-        start_from(model, config.init)
+        model.register_to_config(scaling_factor=start_from(model, Path(config.init)).config.scaling_factor)
     return VaeTask(model, config, likeness), source
-
-
-def start_from(model: AutoencoderKL, export: str) -> None:
-    """Loads the weights of an export into a new autoencoder. Raises ConfigError if it has other sizes."""
-    earlier = load_frozen(AutoencoderKL, Path(export), "init", "give an export of this command, or leave init out")
-    weights = earlier.state_dict()
-    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in model.state_dict().items()}:
-        raise ConfigError(f"init: the autoencoder in {export} has other sizes than this configuration's model")
-    model.load_state_dict(weights)
-    model.register_to_config(scaling_factor=earlier.config.scaling_factor)
 
 
 def measure(path: Path, config: VaeConfig) -> dict[str, Estimate]:
