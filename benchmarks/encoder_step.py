@@ -234,25 +234,9 @@ def data_set(folder: Path | None, persons: int, images: int) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
-        command = [
-            sys.executable,
-            "-m",
-            "faceclip.people",
-            "--out",
-            temporary,
-            "--identities",
-            str(persons + 4),
-            "--images-per-identity",
-            str(images + 2),
-            "--size",
-            "64",
-            "--workers",
-            "1",
-            "--splits",
-            str(persons),
-            "2",
-            "2",
-        ]
+        people = ["--identities", str(persons + 4), "--images-per-identity", str(images + 2)]
+        people += ["--size", "64", "--workers", "1", "--splits", str(persons), "2", "2"]
+        command = [sys.executable, "-m", "faceclip.people", "--out", temporary, *people]
         subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
         yield Path(temporary)
 

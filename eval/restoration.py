@@ -7,7 +7,7 @@ Everything that the generator draws goes through the decoder, so these figures b
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from eval.arguments import load_model
 from eval.judges.panel import Judges, embed_faces, load_judges, look
-from eval.reports.report import write_json
+from eval.reports.report import show_figures
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.faces.batches import detected_faces, labelled_faces
@@ -115,10 +115,7 @@ def compare(settings: RestorationSettings) -> None:
         load_arrays(settings.data, "test", size=settings.size),
         people=settings.people,
     )
-    for name, figure in figures.items():
-        print(f"{name}: {figure}")
-    if settings.out:
-        write_json(settings.out, {name: asdict(figure) for name, figure in figures.items()})
+    show_figures(figures, settings.out)
 
 
 main = partial(run, compare, RestorationSettings, flags=True)

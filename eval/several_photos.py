@@ -8,7 +8,7 @@ from the identities too, and the recognizers look at these.
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from eval.arguments import MAX_SEED, load_model
 from eval.judges.panel import Judges, embed_faces, load_judges
-from eval.reports.report import write_json
+from eval.reports.report import show_figures
 from faceclip import weights
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError
@@ -187,10 +187,7 @@ def compare(settings: SeveralPhotosSettings) -> None:
         some = people[: settings.pictures]
         curve = picture_curve(pipeline, judges, arrays, some, settings.most, seed=settings.seed, steps=settings.steps)
         figures |= {f"pictures: {key}": value for key, value in summary(curve, some).items()}
-    for key, figure in figures.items():
-        print(f"{key}: {figure}")
-    if settings.out:
-        write_json(settings.out, {key: asdict(figure) for key, figure in figures.items()})
+    show_figures(figures, settings.out)
 
 
 main = partial(run, compare, SeveralPhotosSettings, flags=True)

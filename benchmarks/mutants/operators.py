@@ -38,34 +38,14 @@ _COMPARE = {
     ast.IsNot: ("is not", "is"),
 }
 _PAIRS = (
-    ("max", "min"),
-    ("maximum", "minimum"),
-    ("amax", "amin"),
-    ("argmax", "argmin"),
-    ("sin", "cos"),
-    ("ceil", "floor"),
-    ("any", "all"),
-    ("sum", "mean"),
-    ("relu6", "relu"),
+    *(("max", "min"), ("maximum", "minimum"), ("amax", "amin"), ("argmax", "argmin"), ("sin", "cos")),
+    *(("ceil", "floor"), ("any", "all"), ("sum", "mean"), ("relu6", "relu")),
 )
 _OTHER_FUNCTION = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 _METHODS = {  # dropped from a chain: x.clamp(0, 1) → x
-    *(
-        "abs",
-        "clamp",
-        "clamp_",
-        "clamp_min",
-        "clamp_min_",
-        "clip",
-        "exp",
-        "log",
-        "mul_",
-        "sub_",
-        "add_",
-        "div_",
-        "sigmoid",
-    ),
-    *("transpose", "argsort", "masked_fill", "masked_fill_", "repeat", "repeat_interleave", "removeprefix", "flip"),
+    *("abs", "clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "exp", "log", "mul_", "sub_", "add_", "div_"),
+    *("sigmoid", "transpose", "argsort", "masked_fill", "masked_fill_", "repeat", "repeat_interleave", "removeprefix"),
+    "flip",
 }
 _WRAPPERS = {"abs", "clip", "sorted", "round", "normalize", "exp", "log", "reversed", "square", "sqrt"}  # f(x, …) → x
 _SYMMETRIC = {"min", "max", "minimum", "maximum", "isinstance", "array_equal", "equal", "isclose", "zip", "hypot"}

@@ -7,7 +7,7 @@ way: pictures that are nearer to training portraits than these would be copies.
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from PIL import Image
 from eval.arguments import load_model
 from eval.judges.networks import Judge
 from eval.judges.panel import look
-from eval.reports.report import write_json
+from eval.reports.report import show_figures
 from eval.reports.sheet import save_sheet
 from faceclip import weights
 from faceclip.data.arrays import load_arrays
@@ -122,9 +122,7 @@ def compare(settings: NeighborSettings) -> None:
         grid += [[*pictures[rows], *blank], [*portraits[rows], *blank]]
     labels = ["pictures", "nearest training portraits"] * (len(grid) // 2)
     save_sheet(settings.out / "neighbors.png", grid, [""] * columns, row_labels=labels)
-    write_json(settings.out / "neighbors.json", {name: asdict(figure) for name, figure in figures.items()})
-    for name, figure in figures.items():
-        print(f"{name}: {figure}")
+    show_figures(figures, settings.out / "neighbors.json")
 
 
 main = partial(run, compare, NeighborSettings, flags=True)

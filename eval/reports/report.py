@@ -205,6 +205,14 @@ def write_json(path: Path, content: Mapping) -> None:
     files.write_json(path, _finite(content), sort_keys=False)
 
 
+def show_figures(figures: Mapping[str, Estimate], path: Path | None) -> None:
+    """Prints figures, one a line, and writes them to a file if one is named."""
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    if path is not None:
+        write_json(path, {name: figure.to_dict() for name, figure in figures.items()})
+
+
 def _finite(content: object) -> object:
     if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}

@@ -38,13 +38,13 @@ from makeup_plugin.saving.lora_files import check_lora, check_lora_settings, rea
 from makeup_plugin.saving.whole_unet import (
     FULL,
     UNET_FOLDER,
+    WholeUNetPipeline,
     check_unet_field,
     exchange_unet,
     holds_unet,
     read_unet,
     restore_unet,
 )
-from makeup_plugin.turns import Turns
 
 ADAPTER_NAME = "makeup"
 CONFIG_FILE = "adapter.json"
@@ -86,19 +86,13 @@ class LoraSettings:
         )
 
 
-class AdaptedPipeline(Protocol):
+class AdaptedPipeline(WholeUNetPipeline, Protocol):
     """What an adapter needs from a pipeline. FaceMakeUpPipeline has it."""
 
     adapter_licence: str
-    whole_unet: bool
-    replaced_unet: UNet2DConditionModel | None
-    unet: UNet2DConditionModel
     image_encoder: torch.nn.Module | None
     identity_channel: IdentityChannel | None
     shading_channel: ControlNetModel | None
-    _turns: Turns
-
-    def register_modules(self, **modules: Any) -> None: ...
 
 
 def add_lora(

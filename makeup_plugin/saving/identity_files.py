@@ -14,7 +14,7 @@ from torch import Tensor
 
 from faceclip.errors import CheckpointError
 from faceclip.storage.files import write_bytes
-from faceclip.storage.regular import open_regular
+from faceclip.storage.regular import read_regular
 
 FORMAT = "makeup_plugin.identity"
 VERSION = "1"
@@ -52,14 +52,11 @@ def read_identity_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; give the path that Identity.save wrote") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {REMEDY}") from error
-    if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_BYTES:,} bytes, which no identity is; {REMEDY}")
     try:
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")

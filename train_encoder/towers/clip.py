@@ -19,6 +19,7 @@ from faceclip.data.arrays import UNKNOWN, FaceArrays, load_arrays
 from faceclip.data.records import Caption
 from faceclip.encoder import TEMPLATE
 from faceclip.errors import DataError, EmptyDatasetError
+from faceclip.faces.batches import to_unit
 from faceclip.settings import setting
 from faceclip.statistics import Estimate, identity_bootstrap
 from faceclip.storage.loading import load_strictly
@@ -280,7 +281,7 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
         tower.eval()
     device = next(image_tower.parameters()).device
     chunks = [slice(start, start + batch) for start in range(0, len(arrays), batch)]
-    images = torch.cat([image_tower(_float(arrays, chunk).to(device)).embedding for chunk in chunks])
+    images = torch.cat([image_tower(to_unit(arrays.images[chunk]).to(device)).embedding for chunk in chunks])
     images = F.normalize(images.float(), dim=1)
     images = images[asked.portraits]
     tokens = tokenize([caption.text for caption in asked.captions])
@@ -308,10 +309,6 @@ def _described_arrays(directory: Path, split: str, size: int) -> FaceArrays:
     if not arrays.attributes:
         raise DataError(f"{directory} holds photos without attributes: import them with captions=made")
     return arrays
-
-
-def _float(arrays: FaceArrays, rows: slice) -> Tensor:
-    return torch.from_numpy(np.array(arrays.images[rows])).permute(0, 3, 1, 2).float() / 255
 
 
 def build(config: ClipConfig) -> tuple[ClipTask, CaptionedSource]:
