@@ -21,6 +21,7 @@ from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
 from makeup_plugin.loading import load_pipeline
 from makeup_plugin.marking.provenance import sheet_record
+from makeup_plugin.output import FaceMakeUpOutput
 
 PROMPTS = (
     "A smiling person with red hair.",
@@ -34,13 +35,13 @@ PEOPLE = 5
 def draw_people(root: Path, arrays: FaceArrays) -> tuple[list[list], list[str]]:
     """Rows of reference, shading map that the pipeline fitted, and a picture per prompt, of each person by the shipped
     pipeline and by the one that was trained here; and the row labels."""
-    places = {"shipped": "tiny", "trained here": root / "generator" / "export"}
+    places: dict[str, str | Path] = {"shipped": "tiny", "trained here": root / "generator" / "export"}
     pipelines = {title: load_pipeline(place, device="cpu", progress=False) for title, place in places.items()}
     grid, labels = [], []
     for row in choose_references(arrays):
         portrait, person = np.asarray(arrays.images[row]), int(arrays.identity[row])
         for title, pipeline in pipelines.items():
-            output = pipeline(
+            output: FaceMakeUpOutput = pipeline(  # type: ignore[assignment]  # a tuple is returned only on demand
                 list(PROMPTS),
                 image=portrait,
                 landmarks=np.asarray(arrays.landmarks_5[row]),

@@ -29,7 +29,7 @@ class About:
     resume: Resume = "compared"
     path: bool = False
     positional: bool = False
-    bounds: tuple[tuple[str, float | None, Callable[[float, float], bool]], ...] = ()
+    bounds: tuple[tuple[str, float, Callable[[float, float], bool]], ...] = ()
 
 
 def setting(
@@ -58,7 +58,7 @@ def setting(
             and most are allowed values themselves.
     """
     limits = (("at least", least, ge), ("above", above, gt), ("at most", most, le), ("below", below, lt))
-    bounds = tuple(limit for limit in limits if limit[1] is not None)
+    bounds = tuple((words, limit, holds) for words, limit, holds in limits if limit is not None)
     about = About(help=help, resume=resume, path=path, positional=positional, bounds=bounds)
     return dataclasses.field(default=default, default_factory=factory, metadata={_KEY: about})
 
