@@ -22,7 +22,7 @@ def check_export(option: str, directory: Path, file: str, remedy: str) -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Set torch's threads; None leaves them. Raises ConfigError below 1."""
+    """Sets torch's threads; None leaves them. Raises ConfigError below 1."""
     if count is not None:
         if count < 1:
             raise ConfigError(f"--threads: must be at least 1, got {count}")
@@ -30,7 +30,7 @@ def use_threads(count: int | None) -> None:
 
 
 def load_model(kind: type[M], directory: Path, where: str) -> M:
-    """A network of ours from its folder, in evaluation mode.
+    """Returns a network of ours from its folder, in evaluation mode.
 
     Raises CheckpointError, which begins with `where`, when the folder is missing, damaged, or of another network.
     """

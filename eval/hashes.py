@@ -9,8 +9,8 @@ from makeup_plugin.saving.shipped import ENCODER_TOWERS, WHOLE_TOWERS, is_shippe
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over all files below a folder that a model's results depend on: weights and settings, in order of their
-    names.
+    """Returns the SHA-256 over all files below a folder that a model's results depend on: weights and settings, in
+    order of their names.
 
     Cards (metrics.json, README.md) do not count.
     """
@@ -19,8 +19,8 @@ def model_hash(directory: Path) -> str:
 
 
 def pipeline_hash(model: str | Path) -> str:
-    """Hash of a pipeline in a folder, or of one that ships, by its name, with the towers that ship beside it; a hub id
-    stays as it is."""
+    """Returns the hash of a pipeline in a folder, or of one that ships, by its name, with the towers that ship beside
+    it; a hub id stays as it is."""
     name = str(model)
     if not is_shipped(name):
         return model_hash(Path(model)) if Path(model).is_dir() else name
@@ -29,7 +29,7 @@ def pipeline_hash(model: str | Path) -> str:
 
 
 def code_hash(*packages: str) -> str:
-    """SHA-256 over the sources and presets of packages, which are found and not imported."""
+    """Returns the SHA-256 over the sources and presets of packages, which are found and not imported."""
     roots = [_folder(package) for package in packages]
     return _hash([(root.parent, file) for root in roots for kind in ("*.py", "*.yaml") for file in root.rglob(kind)])
 

@@ -46,7 +46,7 @@ class Agreement:
 def attribute_agreement(
     values: NDArray[np.integer], identity: NDArray[np.integer], *, skip: NDArray[np.bool_] | None = None
 ) -> Agreement:
-    """Agreement of an attribute (N,) within people, against all pairs of two people.
+    """Returns the agreement of an attribute (N,) within people, against all pairs of two people.
 
     `skip`: portraits left out, such as the frontal ones, which have no glasses or hat by design. Independent
     attributes have an excess of 0.
@@ -71,13 +71,13 @@ def attribute_agreement(
 
 
 def cut(images: NDArray[np.uint8], regions: NDArray[np.uint8], names: tuple[str, ...]) -> NDArray[np.uint8]:
-    """Pictures (N, S, S, 3) in which only the named regions are left, grey elsewhere."""
+    """Returns pictures (N, S, S, 3) in which only the named regions are left, grey elsewhere."""
     keep = np.isin(regions, [REGIONS.index(name) for name in names])
     return np.where(keep[..., None], images, np.uint8(GREY))
 
 
 def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures as GRID × GRID area averages (N, 3·GRID²), centered over the set and of unit length."""
+    """Returns pictures as GRID × GRID area averages (N, 3·GRID²), centered over the set and of unit length."""
     small = np.stack([cv2.resize(image, (GRID, GRID), interpolation=cv2.INTER_AREA) for image in images])
     flat = small.reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=0)
@@ -85,7 +85,7 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def nearest_person(features: NDArray[np.float32], identity: NDArray[np.integer]) -> tuple[Estimate, float]:
-    """Rank-1 of finding another portrait of the person by cosine, and the value of chance."""
+    """Returns the rank-1 of finding another portrait of the person by cosine, and the value of chance."""
     ranks, others = [], []
     for start in range(0, len(identity), ROWS):
         rows = np.arange(start, min(start + ROWS, len(identity)))
@@ -123,7 +123,7 @@ def write_report(
     agreements: Mapping[str, Agreement],
     searches: Mapping[str, tuple[Estimate, float]],
 ) -> Path:
-    """results.json and report.html, of which the path is returned. Raises DataError when the disk is full."""
+    """Writes results.json and report.html, of which the path is returned. Raises DataError when the disk is full."""
     report = Report("Leakage of identity", f"{len(np.unique(arrays.identity))} identities, {len(arrays):,} portraits.")
     report.section("Attributes")
     report.text(

@@ -11,7 +11,7 @@ _SMILING = frozenset({"smile", "laugh"})
 
 
 def is_present(name: str, wanted: str, judged: str) -> bool:
-    """Whether a judged value fulfills the wanted one.
+    """Returns whether a judged value fulfills the wanted one.
 
     A hair color must be the same. Glasses, hats and beards must be there, of whatever kind, or absent where the
     prompt says so. A smile may be a laugh and the other way round; other expressions must be the same.
@@ -26,7 +26,7 @@ def is_present(name: str, wanted: str, judged: str) -> bool:
 def prompt_scores(
     wanted: Sequence[Mapping[str, str]], judged: Mapping[str, Sequence[str]], *, exact: bool = False
 ) -> dict[str, NDArray[np.float64]]:
-    """Per attribute a score per picture (N,): 1 fulfilled, 0 not, NaN where the prompt does not name it.
+    """Returns for each attribute a score per picture (N,): 1 fulfilled, 0 not, NaN where the prompt does not name it.
 
     `wanted`: what each prompt names; `judged`: attribute → N values seen; `exact` demands the very value. The key
     "all" holds each picture's mean over what its prompt names; "smile" the expression's score where the prompt names

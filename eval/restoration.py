@@ -30,7 +30,7 @@ from faceclip.training.towers.labels import JUDGED
 
 @torch.no_grad()
 def restore(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 16) -> NDArray[np.uint8]:
-    """Images (N, S, S, 3) encoded to their posterior means and decoded again, rounded to 8 bits."""
+    """Returns images (N, S, S, 3) encoded to their posterior means and decoded again, rounded to 8 bits."""
     parts = []
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(np.array(images[start : start + batch])).permute(0, 3, 1, 2).to(model.device)
@@ -43,7 +43,8 @@ def restore(model: AutoencoderKL, images: NDArray[np.uint8], *, batch: int = 16)
 def restoration_figures(
     model: AutoencoderKL, judges: Judges, arrays: FaceArrays, *, people: int
 ) -> dict[str, Estimate]:
-    """Figures of the first `people` identities of a split, each for the true ("real") and the restored portraits.
+    """Measures figures of the first `people` identities of a split, each for the true ("real") and the restored
+    portraits.
 
     Faces are cut where the labels say. Rank-1: of each portrait among the people's true frontal ones; cosine: to the
     person's own. Attributes are asked for where the portrait shows them.
@@ -74,8 +75,8 @@ def restoration_figures(
 def recognition_figures(
     vectors: Mapping[str, NDArray[np.float32]], identity: NDArray[np.int64], index: NDArray[np.int64], name: str
 ) -> dict[str, Estimate]:
-    """Rank-1 and cosine by one recognizer of unit embeddings (N, E) of the "real" and the "restored" portraits; index 0
-    is a person's frontal portrait. A tie with another person is a miss."""
+    """Returns rank-1 and cosine by one recognizer of unit embeddings (N, E) of the "real" and the "restored" portraits;
+    index 0 is a person's frontal portrait. A tie with another person is a miss."""
     frontal = np.flatnonzero(index == 0)
     probes = np.flatnonzero(index != 0)
     own = identity[probes][:, None] == identity[frontal][None]

@@ -41,7 +41,7 @@ class Person:
 
 
 def choose_people(identity: NDArray[np.int64], *, people: int, most: int, seed: int) -> list[Person]:
-    """The first `people` persons with more than `most` portraits, each with `most` references drawn by `seed`.
+    """Returns the first `people` persons with more than `most` portraits, each with `most` references drawn by `seed`.
 
     Raises ConfigError where there are not as many.
     """
@@ -59,14 +59,14 @@ def choose_people(identity: NDArray[np.int64], *, people: int, most: int, seed: 
 
 
 def subsets(references: NDArray[np.int64], count: int) -> Iterator[NDArray[np.int64]]:
-    """Every reference in turn with its followers, so that each counts equally often; all of them once."""
+    """Yields every reference in turn with its followers, so that each counts equally often; all of them once."""
     starts = len(references) if count < len(references) else 1
     for start in range(starts):
         yield np.roll(references, -start)[:count]
 
 
 def averaged(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The direction (D,) of an identity made of unit embeddings at `rows`."""
+    """Returns the direction (D,) of an identity made of unit embeddings at `rows`."""
     parts = torch.from_numpy(vectors[rows]).split(1)
     return torch.nn.functional.normalize(average_direction(parts, [1 / len(rows)] * len(rows)))[0].numpy()
 
@@ -74,8 +74,8 @@ def averaged(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[n
 def embedding_curve(
     vectors: NDArray[np.float32], people: list[Person], most: int
 ) -> dict[int, dict[str, NDArray[np.float64]]]:
-    """By number of photos, one value per person: "similarity", the mean cosine to the person's held-out portraits, and
-    "rank-1", the share of these that are nearer to the person than to everybody else. Ties are misses."""
+    """Returns, by number of photos, one value per person: "similarity", the mean cosine to the person's held-out
+    portraits, and "rank-1", the share of these that are nearer to the person than to all others. Ties are misses."""
     curve: dict[int, dict[str, NDArray[np.float64]]] = {}
     for count in range(1, most + 1):
         similarity = np.zeros(len(people))
@@ -104,8 +104,8 @@ def picture_curve(
     seed: int,
     steps: int | None,
 ) -> dict[int, dict[str, NDArray[np.float64]]]:
-    """By number of photos, one value per person and recognizer: the mean cosine of a picture's face, as the detector
-    finds it, to the person's held-out portraits. A picture without a face has 0.
+    """Returns, by number of photos, one value per person and recognizer: the mean cosine of a picture's face, as the
+    detector finds it, to the person's held-out portraits. A picture without a face has 0.
 
     The prompt is the first caption of a held-out portrait; noise is the same for all numbers of photos.
     """
@@ -141,7 +141,7 @@ def picture_curve(
 
 
 def summary(curve: Mapping[int, Mapping[str, NDArray[np.float64]]], people: list[Person]) -> dict[str, Estimate]:
-    """The curve with its intervals, and by how much each number of photos beats the one before."""
+    """Returns the curve with its intervals, and by how much each number of photos beats the one before."""
     identity = np.array([person.identity for person in people])
     figures = {}
     for count, values in curve.items():

@@ -49,7 +49,7 @@ class Sliced:
 
 
 def bins(values: NDArray[np.floating], edges: Sequence[float], unit: str = "") -> NDArray[np.str_]:
-    """Labels (N,) such as "15–30°" of absolute values; "unknown" for NaN."""
+    """Returns labels (N,) such as "15–30°" of absolute values; "unknown" for NaN."""
     values = np.abs(np.asarray(values, np.float64))
     bounds = [0.0, *edges]
     names = [f"{low:g}–{high:g}{unit}" for low, high in zip(bounds, edges, strict=False)]
@@ -59,7 +59,7 @@ def bins(values: NDArray[np.floating], edges: Sequence[float], unit: str = "") -
 
 
 def light_side(light: NDArray[np.floating]) -> NDArray[np.str_]:
-    """Where the light (N, 9, 3) or (N, 27) comes from, seen by the viewer: left, right or front.
+    """Returns where the light (N, 9, 3) or (N, 27) comes from, seen by the viewer: left, right or front.
 
     Coefficients 1 … 3 of a spherical-harmonic light are its gradient along y, z and x.
     """
@@ -71,7 +71,7 @@ def light_side(light: NDArray[np.floating]) -> NDArray[np.str_]:
 def sliced(
     values: NDArray[np.floating], identity: NDArray[np.integer], labels: NDArray[np.str_], *, few: int = FEW
 ) -> Sliced:
-    """A figure (N,) by label; NaN values are left out."""
+    """Returns a figure (N,) by label; NaN values are left out."""
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
     values, identity, labels = values[known], np.asarray(identity)[known], np.asarray(labels)[known]
@@ -128,7 +128,7 @@ def group_difference(
 
 
 def to_json(found: Mapping[str, Sliced]) -> dict:
-    """Kinds of slices → groups as plain JSON values."""
+    """Returns kinds of slices → groups as plain JSON values."""
     content: dict = {}
     for kind, part in found.items():
         groups = {
@@ -145,7 +145,7 @@ def to_json(found: Mapping[str, Sliced]) -> dict:
 
 
 def _in_order(labels: NDArray[np.str_]) -> list[str]:
-    """Labels in the order of the number that they begin with, then by name."""
+    """Returns labels in the order of the number that they begin with, then by name."""
 
     def key(label: str) -> tuple[float, str]:
         digits = label.split("–")[0].split(" ")[0].strip("°")

@@ -58,7 +58,8 @@ class Question:
 
 
 def plan(arrays: FaceArrays, people: int, *, seed: int = 0) -> list[Question]:
-    """Each person's first turned portrait, asked for every region of `ASKED` that it shows, in a colour by turns.
+    """Returns each person's first turned portrait, asked for every region of `ASKED` that it shows, in a colour by
+    turns.
 
     Raises EmptyDatasetError where no portrait shows such a region.
     """
@@ -86,7 +87,7 @@ def draw(
     seed: int,
     steps: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Pictures (N, S, S, 3) of references and prompts; a reference has one seed, whatever is asked."""
+    """Returns pictures (N, S, S, 3) of references and prompts; a reference has one seed, whatever is asked."""
     images = []
     for row, prompt in track(list(zip(rows, prompts, strict=True)), description="pictures", transient=True):
         output = pipeline(
@@ -103,7 +104,7 @@ def draw(
 def measure(
     drawn: NDArray[np.uint8], base: NDArray[np.uint8], arrays: FaceArrays, asked: Sequence[Question]
 ) -> Binding:
-    """Binding of pictures (N, S, S, 3) against those of the neutral prompt (N, S, S, 3), over `WATCHED`."""
+    """Returns binding of pictures (N, S, S, 3) against those of the neutral prompt (N, S, S, 3), over `WATCHED`."""
     assert arrays.regions is not None  # checked by the plan
     masks = np.stack([np.asarray(arrays.regions[question.row]) for question in asked])
     watched = [REGIONS.index(name) for name in WATCHED]
@@ -115,7 +116,7 @@ def measure(
 def summarize(
     found: Binding, asked: Sequence[Question], identity: NDArray[np.integer]
 ) -> dict[str, dict[str, Estimate]]:
-    """leakage/bound@1 and leakage/other@1 by asked region and of all, with intervals over persons."""
+    """Returns leakage/bound@1 and leakage/other@1 by asked region and of all, with intervals over persons."""
     person = np.array([int(identity[question.row]) for question in asked])
     region = np.array([question.region for question in asked])
     result: dict[str, dict[str, Estimate]] = {}

@@ -43,7 +43,7 @@ class Comparison:
 
 
 def compare(suite: Suite, measured: Mapping[str, Measured], contenders: Sequence[str]) -> Comparison:
-    """contenders: the methods that compete; calibration rows have figures and never lead."""
+    """Compares `contenders`, the methods that compete; calibration rows have figures and never lead."""
     person = persons(suite)
     columns = tuple(dict.fromkeys(name for found in measured.values() for name in found.values))
     order = {metric: place for place, metric in enumerate(METRICS)}
@@ -75,13 +75,13 @@ def compare(suite: Suite, measured: Mapping[str, Measured], contenders: Sequence
 
 
 def persons(suite: Suite) -> NDArray[np.int64]:
-    """Number of the person of each job (N,)."""
+    """Returns the number of the person of each job (N,)."""
     names = [suite.references.photos[job.reference].person for job in suite.jobs]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def aggregate(name: str, values: NDArray[np.float64], person: NDArray[np.int64]) -> Estimate:
-    """A column's figure as its metric aggregates: mean, root of the mean square, median or largest value."""
+    """Returns a column's figure as its metric aggregates: mean, root of the mean square, median or largest value."""
     known = ~np.isnan(values)
     values, person = values[known], person[known]
     metric = metric_of(name)
@@ -105,7 +105,7 @@ def _differences(
     columns: Sequence[str],
     person: NDArray[np.int64],
 ) -> list[Difference]:
-    """The leader of each column against every other contender, on the pictures that both have."""
+    """Returns the leader of each column against every other contender, on the pictures that both have."""
     found: list[Difference] = []
     for name in columns:
         better = METRICS[metric_of(name)].better
@@ -151,8 +151,8 @@ def _slices(suite: Suite, found: Measured, person: NDArray[np.int64]) -> dict[st
 
 
 def slice_labels(suite: Suite) -> dict[str, NDArray[np.str_]]:
-    """Kind of slice → label of each job's reference (N,): pose and light where they are known, size of the face, and
-    the groups that the user gave."""
+    """Returns kind of slice → label of each job's reference (N,): pose and light where they are known, size of the
+    face, and the groups that the user gave."""
     photos = [suite.references.photos[job.reference] for job in suite.jobs]
     share = np.array([photo.width / photo.image.shape[1] for photo in photos])
     labels = {"face width, share of the picture": bins(share, SIZE_EDGES)}

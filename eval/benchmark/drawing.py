@@ -73,7 +73,7 @@ def folder_of(out: Path, method: str) -> Path:
 
 
 def claim(out: Path, suite: Suite, methods: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write which run the folder holds, or check that it holds the same run. Several processes may claim one folder.
+    """Writes which run the folder holds, or checks that it holds the same run. Several processes may claim one folder.
 
     A folder may get further methods; a method of the same name must be the same. Raises ConfigError, which
     names the difference.
@@ -113,7 +113,7 @@ def claim(out: Path, suite: Suite, methods: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """The content of run.json. Raises ConfigError for a damaged file."""
+    """Returns the content of run.json. Raises ConfigError for a damaged file."""
     try:
         content = parse_json(read_regular(path, 2**28))
         return {"suite": content["suite"], "plan": content["plan"], "methods": dict(content["methods"])}
@@ -162,7 +162,7 @@ def draw_all(
 
 
 def gallery(out: Path, suite: Suite, method: str) -> Gallery:
-    """The pictures of a method. Raises DataError for one that is missing or was changed."""
+    """Returns the pictures of a method. Raises DataError for one that is missing or was changed."""
     folder = folder_of(out, method)
     height, width = suite.settings.size
     images = np.zeros((len(suite.jobs), height, width, 3), np.uint8)
@@ -190,7 +190,7 @@ def _is_done(folder: Path, job: Job, retry: bool) -> bool:
 
 
 def _read_record(folder: Path, job: Job) -> Record | None:
-    """None where there is no whole record."""
+    """Returns None where there is no whole record."""
     try:
         return Record(**parse_json(read_regular(folder / f"{job.key}.json")))
     except (OSError, ValueError, TypeError):
@@ -223,7 +223,7 @@ def _draw(folder: Path, method: Method, job: Job) -> None:
 
 
 def _process_peak() -> float:
-    """Peak memory of this process in MiB."""
+    """Returns the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / (1024 if os.uname().sysname == "Darwin" else 1)
 
 
@@ -242,7 +242,7 @@ def _check_share(folder: Path, suite: Suite, name: str, last: Job) -> None:
 
 
 def failures(records: Sequence[Record]) -> dict[str, int]:
-    """The number of failures with each error, the most frequent first."""
+    """Returns the number of failures with each error, the most frequent first."""
     counts: dict[str, int] = {}
     for record in records:
         if record.status == "failed":

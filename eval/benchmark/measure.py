@@ -42,17 +42,17 @@ Values = dict[str, NDArray[np.float64]]
 
 
 def column(metric: str, recognizer: str) -> str:
-    """The name of a metric's column by one recognizer."""
+    """Returns the name of a metric's column by one recognizer."""
     return f"{metric} [{recognizer}]"
 
 
 def metric_of(name: str) -> str:
-    """The metric of a column."""
+    """Returns the metric of a column."""
     return name.partition(" [")[0]
 
 
 def recognizer_of(name: str) -> str:
-    """The recognizer of a column, "" where the metric needs none."""
+    """Returns the recognizer of a column, "" where the metric needs none."""
     return name.partition(" [")[2].removesuffix("]")
 
 
@@ -99,7 +99,7 @@ class Views:
         return fitted_light(self.panel.get("fitter"), np.stack(list(self.images)), self.sight.landmarks)
 
     def identity(self, recognizer: str, *, exchanged: bool = False) -> NDArray[np.float32]:
-        """Embeddings (N, D), zero rows without a face; `exchanged`: red and blue."""
+        """Returns embeddings (N, D), zero rows without a face; `exchanged`: red and blue."""
         embed, size = self.panel.recognizers[recognizer]
 
         def vectors() -> NDArray[np.float32]:
@@ -113,11 +113,11 @@ class Views:
         return self._once((f"identity{exchanged}", recognizer), vectors)
 
     def features(self, role: str, way: str = "pictures") -> NDArray[np.float32]:
-        """Features (N, D) of a role's network by one of its methods."""
+        """Returns features (N, D) of a role's network by one of its methods."""
         return self._once((role, way), lambda: getattr(self.panel.get(role), way)(list(self.images)))
 
     def face_crops(self) -> torch.Tensor:
-        """Aligned faces (N, 3, FACE_SIDE, FACE_SIDE) in [0, 1]; black without a face."""
+        """Returns aligned faces (N, 3, FACE_SIDE, FACE_SIDE) in [0, 1]; black without a face."""
         crops = np.zeros((len(self.images), FACE_SIDE, FACE_SIDE, 3), np.uint8)
         for row in np.flatnonzero(self.faces.found):
             crops[row] = encoder_crop(np.asarray(self.images[row]), self.faces.landmarks[row], FACE_SIDE)
@@ -130,7 +130,7 @@ class Views:
 
 
 def reference_views(suite: Suite, panel: Panel) -> Views:
-    """Views of all photos of the suite, cut where their points are."""
+    """Returns views of all photos of the suite, cut where their points are."""
     photos = suite.references.photos
     faces = FacePoints(
         landmarks=np.stack([photo.landmarks for photo in photos]),
@@ -143,8 +143,8 @@ def reference_views(suite: Suite, panel: Panel) -> Views:
 def measure(
     suite: Suite, panel: Panel, references: Views, gallery: Gallery, plain: Views | None, plain_drawn: NDArray | None
 ) -> tuple[Measured, Views]:
-    """All metrics of one method. plain: views of the pictures drawn without identity, None where no method draws them;
-    plain_drawn (N,): which of them there are."""
+    """Measures all metrics of one method. plain: views of the pictures drawn without identity, None where no method
+    draws them; plain_drawn (N,): which of them there are."""
     views = Views(panel, gallery.images)
     wanted = set(suite.settings.metrics or METRICS)
     rows = np.array([job.reference for job in suite.jobs])
@@ -241,7 +241,7 @@ def _text_values(suite: Suite, panel: Panel, views: Views) -> Values:
 
 @torch.no_grad()
 def _sureness(judge: Any, views: Views) -> NDArray[np.float64]:
-    """The probability (N, A) of each attribute's most likely value."""
+    """Returns the probability (N, A) of each attribute's most likely value."""
     parts = []
     for start in range(0, len(views.images), 64):
         seen = judge(to_unit(np.stack(list(views.images[start : start + 64]))).to(judge.device))
@@ -296,7 +296,7 @@ def _picture_values(
 
 
 def _by_group(groups: list[tuple[int, int]], distance: Any) -> NDArray[np.float64]:
-    """Mean distance of the pairs of each group, in the row of the group's first picture; NaN elsewhere."""
+    """Returns the mean distance of the pairs of each group, in the row of the group's first picture; NaN elsewhere."""
     members: dict[tuple[int, int], list[int]] = {}
     for row, label in enumerate(groups):
         members.setdefault(label, []).append(row)
@@ -338,7 +338,7 @@ def _physics_values(suite: Suite, panel: Panel, references: Views, views: Views,
 def _set_figures(
     suite: Suite, panel: Panel, references: Views, views: Views, drawn: NDArray[np.bool_]
 ) -> dict[str, SetFigure]:
-    """Distances of all pictures that were drawn to all photos of the suite."""
+    """Returns distances of all pictures that were drawn to all photos of the suite."""
     sets: dict[str, SetFigure] = {}
     n, m = int(drawn.sum()), len(references.images)
 

@@ -92,10 +92,10 @@ class Method(Protocol):
         """JSON that differs between versions of the method."""
 
     def applies(self, job: Job) -> bool:
-        """Whether the method can have this picture; a person with one photo has no other photo."""
+        """Returns whether the method can have this picture; a person with one photo has no other photo."""
 
     def draw(self, job: Job) -> Drawn:
-        """The picture of a job. Every exception is recorded as a failure of this picture."""
+        """Returns the picture of a job. Every exception is recorded as a failure of this picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class RealMethod:
 
 
 def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture in the middle of height × width px, its sides in proportion; parts beyond the edges are cut off."""
+    """Returns a picture in the middle of height × width px in its proportions; parts beyond the edges are cut off."""
     height, width = size
     factor = max(height / image.shape[0], width / image.shape[1])
     large = max(width, round(image.shape[1] * factor)), max(height, round(image.shape[0] * factor))
@@ -206,7 +206,7 @@ def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def read_methods(path: Path) -> list[MethodSettings]:
-    """The methods of a YAML file; their paths are relative to the file's folder. Raises ConfigError naming the key."""
+    """Reads methods from a YAML file; paths are relative to the file's folder. Raises ConfigError naming the key."""
     methods = load_config(MethodsFile, path).methods
     for method in methods:
         if method.folder is not None:
@@ -217,7 +217,7 @@ def read_methods(path: Path) -> list[MethodSettings]:
 
 
 def load_method(settings: MethodSettings, suite: Suite, device: str = "cpu") -> Method:
-    """The method of its settings. Raises ConfigError, CheckpointError or DataError that begins with its name."""
+    """Loads the method of its settings. Raises ConfigError, CheckpointError or DataError that begins with its name."""
     try:
         return _load(settings, suite, device)
     except (ConfigError, CheckpointError, DataError) as error:

@@ -38,7 +38,7 @@ def make_report(
     comparison: Comparison,
     contenders: Sequence[str],
 ) -> Report:
-    """The whole page."""
+    """Returns the whole page."""
     people = len({suite.references.photos[row].person for row in suite.references.chosen})
     report = Report(
         f"Benchmark: {suite.settings.name}",
@@ -101,12 +101,12 @@ def _count(number: int, thing: str) -> str:
 
 
 def _upper(text: str) -> str:
-    """A text that begins with a capital letter; the others stay."""
+    """Returns a text that begins with a capital letter; the others stay."""
     return text[:1].upper() + text[1:]
 
 
 def add_tables(report: Report, comparison: Comparison) -> None:
-    """One table per family and recognizer, of the columns in which some method has a value."""
+    """Adds one table per family and recognizer, of the columns in which some method has a value."""
     filled = [name for name in comparison.columns if any(_has_value(f.get(name)) for f in comparison.figures.values())]
     groups: dict[tuple[str, str], list[str]] = {}
     for family in FAMILIES:
@@ -139,7 +139,7 @@ def _has_value(found: Estimate | None) -> bool:
 
 
 def add_glossary(report: Report, comparison: Comparison) -> None:
-    """What each shown metric is, from the registry."""
+    """Adds what each shown metric is, from the registry."""
     names = dict.fromkeys(metric_of(name) for name in comparison.columns)
     names |= dict.fromkeys(metric_of(name) for found in comparison.sets.values() for name in found)
     terms = []
@@ -169,7 +169,7 @@ def _sets(report: Report, comparison: Comparison) -> None:
 
 
 def missing_rows(panel: Panel) -> list[tuple[str, str, str]]:
-    """(metric, "not measured", why and by which command it can be) of every metric without its network."""
+    """Returns (metric, "not measured", why and by which command it can be) of every metric without its network."""
     return [
         (name, "not measured", panel.missing[metric.role])
         for name, metric in METRICS.items()
@@ -200,7 +200,7 @@ def _pareto(comparison: Comparison) -> tuple[Figure, str] | None:
 
 
 def _plain(text: str) -> str:
-    """A name as matplotlib shows it: a pair of dollars would be a formula."""
+    """Returns a name as matplotlib shows it; a pair of dollars would be a formula."""
     return text.replace("$", r"\$")
 
 

@@ -80,12 +80,12 @@ class Panel:
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
 
     def get(self, role: str) -> Any:
-        """The network of a role, None where it is missing."""
+        """Returns the network of a role, None where it is missing."""
         return self.models.get(role)
 
 
 def load_panel(suite: Suite, device: str = "cpu") -> Panel:
-    """The networks that the suite's metrics need.
+    """Returns the networks that the suite's metrics need.
 
     A network that is not on this machine is noted with the command that gets it. Raises CheckpointError for
     networks that are damaged or of another kind, ConfigError for an unknown role.
@@ -120,8 +120,8 @@ def load_panel(suite: Suite, device: str = "cpu") -> Panel:
 
 
 def load_recognizer(place: str, device: str = "cpu") -> tuple[tuple[Embed, int], ModelFacts]:
-    """A recognizer by the name of a tower (see `faceclip.towers.pretrained.load_tower`), or `shipped` for the second
-    recognizer of this package. Raises CheckpointError, ConfigError or MissingExtraError."""
+    """Loads a recognizer by the name of a tower (see `faceclip.towers.pretrained.load_tower`), or `shipped` for the
+    second recognizer of this package. Raises CheckpointError, ConfigError or MissingExtraError."""
     network: Any
     if place == "shipped" or ((Path(place) / "config.json").is_file() and "SecondRecognizer" in _class_of(Path(place))):
         folder = weights.path("tiny/second_recognizer", package="eval") if place == "shipped" else Path(place)
@@ -147,7 +147,7 @@ def _class_of(folder: Path) -> str:
 
 
 def _load_role(role: str, name: str | None, rendered: bool, device: str) -> tuple[Any, ModelFacts] | None:
-    """None for a shipped network that is not meant for photographs."""
+    """Returns None for a shipped network that is not meant for photographs."""
     if role in LOADERS:
         load, default = LOADERS[role]
         model = load(name or default)

@@ -81,7 +81,7 @@ class UniIdOptions(SamplerOptions):
 
 
 def load_peer(name: str, options: Mapping[str, Any], device: str) -> Peer:
-    """The adapter of a name of `PEERS`, or of `module:factory`.
+    """Returns the adapter of a name of `PEERS`, or of `module:factory`.
 
     Raises ConfigError for an unknown one and for its options, MissingExtraError with what to install.
     """

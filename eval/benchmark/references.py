@@ -61,7 +61,7 @@ class References:
         return bytes_hash(*parts, repr(self.chosen).encode())
 
     def others(self, row: int) -> list[int]:
-        """Rows of the other photos of the same person."""
+        """Returns rows of the other photos of the same person."""
         person = self.photos[row].person
         return [other for other, photo in enumerate(self.photos) if photo.person == person and other != row]
 
@@ -78,7 +78,8 @@ class References:
 
 
 def photo_files(folder: Path, *, by_person: bool, people: int | None = None) -> list[tuple[str, Path]]:
-    """(person, file) of DIR/PERSON/FILE, or of DIR/FILE, where every file is a person of its own, of at most `people`.
+    """Returns (person, file) of DIR/PERSON/FILE, or of DIR/FILE, where every file is a person of its own, of at most
+    `people`.
 
     Raises DataError for a folder that is missing or has none, and for persons whose names cannot be told apart.
     """
@@ -104,8 +105,8 @@ def photo_files(folder: Path, *, by_person: bool, people: int | None = None) -> 
 def read_photos(
     files: Sequence[tuple[str, Path]], *, each: int, groups: Mapping[str, Mapping[str, str]] | None = None
 ) -> References:
-    """References of photographs with at most `each` photos of a person: the first with a face of each person is the
-    reference, the others are the person's other photos.
+    """Reads references of photographs with at most `each` photos of a person: the first with a face of each person is
+    the reference, the others are the person's other photos.
 
     Raises DataError for unreadable files, NoFaceError where no photo has a face.
     """
@@ -142,8 +143,8 @@ def read_photos(
 
 
 def read_renders(folder: Path, split: str, *, people: int | None, each: int, size: int | None) -> References:
-    """References of a data set of renders: each person's first portrait that is not the frontal one, cut by its labels;
-    the frontal portrait and the next ones are the person's other photos."""
+    """Reads references of a data set of renders: each person's first portrait that is not the frontal one, cut by its
+    labels; the frontal portrait and the next ones are the person's other photos."""
     arrays = load_arrays(folder, split, size=size)
     identity = np.asarray(arrays.identity)
     photos: list[Photo] = []
@@ -174,7 +175,7 @@ def read_renders(folder: Path, split: str, *, people: int | None, each: int, siz
 
 
 def render_groups(folder: Path, people: Sequence[int]) -> dict[int, dict[str, str]]:
-    """Skin tone and age lines of rendered persons, which the data set's seed decides; empty for other data sets."""
+    """Returns skin tone and age lines of rendered persons, by the data set's seed; empty for other data sets."""
     facts = folder / "dataset.json"
     seed = json.loads(facts.read_bytes()).get("seed") if facts.is_file() else None
     if not isinstance(seed, int):
@@ -190,7 +191,7 @@ def render_groups(folder: Path, people: Sequence[int]) -> dict[int, dict[str, st
 
 
 def read_groups(path: Path) -> dict[str, dict[str, str]]:
-    """Person → labels, from a CSV file whose first column is `person`. Raises DataError naming line and column."""
+    """Reads person → labels from a CSV file whose first column is `person`. Raises DataError naming line and column."""
     try:
         text = read_regular(path).decode("utf-8")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -208,7 +209,7 @@ def read_groups(path: Path) -> dict[str, dict[str, str]]:
 
 
 def safe(text: str) -> str:
-    """A text as part of a file name: letters, digits, dots, dashes and underscores."""
+    """Returns a text as part of a file name: letters, digits, dots, dashes and underscores."""
     return _UNSAFE.sub("_", text).strip("._")[:80] or "unnamed"
 
 

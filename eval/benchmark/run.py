@@ -60,7 +60,7 @@ def run_suite(
     retry: bool = False,
     draw_only: bool = False,
 ) -> Path | None:
-    """`benchmark` of a suite and methods that were read already."""
+    """Runs `benchmark` with a suite and methods that were read already."""
     panel = None if draw_only else load_panel(suite, device)  # what is wrong with a network is said before drawing
     loaded: dict[str, Method] = {}
     facts: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: di
 
 
 def make_protocol(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything to repeat the run: suite, methods, networks with hashes, code, and metrics that were not measured."""
+    """Returns what repeats the run: suite, methods, networks with hashes, code, and metrics that were not measured."""
     photos = suite.references.photos
     return json.loads(
         json.dumps(

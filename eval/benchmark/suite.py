@@ -112,7 +112,7 @@ class Suite:
 
 
 def read_suite(path: Path) -> Suite:
-    """The suite of a YAML file. Paths in it are relative to the file's folder.
+    """Reads the suite from a YAML file. Paths in it are relative to the file's folder.
 
     Raises ConfigError naming the key, DataError, EmptyDatasetError and face errors for what it names.
     """
@@ -126,7 +126,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def build_suite(settings: SuiteSettings) -> Suite:
-    """The suite of settings; see `read_suite`."""
+    """Makes the suite of settings; see `read_suite`."""
     check_licence(settings.licence, settings.origin, "")
     wanted = settings.references
     empty = 0
@@ -148,7 +148,7 @@ def build_suite(settings: SuiteSettings) -> Suite:
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], int]:
-    """Prompts of a file and the number of empty lines, which are skipped.
+    """Returns the prompts of a file and the number of empty lines, which are skipped.
 
     Raises DataError for a file that cannot be read or has a prompt that is too long, EmptyDatasetError for one without
     a prompt.
@@ -171,7 +171,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], int]:
 
 
 def caption_prompts(folder: Path, split: str, count: int) -> list[Prompt]:
-    """Captions of a data set of renders that name judged attributes, with what they name."""
+    """Returns captions of a data set of renders that name judged attributes, with what they name."""
     texts, wanted, _ = judged_prompts(load_arrays(folder, split), count)
     found = {
         text: Prompt(text=text, names={name: value for name, value in names.items() if name in JUDGED})
@@ -183,7 +183,7 @@ def caption_prompts(folder: Path, split: str, count: int) -> list[Prompt]:
 
 
 def plan_jobs(references: References, prompts: int, settings: SuiteSettings) -> list[Job]:
-    """The pictures of every method, in the order in which they are drawn: a function of the suite alone."""
+    """Returns the pictures of every method, in the order in which they are drawn: a function of the suite alone."""
     each = min(settings.prompts.per_reference or prompts, prompts)
     jobs: list[Job] = []
     for place, row in enumerate(references.chosen):

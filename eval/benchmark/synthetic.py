@@ -52,7 +52,7 @@ def synthetic_suite(folder: Path, settings: SyntheticSettings) -> Suite:
 
 
 def synthetic_methods() -> list[MethodSettings]:
-    """The shipped pipeline, with and without its channels and without a face, and real portraits."""
+    """Returns the shipped pipeline, with and without its channels and without a face, and real portraits."""
     return [
         MethodSettings(name="shipped pipeline", kind="pipeline"),
         MethodSettings(name="joint encoder alone", kind="pipeline", identity_scale=0.0, shading_scale=0.0),

@@ -39,7 +39,7 @@ def write_all(
     measured: Mapping[str, Measured],
     comparison: Comparison,
 ) -> None:
-    """All files beside the report. Raises DataError when the disk is full."""
+    """Writes all files beside the report. Raises DataError when the disk is full."""
     write_json(out / "results.json", to_json(protocol, galleries, measured, comparison))
     write_text(out / "values.csv", values_csv(suite, galleries, measured))
     write_text(out / "table.csv", table_csv(comparison))
@@ -52,7 +52,7 @@ def to_json(
     measured: Mapping[str, Measured],
     comparison: Comparison,
 ) -> dict:
-    """Everything that the report shows, as plain JSON values; NaN is null."""
+    """Returns everything that the report shows as plain JSON values; NaN is null."""
 
     def plain(figures: Mapping[str, Estimate]) -> dict:
         return {name: value.to_dict() for name, value in figures.items()}
@@ -77,7 +77,7 @@ def to_json(
 
 
 def values_csv(suite: Suite, galleries: Mapping[str, Gallery], measured: Mapping[str, Measured]) -> str:
-    """One line per method and picture."""
+    """Returns one line per method and picture."""
     columns = list(dict.fromkeys(name for found in measured.values() for name in found.values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -92,7 +92,7 @@ def values_csv(suite: Suite, galleries: Mapping[str, Gallery], measured: Mapping
 
 
 def table_csv(comparison: Comparison) -> str:
-    """One line per method: value, low and high of every column, and the figures of sets."""
+    """Returns one line per method: value, low and high of every column, and the figures of sets."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     sets = list(dict.fromkeys(name for found in comparison.sets.values() for name in found))
@@ -111,7 +111,7 @@ def table_csv(comparison: Comparison) -> str:
 
 
 def table_tex(comparison: Comparison) -> str:
-    """A LaTeX table (booktabs) with arrows, the best in bold where it leads beyond chance."""
+    """Returns a LaTeX table (booktabs) with arrows, the best in bold where it leads beyond chance."""
     arrow = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "neither": ""}
     columns = [name for name in comparison.columns if not name.startswith("cost/")]
     head = " & ".join(f"{tex(name)} {arrow[METRICS[metric_of(name)].better]}".strip() for name in columns)
@@ -127,7 +127,7 @@ def table_tex(comparison: Comparison) -> str:
 
 
 def tex(text: str) -> str:
-    """A text with LaTeX's special characters escaped."""
+    """Returns a text with LaTeX's special characters escaped."""
     return "".join(_TEX.get(letter, letter) for letter in text if letter.isprintable())
 
 
@@ -140,5 +140,5 @@ def _cell(value: float) -> str:
 
 
 def _harmless(text: str) -> str:
-    """A text that spreadsheets do not take for a formula."""
+    """Returns a text that spreadsheets do not take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

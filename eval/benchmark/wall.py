@@ -57,8 +57,8 @@ def wall(
     first: str,
     columns: Sequence[str],
 ) -> str:
-    """Markup of the wall; all names are escaped. first: the method by whose first column the rows are sorted at the
-    beginning, the worst first."""
+    """Returns markup of the wall; all names are escaped. first: the method by whose first column the rows are sorted at
+    the beginning, the worst first."""
     columns = [name for name in columns if _is_sortable(name)]
     if not columns or not suite.jobs:
         return ""
@@ -105,7 +105,7 @@ def _is_sortable(name: str) -> bool:
 
 
 def _picked(suite: Suite, found: Measured, name: str) -> list[int]:
-    """Rows of the worst pictures by a column and the first of the plan, each once."""
+    """Returns rows of the worst pictures by a column and the first of the plan, each once."""
     values = found.values.get(name, np.zeros(len(suite.jobs)))
     sign = -1 if METRICS[metric_of(name)].better == "lower" else 1
     worst = np.argsort(np.where(np.isnan(values), np.inf, sign * values), kind="stable")[: ROWS // 2]
@@ -124,7 +124,7 @@ def _picture(image: NDArray[np.uint8]) -> str:
 
 
 def _shown(gallery: Gallery, row: int) -> str:
-    """The picture, or the reason why it is missing."""
+    """Returns the picture, or the reason why it is missing."""
     if gallery.drawn[row]:
         return _picture(gallery.images[row])
     record = gallery.records[row]

@@ -29,7 +29,7 @@ class StageFailedError(FaceClipError):
 
 
 def run_stage(stage: Stage, log: Path, on_tick: Callable[[float], None]) -> float:
-    """Run one command with its output in `log`; returns seconds. Raises StageFailedError with the log's end."""
+    """Runs one command with its output in `log`; returns seconds. Raises StageFailedError with the log's end."""
     began = time.monotonic()
     status = run_command(stage.command, log, on_tick)
     if status:
@@ -41,7 +41,7 @@ def run_stage(stage: Stage, log: Path, on_tick: Callable[[float], None]) -> floa
 
 
 def run_demo(root: Path, config: DemoConfig, console: Console) -> Path:
-    """Run what is missing; returns the report's path. Raises ForeignFolderError, StageFailedError."""
+    """Runs what is missing; returns the report's path. Raises ForeignFolderError, StageFailedError."""
     stages = make_stages(root, config)
     records = Records(root, stages, shipped())
     removed = records.clear_stale()

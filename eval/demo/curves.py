@@ -10,7 +10,7 @@ RUNS = {"encoder": "Stage 1, joint encoder", "generator": "Stage 2, generator pl
 
 
 def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Figure → (steps, values) of the training lines of a log; null is NaN, a half-written last line is left out."""
+    """Returns figure → (steps, values) of a log's training lines; null is NaN, a half-written last line is left out."""
     series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     if not path.is_file():
         return {}
@@ -30,7 +30,7 @@ def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def add_curves(report: Report, root: Path) -> None:
-    """Losses of each stage over its steps, with its mean speed."""
+    """Adds the losses of each stage over its steps, with its mean speed."""
     for folder, title in RUNS.items():
         series = read_log(root / folder / "log.jsonl")
         losses = [(name, *values) for name, values in series.items() if name.startswith("loss")]

@@ -46,7 +46,7 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def run_command(command: list[str], log: Path, on_tick: Callable[[float], None]) -> int:
-    """Run a command with its output appended to `log`; returns its exit status.
+    """Runs a command with its output appended to `log`; returns its exit status.
 
     `on_tick` is called twice a second with the seconds since the start. Whatever interrupts the waiting ends the
     command by SIGTERM, on which trainers save, and waits for it. Raises DataError when the log cannot be made.

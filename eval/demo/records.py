@@ -21,7 +21,7 @@ class ForeignFolderError(FaceClipError):
 
 
 def shipped() -> str:
-    """A hash of the project's code and of the weights that ship with it: results of others are not this version's."""
+    """Returns a hash of the project's code and shipped weights: results of others are not this version's."""
     packages = faceclip, makeup_plugin, evaluation
     weights = "".join(model_hash(Path(str(package.__file__)).parent / "weights") for package in packages)
     code = code_hash("faceclip", "makeup_plugin", "eval", "train_encoder", "train_generator")
@@ -29,7 +29,7 @@ def shipped() -> str:
 
 
 def read_times(root: Path) -> dict[str, dict]:
-    """What `times.json` holds, stage by stage; empty without one. Raises ForeignFolderError where it is damaged."""
+    """Reads `times.json`, stage by stage; empty without one. Raises ForeignFolderError where it is damaged."""
     path = root / TIMES
     if not path.is_file():
         return {}
@@ -70,11 +70,11 @@ class Records:
         return {name: entry["seconds"] for name, entry in self.entries.items() if entry["seconds"] is not None}
 
     def log(self, stage: Stage) -> Path:
-        """The file that receives a stage's output."""
+        """Returns the file that receives a stage's output."""
         return self.root / "logs" / f"{stage.name}.log"
 
     def clear_stale(self) -> list[str]:
-        """Remove what stages left that have to run anew, their logs too; returns the names of those that had left any.
+        """Removes what stages left that have to run anew, their logs too; returns the names of those that had left any.
 
         Raises ForeignFolderError in a folder that is not a demo's. It, `begin` and `finish` raise DataError when
         the disk is full.
@@ -100,11 +100,11 @@ class Records:
         return [name for name, paths in there.items() if paths]
 
     def begin(self, stage: Stage) -> None:
-        """Note that a stage's command starts or resumes."""
+        """Notes that a stage's command starts or resumes."""
         self._set(stage, None, resumed=stage.name in self.entries)
 
     def finish(self, stage: Stage, seconds: float) -> None:
-        """Note that a stage's command ended well."""
+        """Notes that a stage's command ended well."""
         self._set(stage, seconds, resumed=self.entries[stage.name]["resumed"])
 
     def _set(self, stage: Stage, seconds: float | None, *, resumed: bool) -> None:

@@ -33,8 +33,8 @@ PEOPLE = 5
 
 
 def draw_people(root: Path, arrays: FaceArrays) -> tuple[list[list], list[str]]:
-    """Rows of reference, shading map that the pipeline fitted, and a picture per prompt, of each person by the shipped
-    pipeline and by the one that was trained here; and the row labels."""
+    """Returns rows of reference, shading map that the pipeline fitted, and a picture per prompt, of each person by the
+    shipped pipeline and by the one that was trained here; and the row labels."""
     places: dict[str, str | Path] = {"shipped": "tiny", "trained here": root / "generator" / "export"}
     pipelines = {title: load_pipeline(place, device="cpu", progress=False) for title, place in places.items()}
     grid, labels = [], []
@@ -56,7 +56,7 @@ def draw_people(root: Path, arrays: FaceArrays) -> tuple[list[list], list[str]]:
 
 
 def choose_references(arrays: FaceArrays) -> list[int]:
-    """The first test identities, with a portrait each that is turned by 10 to 40° and has no sunglasses or hat."""
+    """Returns the first test identities, each with a portrait turned by 10 to 40°, without sunglasses and hat."""
     rows = []
     yaw = np.abs(arrays.pose[:, 0])
     plain = (arrays.attribute_values("glasses") != "sunglasses") & (arrays.attribute_values("hat") == "none")

@@ -50,14 +50,14 @@ class Stage:
     outputs: tuple[Path, ...] = ()
 
     def shown(self, root: Path) -> str:
-        """The command as a reader would type it from the project's folder."""
+        """Returns the command as a reader would type it from the project's folder."""
         words = ["python", *self.command[1:]]
         folder = re.compile(rf"(^|=){re.escape(str(root))}(?=/|$)")
         return " ".join(folder.sub(lambda found: f"{found[1]}runs/{root.name}", word) for word in words)
 
 
 def make_stages(root: Path, config: DemoConfig) -> list[Stage]:
-    """All stages in order; each command is one that the README documents."""
+    """Returns all stages in order; each command is one that the README documents."""
     data, encoder, generator = root / "data", root / "encoder", root / "generator"
     request = Request(
         identities=config.identities,
@@ -143,13 +143,13 @@ def _length(steps: int) -> tuple[str, str]:
 
 
 def _trained(run: Path, steps: int) -> float | None:
-    """Share of the steps that a training's log tells of; the caching before the first step is a small part."""
+    """Returns the share of the steps in a training's log; the caching before the first step is a small part."""
     last = last_log_line(run / "log.jsonl")
     return None if last is None else min(1.0, last.get("step", 0) / steps)
 
 
 def last_log_line(path: Path) -> dict | None:
-    """The last complete line of a JSONL log."""
+    """Returns the last complete line of a JSONL log."""
     try:
         lines = path.read_bytes()[-8192:].splitlines()
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def last_log_line(path: Path) -> dict | None:
 def remaining_seconds(
     stages: list[Stage], done: dict[str, float], current: Stage, elapsed: float, fraction: float | None
 ) -> float:
-    """Estimate of the time left: expectations scaled by how long finished stages really took.
+    """Returns an estimate of the time left: expectations scaled by how long finished stages really took.
 
     `done`: name → seconds of the stages that ran; `elapsed` and `fraction` (None: unknown) of the current one.
     """

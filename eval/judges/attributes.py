@@ -65,7 +65,7 @@ class LabelledSource(MapSource):
         return len(self.points)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One training sample."""
+        """Returns one training sample."""
         image = jitter_image(np.asarray(self.arrays.images[index]), rng, self.jitter)
         sample = {name: labels[index] for name, labels in self.labels.items()}
         sample["image"] = np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -83,7 +83,7 @@ class JudgeTask(Task):
         self.directory = directory
 
     def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of all terms for one batch of `LabelledSource`."""
+        """Returns the sum of all terms for one batch of `LabelledSource`."""
         seen = self.modules["judge"](batch["image"].float() / 255)
         parts = {name: F.cross_entropy(seen.attributes[name], batch[name]) for name in self.names}
         parts["pose"] = F.l1_loss(seen.pose, batch["pose"].float()) / POSE_SCALE
@@ -95,18 +95,18 @@ class JudgeTask(Task):
         return total, {name: part.detach() for name, part in parts.items()}
 
     def validate(self, step: int) -> dict[str, float]:
-        """The figures of the card, on the validation identities."""
+        """Measures the figures of the card on the validation identities."""
         figures = measure(self.modules["judge"], self.directory, "validation")
         return {name: figure.value for name, figure in figures.items()}
 
     def export(self, directory: Path) -> None:
-        """The judge as `Judge.from_pretrained` reads it."""
+        """Writes the judge as `Judge.from_pretrained` reads it."""
         self.modules["judge"].save_pretrained(directory)
 
 
 @torch.inference_mode()
 def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> dict[str, Estimate]:
-    """Accuracy of every attribute (hair color where hair is visible), smile, pose and landmark errors."""
+    """Measures the accuracy of every attribute (hair color where hair is visible), smile, pose and landmark errors."""
     arrays = load_arrays(directory, split, size=model.config.image_size)
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -135,7 +135,7 @@ def measure(model: Judge, directory: Path, split: str, *, batch: int = 64) -> di
 
 
 def build(config: JudgeConfig) -> tuple[JudgeTask, LabelledSource]:
-    """Model, task and source of a configuration."""
+    """Builds the model, task and source of a configuration."""
     size, names = config.model.image_size, config.model.attributes
     directory = Path(config.data)
     source = LabelledSource(directory, "train", size=size, attributes=names, jitter=config.jitter)

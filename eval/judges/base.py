@@ -52,7 +52,7 @@ class BaseMeasurement:
 
 
 def measure(config: BaseMeasurement, split: str = "test") -> dict[str, Estimate]:
-    """How often the judge finds what prompts of a split name, in pictures of fixed seeds.
+    """Measures how often the judge finds what prompts of a split name, in pictures of fixed seeds.
 
     Raises CheckpointError, which begins with the argument, for a part that is missing or damaged.
     """
@@ -91,7 +91,7 @@ def measure(config: BaseMeasurement, split: str = "test") -> dict[str, Estimate]
 
 
 def judged_prompts(arrays: FaceArrays, count: int) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
-    """Texts that name judged attributes, what they name, and the person whose portrait they were written for."""
+    """Returns texts that name judged attributes, what they name, and whose portrait they were written for."""
     prompts, wanted, people = [], [], []
     for row in np.random.default_rng(0).permutation(len(arrays)):
         for caption in arrays.captions[row]:

@@ -39,7 +39,7 @@ def _square(images: Tensor, size: int) -> Tensor:
 
 
 def _trunk(widths: Sequence[int]) -> nn.Sequential:
-    """Stem and one residual block per further width, each halving the resolution."""
+    """Returns a stem and one residual block per further width, each halving the resolution."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(widths[0]),
@@ -74,7 +74,7 @@ class Judge(StrictlyLoaded, ModelMixin, ConfigMixin):
         self.landmarks = nn.Linear(hidden, 10)
 
     def forward(self, images: Tensor) -> Judgement:
-        """Judge RGB images (B, 3, H, W) in [0, 1] of any size."""
+        """Judges RGB images (B, 3, H, W) in [0, 1] of any size."""
         height, width = images.shape[-2:]
         features = self.neck(self.trunk(_square(images, self.config.image_size)))
         # Landmarks are predicted as fractions of the image, around its center.
@@ -89,7 +89,7 @@ class Judge(StrictlyLoaded, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def values(self, images: Tensor) -> dict[str, list[str]]:
-        """The most likely value of every attribute for each of B images."""
+        """Returns the most likely value of every attribute for each of B images."""
         logits = self(images).attributes
         vocabularies = self.config.vocabularies
         return {k: [vocabularies[k][i] for i in v.argmax(dim=1).tolist()] for k, v in logits.items()}
@@ -113,5 +113,5 @@ class SecondRecognizer(StrictlyLoaded, ModelMixin, ConfigMixin):
         )
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Embeddings (B, embedding_dim), unnormalized, of aligned RGB crops (B, 3, H, W) in [0, 1]."""
+        """Returns embeddings (B, embedding_dim), unnormalized, of aligned RGB crops (B, 3, H, W) in [0, 1]."""
         return self.head(self.trunk(_square(crops, self.config.image_size))).float()

@@ -34,7 +34,7 @@ class Judges:
     fitter: FaceFitter | None = None
 
     def embedders(self) -> dict[str, tuple[Embed, int]]:
-        """Name → embedding of crops, wherever they and the network lie, and the crops' size."""
+        """Returns name → embedding of crops, wherever they and the network lie, and the crops' size."""
         return {
             "recognizer": (
                 lambda crops: self.recognizer(crops.to(self.recognizer.device)).identity,
@@ -55,7 +55,8 @@ def load_judges(
     device: torch.device | str = "cpu",
     fitter: FaceFitter | None = None,
 ) -> Judges:
-    """The shipped judges unless other folders are given, on a device, beside a recognizer and a fitter that are there.
+    """Loads the shipped judges unless other folders are given, on a device, beside a recognizer and a fitter that are
+    there.
 
     Raises CheckpointError naming the option whose folder does not hold such a network.
     """
@@ -77,7 +78,7 @@ def load_judges(
 def embed_faces(
     embed: Embed, size: int, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | ShardedArray, faces: FacePoints
 ) -> NDArray[np.float32]:
-    """Unit embeddings (N, D); zero rows where there is no face."""
+    """Returns unit embeddings (N, D); zero rows where there is no face."""
     result = None
     for rows, crops in crop_batches(images, faces, size):
         vectors = F.normalize(embed(crops).float(), dim=1).cpu().numpy()
@@ -99,7 +100,7 @@ class Sight:
 
 @torch.no_grad()
 def look(judge: Judge, images: NDArray[np.uint8] | ShardedArray, *, batch: int = 64) -> Sight:
-    """Judge pictures (N, S, S, 3)."""
+    """Judges pictures (N, S, S, 3)."""
     values: dict[str, list[str]] = {}
     arrays: dict[str, list[NDArray]] = {"pose": [], "landmarks": [], "features": []}
     vocabularies = judge.config.vocabularies

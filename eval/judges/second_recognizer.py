@@ -38,7 +38,7 @@ class SecondRecognizerConfig(TowerConfig):
 
 
 def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
-    """Model, task and source of a configuration."""
+    """Builds the model, task and source of a configuration."""
     sizes = config.model
     model = SecondRecognizer(image_size=sizes.image_size, widths=tuple(sizes.widths), embedding_dim=sizes.embedding_dim)
     source = CropSource(Path(config.data), "train", size=sizes.image_size, jitter=config.jitter)
@@ -46,7 +46,7 @@ def build(config: SecondRecognizerConfig) -> tuple[IdentityTask, CropSource]:
 
 
 def measure(path: Path, config: SecondRecognizerConfig) -> dict[str, Estimate]:
-    """Rank-1 on the test identities of the exported recognizer."""
+    """Measures rank-1 on the test identities of the exported recognizer."""
     model = SecondRecognizer.from_pretrained(path)
     return measure_identity(model, Path(config.data), size=model.config.image_size)
 

@@ -26,8 +26,8 @@ SMALLEST = 20  # px of a region whose mean colour means something
 
 
 def region_colours(images: NDArray[np.uint8], masks: NDArray[np.integer], count: int) -> NDArray[np.float64]:
-    """Mean CIELAB colour (N, count, 3) of each region of pictures (N, H, W, 3) by labels (N, H, W) of 0 … count − 1;
-    NaN for regions of fewer than `SMALLEST` px."""
+    """Returns the mean CIELAB colour (N, count, 3) of each region of pictures (N, H, W, 3) by labels (N, H, W) of 0 …
+    count − 1; NaN for regions of fewer than `SMALLEST` px."""
     result = np.full((len(images), count, 3), np.nan)
     for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
         lab = cv2.cvtColor(np.asarray(image, np.float32) / 255, cv2.COLOR_RGB2LAB)
@@ -41,8 +41,8 @@ def region_colours(images: NDArray[np.uint8], masks: NDArray[np.integer], count:
 def movement(
     drawn: NDArray[np.floating], base: NDArray[np.floating], asked: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """How far regions' colours (N, R, 3) went from those of the base picture (N, R, 3) to an asked colour (N, 3):
-    (N, R), 0 for not at all and 1 for all the way; NaN where a region is missing or had the colour already."""
+    """Returns how far regions' colours (N, R, 3) went from those of the base picture (N, R, 3) to an asked colour (N,
+    3): (N, R), 0 for not at all and 1 for all the way; NaN where a region is missing or had the colour already."""
     way = asked[:, None] - base
     length = np.square(way).sum(axis=-1)
     return np.where(length > 1, ((drawn - base) * way).sum(axis=-1) / np.maximum(length, 1e-9), np.nan)
@@ -59,7 +59,7 @@ class Binding:
 
 
 def binding(moved: NDArray[np.floating], region: NDArray[np.integer]) -> Binding:
-    """Binding and leakage of movements (N, R) when `region` (N,) was asked for."""
+    """Returns binding and leakage of movements (N, R) when `region` (N,) was asked for."""
     moved, region = np.asarray(moved, np.float64), np.asarray(region)
     rows, regions = np.arange(len(moved)), moved.shape[1]
     others = np.maximum(moved, 0)
@@ -69,13 +69,13 @@ def binding(moved: NDArray[np.floating], region: NDArray[np.integer]) -> Binding
 
 
 def asked_colours(names: Sequence[str]) -> NDArray[np.float64]:
-    """CIELAB (N, 3) of colours by name. Raises KeyError for a name outside `COLOURS`."""
+    """Returns CIELAB (N, 3) of colours by name. Raises KeyError for a name outside `COLOURS`."""
     pixels = np.array([[COLOURS[name] for name in names]], np.float32) / 255
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)[0].astype(np.float64)
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the known values over the first axis; NaN where none is known."""
+    """Returns the mean of the known values over the first axis; NaN where none is known."""
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)

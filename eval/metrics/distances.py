@@ -9,14 +9,14 @@ ROWS = 1024  # of a kernel matrix computed at a time
 
 
 def angle_difference(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Absolute difference of angles in degrees, in [0, 180]."""
+    """Returns the absolute difference of angles in degrees, in [0, 180]."""
     delta = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     return np.abs((delta + 180) % 360 - 180)
 
 
 def frechet_distance(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Squared Fréchet distance of Gaussians with the means and covariances of two sets of features (N, D) and (M, D),
-    as FID computes it (Heusel et al. 2017, arXiv:1706.08500, eq. 6); ≥ 0, NaN for fewer than two rows.
+    """Returns the squared Fréchet distance of Gaussians with the means and covariances of two sets of features (N, D)
+    and (M, D), as FID computes it (Heusel et al. 2017, arXiv:1706.08500, eq. 6); ≥ 0, NaN for fewer than two rows.
 
     It falls with the number of rows: only sets of equal size are compared with the same second set.
     """
@@ -33,7 +33,7 @@ def frechet_distance(first: NDArray[np.floating], second: NDArray[np.floating]) 
 
 
 def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Row-wise cosine of (N, D) and (N, D). Zero rows are refused: they mark failed loads, not faces."""
+    """Returns the row-wise cosine of (N, D) and (N, D). Zero rows are refused: they mark failed loads, not faces."""
     lengths = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
     if min(lengths[0].min(initial=1), lengths[1].min(initial=1)) == 0:
         raise ValueError("a zero vector has no direction: mark missing faces instead of embedding them")
@@ -41,7 +41,7 @@ def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray
 
 
 def polynomial_mmd(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Unbiased squared maximum mean discrepancy of two sets of features (N, D) and (M, D) under the kernel
+    """Returns the unbiased squared maximum mean discrepancy of two sets of features (N, D) and (M, D) under the kernel
     (x·y / D + 1)³: KID over whole sets (Bińkowski et al. 2018, arXiv:1801.01401, eq. 4 and section 4).
 
     It may be negative, and its expectation does not depend on N and M. NaN for fewer than two rows.
@@ -81,7 +81,8 @@ def kernel_inception_distance(
     size: int = 1000,
     seed: int = 0,
 ) -> KernelDistance:
-    """KID as it is usually reported: `polynomial_mmd` of `subsets` pairs of random subsets without replacement.
+    """Returns KID as it is usually reported, the `polynomial_mmd` of `subsets` pairs of random subsets without
+    replacement.
 
     Sets smaller than `size` are drawn whole, which leaves a deviation of 0 and is said by `size` of the result.
     """
@@ -97,8 +98,8 @@ def kernel_inception_distance(
 def gaussian_mmd(
     first: NDArray[np.floating], second: NDArray[np.floating], *, sigma: float = 10.0, scale: float = 1000.0
 ) -> float:
-    """CMMD: `scale` times the squared maximum mean discrepancy under exp(−|x − y|² / 2σ²) of features of unit length
-    (Jayasumana et al. 2024, arXiv:2401.09603, section 4).
+    """Returns CMMD, which is `scale` times the squared maximum mean discrepancy under exp(−|x − y|² / 2σ²) of features
+    of unit length (Jayasumana et al. 2024, arXiv:2401.09603, section 4).
 
     The estimator keeps the diagonals, as the authors' does: it is ≥ 0 and biased, little at their 30,000 pictures. NaN
     for an empty set.

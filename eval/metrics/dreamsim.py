@@ -50,7 +50,7 @@ class DreamSimModel:
 
     @torch.no_grad()
     def pictures(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Embeddings (N, D)."""
+        """Returns embeddings (N, D)."""
         rows = []
         for image in images:
             pixels = self.preprocess(Image.fromarray(np.asarray(image)))

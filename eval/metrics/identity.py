@@ -23,7 +23,7 @@ class Similarity:
 
 
 def similarity(faces: NDArray[np.floating], others: NDArray[np.floating], found: NDArray[np.bool_]) -> Similarity:
-    """Cosine of embeddings (N, D) with those of reference photos (N, D); `found` (N,): both have a face."""
+    """Returns the cosine of embeddings (N, D) with those of reference photos (N, D); `found` (N,): both have a face."""
     cosines = np.where(found, _cosines(faces, others), np.nan)
     return Similarity(all=np.where(found, cosines, 0.0), detected=cosines)
 
@@ -31,7 +31,7 @@ def similarity(faces: NDArray[np.floating], others: NDArray[np.floating], found:
 def copy_paste_angle(
     drawn: NDArray[np.floating], reference: NDArray[np.floating], target: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """How much nearer to the reference photo than to another photo of the person a picture is (N,), by angles:
+    """Returns how much nearer to the reference photo than to another photo of the person a picture is (N,), by angles:
     (θ(drawn, target) − θ(drawn, reference)) / θ(reference, target) in [−1, 1].
 
     1: it is the reference. −1: it is the other photo. 0 where the two photos are the same (WithAnyone, MultiID-Bench).
@@ -44,8 +44,8 @@ def copy_paste_angle(
 def copy_paste_chord(
     drawn: NDArray[np.floating], reference: NDArray[np.floating], target: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """The same by chords of the unit sphere, mapped to [0, 1]: ½ (1 + (d(drawn, target) − d(drawn, reference)) /
-    d(reference, target)), d = √(2 − 2 cos) (ViStoryBench). ½ where the two photos are the same."""
+    """Returns the same by chords of the unit sphere, mapped to [0, 1]: ½ (1 + (d(drawn, target) − d(drawn, reference))
+    / d(reference, target)), d = √(2 − 2 cos) (ViStoryBench). ½ where the two photos are the same."""
 
     def chord(first: NDArray, second: NDArray) -> NDArray[np.float64]:
         return np.sqrt(np.maximum(2 - 2 * np.clip(_cosines(first, second), -1, 1), SMALLEST_ANGLE))
@@ -72,7 +72,8 @@ def gallery_place(
     gallery_person: NDArray[np.integer],
     excluded: NDArray[np.bool_] | None = None,
 ) -> GalleryPlace:
-    """Where pictures (N, D) of `person` (N,) find that person among real photos (G, D) of `gallery_person` (G,).
+    """Returns where pictures (N, D) of `person` (N,) find that person among real photos (G, D) of `gallery_person`
+    (G,).
 
     excluded (N, G): photos out of the gallery, such as the reference that a picture was made from. Ties count against
     the picture.

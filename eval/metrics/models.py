@@ -49,7 +49,7 @@ class ModelFacts:
 
 
 def locate(name: str) -> tuple[Path, str]:
-    """Folder or file of a model named by path or hub id, and its revision ("" for paths).
+    """Returns the folder or file of a model named by path or hub id, and its revision ("" for paths).
 
     Raises MissingModelError with the command that gets it.
     """
@@ -68,7 +68,7 @@ def locate(name: str) -> tuple[Path, str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a safetensors file or of a pickle that holds tensors alone.
+    """Returns tensors by name of a safetensors file or of a pickle that holds tensors alone.
 
     Raises CheckpointError for anything else, also for a pickle with code.
     """
@@ -101,17 +101,17 @@ class ClipModel:
 
     @torch.no_grad()
     def pictures(self, images: Pictures) -> NDArray[np.float32]:
-        """Projected embeddings (N, D), not of unit length."""
+        """Returns projected embeddings (N, D), not of unit length."""
         return _batched(images, lambda part: self.model.visual_projection(self._pooled(part)))
 
     @torch.no_grad()
     def pooled(self, images: Pictures) -> NDArray[np.float32]:
-        """The vision tower's pooled state (N, W) before the projection."""
+        """Returns the vision tower's pooled state (N, W) before the projection."""
         return _batched(images, self._pooled)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Projected embeddings (N, D) of texts; what lies beyond 77 tokens is cut."""
+        """Returns projected embeddings (N, D) of texts; what lies beyond 77 tokens is cut."""
         context = self.model.config.text_config.max_position_embeddings
         parts = []
         for start in range(0, len(texts), BATCH):
@@ -141,7 +141,7 @@ class DinoModel:
 
     @torch.no_grad()
     def pictures(self, images: Pictures) -> NDArray[np.float32]:
-        """Class tokens (N, W)."""
+        """Returns class tokens (N, W)."""
         return _batched(images, lambda part: self.model(pixel_values=self.pixels(part)).last_hidden_state[:, 0])
 
 
@@ -180,7 +180,7 @@ class LpipsModel:
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of pictures (N, 3, H, W) in [0, 1]. Raises ValueError for another range."""
+        """Returns feature maps of pictures (N, 3, H, W) in [0, 1]. Raises ValueError for another range."""
         if images.numel() and (images.min() < 0 or images.max() > 1):
             raise ValueError(f"pictures must be in [0, 1], got {images.min():.2f} … {images.max():.2f}")
         shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (self.SHIFT, self.SCALE))
@@ -224,7 +224,7 @@ class InceptionModel:
 
     @torch.no_grad()
     def pictures(self, images: Pictures) -> NDArray[np.float32]:
-        """Features (N, 2048)."""
+        """Returns features (N, 2048)."""
 
         def features(part: Pictures) -> Tensor:
             rows = [self.model(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])[0] for image in part]
@@ -234,7 +234,7 @@ class InceptionModel:
 
 
 def locate_file(name: str, command: str) -> Path:
-    """A weights file by its path. Raises MissingModelError that ends with `command`."""
+    """Returns a weights file by its path. Raises MissingModelError that ends with `command`."""
     path = Path(name).expanduser()
     if not path.is_file():
         raise MissingModelError(f"{name} is no file of weights; get it by: {command}")
@@ -257,7 +257,7 @@ class Pixels:
         )
 
     def __call__(self, images: Pictures) -> Tensor:
-        """Pictures of any sizes → (N, 3, size, size)."""
+        """Turns pictures of any sizes into (N, 3, size, size)."""
         parts = []
         for image in images:
             picture = Image.fromarray(np.asarray(image))
@@ -305,6 +305,6 @@ def _batched(images: Pictures, features: Callable[[Pictures], Tensor]) -> NDArra
 
 
 def network_hash(model: Any) -> str:
-    """SHA-256 of weights and configuration of a model of transformers."""
+    """Returns the SHA-256 of weights and configuration of a model of transformers."""
     config = {name: value for name, value in model.config.to_dict().items() if name != "transformers_version"}
     return tensors_hash(model.state_dict().items(), settings_text(config))

@@ -12,7 +12,8 @@ AXES = ("yaw", "pitch", "roll")
 def light_errors(
     found: NDArray[np.floating], wanted: NDArray[np.floating], *, gain_free: bool = False
 ) -> NDArray[np.float64]:
-    """Root mean square difference (N,) of spherical-harmonic lights (N, 9, 3) or (N, 27) over their 27 coefficients.
+    """Returns the root mean square difference (N,) of spherical-harmonic lights (N, 9, 3) or (N, 27) over their 27
+    coefficients.
 
     gain_free: each found light is first multiplied by the one factor that brings it nearest, so that a brighter skin
     or exposure is no error. A found light of zero stays zero.
@@ -41,5 +42,5 @@ def landmark_difference(found: NDArray[np.floating], wanted: NDArray[np.floating
 
 
 def expression_changed(found: list[str], wanted: list[str]) -> NDArray[np.float64]:
-    """1 per picture (N,) whose expression has another name than the wanted one, else 0 (IBench's ExprDiv)."""
+    """Returns 1 per picture (N,) whose expression has another name than the wanted one, else 0 (IBench's ExprDiv)."""
     return np.array([float(one != other) for one, other in zip(found, wanted, strict=True)])

@@ -15,15 +15,15 @@ from eval.metrics.distances import cosine
 
 
 def text_similarity(pictures: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArray[np.float64]:
-    """CLIP score per picture (N,): 100 · max(cosine, 0) of picture and text embeddings (N, D) (Hessel et al. 2021)."""
+    """Returns CLIP scores (N,), 100 · max(cosine, 0), of picture and text embeddings (N, D) (Hessel et al. 2021)."""
     return 100 * np.maximum(cosine(pictures, texts), 0)
 
 
 def perceptual_distance(
     first: Sequence[Tensor], second: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> NDArray[np.float64]:
-    """LPIPS per picture (N,) of feature maps (N, C, H, W) of each layer and the layers' weights (C,) (Zhang et al.
-    2018, arXiv:1801.03924, eq. 1): channels of unit length, weighted squared difference, mean over the places, sum
+    """Returns LPIPS per picture (N,) of feature maps (N, C, H, W) of each layer and the layers' weights (C,) (Zhang et
+    al. 2018, arXiv:1801.03924, eq. 1): channels of unit length, weighted squared difference, mean over the places, sum
     over the layers.
 
     Raises ValueError for lists of unequal length.
@@ -43,7 +43,8 @@ def _unit_channels(features: Tensor) -> Tensor:
 
 
 def pairwise_mean(distances: NDArray[np.floating], group: Sequence[object]) -> dict[object, float]:
-    """Diversity: the mean distance of the pairs within each group, from all distances (N, N); a group of one has none.
+    """Returns the diversity, which is the mean distance of the pairs within each group, from all distances (N, N); a
+    group of one has none.
 
     group: N labels, as (reference, prompt).
     """
@@ -58,7 +59,7 @@ def pairwise_mean(distances: NDArray[np.floating], group: Sequence[object]) -> d
 
 
 def attribute_count(probabilities: NDArray[np.floating], *, threshold: float = 0.85) -> NDArray[np.float64]:
-    """Attr_c per picture (N,): how many of the attributes' probabilities (N, A) exceed the threshold.
+    """Returns Attr_c per picture (N,): how many of the attributes' probabilities (N, A) exceed the threshold.
 
     It counts attributes; it does not ask whether the prompt named them.
     """

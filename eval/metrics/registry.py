@@ -15,7 +15,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
 def find(name: str) -> Metric:
-    """A metric by `name@version`. Raises ConfigError naming those that begin alike."""
+    """Returns a metric by `name@version`. Raises ConfigError naming those that begin alike."""
     if name not in METRICS:
         stem = name.partition("@")[0].partition("/")[0]
         near = [known for known in METRICS if known.startswith(stem)] or list(METRICS)
@@ -24,7 +24,7 @@ def find(name: str) -> Metric:
 
 
 def table() -> str:
-    """The rows of docs/metrics.md, one per metric."""
+    """Returns the rows of docs/metrics.md, one per metric."""
     arrow = {"higher": "↑", "lower": "↓", "neither": "·"}
     head = "| metric | | formula | network | crop | figure | failures | source | traps |"
     lines = [head, "| --- " * 9 + "|"]

@@ -37,7 +37,7 @@ class VlmScores:
 
 
 def parse_score(reply: str) -> float:
-    """The score of a reply, NaN unless it holds exactly one JSON object with a number from 0 to 100 under "score"."""
+    """Reads a reply's score, NaN unless it has exactly one JSON object with a number from 0 to 100 under "score"."""
     found = _OBJECT.findall(reply)
     if len(found) != 1:
         return float("nan")
@@ -82,5 +82,5 @@ class VlmModel:
         )
 
     def ask(self, image: NDArray[np.uint8], text: str) -> str:
-        """The reply to one picture (H, W, 3) and one question, without sampling."""
+        """Returns the reply to one picture (H, W, 3) and one question, without sampling."""
         return self.model.ask(image, text, tokens=TOKENS)

@@ -82,7 +82,7 @@ class Report:
         self._sections: dict[int, str] = {}  # position among the blocks → title
 
     def section(self, title: str) -> None:
-        """Begin a section; the page's navigation lists it."""
+        """Begins a section; the page's navigation lists it."""
         self._sections[len(self._blocks)] = title
         self._blocks.append("")
 
@@ -90,7 +90,7 @@ class Report:
         self._blocks.append(f"<h3>{html.escape(title)}</h3>")
 
     def text(self, paragraph: str, *, warning: bool = False) -> None:
-        """A paragraph; `warning` marks what a reader must know before believing the figures."""
+        """Adds a paragraph; `warning` marks what a reader must know before believing the figures."""
         kind = ' class="warning"' if warning else ""
         self._blocks.append(f"<p{kind}>{html.escape(paragraph)}</p>")
 
@@ -105,7 +105,7 @@ class Report:
         caption: str = "",
         emphasized: Sequence[int] = (),
     ) -> None:
-        """Estimates are shown with their 95 % interval; rows whose index is in `emphasized` are bold."""
+        """Adds a table. Estimates are shown with their 95 % interval; rows whose index is in `emphasized` are bold."""
         for row in rows:
             if len(row) != len(headers):
                 raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers: {row}")
@@ -122,13 +122,13 @@ class Report:
         )
 
     def definitions(self, terms: Sequence[tuple[str, str]], *, title: str = "") -> None:
-        """Terms and what is said of each, in whole sentences; with a title they are folded away under it."""
+        """Adds terms and what is said of each, in whole sentences; with a title they are folded away under it."""
         rows = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in terms)
         block = f"<dl>{rows}</dl>"
         self._blocks.append(f"<details><summary>{html.escape(title)}</summary>{block}</details>" if title else block)
 
     def figure(self, figure: Figure, caption: str = "") -> None:
-        """A matplotlib figure made with `Figure(...)`, not pyplot: nothing global, nothing to close."""
+        """Adds a matplotlib figure made with `Figure(...)`, not pyplot: nothing global, nothing to close."""
         FigureCanvasAgg(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="#fbfbfa")
@@ -147,7 +147,7 @@ class Report:
         pixels: int = 112,
         caption: str = "",
     ) -> None:
-        """Rows of uint8 RGB pictures shown `pixels` wide; None is an empty cell."""
+        """Adds rows of uint8 RGB pictures shown `pixels` wide; None is an empty cell."""
         head = ""
         if column_labels:
             cells = "".join(f"<th>{html.escape(label)}</th>" for label in column_labels)
@@ -163,22 +163,22 @@ class Report:
         )
 
     def block(self, markup: str) -> None:
-        """Markup that is HTML already; its maker has escaped the texts in it."""
+        """Adds markup that is HTML already; its maker has escaped the texts in it."""
         self._blocks.append(markup)
 
     def save_parts(self, path: Path) -> None:
-        """Keep the content as JSON, so that another report can take it over with `append_parts`."""
+        """Keeps the content as JSON, so that another report can take it over with `append_parts`."""
         write_json(path, {"blocks": self._blocks, "sections": list(self._sections.items())})
 
     def append_parts(self, path: Path) -> None:
-        """Take over everything that another report kept."""
+        """Takes over everything that another report kept."""
         parts = json.loads(path.read_text(encoding="utf-8"))
         start = len(self._blocks)
         self._sections |= {start + position: title for position, title in parts["sections"]}
         self._blocks += parts["blocks"]
 
     def to_html(self) -> str:
-        """The whole page."""
+        """Returns the whole page."""
         links = "".join(f'<a href="#s{i}">{html.escape(title)}</a>' for i, title in self._sections.items())
         body = "".join(
             f'<h2 id="s{i}">{html.escape(self._sections[i])}</h2>' if i in self._sections else block
@@ -195,13 +195,13 @@ class Report:
         )
 
     def write(self, path: Path) -> Path:
-        """Write the report; a reader never sees half of it."""
+        """Writes the report; a reader never sees half of it."""
         files.write_text(path, self.to_html())
         return path
 
 
 def write_json(path: Path, content: Mapping) -> None:
-    """`files.write_json` with null for NaN and infinities, which JSON does not have."""
+    """Writes JSON by `files.write_json`, with null for NaN and infinities, which JSON does not have."""
     files.write_json(path, _finite(content), sort_keys=False)
 
 
@@ -222,7 +222,7 @@ def _finite(content: object) -> object:
 
 
 def format_cell(cell: Cell) -> str:
-    """One table cell as HTML: estimates with interval, floats to three places, None as a dash."""
+    """Returns one table cell as HTML: estimates with interval, floats to three places, None as a dash."""
     if cell is None or (isinstance(cell, float) and np.isnan(cell)):
         return "–"
     if isinstance(cell, Best):
@@ -247,7 +247,7 @@ def interval_bars(
     label: str,
     size: tuple[float, float] = (8.0, 3.4),
 ) -> Figure:
-    """Grouped bars with 95 % intervals: one group per name, one bar per series."""
+    """Draws grouped bars with 95 % intervals: one group per name, one bar per series."""
     figure = Figure(figsize=size)
     axes = figure.subplots()
     width = 0.8 / max(len(series), 1)
@@ -286,7 +286,7 @@ def line_plot(
     logarithmic_y: bool = False,
     size: tuple[float, float] = (8.0, 3.4),
 ) -> Figure:
-    """Lines (name, x, y) in one plot; colors begin anew with another stroke."""
+    """Draws lines (name, x, y) in one plot; colors begin anew with another stroke."""
     figure = Figure(figsize=size)
     axes = figure.subplots()
     for number, (name, x, y) in enumerate(series):
@@ -305,7 +305,7 @@ def line_plot(
 
 
 def clean_axes(axes) -> None:
-    """House look of plots: two spines, light horizontal grid behind the data."""
+    """Gives plots the house look: two spines, light horizontal grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dfe3e8", lw=0.8)
     axes.set_axisbelow(True)

@@ -22,8 +22,8 @@ def save_sheet(
     pixels: int = 128,
     provenance: Provenance | None = None,
 ) -> None:
-    """Pictures (H, W, 3) in rows below a line of headers, each `pixels` high and wide; None leaves a gap. Labels of the
-    rows stand in a column before them. `provenance` of generated pictures is written into the file.
+    """Saves pictures (H, W, 3) in rows below a line of headers, each `pixels` high and wide; None leaves a gap. Labels
+    of the rows stand in a column before them. `provenance` of generated pictures is written into the file.
 
     Raises DataError when the disk is full or not writable; an earlier sheet then stays.
     """
@@ -45,7 +45,7 @@ def save_sheet(
 
 
 def wrap(text: str, width: int = LETTERS) -> str:
-    """The text in lines of at most `width` letters; a longer word stands alone."""
+    """Returns the text in lines of at most `width` letters; a longer word stands alone."""
     lines, line = [], ""
     for word in text.split():
         if line and len(line) + len(word) + 1 > width:

@@ -42,7 +42,7 @@ def evaluate(
     seed: int = 0,
     detector: bool = True,
 ) -> tuple[dict[QueryKind, KindResult], dict[QueryKind, KindResult], dict]:
-    """Results with labelled faces, results with detected faces, and facts about both.
+    """Returns results with labelled faces, results with detected faces, and facts about both.
 
     Raises EmptyDatasetError, before anything is computed, for queries that a split does not allow.
     """
@@ -92,7 +92,7 @@ def evaluate(
 def write_results(
     out: Path, results: dict[QueryKind, KindResult], found: dict[QueryKind, KindResult], facts: dict, settings: dict
 ) -> dict:
-    """results.json; returns its content."""
+    """Writes results.json; returns its content."""
     content = {
         "settings": settings,
         "facts": facts,
@@ -105,7 +105,7 @@ def write_results(
 
 
 def add_detected(report: Report, found: dict[QueryKind, KindResult], facts: dict) -> None:
-    """The section on faces that must be found first."""
+    """Adds the section on faces that must be found first."""
     if not found:
         return
     report.section("Faces found by the detector")

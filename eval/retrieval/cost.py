@@ -35,7 +35,7 @@ class Cost:
 
 
 def compare_with_faiss(planted: Planted, *, k: int = BEST, block: int = BLOCK, threads: int = 1) -> Cost:
-    """Both searches of each block of queries, one after the other, the first of them by turns.
+    """Runs both searches of each block of queries, one after the other, the first of them by turns.
 
     Seconds are those of the process, so that other programs on the machine hardly count.
     """
@@ -79,7 +79,7 @@ def compare_with_faiss(planted: Planted, *, k: int = BEST, block: int = BLOCK, t
 
 
 def peak_gib() -> float:
-    """The most memory that this process ever had, in GiB."""
+    """Returns the most memory that this process ever had, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -24,7 +24,7 @@ TRAINED_ON = 65_536  # vectors that IVF-PQ learns its cells from
 def build_index(
     kind: IndexKind, vectors: NDArray[np.float32], *, links: int = 32, cells: int = 0, codes: int = 32, probes: int = 32
 ) -> Any:
-    """An index of unit-length gallery vectors (G, D) by inner product.
+    """Builds an index of unit-length gallery vectors (G, D) by inner product.
 
     flat: exact. hnsw: a graph of `links` links (Malkov and Yashunin 2016). ivfpq: `cells` cells (0: about 4 √G),
     `codes` bytes per vector, `probes` cells searched (Jégou et al. 2011). Raises ConfigError for sizes that do not go
@@ -62,7 +62,7 @@ def save_index(index: Any, path: Path) -> None:
 
 
 def load_index(path: Path, *, width: int | None = None) -> Any:
-    """An index from a file. Raises CheckpointError for a damaged one, or one of vectors of another width."""
+    """Reads an index from a file. Raises CheckpointError for a damaged one, or one of vectors of another width."""
     try:
         with open_regular(path) as file:
             index = faiss.deserialize_index(np.frombuffer(file.read(), np.uint8))
@@ -74,7 +74,7 @@ def load_index(path: Path, *, width: int | None = None) -> Any:
 
 
 def to_gpus(index: Any, library: Any = faiss) -> Any:
-    """The index on all GPUs that the installed FAISS can use, by its own cloner; the same index where there is none."""
+    """Returns the index on all GPUs that the installed FAISS can use, by its own cloner; on none, the same index."""
     count = library.get_num_gpus() if hasattr(library, "get_num_gpus") else 0
     return library.index_cpu_to_all_gpus(index) if count else index
 
@@ -92,7 +92,7 @@ class Speed:
 def measure_kinds(
     kinds: Sequence[IndexKind], vectors: NDArray[np.float32], queries: NDArray[np.float32], *, k: int = 10
 ) -> list[Speed]:
-    """Recall at k and speed of kinds of indexes, against the exact one."""
+    """Measures recall at k and the speed of kinds of indexes, against the exact one."""
     exact = np.concatenate([rows for _, _, rows in top_k(build_index("flat", vectors), queries, k)])
     found = []
     for kind in kinds:
@@ -122,8 +122,8 @@ def distractor_curve(
     *,
     seed: int = 0,
 ) -> list[tuple[int, NDArray[np.bool_]]]:
-    """(number of distractors, whether each query finds its person first) for growing numbers of planted distractors of
-    nobody: random directions around the gallery's mean with its covariance.
+    """Returns (number of distractors, whether each query finds its person first) for growing numbers of planted
+    distractors of nobody: random directions around the gallery's mean with its covariance.
 
     They are as near to each other as the gallery's people are on average, not as look-alikes are: real distractors are
     harder. Raises ConfigError for sizes that do not grow.

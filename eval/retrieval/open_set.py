@@ -25,8 +25,8 @@ class Rate:
 
 
 def threshold_at(impostors: NDArray[np.floating], rate: float) -> float:
-    """The lowest score at which at most a share `rate` of impostor scores is accepted (score ≥ threshold); NaN where
-    there are fewer than 1 / rate scores."""
+    """Returns the lowest score at which at most a share `rate` of impostor scores is accepted (score ≥ threshold); NaN
+    where there are fewer than 1 / rate scores."""
     scores = np.sort(np.asarray(impostors, np.float64))[::-1]
     if len(scores) * rate < 1 - 1e-9:
         return float("nan")
@@ -39,8 +39,8 @@ def threshold_at(impostors: NDArray[np.floating], rate: float) -> float:
 def identification_rates(
     known: NDArray[np.floating], first: NDArray[np.bool_], unknown: NDArray[np.floating]
 ) -> list[Rate]:
-    """DIR at FPIR: the share of known probes whose person stands first with a score at or above the threshold at which
-    a share of unknown probes is answered, for each of `RATES`.
+    """Returns DIR at FPIR, the share of known probes whose person stands first with a score at or above the threshold
+    at which a share of unknown probes is answered, for each of `RATES`.
 
     known (K,): each known probe's best score, −inf without a face; first (K,): whether that is of the right person;
     unknown (U,): best scores of probes of people outside the gallery. Raises EmptyDatasetError without either.
@@ -51,8 +51,8 @@ def identification_rates(
 
 
 def acceptance_rates(genuine: NDArray[np.floating], impostors: NDArray[np.floating]) -> list[Rate]:
-    """TAR at FAR: the share of genuine scores at or above the threshold at which a share of impostor scores is, for
-    each of `RATES`.
+    """Returns TAR at FAR, the share of genuine scores at or above the threshold at which a share of impostor scores is,
+    for each of `RATES`.
 
     Failed comparisons have −inf. Raises EmptyDatasetError without either.
     """
@@ -73,7 +73,7 @@ def _rates(strangers: NDArray[np.floating], right: Callable[[float], NDArray[np.
 def error_tradeoff(
     genuine: NDArray[np.floating], impostors: NDArray[np.floating], *, points: int = 200
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """DET curve: false acceptance and false rejection rates (points,) over thresholds from strict to lenient."""
+    """Returns the DET curve: false acceptance and rejection rates (points,) over thresholds from strict to lenient."""
     both = np.concatenate([genuine, impostors])
     limits = np.unique(np.quantile(both[np.isfinite(both)], np.linspace(1, 0, points)))[::-1]
     accepted = np.array([(np.asarray(impostors) >= limit).mean() for limit in limits])
@@ -93,7 +93,7 @@ class FoldAccuracy:
 
 
 def fold_accuracy(scores: NDArray[np.floating], same: NDArray[np.bool_], fold: NDArray[np.integer]) -> FoldAccuracy:
-    """LFW's protocol (view 2): pairs (P,) with a score, whether they show one person, and their fold.
+    """Measures by LFW's protocol (view 2): pairs (P,) with a score, whether they show one person, and their fold.
 
     Raises EmptyDatasetError for fewer than two folds.
     """
@@ -113,8 +113,8 @@ def fold_accuracy(scores: NDArray[np.floating], same: NDArray[np.bool_], fold: N
 
 
 def best_threshold(scores: NDArray[np.floating], same: NDArray[np.bool_]) -> float:
-    """The threshold with the highest accuracy of score ≥ threshold, midway between two scores; of equal ones the
-    strictest."""
+    """Returns the threshold with the highest accuracy of score ≥ threshold, midway between two scores; of equal ones
+    the strictest."""
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     ranked, right = np.asarray(scores, np.float64)[order], np.asarray(same, bool)[order]
     hits = np.concatenate([[0], np.cumsum(right)])

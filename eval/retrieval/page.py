@@ -32,7 +32,7 @@ def add_sections(
     *,
     examples: int = 6,
 ) -> None:
-    """Tables of every kind, the comparison plot, and examples of composed queries."""
+    """Adds tables of every kind, the comparison plot, and examples of composed queries."""
     report.section("Retrieval")
     report.text(TIE_RULE)
     kinds = list(results)
@@ -84,7 +84,7 @@ def _curves(report: Report, result: KindResult) -> None:
 
 
 def _examples(report: Report, result: KindResult, images: NDArray[np.uint8] | ShardedArray, count: int) -> None:
-    """The same queries answered by the joint space and by the concatenation."""
+    """Adds the same queries answered by the joint space and by the concatenation."""
     rows = np.unique(np.linspace(0, len(result.queries) - 1, count).astype(int))
     other = "concatenation [face ; text]"
     for name in (JOINT, other):

@@ -27,7 +27,7 @@ class Planted:
 def plant(
     gallery: int, queries: int, *, width: int = 512, each: int = 4, likeness: float = 0.45, seed: int = 0
 ) -> Planted:
-    """`each` vectors per person around a random direction, whose mean cosine to each other is `likeness`.
+    """Returns `each` vectors per person around a random direction, whose mean cosine to each other is `likeness`.
 
     Vectors go into the index block by block, so that nothing but the index is as large as the gallery. Raises
     ConfigError for sizes that do not go together.

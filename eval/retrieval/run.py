@@ -35,7 +35,7 @@ class KindResult:
 
 
 def tune_weight(model: RetrievalModel, portraits: Portraits, labels: Labels, *, seed: int, limit: int) -> float:
-    """The face's weight at which the concatenation answers most composed queries, on another split."""
+    """Returns the face's weight at which the concatenation answers most composed queries, on another split."""
     queries = build_queries(labels, "face+text", seed=seed, limit=limit)
     text = encode_text(model, queries.text)
     face, image = portraits.face_space, portraits.image_space
@@ -60,7 +60,7 @@ def evaluate_kind(
     weight: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> KindResult:
-    """One kind of query in the joint space and in every baseline."""
+    """Evaluates one kind of query in the joint space and in every baseline."""
     queries = build_queries(labels, kind, seed=seed, limit=limit)
     spaces = {JOINT: (joint_gallery(model, portraits), joint_queries(model, portraits, queries, progress=progress))}
     spaces |= baseline_spaces(model, portraits, queries, weight=weight, seed=seed)
@@ -82,7 +82,7 @@ def evaluate_kind(
 
 
 def to_json(results: Mapping[QueryKind, KindResult]) -> dict:
-    """Figures of all kinds as plain JSON values."""
+    """Returns figures of all kinds as plain JSON values."""
     return {
         kind: {
             "queries": len(result.queries),
@@ -99,5 +99,5 @@ def to_json(results: Mapping[QueryKind, KindResult]) -> dict:
 
 
 def cumulative_match(ranks: NDArray[np.int64], at: Sequence[int]) -> list[float]:
-    """Share of queries answered within each rank."""
+    """Returns the share of queries answered within each rank."""
     return [float(recall_at(ranks, k).mean()) for k in at]

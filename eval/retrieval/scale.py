@@ -91,7 +91,7 @@ class Labelled:
 
 
 def embed_labelled(settings: ScaleSettings) -> Labelled:
-    """Embeddings of the photos or of the test portraits of the data set, cut where the detector finds the face."""
+    """Embeds the photos or the test portraits of the data set, cut where the detector finds the face."""
     if settings.photos is not None:
         terms = data_terms(False, settings.licence, settings.origin)
         files = photo_files(settings.photos, by_person=True, people=settings.people)
@@ -113,7 +113,7 @@ def embed_labelled(settings: ScaleSettings) -> Labelled:
 
 
 def find_among_distractors(labelled: Labelled, sizes: Sequence[int], *, seed: int = 0) -> list[tuple[int, Estimate]]:
-    """(distractors, rank-1 over persons) of all portraits but the first of each person, which is the gallery.
+    """Returns (distractors, rank-1 over persons) of all portraits but the first of each person, which is the gallery.
 
     A portrait without a face is never found. Raises EmptyDatasetError where no person has two portraits with a face,
     or the gallery has fewer than two persons, of whom distractors cannot learn the covariance.

@@ -32,7 +32,7 @@ def all_present(vectors: NDArray[np.float32]) -> Embeddings:
 
 
 def concatenate(first: Embeddings, second: Embeddings, *, weight: float = 0.5) -> Embeddings:
-    """[√w·first ; √(1−w)·second] of unit vectors: inner products are w·cos₁ + (1−w)·cos₂."""
+    """Returns [√w·first ; √(1−w)·second] of unit vectors: inner products are w·cos₁ + (1−w)·cos₂."""
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be in [0, 1], got {weight}")
     parts = [np.sqrt(weight) * unit(first.vectors), np.sqrt(1 - weight) * unit(second.vectors)]
@@ -40,13 +40,13 @@ def concatenate(first: Embeddings, second: Embeddings, *, weight: float = 0.5) -
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows divided by their length; zero rows stay zero."""
+    """Returns rows divided by their length; zero rows stay zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(length == 0, 1, length)).astype(np.float32)
 
 
 def search(gallery: Embeddings, queries: Embeddings, *, block: int = 1024) -> NDArray[np.float32]:
-    """Cosine of every query with every gallery item (Q, G); −inf where either has no face.
+    """Returns the cosine of every query with every gallery item (Q, G); −inf where either has no face.
 
     Raises CheckpointError for embeddings that are not finite: a search would give them some place without a word.
     """
@@ -72,8 +72,8 @@ def search(gallery: Embeddings, queries: Embeddings, *, block: int = 1024) -> ND
 
 
 def best_rows(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
-    """Columns (Q, count) of the largest of scores (Q, G), the best first, equal ones in their order; fewer where G is
-    less. As a stable sort of all scores, without sorting them."""
+    """Returns columns (Q, count) of the largest of scores (Q, G), the best first, equal ones in their order; fewer
+    where G is less. As a stable sort of all scores, without sorting them."""
     count = min(count, scores.shape[1])
     result = np.empty((len(scores), count), np.int64)
     if not count:
@@ -98,7 +98,7 @@ class Outcome:
 
 
 def score_queries(scores: NDArray[np.floating], queries: Queries) -> Outcome:
-    """Rank-1/5/10 and mAP with intervals by identity; queries without a detected face are misses."""
+    """Returns rank-1/5/10 and mAP with intervals by identity; queries without a detected face are misses."""
     ranks = first_right_rank(scores, queries.relevant, queries.excluded)
     precision = average_precision(scores, queries.relevant, queries.excluded)
     summary = {f"rank-{k}": identity_bootstrap(recall_at(ranks, k), queries.identity) for k in RANKS}

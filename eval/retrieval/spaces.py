@@ -32,8 +32,8 @@ class RetrievalModel:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: torch.device | str = "cpu") -> "RetrievalModel":
-        """An export of stage 1, the encoders of a saved pipeline in a folder, or those of the shipped pipeline by its
-        name; on a device. What the functions below compute comes back to the CPU.
+        """Loads an export of stage 1, the encoders of a saved pipeline in a folder, or those of the shipped pipeline by
+        its name; on a device. What the functions below compute comes back to the CPU.
 
         Raises CheckpointError when parts are missing or damaged.
         """
@@ -86,7 +86,7 @@ class Portraits:
 def encode_portraits(
     model: RetrievalModel, images: NDArray[np.uint8] | ShardedArray, faces: FacePoints, *, batch: int = 64
 ) -> Portraits:
-    """Face and image embeddings of portraits (N, S, S, 3); zeros for the face where none was found."""
+    """Returns face and image embeddings of portraits (N, S, S, 3); zeros for the face where none was found."""
     encoder = model.encoder.face_encoder
     size, config = encoder.config.image_size, encoder.config
     tokens = torch.zeros(len(images), encoder.grid**2, config.width, dtype=torch.float16)
@@ -103,7 +103,7 @@ def encode_portraits(
 
 @torch.no_grad()
 def encode_text(model: RetrievalModel, texts: Sequence[str], *, batch: int = 128) -> Embeddings:
-    """CLIP text embeddings (Q, C), in the space of the image tower; the empty text has none."""
+    """Returns the CLIP text embeddings (Q, C), in the space of the image tower; the empty text has none."""
     unique, place = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
     parts = []
     for start in range(0, len(unique), batch):
@@ -115,7 +115,7 @@ def encode_text(model: RetrievalModel, texts: Sequence[str], *, batch: int = 128
 
 @torch.no_grad()
 def joint_gallery(model: RetrievalModel, portraits: Portraits) -> Embeddings:
-    """The joint embedding of portraits; a portrait without a detected face cannot be found."""
+    """Returns the joint embedding of portraits; a portrait without a detected face cannot be found."""
     identity, image = portraits.identity.to(model.device), portraits.image.to(model.device)
     vectors = model.encoder.embed_gallery(identity, image).float().cpu().numpy()
     return Embeddings(vectors=vectors, present=portraits.found)
@@ -125,7 +125,7 @@ def joint_gallery(model: RetrievalModel, portraits: Portraits) -> Embeddings:
 def joint_queries(
     model: RetrievalModel, portraits: Portraits, queries: Queries, *, batch: int = 64, progress: Progress | None = None
 ) -> Embeddings:
-    """The joint embedding of queries; an image query is embedded as a gallery picture is."""
+    """Returns the joint embedding of queries; an image query is embedded as a gallery picture is."""
     if queries.kind == "image":
         return joint_gallery(model, portraits).take(queries.face)
     parts = []
@@ -151,7 +151,7 @@ def joint_queries(
 def baseline_spaces(
     model: RetrievalModel, portraits: Portraits, queries: Queries, *, weight: float | None, seed: int = 0
 ) -> dict[str, tuple[Embeddings, Embeddings]]:
-    """Name → (gallery, queries) of every space the joint one is compared with.
+    """Returns name → (gallery, queries) of every space the joint one is compared with.
 
     `weight` of the face in the tuned concatenation, found on the validation split; None leaves that row out.
     """

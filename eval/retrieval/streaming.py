@@ -38,7 +38,7 @@ class Ragged:
 
     @classmethod
     def same_label(cls, asked: NDArray[np.integer], gallery: NDArray[np.integer]) -> "Ragged":
-        """The items of each query's label: (Q,) labels asked, (G,) labels of the gallery."""
+        """Returns the items of each query's label: (Q,) labels asked, (G,) labels of the gallery."""
         order = np.argsort(gallery, kind="stable")
         ranked = np.asarray(gallery)[order]
         low, high = (np.searchsorted(ranked, asked, side=side) for side in ("left", "right"))
@@ -66,7 +66,7 @@ class Found:
 
 
 def flat_index(vectors: NDArray[np.float32], *, part: int = PART) -> Any:
-    """An exact index of gallery vectors (G, D), made unit part by part; vectors may be memory-mapped.
+    """Returns an exact index of gallery vectors (G, D), made unit part by part; vectors may be memory-mapped.
 
     Raises CheckpointError for vectors that are not finite.
     """
@@ -84,7 +84,7 @@ def flat_index(vectors: NDArray[np.float32], *, part: int = PART) -> Any:
 def top_k(
     index: Any, queries: NDArray[np.float32], k: int, *, block: int = BLOCK
 ) -> Iterator[tuple[slice, NDArray, NDArray]]:
-    """(queries, scores (B, k), rows (B, k)) block by block; queries (Q, D) of any length are made unit."""
+    """Yields (queries, scores (B, k), rows (B, k)) block by block; queries (Q, D) of any length are made unit."""
     k = min(k, index.ntotal)
     for start in range(0, len(queries), block):
         part = slice(start, min(start + block, len(queries)))
@@ -106,7 +106,7 @@ def search_exactly(
     k: int = BEST,
     block: int = BLOCK,
 ) -> Found:
-    """Ranks and average precision of queries (Q, D) in a flat index, with the pessimistic tie rule of
+    """Returns ranks and average precision of queries (Q, D) in a flat index, with the pessimistic tie rule of
     `faceclip.statistics`, as a whole table of scores would give them.
 
     relevant: the right items of each query; excluded: items out of the gallery for it, such as the query itself.
@@ -144,7 +144,7 @@ def search_exactly(
 
 
 def _figures(before: NDArray[np.int64]) -> tuple[int, float]:
-    """Rank of the first right item and average precision, from the wrong items before each right one, best first."""
+    """Returns the first right item's rank and average precision, by the wrong items before each right one."""
     hits = np.arange(1, len(before) + 1)
     return int(before[0]) + 1, float((hits / (hits + before)).mean())
 

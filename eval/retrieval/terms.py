@@ -4,7 +4,7 @@ from faceclip.errors import ConfigError
 
 
 def data_terms(rendered: bool, licence: str, origin: str) -> dict[str, str]:
-    """What a result file says of its data. Renders of this project have theirs.
+    """Returns what a result file says of its data. Renders of this project have theirs.
 
     Raises ConfigError for photographs of which nobody says licence and origin.
     """

@@ -47,7 +47,7 @@ class Pairs:
 
 
 def read_pairs(path: Path, files: Sequence[tuple[str, Path]]) -> Pairs:
-    """LFW's pairs.txt: "FOLDS PAIRS", then per fold PAIRS lines "NAME N M" and PAIRS lines "NAME N OTHER M".
+    """Reads LFW's pairs.txt: "FOLDS PAIRS", then per fold PAIRS lines "NAME N M" and PAIRS lines "NAME N OTHER M".
 
     Raises DataError naming the line, also for a photo that is not there.
     """
@@ -81,7 +81,8 @@ def read_pairs(path: Path, files: Sequence[tuple[str, Path]]) -> Pairs:
 
 
 def draw_pairs(people: Sequence[str], *, each: int = 300, seed: int = 0) -> Pairs:
-    """Ten folds of persons, in each up to `each` pairs of one person and as many of two; no person is in two folds.
+    """Returns ten folds of persons, in each up to `each` pairs of one person and as many of two; no person is in two
+    folds.
 
     people: of each photo. Raises EmptyDatasetError for fewer than two persons with two photos per fold.
     """
@@ -112,7 +113,7 @@ def draw_pairs(people: Sequence[str], *, each: int = 300, seed: int = 0) -> Pair
 def embed_photos(
     files: Sequence[tuple[str, Path]], recognizer: str
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], dict]:
-    """Unit embeddings (N, D) of photos, zero rows without a face, and which have one; facts of the recognizer."""
+    """Returns unit embeddings (N, D) of photos, zeros without a face, and which have one; facts of the recognizer."""
     (embed, size), facts = load_recognizer(recognizer)
     parts, found = [], []
     for start in range(0, len(files), AT_ONCE):
@@ -128,7 +129,7 @@ def embed_photos(
 def measure(
     vectors: NDArray[np.float32], found: NDArray[np.bool_], people: Sequence[str], pairs: Pairs, *, seed: int = 0
 ) -> dict:
-    """All figures of embeddings (N, D) as plain values; a failed photo's comparisons have the score −inf."""
+    """Measures all figures of embeddings (N, D) as plain values; a failed photo's comparisons have the score −inf."""
     both = found[pairs.first] & found[pairs.second]
     scores = np.where(both, (vectors[pairs.first] * vectors[pairs.second]).sum(axis=1), -np.inf)
     accuracy = fold_accuracy(scores, pairs.same, pairs.fold)
@@ -145,7 +146,7 @@ def measure(
 
 
 def open_set(vectors: NDArray[np.float32], found: NDArray[np.bool_], people: Sequence[str], *, seed: int = 0) -> list:
-    """Identification with half of the persons in the gallery, by their first photo; all other photos are probes."""
+    """Measures identification with half of the persons in the gallery, by the first photo; other photos are probes."""
     names, person = np.unique(people, return_inverse=True)
     inside = np.random.default_rng([seed, 32]).permutation(len(names))[: len(names) // 2]
     first = np.unique(person, return_index=True)[1]

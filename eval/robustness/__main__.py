@@ -84,7 +84,7 @@ class RobustnessSettings:
 
 
 def load_any_recognizer(place: str) -> tuple[tuple[Callable[[Tensor], Tensor], int], dict]:
-    """A recognizer as `load_recognizer` takes it, or the joint embedding of a face of an export of stage 1."""
+    """Loads a recognizer as `load_recognizer` takes it, or the joint embedding of a face of an export of stage 1."""
     if not place.startswith(JOINT):
         found, facts = load_recognizer(place)
         return found, facts.to_dict()
@@ -101,7 +101,7 @@ def load_any_recognizer(place: str) -> tuple[tuple[Callable[[Tensor], Tensor], i
 
 
 def drawn_conditions(wanted: list[Condition]) -> list[Condition]:
-    """The strongest condition of each kind, which is its last one: a pipeline draws from these."""
+    """Returns the strongest condition of each kind, which is its last one: a pipeline draws from these."""
     return list({condition.name: condition for condition in wanted}.values())
 
 

@@ -20,8 +20,8 @@ ATTACKS: tuple[Attack, ...] = ("FGSM", "PGD")
 
 
 def crop_for(image: Tensor, landmarks: NDArray[np.floating], size: int) -> Tensor:
-    """The crop (1, 3, size, size) that an encoder sees of a photo (1, 3, H, W) in [0, 1]; `faceclip.faces.encoder_crop`
-    with a gradient and without its rounding to 8 bits."""
+    """Returns the crop (1, 3, size, size) that an encoder sees of a photo (1, 3, H, W) in [0, 1];
+    `faceclip.faces.encoder_crop` with a gradient and without its rounding to 8 bits."""
     points = torch.from_numpy(np.asarray(landmarks, np.float32))[None]
     if crop_side(np.asarray(landmarks, np.float64)) < 2 * size:
         return align_tensor(image, points, size)
@@ -47,7 +47,8 @@ def attack_photos(
     steps: int = 10,
     seed: int = 0,
 ) -> list[NDArray[np.uint8]]:
-    """Photos (H, W, 3) whose pixels are moved by at most `levels` of 255 away from the person, rounded to 8 bits.
+    """Returns photos (H, W, 3) whose pixels are moved by at most `levels` of 255 away from the person, rounded to 8
+    bits.
 
     embed: crops (B, 3, size, size) in [0, 1] → (B, D), differentiable. landmarks: (N, 5, 2) px of the faces.
 

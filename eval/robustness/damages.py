@@ -21,25 +21,25 @@ Damage = Callable[[Picture, float, NDArray[np.floating]], Picture]
 
 
 def jpeg(image: Picture, quality: float, landmarks: NDArray[np.floating]) -> Picture:
-    """Compressed at a quality of 1 … 95 and decoded."""
+    """Returns the picture compressed at a quality of 1 … 95 and decoded."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=int(quality))
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def blur(image: Picture, sigma: float, landmarks: NDArray[np.floating]) -> Picture:
-    """Gaussian blur of `sigma` px; 0 changes nothing."""
+    """Blurs by a Gaussian of `sigma` px; 0 changes nothing."""
     return image.copy() if sigma <= 0 else cv2.GaussianBlur(image, (0, 0), sigma)
 
 
 def noise(image: Picture, sigma: float, landmarks: NDArray[np.floating]) -> Picture:
-    """Gaussian noise with a standard deviation of `sigma` levels of 255, the same for the same size."""
+    """Adds Gaussian noise with a standard deviation of `sigma` levels of 255, the same for the same size."""
     drawn = np.random.default_rng(0).normal(0, sigma, image.shape)
     return np.clip(np.round(image + drawn), 0, 255).astype(np.uint8)
 
 
 def resolution(image: Picture, factor: float, landmarks: NDArray[np.floating]) -> Picture:
-    """Made smaller by `factor` and as large as before again."""
+    """Returns the picture made smaller by `factor` and as large as before again."""
     height, width = image.shape[:2]
     small = max(1, round(width / factor)), max(1, round(height / factor))
     return cv2.resize(
@@ -48,7 +48,7 @@ def resolution(image: Picture, factor: float, landmarks: NDArray[np.floating]) -
 
 
 def mask(image: Picture, share: float, landmarks: NDArray[np.floating]) -> Picture:
-    """A pale mask over nose and mouth, `share` of its full height, by the five points (5, 2) px."""
+    """Adds a pale mask over nose and mouth, `share` of its full height, by the five points (5, 2) px."""
     eyes, nose, mouth = landmarks[:2].mean(axis=0), landmarks[2], landmarks[3:].mean(axis=0)
     across, down = (landmarks[1] - landmarks[0]) * 0.9, (mouth - eyes) * 0.9
     top = mouth + down * 0.6 - (mouth + down * 0.6 - nose) * share
@@ -63,7 +63,7 @@ def mask(image: Picture, share: float, landmarks: NDArray[np.floating]) -> Pictu
 
 
 def sunglasses(image: Picture, scale: float, landmarks: NDArray[np.floating]) -> Picture:
-    """Black discs over the eyes, of `scale` times a third of the distance between the eyes as their radius."""
+    """Adds black discs over the eyes, of `scale` times a third of the distance between the eyes as their radius."""
     left, right = landmarks[0], landmarks[1]
     radius = round(scale * float(np.linalg.norm(right - left)) / 3)
     result = image.copy()
@@ -84,7 +84,7 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[float, ...]]] = {
 
 
 def fgsm(images: Tensor, embed: Callable[[Tensor], Tensor], epsilon: float) -> Tensor:
-    """One signed step away from the pictures' own identity. Arguments and result: see `pgd`."""
+    """Takes one signed step away from the pictures' own identity. Arguments and result: see `pgd`."""
     return pgd(images, embed, epsilon, steps=1, step_size=epsilon)
 
 
@@ -97,7 +97,8 @@ def pgd(
     step_size: float | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] moved by at most `epsilon` per pixel so that their embedding leaves the person.
+    """Returns pictures (N, 3, H, W) in [0, 1] moved by at most `epsilon` per pixel so that their embedding leaves the
+    person.
 
     embed: differentiable, pictures → (N, D). step_size: default 2.5 ε / steps. The start is drawn within a hundredth of
     ε, because the gradient of a cosine at its maximum is zero. Raises ValueError for an ε outside (0, 1).

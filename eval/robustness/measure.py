@@ -54,7 +54,7 @@ class Subjects:
 
 
 def subjects_of(references: References) -> Subjects:
-    """Persons with a reference and another photo. Raises EmptyDatasetError for fewer than two."""
+    """Returns persons with a reference and another photo. Raises EmptyDatasetError for fewer than two."""
     photos = references.photos
     chosen = [row for row in references.chosen if references.others(row)]
     if len(chosen) < 2:
@@ -70,7 +70,7 @@ def subjects_of(references: References) -> Subjects:
 
 
 def conditions(damages: Sequence[str], levels: Sequence[float]) -> list[Condition]:
-    """The undamaged photos, every strength of the named damages, and every attack at the levels."""
+    """Returns the undamaged photos, every strength of the named damages, and every attack at the levels."""
     found = [Condition(name=CLEAN, strength=0.0)]
     found += [Condition(name=name, strength=strength) for name in damages for strength in DAMAGES[name][1]]
     return found + [Condition(name=attack, strength=level) for attack in ATTACKS for level in levels]
@@ -79,7 +79,7 @@ def conditions(damages: Sequence[str], levels: Sequence[float]) -> list[Conditio
 def apply(
     condition: Condition, subjects: Subjects, target: tuple[Callable[[Tensor], Tensor], int], *, steps: int, seed: int
 ) -> Pictures:
-    """The references under a condition; target: the recognizer that attacks are made on."""
+    """Returns the references under a condition; target: the recognizer that attacks are made on."""
     pairs = zip(subjects.images, subjects.landmarks, strict=True)
     if condition.name == CLEAN:
         return list(subjects.images)
@@ -106,7 +106,7 @@ class Yardstick:
             self.gallery[name] = embed_faces(embed, size, subjects.gallery, labelled_faces(subjects.gallery_landmarks))
 
     def measure(self, condition: Condition, pictures: Sequence[NDArray[np.uint8]]) -> list[Kept]:
-        """The figures of pictures, one per person, whose faces are looked for anew."""
+        """Measures the figures of pictures, one per person, whose faces are looked for anew."""
         faces = detected_faces(pictures, label=condition.name)
         people = np.arange(len(pictures))
         found = []

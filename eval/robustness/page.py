@@ -17,7 +17,7 @@ def make_report(
     recognizers: Sequence[str],
     attacked: str,
 ) -> Report:
-    """The whole page."""
+    """Returns the whole page."""
     report = Report(
         "Robustness",
         f"{data['persons']:,} references, {data['gallery']:,} other photos in the gallery.",

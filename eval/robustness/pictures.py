@@ -20,8 +20,8 @@ PROMPT = "a portrait of a person"
 def draw_from(
     pipeline: Any, references: Sequence[NDArray[np.uint8]], *, steps: int | None, seed: int
 ) -> list[NDArray[np.uint8] | None]:
-    """A picture (S, S, 3) of each reference by one prompt and a seed per person; None where the pipeline finds no face
-    in the reference. The pipeline looks for the face itself, as it does for a user."""
+    """Draws a picture (S, S, 3) of each reference by one prompt and a seed per person; None where the pipeline finds no
+    face in the reference. The pipeline looks for the face itself, as it does for a user."""
     drawn: list[NDArray[np.uint8] | None] = []
     for number, reference in enumerate(track(list(references), "pictures", transient=True)):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
@@ -37,7 +37,7 @@ def draw_from(
 def likeness(
     drawn: Sequence[NDArray[np.uint8] | None], clean: dict[str, NDArray[np.float32]], recognizers: Recognizers
 ) -> dict[str, Estimate]:
-    """Recognizer → mean cosine of pictures and undamaged references; 0 without a picture or a face in it."""
+    """Returns recognizer → mean cosine of pictures and undamaged references; 0 without a picture or a face in it."""
     rows = [row for row, picture in enumerate(drawn) if picture is not None]
     pictures = [picture for picture in drawn if picture is not None]
     faces = detected_faces(pictures, label="faces of the pictures") if pictures else None

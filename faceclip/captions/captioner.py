@@ -45,20 +45,20 @@ class Captioner:
         self.facts = f"captioner {self.model.hash[:16]}, settings {settings[:16]}, {QUESTION} {question[:8]}"
 
     def ask(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str]:
-        """The replies to portraits (S, S, 3), one after another."""
+        """Returns the replies to portraits (S, S, 3), one after another."""
         return [self.model.ask(picture, QUESTIONS[QUESTION], tokens=TOKENS) for picture in pictures]
 
 
 def caption_of(reply: str) -> Caption | None:
-    """The first line of a reply that has letters, as a free caption whose mentions of regions are linked; None for a
-    reply without one, and for one of more than `MOST` characters, which is no sentence."""
+    """Returns the first line of a reply that has letters, as a free caption whose mentions of regions are linked; None
+    for a reply without one, and for one of more than `MOST` characters, which is no sentence."""
     lines = (re.sub(r"\s+", " ", line).strip(' "') for line in reply.splitlines())
     text = next((line for line in lines if re.search(r"\w", line)), "")
     return link_mentions(text) if text and len(text) <= MOST else None
 
 
 def locate(name: str) -> Path:
-    """The folder of a model. Raises CheckpointError with the command that gets it."""
+    """Finds the folder of a model. Raises CheckpointError with the command that gets it."""
     place = Path(name).expanduser()
     if place.is_dir():
         return place

@@ -26,17 +26,17 @@ class Reading:
 
 
 def to_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """CIE Lab (H, W, 3), L from 0 to 100, of an RGB picture (H, W, 3) uint8."""
+    """Returns CIE Lab (H, W, 3), L from 0 to 100, of an RGB picture (H, W, 3) uint8."""
     return cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
 def is_grey(lab: NDArray[np.float32]) -> bool:
-    """Whether a picture is black and white."""
+    """Returns whether a picture is black and white."""
     return float(np.hypot(lab[..., 1], lab[..., 2]).mean()) < GREY_PICTURE
 
 
 def name_pixels(lab: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Numbers of `NAMES` (N,) of colours (N, 3)."""
+    """Returns numbers of `NAMES` (N,) of colours (N, 3)."""
     light, chroma, hue = _polar(lab)
     names = np.empty(len(lab), np.int64)
     low = -1.0
@@ -61,7 +61,7 @@ def name_pixels(lab: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def name_hair_pixels(lab: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Numbers of `HAIR_NAMES` (N,) of colours (N, 3)."""
+    """Returns numbers of `HAIR_NAMES` (N,) of colours (N, 3)."""
     light, chroma, hue = _polar(lab)
     names = np.full(len(lab), HAIR_NAMES.index("brown"))
     names[(light >= 48) & (chroma >= 12)] = HAIR_NAMES.index("blond")
@@ -72,7 +72,7 @@ def name_hair_pixels(lab: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def in_neutral_light(lab: NDArray[np.float32], skin: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Colours (N, 3) moved by half of what the skin (M, 3) is away from `TYPICAL_SKIN`, by 10 at most.
+    """Returns colours (N, 3) moved by half of what the skin (M, 3) is away from `TYPICAL_SKIN`, by 10 at most.
 
     Skin tells warm lamps from daylight. Half, since skins differ too.
     """
@@ -83,7 +83,7 @@ def in_neutral_light(lab: NDArray[np.float32], skin: NDArray[np.float32]) -> NDA
 
 
 def most(numbers: NDArray[np.int64], names: tuple[str, ...]) -> Reading | None:
-    """The name of most pixels, and their share; None of too few pixels."""
+    """Returns the name of most pixels, and their share; None of too few pixels."""
     if len(numbers) < _LEAST_PIXELS:
         return None
     counts = np.bincount(numbers, minlength=len(names))
@@ -92,6 +92,6 @@ def most(numbers: NDArray[np.int64], names: tuple[str, ...]) -> Reading | None:
 
 
 def _polar(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Lightness, chroma and hue in degrees from 0 to 360."""
+    """Returns lightness, chroma and hue in degrees from 0 to 360."""
     hue = np.degrees(np.arctan2(lab[:, 2], lab[:, 1])) % 360
     return lab[:, 0], np.hypot(lab[:, 1], lab[:, 2]), hue

@@ -30,8 +30,8 @@ class Words:
 def sentences(
     attributes: Attributes, visible: frozenset[str], generator: np.random.Generator, wording: Wording = RENDERS
 ) -> list[Caption]:
-    """Four captions of one portrait: short and long attributes, the emotion alone, and both; the first two alone where
-    the expression is unknown.
+    """Returns four captions of one portrait: short and long attributes, the emotion alone, and both; the first two
+    alone where the expression is unknown.
 
     `visible` are the regions that can be seen. The same generator state gives the same captions.
     """
@@ -60,7 +60,7 @@ def _pick(generator: np.random.Generator, options: Sequence[str]) -> str:
 def _present(
     attributes: Attributes, visible: frozenset[str], generator: np.random.Generator, wording: Wording
 ) -> list[Words]:
-    """Phrases for what the person has or wears, each with a region that can be seen."""
+    """Returns phrases for what the person has or wears, each with a region that can be seen."""
     found = []
     if attributes.get("hair_length") == "bald":
         # Only a bare head shows that it is bald.
@@ -100,13 +100,13 @@ def _present(
 
 
 def _worn(attributes: Attributes, name: str) -> str:
-    """The value of something that a person may lack; "" where it is unknown or not there."""
+    """Returns the value of something that a person may lack; "" where it is unknown or not there."""
     value = attributes.get(name, "")
     return "" if value == "none" else value
 
 
 def _hair(attributes: Attributes, generator: np.random.Generator) -> Words:
-    """Hair color always; length unless a hat hides it, and texture, sometimes."""
+    """Says the hair color always, its length unless a hat hides it, and texture, sometimes."""
     words, names = [], []
     color, texture = (attributes.get(name) for name in ("hair_color", "hair_texture"))
     length = _bare_length(attributes)
@@ -123,12 +123,12 @@ def _hair(attributes: Attributes, generator: np.random.Generator) -> Words:
 
 
 def _bare_length(attributes: Attributes) -> str:
-    """How long the hair is; "" where that is unknown or hidden by a hat."""
+    """Returns how long the hair is; "" where that is unknown or hidden by a hat."""
     return "" if _worn(attributes, "hat") else attributes.get("hair_length", "")
 
 
 def _absent(attributes: Attributes, visible: frozenset[str], generator: np.random.Generator) -> list[Words]:
-    """Phrases for what is not there, in random order; their region is where it would be."""
+    """Returns phrases for what is not there, in random order; their region is where it would be."""
     found = []
     if attributes.get("glasses") == "none" and "eyes" in visible:
         found.append(Words(text="no glasses", region="eyes", attributes=("glasses",)))
@@ -164,7 +164,7 @@ class _Composer:
         return _pick(self.generator, options)
 
     def emotion(self, expression: str) -> Caption:
-        """The expression alone."""
+        """Returns a caption of the expression alone."""
         before, clause, whole = tables.EXPRESSIONS[expression]
         style = int(self.generator.integers(3))
         if style == 0:
@@ -183,7 +183,7 @@ class _Composer:
     def list_of(
         self, things: Sequence[Words], place: Sequence[Words], expression: str | None, kind: CaptionKind
     ) -> Caption:
-        """[opening] [adjective] person [clause] with a, b and c [in front of place]."""
+        """Returns [opening] [adjective] person [clause] with a, b and c [in front of place]."""
         pieces = self._opening()
         clause = None
         noun = self._noun()
@@ -209,7 +209,7 @@ class _Composer:
         return _assemble(pieces, kind)
 
     def _opening(self) -> list[Words]:
-        """ "A photo of", or how large the face is where that is known."""
+        """Returns "A photo of", or how large the face is where that is known."""
         plain = [Words(text=self.pick(self.wording.openings))]
         words = tables.FACE_SIZES.get(self.attributes.get("face_size", ""))
         if words and "skin" in self.visible and self.generator.random() < 0.5:
@@ -217,7 +217,7 @@ class _Composer:
         return plain
 
     def _noun(self) -> Words | None:
-        """The person by sex and age, where they are known and the face can be seen."""
+        """Returns the person by sex and age, where they are known and the face can be seen."""
         sex, age = (self.attributes.get(name, "") for name in ("sex", "age"))
         if "skin" not in self.visible or not (sex or age):
             return None
@@ -249,7 +249,7 @@ def _article(text: str) -> str:
 
 
 def _assemble(pieces: Sequence[Words], kind: CaptionKind) -> Caption:
-    """Join pieces, capitalize the sentence, and note where each phrase stands."""
+    """Joins pieces, capitalizes the sentence, and notes where each phrase stands."""
     pieces = [piece for piece in pieces if piece.text]
     first = pieces[0]
     pieces = [replace(first, text=first.text[0].upper() + first.text[1:]), *pieces[1:]]

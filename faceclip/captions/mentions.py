@@ -58,7 +58,7 @@ _COMMA = re.compile(rf"\s*,\s+{_BEFORE}", re.IGNORECASE)
 
 
 def link_mentions(text: str) -> Caption:
-    """A caption of kind "free" with a phrase for every mention of a region, in order of appearance."""
+    """Returns a caption of kind "free" with a phrase for every mention of a region, in order of appearance."""
     found = list(_PHRASE.finditer(text))
     phrases = []
     denied = False
@@ -74,8 +74,8 @@ def link_mentions(text: str) -> Caption:
 
 
 def _continued(text: str, found: Sequence[re.Match[str]]) -> list[bool]:
-    """Whether a denial of the mention before goes on with each mention: "no hat or glasses" and "no hat, glasses or
-    beard" deny everything, "no hat, brown hair" and "no hat and brown hair" deny the hat."""
+    """Returns whether a denial of the mention before goes on with each mention: "no hat or glasses" and "no hat,
+    glasses or beard" deny everything, "no hat, brown hair" and "no hat and brown hair" deny the hat."""
     goes_on = [False] * len(found)
     listed = False  # whether the list goes on from the mention behind to an "or"
     for number in range(len(found) - 1, 0, -1):

@@ -73,8 +73,8 @@ class PhotoDescriber:
         *,
         dense: DenseFaces | None = None,
     ) -> list[Described]:
-        """Portraits (S, S, 3) with five points (B, 5, 2) px and a fit of B faces. seeds: of the wording of each; dense:
-        the points, where they are known already."""
+        """Describes portraits (S, S, 3) with five points (B, 5, 2) px and a fit of B faces. seeds: of the wording of
+        each; dense: the points, where they are known already."""
         dense = dense or self.landmarker(pictures, landmarks)
         others: list[dict[str, Reading]] = [{} for _ in pictures]
         if self.zero_shot is not None and len(pictures):
@@ -108,7 +108,7 @@ class PhotoDescriber:
 
 
 def without_hair_under_hats(readings: Mapping[str, Reading]) -> dict[str, Reading]:
-    """The readings without the colour of hair where a hat or a bald head is the likeliest."""
+    """Returns the readings without the colour of hair where a hat or a bald head is the likeliest."""
     found = dict(readings)
     hat, length = found.get("hat"), found.get("hair_length")
     if (hat is not None and hat.value != "none") or (length is not None and length.value == "bald"):
@@ -124,8 +124,8 @@ def conclude(
     *,
     least: float = LEAST,
 ) -> Described:
-    """From a region map (S, S), dense points and all readings to what is said: up to four captions, each of which
-    describes something, or that there is a person."""
+    """Concludes from a region map (S, S), dense points and all readings what is said: up to four captions, each of
+    which describes something, or that there is a person."""
     values = said(readings, least)
     labels = add_worn(labels, points, frozenset(name for name in WORN if values.get(name, "none") != "none"))
     captions = sentences(values, visible_regions(labels), np.random.default_rng(seed), PHOTOGRAPHS)

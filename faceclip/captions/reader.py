@@ -41,7 +41,7 @@ def read_attributes(
     pose: NDArray[np.floating],
     light: NDArray[np.floating],
 ) -> Readings:
-    """What an RGB picture (H, W, 3) shows of a face, by name of `records.PHOTO_VOCABULARIES`.
+    """Reads what an RGB picture (H, W, 3) shows of a face, by name of `records.PHOTO_VOCABULARIES`.
 
     labels: region map (H, W); points: (478, 2 or 3) px; blendshapes: (52,); pose: (3,) yaw, pitch, roll in degrees;
     light: (9, 3) of the fit. The readings with a low confidence are among them.
@@ -52,13 +52,13 @@ def read_attributes(
 
 
 def said(readings: Mapping[str, Reading], least: float) -> dict[str, str]:
-    """The values that are sure enough to be said."""
+    """Returns the values that are sure enough to be said."""
     return {name: reading.value for name, reading in readings.items() if reading.confidence >= least}
 
 
 def read_face(shapes: Mapping[str, float], points: NDArray[np.floating]) -> Readings:
-    """Expression, mouth, eyes and brows. Sadness and anger are not read: on photographs the blendshapes of frowns stay
-    near 0, and lowered brows are as often concentration or sunlight."""
+    """Reads expression, mouth, eyes and brows. Sadness and anger are not read: on photographs the blendshapes of frowns
+    stay near 0, and lowered brows are as often concentration or sunlight."""
     smile = min(_both(shapes, "mouthSmile"), 1.0)
     jaw, blink = shapes["jawOpen"], min(shapes["eyeBlinkLeft"], shapes["eyeBlinkRight"])
     brows = max(_both(shapes, "browOuterUp"), shapes["browInnerUp"])
@@ -81,7 +81,7 @@ def read_face(shapes: Mapping[str, float], points: NDArray[np.floating]) -> Read
 
 
 def read_pose(pose: NDArray[np.floating]) -> Readings:
-    """Where the head is turned to and tilted, by yaw, pitch and roll in degrees."""
+    """Reads where the head is turned to and tilted, by yaw, pitch and roll in degrees."""
     yaw, pitch, roll = map(float, pose)
     turned = {"left": _above(-yaw, 18, 3), "right": _above(yaw, 18, 3), "frontal": _above(-abs(yaw), -8, 2)}
     raised = {"up": _above(pitch, 15, 3), "down": _above(-pitch, 15, 3), "level": _above(-abs(pitch), -7, 2)}
@@ -90,7 +90,7 @@ def read_pose(pose: NDArray[np.floating]) -> Readings:
 
 
 def read_gaze(shapes: Mapping[str, float], pose: NDArray[np.floating]) -> Readings:
-    """Where the eyes look, by the turn of the head and of the eyes in it; of open eyes alone."""
+    """Reads where the eyes look, by the turn of the head and of the eyes in it; of open eyes alone."""
     right = (shapes["eyeLookOutLeft"] + shapes["eyeLookInRight"]) / 2  # the person's left is the picture's right
     left = (shapes["eyeLookOutRight"] + shapes["eyeLookInLeft"]) / 2
     up = _both(shapes, "eyeLookUp") - _both(shapes, "eyeLookDown")
@@ -107,7 +107,7 @@ def read_gaze(shapes: Mapping[str, float], pose: NDArray[np.floating]) -> Readin
 
 
 def read_light(light: NDArray[np.floating]) -> Readings:
-    """Where the light comes from, by the first order of the fit's spherical harmonics over their mean."""
+    """Reads where the light comes from, by the first order of the fit's spherical harmonics over their mean."""
     grey = np.asarray(light, np.float64).mean(axis=1)
     across, high = grey[3] / max(grey[0], 1e-3), grey[1] / max(grey[0], 1e-3)
     return {
@@ -124,7 +124,7 @@ def read_light(light: NDArray[np.floating]) -> Readings:
 
 
 def read_colors(image: NDArray[np.uint8], labels: NDArray[np.uint8], points: NDArray[np.floating]) -> Readings:
-    """Colours of hair, clothes, background and lips; none of a black and white picture."""
+    """Reads the colours of hair, clothes, background and lips; none of a black and white picture."""
     lab = to_lab(image)
     if is_grey(lab):
         return {}
@@ -148,14 +148,14 @@ def read_colors(image: NDArray[np.uint8], labels: NDArray[np.uint8], points: NDA
 
 
 def read_size(labels: NDArray[np.uint8]) -> Readings:
-    """How large the face is in the picture, by its share of the pixels."""
+    """Reads how large the face is in the picture, by its share of the pixels."""
     share = float(np.isin(labels, [REGIONS.index(name) for name in _FACE_REGIONS]).mean())
     sizes = {"close": _above(share, 0.3, 0.02), "far": _above(-share, -0.06, 0.01)}
     return {"face_size": _likeliest(sizes | {"medium": 1 - max(sizes.values())})}
 
 
 def _above(value: float, border: float, softness: float) -> float:
-    """How surely `value` lies above the border."""
+    """Returns how surely `value` lies above the border."""
     return float(1 / (1 + np.exp(-np.clip((value - border) / softness, -50, 50))))
 
 

@@ -23,8 +23,8 @@ _NECK = 0.75  # how far below the chin a neck reaches, in lengths of the face
 def map_regions(
     image: NDArray[np.uint8], person: NDArray[np.floating], points: NDArray[np.floating]
 ) -> NDArray[np.uint8]:
-    """Labels (H, W) of `records.REGIONS` of an RGB picture (H, W, 3), by the share of a person (H, W) in its pixels and
-    the face's dense points (478 or 468, 2 or 3) px.
+    """Returns labels (H, W) of `records.REGIONS` of an RGB picture (H, W, 3), by the share of a person (H, W) in its
+    pixels and the face's dense points (478 or 468, 2 or 3) px.
 
     Skin, brows, eyes, nose and lips (the mouth between them included) are polygons. The rest of the person is hair, or
     ears where it has the colour of the face beside it, or skin above it (a bald head); below the chin it is neck or
@@ -57,7 +57,7 @@ def map_regions(
 
 
 def top_of_hair(labels: NDArray[np.uint8], points: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """The hair (H, W) of a map above the brows and without its rim, where collars and what shines through are not."""
+    """Returns the hair (H, W) of a map above the brows, without its rim: no collars and nothing that shines through."""
     down, _, _ = _axes(points)
     rows, columns = np.mgrid[: labels.shape[0], : labels.shape[1]]
     high = columns * down[0] + rows * down[1] < points[list(_BROW_LEVEL), :2].mean(axis=0) @ down
@@ -66,8 +66,8 @@ def top_of_hair(labels: NDArray[np.uint8], points: NDArray[np.floating]) -> NDAr
 
 
 def add_worn(labels: NDArray[np.uint8], points: NDArray[np.floating], worn: frozenset[str]) -> NDArray[np.uint8]:
-    """The map (H, W) with the places of what is "worn" of "glasses", "beard" and "hat": around the eyes, below the nose
-    without the lips, and what would be hair above the forehead."""
+    """Returns the map (H, W) with the places of what is "worn" of "glasses", "beard" and "hat": around the eyes, below
+    the nose without the lips, and what would be hair above the forehead."""
     labels, (height, width) = labels.copy(), labels.shape
     masks = region_masks(points, height, width)
     down, _, length = _axes(points)
@@ -86,7 +86,7 @@ def add_worn(labels: NDArray[np.uint8], points: NDArray[np.floating], worn: froz
 
 
 def _axes(points: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating], float]:
-    """Unit vectors down the face and across it, and its length px."""
+    """Returns unit vectors down the face and across it, and its length px."""
     down = points[_CHIN, :2] - points[_FOREHEAD, :2]
     length = max(float(np.hypot(*down)), 1e-6)
     down = down / length
@@ -94,7 +94,7 @@ def _axes(points: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[n
 
 
 def _joined(person: NDArray[np.bool_], face: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The part of the mask that hangs together with the face: other people stand behind her."""
+    """Returns the part of the mask that hangs together with the face: other people stand behind her."""
     _, parts = cv2.connectedComponents((person | face).astype(np.uint8))
     own = parts[face]
     return person & (parts == np.bincount(own[own > 0]).argmax()) if (own > 0).any() else person & face
@@ -103,7 +103,7 @@ def _joined(person: NDArray[np.bool_], face: NDArray[np.bool_]) -> NDArray[np.bo
 def _skinlike(
     image: NDArray[np.uint8], skin: NDArray[np.bool_], *spreads: tuple[float, float, float]
 ) -> list[NDArray[np.bool_]]:
-    """For each spread, the pixels whose L, a and b lie so far around those of the face's skin."""
+    """Returns for each spread the pixels whose L, a and b lie so far around those of the face's skin."""
     if not skin.any():
         return [np.zeros(skin.shape, bool) for _ in spreads]
     lab = to_lab(cv2.GaussianBlur(image, (0, 0), max(image.shape[0] / 200, 0.5)))

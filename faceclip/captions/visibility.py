@@ -26,8 +26,8 @@ _SHOWN_BY = {
 
 
 def visible_regions(regions: NDArray[np.uint8]) -> frozenset[str]:
-    """Names of the regions of a label map (S, S) that are large enough to be seen. Raises `DataError` for an unknown
-    label."""
+    """Returns names of the regions of a label map (S, S) that are large enough to be seen. Raises `DataError` for an
+    unknown label."""
     share = np.bincount(regions.ravel(), minlength=len(REGIONS)) / regions.size
     if len(share) > len(REGIONS):
         raise DataError(f"region map holds label {len(share) - 1}, the last known one is {len(REGIONS) - 1}")
@@ -37,8 +37,8 @@ def visible_regions(regions: NDArray[np.uint8]) -> frozenset[str]:
 def seen_values(
     values: Mapping[str, NDArray[np.str_]], regions: NDArray[np.uint8] | ShardedArray
 ) -> dict[str, NDArray[np.str_]]:
-    """What N pictures show of their attributes: `values` (N,) by name, and "" where a value cannot be seen and no
-    caption would state it (the hair color of a bald head, the length of hair under a hat). regions: (N, S, S)."""
+    """Returns what N pictures show of their attributes: `values` (N,) by name, and "" where a value cannot be seen and
+    no caption would state it (the hair color of a bald head, the length of hair under a hat). regions: (N, S, S)."""
     shares = np.stack([np.bincount(labels.ravel(), minlength=len(REGIONS)) for labels in regions]) / regions[0].size
     visible = dict(zip(REGIONS, (shares >= VISIBLE_SHARE).T, strict=True))
     seen = {name: words.copy() for name, words in values.items()}

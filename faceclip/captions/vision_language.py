@@ -57,7 +57,7 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def ask(self, picture: NDArray[np.uint8], text: str, *, tokens: int) -> str:
-        """The reply, of at most `tokens` tokens, to one picture (H, W, 3) and one text."""
+        """Returns the reply, of at most `tokens` tokens, to one picture (H, W, 3) and one text."""
         content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": text}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -71,7 +71,7 @@ class VisionLanguageModel:
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """What decides replies beside weights and configuration: chat template, processor, tokenizer, generation."""
+    """Returns what decides replies beside weights and configuration: template, processor, tokenizer, generation."""
     found = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
     named = {file.relative_to(folder).as_posix(): file for file in found if file.is_file()}
     other = ("README.md", "config.json")

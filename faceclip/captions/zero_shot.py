@@ -61,7 +61,7 @@ class ZeroShot:
 
     @torch.no_grad()
     def read(self, pictures: Sequence[NDArray[np.uint8]]) -> list[dict[str, Reading]]:
-        """The likeliest answer to each question about portraits (S, S, 3) of one size, and its probability."""
+        """Reads the likeliest answer to each question about portraits (S, S, 3) of one size, and its probability."""
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
         seen = F.normalize(self.image(images).embedding.float(), dim=-1)
         found: list[dict[str, Reading]] = [{} for _ in pictures]
@@ -75,13 +75,13 @@ class ZeroShot:
 
 @torch.no_grad()
 def _embedded(text: TextTower, answers: Sequence[str]) -> Tensor:
-    """Mean unit embeddings (A, E) of answers over the templates."""
+    """Returns the mean unit embeddings (A, E) of answers over the templates."""
     embeddings = [text(tokenize([t.format(one) for one in answers])).embedding.float() for t in _TEMPLATES]
     return F.normalize(torch.stack([F.normalize(one, dim=-1) for one in embeddings]).mean(dim=0), dim=-1)
 
 
 def load_zero_shot(name: str) -> ZeroShot:
-    """By the words of `zero_shot=`. Raises ConfigError for other words, and what `load_tower` raises."""
+    """Loads a model by the words of `zero_shot=`. Raises ConfigError for other words, and what `load_tower` raises."""
     image, comma, text = name.partition(",")
     if not comma:
         if not name.startswith("open_clip:"):

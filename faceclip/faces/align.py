@@ -43,7 +43,7 @@ ARCFACE_TEMPLATE_112 = np.array(
 
 
 def template(size: int, *, reference_size: int = CROP_SIZE, view: float = 1.0) -> NDArray[np.float32]:
-    """The template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop.
+    """Returns the template points (5, 2) in a `size` px crop, as seen after resizing a `reference_size` px crop.
 
     `view` is the side of what is seen in sides of the ArcFace crop, which cuts chin and forehead; same middle.
     """
@@ -58,7 +58,7 @@ def template(size: int, *, reference_size: int = CROP_SIZE, view: float = 1.0) -
 def similarity_transform(
     landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE, view: float = 1.0
 ) -> Tensor:
-    """Least-squares rotation, uniform scale and shift from landmarks (…, 5, 2) to the template, as (…, 2, 3)."""
+    """Returns least-squares rotation, uniform scale and shift (…, 2, 3) from landmarks (…, 5, 2) to the template."""
     if landmarks.shape[-2:] != (5, 2):
         raise ValueError(f"landmarks must have shape (…, 5, 2), got {tuple(landmarks.shape)}")
     target = torch.as_tensor(template(size, reference_size=reference_size, view=view), dtype=landmarks.dtype)
@@ -67,7 +67,7 @@ def similarity_transform(
 
 
 def similarity_between(source: Tensor, target: Tensor) -> Tensor:
-    """Least-squares rotation, uniform scale and shift (…, 2, 3) from points (…, N, 2) to others.
+    """Returns the least-squares rotation, uniform scale and shift (…, 2, 3) from points (…, N, 2) to others.
 
     Umeyama's problem (1991) without reflection has a closed form in the plane: with points as complex numbers
     and means removed, minimize Σ|a·z − w|², hence a = Σ conj(z)·w / Σ|z|²: no SVD, and always a finite
@@ -85,19 +85,20 @@ def similarity_between(source: Tensor, target: Tensor) -> Tensor:
 
 
 def crop_side(landmarks: NDArray[np.floating]) -> float:
-    """Side of the aligned face crop in pixels of the picture that `landmarks` (5, 2) lie in."""
+    """Returns the side of the aligned face crop in pixels of the picture that `landmarks` (5, 2) lie in."""
     matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
     return CROP_SIZE / max(float(np.hypot(*matrix[:, 0])), 1e-9)
 
 
 def tilt(landmarks: NDArray[np.floating]) -> float:
-    """Degrees by which a face with these landmarks (5, 2) is turned clockwise in its picture, from -180 to 180."""
+    """Returns by how many degrees landmarks (5, 2) are turned clockwise in their picture, from -180 to 180."""
     matrix = similarity_transform(torch.as_tensor(np.asarray(landmarks, np.float64)), CROP_SIZE).numpy()
     return -math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
 
 
 def quarter_turn(landmarks: NDArray[np.floating]) -> int:
-    """Quarters by which the picture must be turned counterclockwise (`np.rot90`) for the face to stand upright: 0 to 3.
+    """Returns the quarters by which the picture must be turned counterclockwise (`np.rot90`) for the face to stand
+    upright: 0 to 3.
 
     A head that is tilted by up to `MAX_TILT` is upright.
     """
@@ -106,7 +107,7 @@ def quarter_turn(landmarks: NDArray[np.floating]) -> int:
 
 
 def turn_points(points: NDArray[np.floating], turn: int, height: int, width: int) -> NDArray[np.floating]:
-    """Where points (…, 2) px of a picture of this size lie after `np.rot90(picture, turn)`."""
+    """Returns where points (…, 2) px of a picture of this size lie after `np.rot90(picture, turn)`."""
     x, y = points[..., 0], points[..., 1]
     turned = ((x, y), (y, width - 1 - x), (width - 1 - x, height - 1 - y), (height - 1 - y, x))[turn % 4]
     return np.stack(turned, axis=-1)
@@ -115,7 +116,7 @@ def turn_points(points: NDArray[np.floating], turn: int, height: int, width: int
 def stand_up(
     image: NDArray[np.uint8], landmarks: NDArray[np.floating]
 ) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-    """The picture (H, W, 3) and the landmarks (5, 2) turned by the quarters that make the face stand upright."""
+    """Turns the picture (H, W, 3) and the landmarks (5, 2) by the quarters that make the face stand upright."""
     turn = quarter_turn(landmarks)
     if not turn:
         return image, landmarks
@@ -123,7 +124,7 @@ def stand_up(
 
 
 def template_misfit(landmarks: NDArray[np.floating]) -> float:
-    """Root mean square distance of aligned landmarks (5, 2) from the template, in sides of the crop."""
+    """Returns the root mean square distance of aligned landmarks (5, 2) from the template, in sides of the crop."""
     matrix = similarity_transform(torch.as_tensor(landmarks), CROP_SIZE).numpy()
     distance = landmarks @ matrix[:, :2].T + matrix[:, 2] - template(CROP_SIZE)
     return float(np.sqrt(np.square(distance).sum(axis=1).mean())) / CROP_SIZE
@@ -146,7 +147,7 @@ def check_landmarks(landmarks: NDArray[np.floating], height: int, width: int, na
 
 
 def invert_affine(matrix: Tensor) -> Tensor:
-    """Inverse of affine maps (…, 2, 3), as (…, 2, 3)."""
+    """Returns the inverse of affine maps (…, 2, 3), as (…, 2, 3)."""
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     determinant = a * d - b * c
     rows = [torch.stack([d, -b], dim=-1), torch.stack([-c, a], dim=-1)]
@@ -156,7 +157,7 @@ def invert_affine(matrix: Tensor) -> Tensor:
 
 
 def apply_affine(matrix: Tensor, points: Tensor) -> Tensor:
-    """Map points (…, N, 2) by affine maps (…, 2, 3)."""
+    """Maps points (…, N, 2) by affine maps (…, 2, 3)."""
     x, y = points[..., :1], points[..., 1:]
     columns = matrix.unsqueeze(-3)
     return x * columns[..., 0] + y * columns[..., 1] + columns[..., 2]
@@ -170,7 +171,7 @@ def align_face(
     reference_size: int = CROP_SIZE,
     view: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Warp one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image.
+    """Warps one uint8 RGB image (H, W, 3) to its aligned crop (size, size, 3); black outside the image.
 
     Bilinear; where the image has several pixels for one of the crop, their mean.
     """
@@ -186,7 +187,7 @@ def align_face(
 
 
 def encoder_crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> NDArray[np.uint8]:
-    """The canonical crop as a face encoder of `size` px sees it, rounded to 8 bits: (size, size, 3).
+    """Returns the canonical crop as a face encoder of `size` px sees it, rounded to 8 bits: (size, size, 3).
 
     Encoders sample the canonical crop that the pipeline gives them. For a face that is more than twice as large as
     `size`, `align_face` at this size would average pixels and give another picture. For smaller faces both are equal,
@@ -202,7 +203,7 @@ def encoder_crop(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size
 def align_tensor(
     images: Tensor, landmarks: Tensor, size: int = CROP_SIZE, *, reference_size: int = CROP_SIZE
 ) -> Tensor:
-    """Warp images (B, 3, H, W) to crops (B, 3, size, size), differentiable in images and landmarks (B, 5, 2).
+    """Warps images (B, 3, H, W) to crops (B, 3, size, size), differentiable in images and landmarks (B, 5, 2).
 
     Bilinear, zeros outside the image; the map of `align_face` to within OpenCV's 1/32 px coordinate rounding.
     Coordinates are always fp32; the crops have the dtype of the images.

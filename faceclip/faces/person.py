@@ -54,7 +54,7 @@ class PersonSegmenter:
         self._alone = threading.Lock()
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Share of the person (H, W) in [0, 1] of an RGB picture (H, W, 3) uint8."""
+        """Returns the share of the person (H, W) in [0, 1] of an RGB picture (H, W, 3) uint8."""
         small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         with self._alone:
             self._network.set_tensor(self._network.get_input_details()[0]["index"], small[None])
@@ -64,8 +64,8 @@ class PersonSegmenter:
 
 
 def hair_mask(person: NDArray[np.floating], points: NDArray[np.floating], *, least: float = 0.5) -> NDArray[np.bool_]:
-    """What of the person (H, W) is hair, ears, hat or a hand on the head: beside and above the face of dense `points`
-    (478 or 468, 2 or 3) px and not below its chin.
+    """Returns what of the person (H, W) is hair, ears, hat or a hand on the head: beside and above the face of dense
+    `points` (478 or 468, 2 or 3) px and not below its chin.
 
     least: the share from which a pixel belongs to the person. Long hair below the chin is left to the clothes.
     """

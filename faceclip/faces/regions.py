@@ -27,8 +27,8 @@ _SHIFT = 4  # polygons are drawn at 1/16 px
 
 
 def region_masks(points: NDArray[np.floating], height: int, width: int) -> dict[str, NDArray[np.bool_]]:
-    """Masks (height, width) of `REGIONS`, which do not overlap, and of the whole "face", of dense points (478 or 468, 2
-    or 3) px.
+    """Returns masks (height, width) of `REGIONS`, which do not overlap, and of the whole "face", of dense points (478
+    or 468, 2 or 3) px.
 
     Lips are without the mouth between them; skin is what is left of the face. Parts of the face that are turned away
     are drawn where they would be seen through the head.

@@ -30,7 +30,7 @@ class PeopleSettings:
     quiet: bool = setting(False, "no progress bar")
 
     def request(self) -> Request:
-        """What the data set consists of. Raises ConfigError for numbers that do not go together."""
+        """Returns what the data set consists of. Raises ConfigError for numbers that do not go together."""
         return Request(
             identities=self.identities,
             images_per_identity=self.images_per_identity,

@@ -14,7 +14,7 @@ from faceclip.errors import DataError
 def describe(
     attributes: Mapping[str, str], regions: NDArray[np.uint8], generator: np.random.Generator
 ) -> list[Caption]:
-    """Four captions of one portrait: short and long attributes, the emotion alone, and both.
+    """Returns four captions of one portrait: short and long attributes, the emotion alone, and both.
 
     `attributes` has a value of `VOCABULARIES` for every name; `regions` (S, S) is the label map, and decides
     what is visible. The same generator state gives the same captions. Raises `DataError` for unknown values.

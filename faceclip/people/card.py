@@ -31,7 +31,7 @@ REGION_COLORS = np.array(
 
 
 def write_contact_sheet(path: Path, shard: Path, *, people: int = 8, images: int = 8) -> None:
-    """A PNG of the shard's first people: a row of portraits each, then their region maps and shading maps."""
+    """Writes a PNG of the shard's first people: a row of portraits each, then their region maps and shading maps."""
     rows = pq.ParquetFile(shard).iter_batches(
         batch_size=people * 64, columns=["image", "regions", "shading", "identity", "index"]
     )
@@ -60,7 +60,7 @@ def _picture(stored: dict) -> np.ndarray:
 
 
 def write_card(summary: dict) -> str:
-    """README.md with the YAML header that `datasets` and the hub read."""
+    """Returns README.md with the YAML header that `datasets` and the hub read."""
     used = [split for split in SPLITS if summary["counts"][split]["images"]]
     files = "\n".join(f"      - split: {split}\n        path: data/{split}-*.parquet" for split in used)
     total = sum(part["images"] for part in summary["counts"].values())

@@ -80,7 +80,7 @@ def look(config: DensePointsConfig, head: HeadModel) -> Iterator[Seen]:
 
 
 def find_places(seen: list[Seen], head: HeadModel) -> dict[str, NDArray]:
-    """vertices, weights, spread and canonical of `faceclip.face3d.dense_points.DensePoints`."""
+    """Returns vertices, weights, spread and canonical of `faceclip.face3d.dense_points.DensePoints`."""
     points = np.stack([one.points[:, :2] for one in seen]).astype(np.float64)
     vertices = np.stack([one.vertices for one in seen]).astype(np.float64)
     unit = np.linalg.norm(points[:, EYE_CORNERS[0]] - points[:, EYE_CORNERS[1]], axis=1).mean()
@@ -110,8 +110,8 @@ def find_places(seen: list[Seen], head: HeadModel) -> dict[str, NDArray]:
 def _weights(
     triangles: NDArray[np.float64], where: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For triangles (R, T, 3, 2) seen in R renders: weights (T, 3) of the spots that lie nearest to `where` (R, 2), and
-    their median distances (T,); squares weighted by the inverse of the distance."""
+    """Returns for triangles (R, T, 3, 2) seen in R renders weights (T, 3) of the spots that lie nearest to `where` (R,
+    2), and their median distances (T,); squares weighted by the inverse of the distance."""
     sides = triangles[:, :, :2] - triangles[:, :, 2:]  # (R, T, 2, 2): corner, coordinate
     wanted = where[:, None] - triangles[:, :, 2]
     certainty = np.ones(triangles.shape[:2])
@@ -127,8 +127,8 @@ def _weights(
 
 
 def _canonical(seen: list[Seen], template: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The points with the networks' depth, turned back into the rest pose: median over the renders, as large as the
-    head."""
+    """Returns the points with the networks' depth, turned back into the rest pose: median over the renders, as large as
+    the head."""
     turned = []
     for one in seen:
         points = one.points.astype(np.float64) * [1, -1, -1]

@@ -11,7 +11,8 @@ SEED = 80_001  # of people whom nobody was trained on
 
 
 def example_portrait(person: int = 0, *, picture: int = 0, size: int = 256) -> Image.Image:
-    """A rendered portrait (RGB, `size` px) of a synthetic person, framed by the head; the same for the same numbers.
+    """Returns a rendered portrait (RGB, `size` px) of a synthetic person, framed by the head; the same for the same
+    numbers.
 
     person: number of the person, from 0. picture: of this person; 0 looks into the camera.
 

@@ -19,7 +19,7 @@ RIGID = 0.98  # head weight of the vertices that follow the head's pose and not 
 
 
 def framed(identity: Identity, scene: Scene, framing: Framing, model: HeadModel) -> Scene:
-    """The scene in the given framing.
+    """Returns the scene in the given framing.
 
     ``"bust"`` keeps the sampled camera. ``"head"`` places the posed head, from crown to chin and from side to side, in
     the middle of the picture and at the same size for every person; the sampled scale and shift vary both a little.

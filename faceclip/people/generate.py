@@ -35,7 +35,7 @@ _RENDERER: Any = None  # one per worker process
 
 
 def generate(directory: Path, request: Request, *, workers: int, quiet: bool = False) -> dict:
-    """Generate what is missing of a data set and describe it; returns the content of ``dataset.json``.
+    """Generates what is missing of a data set and describes it; returns the content of ``dataset.json``.
 
     The files are a function of the request alone, whatever `workers` is and however often it was interrupted.
     Shards that are whole stay; lost, truncated and changed ones are made again. Raises `ConfigError` when the folder
@@ -82,7 +82,7 @@ def _generate(directory: Path, request: Request, workers: int, quiet: bool) -> d
 
 
 def render_person(request: Request, index: int) -> list[Mapping[str, Any]]:
-    """All rows of one identity. Runs in a worker process."""
+    """Renders all rows of one identity. Runs in a worker process."""
     from faceclip.people.framing import framed
     from faceclip.people.render import PortraitRenderer
     from faceclip.people.rows import make_row
@@ -128,7 +128,7 @@ def _render_shards(
 
 
 def _people(request: Request, shards: list[Shard], workers: int) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """Rows of every identity of the shards, in order, rendered by `workers` processes some people ahead."""
+    """Yields the rows of every identity of the shards, in order, rendered by `workers` processes some people ahead."""
     order = [index for shard in shards for index in range(shard.first, shard.last)]
     if workers <= 1:
         for index in order:
@@ -158,7 +158,7 @@ def _prepare_worker() -> None:
 
 
 def _is_complete(directory: Path, shard: Shard, request: Request, expected_hash: str | None) -> bool:
-    """Shards are renamed into place when whole; footer and hash guard against files that changed since."""
+    """Returns whether the shard is there, in place and whole, by its footer and its hash."""
     path = directory / shard.path
     if not path.is_file():
         return False
@@ -172,7 +172,7 @@ def _is_complete(directory: Path, shard: Shard, request: Request, expected_hash:
 
 
 def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
-    """Card, contact sheet and, last, dataset.json."""
+    """Writes the card, the contact sheet and, last, dataset.json."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in VOCABULARIES}
     images = dict.fromkeys(SPLITS, 0)
     files = []

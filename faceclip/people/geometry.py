@@ -31,7 +31,7 @@ def smoothstep(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def scalp_field(template: np.ndarray, fringe: float = 0.0) -> np.ndarray:
-    """How deep inside the hairline a point of the mean head lies, 0 outside to 1; `fringe` lowers the front."""
+    """Returns how deep inside the hairline a point of the mean head lies, 0 outside to 1; `fringe` lowers the front."""
     x, y, z = np.abs(template[:, 0]), template[:, 1], template[:, 2]
     front = 7.93 - fringe - 0.25 * np.clip(x - 0.45, 0, 1)
     line = np.interp(z, [0.0, 0.25, 0.42, 0.75, 0.9, 1.1], [6.55, 6.6, 7.2, 7.2, 7.55, 8.0])
@@ -41,7 +41,7 @@ def scalp_field(template: np.ndarray, fringe: float = 0.0) -> np.ndarray:
 
 
 def beard_field(template: np.ndarray) -> np.ndarray:
-    """Where a full beard grows on the mean head, 0 to 1: jaw, chin and cheeks, not lips, with the moustache."""
+    """Returns where a full beard grows on the mean head, 0 to 1: jaw, chin and cheeks, not lips, with the moustache."""
     x, y, z = np.abs(template[:, 0]), template[:, 1], template[:, 2]
     cheek_line = np.interp(x, [0.0, 0.25, 0.45, 0.62, 0.75], [6.78, 6.76, 6.62, 6.85, 7.2])
     jaw = smoothstep(cheek_line - y, 0.0, 0.08) * smoothstep(y, 6.02, 6.2) * smoothstep(z, 0.45, 0.65)
@@ -58,7 +58,7 @@ def mustache_field(template: np.ndarray) -> np.ndarray:
 def shell(
     model: HeadModel, vertices: np.ndarray, normals: np.ndarray, thickness: np.ndarray, *, minimum: float = 1e-3
 ) -> Part | None:
-    """The body surface lifted by `thickness` (V,) along its normals, where that is above `minimum`."""
+    """Returns the body surface lifted by `thickness` (V,) along its normals, where that is above `minimum`."""
     chosen = (thickness > minimum) & (model.part == BODY)
     faces = model.faces[chosen[model.faces].any(1) & (model.part == BODY)[model.faces].all(1)]
     if len(faces) == 0:
@@ -79,7 +79,7 @@ def shell(
 def grid(
     points: np.ndarray, canonical: np.ndarray, head_weight: np.ndarray | np.floating, closed: bool = False
 ) -> Part:
-    """A sheet from a lattice of points (R, C, 3); `closed` joins the last column to the first."""
+    """Returns a sheet from a lattice of points (R, C, 3); `closed` joins the last column to the first."""
     rows, columns = points.shape[:2]
     index = np.arange(rows * columns).reshape(rows, columns)
     right = np.roll(index, -1, 1) if closed else index[:, 1:]
@@ -114,7 +114,7 @@ class Skull:
         )
 
     def around(self, angle: np.ndarray, grow: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x and z of the ellipse about the head; angle 0 is the front, positive towards +x."""
+        """Returns x and z of the ellipse about the head; angle 0 is the front, positive towards +x."""
         middle, half = (self.front + self.back) / 2, (self.front - self.back) / 2
         return (self.half_width + grow) * np.sin(angle), middle + (half + grow) * np.cos(angle)
 
@@ -129,7 +129,7 @@ def hair(
     under_hat: bool,
     rng: np.random.Generator,
 ) -> list[Part]:
-    """Hair as a lifted scalp and, for medium and long hair, a curtain round the back and sides."""
+    """Returns hair as a lifted scalp and, for medium and long hair, a curtain round the back and sides."""
     if length == "bald":
         return []
     fringe = 0.0 if rng.random() < 0.6 else float(rng.uniform(0.1, 0.28))
@@ -168,7 +168,7 @@ def _curtain(skull: Skull, length: str, texture: str, thick: float, rng: np.rand
 def beard(
     model: HeadModel, vertices: np.ndarray, normals: np.ndarray, kind: str, rng: np.random.Generator
 ) -> list[Part]:
-    """A full beard or a moustache as a lifted skin (stubble has no geometry)."""
+    """Returns a full beard or a moustache as a lifted skin (stubble has no geometry)."""
     if kind not in ("full", "mustache"):
         return []
     t = model.template
@@ -185,7 +185,7 @@ def beard(
 def hat(
     model: HeadModel, vertices: np.ndarray, normals: np.ndarray, skull: Skull, kind: str
 ) -> tuple[list[Part], list[Part]]:
-    """(crown, brim) of a hat; the crown is a lifted scalp."""
+    """Returns (crown, brim) of a hat; the crown is a lifted scalp."""
     if kind == "none":
         return [], []
     t = model.template
@@ -214,7 +214,7 @@ def hat(
 
 
 def glasses(model: HeadModel, vertices: np.ndarray, kind: str) -> tuple[list[Part], list[Part]]:
-    """(frame, lenses) placed on one person's eyes, nose and ears; lenses only for sunglasses."""
+    """Returns (frame, lenses) placed on one person's eyes, nose and ears; lenses only for sunglasses."""
     if kind == "none":
         return [], []
     right, left = (vertices[i] for i in model.eye_front)
@@ -264,5 +264,5 @@ def _bar(start: np.ndarray, end: np.ndarray, half: float) -> Part:
 
 
 def body_normals(model: HeadModel, vertices: np.ndarray) -> np.ndarray:
-    """Unit normals of the bust, smooth over its seams."""
+    """Returns unit normals of the bust, smooth over its seams."""
     return vertex_normals(vertices, model.faces)

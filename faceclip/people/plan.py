@@ -44,7 +44,7 @@ class Request:
             raise ConfigError(f"--framing must be one of {', '.join(FRAMINGS)}, got {self.framing!r}")
 
     def to_dict(self) -> dict:
-        """What the folder's files say of the request; data sets without a framing were made before there were two."""
+        """Returns what the files say of the request; data sets without a framing were made before there were two."""
         facts = {**asdict(self), "splits": list(self.splits), "version": VERSION}
         if self.framing == "bust":
             del facts["framing"]
@@ -62,7 +62,7 @@ class Shard:
 
 
 def default_splits(identities: int) -> tuple[int, int, int]:
-    """Identities per split by `DEFAULT_SHARES`; with three identities or more no split is empty."""
+    """Returns identities per split by `DEFAULT_SHARES`; with three identities or more no split is empty."""
     if identities < 3:
         return (identities, 0, 0)
     validation, test = (max(1, round(identities * share)) for share in DEFAULT_SHARES[1:])
@@ -70,7 +70,7 @@ def default_splits(identities: int) -> tuple[int, int, int]:
 
 
 def plan_shards(request: Request) -> list[Shard]:
-    """All shards in order. Splits take consecutive identities, so that no person is in two of them."""
+    """Returns all shards in order. Splits take consecutive identities, so that no person is in two of them."""
     per_shard = max(1, IMAGES_PER_SHARD // request.images_per_identity)
     shards, start = [], 0
     for split, count in zip(SPLITS, request.splits, strict=True):
@@ -84,7 +84,7 @@ def plan_shards(request: Request) -> list[Shard]:
 
 
 def check_same_request(directory: Path, request: Request) -> None:
-    """Refuse to mix two data sets in one folder. Raises `ConfigError` naming the difference, `DataError` when the
+    """Refuses to mix two data sets in one folder. Raises `ConfigError` naming the difference, `DataError` when the
     file that tells what the folder holds cannot be read."""
     for name in ("request.json", "dataset.json"):
         path = directory / name

@@ -98,7 +98,7 @@ class PortraitRenderer:
         return self._people[key]
 
     def render(self, identity: Identity, scene: Scene, size: int) -> Portrait:
-        """Portrait of `size` × `size` pixels (multiples of 8 from 32 on are sensible)."""
+        """Renders a portrait of `size` × `size` pixels (multiples of 8 from 32 on are sensible)."""
         model, person = self.model, self._person(identity)
         rng = np.random.Generator(np.random.Philox(scene.detail_seed))
         vertices = model.vertices(identity.shape, scene.expression)
@@ -267,7 +267,7 @@ class PortraitRenderer:
 
 
 def _sample(texture: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Bilinear values (N, …) of a texture at pixels (u, v); in a block, since OpenCV maps at most 32766 rows."""
+    """Returns bilinear values (N, …) of a texture at pixels (u, v); by blocks, as OpenCV maps at most 32766 rows."""
     columns = 256
     pad = -len(u) % columns
     block = [np.pad(c.astype(np.float32), (0, pad)).reshape(-1, columns) for c in (u, v)]
@@ -352,7 +352,7 @@ def _cloth(kind: str, color: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _gloss(material: int, normal: np.ndarray, light: np.ndarray) -> np.ndarray | float:
-    """A weak highlight where the surface faces between the viewer and the main light (first-order harmonics)."""
+    """Returns a weak highlight where the surface faces between viewer and main light (first-order harmonics)."""
     strength = {BUST: 0.05, LENS: 0.25, FRAME: 0.1}.get(material, 0.0)
     if strength == 0.0:
         return 0.0

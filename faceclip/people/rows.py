@@ -16,7 +16,7 @@ _CAPTION_STREAM = 0xCA9
 
 
 def make_row(identity: Identity, scene: Scene, portrait: Portrait, *, seed: int, image_index: int) -> Mapping[str, Any]:
-    """The row for one image; a function of its arguments alone."""
+    """Returns the row for one image; a function of its arguments alone."""
     generator = np.random.default_rng([_CAPTION_STREAM, seed, identity.index, image_index])
     captions = describe(scene.attributes, portrait.regions, generator)
     return {

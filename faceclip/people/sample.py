@@ -46,7 +46,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def sample_identity(seed: int, index: int, *, model: HeadModel | None = None) -> Identity:
-    """Identity `index` of the world `seed`."""
+    """Draws identity `index` of the world `seed`."""
     model = model or default_head()
     rng = _generator(seed, _IDENTITY_STREAM, index)
     shape = np.clip(rng.normal(0, 0.9, model.shape_size), -2.2, 2.2).astype(np.float32)
@@ -71,12 +71,12 @@ def sample_identity(seed: int, index: int, *, model: HeadModel | None = None) ->
 
 
 def sample_attributes(rng: np.random.Generator) -> dict[str, str]:
-    """Independent words for every name of `VOCABULARIES`."""
+    """Draws independent words for every name of `VOCABULARIES`."""
     return {name: str(words[rng.choice(len(words), p=_ODDS.get(name))]) for name, words in VOCABULARIES.items()}
 
 
 def sample_light(rng: np.random.Generator) -> np.ndarray:
-    """(9, 3): tinted ambient light and one or two lamps in front of the head, never too dark to see the face."""
+    """Draws light (9, 3): tinted ambient light and one or two lamps before the head, never too dark to see the face."""
     tint = 1 + rng.normal(0, 0.05, 3)
     light = ambient_light(rng.uniform(0.38, 0.6) * tint)
     angle, height = rng.uniform(-1.2, 1.2), rng.uniform(-0.2, 0.9)
@@ -92,7 +92,7 @@ def sample_light(rng: np.random.Generator) -> np.ndarray:
 def sample_scene(
     seed: int, identity_index: int, image_index: int, *, frontal: bool | None = None, model: HeadModel | None = None
 ) -> Scene:
-    """Scene `image_index` of a person; image 0 is frontal, neutral, without glasses and hat (a gallery picture),
+    """Draws scene `image_index` of a person; image 0 is frontal, neutral, without glasses and hat (a gallery picture),
     unless `frontal` says otherwise."""
     model = model or default_head()
     frontal = image_index == 0 if frontal is None else frontal

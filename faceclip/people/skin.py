@@ -12,7 +12,7 @@ HEIGHT = 2.25
 
 
 def to_texture(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Texture pixels of points of the mean head, given their frontal x and y."""
+    """Returns the texture pixels of points of the mean head, given their frontal x and y."""
     scale = (SIZE - 1) / EXTENT
     return (x - LEFT) * scale, (TOP - y) * scale
 
@@ -25,7 +25,7 @@ def _dots(canvas: np.ndarray, points: np.ndarray, radii: np.ndarray, strengths: 
 
 
 def paint_skin(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """Texture of an identity, deterministic in `identity.detail_seed`.
+    """Paints the texture of an identity, deterministic in `identity.detail_seed`.
 
     Returns:
         multiplier (H, W, 3) float32 on the skin tone; brow coverage (H, W) float32 in [0, 1].
@@ -89,12 +89,12 @@ def _cheek_glow(rows: int) -> np.ndarray:
 
 
 def blush_mask() -> np.ndarray:
-    """Where blush is worn, (H, W) in [0, 1], in texture coordinates."""
+    """Returns where blush is worn, (H, W) in [0, 1], in texture coordinates."""
     return _cheek_glow(int(SIZE * HEIGHT / EXTENT))
 
 
 def eyeshadow_mask() -> np.ndarray:
-    """Where eyeshadow is worn, (H, W) in [0, 1], in texture coordinates."""
+    """Returns where eyeshadow is worn, (H, W) in [0, 1], in texture coordinates."""
     rows = int(SIZE * HEIGHT / EXTENT)
     v, u = np.mgrid[:rows, :SIZE].astype(np.float32)
     scale = EXTENT / (SIZE - 1)
@@ -103,7 +103,7 @@ def eyeshadow_mask() -> np.ndarray:
 
 
 def lash_mask() -> np.ndarray:
-    """Dark rims of the lids, (H, W) in [0, 1], in texture coordinates."""
+    """Returns dark rims of the lids, (H, W) in [0, 1], in texture coordinates."""
     rows = int(SIZE * HEIGHT / EXTENT)
     canvas = np.zeros((rows, SIZE), np.uint8)
     for side in (-1, 1):

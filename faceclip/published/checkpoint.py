@@ -96,7 +96,7 @@ _FUSER = re.compile(r"fuser\.encoder\.(layers|text_layers|fusion_layers)\.(\d+)\
 
 
 def published_names(ours: str, *, shared_face: bool = True) -> tuple[list[str], bool]:
-    """Published names of one tensor of ours, and whether it is a third of a stacked `in_proj`.
+    """Returns published names of one tensor of ours, and whether it is a third of a stacked `in_proj`.
 
     A shared face encoder has two names (each published branch stores its own copy).
     """
@@ -126,7 +126,7 @@ def published_names(ours: str, *, shared_face: bool = True) -> tuple[list[str], 
 
 
 def to_published(state: Mapping[str, Tensor], unused: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors of our state and of the unused ones, bit for bit."""
+    """Returns the published tensors of our state and of the unused ones, bit for bit."""
     out: dict[str, Tensor] = dict(unused)
     stacks: dict[str, dict[str, Tensor]] = {}
     shared = not any(name.startswith("face_encoder_g.") for name in state)
@@ -144,7 +144,7 @@ def to_published(state: Mapping[str, Tensor], unused: Mapping[str, Tensor]) -> d
 def from_published(
     published: Mapping[str, Tensor], model: FaceCLIP, where: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(our state, unused published tensors); tensors are views of the given ones.
+    """Returns (our state, unused published tensors); tensors are views of the given ones.
 
     Args:
         published: with or without `model.` in the names. model: of the right configuration, may be on `meta`.
@@ -193,7 +193,7 @@ def _plain_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _empty_model_for(published: Mapping[str, Tensor], config: dict[str, Any] | None) -> FaceCLIP:
-    """A model without storage, with one face encoder where both branches' copies are equal.
+    """Returns a model without storage, with one face encoder where both branches' copies are equal.
 
     This function does not check whether the tensors fit the model.
     """
@@ -215,7 +215,7 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def _unused_shapes(expected: Mapping[str, tuple], layers: int) -> dict[str, tuple]:
-    """Names and shapes of the tensors that a file of the release may hold and that are never computed.
+    """Returns names and shapes of the tensors that a file of the release may hold and that are never computed.
 
     The face half of the last fusion layer has the same shapes as that of the layer before.
     """
@@ -241,7 +241,7 @@ def load_faceclip(
     fusion_dtype: torch.dtype | None = None,
     config: dict[str, Any] | None = None,
 ) -> FaceCLIP:
-    """FaceCLIP with the published weights or those of an export of stage 1, in evaluation mode.
+    """Loads FaceCLIP with the published weights or those of an export of stage 1, in evaluation mode.
 
     The published licence, CC-BY-NC-4.0, is logged once and stands in `config.licence`.
 
@@ -298,7 +298,7 @@ def _set_fusion_dtype(model: FaceCLIP, dtype: torch.dtype | None) -> None:
 def _read_directory(
     path: Path, config: dict[str, Any] | None = None
 ) -> tuple[FaceCLIP, dict[str, Tensor], dict[str, str]]:
-    """(empty model of the directory's configuration, its whole state, metadata)."""
+    """Returns (empty model of the directory's configuration, its whole state, metadata)."""
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
@@ -333,7 +333,7 @@ def _read_directory(
 
 
 def convert(source: Path, target: Path, *, config: dict[str, Any] | None = None, shard_size: str = "1GB") -> None:
-    """Write a directory of ours (sharded safetensors, dtypes kept) from a published file.
+    """Writes a directory of ours (sharded safetensors, dtypes kept) from a published file.
 
     The face encoder is stored once if both copies are equal.
 
@@ -369,7 +369,7 @@ def _make_empty(target: Path) -> None:
 
 
 def export(source: Path, target: Path) -> None:
-    """Write the published layout of a converted directory, bit for bit and atomically.
+    """Writes the published layout of a converted directory, bit for bit and atomically.
 
     Raises:
         CheckpointError: the directory was not made by `convert`, is incomplete or damaged, or the target is a directory
@@ -385,7 +385,7 @@ def export(source: Path, target: Path) -> None:
 
 
 def convert_unet(source: Path, target: Path) -> None:
-    """Write the release's `unet.pt` as a folder that `UNet2DConditionModel.from_pretrained` loads.
+    """Writes the release's `unet.pt` as a folder that `UNet2DConditionModel.from_pretrained` loads.
 
     Raises:
         CheckpointError: no such file, a damaged one, one of another model, or a target that is not empty.

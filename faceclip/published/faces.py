@@ -20,7 +20,7 @@ from faceclip.faces.looks import FaceDetector
 def published_faces(
     pictures: Sequence[ImageSource], *, aligned: bool = False, detector: FaceDetector | None = None
 ) -> Tensor:
-    """Pictures → faces (B, 3, 448, 448), float32 RGB in [0, 1], for `FaceCLIP.encode`; no other normalization.
+    """Turns pictures into faces (B, 3, 448, 448), float32 RGB in [0, 1], for `FaceCLIP.encode`; no other normalization.
 
     Args:
         pictures: B paths, PIL images or arrays; whatever their mode, they become RGB.

@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def mention_license(what: str) -> None:
-    """Log once per process that the published weights must not be used commercially."""
+    """Logs once per process that the published weights must not be used commercially."""
     logger.warning("%s: the published FaceCLIP weights are licensed %s, no commercial use", what, LICENSE)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that does not exist on this disk may be a hub id, OWNER/NAME.
+    """Returns whether a name that does not exist on this disk may be a hub id, OWNER/NAME.
 
     No folder may have the owner's name, the owner must not be `runs`, and the name must not be that of a weights file.
     So a misspelt path is not looked up on the hub.
@@ -56,7 +56,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def resolve(path_or_hub_id: str | Path, file: str, *, revision: str | None = None) -> Path:
-    """The local path of what a user names: a file, a directory of ours, or `file` of a repository.
+    """Returns the local path of what a user names: a file, a directory of ours, or `file` of a repository.
 
     A repository is a hub id, from which `file` is downloaded (at `revision`), or a directory that holds a copy of it.
 
@@ -89,7 +89,7 @@ def resolve(path_or_hub_id: str | Path, file: str, *, revision: str | None = Non
 
 
 def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
-    """A model of the class `kind` without storage for its parameters.
+    """Returns a model of the class `kind` without storage for its parameters.
 
     Raises:
         ConfigError: settings that the class does not know or that are impossible.
@@ -102,7 +102,7 @@ def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
 
 
 def check_archive(path: Path) -> None:
-    """Read a `.pt` file once, in pieces, and compare its checksums, which memory-mapped reading leaves out.
+    """Reads a `.pt` file once, in pieces, and compares its checksums, which memory-mapped reading leaves out.
 
     Nothing is checked of files without checksums: those of the old format, and those written with
     `torch.serialization.set_crc32_options(False)`.
@@ -125,7 +125,7 @@ def check_archive(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` file, memory-mapped, without running any code in it; checksums are not compared.
+    """Reads the tensors of a `.pt` file, memory-mapped, without running any code in it; checksums are not compared.
 
     Raises:
         CheckpointError: missing or truncated file, a directory, a pickle that holds more than tensors, or no state
@@ -159,7 +159,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether `value` is a tensor with one number for each place."""
+    """Returns whether `value` is a tensor with one number for each place."""
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
@@ -169,7 +169,7 @@ def _is_old_pickle(path: Path) -> bool:
 
 
 def read_directory(directory: Path, pattern: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of the safetensors files of a directory that match, memory-mapped, and their metadata.
+    """Reads tensors of the safetensors files of a directory that match, memory-mapped, and their metadata.
 
     Raises:
         CheckpointError: a file where a directory is expected, no such files, or a truncated one.
@@ -210,7 +210,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def write_checkpoint(state: Mapping[str, Tensor], target: Path) -> None:
-    """Write a `.pt` file of tensors atomically: `target` is always the whole old file or the whole new one.
+    """Writes a `.pt` file of tensors atomically: `target` is always the whole old file or the whole new one.
 
     Raises:
         CheckpointError: the file cannot be written; the message names it.
@@ -228,7 +228,7 @@ def check_keys(
     counters: Container[str] = (),
     advice: str = "",
 ) -> None:
-    """Compare names, shapes and kinds of numbers. Tensors must be floating point, of any precision.
+    """Compares names, shapes and kinds of numbers. Tensors must be floating point, of any precision.
 
     Args:
         expected: shapes by name. where, what: the file and what it should be, for the message. advice: its end.
@@ -272,7 +272,7 @@ def check_keys(
 
 
 def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:
-    """The state without the prefix that wrappers put before all names ("model.", "module.").
+    """Returns the state without the prefix that wrappers put before all names ("model.", "module.").
 
     `anchor`: the name of one tensor that every such state has.
 

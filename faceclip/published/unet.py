@@ -45,7 +45,7 @@ SDXL: dict[str, Any] = {
 def load_unet(
     path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
 ) -> UNet2DConditionModel:
-    """The release's UNet in evaluation mode, conditioned by `FaceCLIP.encode`; licence CC-BY-NC-4.0, logged once.
+    """Loads the release's UNet in evaluation mode, conditioned by `FaceCLIP.encode`; licence CC-BY-NC-4.0, logged once.
 
     Args:
         path_or_hub_id: `unet.pt`, a directory made by `python -m faceclip.published convert-unet`, or a hub id.
@@ -72,7 +72,7 @@ def load_unet(
 
 
 def _read_directory(path: Path) -> tuple[UNet2DConditionModel, dict[str, Tensor]]:
-    """(empty model, state as stored); diffusers' own loader would widen 16-bit weights to float32."""
+    """Returns (empty model, state as stored); diffusers' own loader would widen 16-bit weights to float32."""
     try:
         with init_empty_weights():
             unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path))

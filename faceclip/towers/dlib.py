@@ -36,12 +36,12 @@ GRID, WIDTH, EMBEDDING = 2, 256, 128
 
 
 def chip_points(size: int = CHIP) -> Tensor:
-    """Our five points (5, 2) px on a chip of dlib's."""
+    """Returns our five points (5, 2) px on a chip of dlib's."""
     return mean_face(size, _PADDING)
 
 
 def mean_face(size: int, padding: float) -> Tensor:
-    """Our five points (5, 2) px on dlib's mean face in `size` px, with `padding` sides of its box around it."""
+    """Returns our five points (5, 2) px on dlib's mean face in `size` px, with `padding` sides of its box around it."""
     return (torch.tensor(_MEAN_FACE) + padding) / (1 + 2 * padding) * size
 
 
@@ -101,7 +101,7 @@ class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
 
     @classmethod
     def from_dlib(cls, path: str | Path | None = None) -> "DlibFaceEncoder":
-        """Read the recognizer's file; None is that of the installed package `face_recognition_models`.
+        """Reads the recognizer's file; None is that of the installed package `face_recognition_models`.
 
         Raises MissingExtraError if the package is not installed, and CheckpointError if the file is missing or another
         than the one published.
@@ -130,7 +130,7 @@ class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         self.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(layers[-1].arrays[0].T)))
 
     def forward(self, images: Tensor) -> FaceFeatures:
-        """Encode ArcFace crops (B, 3, S, S), RGB in [0, 1], of any size.
+        """Encodes ArcFace crops (B, 3, S, S), RGB in [0, 1], of any size.
 
         The chip is larger than the crop below the mouth; there the crop's last row is repeated. Chips of the whole
         picture (`warp_to_chips`) show the chin. Raises ValueError for another layout.
@@ -143,7 +143,7 @@ class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         return self.encode_chips(warp_to_chips(images, torch.from_numpy(template(size))[None]))
 
     def encode_chips(self, chips: Tensor) -> FaceFeatures:
-        """Encode chips (B, 3, 150, 150), RGB in [0, 1], as dlib cuts them. Tokens are normalized over their
+        """Encodes chips (B, 3, 150, 150), RGB in [0, 1], as dlib cuts them. Tokens are normalized over their
         channels."""
         if chips.ndim != 4 or tuple(chips.shape[1:]) != (3, CHIP, CHIP):
             raise ValueError(f"expected RGB chips (B, 3, {CHIP}, {CHIP}) in [0, 1], got shape {tuple(chips.shape)}")
@@ -154,7 +154,8 @@ class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
 
 
 def warp_to_chips(images: Tensor, landmarks: Tensor) -> Tensor:
-    """Chips (B, 3, 150, 150) of pictures (B, 3, H, W) by their five points (B or 1, 5, 2) px; differentiable in both.
+    """Returns chips (B, 3, 150, 150) of pictures (B, 3, H, W) by their five points (B or 1, 5, 2) px; differentiable in
+    both.
 
     Bilinear, without averaging: a face much larger than the chip is reduced before. Borders are repeated.
     """
@@ -169,7 +170,7 @@ def warp_to_chips(images: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def installed_file() -> Path:
-    """The recognizer's file in the package `face_recognition_models`. Raises MissingExtraError without it."""
+    """Returns the recognizer's file in the package `face_recognition_models`. Raises MissingExtraError without it."""
     package = importlib.util.find_spec("face_recognition_models")
     if package is None or not package.submodule_search_locations:
         raise MissingExtraError(

@@ -47,7 +47,7 @@ class DlibNetwork:
 
 
 def read_dlib_network(path: str | Path) -> DlibNetwork:
-    """The network in a file that dlib wrote.
+    """Reads the network in a file that dlib wrote.
 
     Raises CheckpointError, which names the file, for one that is missing, cut off, or holds another kind of network.
     """
@@ -108,7 +108,7 @@ class _Reader:
         return found
 
     def alias(self) -> tuple[int, ...]:
-        """The shape of a part of a tensor."""
+        """Returns the shape of a part of a tensor."""
         if (version := self.whole()) != 1:
             raise ValueError(f"a shape of version 1 is expected, found {version}")
         return self.sizes()
@@ -188,7 +188,7 @@ def _read_linear(reader: _Reader) -> DlibLayer:
 
 
 def _split(values: NDArray[np.float32], *shapes: tuple[int, ...]) -> tuple[NDArray[np.float32], ...]:
-    """All values of a tensor as arrays of these shapes, one after the other."""
+    """Returns all values of a tensor as arrays of these shapes, one after the other."""
     flat, counts = values.reshape(-1), [int(np.prod(shape)) for shape in shapes]
     if sum(counts) != flat.size:
         raise ValueError(f"{sum(counts)} weights are expected, found {flat.size}")

@@ -26,7 +26,7 @@ class FaceFeatures:
 
 
 def resized_crops(images: Tensor, size: int) -> Tensor:
-    """RGB crops (B, 3, H, W) in [0, 1] at (size, size), bilinear as published; those of that size as they are.
+    """Returns RGB crops (B, 3, H, W) in [0, 1] at (size, size), bilinear as published; those of that size as they are.
 
     Raises ValueError for another number of dimensions or channels.
     """
@@ -38,7 +38,7 @@ def resized_crops(images: Tensor, size: int) -> Tensor:
 
 
 def sine_positions(grid: int, width: int) -> Tensor:
-    """Two-dimensional sines (grid², width) in [−1, 1] (Vaswani et al. 2017, as in MoCo v3), row by row."""
+    """Returns two-dimensional sines (grid², width) in [−1, 1] (Vaswani et al. 2017, as in MoCo v3), row by row."""
     axis = torch.arange(grid, dtype=torch.float32)
     rates = 100 ** (-torch.arange(-(-width // 4), dtype=torch.float32) / (width / 4))
     waves = torch.cat([(axis[:, None] * rates).sin(), (axis[:, None] * rates).cos()], dim=1)
@@ -139,7 +139,7 @@ class FaceViT(StrictlyLoaded, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _start_patches(self) -> None:
-        """Patch embedding and positions of like size, from which a small model on few images learns at once.
+        """Starts patch embedding and positions of like size, from which a small model on few images learns at once.
 
         Pixels in [0, 1] carry a large mean: weights start as if they met (pixel − ½) / ¼. Positions start as two
         dimensional sines; with the usual noise of .02 they would drown in it.
@@ -151,7 +151,7 @@ class FaceViT(StrictlyLoaded, ModelMixin, ConfigMixin):
         self.pos_embed.copy_(0.5 * sine_positions(self.grid, width)[None])
 
     def forward(self, images: Tensor) -> FaceFeatures:
-        """Encode RGB crops (B, 3, H, W) in [0, 1] (not normalized, as published); any size is resized.
+        """Encodes RGB crops (B, 3, H, W) in [0, 1] (not normalized, as published); any size is resized.
 
         Raises ValueError for another number of dimensions or channels.
         """
@@ -173,6 +173,6 @@ class FaceViT(StrictlyLoaded, ModelMixin, ConfigMixin):
         return FaceFeatures(tokens=x, identity=self.feature(x.flatten(1)))
 
     def _hidden_tokens(self, x: Tensor) -> tuple[Tensor, int]:
-        """A random order of each image's tokens and how many of its first ones the blocks may see."""
+        """Returns a random order of each image's tokens and how many of its first ones the blocks may see."""
         order = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)
         return order, int(x.shape[1] * (1 - self.config.mask_ratio))

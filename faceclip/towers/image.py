@@ -62,7 +62,7 @@ class ImageTower(StrictlyLoaded, ModelMixin, ConfigMixin):
         project_at_once(self.tower)
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode RGB images (B, 3, H, W) in [0, 1]; resizing (bicubic) and normalization happen here.
+        """Encodes RGB images (B, 3, H, W) in [0, 1]; resizing (bicubic) and normalization happen here.
 
         Raises ValueError for another number of dimensions or channels.
         """

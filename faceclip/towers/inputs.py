@@ -18,7 +18,7 @@ _ROUNDING = 1e-3  # how far resampling or 16-bit arithmetic may leave [0, 1]
 
 
 def check_prompts(prompts: Any) -> list[str]:
-    """The prompts as a list. One text is a list of one.
+    """Returns the prompts as a list. One text is a list of one.
 
     Raises:
         ConfigError: something that is not text, or nothing at all.
@@ -36,7 +36,7 @@ def check_prompts(prompts: Any) -> list[str]:
 
 
 def check_tokens(tokens: Tensor, least: int, context: int) -> Tensor:
-    """Token ids (B, L), L from `least` to `context`, as given.
+    """Returns token ids (B, L), L from `least` to `context`, as given.
 
     Raises:
         ConfigError: another shape or type, or, where the ids can be read without waiting for a device, an id outside
@@ -52,7 +52,7 @@ def check_tokens(tokens: Tensor, least: int, context: int) -> Tensor:
 
 
 def check_faces(faces: Any) -> Tensor:
-    """Aligned crops (B, 3, H, W), RGB in [0, 1], as given.
+    """Returns aligned crops (B, 3, H, W), RGB in [0, 1], as given.
 
     Raises:
         UnreadableImageError: no tensor, or one of another shape, type or range. Reading the range waits for the device.
@@ -73,7 +73,7 @@ def check_faces(faces: Any) -> Tensor:
 
 
 def tell_cut(prompts: Sequence[str], tokens: Tensor) -> None:
-    """Log the words of `prompts`, tokenized to `tokens` (B, L), that do not fit into the L tokens."""
+    """Logs the words of `prompts`, tokenized to `tokens` (B, L), that do not fit into the L tokens."""
     length = tokens.shape[1]
     for row in torch.nonzero(tokens[:, -1]).flatten().tolist():
         ids = tokenizer().encode(prompts[row])
@@ -87,7 +87,7 @@ def tell_cut(prompts: Sequence[str], tokens: Tensor) -> None:
 
 
 def check_features(features: Any, count: int, width: int, identity_dim: int) -> FaceFeatures:
-    """Features of a face encoder with `count` tokens, as given.
+    """Returns features of a face encoder with `count` tokens, as given.
 
     Raises:
         ConfigError: another type, other sizes, as of another face encoder, and on the CPU NaN or infinity. Reading the
@@ -108,8 +108,8 @@ def check_features(features: Any, count: int, width: int, identity_dim: int) -> 
 
 
 def check_has_face(has_face: Any, count: int, *, given: bool) -> bool | Tensor:
-    """Which of `count` rows have a face: (B,) bool as given, or one answer for all of them. given: whether there are
-    faces or features of faces.
+    """Returns which of `count` rows have a face: (B,) bool as given, or one answer for all of them. given: whether
+    there are faces or features of faces.
 
     Raises:
         ConfigError: another type or shape, and rows with a face where no faces are given.
@@ -127,7 +127,7 @@ def check_has_face(has_face: Any, count: int, *, given: bool) -> bool | Tensor:
 
 
 def check_states(states: Any, tokens: Tensor, widths: Sequence[int]) -> Tensor:
-    """States of text towers of these widths for token ids (B, L), as given.
+    """Returns states of text towers of these widths for token ids (B, L), as given.
 
     Raises:
         ConfigError: another type or shape, and on the CPU NaN or infinity.
@@ -144,7 +144,7 @@ def check_states(states: Any, tokens: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def check_vectors(name: str, vectors: Any, width: int) -> Tensor:
-    """Vectors (B, width), as given. Raises ConfigError naming `name` for another shape or type, NaN or infinity."""
+    """Returns vectors (B, width) as given; raises ConfigError naming `name` for other shapes, types, NaN, infinity."""
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.shape[1] != width:
         found = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ConfigError(f"{name} must have shape (B, {width}), got {found}")
@@ -154,5 +154,5 @@ def check_vectors(name: str, vectors: Any, width: int) -> Tensor:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """False for NaN and infinity. True where there are no values, or where reading them would split the graph."""
+    """Returns False for NaN and infinity, True without values or where reading them would split the graph."""
     return values.is_meta or torch.compiler.is_compiling() or bool(values.isfinite().all())

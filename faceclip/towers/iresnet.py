@@ -81,7 +81,7 @@ class FaceResNet(StrictlyLoaded, ModelMixin, ConfigMixin):
         self.register_buffer("pos_embed", 0.5 * sine_positions(self.grid, width)[None])
 
     def forward(self, images: Tensor) -> FaceFeatures:
-        """Encode RGB crops (B, 3, H, W) in [0, 1]; any size is resized. Tokens are normalized over their channels.
+        """Encodes RGB crops (B, 3, H, W) in [0, 1]; any size is resized. Tokens are normalized over their channels.
 
         Raises ValueError for another number of dimensions or channels.
         """
@@ -95,12 +95,12 @@ class FaceResNet(StrictlyLoaded, ModelMixin, ConfigMixin):
 
 
 def is_resnet(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state is that of a residual network of arcface_torch."""
+    """Returns whether a state is that of a residual network of arcface_torch."""
     return "layer1.0.conv1.weight" in state and "fc.weight" in state
 
 
 def resnet_of(state: Mapping[str, Tensor], where: str) -> FaceResNet:
-    """The network whose tensors `state` holds, without its values.
+    """Returns the network whose tensors `state` holds, without its values.
 
     Raises CheckpointError, which begins with `where`, for sizes that no such network has.
     """

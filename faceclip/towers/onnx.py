@@ -57,7 +57,7 @@ class OnnxFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
 
     @classmethod
     def from_onnx(cls, path: str | Path) -> "OnnxFaceEncoder":
-        """Read a recognizer's file. Its last map of more than one place becomes a second output.
+        """Reads a recognizer's file. Its last map of more than one place becomes a second output.
 
         Raises:
             CheckpointError: the file is missing or no ONNX graph. ConfigError: a graph that is no face recognizer: not
@@ -82,7 +82,7 @@ class OnnxFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         return isinstance(self._in_torch(), OnnxGraph)
 
     def forward(self, images: Tensor) -> FaceFeatures:
-        """Encode RGB crops (B, 3, H, W) in [0, 1]; any size is resized. Tokens are normalized over their channels.
+        """Encodes RGB crops (B, 3, H, W) in [0, 1]; any size is resized. Tokens are normalized over their channels.
 
         Raises ValueError for another number of dimensions or channels.
         """
@@ -104,7 +104,7 @@ class OnnxFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         return session.run(None, {session.get_inputs()[0].name: pixels})
 
     def _in_torch(self) -> OnnxGraph | ConfigError:
-        """The graph in torch on the module's device, or why there is none. It is built and compared on first use."""
+        """Returns the graph in torch on the module's device, or why there is none; built and compared on first use."""
         if self._torch is None:
             try:
                 model = onnx.load_model_from_string(self.graph.cpu().numpy().tobytes())
@@ -115,7 +115,7 @@ class OnnxFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         return found.to(self.graph.device) if isinstance(found, OnnxGraph) else found
 
     def _open(self) -> onnxruntime.InferenceSession:
-        """The graph, ready to run on the module's device. It is opened on first use."""
+        """Returns the graph, ready to run on the module's device. It is opened on first use."""
         device = self.graph.device.type
         if self._session is None or self._session[0] != device:
             wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
@@ -163,6 +163,6 @@ def _find_outputs(model: onnx.ModelProto, where: str) -> dict[str, Any]:
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
-    """Dimensions of a value, None where free."""
+    """Returns the dimensions of a value, None where free."""
     dimensions = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dimensions]

@@ -50,7 +50,7 @@ class OnnxGraph(nn.Module):
         self.register_buffer(self.names[name], values.float() if values.is_floating_point() else values)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """All outputs of the graph for its input."""
+        """Returns all outputs of the graph for its input."""
         known: dict[str, Any] = {name: self.get_buffer(place) for name, place in self.names.items()}
         known |= {"": None, self.input: pixels.float()}
         with torch.autocast(pixels.device.type, enabled=False):
@@ -60,7 +60,7 @@ class OnnxGraph(nn.Module):
 
 
 def differentiable_graph(model: onnx.ModelProto, reference: Callable[[np.ndarray], list[np.ndarray]]) -> OnnxGraph:
-    """The graph in torch, after its outputs for two random pictures agreed with those of `reference`.
+    """Returns the graph in torch, after its outputs for two random pictures agreed with those of `reference`.
 
     Raises ConfigError for an operator that is not known, and where the outputs differ.
     """
@@ -77,7 +77,7 @@ def differentiable_graph(model: onnx.ModelProto, reference: Callable[[np.ndarray
 
 
 def _pads(attributes: Mapping[str, Any], x: Tensor, kernel: list[int], strides: list[int]) -> list[int]:
-    """Padding left, right, top, bottom as for `F.pad`."""
+    """Returns padding left, right, top, bottom as for `F.pad`."""
     automatic = attributes.get("auto_pad", b"NOTSET").decode()
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         found: list[int] = []

@@ -11,14 +11,14 @@ from faceclip.errors import ConfigError
 
 
 def accelerator() -> torch.device:
-    """The CUDA device of this process, of a launcher's ranks each its own; the CPU where there is none."""
+    """Returns the CUDA device of this process, of a launcher's ranks each its own; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def named_device(device: str, key: str = "data.device") -> torch.device:
-    """The device of that name; "cuda" is this process' own GPU under a launcher.
+    """Returns the device of that name; "cuda" is this process' own GPU under a launcher.
 
     Raises ConfigError, which names the `key`, if there is no such device.
     """

@@ -34,7 +34,7 @@ _TEXT_STATE = ("positional_embedding", "text_projection", "token_embedding.", "t
 
 
 def load_tower(name: str, kind: Kind, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The tower that `name` stands for, frozen and in evaluation mode, its weights as `dtype`.
+    """Loads the tower that `name` stands for, frozen and in evaluation mode, its weights as `dtype`.
 
     Raises:
         CheckpointError: there is nothing of that name, or it is of another class, damaged, or does not fit the class.
@@ -93,7 +93,7 @@ def _from_open_clip(spec: str, kind: Kind) -> nn.Module:
 
 
 def text_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool) -> TextTower:
-    """The text side of an open_clip `CLIP` model."""
+    """Returns the text side of an open_clip `CLIP` model."""
     text = settings["text_cfg"]
     tower = TextTower(
         width=text["width"],
@@ -110,7 +110,7 @@ def text_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool
 
 
 def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: bool) -> ImageTower:
-    """The image side of an open_clip `CLIP` model with a plain vision transformer, and its pixels' mean and std."""
+    """Returns the image side of an open_clip `CLIP` model with a plain ViT, and its pixels' mean and std."""
     vision = settings["vision_cfg"]
     if not isinstance(vision.get("layers"), int) or "patch_size" not in vision:
         raise ConfigError("this open_clip model's image side is no vision transformer")
@@ -137,8 +137,8 @@ def image_tower_from_open_clip(model: nn.Module, settings: dict, quick_gelu: boo
 
 
 def face_encoder_from_arcface(path: Path) -> FaceViT | FaceResNet:
-    """The face encoder in an arcface_torch file, a vision transformer or a residual network of any depth and width (our
-    parameter names are the same). Transformers have eight heads, as all that are published."""
+    """Returns the face encoder in an arcface_torch file, a vision transformer or a residual network of any depth and
+    width (our parameter names are the same). Transformers have eight heads, as all that are published."""
     if path.suffix == ".onnx":
         raise ConfigError(f"arcface:{path} is an ONNX file: write onnx:{path}")
     state = read_checkpoint(path)
@@ -152,7 +152,7 @@ def face_encoder_from_arcface(path: Path) -> FaceViT | FaceResNet:
 
 
 def _transformer_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """Arguments of `FaceViT` for a state of arcface_torch."""
+    """Returns the arguments of `FaceViT` for a state of arcface_torch."""
     needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "feature.2.weight")
     missing = [name for name in needed if name not in state]
     if missing:

@@ -27,8 +27,8 @@ class RecognizerFacts:
 
 
 def recognizer_facts(name: str, encoder: FaceEncoder) -> RecognizerFacts:
-    """What is known of a recognizer that `load_tower(name, "face")` gave. Embeddings of different recognizers are
-    compared by nobody: caches and indexes carry the hash of the one that made them."""
+    """Returns what is known of a recognizer that `load_tower(name, "face")` gave. Embeddings of different recognizers
+    are compared by nobody: caches and indexes carry the hash of the one that made them."""
     config, source = encoder.config, name.partition(":")[0]
     if isinstance(encoder, DlibFaceEncoder):
         red, green, blue = encoder.mean.tolist()

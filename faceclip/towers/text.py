@@ -29,17 +29,17 @@ class TextFeatures:
 
 @cache
 def tokenizer() -> SimpleTokenizer:
-    """open_clip's byte-pair tokenizer (one for all towers)."""
+    """Returns open_clip's byte-pair tokenizer (one for all towers)."""
     return SimpleTokenizer()
 
 
 def tokenize(texts: str | Sequence[str], context: int = 77) -> Tensor:
-    """Token ids (B, context) int64: start, text, end, pads of 0; longer texts are cut before the end token."""
+    """Returns token ids (B, context) int64: start, text, end, pads of 0; longer texts are cut before the end token."""
     return tokenizer()([texts] if isinstance(texts, str) else list(texts), context_length=context)
 
 
 def used_tokens(tokens: Tensor) -> Tensor:
-    """Cut the columns (B, L) after the last end-of-text token of the batch.
+    """Cuts the columns (B, L) after the last end-of-text token of the batch.
 
     A causal tower gives the same features at the remaining positions. Only the states of pads are lost.
     """
@@ -92,7 +92,7 @@ class TextTower(StrictlyLoaded, ModelMixin, ConfigMixin):
         return None if self.config.vocabulary is None else len(self.known_ids)
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """Embedding rows of token ids, of the same shape."""
+        """Returns embedding rows of token ids, of the same shape."""
         if self.unknown_row is None:
             return tokens
         known = self.known_ids.to(tokens.dtype)
@@ -102,7 +102,7 @@ class TextTower(StrictlyLoaded, ModelMixin, ConfigMixin):
     def forward(
         self, tokens: Tensor, replace_index: int | None = None, replace_with: Tensor | None = None
     ) -> TextFeatures:
-        """Encode token ids (B, L), L at most the context.
+        """Encodes token ids (B, L), L at most the context.
 
         `replace_with` (B, width) takes the place of the embedding at position `replace_index`, before the
         positional embedding is added. Raises ValueError for a wrong shape.
@@ -124,14 +124,14 @@ class TextTower(StrictlyLoaded, ModelMixin, ConfigMixin):
         return self.features(self.tower.ln_final(self.tower.transformer(x, attn_mask=mask)), tokens)
 
     def features(self, hidden: Tensor, tokens: Tensor) -> TextFeatures:
-        """The features that follow from the states (B, L, width) of token ids (B, L)."""
+        """Returns the features that follow from the states (B, L, width) of token ids (B, L)."""
         # The end token has the largest id, hence argmax finds it; pads come after it.
         eot_state = hidden[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
         return TextFeatures(hidden=hidden, eot_state=eot_state, embedding=eot_state @ self.tower.text_projection)
 
 
 def _as_autocast(x: Tensor) -> Tensor:
-    """Embeddings of fp16 weights in the numbers of autocast, which mixes fp16 with bf16 in no operator on the CPU."""
+    """Returns fp16 weights' embeddings in autocast's numbers, which mixes fp16 with bf16 in no operator on the CPU."""
     kind = x.device.type
     if x.dtype != torch.float16 or not torch.is_autocast_enabled(kind):
         return x

@@ -27,11 +27,11 @@ class TextPair(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> TextConditioning:
-        """Encode token ids (B, 77)."""
+        """Encodes token ids (B, 77)."""
         first, second = self.l(tokens), self.g(tokens)
         hidden = torch.cat([first.hidden, second.hidden], dim=-1)
         return TextConditioning(tokens=hidden.float(), pooled=second.eot_state.float())
 
     def encode(self, texts: Sequence[str]) -> TextConditioning:
-        """Encode texts."""
+        """Encodes texts."""
         return self(tokenize(texts))
