@@ -85,9 +85,9 @@ def check_bounds(config: Any, section: str = "") -> None:
             key = section + (name.replace("_", "-") if section.startswith("--") else name)
             if bounds and not math.isfinite(number):
                 raise ConfigError(f"{key}: must be finite, got {number}")
-            for words, limit, holds in bounds:
-                if not holds(number, limit):
-                    raise ConfigError(f"{key}: must be {words} {limit:,}, got {number:,}")
+            if not all(holds(number, limit) for _, limit, holds in bounds):
+                limits = " and ".join(f"{words} {limit:,}" for words, limit, _ in bounds)
+                raise ConfigError(f"{key}: must be {limits}{' or null' * (field.default is None)}, got {number:,}")
 
 
 def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -117,11 +117,11 @@ def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("ema_decay=1.5", r"^trainer\.ema_decay: .*\[0, 1\).*null.* 1\.5$"),
+        ("ema_decay=1.5", r"^trainer\.ema_decay: .*at least 0 and below 1 or null.* 1\.5$"),
         ("ema_decay=.nan", r"trainer\.ema_decay"),
-        ("betas=[2,3]", r"^trainer\.betas: .*\[0, 1\).* \[2\.0, 3\.0\]$"),
+        ("betas=[2,3]", r"^trainer\.betas: .*at least 0 and below 1.* 2\.0$"),
         ("num_threads=0", r"^trainer\.num_threads: .*\b1 .*null.* 0$"),
-        ("seed=-1", r"^trainer\.seed: .*\b4294967295.* -1$"),
+        ("seed=-1", r"^trainer\.seed: .*\b4,294,967,295.* -1$"),
         ("seed=4294967296", r"trainer\.seed"),
         ("save_every=-1", r"^trainer\.save_every: .* -1$"),
         ("learning_rate=.nan", r"^trainer\.learning_rate: .* nan$"),
