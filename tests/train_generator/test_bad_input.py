@@ -19,7 +19,7 @@ from train_generator.config import PRESETS, DropoutConfig, GeneratorConfig
     [
         ("encoder=/nowhere", "encoder=/nowhere cannot be loaded; give a stage-1 export"),
         ("dropout.text=1.5", "dropout.text"),
-        ("same_picture=1.5", "same_picture: must be in"),
+        ("same_picture=1.5", "same_picture: must be at least 0 and at most 1, got 1.5"),
         ("base=/nowhere", "/nowhere"),
         ("loss.identiti=0", "identity"),
         ("adapter.identity.enabled=false", "adapter.shading"),
@@ -78,7 +78,7 @@ def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path,
     assert main(words) == 2
     assert "reads hat as one of ['none', 'crown'], the data set knows" in capsys.readouterr().err
     assert main([*words, "loss.latent_features=-1"]) == 2
-    assert "loss.latent_features: must be finite and not negative, got -1" in capsys.readouterr().err
+    assert "loss.latent_features: must be at least 0, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

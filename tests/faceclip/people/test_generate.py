@@ -144,7 +144,7 @@ def test_a_framing_is_part_of_the_request_and_older_data_sets_stay_what_they_are
 def test_no_workers_are_refused(tmp_path, capsys):
     for count in ("0", "-2"):
         assert main(["--out", str(tmp_path / "data"), "--identities", "1", "--workers", count]) == 2
-        assert capsys.readouterr().err == f"error: --workers must be at least 1, got {count}\n"
+        assert capsys.readouterr().err == f"error: --workers: must be at least 1, got {count}\n"
     assert not (tmp_path / "data").exists()
 
 
