@@ -114,11 +114,7 @@ def read_controls(
             )
     return [
         Control(
-            network=network,
-            pictures=_pictures(pictures, count, height, width),
-            scale=weight,
-            start=first,
-            end=last,
+            network=network, pictures=_pictures(pictures, count, height, width), scale=weight, start=first, end=last
         )
         for network, pictures, weight, first, last in zip(networks, given, scales, starts, ends, strict=True)
     ]

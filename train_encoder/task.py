@@ -70,11 +70,7 @@ class EncoderTask(ContrastiveTask):
         )
         heads = self.model.joint_heads()
         query = heads(
-            conditioning.tokens,
-            identity=conditioning.identity,
-            text=flat["text"],
-            has_text=has_text,
-            has_face=has_face,
+            conditioning.tokens, identity=conditioning.identity, text=flat["text"], has_text=has_text, has_face=has_face
         )
         plain = conditioning.text.float()
         fixed = {name: F.normalize(flat[name].float(), dim=-1) for name in ("answer_identity", "answer_image", "text")}

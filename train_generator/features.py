@@ -44,11 +44,7 @@ def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: 
             raise ConfigError(f"data.{name}: leave it out; photos.reach frames pictures, and an accelerator is found")
     step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.down_block_types) - 1)
     networks = Networks(
-        encoder=encoder,
-        image_tower=image_tower,
-        vae=vae,
-        factor=pipeline.vae_scale_factor,
-        fitter=config.photos.fitter,
+        encoder=encoder, image_tower=image_tower, vae=vae, factor=pipeline.vae_scale_factor, fitter=config.photos.fitter
     )
     return streamed_features(data, split, config.photos.framing(config.size, step), networks, cache)
 

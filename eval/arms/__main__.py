@@ -50,11 +50,7 @@ class BenchmarkSettings:
     def sampling(self) -> SamplingConfig:
         """The sampling of every arm."""
         return SamplingConfig(
-            steps=self.steps,
-            guidance=self.guidance,
-            guide_shading=self.guide_shading,
-            batch=self.batch,
-            bf16=self.bf16,
+            steps=self.steps, guidance=self.guidance, guide_shading=self.guide_shading, batch=self.batch, bf16=self.bf16
         )
 
 

@@ -40,10 +40,7 @@ class SamplingConfig:
             num_inference_steps=self.steps, guidance_scale=self.guidance, guide_shading=self.guide_shading
         )
         return replace(
-            self,
-            steps=chosen.num_inference_steps,
-            guidance=chosen.guidance_scale,
-            guide_shading=chosen.guide_shading,
+            self, steps=chosen.num_inference_steps, guidance=chosen.guidance_scale, guide_shading=chosen.guide_shading
         )
 
 

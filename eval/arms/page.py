@@ -81,8 +81,7 @@ def add_sections(
     criteria = check_criteria(scores)
     report.subsection("What was asked, and what came out")
     report.table(
-        ["criterion", "measured", "met"],
-        [[text, measured, "yes" if met else "no"] for text, measured, met in criteria],
+        ["criterion", "measured", "met"], [[text, measured, "yes" if met else "no"] for text, measured, met in criteria]
     )
     return criteria
 
@@ -99,10 +98,7 @@ def _main_table(
     ]
     caption = "Per arm; below, what real portraits get under the same rules"
     report.table(["arm", *MAIN, "Fréchet distance"], rows, caption=caption)
-    report.table(
-        ["arm", "what conditions it"],
-        [[name, ARMS[name].description] for name in summaries],
-    )
+    report.table(["arm", "what conditions it"], [[name, ARMS[name].description] for name in summaries])
 
 
 def _attribute_table(

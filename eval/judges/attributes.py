@@ -141,10 +141,7 @@ def build(config: JudgeConfig) -> tuple[JudgeTask, LabelledSource]:
     source = LabelledSource(directory, "train", size=size, attributes=names, jitter=config.jitter)
     vocabularies = {name: list(source.arrays.vocabularies[name]) for name in names}
     model = Judge(
-        vocabularies=vocabularies,
-        image_size=size,
-        widths=tuple(config.model.widths),
-        hidden=config.model.hidden,
+        vocabularies=vocabularies, image_size=size, widths=tuple(config.model.widths), hidden=config.model.hidden
     )
     return JudgeTask(model, source, directory), source
 

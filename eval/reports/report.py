@@ -267,13 +267,7 @@ def interval_bars(
     axes.set_ylabel(label)
     clean_axes(axes)
     if len(series) > 1:
-        axes.legend(
-            frameon=False,
-            fontsize=9,
-            ncols=min(len(series), 4),
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1.2),
-        )
+        axes.legend(frameon=False, fontsize=9, ncols=min(len(series), 4), loc="upper center", bbox_to_anchor=(0.5, 1.2))
     return figure
 
 

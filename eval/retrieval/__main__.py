@@ -173,8 +173,7 @@ def search_and_report(settings: RetrievalSettings) -> None:
     write_results(settings.out, results, found, facts, noted)
     people = len(np.unique(test.identity))
     report = Report(
-        "Retrieval",
-        f"{people} test identities, {len(test):,} portraits. Data: {terms['licence']}; {terms['origin']}.",
+        "Retrieval", f"{people} test identities, {len(test):,} portraits. Data: {terms['licence']}; {terms['origin']}."
     )
     add_sections(report, results, test.images)
     add_detected(report, found, facts)

@@ -18,10 +18,7 @@ def make_report(
     attacked: str,
 ) -> Report:
     """Returns the whole page."""
-    report = Report(
-        "Robustness",
-        f"{data['persons']:,} references, {data['gallery']:,} other photos in the gallery.",
-    )
+    report = Report("Robustness", f"{data['persons']:,} references, {data['gallery']:,} other photos in the gallery.")
     report.section("What is measured")
     report.text(
         "The face of a damaged reference is looked for anew. Cosine: to the undamaged reference, where a face is "

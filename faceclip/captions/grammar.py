@@ -259,12 +259,6 @@ def _assemble(pieces: Sequence[Words], kind: CaptionKind) -> Caption:
         text += piece.text
         if piece.region is not None:
             phrases.append(
-                Phrase(
-                    text=piece.text,
-                    start=start,
-                    end=len(text),
-                    region=piece.region,
-                    attributes=piece.attributes,
-                )
+                Phrase(text=piece.text, start=start, end=len(text), region=piece.region, attributes=piece.attributes)
             )
     return Caption(text=text, kind=kind, phrases=tuple(phrases))

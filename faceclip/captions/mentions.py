@@ -41,16 +41,10 @@ _SHAPES = (
 # Bounded repetitions: each word of a long text would be the start of another walk to its end.
 _ADJECTIVE = rf"(?:(?:{_COLORS}|{_SHAPES})(?:-(?:{_COLORS}|{_SHAPES})){{0,3}})"
 _NOUN = "|".join(f"(?:{nouns})" for nouns in LEXICON.values())
-_PHRASE = re.compile(
-    rf"\b((?:{_ADJECTIVE}(?:,\s+|\s+and\s+|\s+)){{0,12}})({_NOUN})(?![\w-])",
-    re.IGNORECASE,
-)
+_PHRASE = re.compile(rf"\b((?:{_ADJECTIVE}(?:,\s+|\s+and\s+|\s+)){{0,12}})({_NOUN})(?![\w-])", re.IGNORECASE)
 _REGION_OF = {region: re.compile(rf"(?:{nouns})", re.IGNORECASE) for region, nouns in LEXICON.items()}
 _BEFORE = r"(?:(?:any|a|an|the|visible|wearing|wear|having|have|facial)\s+)*"
-_NEGATION = re.compile(
-    rf"\b(?:no|not|without|neither|nor|never|lacks?|lacking|\w+n['’]t)\s+{_BEFORE}$",
-    re.IGNORECASE,
-)
+_NEGATION = re.compile(rf"\b(?:no|not|without|neither|nor|never|lacks?|lacking|\w+n['’]t)\s+{_BEFORE}$", re.IGNORECASE)
 _NEAR = 60  # characters before a phrase in which its negation begins
 # Between two mentions: what goes on with a denial, and what does so only in a list that ends with the former.
 _OR = re.compile(rf"(?:\s*,)?\s*\b(?:or|nor)\s+{_BEFORE}", re.IGNORECASE)

@@ -105,11 +105,7 @@ def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) ->
         landmarks = (face.landmarks - margin + 0.5) / ratio - 0.5
         box = (face.box.reshape(2, 2) - margin + 0.5) / ratio - 0.5
         faces.append(
-            Face(
-                box=box.reshape(4).astype(np.float32),
-                landmarks=landmarks.astype(np.float32),
-                score=face.score,
-            )
+            Face(box=box.reshape(4).astype(np.float32), landmarks=landmarks.astype(np.float32), score=face.score)
         )
     return faces
 

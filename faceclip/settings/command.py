@@ -31,8 +31,7 @@ def run(
     """
     words = sys.argv[1:] if argv is None else list(argv)
     return guarded(
-        lambda: work(parse_config(config_class, words, presets=presets, flags=flags)),
-        interrupted=interrupted,
+        lambda: work(parse_config(config_class, words, presets=presets, flags=flags)), interrupted=interrupted
     )
 
 

@@ -139,11 +139,7 @@ class Display:
             self.progress.update(self.bar, completed=step, note=text)
         else:
             minutes, seconds = divmod(int(seconds_left), 60)
-            print(
-                f"{self.label} {step}/{self.total} left {minutes}:{seconds:02d} {text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{self.label} {step}/{self.total} left {minutes}:{seconds:02d} {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Stops the bar."""

@@ -105,11 +105,7 @@ class PipelineStorageMixin(Mixed):
             towers = shipped_towers(str(path_or_id), given=kwargs) if is_shipped(path_or_id) else {}
             given = {**kwargs, **towers, **load_clip_parts(directory, names, given=kwargs)}
             weighty = check_pipeline(
-                directory,
-                names,
-                cls._optional_components,
-                given=given,
-                variant=kwargs.get("variant"),
+                directory, names, cls._optional_components, given=given, variant=kwargs.get("variant")
             )
             try:
                 pipeline = super().from_pretrained(str(directory), **given)

@@ -274,9 +274,7 @@ def build(config: FitterConfig) -> tuple[FitterTask, FittedSource]:
     sizes = config.model
     source = FittedSource(Path(config.data), "train", size=sizes.image_size, view=sizes.view, jitter=config.jitter)
     model = FaceFitter(
-        shape_size=source.arrays.shape.shape[1],
-        expression_size=source.arrays.expression.shape[1],
-        **vars(sizes),
+        shape_size=source.arrays.shape.shape[1], expression_size=source.arrays.expression.shape[1], **vars(sizes)
     )
     mean, deviation = source.statistics()
     model.mean.copy_(mean)
