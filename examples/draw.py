@@ -35,5 +35,5 @@ def draw(settings: DrawSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(draw, DrawSettings, flags=True, usage="usage: python examples/draw.py PHOTO [--key VALUE …]"):
+    if status := run(draw, DrawSettings, flags=True):
         sys.exit(status)

@@ -41,5 +41,5 @@ def edit(settings: EditSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(edit, EditSettings, flags=True, usage="usage: python examples/edit.py PHOTO MASK [--key VALUE …]"):
+    if status := run(edit, EditSettings, flags=True):
         sys.exit(status)

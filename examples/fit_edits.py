@@ -60,5 +60,5 @@ def draw(settings: SheetSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(draw, SheetSettings, flags=True, usage="usage: python examples/fit_edits.py [--key VALUE …]"):
+    if status := run(draw, SheetSettings, flags=True):
         sys.exit(status)

@@ -36,5 +36,5 @@ def mix(settings: MixSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(mix, MixSettings, flags=True, usage="usage: python examples/mix.py FIRST SECOND [--key VALUE …]"):
+    if status := run(mix, MixSettings, flags=True):
         sys.exit(status)

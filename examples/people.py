@@ -53,5 +53,5 @@ def draw(settings: SheetSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(draw, SheetSettings, flags=True, usage="usage: python examples/people.py [--key VALUE …]"):
+    if status := run(draw, SheetSettings, flags=True):
         sys.exit(status)

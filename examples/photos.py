@@ -64,6 +64,5 @@ def draw(arguments: DrawSettings) -> None:
 
 
 if __name__ == "__main__":
-    usage = "usage: python examples/photos.py [--model DIR] [--out FILE] [--steps NUMBER]"
-    if status := run(draw, DrawSettings, flags=True, usage=usage):
+    if status := run(draw, DrawSettings, flags=True):
         sys.exit(status)

@@ -33,5 +33,5 @@ def draw(settings: PoseSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(draw, PoseSettings, flags=True, usage="usage: python examples/pose.py PHOTO POSE [--key VALUE …]"):
+    if status := run(draw, PoseSettings, flags=True):
         sys.exit(status)

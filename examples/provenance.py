@@ -38,5 +38,5 @@ def look(settings: FolderSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(look, FolderSettings, flags=True, usage="usage: python examples/provenance.py FOLDER"):
+    if status := run(look, FolderSettings, flags=True):
         sys.exit(status)

@@ -50,7 +50,5 @@ def compare(settings: ScaleSettings) -> None:
 
 
 if __name__ == "__main__":
-    if status := run(
-        compare, ScaleSettings, flags=True, usage="usage: python examples/scales.py PHOTO [--key VALUE …]"
-    ):
+    if status := run(compare, ScaleSettings, flags=True):
         sys.exit(status)

@@ -93,6 +93,5 @@ def search(arguments: SearchSettings) -> None:
 
 
 if __name__ == "__main__":
-    usage = "usage: python examples/search.py GALLERY [--face FILE] [--text TEXT] [--key VALUE …]"
-    if status := run(search, SearchSettings, flags=True, usage=usage):
+    if status := run(search, SearchSettings, flags=True):
         sys.exit(status)

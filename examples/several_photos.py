@@ -38,6 +38,5 @@ def keep_and_draw(settings: PersonSettings) -> None:
 
 
 if __name__ == "__main__":
-    usage = "usage: python examples/several_photos.py '[PHOTO, …]' [--key VALUE …]"
-    if status := run(keep_and_draw, PersonSettings, flags=True, usage=usage):
+    if status := run(keep_and_draw, PersonSettings, flags=True):
         sys.exit(status)

@@ -38,6 +38,5 @@ def draw(settings: PairSettings) -> None:
 
 
 if __name__ == "__main__":
-    usage = "usage: python examples/two_people.py LEFT RIGHT [--key VALUE …]"
-    if status := run(draw, PairSettings, flags=True, usage=usage):
+    if status := run(draw, PairSettings, flags=True):
         sys.exit(status)
