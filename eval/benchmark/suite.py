@@ -17,7 +17,7 @@ from eval.judges.base import judged_prompts
 from eval.metrics.registry import find
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
-from faceclip.settings import load_config, setting
+from faceclip.settings import check_bounds, load_config, setting
 from faceclip.storage.hashes import bytes_hash
 from faceclip.storage.regular import read_regular
 from faceclip.training.towers.labels import JUDGED
@@ -70,6 +70,8 @@ class SuiteSettings:
     models: dict[str, str] = setting(factory=dict, help="role → folder, file or hub id; see docs/metrics.md")
 
     def __post_init__(self) -> None:
+        check_bounds(self)
+        check_bounds(self.references, "references.")
         for name in self.metrics:
             find(name)
 
