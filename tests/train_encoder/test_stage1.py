@@ -129,7 +129,7 @@ def test_an_interrupt_that_does_not_wait_for_the_step_is_one_line(monkeypatch, c
     def interrupted(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "train", interrupted)
+    monkeypatch.setattr(command, "prepare", interrupted)
     assert command.main([]) == 130
     assert capsys.readouterr().err == "interrupted; the same command resumes from the last checkpoint\n"
 

@@ -211,7 +211,7 @@ def test_training_starts_from_an_export(base_words, base_export, tmp_path, capsy
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert "init=DIR" in (tmp_path / "still" / "export" / "unet" / "README.md").read_text()
     assert base.main([*base_words, f"out={tmp_path / 'wide'}", f"init={base_export}", "model.widths=[8, 24]"]) == 2
-    assert re.search(r"(?m)^error: init: the UNet in .* has other sizes", capsys.readouterr().err)
+    assert re.search(r"(?m)^error: init: the network in .* has other sizes", capsys.readouterr().err)
 
 
 def reversed_people(dataset: Path, folder: Path) -> Path:
