@@ -91,6 +91,26 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "grey = bool((channels[:, :1] == channels).all())",
         "grey = bool((channels[:, :1] != channels).all())",
     ): "never true, since a channel equals itself: grey light is shaded in three channels, with the same pixels",
+    (
+        "faceclip.face3d.shading",
+        "if left >= right or top >= bottom:",
+        "if left > right or top >= bottom:",
+    ): "an empty window has no pixels to fill",
+    (
+        "faceclip.face3d.rasterizer",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope >= 0.0 else -1",
+    ): "flat edges have returned before",
+    (
+        "train_generator.terms.alignment",
+        'height, width = (-(-size // factor) for size in batch["latents"].shape[-2:])',
+        'height, width = (-(-size // factor) for size in batch["latents"].shape[2:])',
+    ): "latents have four axes",
+    (
+        "eval.arms.scores",
+        "frechet=frechet_distance(sight.features, references.features),",
+        "frechet=frechet_distance(references.features, sight.features),",
+    ): "the distance is symmetric",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

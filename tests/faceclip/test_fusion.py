@@ -59,6 +59,7 @@ def test_layer_scales_start_at_the_given_value() -> None:
 @torch.no_grad()
 def test_text_layer_by_hand() -> None:
     layer = randomized(TextLayer(8, 2, 6))
+    layer.up.weight.mul_(20)  # beyond 6, where ReLU6 would end
     text, position = normal(2, 5, 8), normal(1, 5, 8, seed=2)
     found = layer(text, position)
     for row in range(2):

@@ -137,6 +137,7 @@ def test_permutation_p_value_of_two_persons_by_hand():
     # Differences of persons: +1 and +1. Of the four sign patterns two are as extreme, p = 1/2.
     p = paired_permutation(np.array([1.0, 1.0]), np.zeros(2), np.array([0, 1]), resamples=4000)
     assert p == pytest.approx(0.5, abs=0.03)
+    assert paired_permutation(np.zeros(2), np.array([1.0, 1.0]), np.array([0, 1]), resamples=4000) == p
     assert np.isnan(paired_permutation(np.zeros(0), np.zeros(0), np.zeros(0, int)))
 
 

@@ -64,6 +64,9 @@ def test_semantic_alignment_skips_what_has_no_words_or_no_pixels():
     torch.testing.assert_close(semantic_alignment_loss([attention], masks, tokens), alone)
     with pytest.raises(ConfigError, match=r"^tokens .*\(batch, masks, context\).* got \("):
         semantic_alignment_loss([attention], masks, tokens[:, :, :5])
+    for shape in ((8, 4), (4, 8), (13, 100)):  # 1 × 16 would be 1 × 7.7, by more than a row or column wrong
+        with pytest.raises(ConfigError, match=rf"^attention has 16 queries.* {shape[0]}×{shape[1]}$"):
+            semantic_alignment_loss([attention], torch.ones(2, 2, *shape), tokens)
 
 
 def test_alignment_is_in_full_precision_under_autocast(unet, conditions):

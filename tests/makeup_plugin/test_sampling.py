@@ -177,6 +177,18 @@ def test_a_16_bit_vae_decodes_in_32_bits_where_it_would_overflow(base) -> None:
 
 
 @torch.no_grad()
+def test_latents_that_a_callback_spoils_after_the_last_step_are_refused(base) -> None:
+    def spoil(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
+        latents = state.latents.clone()
+        if index == 1:
+            latents[0, 0, 0, 0] = torch.nan
+        return replace(state, latents=latents)
+
+    with pytest.raises(NonFiniteLatentsError, match="after step 2 of 2"):
+        run(base, LATENTS, conditions_of(5, 2), 2, after_step=spoil)
+
+
+@torch.no_grad()
 def test_one_picture_that_is_not_finite_is_enough_to_refuse_all(base) -> None:
     latents = LATENTS.clone()
     latents[0] = torch.nan
