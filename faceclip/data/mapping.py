@@ -36,7 +36,6 @@ TABLES = tuple(KINDS)
 MASK_LAYOUT: Layout = "facecaptionmask"
 _LARGEST_WHOLE = 2.0**53  # from here on floating point rounds whole numbers: two people would become one
 MAX_REACH = 100  # sides of the face crop: a face of 1 % of the square is nothing to learn from
-# Beyond these a number is a slip of the keyboard that would fill the memory.
 
 
 @dataclass(kw_only=True)

@@ -74,15 +74,19 @@ def is_required(field: dataclasses.Field) -> bool:
 
 
 def check_bounds(config: Any, section: str = "") -> None:
-    """Raises ConfigError, which names the key, if a number of `config` is beyond the limits of its field or not finite.
+    """Raises ConfigError, which names the key, if a number of `config` is beyond the limits of its field or not finite,
+    or if a word is none of those of its Literal.
 
     section: begins the key, as "loss." or "--". None has no limits. `from_dict` checks what a command or file gives;
     classes that code constructs too call this in `__post_init__`.
     """
     for field in dataclasses.fields(config):
         name, value, bounds = field.name, getattr(config, field.name), about(field).bounds
+        key = section + (name.replace("_", "-") if section.startswith("--") else name)
+        hint = type_hints(type(config))[name]
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            raise ConfigError(f"{key}: must be one of {', '.join(map(repr, typing.get_args(hint)))}, got {value!r}")
         for number in value if isinstance(value, tuple | list) else () if value is None else (value,):
-            key = section + (name.replace("_", "-") if section.startswith("--") else name)
             if bounds and not math.isfinite(number):
                 raise ConfigError(f"{key}: must be finite, got {number}")
             if not all(holds(number, limit) for _, limit, holds in bounds):

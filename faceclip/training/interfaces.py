@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from faceclip.errors import ConfigError
 from faceclip.settings import check_bounds, setting
 
 
@@ -148,11 +147,6 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "trainer.")
-        if self.device not in ("auto", "cpu"):
-            raise ConfigError(
-                f"trainer.device: must be 'auto' (the accelerator of this process, if there is one) or "
-                f"'cpu', got {self.device!r}; choose GPUs by CUDA_VISIBLE_DEVICES"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

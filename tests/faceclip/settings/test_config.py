@@ -109,7 +109,7 @@ def test_limits_of_numbers(words: list[str], key: str) -> None:
 def test_devices_that_the_trainer_does_not_choose(device: str) -> None:
     with pytest.raises(ConfigError, match=r"^device: .*'auto', 'cpu'"):
         parse_config(TrainerConfig, [f"device={device}"])
-    with pytest.raises(ConfigError, match=r"trainer\.device.*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ConfigError, match=r"^trainer\.device: .*'auto', 'cpu'"):
         TrainerConfig(device=device)
     assert parse_config(TrainerConfig, ["device=cpu"]).device == "cpu"
 
