@@ -97,6 +97,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if left > right or top >= bottom:",
     ): "an empty window has no pixels to fill",
     (
+        "faceclip.face3d.shading",
+        "if left >= right or top >= bottom:",
+        "if left >= right or top > bottom:",
+    ): "an empty window has no pixels to fill",
+    (
+        "faceclip.faces.align",
+        "return CROP_SIZE / max(float(np.hypot(*matrix[:, 0])), 1e-9)",
+        "return CROP_SIZE / max(float(np.hypot(*matrix[:, 1])), 1e-9)",
+    ): "both columns of a similarity have the same length",
+    (
         "faceclip.face3d.rasterizer",
         "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1",
         "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope >= 0.0 else -1",

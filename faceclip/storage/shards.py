@@ -195,7 +195,8 @@ class ShardedArray:
                 raise IndexError(f"a mask of shape {index.shape} does not fit {len(self)} rows")
             index = np.flatnonzero(index)
         if index.size and (index.min() < -len(self) or index.max() >= len(self)):
-            raise IndexError(f"row {index.max()} of {len(self)}")
+            row = index.max() if index.max() >= len(self) else index.min()
+            raise IndexError(f"row {row} of {len(self)}")
         flat = np.where(index < 0, index + len(self), index).reshape(-1).astype(np.int64)
         if self.rows is not None:
             flat = self.rows[flat]

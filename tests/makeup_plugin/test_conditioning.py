@@ -1,5 +1,7 @@
 """What conditions a generation: rows keep their order, the unconditional half holds nothing of the conditional one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -238,3 +240,11 @@ def test_the_end_token_is_never_part_of_a_phrase() -> None:
     for span in ((-1, 3), (3, 3), (0, len(text) + 1)):
         with pytest.raises(ConfigError, match="span"):
             phrase_token_mask(text, *span)
+
+
+def test_one_text_for_all_people_is_that_of_each_picture(positive: Conditions) -> None:
+    assert positive.with_one_text() is positive
+    several = replace(positive, people_tokens=torch.zeros(len(positive.tokens), 3, *positive.tokens.shape[1:]))
+    found = several.with_one_text().people_tokens
+    assert found.shape == several.people_tokens.shape
+    assert all(torch.equal(found[:, person], positive.tokens) for person in range(3))

@@ -100,6 +100,8 @@ def test_joined_array_indexes_like_numpy():
     rows = np.array([8, 1, 3])
     np.testing.assert_array_equal(joined.take(rows)[np.array([2, 0])], whole[[3, 8]])
     np.testing.assert_array_equal(joined.take(rows).take(np.array([1]))[:], whole[[1]])
+    with pytest.raises(IndexError, match="-11 of 10"):
+        joined[[3, -11]]
     with pytest.raises(IndexError, match="10 of 10"):
         joined[10]
     with pytest.raises(IndexError):

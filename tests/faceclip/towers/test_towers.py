@@ -48,6 +48,15 @@ def test_positions_are_sines_of_row_and_column_by_hand() -> None:
     assert found.tolist() == [pytest.approx(row, abs=1e-6) for row in (none + none, none + one, one + none, one + one)]
 
 
+def test_deep_towers_start_with_small_residual_branches() -> None:
+    """Branches of a residual stream are 1 / √(2 · depth) of the usual size, which keeps the input's variance."""
+    torch.manual_seed(0)
+    model = FaceViT(**{**SMALL_FACE, "width": 64, "depth": 8})
+    for block in model.blocks:
+        assert block.attn.qkv.weight.std().item() == pytest.approx(64**-0.5, rel=0.1)
+        assert block.attn.proj.weight.std().item() == pytest.approx(64**-0.5 / 4, rel=0.1)
+
+
 def test_masking_hides_tokens_in_training_only() -> None:
     torch.manual_seed(0)
     model = FaceViT(**SMALL_FACE, mask_ratio=0.25)
