@@ -94,7 +94,7 @@ def test_undetected_gallery_items_are_not_counted_before_the_right_one():
 
 def test_nan_and_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"^scores .*NaN"):
-        first_right_rank(np.array([[np.nan]]), np.array([[True]]))
+        first_right_rank(np.array([[0.5, np.nan]]), np.array([[True, False]]))
     with pytest.raises(ValueError, match=r"scores \(5, 5\), relevant \(5, 3\)"):
         average_precision(SCORES, RELEVANT[:, :3])
 

@@ -32,7 +32,7 @@ def test_missing_faces_have_no_score():
 def test_embeddings_that_are_not_numbers_are_refused(side):
     """FAISS gives no score for them, and places that are other items'."""
     broken, whole = (RNG.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
-    broken[1] = np.nan
+    broken[1, 2] = np.nan
     pair = (broken, whole) if side == "gallery" else (whole, broken)
     with pytest.raises(CheckpointError, match=rf"\b{side} .*\b1 of 3\b"):
         search(*map(all_present, pair))
