@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from diffusers import ModelMixin
 
-from faceclip.errors import CheckpointError, ConfigError
+from faceclip.errors import CheckpointError
 from faceclip.storage.loading import load_strictly
 
 MAX_SEED = 2**32 - 1  # that the generators of numpy and torch take
@@ -22,10 +22,8 @@ def check_export(option: str, directory: Path, file: str, remedy: str) -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Sets torch's threads; None leaves them. Raises ConfigError below 1."""
+    """Sets torch's threads; None leaves them."""
     if count is not None:
-        if count < 1:
-            raise ConfigError(f"--threads: must be at least 1, got {count}")
         torch.set_num_threads(count)
 
 

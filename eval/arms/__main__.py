@@ -42,7 +42,7 @@ class BenchmarkSettings:
     seed: int = setting(0, "seed of the choice of people and of the noise", least=0, most=MAX_SEED)
     split: Literal["test", "validation"] = setting("test", "choose settings on validation, report test")
     device: str = setting("cpu", "device of pipeline and judges, for example cuda; faces are detected on the CPU")
-    threads: int | None = setting(None, "torch threads")
+    threads: int | None = setting(None, "torch threads", least=1)
     judge: Path | None = setting(None, "folder of a judge to use in place of the shipped one")
     second_recognizer: Path | None = setting(None, "folder of a second recognizer to use in place of the shipped one")
 

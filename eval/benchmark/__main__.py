@@ -35,7 +35,7 @@ class BenchmarkSettings:
     retry: bool = setting(False, "draw failed pictures again")
     draw_only: bool = setting(False, "draw and do not measure, as a helper of another process")
     device: str = setting("cpu", "of methods and networks, as cuda")
-    threads: int | None = setting(None, "torch threads")
+    threads: int | None = setting(None, "torch threads", least=1)
 
     def __post_init__(self) -> None:
         if self.suite != "synthetic" and self.methods is None:

@@ -141,7 +141,7 @@ class BindingSettings:
     steps: int | None = setting(None, "sampler steps; by default those that suit the model")
     seed: int = setting(0, "of the noise and of the colours' order", least=0, most=MAX_SEED)
     device: str = setting("cpu", "of the pipeline, as cuda")
-    threads: int | None = setting(None, "torch threads")
+    threads: int | None = setting(None, "torch threads", least=1)
 
 
 def compare(settings: BindingSettings) -> None:

@@ -170,10 +170,10 @@ class VerificationSettings:
     pairs: Path | None = setting(None, "LFW's pairs.txt; without it folds are drawn")
     each: int = setting(300, "pairs of one person per drawn fold, and as many of two", least=1)
     people: int | None = setting(None, "at most so many persons", least=2)
-    licence: str = setting("", "of the photos; required")
-    origin: str = setting("", "of the photos; required")
+    licence: str = setting(help="of the photos")
+    origin: str = setting(help="of the photos")
     seed: int = setting(0, "of drawn folds and of the open set", least=0, most=MAX_SEED)
-    threads: int | None = setting(None, "torch threads")
+    threads: int | None = setting(None, "torch threads", least=1)
 
 
 def verify(settings: VerificationSettings) -> None:

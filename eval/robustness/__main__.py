@@ -61,7 +61,7 @@ class RobustnessSettings:
     origin: str = setting("", "of the photos; required with --photos")
     seed: int = setting(0, "of attacks and pictures", least=0, most=MAX_SEED)
     device: str = setting("cpu", "of the pipeline, as cuda")
-    threads: int | None = setting(None, "torch threads")
+    threads: int | None = setting(None, "torch threads", least=1)
     kinds: tuple[str, ...] = field(init=False, default=())
     levels: tuple[int, ...] = field(init=False, default=())  # growing
 
