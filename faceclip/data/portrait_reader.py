@@ -118,9 +118,9 @@ class PortraitReader:
         """All settings that determine usable rows and places of faces; part of cache keys."""
         c = self.config
         store = self.store.fingerprint() if self.store else ""
-        small = (f"at {c.detect_px} px 2, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
+        small = (f"at {c.detect_px} px, " if c.detect_px else "") + ("" if c.turned else "upright 2, ")
         return (
-            f"finding 3: {small}face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
+            f"finding 4: {small}face {c.face}, detector {c.detector}, box {c.box_format} {c.box_units}, "
             f"cap {c.max_pixels}, pictures {store}"
         )
 

@@ -1,8 +1,9 @@
 """Faces in pictures that lie on their side or upside down without an EXIF orientation.
 
 A detector that was trained on upright faces finds some of these faces, too, with a high score and five points that
-would belong to an upright one. Each face is therefore looked at again in its aligned crop: as it was found, and,
-unless the detector is sure of it, turned by one, two and three quarters. An upright face is surer as it was found.
+would belong to an upright one. Each face with less than the highest scores is therefore looked at again in its aligned
+crop: as it was found, and, unless the detector is sure of it, turned by one, two and three quarters. An upright face is
+surer as it was found.
 """
 
 import math
@@ -17,6 +18,9 @@ from faceclip.faces.looks import Attempt, Face, FaceDetector, attempts_for, dete
 # Measured with MTCNN on 50 upright photographs: the log odds of the detector in the aligned crop are 6.4 and more as
 # found, and 5.8 at most in the other turns. Wrongly upright faces of turned photographs reach 6 and more now and then.
 SURE = 12.0  # log odds above which a face counts as upright without a look at the other turns
+# Of 234 wrongly upright faces of turned photographs (LFW, Unsplash) none has a score above .9976 in the picture, and of
+# the faces of the same photographs upright 77 % have this score.
+CLEAR = 0.9995  # score in the picture from which a face counts as upright without a second look
 LIKELY = 6.0  # log odds that a face needs where the picture as it lies shows none
 BETTER = 1.0  # log odds by which another turn must be surer
 _SIDE, _VIEW = 96, 2.0  # px of the second look, and what it shows in sides of the aligned crop
@@ -33,7 +37,7 @@ def detect_upright(
     confirms.
     """
     found = detect_with_retries(image, detector, attempts)
-    turns = [best_turn(image, face, detector) for face in found]
+    turns = [0 if face.score >= CLEAR else best_turn(image, face, detector) for face in found]
     if found and not any(turns):
         return found
     faces = [

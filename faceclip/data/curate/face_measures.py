@@ -89,11 +89,11 @@ def _recognizer() -> Any:
 _NUMBER = pa.float32()
 FACES = Measure(
     name="faces",
-    version=1,
+    version=2,
     compute=faces,
     columns={"faces": pa.int32()}
     | dict.fromkeys(("face_side", "face_share", "face_score", "second_face", "face_sharpness"), _NUMBER)
     | {"face_hash": pa.int64(), "landmarks": pa.list_(_NUMBER)},
 )
 CARTOON = Measure(name="cartoon", version=1, compute=cartoon, columns=dict.fromkeys(("cartoon", "flat_share"), _NUMBER))
-IDENTITY = Measure(name="identity", version=1, compute=identity, columns={"embedding": pa.list_(_NUMBER)})
+IDENTITY = Measure(name="identity", version=2, compute=identity, columns={"embedding": pa.list_(_NUMBER)})

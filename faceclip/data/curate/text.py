@@ -8,11 +8,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from faceclip.data.curate.measures import Figures, Measure, Picture
 from faceclip.errors import MissingExtraError
 
 SIDE = 480  # px, longer side at which text is searched
+# A look at this longer side comes first, which takes a third of the time of a search: there is one only where the look
+# shows a trace of text. Lines of 2 % of a picture of 500 px, the usual threshold, are still clear there.
+GLANCE = 320  # px
+TRACE = 0.4  # least mean probability of text in a box of that look; the search takes .5
 LEAST = 2  # shortest text, in characters
 REPEATED = 3  # a text that occurs this many times in a picture counts as a tiled watermark
 # What agencies and photographers write over pictures.
@@ -29,11 +34,12 @@ def text(picture: Picture) -> Figures:
     text_share: share of the picture that boxes of text cover. text_boxes: their number. watermark: the largest
     confidence (0 to 1) of a text that reads like a watermark (an address, an agency, ©, or a repeated text), or 0.
     """
-    height, width = picture.grey.shape
-    scale = min(1.0, SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    view = cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA)
-    found = _reader()(np.ascontiguousarray(view[:, :, ::-1]), use_det=True, use_cls=False, use_rec=True)
+    if max(picture.grey.shape) > GLANCE:
+        seen = _glancer()(_view(picture.pixels, GLANCE), use_det=True, use_cls=False, use_rec=False)
+        if seen.boxes is None or not len(seen.boxes):
+            return {"text_share": 0.0, "text_boxes": 0, "watermark": 0.0}
+    view = _view(picture.pixels, SIDE)
+    found = _reader()(view, use_det=True, use_cls=False, use_rec=True)
     read = zip(() if found.boxes is None else found.boxes, found.txts or (), found.scores or (), strict=True)
     # A single large character is usually a face or another round thing that was misread.
     read = [(box, words, float(score)) for box, words, score in read if len(_plain(words)) >= LEAST]
@@ -58,12 +64,30 @@ def watermark_likeness(texts: list[tuple[str, float]]) -> float:
     return max(marked, default=0.0)
 
 
+def _view(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Returns the picture as BGR, scaled to a longer side of at most `side` px."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)[:, :, ::-1])
+
+
 def _plain(words: str) -> str:
     return "".join(words.lower().split())
 
 
 @lru_cache(maxsize=1)
 def _reader() -> Any:
+    return _rapidocr(SIDE, {})
+
+
+@lru_cache(maxsize=1)
+def _glancer() -> Any:
+    return _rapidocr(GLANCE, {"Det.box_thresh": TRACE})
+
+
+def _rapidocr(side: int, params: dict[str, Any]) -> Any:
+    """Returns rapidocr's pipeline, which loads its networks when they are used."""
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
@@ -76,16 +100,17 @@ def _reader() -> Any:
         params={
             "Global.log_level": "critical",
             "Det.limit_type": "max",
-            "Det.limit_side_len": SIDE,
+            "Det.limit_side_len": side,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            **params,
         }
     )
 
 
 TEXT = Measure(
     name="text",
-    version=1,
+    version=2,
     compute=text,
     columns={"text_share": pa.float32(), "text_boxes": pa.int32(), "watermark": pa.float32()},
 )

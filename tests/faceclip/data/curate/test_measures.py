@@ -136,6 +136,13 @@ def test_captions_and_watermarks_are_dropped_and_portraits_are_not(portrait):
     assert "text" in drops(captioned, "text") and "watermark" not in drops(captioned, "text")
     assert "watermark" in drops(marked, "text")
     assert drops(portrait, "text") == set()
+    # Larger pictures are searched only where a look at 320 px shows a trace of text: small letters must leave one.
+    large = cv2.resize(portrait.pixels, (500, 500), interpolation=cv2.INTER_CUBIC)
+    assert drops(large, "text") == set()
+    for line in range(3):
+        words = "when seven wizards boil many onions for the dogs"
+        cv2.putText(large, words, (12, 420 + 24 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    assert "text" in drops(large, "text")
 
 
 def test_words_of_agencies_and_repeated_words_are_like_a_watermark():
