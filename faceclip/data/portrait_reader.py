@@ -39,7 +39,7 @@ from faceclip.faces.detect import (
     select_faces,
 )
 from faceclip.faces.images import load_image
-from faceclip.faces.looks import MAX_ASPECT, Attempt, Face, FaceDetector, detect_with_retries, overlap
+from faceclip.faces.looks import MAX_ASPECT, Attempt, Face, FaceDetector, detect_with_retries, look_reduced, overlap
 from faceclip.faces.upright import detect_upright
 from faceclip.storage.hashes import int64_hash
 
@@ -221,14 +221,8 @@ class PortraitReader:
     def _find(self, image: NDArray[np.uint8], key: str) -> NDArray[np.floating]:
         """Returns the five points (5, 2) of the wanted face; a larger picture is first searched at `detect_px`."""
         shape, limit = (image.shape[0], image.shape[1]), self.config.detect_px
-        if limit and max(shape) > limit:
-            zoom = limit / max(shape)
-            size = (max(1, round(shape[1] * zoom)), max(1, round(shape[0] * zoom)))
-            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            # As it is: the first attempt on the whole would enlarge it again.
-            if faces := self._faces(small, [Attempt()]):
-                points = select_faces(faces, self.config.face, (size[1], size[0]), key)[0].landmarks
-                return (points + 0.5) * [shape[1] / size[0], shape[0] / size[1]] - 0.5
+        if limit and max(shape) > limit and (faces := look_reduced(image, limit, self._faces)):
+            return select_faces(faces, self.config.face, shape, key)[0].landmarks
         return select_faces(self._faces(image), self.config.face, shape, key)[0].landmarks
 
     def _faces(self, image: NDArray[np.uint8], attempts: Sequence[Attempt] | None = None) -> list[Face]:

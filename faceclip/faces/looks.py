@@ -1,7 +1,7 @@
 """Looking for faces in a picture as it lies: what a detector gives, and repeated attempts for small and cut faces."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +85,26 @@ def detect_with_retries(
         if faces:
             return faces
     return []
+
+
+def look_reduced(
+    image: NDArray[np.uint8], side: int, look: Callable[[NDArray[np.uint8], Sequence[Attempt]], list[Face]]
+) -> list[Face]:
+    """Faces, in pixels of the given picture, that `look` finds in the picture reduced to a longer side of `side` px.
+
+    look: `detect_with_retries`, `detect_upright` or the like of one detector; it gets one attempt, on the picture as it
+    is, since its usual first attempt would enlarge it again.
+    """
+    height, width = image.shape[:2]
+    zoom = side / max(height, width)
+    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    back = np.array([width / size[0], height / size[1]])
+    faces = []
+    for face in look(cv2.resize(image, size, interpolation=cv2.INTER_AREA), [Attempt()]):
+        landmarks = (face.landmarks + 0.5) * back - 0.5
+        box = ((face.box.reshape(2, 2) + 0.5) * back - 0.5).reshape(4)
+        faces.append(Face(box=box.astype(np.float32), landmarks=landmarks.astype(np.float32), score=face.score))
+    return faces
 
 
 def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) -> list[Face]:

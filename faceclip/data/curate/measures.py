@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from faceclip.errors import ConfigError
-from faceclip.faces.looks import Face, FaceDetector, detect_with_retries
+from faceclip.faces.looks import Face, FaceDetector, detect_with_retries, look_reduced
 from faceclip.faces.upright import detect_upright
 
 Figures = Mapping[str, Any]
@@ -27,13 +27,15 @@ class Picture:
     """One decoded picture.
 
     pixels (H, W, 3): uint8 RGB, turned upright by EXIF. encoded: size of its file in bytes. detector: finds its faces.
-    turned: whether faces are also looked for on their side and upside down.
+    turned: whether faces are also looked for on their side and upside down. detect_px: longer side at which they are
+    looked for first; 0: at the picture's own.
     """
 
     pixels: NDArray[np.uint8]
     encoded: int
     detector: FaceDetector
     turned: bool = True
+    detect_px: int = 0
 
     @cached_property
     def grey(self) -> NDArray[np.uint8]:
@@ -44,7 +46,12 @@ class Picture:
     def faces(self) -> list[Face]:
         """All detected faces, the largest first."""
         look = detect_upright if self.turned else detect_with_retries
-        return sorted(look(self.pixels, self.detector), key=lambda face: -face.area)
+        found: list[Face] = []
+        if 0 < self.detect_px < max(self.grey.shape):
+            found = look_reduced(
+                self.pixels, self.detect_px, lambda small, attempts: look(small, self.detector, attempts)
+            )
+        return sorted(found or look(self.pixels, self.detector), key=lambda face: -face.area)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,7 @@ class Measuring:
             accept_non_commercial=config.data.accept_non_commercial,
             max_pixels=config.data.max_pixels,
             turned=config.data.turned,
+            detect_px=config.data.detect_px,
         )
         self.folder = self.out / MEASURES
         self._claim()
@@ -84,7 +85,9 @@ class Measuring:
             "sources": {split: reader.facts for split, reader in self.readers.items()},
             "measures": [measure.facts for measure in self.measures],
             "detector": data.detector,
-            **({} if data.turned else {"turned": False}),  # the key of folders without the word stays as it was
+            # The key of folders without these words stays as it was.
+            **({} if data.turned else {"turned": False}),
+            **({"detect_px": data.detect_px} if data.detect_px else {}),
             **{name: getattr(data, name) for name in ("max_pixels", "limit", "shard_rows")},
         }
 

@@ -34,6 +34,7 @@ class Plan:
     accept_non_commercial: bool
     max_pixels: int
     turned: bool = True
+    detect_px: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def _measured(
     data = row.picture if isinstance(row.picture, bytes) else read_file(Path(row.picture), row.key)
     clock = _Clock(detector)
     pixels = load_image(data, max_pixels=plan.max_pixels, name=row.key)
-    picture = Picture(pixels=pixels, encoded=len(data), detector=clock, turned=plan.turned)
+    picture = Picture(pixels=pixels, encoded=len(data), detector=clock, turned=plan.turned, detect_px=plan.detect_px)
     seconds["decode"] += time.process_time() - start
     figures: dict[str, Any] = {}
     for measure in measures:

@@ -13,7 +13,7 @@ from faceclip.faces.batches import upright_faces
 from faceclip.faces.detect import MTCNNDetector, find_faces, prepare_face
 from faceclip.faces.images import load_image
 from faceclip.faces.looks import Face, detect_with_retries
-from faceclip.faces.upright import best_turn, detect_upright
+from faceclip.faces.upright import CLEAR, best_turn, detect_upright
 
 
 def package_picture(package: str, path: str) -> np.ndarray:
@@ -53,6 +53,22 @@ def test_faces_of_upright_pictures_stay_as_they_were_found(astronaut, detector):
     assert after.turn == 0
     prepared = prepare_face(astronaut, detector=detector)
     assert prepared.turn == 0 and prepared.image.tobytes() == astronaut.tobytes()
+
+
+def test_a_clear_face_is_not_looked_at_again(astronaut, detector):
+    class Counting:
+        looks = 0
+
+        def detect(self, image: np.ndarray) -> list[Face]:
+            self.looks += 1
+            return detector.detect(image)
+
+    clear, dim = Counting(), Counting()
+    (face,) = detect_upright(astronaut, clear)
+    assert face.score >= CLEAR and clear.looks == 1
+    pale = (astronaut // 4 + 100).astype(np.uint8)
+    (face,) = detect_upright(pale, dim)
+    assert face.score < CLEAR and dim.looks > 1
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])

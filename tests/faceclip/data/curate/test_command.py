@@ -376,7 +376,12 @@ def test_duplicates_are_found_across_splits(photos, tmp_path):
 
 
 def test_other_data_or_measures_in_one_folder_are_refused(curated, photos):
-    for words in ({"measures": ("size",)}, {"data": {"limit": 2}}, {"data": {"turned": False}}):
+    for words in (
+        {"measures": ("size",)},
+        {"data": {"limit": 2}},
+        {"data": {"turned": False}},
+        {"data": {"detect_px": 256}},
+    ):
         with pytest.raises(ConfigError, match=rf"out={curated}"):
             curate(config(photos, curated, **words))
 

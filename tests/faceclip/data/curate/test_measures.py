@@ -101,6 +101,18 @@ def test_faces_on_their_side_are_looked_for_unless_all_pictures_stand_upright(po
     assert all(face.turn == 0 for face in upright)
 
 
+def test_faces_are_looked_for_in_a_reduced_picture_first(portrait):
+    large = cv2.resize(portrait.pixels, (500, 500), interpolation=cv2.INTER_CUBIC)
+    (whole,) = looked_at(large).faces
+    (found,) = Picture(pixels=large, encoded=1000, detector=DETECTOR, detect_px=250).faces
+    np.testing.assert_allclose(found.landmarks, whole.landmarks, atol=0.1 * np.ptp(whole.landmarks[:2, 0]))
+    small = np.full((500, 500, 3), 127, np.uint8)
+    small[100:160, 100:160] = cv2.resize(portrait.pixels, (60, 60), interpolation=cv2.INTER_AREA)
+    (whole,) = looked_at(small).faces
+    (found,) = Picture(pixels=small, encoded=1000, detector=DETECTOR, detect_px=64).faces  # 8 px there: none
+    assert np.array_equal(found.landmarks, whole.landmarks)
+
+
 def test_hashes_survive_jpeg_and_size_and_that_of_the_face_survives_a_crop(portrait):
     def bits(first: int, second: int) -> int:
         return ((first ^ second) & (1 << 64) - 1).bit_count()
