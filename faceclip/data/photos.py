@@ -50,6 +50,7 @@ VERSION = 1
 Named = tuple[str, RawRecord, FoundPortrait]  # the name of the person first
 Placed = tuple[str, Named, Masked | None]  # the split first
 CROP = 112  # px of the face crop that a `PortraitReader` cuts too
+REMEDIES = {"empty_caption": "captions=made reads captions off photos that have none"}
 
 
 class PhotoImport:
@@ -208,7 +209,7 @@ class PhotoImport:
                 state["complete"].append(number)
                 write_json(progress, state)
         print(counts, flush=True)
-        counts.check(self.data.max_bad_share, self.report, self.data.path, at_end=True)
+        counts.check(self.data.max_bad_share, self.report, self.data.path, at_end=True, remedies=REMEDIES)
         counts.write(self.report, self.data.path)
         return self._finish(state, counts)
 
@@ -256,7 +257,7 @@ class PhotoImport:
                 {"source": number, "files": files, "rejected": rejected.to_dict(), "position": source.position()}
             )
             write_json(self.partial / "progress.json", state)
-            counts.check(self.data.max_bad_share, self.report, source.name, at_end=False)
+            counts.check(self.data.max_bad_share, self.report, source.name, at_end=False, remedies=REMEDIES)
 
     def _placed(self, number: int, good: list[Usable], rejected: RejectCounts) -> Iterator[Placed]:
         """Yields split, person, record, portrait and masks of each row; rows with a portrait that is too small or with

@@ -57,12 +57,18 @@ class RejectCounts:
         usable = {"usable": self.rows - self.bad, "share": self.share}
         write_json(path, {"source": source, **usable, **facts, **self.to_dict()})
 
-    def check(self, limit: float, path: Path, source: str, *, at_end: bool) -> None:
-        """Raises TooManyBadRecordsError, which names counts and report, if the share is above `limit`."""
+    def check(
+        self, limit: float, path: Path, source: str, *, at_end: bool, remedies: Mapping[str, str] | None = None
+    ) -> None:
+        """Raises TooManyBadRecordsError, which names counts and report, if the share is above `limit`.
+
+        remedies: by reason, what else helps where this reason is the most frequent.
+        """
         if self.share <= limit or not (at_end or self.rows >= EARLY_ROWS):
             return
         self.write(path, source)
+        remedy = (remedies or {}).get(max(self.counts, key=self.counts.__getitem__))
         raise TooManyBadRecordsError(
             f"{source}: {self}; at most {limit:.1%} is allowed. Examples of each reason are in {path}: repair the "
-            "data or the column mapping, or raise data.max_bad_share"
+            "data or the column mapping, or raise data.max_bad_share" + (f"; {remedy}" if remedy else "")
         )

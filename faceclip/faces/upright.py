@@ -34,9 +34,12 @@ def detect_upright(
 
     Boxes and landmarks are pixels of the given picture, `Face.turn` says how the face lies. Faces that another turn
     explains better are left out unless they are found there, and so are, in such a picture, faces that no look
-    confirms.
+    confirms. Where given `attempts` find nothing, other turns are not looked at: who gives them, as for a reduced
+    picture, goes on with all attempts, and a face that these find as the picture lies comes before one of another turn.
     """
     found = detect_with_retries(image, detector, attempts)
+    if not found and attempts is not None:
+        return []
     turns = [0 if face.score >= CLEAR else best_turn(image, face, detector) for face in found]
     if found and not any(turns):
         return found

@@ -362,6 +362,16 @@ def test_bad_input_is_named(folder, tmp_path, capsys, change, message):
     assert not (tmp_path / "set" / "data").exists()
 
 
+def test_photos_without_captions_may_get_some(table, tmp_path, capsys):
+    rows = [json.loads(line) for line in Path(table[0].removeprefix("data.path=")).read_text().splitlines()]
+    (tmp_path / "bare.jsonl").write_text("\n".join(json.dumps(row | {"caption": ""}) for row in rows))
+    assert main(words(tmp_path, tmp_path / "set", *table, f"data.path={tmp_path / 'bare.jsonl'}")) == 2
+    shown = capsys.readouterr().err
+    assert f"empty_caption {len(rows)}" in shown and "captions=made" in shown
+    assert main(words(tmp_path, tmp_path / "small", *table, "min_side=500")) == 2
+    assert "captions=made" not in capsys.readouterr().err
+
+
 def test_folders_that_cannot_be_written_to(folder, table, tiny_dataset, tmp_path, monkeypatch, capsys):
     for more, key in (([], "path"), (table, "images")):
         config = parse_config(PhotosConfig, words(folder, folder / "train" / "set", *more))

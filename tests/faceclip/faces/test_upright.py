@@ -12,7 +12,7 @@ from faceclip.faces.align import quarter_turn, stand_up, template, tilt, turn_po
 from faceclip.faces.batches import upright_faces
 from faceclip.faces.detect import MTCNNDetector, find_faces, prepare_face
 from faceclip.faces.images import load_image
-from faceclip.faces.looks import Face, detect_with_retries
+from faceclip.faces.looks import Face, detect_with_retries, look_reduced
 from faceclip.faces.upright import CLEAR, best_turn, detect_upright
 
 
@@ -159,6 +159,23 @@ def test_a_face_that_no_turn_explains_is_refused(edges):
 
     with pytest.raises(NoFaceError, match="the wall"):
         find_faces(edges, Contrary({}), name="the wall")
+
+
+def test_a_reduced_look_that_finds_nothing_leaves_other_turns_to_the_whole_picture(edges):
+    """Where the picture as it lies shows a face to further attempts, that face comes before a turned one."""
+
+    class Contrary(Scripted):
+        def detect(self, image: np.ndarray) -> list[Face]:
+            seen = (50, 100) if image.shape[0] == 96 else (50,) if image.shape[0] > 300 else (100,)
+            self.scores = dict.fromkeys(seen, 0.9999)
+            return super().detect(image)
+
+    detector = Contrary({})
+    assert look_reduced(edges, 128, lambda small, attempts: detect_upright(small, detector, attempts)) == []
+    (face,) = detect_upright(edges, detector)
+    assert face.turn == 0
+    (face,) = detect_upright(edges, Scripted({100: 0.9999}))
+    assert face.turn == 90
 
 
 @pytest.mark.parametrize("turn", range(4))
