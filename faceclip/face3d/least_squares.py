@@ -55,8 +55,8 @@ class LinearPoints:
 def solve(points: LinearPoints, seen: Tensor, weights: Tensor, start: Tensor, priors: Priors, *, steps: int) -> Tensor:
     """Parameters (B, K + E + 7) after `steps` damped steps of Gauss and Newton.
 
-    seen: (B, N, 2) points as fractions of the picture. weights: (N,) of their distances. start: parameters. A step
-    halves the damping of the one before; a face whose step makes its cost larger keeps its parameters.
+    seen: (B, N, 2) points as fractions of the picture. weights: (N,) of their distances. start: parameters. A face
+    whose step makes its cost larger keeps its parameters and gets 8 times the damping; otherwise it gets 0.3 times.
     """
     unit = 1 / (priors.point * math.sqrt(float(weights.square().sum()) / 100))
     size = (seen.amax(dim=1) - seen.amin(dim=1)).amax(dim=1)  # of the face, so that all faces count alike
@@ -74,11 +74,9 @@ def solve(points: LinearPoints, seen: Tensor, weights: Tensor, start: Tensor, pr
     def cost(values: Tensor, difference: Tensor) -> Tensor:
         return (difference * scaled).square().sum(dim=(1, 2)) + (precision * (values - middle).square()).sum(dim=1)
 
-    def linear(values: Tensor, *, last: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def linear(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cost (B,), gradient (B, P) and the matrix of the normal equations (B, P, P) without priors."""
-        placed, jacobian = place(points, values, jacobian=not last)
-        if last:
-            return cost(values, placed - seen), placed, placed
+        placed, jacobian = place(points, values, jacobian=True)
         rows = jacobian.mul_(scaled[..., None]).flatten(1, 2)
         left = (placed - seen).mul(scaled).flatten(1)
         gradient = (rows.transpose(1, 2) @ left[..., None])[..., 0] + precision * (values - middle)
@@ -91,10 +89,14 @@ def solve(points: LinearPoints, seen: Tensor, weights: Tensor, start: Tensor, pr
         diagonal = normal.diagonal(dim1=1, dim2=2)
         system = normal + torch.diag_embed(precision + damping[:, None] * 0.1 * diagonal + 1e-6)
         new = values - torch.linalg.solve(system.double(), gradient.double()[..., None])[..., 0].float()
-        after, *equations = linear(new, last=step == steps - 1)
+        last = step == steps - 1
+        if last:  # no further step needs equations
+            after = cost(new, place(points, new)[0] - seen)
+        else:
+            after, *equations = linear(new)
         better = (after < before) & after.isfinite()
         values = torch.where(better[:, None], new, values)
-        if step < steps - 1:
+        if not last:
             gradient = torch.where(better[:, None], equations[0], gradient)
             normal = torch.where(better[:, None, None], equations[1], normal)
         before = torch.where(better, after, before)
@@ -120,17 +122,17 @@ def place(points: LinearPoints, values: Tensor, *, jacobian: bool = False) -> tu
     if not jacobian:
         return placed, placed.new_zeros(0)
     # What a move (3) of a turned point does to its place (2).
-    seen = torch.zeros(*placed.shape, 3)
-    seen[..., 0, 0], seen[..., 1, 1] = factor, -factor
-    seen[..., 2] = flipped / reach[..., None]
+    projection = torch.zeros(*placed.shape, 3)
+    projection[..., 0, 0], projection[..., 1, 1] = factor, -factor
+    projection[..., 2] = flipped / reach[..., None]
     mixed = weight[..., None] * head[:, None] + (1 - weight[..., None]) * bust[:, None]  # (B, N, 3, 3)
     slopes = torch.empty(*placed.shape, count + RIGID)
-    slopes[..., :count] = torch.einsum("bnij,knj->bnik", seen @ mixed, points.basis)
+    slopes[..., :count] = torch.einsum("bnij,knj->bnik", projection @ mixed, points.basis)
     for angle in range(3):
         change = weight * (local @ head_slopes[:, angle].transpose(1, 2))
         if angle == 0:
             change = change + (1 - weight) * (local @ bust_slopes[:, 0].transpose(1, 2)) / 3
-        slopes[..., count + angle] = (seen @ change[..., None])[..., 0]
+        slopes[..., count + angle] = (projection @ change[..., None])[..., 0]
     slopes[..., -4] = flipped
     slopes[..., -3:-1] = torch.eye(2)
     slopes[..., -1] = flipped * (-turned[..., 2] / reach)[..., None]

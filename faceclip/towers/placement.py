@@ -20,7 +20,7 @@ def accelerator() -> torch.device:
 def named_device(device: str, key: str = "data.device") -> torch.device:
     """Returns the device of that name; "cuda" is this process' own GPU under a launcher.
 
-    Raises ConfigError, which names the `key`, if there is no such device.
+    Raises ConfigError, which names the `key`, if it cannot be used.
     """
     rank = os.environ.get("LOCAL_RANK")
     try:
@@ -32,7 +32,8 @@ def named_device(device: str, key: str = "data.device") -> torch.device:
         torch.empty(0, device=found)
     # torch says by all of these that a device is unknown, not compiled in, or not there.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"{key}={device}: no such device; cpu or cuda, for instance") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{key}={device}: cannot be used ({reason}); cpu or cuda, for instance") from error
     return found
 
 

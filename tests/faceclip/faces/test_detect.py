@@ -179,6 +179,18 @@ def test_the_cap_spares_ordinary_shapes(size, last):
     assert attempts_for(*size)[-1].scale == last
 
 
+@pytest.mark.parametrize("relative_to_smaller", [False, True])
+def test_suppression_is_the_same_for_boxes_one_by_one(monkeypatch, relative_to_smaller):
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 60, (200, 2))
+    boxes = np.concatenate([corners, corners + generator.uniform(5, 40, (200, 2))], axis=1)
+    scores = generator.uniform(size=200)
+    together = suppress(boxes, scores, 0.4, relative_to_smaller=relative_to_smaller).tolist()
+    monkeypatch.setattr("faceclip.faces.mtcnn._TOGETHER", 1)
+    assert suppress(boxes, scores, 0.4, relative_to_smaller=relative_to_smaller).tolist() == together
+    assert 1 < len(together) < 200
+
+
 def test_suppression_by_hand():
     # Boxes of 10 × 10 that overlap by 5 × 10: 50 / 150 = 1/3 of the union, 1/2 of the smaller.
     boxes = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [40, 40, 49, 49]], dtype=np.float64)
