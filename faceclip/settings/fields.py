@@ -74,24 +74,39 @@ def is_required(field: dataclasses.Field) -> bool:
 
 
 def check_bounds(config: Any, section: str = "") -> None:
-    """Raises ConfigError, which names the key, if a number of `config` is beyond the limits of its field or not finite,
-    or if a word is none of those of its Literal.
+    """Raises ConfigError, which names the key, if a number of `config` is beyond the limits of its field, not finite or
+    of another type, or if a word is none of those of its Literal, also in a tuple.
 
-    section: begins the key, as "loss." or "--". None has no limits. `from_dict` checks what a command or file gives;
-    classes that code constructs too call this in `__post_init__`.
+    section: begins the key, as "loss." or "--". None has no limits where the type allows it. `from_dict` checks what a
+    command or file gives; classes that code constructs too call this in `__post_init__`.
     """
+    kind: Any = type(config)
     for field in dataclasses.fields(config):
         name, value, bounds = field.name, getattr(config, field.name), about(field).bounds
         key = section + (name.replace("_", "-") if section.startswith("--") else name)
-        hint = type_hints(type(config))[name]
-        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-            raise ConfigError(f"{key}: must be one of {', '.join(map(repr, typing.get_args(hint)))}, got {value!r}")
-        for number in value if isinstance(value, tuple | list) else () if value is None else (value,):
-            if bounds and not math.isfinite(number):
-                raise ConfigError(f"{key}: must be finite, got {number}")
-            if not all(holds(number, limit) for _, limit, holds in bounds):
-                limits = " and ".join(f"{words} {limit:,}" for words, limit, _ in bounds)
-                raise ConfigError(f"{key}: must be {limits}{' or null' * (field.default is None)}, got {number:,}")
+        hint = type_hints(kind)[name]
+        several = isinstance(value, tuple | list)
+        each = typing.get_args(hint)[0] if several and typing.get_origin(hint) in (tuple, list) else hint
+        words = typing.get_args(each) if typing.get_origin(each) is Literal else ()
+        optional = value is None and type(None) in options(hint)
+        for item in value if several else () if optional else (value,):
+            if words and item not in words:
+                raise ConfigError(f"{key}: must be one of {', '.join(map(repr, words))}, got {item!r}")
+            if bounds:
+                _check_number(item, key, hint, field)
+
+
+def _check_number(number: Any, key: str, hint: Any, field: dataclasses.Field) -> None:
+    bounds = about(field).bounds
+    try:
+        finite = math.isfinite(number)
+    except (TypeError, OverflowError):
+        raise ConfigError(f"{key}: expected {shown_type(hint)}, got {clipped(repr(number))}") from None
+    if not finite:
+        raise ConfigError(f"{key}: must be finite, got {number}")
+    if not all(holds(number, limit) for _, limit, holds in bounds):
+        limits = " and ".join(f"{words} {limit:,}" for words, limit, _ in bounds)
+        raise ConfigError(f"{key}: must be {limits}{' or null' * (field.default is None)}, got {number:,}")
 
 
 def compared_on_resume(config: Any, prefix: str = "") -> dict[str, Any]:

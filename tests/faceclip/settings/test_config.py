@@ -135,6 +135,21 @@ def test_impossible_trainer_settings(word: str, message: str) -> None:
         parse_config(TrainerConfig, [word])
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"steps": None}, "steps"),
+        ({"steps": "5"}, "steps"),
+        ({"steps": 10**400}, "steps"),
+        ({"betas": (None, 0.9)}, "betas"),
+        ({"trackers": ("nowhere",)}, "trackers"),
+    ],
+)
+def test_values_of_other_types_that_code_gives(values: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^trainer\.{key}: "):
+        TrainerConfig(**values)
+
+
 def test_the_largest_seed_seeds_every_step_and_rank() -> None:
     seed = TrainerConfig(seed=2**32 - 1).seed
     torch.Generator().manual_seed(((seed + 7919) * 1_000_003 + 10**6) * 4096 + 4095)
