@@ -27,7 +27,7 @@ def load_pipeline(
         progress: whether its calls show a bar.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: the device cannot be used.
         CheckpointError: there is no such pipeline, or it is damaged.
     """
     from makeup_plugin.pipeline import FaceMakeUpPipeline

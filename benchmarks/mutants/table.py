@@ -11,7 +11,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "faceclip.training.accumulation": ("tests/faceclip/training/test_accumulation.py",),
     "faceclip.faces.align": ("tests/faceclip/faces/test_align.py", "tests/faceclip/faces/test_upright.py"),
     "faceclip.face3d.camera": ("tests/faceclip/face3d/test_camera.py",),
-    "faceclip.face3d.light": ("tests/faceclip/face3d/test_light.py",),
+    "faceclip.face3d.light": ("tests/faceclip/face3d/test_light.py", "tests/faceclip/face3d/test_shading.py"),
     "faceclip.face3d.shading": ("tests/faceclip/face3d/test_shading.py",),
     "faceclip.face3d.rasterizer": ("tests/faceclip/face3d/test_rasterizer.py",),
     "faceclip.training.checkpoints": ("tests/faceclip/training/test_checkpoints.py",),

@@ -32,7 +32,7 @@ def named_device(device: str, key: str = "data.device") -> torch.device:
         torch.empty(0, device=found)
     # torch says by all of these that a device is unknown, not compiled in, or not there.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"{key}={device}: cannot be used ({reason}); cpu or cuda, for instance") from error
     return found
 
