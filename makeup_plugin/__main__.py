@@ -78,7 +78,7 @@ def draw(settings: DrawSettings) -> None:
     for option, photos in (("--image", settings.images), ("--shading-image", pose)):
         for photo in photos:  # before a large pipeline is loaded
             load_image(photo, name=f"{option} {photo}")
-    pipeline = load_pipeline(settings.model, device=settings.device, dtype=settings.dtype)
+    pipeline = load_pipeline(settings.model, device=settings.device, dtype=settings.dtype, key="--device")
     pipeline.set_progress_bar_config(desc="drawing")
     for path in draw_with(pipeline, settings):
         print(path)

@@ -16,7 +16,12 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 def load_pipeline(
-    model: str | Path = "tiny", *, device: str = "auto", dtype: DType = "float32", progress: bool = True
+    model: str | Path = "tiny",
+    *,
+    device: str = "auto",
+    dtype: DType = "float32",
+    progress: bool = True,
+    key: str = "device",
 ) -> FaceMakeUpPipeline:
     """The pipeline that `model` names, on its device.
 
@@ -25,6 +30,7 @@ def load_pipeline(
         device: as in torch; "auto" is the GPU where there is one.
         dtype: of all weights.
         progress: whether its calls show a bar.
+        key: names the device in errors, as `--device`.
 
     Raises:
         ConfigError: the device cannot be used.
@@ -32,7 +38,7 @@ def load_pipeline(
     """
     from makeup_plugin.pipeline import FaceMakeUpPipeline
 
-    place = accelerator() if device == "auto" else named_device(device, "device")
+    place = accelerator() if device == "auto" else named_device(device, key)
     pipeline = FaceMakeUpPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(place)
     if not progress:
         pipeline.set_progress_bar_config(disable=True)

@@ -29,7 +29,6 @@ from faceclip.data.records import REGIONS
 from faceclip.errors import EmptyDatasetError
 from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
-from faceclip.towers.placement import named_device
 from faceclip.training.checkpoints import make_folder
 from makeup_plugin.loading import load_pipeline
 
@@ -147,8 +146,7 @@ class BindingSettings:
 def compare(settings: BindingSettings) -> None:
     """Draws, measures, writes the report and prints the figures."""
     use_threads(settings.threads)
-    named_device(settings.device, "--device")
-    pipeline = load_pipeline(settings.model, device=settings.device, progress=False)
+    pipeline = load_pipeline(settings.model, device=settings.device, progress=False, key="--device")
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     arrays = load_arrays(settings.data, settings.split, size=size)
     asked = plan(arrays, settings.people, seed=settings.seed)

@@ -34,8 +34,8 @@ from makeup_plugin.plain_sampling import sample_portraits
 class BaseMeasurement:
     """Base, judge and number of pictures. 1,600 pictures name each judged attribute for more than 200 of 300 people."""
 
-    export: str = setting("", "export of `python -m train_generator.towers.base`", path=True)
-    data: str = setting("", "data set of its card", path=True)
+    export: str = setting(help="export of `python -m train_generator.towers.base`", path=True)
+    data: str = setting(help="data set of its card", path=True)
     vae: str = setting("", "autoencoder; '': that of the export", path=True)
     text_l: str = setting("", "text tower; '': the shipped one", path=True)
     text_g: str = setting("", "text tower; '': the shipped one", path=True)
@@ -46,9 +46,9 @@ class BaseMeasurement:
     precision: Literal["fp32", "bf16"] = setting("bf16", "bf16 products make the pictures in about half the time")
 
     def __post_init__(self) -> None:
-        for name, remedy in (("export", "the export of a base"), ("data", "the data set of its card")):
+        for name in ("export", "data"):
             if not getattr(self, name):
-                raise ConfigError(f"{name}: name {remedy}, as in {name}=DIR")
+                raise ConfigError(f"{name}: is empty; name a folder, as in {name}=DIR")
 
 
 def measure(config: BaseMeasurement, split: str = "test") -> dict[str, Estimate]:

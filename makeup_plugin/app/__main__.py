@@ -42,7 +42,7 @@ def serve(settings: AppSettings) -> None:
 
     from makeup_plugin.loading import load_pipeline
 
-    pipeline = load_pipeline(settings.model, device=settings.device, dtype=settings.dtype)
+    pipeline = load_pipeline(settings.model, device=settings.device, dtype=settings.dtype, key="--device")
     with tempfile.TemporaryDirectory(prefix="face-makeup-") as folder:
         # gradio reads this variable when it is imported: uploads and results lie in a folder that nobody else reads.
         os.environ["GRADIO_TEMP_DIR"] = folder
