@@ -3,24 +3,34 @@
 import errno
 import json
 import os
+import stat
 import subprocess
+from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from faceclip.errors import CheckpointError, EmptyDatasetError
-from faceclip.storage.folders import remove_leftovers, verify, write_atomically
+from faceclip.errors import CheckpointError, ConfigError, EmptyDatasetError
+from faceclip.storage.folders import remove_leftovers, sync_folder, verify, write_atomically
+from faceclip.storage.locks import folders_released
 from faceclip.training import MapSource
 from faceclip.training.checkpoints import (
     add_facts,
     check_fit,
+    check_same_start,
+    check_unused,
     checkpoints,
     load_checkpoint,
+    make_folder,
     newest_checkpoint,
+    resumable_checkpoint,
     save_checkpoint,
     step_of,
+    unshared,
 )
 from faceclip.training.optimization import rate_factor
 from faceclip.training.sampler import OrderedSampler, fetch, sample_rng
@@ -254,3 +264,110 @@ def test_leftovers_of_other_kinds_stay(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, f".notes.{done.pid}.tmp"}
     assert verify(whole) is None
+
+
+def test_a_tensor_that_shares_its_storage_is_copied() -> None:
+    whole = torch.arange(6.0)
+    given = {"whole": whole, "view": whole[:], "part": torch.arange(8.0)[2:4], "own": torch.ones(2, dtype=torch.int64)}
+    found = unshared(given)
+    assert {name for name in given if found[name].data_ptr() != given[name].data_ptr()} == {"view", "part"}
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    assert found["part"].untyped_storage().nbytes() == 8
+    copies = unshared(given, copy=True)
+    assert not {tensor.data_ptr() for tensor in copies.values()} & {tensor.data_ptr() for tensor in given.values()}
+
+
+def test_a_run_resumes_from_the_newest_good_checkpoint_and_never_beside_damaged_ones(tmp_path: Path) -> None:
+    assert resumable_checkpoint(tmp_path) is None
+    check_unused(tmp_path)
+    folders = [save(tmp_path, 3), save(tmp_path, 4)]
+    assert resumable_checkpoint(tmp_path) == folders[1]
+    with pytest.raises(CheckpointError, match="step-00000004"):
+        check_unused(tmp_path)
+    for folder in folders:
+        (folder / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"\(step-00000003, step-00000004\)"), pytest.warns(UserWarning):
+        resumable_checkpoint(tmp_path)
+
+
+def test_names_that_do_not_fit_are_listed_in_order_and_at_most_five(tmp_path: Path) -> None:
+    found = {name: torch.zeros(1) for name in "ihgfedcba"}
+    with pytest.raises(CheckpointError, match=r"\(a, b, c, d, e\)"):
+        check_fit(tmp_path, found, {})
+
+
+def test_the_output_folder_is_made_and_held(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    make_folder(folder)
+    make_folder(folder)  # as by a run that resumes
+    with folders_released():
+        make_folder(folder, marks=("mark",))
+        locks = Path("/proc/locks").read_text()
+        assert f":{folder.stat().st_ino} " in locks
+        (folder / "notes.txt").write_text("of somebody else")
+        with pytest.raises(ConfigError, match=r"^--to .*notes\.txt"):
+            make_folder(folder, "--to ", marks=("mark",))
+        make_folder(folder)
+    assert f":{folder.stat().st_ino} " not in Path("/proc/locks").read_text()
+
+
+def test_folders_are_on_the_disk_before_they_get_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what a killed process with our number left is no part of it, and no file stays open."""
+    order: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def noted_sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert stat.S_ISDIR(os.fstat(descriptor).st_mode) or path.stat().st_size
+        order.append(str(path.relative_to(tmp_path)))
+        sync(descriptor)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        order.append(f"{Path(source).name} → {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    temporary = tmp_path / f".export.{os.getpid()}.tmp"
+    temporary.mkdir()
+    (temporary / "old").write_text("a leftover")
+
+    def write(folder: Path) -> None:
+        (folder / "sub").mkdir()
+        for name in ("z", "y", "sub/x", "c", "b", "a"):
+            (folder / name).write_text(name)
+
+    names = ["a", "b", "c", "sub/x", "y", "z"]
+    opened = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        write_atomically(tmp_path / "export", write)
+    assert len(os.listdir("/proc/self/fd")) == opened
+    assert list(json.loads((tmp_path / "export" / "manifest.json").read_text())["sha256"]) == names
+    synced = [f"{temporary.name}/{name}" for name in [*names, "manifest.json", "sub"]] + [temporary.name]
+    aside = f".export.{os.getpid()}.old"
+    assert order == [
+        *(*synced, f"{temporary.name} → export", "."),
+        *(*synced, f"export → {aside}", f"{temporary.name} → export", "."),
+    ]
+    sync_folder(tmp_path / "export")
+    assert order[-1] == "export" and {path.name for path in tmp_path.iterdir()} == {"export"}
+
+
+def _agreed(rank: int, meeting: str, seen: list[int | None], device: torch.device) -> bool:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=len(seen), timeout=limit)
+    step = seen[rank]
+    try:
+        check_same_start(Path("run"), None if step is None else Path(f"step-{step:08d}"), device)
+    except CheckpointError as error:
+        return not str(error).startswith("run: ")
+    return True
+
+
+@pytest.mark.parametrize(("seen", "agreed"), [([None, 1], False), ([2, 1], False), ([None, None], True)])
+def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path, seen: list, agreed: bool) -> None:
+    with get_context("fork").Pool(2) as pool:
+        calls = [(rank, str(tmp_path / "meeting"), seen, torch.device("cpu")) for rank in range(2)]
+        assert pool.starmap_async(_agreed, calls, chunksize=1).get(timeout=120) == [agreed] * 2
+    check_same_start(tmp_path, None if seen[1] is None else Path("step-00000001"), torch.device("cpu"))  # one process

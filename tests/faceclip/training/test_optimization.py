@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from faceclip.errors import ConfigError
+from faceclip.training.int8_moments import Int8AdamW
 from faceclip.training.interfaces import TrainerConfig
+from faceclip.training.muon import MuonAdamW
 from faceclip.training.optimization import decay_groups, make_optimizer, rate_factor
 
 
@@ -48,3 +51,28 @@ def test_the_optimizer_of_a_run_decays_matrices_alone_at_the_runs_rates(optimize
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     assert decays == {id(module.weight): 0.3, id(module.bias): 0.0}
     assert {(group["lr"], tuple(group["betas"])) for group in made.param_groups} == {(0.01, (0.8, 0.9))}
+    kind = {"int8": Int8AdamW, "muon": MuonAdamW}.get(moments if moments == "int8" else optimizer, torch.optim.AdamW)
+    assert type(made) is kind and all(group["fused"] for group in made.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("changes", "own", "whole", "key"),
+    [
+        ({"moments": "int8"}, False, False, "moments"),
+        ({"moments": "int8", "optimizer": "muon"}, False, True, "moments"),
+        ({"moments": "int8"}, True, True, None),
+        ({"optimizer": "muon"}, False, False, "optimizer"),
+        ({"optimizer": "muon"}, True, True, "optimizer"),
+        ({}, True, False, None),
+    ],
+)
+def test_optimizers_that_need_whole_weights_or_no_groups_say_so(changes: dict, own: bool, whole: bool, key) -> None:
+    module = nn.Linear(3, 2)
+    config, parameters = TrainerConfig(steps=1, weight_decay=0.3, **changes), dict(module.named_parameters())
+    groups = [{"params": [module.bias], "weight_decay": 0.7}] if own else None
+    if key is None:
+        (made,) = make_optimizer(config, parameters, groups, whole=whole).param_groups
+        assert made["params"] == [module.bias] and made["weight_decay"] == 0.7
+        return
+    with pytest.raises(ConfigError, match=rf"^trainer\.{key}: "):
+        make_optimizer(config, parameters, groups, whole=whole)
