@@ -166,6 +166,10 @@ def test_phrase_tokens():
         phrase_token_mask("a man with red hair", 5, 3)
 
 
+def test_classes_that_are_not_told_are_those_that_torch_ignores():
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
+
+
 def test_loss_averages_over_told_attributes_by_hand():
     first = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
     second = torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])

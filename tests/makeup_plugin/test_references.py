@@ -7,7 +7,7 @@ from torch import Tensor
 
 from faceclip.errors import BadLandmarksError, ConfigError
 from faceclip.faces.align import align_face
-from makeup_plugin.references import fitted_shading, given_shading, prepare_references, shading_pictures
+from makeup_plugin.references import fitted_shading, given_shading, prepare_references, resized, shading_pictures
 
 
 def grey(level: int) -> np.ndarray:
@@ -126,3 +126,27 @@ def test_maps_become_pictures_where_there_are_any() -> None:
 def test_landmarks_outside_of_their_picture_are_rejected(points: np.ndarray, photo: np.ndarray) -> None:
     with pytest.raises(BadLandmarksError, match="image 1"):
         prepare_references([photo, photo], landmarks=[points, points + 10_000])
+
+
+def test_pictures_get_another_size_where_they_have_another() -> None:
+    pixels = np.zeros((6, 4, 3), dtype=np.uint8)
+    pixels[:, 2:] = 200
+    assert resized(pixels, 6, 4) is pixels
+    for one in (pixels, pixels[..., 0]):
+        found = resized(one, 3, 8)
+        assert found.shape == (3, 8, *one.shape[2:]) and found.dtype == np.uint8
+        assert found[:, :2].max() < 40 and found[:, -2:].min() > 160
+
+
+@pytest.mark.parametrize("bad", [[[1, 2]] * 5 + [[3]], [[np.nan, 1.0]] * 5, [[1.0, 2.0]] * 4, "five points"])
+def test_landmarks_that_are_no_five_points_are_rejected(photo: np.ndarray, bad) -> None:
+    with pytest.raises(BadLandmarksError if not isinstance(bad, str) else ConfigError, match=r"^landmarks "):
+        prepare_references([photo], landmarks=bad if isinstance(bad, str) else [bad])
+    with pytest.raises(ConfigError, match=r"^landmarks is an empty list"):
+        prepare_references([photo], landmarks=[])
+    with pytest.raises(ConfigError, match=r"^landmarks: 1 images .* got 2"):
+        prepare_references([photo], landmarks=[np.zeros((5, 2)), np.zeros((5, 2))])
+    with pytest.raises(ConfigError, match=r"^image is an empty list"):
+        prepare_references([])
+    with pytest.raises(ConfigError, match=r"^face_policy .*'all'"):
+        prepare_references([photo], policy="all")

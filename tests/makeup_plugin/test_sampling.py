@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
+    DDPMScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     RePaintScheduler,
     StableDiffusionXLPipeline,
 )
@@ -17,7 +21,18 @@ from torch import Tensor
 from faceclip.errors import ConfigError, NonFiniteLatentsError
 from makeup_plugin.conditioning import Conditions, concatenate, predict, time_ids
 from makeup_plugin.marking import watermark
-from makeup_plugin.sampling import DenoisingState, decode, denoise, guidance_embedding, make_timesteps, seeds_of
+from makeup_plugin.sampling import (
+    DenoisingState,
+    decode,
+    denoise,
+    guidance_embedding,
+    make_timesteps,
+    seeds_of,
+    steps_after,
+    steps_until,
+)
+from makeup_plugin.shading import shading_channel_from_unet
+from tests.makeup_plugin.conftest import make_channel
 
 
 def conditions_of(seed: int, count: int = 1) -> Conditions:
@@ -106,6 +121,117 @@ def test_a_scheduler_whose_steps_need_more_than_latents_is_rejected() -> None:
         make_timesteps(RePaintScheduler(), 4, "cpu")
 
 
+def test_a_schedule_of_the_callers_own_stands_in_place_of_steps() -> None:
+    assert make_timesteps(EulerDiscreteScheduler(), 9, "cpu", timesteps=(800, 300)).tolist() == [800, 300]
+    scheduler = EulerDiscreteScheduler()
+    assert len(make_timesteps(scheduler, 9, "cpu", sigmas=[5.0, 1.0, 0.0])) == 2
+    assert scheduler.sigmas.tolist() == [5.0, 1.0, 0.0]
+    assert make_timesteps(DDIMScheduler(), 1, "cpu").tolist() == [0]
+    with pytest.raises(ConfigError, match=r"^timesteps and sigmas "):
+        make_timesteps(EulerDiscreteScheduler(), 9, "cpu", timesteps=[800], sigmas=[5.0])
+    with pytest.raises(ConfigError, match=r"^sigmas: DDIMScheduler "):
+        make_timesteps(DDIMScheduler(), 9, "cpu", sigmas=[5.0])
+    with pytest.raises(ConfigError, match=r"^timesteps=\[300, 800\] .*DDPMScheduler"):
+        make_timesteps(DDPMScheduler(), 9, "cpu", timesteps=[300, 800])
+    for unfit in (DDIMInverseScheduler(), FlowMatchEulerDiscreteScheduler()):
+        with pytest.raises(ConfigError, match=rf"^scheduler: {type(unfit).__name__} "):
+            make_timesteps(unfit, 2, "cpu")
+
+
+def test_a_pass_is_divided_by_shares_of_the_noise() -> None:
+    scheduler = EulerDiscreteScheduler(timestep_spacing="leading")
+    timesteps = make_timesteps(scheduler, 10, "cpu")
+    assert timesteps.tolist() == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    assert steps_until(scheduler, timesteps, 1).tolist() == timesteps.tolist()
+    assert steps_until(scheduler, timesteps, 0.5).tolist() == [900, 800, 700, 600, 500]
+    assert steps_until(scheduler, timesteps, 0.45).tolist() == [900, 800, 700, 600]
+    assert steps_after(scheduler, timesteps, 0.5).tolist() == [400, 300, 200, 100, 0] and scheduler.begin_index == 5
+    assert steps_after(scheduler, timesteps, 0.95).tolist() == [0] and scheduler.begin_index == 9
+    with pytest.raises(ConfigError, match=r"^denoising_end=0\.05 "):
+        steps_until(scheduler, timesteps, 0.05)
+    with pytest.raises(ConfigError, match=r"^denoising_start=0\.9999 "):
+        steps_after(scheduler, timesteps, 0.9999)
+    with pytest.raises(ConfigError, match=r"^denoising_start: HeunDiscreteScheduler "):
+        steps_after(HeunDiscreteScheduler(), timesteps, 0.5)
+    ddim = DDIMScheduler()
+    assert steps_after(ddim, make_timesteps(ddim, 10, "cpu"), 0.75).tolist() == [200, 100, 0]
+
+
+@torch.no_grad()
+def test_guidance_is_brought_back_to_the_size_of_the_conditional_prediction(base) -> None:
+    without, given = conditions_of(0, 2), conditions_of(5, 2)
+    base.scheduler = DDIMScheduler(clip_sample=False)
+    options = {"guidance_scale": 4.0, "guidance_rescale": 0.75}
+    found = run(base, LATENTS, concatenate([without, given]), 1, **options)
+    negative, positive = (predict(base.unet, LATENTS, torch.tensor(0), half) for half in (without, given))
+    guided = negative + 4.0 * (positive - negative)
+    sizes = [x.std(dim=(1, 2, 3), keepdim=True) for x in (positive, guided)]
+    guided = 0.75 * guided * sizes[0] / sizes[1] + 0.25 * guided
+    wanted = base.scheduler.step(guided, torch.tensor(0), LATENTS).prev_sample
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_eta_is_of_schedulers_that_have_it(base) -> None:
+    base.scheduler, given = DDIMScheduler(clip_sample=False), conditions_of(5, 2)
+
+    def drawn(seed: int, eta: float) -> Tensor:
+        return run(base, LATENTS, given, 3, eta=eta, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(drawn(1, 0.0), drawn(2, 0.0))
+    assert torch.equal(drawn(1, 0.5), drawn(1, 0.5)) and not torch.equal(drawn(1, 0.5), drawn(2, 0.5))
+    assert not torch.equal(drawn(1, 0.5), drawn(1, 1.0))
+    base.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(ConfigError, match=r"^eta=0\.5: EulerDiscreteScheduler "):
+        drawn(1, 0.5)
+
+
+@torch.no_grad()
+def test_steps_are_announced_and_other_controls_see_their_inputs(base) -> None:
+    base.scheduler, given = EulerDiscreteScheduler(), conditions_of(5, 2)
+    announced: list[int] = []
+    seen: list[tuple] = []
+
+    def residuals(*arguments) -> None:
+        assert len(announced) == len(seen) + 1
+        seen.append(arguments)
+
+    begin = run(base, LATENTS, given, 2, interrupted=lambda: True)
+    torch.testing.assert_close(begin, LATENTS * base.scheduler.init_noise_sigma)
+    found = run(base, LATENTS, given, 2, before_step=announced.append, residuals=residuals)
+    assert announced == [0, 1] == [index for index, *_ in seen]
+    timesteps = make_timesteps(base.scheduler, 2, "cpu")
+    assert [timestep for _, _, timestep, _ in seen] == timesteps.tolist()
+    assert all(conditions is given for *_, conditions in seen)
+    assert torch.equal(seen[0][1], base.scheduler.scale_model_input(begin, timesteps[0]))
+    started = run(base, begin, given, 2, started=True)
+    torch.testing.assert_close(started, found)
+
+
+@torch.no_grad()
+def test_the_shading_channel_acts_whole_unless_a_scale_is_given(base) -> None:
+    channel = make_channel(base.unet)
+    channel.attach(base.unet)
+    control = shading_channel_from_unet(base.unet, vae_scale_factor=4).eval()
+    torch.nn.init.normal_(control.controlnet_mid_block.weight, std=0.3)
+    given = replace(conditions_of(5, 2), identity=torch.ones(2, 16), image_tokens=torch.ones(2, 5, 20))
+    given = replace(given, shading=torch.rand(2, 3, 32, 32), shading_keep=torch.ones(2))
+    parts = {"identity_channel": channel, "shading_channel": control}
+    found, whole, half = (
+        run(base, LATENTS, given, 1, **parts, **scale) for scale in ({}, {"shading_scale": 1}, {"shading_scale": 0.5})
+    )
+    assert torch.equal(found, whole) and not torch.equal(found, half)
+
+
+@torch.no_grad()
+def test_the_first_step_whose_latents_are_not_finite_is_named(base) -> None:
+    def spoil(index: int, timestep: Tensor, state: DenoisingState) -> DenoisingState:
+        return replace(state, latents=state.latents * torch.nan) if index == 0 else state
+
+    with pytest.raises(NonFiniteLatentsError, match="after step 2 of 4"):
+        run(base, LATENTS, conditions_of(5, 2), 4, after_step=spoil)
+
+
 def test_a_schedule_begins_at_its_first_step_whatever_the_scheduler_did_before() -> None:
     scheduler = EulerDiscreteScheduler()
     scheduler.set_timesteps(4)
@@ -161,6 +287,8 @@ def test_latents_are_unscaled_and_marked_on_request(base) -> None:
     assert marked.shape == (2, 32, 32, 3)
     for row, image in enumerate(marked):
         assert np.array_equal(image, watermark.embed(plain[row].permute(1, 2, 0).numpy()))
+    turned = decode(vae, processor, LATENTS, output_type="np", marked=True, finish=lambda pixels: 1 - pixels.flip(3))
+    assert np.array_equal(turned, 1 - marked[:, :, ::-1])
     pictures = decode(vae, processor, LATENTS, output_type="pil", marked=True)
     assert np.array_equal(np.asarray(pictures[1]), (marked[1] * 255).round().astype(np.uint8))
 
