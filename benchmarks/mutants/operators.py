@@ -49,7 +49,9 @@ _METHODS = {  # dropped from a chain: x.clamp(0, 1) → x
 }
 _WRAPPERS = {"abs", "clip", "sorted", "round", "normalize", "exp", "log", "reversed", "square", "sqrt"}  # f(x, …) → x
 _SYMMETRIC = {"min", "max", "minimum", "maximum", "isinstance", "array_equal", "equal", "isclose", "zip", "hypot"}
-_MESSAGES = {"warn", "warning", "info", "debug", "print", "fullmatch", "getLogger"}
+_MESSAGES = {"warn", "warning", "info", "debug", "print"}  # with all that stands in them: they decide no number
+_LEFT_ALONE = {"fullmatch", "getLogger"}
+_LOOKS = {"indent", "stacklevel"}  # how a file is laid out, and which line a warning names
 _SEEDED = re.compile(r"rng|seed|Seed|sha|hash|digest|Generator", re.ASCII)
 
 
@@ -116,6 +118,8 @@ class _Finder:
     def _visit(self, node: ast.AST) -> Iterator[Mutation]:
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
             return
+        if isinstance(node, ast.Call) and _name(node) in _MESSAGES:
+            return
         yield from self._mutate(node)
         skipped = {"annotation", "returns", "decorator_list", "type_params", "msg"}
         if isinstance(node, ast.Call) and _name(node) == "isinstance":
@@ -124,8 +128,8 @@ class _Finder:
             if name in skipped:
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.keyword) and child.arg == "strict":
-                    continue  # of zip: a guard that nothing should ever meet
+                if isinstance(child, ast.keyword) and child.arg in {"strict", *_LOOKS}:
+                    continue  # strict is of zip: a guard that nothing should ever meet
                 if isinstance(child, ast.keyword) and child.arg in ("dim", "axis"):
                     yield from self._axis(child.value)  # of matrices -1 and 1 are the same
                 elif name == "args" and isinstance(child, ast.UnaryOp) and isinstance(child.operand, ast.Constant):
@@ -171,14 +175,14 @@ class _Finder:
                 yield self._of("constant", node, repr(node.value * 2 if node.value else 1.0))
             case ast.Call():
                 yield from self._call(node)
-            case ast.Expr(value=ast.Call() as call) if _name(call) not in _MESSAGES:
+            case ast.Expr(value=ast.Call() as call) if _name(call) not in _MESSAGES | _LEFT_ALONE:
                 yield self._of("dropped call", node, "pass")
         if isinstance(node, ast.If | ast.While | ast.IfExp):
             yield self._of("condition", node.test, f"(not ({self._text(node.test)}))")
 
     def _call(self, node: ast.Call) -> Iterator[Mutation]:
         name = _name(node)
-        if name in _MESSAGES or name.endswith("Error"):
+        if name in _LEFT_ALONE or name.endswith("Error"):
             return
         _, end = self._span(node.func)
         if name in _OTHER_FUNCTION:

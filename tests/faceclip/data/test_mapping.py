@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from faceclip.data.cells import RejectedRecord, parse_box, parse_landmarks
-from faceclip.data.mapping import ColumnsConfig, DataConfig, RowMapping, kept_for_validation, text_hash
+from faceclip.data.mapping import (
+    ColumnsConfig,
+    DataConfig,
+    RowMapping,
+    cache_folder,
+    data_at,
+    kept_for_validation,
+    text_hash,
+)
 from faceclip.errors import ConfigError, DataError
 
 FOLDER = "/pictures"
@@ -277,3 +285,59 @@ def test_shares_and_limits_at_their_borders():
     for changes in ({"max_bad_share": -0.1}, {"portrait": -1.0}, {"validation_share": 1.01}):
         with pytest.raises(ConfigError, match=rf"data\.{next(iter(changes))}: "):
             DataConfig(path="x", **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("shard_rows", 10**6), ("batch_size", 65_536), ("workers", 1024), ("max_pixels", 4 * 10**9), ("portrait", 100)],
+)
+def test_numbers_beyond_reason_are_refused(name: str, most: int) -> None:
+    assert getattr(DataConfig(path="x", **{name: most}), name) == most
+    with pytest.raises(ConfigError, match=rf"^data\.{name}: "):
+        DataConfig(path="x", **{name: most + 1})
+
+
+def test_a_first_look_is_at_64_pixels_or_more() -> None:
+    assert DataConfig(detect_px=64).detect_px == 64
+    for number in (-1, 1, 63):
+        with pytest.raises(ConfigError, match=rf"^data\.detect_px: .*{number}$"):
+            DataConfig(detect_px=number)
+
+
+def test_settings_that_decide_which_pictures_and_rows_count_are_those_of_earlier_releases() -> None:
+    """A cache that was built with them is found again."""
+    config = DataConfig()
+    numbers = (config.portrait, config.max_pixels, config.max_bad_share, config.validation_share, config.limit)
+    assert numbers == (2.5, 64_000_000, 0.1, 0.0, 0) and (config.detect_px, config.turned) == (0, True)
+    assert (config.shard_rows, config.batch_size, config.workers) == (1024, 64, 2)
+    assert not config.streaming and not config.accept_non_commercial
+
+
+def test_a_path_stands_for_a_data_set_on_this_machine_and_its_cache_beside_it(tmp_path: Path) -> None:
+    table, other = tmp_path / "rows.CSV", tmp_path / "rows.xls"
+    for file in (table, other):
+        file.write_text("")
+    config = DataConfig(path="x")
+    assert data_at(config) is config
+    assert [data_at(path).layout for path in (str(tmp_path), "", "owner/name")] == ["auto", "auto", "local"]
+    with pytest.raises(ConfigError, match=r"^data=/proc/1: "):
+        data_at("/proc/1")
+    assert cache_folder(DataConfig(path=str(tmp_path)), "given") == Path("given")
+    for path in (tmp_path, table):
+        assert cache_folder(DataConfig(path=str(path)), "") == tmp_path / ".features"
+    assert cache_folder(DataConfig(path="owner/name"), "") == Path("data-cache/owner--name")
+    with pytest.raises(ConfigError, match=r"^data\.path=.*rows\.xls: .*csv"):
+        cache_folder(DataConfig(path=str(other)), "")
+
+
+@pytest.mark.parametrize(
+    ("value", "person"), [(-(2.0**53), None), (2.0**53, None), (2.0**53 - 1, "9007199254740991.0")]
+)
+def test_rounded_numbers_name_nobody(value: float, person: str | None) -> None:
+    row = {"image": b"x", "caption": "c", "identity": value}
+    if person is not None:
+        assert mapping(row).read(row, 0).person == person
+        return
+    with pytest.raises(RejectedRecord) as caught:
+        mapping(row).read(row, 0)
+    assert caught.value.reason == "no_identity"

@@ -1,6 +1,7 @@
 """LoRA and adapters: added and removed without a trace, saved apart from the base, refused where they do not fit."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -279,3 +280,40 @@ def test_lora_settings_choose_layers(unet):
         LoraSettings(targets=())
     with pytest.raises(ConfigError, match=r"lora\.attentions"):
         LoraSettings(attentions=())
+
+
+def test_the_usual_lora_has_rank_16_and_factor_one_on_all_projections():
+    settings = LoraSettings().build()
+    assert (settings.r, settings.lora_alpha, settings.init_lora_weights) == (16, 16, True)
+    pattern = re.compile(settings.target_modules)
+    assert all(pattern.fullmatch(f"x.attn{n}.{p}") for n in (1, 2) for p in ("to_q", "to_k", "to_v", "to_out.0"))
+    assert not pattern.fullmatch("x.attn2.to_out_0") and not pattern.fullmatch("x.attn3.to_q")
+
+
+def test_a_unet_with_a_hook_anywhere_takes_no_adapter(saved, unet_factory):
+    _, directory = saved
+    for hook in ("_hf_hook", "_diffusers_hook"):
+        fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
+        setattr(fresh.unet.conv_in, hook, object())
+        with pytest.raises(ConfigError, match=rf"UNet .*{directory}"):
+            load_adapter(fresh, directory)
+
+
+def test_an_active_style_stays_active_and_as_trainable_as_it_was(saved, unet_factory):
+    _, directory = saved
+    for trained in (True, False):
+        fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
+        for parameter in add_lora(fresh.unet, LoraSettings(rank=2), name="style"):
+            parameter.requires_grad_(trained)
+        load_adapter(fresh, directory)
+        assert set(fresh.unet.active_adapters()) == {"style", "makeup"}
+        assert {parameter.requires_grad for parameter in lora_parameters(fresh.unet, name="style")} == {trained}
+        assert not any(parameter.requires_grad for parameter in lora_parameters(fresh.unet))
+
+
+def test_a_whole_unet_has_a_format_of_its_own_and_no_path_of_this_machine(unet, tmp_path):
+    unet.register_to_config(_name_or_path="/home/somebody/base")
+    directory = save_adapter(tmp_path / "adapter", unet=unet, base_model="/home/somebody/base", whole_unet=True)
+    config = json.loads((directory / "adapter.json").read_text())
+    assert (config["format"], config["unet"], config["lora"], config["base_model"]) == (2, "full", None, "base")
+    assert json.loads((directory / "unet" / "config.json").read_text())["_name_or_path"] == "base"
