@@ -13,6 +13,7 @@ are killed, 2 when nothing could be measured.
 import argparse
 import contextlib
 import difflib
+import gc
 import importlib
 import os
 import random
@@ -53,8 +54,16 @@ LIBRARIES = (
         "diffusers.loaders",
         "transformers",
         "peft",
-        "accelerate",
+        "accelerate.tracking",
         "datasets",
+    ),
+    *(
+        "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
+        "tensorboard.summary.writer.record_writer",
+        "tensorboard.backend.event_processing.event_accumulator",
+        "onnx",
+        "onnxruntime",
+        "rich.progress",
     ),
 )
 
@@ -85,6 +94,7 @@ def main() -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # no run looks through what all of them share
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = copy_tree(root, Path(folder) / "tree")
         return report(measure(tree, drawn, arguments.start))

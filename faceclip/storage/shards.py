@@ -205,7 +205,7 @@ class ShardedArray:
         for part in np.unique(which):
             here = which == part
             result[here] = self.parts[part][flat[here] - self._starts[part]]
-        return result.reshape(*index.shape, *self.shape[1:])
+        return result.reshape((*index.shape, *self.shape[1:]))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
         values = self[:]

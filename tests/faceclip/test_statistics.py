@@ -154,6 +154,41 @@ def test_persons_are_permuted_and_not_their_pictures():
     assert paired_permutation(first, np.zeros(300), np.arange(300)) < 0.001
 
 
+@pytest.mark.parametrize("at_once", [1, 14, 10**6])
+def test_intervals_do_not_depend_on_how_many_draws_are_made_at_a_time(monkeypatch, at_once):
+    values, people = np.random.default_rng(3).random(40), np.arange(40) % 4
+    wanted = identity_bootstrap(values, people, resamples=10, seed=5)
+    p = paired_permutation(values, np.full(40, 0.5), people, resamples=10, seed=5)
+    monkeypatch.setattr("faceclip.statistics.DRAWS_AT_ONCE", at_once)
+    assert identity_bootstrap(values, people, resamples=10, seed=5) == wanted
+    assert paired_permutation(values, np.full(40, 0.5), people, resamples=10, seed=5) == p
+
+
+def test_usual_numbers_of_draws_and_their_seed():
+    values, people = np.random.default_rng(3).random(40), np.arange(40) % 8
+    usual = identity_bootstrap(values, people)
+    assert usual == identity_bootstrap(values, people, resamples=2000, seed=0, confidence=0.95)
+    assert usual != identity_bootstrap(values, people, resamples=2001)
+    assert usual != identity_bootstrap(values, people, seed=1)
+    narrow = identity_bootstrap(values, people, confidence=0.5)
+    assert usual.low < narrow.low < usual.value < narrow.high < usual.high
+    p = paired_permutation(values, np.full(40, 0.5), people)
+    assert p == paired_permutation(values, np.full(40, 0.5), people, resamples=4000, seed=0)
+    assert p != paired_permutation(values, np.full(40, 0.5), people, seed=1)
+
+
+def test_values_and_identities_of_other_shapes_are_refused():
+    for shape, people in (((3,), 4), ((3, 1), 3), ((2, 2), 4)):
+        for figure in (identity_bootstrap, lambda values, who: paired_permutation(values, values, who)):
+            with pytest.raises(ValueError, match=r"^values .* identities "):
+                figure(np.ones(shape), np.arange(people).reshape(-1 if people == 4 else shape))
+    square = np.arange(4).reshape(2, 2)
+    with pytest.raises(ValueError, match=r"^values \(2, 2\)"):
+        paired_permutation(np.ones((2, 2)), np.ones((2, 2)), square)
+    with pytest.raises(ValueError, match=r"^values \(2, 2\)"):
+        identity_bootstrap(np.ones((2, 2)), square)
+
+
 def test_holm_adjusts_in_steps():
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, np.nan])), [0.03, 0.06, 0.06, np.nan])
     np.testing.assert_allclose(holm(np.array([0.9, 0.5])), [1, 1])

@@ -69,6 +69,16 @@ def test_semantic_alignment_skips_what_has_no_words_or_no_pixels():
             semantic_alignment_loss([attention], torch.ones(2, 2, *shape), tokens)
 
 
+def test_a_cell_counts_from_half_of_its_area_on():
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[..., :2, 0] = 1  # half of the first cell of a grid of four
+    tokens = torch.tensor([[[True]]])
+    attention = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 4, 1)
+    assert semantic_alignment_loss([attention], masks, tokens).item() == 0
+    assert semantic_alignment_loss([1 - attention], masks, tokens).item() == 2
+    assert semantic_alignment_loss([1 - attention], masks, tokens, threshold=0.51).item() == 0  # nothing is left
+
+
 def test_alignment_is_in_full_precision_under_autocast(unet, conditions):
     """Of the attention only the projections are in 16 bits there."""
     attn = unet.mid_block.attentions[0].transformer_blocks[0].attn2

@@ -45,8 +45,23 @@ def test_concatenation_adds_weighted_cosines():
     both = search(concatenate(face, text, weight=0.3), concatenate(face, text, weight=0.3))
     expected = 0.3 * search(face, face) + 0.7 * search(text, text)
     np.testing.assert_allclose(both, expected, atol=1e-6)
-    with pytest.raises(ValueError, match=r"^weight .*1\.5$"):
-        concatenate(face, text, weight=1.5)
+    for weight, alone in ((0, text), (1, face)):
+        both = concatenate(face, text, weight=weight)
+        np.testing.assert_allclose(search(both, both), search(alone, alone), atol=1e-6)
+    assert np.array_equal(concatenate(face, text).vectors, concatenate(face, text, weight=0.5).vectors)
+    for weight in (1.5, -0.5):
+        with pytest.raises(ValueError, match=rf"^weight .*{weight}$"):
+            concatenate(face, text, weight=weight)
+    with pytest.raises(ValueError, match="dimension 4, queries 6"):
+        search(face, text)
+
+
+def test_a_concatenation_exists_where_both_parts_do():
+    vectors = RNG.normal(size=(4, 2)).astype(np.float32)
+    first, second = (Embeddings(vectors=vectors, present=np.array(found)) for found in ([1, 1, 0, 0], [1, 0, 1, 0]))
+    assert concatenate(first, second).present.tolist() == [1, 0, 0, 0]
+    zero = all_present(np.zeros((1, 2), np.float32))
+    assert search(zero, zero).tolist() == [[0.0]]
 
 
 def test_undetected_query_is_a_miss():

@@ -102,8 +102,9 @@ def test_joined_array_indexes_like_numpy():
     np.testing.assert_array_equal(joined.take(rows).take(np.array([1]))[:], whole[[1]])
     with pytest.raises(IndexError, match="-11 of 10"):
         joined[[3, -11]]
-    with pytest.raises(IndexError, match="10 of 10"):
-        joined[10]
+    for index in (10, [3, 10]):
+        with pytest.raises(IndexError, match="row 10 of 10"):
+            joined[index]
     with pytest.raises(IndexError):
         joined[-11]
 
@@ -123,9 +124,10 @@ def test_keys_depend_on_every_part():
 def test_more_shards_than_the_usual_limit_of_open_files(tmp_path):
     shards = fill(tmp_path / "s", count=40, rows=1)
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    limit = next(number for number in range(most) if number - sum(one < number for one in used) == 20)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
         np.testing.assert_array_equal(shards.open()["b"][:], np.arange(40))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
@@ -173,3 +175,26 @@ def test_every_kind_of_number_is_mapped_as_it_was_written(tmp_path):
 
 def test_keys_are_those_of_earlier_releases():
     assert short_key("a", 1, None) == "10a6fdc588767bdba2da"
+
+
+def test_shards_of_other_fields_are_refused(tmp_path):
+    shards = ShardFolder(tmp_path / "s", {})
+    shards.append({"a": np.zeros((2, 3), np.float32)})
+    shards.append({"a": np.zeros((5, 3), np.float32)})
+    for fields, words in (
+        ({"a": np.zeros((2, 4), np.float32)}, r"a .*\(4,\).*\(3,\)"),
+        ({"a": np.zeros((2, 3))}, "a .*float64.*float32"),
+        ({}, "a .*nothing"),
+        ({"a": np.zeros((2, 3), np.float32), "b": np.zeros(2)}, "b .*nothing$"),
+    ):
+        with pytest.raises(DataError, match=rf"/00002\.safetensors: {words}"):
+            shards.append(fields)
+    assert len(shards) == 2 and not shards.path(2).exists()
+
+
+def test_joined_rows_are_iterated_and_converted():
+    joined = ShardedArray([np.arange(2, dtype=np.int32), np.arange(2, 5, dtype=np.int32)])
+    assert [int(row) for row in joined] == [0, 1, 2, 3, 4] and joined.dtype == np.int32
+    assert np.asarray(joined).dtype == np.int32
+    assert np.asarray(joined, dtype=np.float32).dtype == np.float32
+    assert joined.take(np.array([4])).shape == (1,) and len(joined.take(np.array([4, 0]))) == 2

@@ -299,16 +299,14 @@ def test_a_unet_with_a_hook_anywhere_takes_no_adapter(saved, unet_factory):
             load_adapter(fresh, directory)
 
 
-def test_an_active_style_stays_active_and_as_trainable_as_it_was(saved, unet_factory):
+def test_an_active_style_stays_active_and_nothing_becomes_trainable(saved, unet_factory):
     _, directory = saved
-    for trained in (True, False):
-        fresh = Bare(unet=unet_factory(), identity_channel=None, shading_channel=None)
-        for parameter in add_lora(fresh.unet, LoraSettings(rank=2), name="style"):
-            parameter.requires_grad_(trained)
-        load_adapter(fresh, directory)
-        assert set(fresh.unet.active_adapters()) == {"style", "makeup"}
-        assert {parameter.requires_grad for parameter in lora_parameters(fresh.unet, name="style")} == {trained}
-        assert not any(parameter.requires_grad for parameter in lora_parameters(fresh.unet))
+    fresh = Bare(unet=unet_factory().requires_grad_(False), identity_channel=None, shading_channel=None)
+    for parameter in add_lora(fresh.unet, LoraSettings(rank=2), name="style"):
+        parameter.requires_grad_(False)
+    load_adapter(fresh, directory)
+    assert set(fresh.unet.active_adapters()) == {"style", "makeup"}
+    assert not any(parameter.requires_grad for parameter in fresh.unet.parameters())
 
 
 def test_a_whole_unet_has_a_format_of_its_own_and_no_path_of_this_machine(unet, tmp_path):
