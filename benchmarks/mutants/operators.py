@@ -51,7 +51,10 @@ _WRAPPERS = {"abs", "clip", "sorted", "round", "normalize", "exp", "log", "rever
 _SYMMETRIC = {"min", "max", "minimum", "maximum", "isinstance", "array_equal", "equal", "isclose", "zip", "hypot"}
 _MESSAGES = {"warn", "warning", "info", "debug", "print"}  # with all that stands in them: they decide no number
 _LEFT_ALONE = {"fullmatch", "getLogger"}
-_LOOKS = {"indent", "stacklevel"}  # how a file is laid out, and which line a warning names
+# Arguments that no number depends on: a guard that nothing should ever meet (strict, of zip), the layout of a JSON
+# file, the line that a warning names, the form of a result that is read by its first entry, and how many rows are
+# computed at a time.
+_UNSEEN = {"strict", "indent", "stacklevel", "return_dict", "batch", "block", "at_once"}
 _SEEDED = re.compile(r"rng|seed|Seed|sha|hash|digest|Generator", re.ASCII)
 
 
@@ -127,9 +130,11 @@ class _Finder:
         for name, value in ast.iter_fields(node):
             if name in skipped:
                 continue
+            if name == "kw_defaults":
+                value = [d for a, d in zip(node.kwonlyargs, value, strict=True) if a.arg not in _UNSEEN]
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.keyword) and child.arg in {"strict", *_LOOKS}:
-                    continue  # strict is of zip: a guard that nothing should ever meet
+                if isinstance(child, ast.keyword) and child.arg in _UNSEEN and isinstance(child.value, ast.Constant):
+                    continue
                 if isinstance(child, ast.keyword) and child.arg in ("dim", "axis"):
                     yield from self._axis(child.value)  # of matrices -1 and 1 are the same
                 elif name == "args" and isinstance(child, ast.UnaryOp) and isinstance(child.operand, ast.Constant):

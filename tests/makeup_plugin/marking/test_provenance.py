@@ -5,6 +5,7 @@ import io
 import tomllib
 from io import BytesIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from makeup_plugin.marking.provenance import (
     make_records,
     read_provenance,
     save_image,
+    sheet_record,
     software_version,
+    xmp_packet,
 )
 from tests.full_disk import largest_file
 
@@ -57,6 +60,10 @@ def record(**changes) -> Provenance:
     return Provenance(**{**settings, **changes})
 
 
+def image_software(found: dict) -> str:
+    return f"{found['software']} {found['software_version']}"
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_metadata_survive_the_file(tmp_path, suffix):
     path = save_image(picture(), tmp_path / f"out{suffix}", record(prompt="Zoë <smiles> & laughs"))
@@ -67,7 +74,11 @@ def test_metadata_survive_the_file(tmp_path, suffix):
     with Image.open(path) as image:
         image.load()
         if suffix == ".png":
-            assert image.info["Software"] == f"{found['software']} {found['software_version']}"
+            assert image.info["Software"] == image_software(found)
+            assert image.info["Comment"] == found["statement"]
+        else:
+            tags = image.getexif()
+            assert (tags[0x0131], tags[0x010E]) == (image_software(found), found["statement"])
         xmp = image.info.get("xmp") or image.info["XML:com.adobe.xmp"]
     text = xmp if isinstance(xmp, str) else xmp.decode("utf-8")
     assert DIGITAL_SOURCE_TYPE in text and text.count("trainedAlgorithmicMedia") == 1
@@ -134,6 +145,28 @@ def test_prompt_is_hashed_unless_asked_and_local_paths_stay_private(tmp_path):
     assert one.prompt_sha256 == "87e45dcde1a748c130dff849bdb2645435e342c27057ce56af99c3dc33da99bf"
     (two,) = make_records(model="owner/model", record_prompt=True, **arguments)
     assert two.prompt == "a man" and two.model == "owner/model"
+
+
+def test_records_of_a_batch_stand_in_its_order_and_a_sheet_has_one_for_all():
+    options = {"model": "owner/model", "watermark": "w", "record_prompt": True, "settings": {"steps": 4}}
+    first, second = make_records(prompts=["a", "b"], has_face=[True, False], seeds=[1, None], **options)
+    assert (first.prompt, first.has_reference_face, first.seed) == ("a", True, 1)
+    assert (second.prompt, second.has_reference_face, second.seed) == ("b", False, None)
+    assert second.settings == {"steps": 4, "index_in_batch": 1} and second.software_version == software_version()
+    sheet = sheet_record(model="owner/model", prompts=["a", "b"])
+    assert (sheet.prompt, sheet.prompt_sha256, sheet.seed, sheet.watermark) == (None, hash_prompt("a\nb"), None, None)
+    assert sheet.has_reference_face and sheet.settings == {"sheet": True, "index_in_batch": 0}
+    assert sheet.ai_generated is True
+
+
+def test_a_jpeg_is_of_high_quality_and_xmp_is_well_formed(tmp_path):
+    image = picture()
+    saved = save_image(image, tmp_path / "a.JPG", record())
+    image.save(tmp_path / "b.jpg", quality=95)
+    assert np.array_equal(as_floats(Image.open(saved)), as_floats(Image.open(tmp_path / "b.jpg")))
+    text = xmp_packet(record(statement="a < b & c", software="<s>"))
+    tree = ElementTree.fromstring(text.split("?>", 1)[1].rsplit("<?", 1)[0])
+    assert {"a < b & c", DIGITAL_SOURCE_TYPE, "<s> "} <= set(tree.itertext())
 
 
 @pytest.mark.parametrize("size", [64, 96, 256, 512])
