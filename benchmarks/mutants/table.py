@@ -214,6 +214,26 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "DRAWS_AT_ONCE = 1 << 24  # people drawn at a time by the bootstrap, so that many people need little memory",
         "DRAWS_AT_ONCE = 1 << 25  # people drawn at a time by the bootstrap, so that many people need little memory",
     ): "the number of draws at a time changes memory alone",
+    (
+        "makeup_plugin.marking.watermark",
+        "level = min(max(level, low + 1), high - 1)",
+        "level = min(max(level, low - 1), high - 1)",
+    ): "the search tries other levels and finds the same one",
+    (
+        "makeup_plugin.marking.watermark",
+        "level = min(max(level, low + 1), high - 1)",
+        "level = min(max(level, low + 2), high - 1)",
+    ): "the search tries other levels and finds the same one",
+    (
+        "makeup_plugin.marking.watermark",
+        "level = _expected_level(image, values, scale, grid, corrections) if tries < 6 else (low + high) // 2",
+        "level = _expected_level(image, values, scale, grid, corrections) if tries <= 6 else (low + high) // 2",
+    ): "the search tries other levels and finds the same one",
+    (
+        "makeup_plugin.marking.watermark",
+        "level = _expected_level(image, values, scale, grid, corrections) if tries < 6 else (low + high) // 2",
+        "level = _expected_level(image, values, scale, grid, corrections) if tries < 7 else (low + high) // 2",
+    ): "the search tries other levels and finds the same one",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 
