@@ -39,8 +39,9 @@ class MTCNNDetector:
     def __init__(self, *, min_face_size: int = 20, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)) -> None:
         self._cascade = Mtcnn(min_face_size=min_face_size, thresholds=thresholds)
 
-    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
-        boxes, points, scores = self._cascade(image)
+    def detect(self, image: NDArray[np.uint8], coarse: int | None = None) -> list[Face]:
+        """Finds all faces, best score first. coarse: see `Mtcnn`."""
+        boxes, points, scores = self._cascade(image, coarse)
         faces = [
             Face(box=box.astype(np.float32), landmarks=five.astype(np.float32), score=float(score))
             for box, five, score in zip(boxes, points, scores, strict=True)

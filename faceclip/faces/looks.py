@@ -43,6 +43,23 @@ class FaceDetector(Protocol):
         ...
 
 
+class CoarseDetector(Protocol):
+    def detect(self, image: NDArray[np.uint8], coarse: int | None = None) -> list[Face]:
+        """Finds all faces, or quickly those of at least `coarse` px."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coarsely:
+    """A detector that looks quickly, and for faces of at least `smallest` px."""
+
+    detector: CoarseDetector
+    smallest: int
+
+    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+        return self.detector.detect(image, self.smallest)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One attempt on a picture: it is resized by `scale`, then gets a border of `padding` × the longer side."""

@@ -6,6 +6,7 @@ key point right and down by about 2 % of the face. Here onnxruntime follows the 
 """
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,19 +63,28 @@ class Mtcnn:
             name: value for name, value in vars(self).items() if not isinstance(value, onnxruntime.InferenceSession)
         }
 
-    def __call__(self, image: NDArray[np.uint8]) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
-        """Faces of an RGB image (H, W, 3): boxes (N, 4) x1, y1, x2, y2, key points (N, 5, 2), scores (N,)."""
-        boxes = self._propose(image)
-        boxes = self._refine_boxes(image, boxes)
+    def __call__(
+        self, image: NDArray[np.uint8], coarse: int | None = None
+    ) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
+        """Faces of an RGB image (H, W, 3): boxes (N, 4) x1, y1, x2, y2, key points (N, 5, 2), scores (N,).
+
+        coarse: side in pixels of the smallest face looked for, in place of `min_face_size`. Proposals and their
+        refinement then read halved copies of the image; the boxes and key points still come from the image itself.
+        """
+        copies = [image]
+        while coarse is not None and min(copies[-1].shape[:2]) >= 2 * PROPOSAL_SIZE:
+            copies.append(_halved(copies[-1]))
+        boxes = self._propose(copies, coarse or self.min_face_size)
+        boxes = self._refine_boxes(copies, boxes)
         return self._output_boxes(image, boxes)
 
-    def _propose(self, image: NDArray[np.uint8]) -> Boxes:
-        height, width = image.shape[:2]
+    def _propose(self, copies: Sequence[NDArray[np.uint8]], min_face_size: int) -> Boxes:
+        height, width = copies[0].shape[:2]
         found = [np.empty((0, 9))]
-        scale = PROPOSAL_SIZE / self.min_face_size
+        scale = PROPOSAL_SIZE / min_face_size
         while min(height, width) * scale >= PROPOSAL_SIZE:
             size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
-            resized = _normalize(_resize(image, size))
+            resized = _normalize(_resize(_smallest(copies, size), size))
             # The networks were converted from a column-major framework: they take (N, W, H, 3).
             view = np.ascontiguousarray(resized.transpose(1, 0, 2))[None]
             offsets, scores = _run(self._proposal, view, "conv2d_4", "softmax")
@@ -89,8 +99,8 @@ class Mtcnn:
         extent = np.tile(candidates[:, 2:4] - candidates[:, :2], 2)
         return np.fix(_square(candidates[:, :4] + candidates[:, 5:] * extent))
 
-    def _refine_boxes(self, image: NDArray[np.uint8], boxes: Boxes) -> Boxes:
-        crops, boxes = _crop_all(image, boxes, REFINE_SIZE)
+    def _refine_boxes(self, copies: Sequence[NDArray[np.uint8]], boxes: Boxes) -> Boxes:
+        crops, boxes = _crop_all(copies, boxes, REFINE_SIZE)
         if len(boxes) == 0:
             return boxes
         offsets, scores = _run(self._refine, crops, "dense_2", "softmax_1")
@@ -102,7 +112,7 @@ class Mtcnn:
     def _output_boxes(
         self, image: NDArray[np.uint8], boxes: Boxes
     ) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
-        crops, boxes = _crop_all(image, boxes, OUTPUT_SIZE)
+        crops, boxes = _crop_all([image], boxes, OUTPUT_SIZE)
         if len(boxes) == 0:
             return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
         offsets, points, scores = _run(self._output, crops, "dense_5", "dense_6", "softmax_2")
@@ -199,18 +209,46 @@ def _regress(boxes: Boxes, offsets: NDArray[np.floating]) -> Boxes:
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)
 
 
-def _crop_all(image: NDArray[np.uint8], boxes: Boxes, size: int) -> tuple[NDArray[np.float32], Boxes]:
-    """Transposed crops (N, size, size, 3), black outside, and the boxes that touch the image."""
-    height, width = image.shape[:2]
+def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Half of the image, without the last row or column where there is an odd number of them."""
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    return cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _smallest(copies: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The smallest of the copies, each half of the one before, that has at least this width and height."""
+    enough = [copy for copy in copies if copy.shape[1] >= size[0] and copy.shape[0] >= size[1]]
+    return enough[-1] if enough else copies[0]
+
+
+def _crop_all(copies: Sequence[NDArray[np.uint8]], boxes: Boxes, size: int) -> tuple[NDArray[np.float32], Boxes]:
+    """Transposed crops (N, size, size, 3), black outside, and the boxes that touch the image.
+
+    copies: the image, and copies of it, each half of the one before. A crop is read from the smallest in which it has
+    `size` pixels.
+    """
+    height, width = copies[0].shape[:2]
     corners = boxes.astype(np.int64)
     inside = (corners[:, 2] >= 1) & (corners[:, 3] >= 1) & (corners[:, 0] <= width) & (corners[:, 1] <= height)
     usable = inside & (corners[:, 2] >= corners[:, 0]) & (corners[:, 3] >= corners[:, 1])
     crops = np.empty((int(usable.sum()), size, size, 3), dtype=np.uint8)
-    for crop, (x1, y1, x2, y2) in zip(crops, corners[usable].tolist(), strict=True):
-        left, top, right, bottom = max(x1, 1), max(y1, 1), min(x2, width), min(y2, height)
-        patch = image[top - 1 : bottom, left - 1 : right]
-        if (left, top, right, bottom) != (x1, y1, x2, y2):
-            patch = np.zeros((y2 - y1 + 1, x2 - x1 + 1, 3), dtype=np.uint8)
-            patch[top - y1 : bottom - y1 + 1, left - x1 : right - x1 + 1] = image[top - 1 : bottom, left - 1 : right]
-        crop[:] = _resize(patch, (size, size)).transpose(1, 0, 2)
+    for crop, corner in zip(crops, corners[usable].tolist(), strict=True):
+        level = min(len(copies) - 1, int(np.log2(max(1, (corner[2] - corner[0] + 1) // size))))
+        crop[:] = _resize(_patch(copies[level], corner, 1 << level), (size, size)).transpose(1, 0, 2)
     return _normalize(crops), boxes[usable]
+
+
+def _patch(image: NDArray[np.uint8], corner: Sequence[int], zoom: int) -> NDArray[np.uint8]:
+    """The box `corner` (x1, y1, x2, y2, pixels from 1) of a picture that is `zoom` times as large as `image`; black
+    outside."""
+    height, width = image.shape[:2]
+    x1, y1 = round((corner[0] - 1) / zoom), round((corner[1] - 1) / zoom)
+    x2, y2 = max(x1 + 1, round(corner[2] / zoom)), max(y1 + 1, round(corner[3] / zoom))
+    left, top = max(x1, 0), max(y1, 0)
+    right, bottom = max(left, min(x2, width)), max(top, min(y2, height))
+    inside = image[top:bottom, left:right]
+    if (left, top, right, bottom) == (x1, y1, x2, y2):
+        return inside
+    patch = np.zeros((y2 - y1, x2 - x1, 3), dtype=np.uint8)
+    patch[top - y1 : bottom - y1, left - x1 : right - x1] = inside
+    return patch

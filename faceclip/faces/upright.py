@@ -28,7 +28,10 @@ _OVERLAP = 0.3  # intersection over union at which two faces are one
 
 
 def detect_upright(
-    image: NDArray[np.uint8], detector: FaceDetector, attempts: Sequence[Attempt] | None = None
+    image: NDArray[np.uint8],
+    detector: FaceDetector,
+    attempts: Sequence[Attempt] | None = None,
+    close: FaceDetector | None = None,
 ) -> list[Face]:
     """Like `detect_with_retries`, with the turned faces of a picture that lies on its side or upside down.
 
@@ -36,20 +39,22 @@ def detect_upright(
     explains better are left out unless they are found there, and so are, in such a picture, faces that no look
     confirms. Where given `attempts` find nothing, other turns are not looked at: who gives them, as for a reduced
     picture, goes on with all attempts, and a face that these find as the picture lies comes before one of another turn.
+    `close` looks at aligned crops, `detector` if it is None: its scores are what the thresholds were measured on.
     """
+    close = close or detector
     found = detect_with_retries(image, detector, attempts)
     if not found and attempts is not None:
         return []
-    turns = [0 if face.score >= CLEAR else best_turn(image, face, detector) for face in found]
+    turns = [0 if face.score >= CLEAR else best_turn(image, face, close) for face in found]
     if found and not any(turns):
         return found
     faces = [
         face
         for face, turn in zip(found, turns, strict=True)
-        if not turn and _confidence(image, face, detector, 0) >= BETTER
+        if not turn and _confidence(image, face, close, 0) >= BETTER
     ]
     for turn in sorted(set(turns) - {0}) if found else (1, 2, 3):
-        for face in _in_turned(image, detector, turn, thorough=bool(found)):
+        for face in _in_turned(image, detector, close, turn, thorough=bool(found)):
             if all(overlap(face.box, other.box) < _OVERLAP for other in faces):
                 faces.append(face)
     return sorted(faces, key=lambda face: -face.score)
@@ -68,7 +73,9 @@ def best_turn(image: NDArray[np.uint8], face: Face, detector: FaceDetector) -> i
     return best if others[best] > as_found + BETTER else 0
 
 
-def _in_turned(image: NDArray[np.uint8], detector: FaceDetector, turn: int, *, thorough: bool) -> list[Face]:
+def _in_turned(
+    image: NDArray[np.uint8], detector: FaceDetector, close: FaceDetector, turn: int, *, thorough: bool
+) -> list[Face]:
     """The upright faces of the turned picture, in pixels of the given one. Not thorough: the first attempt alone, and
     only likely faces."""
     turned = np.ascontiguousarray(np.rot90(image, turn))
@@ -76,8 +83,8 @@ def _in_turned(image: NDArray[np.uint8], detector: FaceDetector, turn: int, *, t
     attempts = None if thorough else attempts_for(height, width)[:1]
     faces = []
     for face in detect_with_retries(turned, detector, attempts):
-        upright = _confidence(turned, face, detector, 0)
-        if upright < (BETTER if thorough else LIKELY) or best_turn(turned, face, detector):
+        upright = _confidence(turned, face, close, 0)
+        if upright < (BETTER if thorough else LIKELY) or best_turn(turned, face, close):
             continue
         corners = turn_points(face.box.reshape(2, 2), -turn, height, width)
         box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])

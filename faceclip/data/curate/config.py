@@ -5,6 +5,7 @@ from typing import Literal
 
 from faceclip.data.curate.backends import Backend
 from faceclip.data.curate.catalog import USUAL, choose_measures
+from faceclip.data.curate.measures import SMALLEST
 from faceclip.data.curate.rules import KeepConfig, active_rules
 from faceclip.data.curate.shards import table_schema
 from faceclip.data.mapping import DataConfig
@@ -35,6 +36,11 @@ class CurateConfig:
     splits: tuple[str, ...] = setting(("train",), "splits of the data; near-duplicates are searched across all of them")
     measures: tuple[str, ...] = setting(USUAL, "shipped measures; identity needs the extra photos")
     plugins: tuple[str, ...] = setting((), "your own measures, MODULE:NAME, for example a detector of NSFW pictures")
+    smallest_face: int = setting(
+        36,
+        "px; side of the smallest face that the detector mtcnn looks for. 20: also the small ones of a background, by "
+        "its usual search, which takes twice the time",
+    )
     keep: KeepConfig = field(default_factory=KeepConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     backend: Backend = setting("inline", "inline, processes (data.workers of them), or ray (RAY_ADDRESS)")
@@ -52,6 +58,8 @@ class CurateConfig:
             raise ConfigError(f"splits: expected different names of splits, got {list(self.splits)}")
         if not 0 <= self.thumbnails <= 100:
             raise ConfigError(f"thumbnails: 0 to 100 are expected, got {self.thumbnails}")
+        if self.smallest_face < SMALLEST:
+            raise ConfigError(f"smallest_face: at least {SMALLEST} px are expected, got {self.smallest_face}")
         if self.pairs.per_person < 1:
             raise ConfigError(f"pairs.per_person: must be at least 1, got {self.pairs.per_person}")
         active_rules(self.keep, table_schema(choose_measures(self.measures, self.plugins)))

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -16,10 +16,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from faceclip.errors import ConfigError
-from faceclip.faces.looks import Face, FaceDetector, detect_with_retries, look_reduced
+from faceclip.faces.looks import (
+    Attempt,
+    CoarseDetector,
+    Coarsely,
+    Face,
+    FaceDetector,
+    attempts_for,
+    detect_with_retries,
+    look_reduced,
+)
 from faceclip.faces.upright import detect_upright
 
 Figures = Mapping[str, Any]
+SMALLEST = 20  # px, smallest face of MTCNN's usual search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +38,8 @@ class Picture:
 
     pixels (H, W, 3): uint8 RGB, turned upright by EXIF. encoded: size of its file in bytes. detector: finds its faces.
     turned: whether faces are also looked for on their side and upside down. detect_px: longer side at which they are
-    looked for first; 0: at the picture's own.
+    looked for first; 0: at the picture's own. coarse: side in px of the smallest face looked for by the detector, which
+    is a `CoarseDetector` then; 0: what the detector finds.
     """
 
     pixels: NDArray[np.uint8]
@@ -36,6 +47,7 @@ class Picture:
     detector: FaceDetector
     turned: bool = True
     detect_px: int = 0
+    coarse: int = 0
 
     @cached_property
     def grey(self) -> NDArray[np.uint8]:
@@ -45,13 +57,22 @@ class Picture:
     @cached_property
     def faces(self) -> list[Face]:
         """All detected faces, the largest first."""
-        look = detect_upright if self.turned else detect_with_retries
         found: list[Face] = []
         if 0 < self.detect_px < max(self.grey.shape):
-            found = look_reduced(
-                self.pixels, self.detect_px, lambda small, attempts: look(small, self.detector, attempts)
-            )
-        return sorted(found or look(self.pixels, self.detector), key=lambda face: -face.area)
+            zoom = self.detect_px / max(self.grey.shape)
+            found = look_reduced(self.pixels, self.detect_px, lambda small, attempts: self._look(small, zoom, attempts))
+        return sorted(found or self._look(self.pixels, 1.0, None), key=lambda face: -face.area)
+
+    def _look(self, view: NDArray[np.uint8], zoom: float, attempts: Sequence[Attempt] | None) -> list[Face]:
+        """The faces in a view that is `zoom` times as large as the picture."""
+        detector: FaceDetector = self.detector
+        if self.coarse:
+            zoom *= (attempts or attempts_for(*view.shape[:2]))[0].scale  # large pictures are looked at smaller
+            smallest = max(SMALLEST, round(self.coarse * min(zoom, 1.0)))
+            detector = Coarsely(detector=cast(CoarseDetector, self.detector), smallest=smallest)
+        if self.turned:
+            return detect_upright(view, detector, attempts, close=self.detector)
+        return detect_with_retries(view, detector, attempts)
 
 
 @dataclass(frozen=True, kw_only=True)

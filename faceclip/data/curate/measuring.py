@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from faceclip.data.curate.backends import run_shards
 from faceclip.data.curate.catalog import choose_measures
 from faceclip.data.curate.config import CurateConfig
+from faceclip.data.curate.measures import SMALLEST
 from faceclip.data.curate.shards import Measured, Plan, Shard, table_schema
 from faceclip.data.curate.source import SplitReader
 from faceclip.data.rejects import EXAMPLES
@@ -72,9 +73,16 @@ class Measuring:
             max_pixels=config.data.max_pixels,
             turned=config.data.turned,
             detect_px=config.data.detect_px,
+            coarse=self.coarse,
         )
         self.folder = self.out / MEASURES
         self._claim()
+
+    @property
+    def coarse(self) -> int:
+        """Side in px of the smallest face looked for; 0: the detector's own, in its usual search."""
+        wanted = self.config.smallest_face
+        return wanted if self.config.data.detector == "mtcnn" and wanted > SMALLEST else 0
 
     @property
     def request(self) -> dict[str, Any]:
@@ -88,6 +96,7 @@ class Measuring:
             # The key of folders without these words stays as it was.
             **({} if data.turned else {"turned": False}),
             **({"detect_px": data.detect_px} if data.detect_px else {}),
+            **({"smallest_face": self.coarse} if self.coarse else {}),
             **{name: getattr(data, name) for name in ("max_pixels", "limit", "shard_rows")},
         }
 

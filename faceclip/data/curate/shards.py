@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from faceclip.data.portrait_reader import REASONS, build_detector
 from faceclip.data.row_files import read_file
 from faceclip.errors import ConfigError, FaceError
 from faceclip.faces.images import load_image
-from faceclip.faces.looks import Face, FaceDetector
+from faceclip.faces.looks import CoarseDetector, Face, FaceDetector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Plan:
     max_pixels: int
     turned: bool = True
     detect_px: int = 0
+    coarse: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,14 @@ def _measured(
     data = row.picture if isinstance(row.picture, bytes) else read_file(Path(row.picture), row.key)
     clock = _Clock(detector)
     pixels = load_image(data, max_pixels=plan.max_pixels, name=row.key)
-    picture = Picture(pixels=pixels, encoded=len(data), detector=clock, turned=plan.turned, detect_px=plan.detect_px)
+    picture = Picture(
+        pixels=pixels,
+        encoded=len(data),
+        detector=clock,
+        turned=plan.turned,
+        detect_px=plan.detect_px,
+        coarse=plan.coarse,
+    )
     seconds["decode"] += time.process_time() - start
     figures: dict[str, Any] = {}
     for measure in measures:
@@ -143,10 +151,12 @@ class _Clock:
     def __init__(self, detector: FaceDetector) -> None:
         self.detector, self.seconds = detector, 0.0
 
-    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+    def detect(self, image: NDArray[np.uint8], coarse: int | None = None) -> list[Face]:
         start = time.process_time()
         try:
-            return self.detector.detect(image)
+            if coarse is None:
+                return self.detector.detect(image)
+            return cast(CoarseDetector, self.detector).detect(image, coarse)
         finally:
             self.seconds += time.process_time() - start
 

@@ -79,6 +79,15 @@ def test_finds_what_the_package_own_driver_finds(detector):
     assert np.abs(np.array(ours)[:, :2] - corners).max() < 10
 
 
+def test_a_coarse_look_finds_faces_above_its_limit(detector):
+    group = load_image(GROUP)
+    group = group[: group.shape[0] // 2 * 2 - 1]  # an odd height, whose halves leave a row out
+    faces = sorted(detector.detect(group, coarse=36), key=lambda face: face.box[0])
+    assert np.abs(np.array([face.landmarks[0] for face in faces]) - GROUP_EYES).max() < 8
+    largest = max(np.sqrt(face.area) for face in faces)
+    assert detector.detect(group, coarse=round(2 * largest)) == []
+
+
 def test_policies_on_the_group_photo(detector):
     image = load_image(GROUP)
     everyone = find_faces(image, detector, policy="all")

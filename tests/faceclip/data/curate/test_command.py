@@ -381,6 +381,7 @@ def test_other_data_or_measures_in_one_folder_are_refused(curated, photos):
         {"data": {"limit": 2}},
         {"data": {"turned": False}},
         {"data": {"detect_px": 256}},
+        {"smallest_face": 20},
     ):
         with pytest.raises(ConfigError, match=rf"out={curated}"):
             curate(config(photos, curated, **words))
@@ -403,6 +404,7 @@ def test_a_changed_shard_is_noticed(photos, tmp_path):
         (["out={tmp}/out", "measures=[size]", "keep.max_text=.5"], "keep.max_text"),
         (["out={tmp}/out", "measures=[size]", "keep.duplicates=2"], "keep.duplicates"),
         (["out={tmp}/out", "pairs.low=.5"], "pairs"),
+        (["out={tmp}/out", "smallest_face=19"], "smallest_face"),
         (["out={tmp}/out", "measures=[size]", "splits=[test]"], "test"),
         ([], "out"),
     ],

@@ -113,6 +113,19 @@ def test_faces_are_looked_for_in_a_reduced_picture_first(portrait):
     assert np.array_equal(found.landmarks, whole.landmarks)
 
 
+def test_faces_below_the_smallest_one_are_looked_for_in_the_usual_search_only(portrait):
+    room = np.full((500, 500, 3), 127, np.uint8)
+    room[100:160, 100:160] = cv2.resize(portrait.pixels, (60, 60), interpolation=cv2.INTER_AREA)
+    room[200:450, 200:450] = portrait.pixels
+    assert len(looked_at(room).faces) == 2
+    (found,) = Picture(pixels=room, encoded=1000, detector=DETECTOR, coarse=36).faces
+    (whole,) = portrait.faces
+    np.testing.assert_allclose(found.landmarks, whole.landmarks + 200, atol=0.1 * np.ptp(whole.landmarks[:2, 0]))
+    # Looked at in a quarter of its size, a face of 36 px has 9 and a detector finds those from 20 on.
+    (reduced,) = Picture(pixels=room, encoded=1000, detector=DETECTOR, coarse=36, detect_px=125).faces
+    assert abs(reduced.landmarks - found.landmarks).max() < 0.15 * np.ptp(whole.landmarks[:2, 0])
+
+
 def test_hashes_survive_jpeg_and_size_and_that_of_the_face_survives_a_crop(portrait):
     def bits(first: int, second: int) -> int:
         return ((first ^ second) & (1 << 64) - 1).bit_count()
