@@ -234,6 +234,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "level = _expected_level(image, values, scale, grid, corrections) if tries < 6 else (low + high) // 2",
         "level = _expected_level(image, values, scale, grid, corrections) if tries < 7 else (low + high) // 2",
     ): "the search tries other levels and finds the same one",
+    (
+        "eval.arms.scores",
+        "agreed=agreement(sight.landmarks, faces.landmarks, faces.widths),",
+        "agreed=agreement(faces.landmarks, sight.landmarks, faces.widths),",
+    ): "the distance is symmetric",
+    (
+        "eval.arms.scores",
+        "errors = angle_difference(sight.pose, np.asarray(arrays.pose)[rows])",
+        "errors = angle_difference(np.asarray(arrays.pose)[rows], sight.pose)",
+    ): "the distance is symmetric",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from faceclip.errors import CheckpointError, NonFiniteLossError
 from faceclip.storage.locks import locked
 from faceclip.training import Trainer
+from faceclip.training.checkpoints import load_checkpoint, save_checkpoint
 from tests.faceclip.training.test_trainer import Line, Numbers
 from tests.faceclip.training.test_trainer import config as config_of_line
 from tests.faceclip.training.test_trainer_step import Plane, Rows, config
@@ -88,6 +90,38 @@ def test_threads_and_the_facts_of_task_and_caller_belong_to_the_run(tmp_path: Pa
         torch.set_num_threads(before)
     noted = json.loads(next(tmp_path.glob("checkpoints/*/state.json")).read_text())["run"]
     assert {"base": "a", "data": "c", "seed": 0, "batch_size": 3, "samples": 7}.items() <= noted.items()
+
+
+def test_figures_of_speed_lie_within_what_was_spent(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Two steps of two chunks that take a tenth of a second each; of 100 steps 98 are left."""
+    task = Plane()
+    inner = task.loss
+
+    def loss(batch: dict, context) -> tuple:
+        if context.step == 2:
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        return inner(batch, context)
+
+    task.loss = loss
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config(steps=100, accumulate=2, log_every=2), task, Rows(), tmp_path).fit()
+    spent = time.perf_counter() - began
+    (line,) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert 12 / spent < line["samples_per_second"] < 12 / 0.4 and 0 <= line["data_percent"] < 100
+    assert line["memory_gib"] > 0.01
+    minutes, seconds = capfd.readouterr().err.split(" left ")[1].split()[0].split(":")
+    assert 98 * 0.2 - 1 < 60 * int(minutes) + int(seconds) < 98 * spent / 2
+
+
+def test_a_checkpoint_that_says_nothing_of_validation_was_validated(tmp_path: Path) -> None:
+    checkpoint = Trainer(config(), Plane(), Rows(), tmp_path).fit().checkpoint
+    tensors, facts = load_checkpoint(checkpoint)
+    assert facts.pop("validated") is True
+    save_checkpoint(checkpoint.parent, 4, tensors, facts)
+    task = Plane()
+    assert Trainer(config(), task, Rows(), tmp_path).fit().metrics == {} and not task.validated
 
 
 def test_a_loss_that_is_no_number_stops_its_own_step_on_a_cpu(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_the_change_is_grey_and_about_42_db(size: int) -> None:
     assert abs(change.mean()) < 1e-3  # the lowest frequencies, brightness too, stay
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 90), (128, 192), (256, 256), (300, 280)])
+def test_the_weakest_push_is_found_within_three_tries(monkeypatch, height: int, width: int) -> None:
+    """Each try rounds the whole picture; halving the range of pushes would take twelve."""
+    tries, rounded = [], np.round
+    monkeypatch.setattr(np, "round", lambda *given, **options: tries.append(1) or rounded(*given, **options))
+    watermark.embed(slope(height, width))
+    assert 1 <= len(tries) <= 3
+
+
 def test_the_score_does_not_depend_on_brightness_and_contrast() -> None:
     marked = watermark.embed(slope(64, 64))
     assert watermark.score(0.5 * marked + 0.2) == pytest.approx(watermark.score(marked), abs=1e-3)
