@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from faceclip.face3d import shading
 from faceclip.face3d.camera import Camera, pose_vertices, project
-from faceclip.face3d.light import ambient_light, directional_light, shade
+from faceclip.face3d.light import ambient_light, directional_light, shade, shade_pixels
 from faceclip.face3d.model import default_head
 from faceclip.face3d.rasterizer import interpolate, rasterize, vertex_normals
 from faceclip.face3d.shading import shade_face, shading_map
@@ -91,3 +92,61 @@ def test_parameters_shape_the_map() -> None:
     np.testing.assert_array_equal(whole, shading_map(shape, expression, (20, -10, 5), camera, light, 64, model=head))
     plain = shading_map(SHAPE, expression, (20, -10, 5), camera, light, 64)
     assert np.abs(whole.astype(int) - plain).max() > 20
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of what the rasterizer is asked for, in px of the finer map."""
+    windows = []
+
+    def noted(points, faces, height, width, *, corner):
+        windows.append((*corner, corner[0] + width, corner[1] + height))
+        return rasterize(points, faces, height, width, corner=corner)
+
+    monkeypatch.setattr(shading, "rasterize", noted)
+    return windows
+
+
+@pytest.mark.parametrize("camera", [Camera(), Camera(shift_x=0.2, shift_y=-0.1), Camera(scale=0.5, shift_y=0.3)])
+def test_no_more_is_drawn_than_the_face_and_a_margin(drawn: list, camera: Camera) -> None:
+    head, size, times = default_head(), 96, 2
+    posed = pose_vertices(head.vertices(), head.head_weight, (25.0, 10.0, 5.0))
+    shade_face(head, posed, camera, ambient(1.0), size)
+    near = project(posed, camera, size * times)[head.near_face, :2] / times
+    (window,) = drawn
+    for side, (least, most) in enumerate(zip(near.min(axis=0), near.max(axis=0), strict=True)):
+        begin, end = window[side] / times, window[side + 2] / times
+        assert begin == 0 or 1 <= least - begin < 2
+        assert end == size or 2 <= end - most < 3
+        assert 0 <= begin < end <= size
+    assert sum(0 < edge < size * times for edge in window) >= 3
+
+
+@pytest.mark.parametrize("shift", [{"shift_x": 9.0}, {"shift_y": 9.0}, {"shift_x": -9.0}])
+def test_a_face_outside_of_the_map_is_not_drawn(drawn: list, shift: dict) -> None:
+    found = shading_map(SHAPE, NEUTRAL, (0, 0, 0), Camera(**shift), ambient(1.0), 32)
+    assert not found.any() and found.shape == (32, 32, 3) and not drawn
+
+
+def test_all_is_drawn_where_a_point_is_not_finite(drawn: list) -> None:
+    head = default_head()
+    posed = pose_vertices(head.vertices(), head.head_weight, (0.0, 0.0, 0.0))
+    posed[np.flatnonzero(head.face_mask)[0]] = np.nan
+    shade_face(head, posed, Camera(), ambient(1.0), 32, supersample=1)
+    assert drawn == [(0, 0, 32, 32)]
+
+
+def test_pixels_are_shaded_by_hand() -> None:
+    """One triangle whose corners look at the viewer and of which two belong to the face, in four finer pixels."""
+    faces, triangle = np.array([[0, 1, 2]], np.int32), np.array([[0, 0], [-1, 0]], np.int32)
+    weights = np.array([[[1, 0, 0], [0.5, 0, 0.5]], [[0, 0, 0], [0.25, 0.5, 0.25]]], np.float32)
+    values = np.array([[0, 0, 2, 1], [0, 0, 2, 1], [0, 0, 2, 0]], np.float32)
+
+    def shaded(level: float, times: int, grey: float = 0.4) -> list[list[int]]:
+        found = np.zeros((2 // times, 2 // times, 1), np.uint8)
+        shade_pixels(triangle, weights, faces, values, ambient(level)[:, :1].copy(), grey, times, found)
+        return found[..., 0].tolist()
+
+    assert shaded(1.0, 1) == [[102, 0], [0, 102]]  # half of a face is none
+    assert shaded(1.0, 2) == [[51]]
+    assert shaded(-1.0, 1) == [[0, 0], [0, 0]] and shaded(9.0, 1) == [[255, 0], [0, 255]]
