@@ -244,6 +244,31 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "errors = angle_difference(sight.pose, np.asarray(arrays.pose)[rows])",
         "errors = angle_difference(np.asarray(arrays.pose)[rows], sight.pose)",
     ): "the distance is symmetric",
+    (
+        "faceclip.training.sampler",
+        "self._epoch, self._order = -1, np.empty((0, batch_size), dtype=np.int64)",
+        "self._epoch, self._order = -1, np.empty((1, batch_size), dtype=np.int64)",
+    ): "nothing is read before the first epoch is drawn, and any negative number stands for no epoch",
+    (
+        "faceclip.training.sampler",
+        "self._epoch, self._order = -1, np.empty((0, batch_size), dtype=np.int64)",
+        "self._epoch, self._order = -2, np.empty((0, batch_size), dtype=np.int64)",
+    ): "nothing is read before the first epoch is drawn, and any negative number stands for no epoch",
+    (
+        "faceclip.training.sampler",
+        "self._epoch, self._order = -1, np.empty(0, dtype=np.int64)",
+        "self._epoch, self._order = -1, np.empty(1, dtype=np.int64)",
+    ): "nothing is read before the first epoch is drawn",
+    (
+        "train_generator.terms.identity",
+        "return sample.prediction.sum() * 0.0",
+        "return sample.prediction.mean() * 0.0",
+    ): "both are zero, with a gradient of zeros",
+    (
+        "train_generator.terms.latent",
+        '"latent_features": feature_distance(seen.features, true.features),',
+        '"latent_features": feature_distance(true.features, seen.features),',
+    ): "the distance is symmetric",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

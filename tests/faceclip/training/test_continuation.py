@@ -123,6 +123,19 @@ def test_what_differs_is_named_and_what_one_side_lacks_is_unknown(tmp_path: Path
     assert "(a was 2, now 1, b was y, now x)" in str(refusal.value) and str(tmp_path) in str(refusal.value)
 
 
+def test_other_processes_take_the_same_samples_if_accumulation_makes_up_for_them(tmp_path: Path) -> None:
+    theirs = {"processes": 2, "accumulate": 3, "seed": 0}
+    for ours in (theirs, theirs | {"processes": 1, "accumulate": 6}, theirs | {"processes": 6, "accumulate": 1}):
+        check_same_run(tmp_path, ours, theirs)
+    for changes in ({"processes": 1}, {"processes": 3, "accumulate": 3}, {"processes": 1, "accumulate": 6, "seed": 1}):
+        with pytest.raises(CheckpointError) as refusal:
+            check_same_run(tmp_path, theirs | changes, theirs)
+        assert ("seed was 0, now 1" in str(refusal.value)) == ("seed" in changes)
+        assert ("product is 6" in str(refusal.value)) == ("seed" not in changes)
+    with pytest.raises(CheckpointError, match=r"\(accumulate was 3, now 4\)"):
+        check_same_run(tmp_path, theirs | {"accumulate": 4}, theirs)
+
+
 def test_what_older_checkpoints_leave_unsaid() -> None:
     run = {"seed": 1}
     assert noted_run({"run": run}) == {"seed": 1, "layout": "replicated", "init": "none"}

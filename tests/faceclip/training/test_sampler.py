@@ -68,6 +68,24 @@ def test_a_step_takes_the_same_batches_on_any_number_of_ranks(groups: np.ndarray
         assert taken[0] == taken[1] == taken[2]
 
 
+def test_groups_are_drawn_as_in_earlier_releases() -> None:
+    groups = np.array([0, 1, 0, 0, 1, 0, 2, 0])
+    sampler = GroupedSampler(groups, seed=3, batch_size=2)
+    drawn = [7, 0, 6, 6, 2, 3, 4, 1, 5, 7, 6, 6, 5, 7, 0, 3, 3, 2, 1, 4]
+    assert [row for number in range(10) for row, _ in sampler.slots(2 * number, 2)] == drawn
+    other = GroupedSampler(groups, seed=4, batch_size=2)
+    assert [row for number in range(10) for row, _ in other.slots(2 * number, 2)] != drawn
+    for start, count in ((0, 4), (0, 1), (3, 2)):
+        with pytest.raises(ValueError, match=f"slots {start} to {start + count} "):
+            sampler.slots(start, count)
+    with pytest.raises(EmptyDatasetError):
+        GroupedSampler(np.zeros(0, np.int64), seed=3, batch_size=2)
+
+
+def test_a_source_without_groups_is_ordered_by_its_length_and_the_seed() -> None:
+    assert sampler_of(Draws(), 5, 3).slots(0, 12) == OrderedSampler(9, 5).slots(0, 12)
+
+
 class Draws(MapSource):
     """A source whose samples are one draw each."""
 
@@ -83,6 +101,16 @@ class Batches(Draws):
         return {"index": indices, "draw": [rng.random() for rng in rngs], "whole": True}
 
 
+class Whole(MapSource):
+    """A source of whole batches alone."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def get_batch(self, indices: list[int], rngs: list[np.random.Generator]) -> dict:
+        return {"index": indices, "draw": [rng.random() for rng in rngs]}
+
+
 class Collated(Draws):
     def collate(self, samples: list[dict]) -> dict:
         return {"count": len(samples), "last": samples[-1]["draw"]}
@@ -94,6 +122,8 @@ def test_a_batch_gives_every_slot_its_own_generator() -> None:
     found = fetch(Draws(), slots, seed=5)
     assert found["index"].tolist() == [7, 2, 7] and found["draw"].tolist() == expected
     assert fetch(Batches(), slots, seed=5) == {"index": [7, 2, 7], "draw": expected, "whole": True}
+    single = Whole().get(7, sample_rng(5, 7, 0))
+    assert single == {"index": 7, "draw": expected[0]}
     assert fetch(Collated(), slots, seed=5) == {"count": 3, "last": expected[-1]}
 
 

@@ -74,6 +74,8 @@ def test_the_noisiest_samples_within_the_window_that_know_the_person_count(faces
         True,
         False,
     ]
+    clear = sample_of([999, 0], [True, True])  # also a sample without noise goes before those that do not count
+    assert gradient_rows(facial_perceptual_loss(clear, faces, limit=1, **options), clear) == [False, True]
     nothing = facial_perceptual_loss(sample, faces, below=10, limit=8, at_once=2)
     assert nothing == 0 and nothing.requires_grad
 
@@ -104,6 +106,7 @@ def test_a_face_is_told_from_those_of_others_and_not_from_its_own_person():
     expected = -torch.tensor([1.2, 1.6, 0.0]).log_softmax(0)[0]
     found = others(seen, own, torch.tensor([7]))
     torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(others(3 * seen, own, torch.tensor([7])), expected)
     found.backward()
     assert seen.grad[0, 0] < 0 < seen.grad[0, 1]  # towards its own person, away from the one it looks like
     assert not others.state_dict()

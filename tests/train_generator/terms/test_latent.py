@@ -36,6 +36,10 @@ def test_losses_count_known_persons_and_named_attributes():
     torch.testing.assert_close(losses["latent_features"], feature_distance(seen.features, true.features))
     assert gradient_rows(losses["latent_identity"] + losses["latent_attributes"], sample) == [True, False]
 
+    both = latent_losses(replace(sample, knows_person=torch.ones(2).bool()), reader, draw(), attributes=False)
+    expected = 1 - torch.cosine_similarity(seen.identity, sample.batch["target_identity"]).mean()
+    torch.testing.assert_close(both["latent_identity"], expected)
+
     assert latent_losses(sample, reader, draw(), attributes=False).keys() == {"latent_identity", "latent_features"}
     silent = replace(sample, knows_person=torch.zeros(2).bool(), batch={**sample.batch, "named": named & False})
     losses = latent_losses(silent, reader, draw(), attributes=True)
