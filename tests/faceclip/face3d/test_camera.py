@@ -36,6 +36,16 @@ def test_projection_by_hand() -> None:
     assert found.dtype == np.float32
 
 
+def test_places_of_neck_and_view_are_those_of_earlier_releases() -> None:
+    """Fits and renders were made with them: a point in decimetres is where it was."""
+    point = np.array([[1.0, 8.0, 2.0]], np.float32)
+    np.testing.assert_allclose(project(point, Camera(), 315)[0], [265.1081, 61.8649, 1.05], atol=1e-3)
+    turned = pose_vertices(point, np.ones(1), (90, 0, 0))
+    np.testing.assert_allclose(turned, [[2 - 0.45, 8.0, 0.45 - 1]], atol=1e-6)
+    turned = pose_vertices(point, np.ones(1), (0, 0, 90))
+    np.testing.assert_allclose(turned, [[8 - 6.55, 6.55 - 1, 2.0]], atol=1e-5)
+
+
 def test_a_camera_is_four_numbers() -> None:
     camera = Camera(scale=1.25, shift_x=0.5, shift_y=-0.25, distance=12.0)
     assert camera.to_array().tolist() == [1.25, 0.5, -0.25, 12.0] and Camera.from_array(camera.to_array()) == camera
