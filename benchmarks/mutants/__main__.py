@@ -17,6 +17,7 @@ import gc
 import importlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -29,7 +30,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.mutants.operators import Mutation, draw
-from benchmarks.mutants.table import DESELECTED, EQUIVALENT, MODULES, source_file
+from benchmarks.mutants.table import BOUNDS, DESELECTED, EQUIVALENT, MODULES, source_file
 
 WANTED = 0.9  # share of mutants to be killed
 MARGIN = 4  # a mutant's tests may use this multiple of the processor time that the unchanged module's take …
@@ -105,13 +106,21 @@ def sample(root: Path, modules: list[str], count: int, seed: int) -> list[tuple[
     queues = {}
     for module in modules:
         source = source_file(module, root).read_text()
-        spare = sum(known[0] == module for known in EQUIVALENT)
+        spare = sum(known[0] == module for known in EQUIVALENT) + 20 * (module in BOUNDS)
         found = draw(source, 2 + count * 2 // len(modules) + spare, random.Random(f"{seed} {module}"))
-        queues[module] = [m for m in found if (module, *m.lines(source)) not in EQUIVALENT]
+        queues[module] = [m for m in found if visible(module, m, source)]
     order = random.Random(seed).sample(modules, len(modules))
     turns = [(turn, module) for turn in range(count) for module in order if turn < len(queues[module])]
     drawn = [(module, queues[module][turn]) for turn, module in turns[:count]]
     return sorted(drawn, key=lambda pair: (modules.index(pair[0]), pair[1].line))
+
+
+def visible(module: str, mutation: Mutation, source: str) -> bool:
+    """Whether a test could see the mutation, as far as the table knows."""
+    before, after = mutation.lines(source)
+    if module in BOUNDS and mutation.kind == "comparison" and mutation.text in ("<", "<=", ">", ">="):
+        return re.search(r"\d\.\d", before) is None
+    return (module, before, after) not in EQUIVALENT
 
 
 def copy_tree(root: Path, target: Path) -> Path:

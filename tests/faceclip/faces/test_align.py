@@ -209,6 +209,14 @@ def test_landmarks_are_those_of_a_face_in_the_picture(change, good):
             check_landmarks(points, 200, 160, "photo 3")
 
 
+@pytest.mark.parametrize("center", [(150, 100), (10, 100), (80, 10), (80, 190)])
+def test_a_large_face_may_leave_the_picture_by_its_size_and_no_further(center):
+    points = ARCFACE_TEMPLATE_112 - ARCFACE_TEMPLATE_112.mean(axis=0)
+    check_landmarks(9 * points + center, 200, 160, "photo 3")
+    with pytest.raises(BadLandmarksError, match=r"^photo 3: .* outside of 160×200"):
+        check_landmarks(11 * points + center, 200, 160, "photo 3")
+
+
 def test_tensors_of_other_shapes_are_named():
     for images, landmarks in (((2, 3, 8, 8), (1, 5, 2)), ((3, 8, 8), (3, 5, 2)), ((2, 3, 8, 8), (2, 4, 2))):
         with pytest.raises(ValueError, match=str(landmarks[0])):

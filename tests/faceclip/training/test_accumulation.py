@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from faceclip.losses import sigmoid_contrastive_loss
-from faceclip.training.accumulation import accumulate_exactly, first_pass
+from faceclip.training.accumulation import accumulate_exactly, first_pass, pull_back
 
 ROWS, WIDTH = 24, 10
 
@@ -81,6 +81,25 @@ def test_generators_beside_torchs_own_are_used_again() -> None:
         assert drawn[-1] == drawn[number]
     encode(rows[:12])
     assert drawn[-1] not in drawn[:-1]  # later draws are not affected
+
+
+def test_the_loss_own_gradients_are_returned_on_request() -> None:
+    """For a trainer that divides them among its processes: nothing is added to `.grad`."""
+    torch.manual_seed(0)
+    model, rows = Encoder(dropout=0.0), torch.randn(ROWS, WIDTH)
+    model.loss(model.features(rows)).backward()
+    expected = gradients(model)
+    unused = torch.ones(1, requires_grad=True)
+    parameters = [model.log_scale, unused, model.bias]
+    first = first_pass(model.features, rows.split([5, 12, 7]), model.loss, parameters=parameters)
+    torch.testing.assert_close(first.own[0], expected["log_scale"])
+    torch.testing.assert_close(first.own[2], expected["bias"])
+    assert first.own[1] is None and all(parameter.grad is None for parameter in model.parameters())
+    assert [len(cotangent["query"]) for cotangent in first.cotangents] == [5, 12, 7]
+    for chunk, cotangents in zip(rows.split([5, 12, 7]), first.cotangents, strict=True):
+        pull_back(model.features(chunk), cotangents).backward()
+    for name in ("query.0.weight", "target.weight"):
+        torch.testing.assert_close(model.get_parameter(name).grad, expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_frozen_targets_and_bad_chunks():
