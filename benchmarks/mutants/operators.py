@@ -200,6 +200,7 @@ class _Finder:
         plain = [a for a in node.args if not isinstance(a, ast.Starred)]
         if (
             name not in _SYMMETRIC
+            and not (name == "clip" and len(plain) == 3)  # the larger of the first two, whichever is the bound
             and len(plain) == len(node.args) >= 2
             and not any(isinstance(a, ast.Constant) for a in node.args[:2])
         ):

@@ -82,9 +82,9 @@ DESELECTED = (
     "tests/faceclip/published/test_checkpoint.py::test_every_published_key_has_its_place_at_full_size",
 )
 
-# Modules whose bounds of continuous places, such as `z > 0.7`, are met exactly by no pixel. Nobody can see there to
-# which side a bound belongs, so that is never drawn.
-BOUNDS = ("faceclip.people.render",)
+# Modules whose bounds of continuous numbers, such as `z > 0.7`, are met exactly by no pixel and no draw. Nobody can see
+# there to which side a bound belongs, so that is never drawn.
+BOUNDS = ("faceclip.people.render", "faceclip.people.sample")
 
 # (module, line, mutated line), without indentation → why no test can tell the two apart. These are never drawn.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
@@ -328,6 +328,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return first, min(last, int(np.ceil(place)) + 1)",
         "return first, min(last, int(np.ceil(place)) + 2)",
     ): "more pixels are tested and the same ones drawn",
+    (
+        "faceclip.faces.align",
+        "if finer > 1:",
+        "if finer >= 1:",
+    ): "once the size is the same map again",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 
