@@ -276,9 +276,7 @@ def generator_words(preset: str, setting: Setting) -> list[str]:
         words = [f"base={parts / 'base'}", f"encoder={parts / 'encoder'}", "licence=openrail++", f"size={size}"]
         words += setting.pick([], ["adapter.identity.heads=2", "adapter.identity.dim_head=8", "adapter.lora_rank=4"])
     else:
-        words = ["base=tiny", "fitter=tiny/fitter", f"encoder={setting.work / 'encoder'}", "latent_recognizer=''"]
-        if preset == "small":  # those of a network that does not ship are 0
-            words += [f"loss.latent_{name}=0" for name in ("identity", "attributes", "features")]
+        words = ["base=tiny", "fitter=tiny/fitter", f"encoder={setting.work / 'encoder'}"]
     words += setting.pick([], ["loss.sampled_rows=1", "loss.sampled_steps=2"])
     return ["--preset", preset, *words, "validation_rows=1", "sample_steps=2"]
 

@@ -21,7 +21,7 @@ from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
 from train_generator.config import PRESETS, GeneratorConfig
 from train_generator.features import load_features
-from train_generator.loading import build_pipeline, load_latent_recognizer
+from train_generator.loading import build_pipeline
 from train_generator.samples import GenerationSource
 from train_generator.task import GeneratorTask
 from train_generator.terms.alignment import check_regions
@@ -57,23 +57,9 @@ def prepare(config: GeneratorConfig) -> Trainer:
     else:
         begun = "none"
         add_adapter(pipeline, config.adapter)
-    reader = None
-    if config.loss.reads_latents:
-        channels, side = features[0].latents.shape[1:3]
-        reader = load_latent_recognizer(
-            config.latent_recognizer,
-            latents=(channels, side),
-            vocabularies=features[0].arrays.vocabularies,
-            embedding_dim=pipeline.joint_encoder.face_encoder.config.embedding_dim,
-            attributes=config.loss.latent_attributes > 0,
-        )
-    task = GeneratorTask(pipeline, config, features[1], reader, training=features[0])
+    task = GeneratorTask(pipeline, config, features[1], training=features[0])
     source = GenerationSource(
-        features[0],
-        config.dropout,
-        same_picture=config.same_picture,
-        pair_cosine=config.pair_cosine,
-        attributes=task.attributes,
+        features[0], config.dropout, same_picture=config.same_picture, pair_cosine=config.pair_cosine
     )
     if config.same_picture < 1 and len(source.alone):
         print(f"{len(source.alone):,} persons have a single picture, which is their own reference", flush=True)

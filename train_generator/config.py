@@ -59,8 +59,7 @@ class LossConfig:
 
     On a base that predicts velocity down to zero signal, min-SNR weights (Hang et al. 2023) would give no weight to the
     noisiest steps, which decide layout and pose; the plain mean is right there. The facial perceptual loss needs low
-    noise, at which the estimated clean image shows a face. The network of the latent losses reads noisy latents, needs
-    no decoding, and counts at all timesteps. The sampled identity (reward feedback,
+    noise, at which the estimated clean image shows a face. The sampled identity (reward feedback,
     `train_generator.terms.sampled_identity`) looks at pictures that the model draws from noise itself.
 
     offset_noise: share of noise that is constant over each channel of a picture (Guttenberg 2023), so that a base
@@ -82,11 +81,6 @@ class LossConfig:
     identity: float = setting(0.1, "weight of the facial perceptual loss on the estimated clean picture", least=0)
     identity_below: int = setting(300, "the facial perceptual loss counts at timesteps up to this one")
     identity_rows: int = setting(8, "most samples of a batch decoded for the facial perceptual loss", least=1)
-    latent_identity: float = setting(
-        0.0, "weight of the identity read from noisy latents by latent_recognizer", least=0
-    )
-    latent_attributes: float = setting(0.0, "weight of the named attributes, read by the same network", least=0)
-    latent_features: float = setting(0.0, "weight of the distance of its features to the true latents'", least=0)
     offset_noise: float = setting(0.0, "share of noise that is constant over each channel; 0: none", least=0)
     identity_contrast: float = setting(
         0.0,
@@ -103,11 +97,6 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "loss.")
-
-    @property
-    def reads_latents(self) -> bool:
-        """Whether any term needs the latent recognizer."""
-        return bool(self.latent_identity or self.latent_attributes or self.latent_features)
 
 
 @dataclass(kw_only=True)
@@ -147,9 +136,8 @@ class GeneratorConfig:
     """Settings of stage 2: LoRA, identity channel and shading channel on a frozen base.
 
     `encoder` and `image_tower` are what `faceclip.published.load_faceclip` and `faceclip.towers.pretrained.load_tower`
-    take; a published FaceCLIP has no image tower of its own. The latent recognizer must belong to this autoencoder,
-    schedule and recognizer. The export contains base, encoder, fitter and the adapter of `init`, so `licence` must
-    include their licences. An interrupted run resumes without `init`.
+    take; a published FaceCLIP has no image tower of its own. The export contains base, encoder, fitter and the adapter
+    of `init`, so `licence` must include their licences. An interrupted run resumes without `init`.
     """
 
     data: str | DataConfig = setting(
@@ -159,9 +147,6 @@ class GeneratorConfig:
     image_tower: str = setting("", "image tower that reads references; '': the export's own", resume="free", path=True)
     base: str = setting("tiny", "directory with vae, unet, scheduler, or a shipped name", resume="free", path=True)
     fitter: str = setting("tiny/fitter", "3D fitter saved with the pipeline; '': none", resume="free", path=True)
-    latent_recognizer: str = setting(
-        "", "export of that tower, which losses loss.latent_… need", resume="free", path=True
-    )
     licence: str = setting(
         "Apache-2.0", "of the export; name another where a part's licence asks for it", resume="free"
     )

@@ -1,6 +1,6 @@
-"""Loads what trainings need: the base with the frozen encoder, and the latent recognizer."""
+"""Loads the base with the frozen encoder, and other frozen networks of trainings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,6 @@ from faceclip.towers.image import ImageTower
 from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.pretrained import load_tower
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
 from train_generator.config import GeneratorConfig
 from train_generator.precision import DTYPES, Frozen, half_variant, norms_in_float32
@@ -174,46 +173,3 @@ def _fitter(name: str) -> nn.Module | None:
 
     path = Path(name) if Path(name).is_dir() else weights.path(name)
     return load_frozen(FaceFitter, path, "fitter", "train it by `python -m train_encoder.towers.fitter`")
-
-
-def load_latent_recognizer(
-    name: str,
-    *,
-    latents: tuple[int, int],
-    vocabularies: Mapping[str, Sequence[str]],
-    embedding_dim: int | None = None,
-    attributes: bool = False,
-) -> LatentRecognizer:
-    """Loads the frozen latent recognizer from the folder `name`.
-
-    latents: (channels, side). vocabularies: of the data set. embedding_dim: of the recognizer. attributes: whether
-    their loss is used.
-
-    Raises CheckpointError if it is damaged or belongs to other latents or embeddings, and, with `attributes`, if it
-    reads none or has other vocabularies than the data; ConfigError if `name` is empty or the data have no attributes.
-    """
-    remedy = "train one by `python -m train_generator.towers.latent_recognizer`"
-    if not name:
-        raise ConfigError(f"latent_recognizer: name its export, which losses loss.latent_… need; {remedy}")
-    model = load_frozen(LatentRecognizer, Path(name), "latent_recognizer", remedy)
-    wanted = {"channels": latents[0], "side": latents[1]}
-    if embedding_dim is not None:
-        wanted["embedding_dim"] = embedding_dim
-    if found := {key: model.config[key] for key, value in wanted.items() if model.config[key] != value}:
-        raise CheckpointError(
-            f"latent_recognizer={name} has {found}, needed is {wanted}: train one for this autoencoder and recognizer, "
-            "or set the weights of its losses to 0"
-        )
-    if attributes and not model.attributes:
-        raise CheckpointError(f"latent_recognizer={name} reads no attributes: set the weight of their loss to 0")
-    if attributes and not vocabularies:
-        raise ConfigError(
-            "loss.latent_attributes: photos have no attributes, unless their captions were made; set it to 0"
-        )
-    for attribute, values in (model.config.vocabularies or {}).items() if attributes else ():
-        if list(values) != list(vocabularies.get(attribute, ())):
-            raise CheckpointError(
-                f"latent_recognizer={name} reads {attribute} as one of {list(values)}, the data set knows "
-                f"{list(vocabularies.get(attribute, ()))}: train one on this data set"
-            )
-    return model

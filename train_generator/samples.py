@@ -1,12 +1,9 @@
 """Training samples of stage 2: a reference picture of a person, a description, and the target picture."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceclip.data.arrays import FaceArrays
 from faceclip.data.masks import mask_number, mask_of
 from faceclip.data.portraits import People
 from faceclip.data.records import REGIONS, Phrase
@@ -17,7 +14,6 @@ from faceclip.training import MapSource
 from makeup_plugin.phrases import phrase_token_mask
 from train_generator.config import DropoutConfig
 from train_generator.reference_features import ReferenceFeatures
-from train_generator.towers.attributes import attribute_classes
 
 MAX_PHRASES = 6
 
@@ -31,9 +27,9 @@ class GenerationSource(MapSource):
 
     Fields: latents (C, h, w), shading (3, H, W) uint8, landmarks (5, 2) px, target_identity (E,), time_ids (6,) and the
     number person () of the target; face_tokens (P, W), face_identity (E,) and image_tokens (T, V) of the reference;
-    tokens (77,); phrase_masks (M, H, W) uint8 and phrase_tokens (M, 77) bool of the described regions; classes (A,) of
-    `attributes` and named (A,) bool, whether the text names them; keep_text, keep_face, keep_identity and keep_shading,
-    bool. Raises DataError if all persons have a single picture and `same_picture` is below 1.
+    tokens (77,); phrase_masks (M, H, W) uint8 and phrase_tokens (M, 77) bool of the described regions; keep_text,
+    keep_face, keep_identity and keep_shading, bool. Raises DataError if all persons have a single picture and
+    `same_picture` is below 1.
     """
 
     def __init__(
@@ -43,21 +39,16 @@ class GenerationSource(MapSource):
         *,
         same_picture: float,
         pair_cosine: tuple[float, float] = (-1.0, 1.0),
-        attributes: Sequence[str] = (),
     ) -> None:
         self.features, self.dropout, self.same_picture = features, dropout, same_picture
         self.pair_cosine = pair_cosine
-        self.attributes = tuple(attributes)
-        arrays = features.arrays
-        self.classes = np.empty((len(arrays), 0), np.int64)
-        if isinstance(arrays, FaceArrays):
-            self.classes = attribute_classes(arrays, self.attributes)
         self.people = People(np.asarray(features.arrays.identity))
         self.alone = self.people.with_fewer(2)
         if same_picture < 1 and len(self.alone) == len(self.people):
             raise DataError(
-                f"{arrays.names[self.alone[0]]}, like everyone here, has a single picture: stage 2 takes another one "
-                "as the reference; give more, or set same_picture=1, where every reference is the target itself"
+                f"{features.arrays.names[self.alone[0]]}, like everyone here, has a single picture: stage 2 takes "
+                "another one as the reference; give more, or set same_picture=1, where every reference is the target "
+                "itself"
             )
 
     def __len__(self) -> int:
@@ -68,7 +59,7 @@ class GenerationSource(MapSource):
         """Numbers (N,) that are equal for portraits of the same shape; None if all have the same."""
         return self.features.groups
 
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor | bool]:
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray | torch.Tensor | int]:
         features, arrays = self.features, self.features.arrays
         reference = index
         if rng.random() >= self.same_picture:
@@ -106,8 +97,6 @@ class GenerationSource(MapSource):
             "tokens": tokenize(prefix + text)[0],
             "phrase_masks": masks,
             "phrase_tokens": words,
-            "classes": self.classes[index],
-            "named": np.array([keep_text and name in caption.named for name in self.attributes], bool),
             "keep_text": keep_text,
             "keep_face": keep_face,
             "keep_identity": not everything and not alone and bool(draw[3] >= self.dropout.identity),

@@ -19,7 +19,6 @@ from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.attention import layers_at
 from makeup_plugin.conditioning import Conditions, build_conditions
 from makeup_plugin.diffusion import NoiseSchedule
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from makeup_plugin.marking.provenance import save_image, sheet_record
 from makeup_plugin.shading import rows_with_map
 from train_generator.checkpointing import checkpoint_gradients
@@ -31,7 +30,6 @@ from train_generator.samples import GenerationSource
 from train_generator.terms.alignment import aligned_phrases, predict_aligned
 from train_generator.terms.denoising import denoising_loss
 from train_generator.terms.identity import LatentFaces, OtherPeople, facial_perceptual_loss
-from train_generator.terms.latent import latent_losses
 from train_generator.terms.prior import prior_loss
 from train_generator.terms.sample import Sample, join
 from train_generator.terms.sampled_identity import finished_identity_distance, sampled_identity_loss, sampler_stops
@@ -41,8 +39,7 @@ from train_generator.validation_pictures import draw_pictures, picture_figures, 
 class GeneratorTask(Task):
     """Stage 2 as a task of the shared trainer.
 
-    pipeline: already has the adapter. latent_recognizer: frozen, for the losses `loss.latent_…`. training: the split
-    whose faces are the negatives of `loss.identity_contrast`.
+    pipeline: already has the adapter. training: the split whose faces are the negatives of `loss.identity_contrast`.
     """
 
     def __init__(
@@ -50,7 +47,6 @@ class GeneratorTask(Task):
         pipeline: FaceMakeUpPipeline,
         config: GeneratorConfig,
         validation: ReferenceFeatures,
-        latent_recognizer: LatentRecognizer | None = None,
         training: ReferenceFeatures | None = None,
     ) -> None:
         self.pipeline, self.config, self.validation = pipeline, config, validation
@@ -58,7 +54,6 @@ class GeneratorTask(Task):
             name: getattr(pipeline, name)
             for name in ("unet", "identity_channel", "shading_channel", "joint_encoder", "vae")
         }
-        parts["latent_recognizer"] = latent_recognizer
         others = other_people(training, config.loss) if training is not None else None
         parts["others"] = others
         self.modules = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
@@ -74,23 +69,17 @@ class GeneratorTask(Task):
         # Whether each step does the same work on every rank, for any samples: `train_generator.terms.rows`.
         self.same_work = False
         self.layers = layers_at(pipeline.unet, config.loss.alignment_factor) if config.loss.alignment else []
-        self.attributes: tuple[str, ...] = ()
-        if latent_recognizer is not None and config.loss.latent_attributes:
-            self.attributes = tuple(latent_recognizer.attributes)
         self.validation_source = GenerationSource(
-            validation, config.dropout, same_picture=float(config.same_picture == 1), attributes=self.attributes
+            validation, config.dropout, same_picture=float(config.same_picture == 1)
         )
 
     def facts(self) -> dict[str, str]:
-        """Returns hashes of the stage-1 export, the base and the latent recognizer, with which alone a run may
-        resume."""
+        """Returns hashes of the stage-1 export and the base, with which alone a run may resume."""
         pipeline = self.pipeline
         parts = {
             "encoder": module_hash(pipeline.joint_encoder) + module_hash(pipeline.image_encoder),
             "base": self.base_hash + module_hash(pipeline.vae) + settings_text(pipeline.scheduler.config),
         }
-        if "latent_recognizer" in self.modules:
-            parts["latent_recognizer"] = module_hash(self.modules["latent_recognizer"])
         return {name: bytes_hash(part.encode())[:16] for name, part in parts.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]] | None:
@@ -129,7 +118,7 @@ class GeneratorTask(Task):
             noise = noise + share * torch.randn((*clean.shape[:2], 1, 1), generator=generator, device=clean.device)
         timesteps = torch.randint(len(self.schedule), (len(clean),), generator=generator, device=clean.device)
         sample = self.sample(batch, noise, timesteps)
-        total, parts = self.terms(sample, generator, fixed=self.same_work)
+        total, parts = self.terms(sample, fixed=self.same_work)
         config = self.config.loss
         if config.sampled_identity:
             drawn = None
@@ -177,9 +166,7 @@ class GeneratorTask(Task):
             alignment=alignment,
         )
 
-    def terms(
-        self, sample: Sample, generator: torch.Generator, *, fixed: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, sample: Sample, *, fixed: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum of all terms on noised pictures, and each term by its name in the log.
 
         fixed: whether every term computes the largest possible number of samples (`train_generator.terms.rows`).
@@ -201,11 +188,6 @@ class GeneratorTask(Task):
         if config.prior:
             parts["prior"] = prior_loss(sample, self.pipeline.unet, fixed=fixed)
             total = total + config.prior * parts["prior"]
-        if "latent_recognizer" in self.modules:
-            reader, attributes = self.modules["latent_recognizer"], bool(config.latent_attributes)
-            seen = latent_losses(sample, reader, generator, attributes=attributes)
-            total = total + sum(getattr(config, name) * value for name, value in seen.items())
-            parts |= seen
         return total, {f"loss_{name}": value.detach() for name, value in parts.items()}
 
     @torch.no_grad()
@@ -238,7 +220,7 @@ class GeneratorTask(Task):
             count = int(aligned_phrases(part, config.alignment_factor))
             aligned, phrases = aligned + samples[-1].alignment * count, phrases + count
         sample = join(samples, batch=batch, alignment=aligned / max(phrases, 1))
-        total, parts = self.terms(sample, generator)
+        total, parts = self.terms(sample)
         figures = {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
         if config.sampled_identity:
             figures["loss_sampled_identity"] = finished_identity_distance(
@@ -259,9 +241,6 @@ class GeneratorTask(Task):
     def figures(self) -> tuple[str, ...]:
         """Returns the names of `validate`'s figures."""
         config, names = self.config.loss, ["loss", "loss_noise", "loss_alignment", "loss_identity"]
-        if "latent_recognizer" in self.modules:
-            names += ["loss_latent_identity", "loss_latent_features"]
-            names += ["loss_latent_attributes"] if config.latent_attributes else []
         names += ["loss_prior"] if config.prior else []
         names += ["loss_sampled_identity"] if config.sampled_identity else []
         return (*names, *(picture_names(self.pipeline) if self.config.validation_pictures else ()))

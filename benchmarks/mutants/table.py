@@ -45,7 +45,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "train_generator.terms.alignment": ("tests/train_generator/terms/test_alignment.py",),
     "train_generator.terms.denoising": ("tests/train_generator/terms/test_denoising.py",),
     "train_generator.terms.identity": ("tests/train_generator/terms/test_identity.py",),
-    "train_generator.terms.latent": ("tests/train_generator/terms/test_latent.py",),
     "makeup_plugin.sampling": ("tests/makeup_plugin/test_sampling.py",),
     "makeup_plugin.saving.adapters": (
         "tests/makeup_plugin/saving/test_adapters.py",
@@ -268,11 +267,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return sample.prediction.sum() * 0.0",
         "return sample.prediction.mean() * 0.0",
     ): "both are zero, with a gradient of zeros",
-    (
-        "train_generator.terms.latent",
-        '"latent_features": feature_distance(seen.features, true.features),',
-        '"latent_features": feature_distance(true.features, seen.features),',
-    ): "the distance is symmetric",
     (
         "faceclip.face3d.rasterizer",
         "if abs(slope) <= 1e-3:",

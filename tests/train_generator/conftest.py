@@ -3,21 +3,15 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.towers.face import FaceViT
 from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from tests.stages import save_base, save_towers
 from train_generator.config import GeneratorConfig
 from train_generator.reference_features import ReferenceFeatures, reference_features
-
-QUIET = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0", "loss.alignment=0"]
-READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +29,6 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     )
     encoder.eval().save_pretrained(root / "encoder")
     ImageTower.from_pretrained(root / "towers" / "image").save_pretrained(root / "encoder" / "image_tower")
-    torch.manual_seed(2)
-    LatentRecognizer(4, 16, (16, 16), 1, 32, READ).save_pretrained(root / "reader")
-    reader = [
-        f"latent_recognizer={root / 'reader'}",
-        "loss.latent_identity=0.3",
-        "loss.latent_attributes=0.2",
-        "loss.latent_features=0.5",
-    ]
     channels = [
         "adapter.lora_rank=2",
         "adapter.identity.depth=1",
@@ -67,7 +53,6 @@ def arguments(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> l
         f"base={root / 'base'}",
         "fitter=''",
         f"cache={root / 'cache'}",
-        *reader,
         *channels,
         *trainer,
     ]

@@ -1,13 +1,10 @@
 """Bad input of stage 2 is refused by name before anything is trained."""
 
-import re
-
 import pytest
 
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import ConfigError
 from faceclip.training import parse_config
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from tests.stages import run, save_base
 from tests.train_generator.conftest import word_of
 from train_generator.__main__ import main
@@ -56,29 +53,6 @@ def test_a_base_of_another_width_is_refused(arguments, tmp_path):
     assert status == 2
     assert "width 96" in output
     assert "gives 64" in output
-
-
-def test_a_latent_recognizer_of_other_embeddings_is_refused(arguments, tmp_path, capsys):
-    LatentRecognizer(4, 16, (16, 16), 1, 24).save_pretrained(tmp_path / "reader")
-    words = [*arguments, f"out={tmp_path / 'run'}", f"latent_recognizer={tmp_path / 'reader'}"]
-    assert main(words) == 2
-    assert re.search(r"latent_recognizer=.* has \{'embedding_dim': 24\}.*'embedding_dim': 32", capsys.readouterr().err)
-    assert main([*words[:-1], "latent_recognizer=/nowhere"]) == 2
-    assert "/nowhere" in capsys.readouterr().err
-    assert main([*words[:-1], "latent_recognizer=''"]) == 2
-    assert "error: latent_recognizer: " in capsys.readouterr().err
-
-
-def test_a_latent_recognizer_of_other_attributes_is_refused(arguments, tmp_path, capsys):
-    words = [*arguments, f"out={tmp_path / 'run'}", f"latent_recognizer={tmp_path / 'reader'}"]
-    LatentRecognizer(4, 16, (16, 16), 1, 32).save_pretrained(tmp_path / "reader")
-    assert main(words) == 2
-    assert "reads no attributes" in capsys.readouterr().err
-    LatentRecognizer(4, 16, (16, 16), 1, 32, {"hat": ["none", "crown"]}).save_pretrained(tmp_path / "reader")
-    assert main(words) == 2
-    assert "reads hat as one of ['none', 'crown'], the data set knows" in capsys.readouterr().err
-    assert main([*words, "loss.latent_features=-1"]) == 2
-    assert "loss.latent_features: must be at least 0, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

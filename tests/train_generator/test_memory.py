@@ -13,7 +13,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from faceclip.data.arrays import load_arrays
 from faceclip.data.blocks import kept_rows
-from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import DataError
 from faceclip.towers.face import FaceViT
@@ -21,7 +20,6 @@ from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from faceclip.training import StepContext, parse_config
 from faceclip.training.sampler import fetch
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from tests.full_disk import largest_file
 from tests.stages import save_base, save_towers
 from train_generator.adapter import add_adapter
@@ -31,8 +29,6 @@ from train_generator.reference_features import ReferenceFeatures, reference_feat
 from train_generator.task import GeneratorTask
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.vae import batch_at, encode_mean
-
-READ = {name: list(VOCABULARIES[name]) for name in ("beard", "glasses")}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +57,6 @@ def parts(tiny_dataset: Path, tmp_path_factory) -> tuple[list[str], ReferenceFea
         "adapter.identity.dim_head=8",
         "loss.alignment=0.5",
         "loss.identity_below=700",
-        "loss.latent_identity=0.3",
-        "loss.latent_attributes=0.2",
-        "loss.latent_features=0.5",
         "sample_steps=1",
         "size=64",
         "loss.sampled_identity=0.3",
@@ -89,8 +82,7 @@ def task_of(parts: tuple[list[str], ReferenceFeatures], *words: str) -> Generato
     pipeline = build_pipeline(config)
     add_adapter(pipeline, config.adapter)
     torch.manual_seed(3)  # the same however many numbers the adapter drew
-    reader = LatentRecognizer(4, 16, (16, 16), 1, 32, READ).requires_grad_(False).eval()
-    task = GeneratorTask(pipeline, config, parts[1], reader)
+    task = GeneratorTask(pipeline, config, parts[1])
     with torch.no_grad():
         for parameter in task.modules.parameters():
             if parameter.requires_grad:

@@ -10,18 +10,16 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 import train_generator.__main__
-from faceclip.data.records import VOCABULARIES
 from faceclip.encoder import FaceCLIP
 from faceclip.towers.image import ImageTower
 from faceclip.training import parse_config
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from tests.stages import kill_after_checkpoint, run, same_weights, save_base, start, stop_before_checkpoints
 from tests.train_generator.conftest import features_of, word_of
 from train_generator.__main__ import main
 from train_generator.adapter import add_adapter
 from train_generator.config import PRESETS, GeneratorConfig
-from train_generator.loading import build_pipeline, load_latent_recognizer
+from train_generator.loading import build_pipeline
 from train_generator.task import GeneratorTask
 
 
@@ -37,8 +35,7 @@ def test_two_halves_with_a_kill_equal_one_run(arguments, tmp_path):
     assert same_weights(whole / "export", broken / "export")
 
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    names = ("noise", "alignment", "identity", "latent_identity", "latent_attributes", "latent_features")
-    losses = {f"loss_{name}" for name in names}
+    losses = {f"loss_{name}" for name in ("noise", "alignment", "identity")}
     assert losses | {"samples_per_second"} <= lines[0].keys()
     assert (whole / "samples" / "000008.png").is_file()
 
@@ -106,12 +103,6 @@ def test_a_run_on_another_encoder_is_not_resumed(arguments, tmp_path, capsys):
     scheduler.save_pretrained(base / "scheduler")
     assert main([*words, f"base={base}"]) == 2
     assert "cannot resume exactly (base was " in capsys.readouterr().err
-    reader = LatentRecognizer.from_pretrained(word_of(arguments, "latent_recognizer"))
-    with torch.no_grad():
-        reader.identity.bias.add_(1e-3)
-    reader.save_pretrained(tmp_path / "reader")
-    assert main([*words, f"latent_recognizer={tmp_path / 'reader'}"]) == 2
-    assert "cannot resume exactly (latent_recognizer was " in capsys.readouterr().err
     assert main([*words, "trainer.steps=3"]) == 0, capsys.readouterr()
 
 
@@ -126,8 +117,7 @@ def test_a_validation_draws_fixed_people_and_tells_figures_that_choose_the_best(
     config = parse_config(GeneratorConfig, words, presets=PRESETS)
     pipeline = build_pipeline(config)
     add_adapter(pipeline, config.adapter)
-    reader = load_latent_recognizer(config.latent_recognizer, latents=(4, 16), vocabularies=VOCABULARIES)
-    task = GeneratorTask(pipeline, config, features_of(config, pipeline), reader)
+    task = GeneratorTask(pipeline, config, features_of(config, pipeline))
     assert {"step", "kind", *task.figures()} == line.keys()
     assert main([*words, f"out={tmp_path / 'other'}", "trainer.best_metric=picture_identiti"]) == 2
     assert "trainer.best_metric: picture_identiti" in capsys.readouterr().err

@@ -130,9 +130,6 @@ def test_training_on_photos(arguments, tiny_dataset, tmp_path, capsys):
     assert "set loss.alignment=0" in capsys.readouterr().err
     words += ["loss.alignment=0"]
     assert main(words) == 2
-    assert "loss.latent_attributes: photos have no attributes" in capsys.readouterr().err
-    words += ["loss.latent_attributes=0"]
-    assert main(words) == 2
     assert "has a single picture" in capsys.readouterr().err
     assert main([*words, "same_picture=1"]) == 0, capsys.readouterr()
     assert (tmp_path / "run" / "export" / "adapter.json").is_file()
@@ -152,7 +149,6 @@ def test_a_published_encoder_with_a_named_image_tower(arguments, tmp_path, capsy
         f"image_tower={image_tower}",
         "trainer.steps=1",
     ]
-    words += [f"loss.{name}=0" for name in ("latent_identity", "latent_attributes", "latent_features")]
     assert main(words) == 2
     assert f"its licence is {LICENSE}, the export's would be Apache-2.0" in capsys.readouterr().err
     assert main([*words, f"licence=Apache-2.0 AND {LICENSE}"]) == 0

@@ -71,9 +71,6 @@ def words(arguments, table) -> list[str]:
         "photos.frame=whole",
         "photos.min_side=32",
         "loss.alignment=0",
-        "loss.latent_attributes=0",
-        "loss.latent_identity=0",
-        "loss.latent_features=0",
     ]
 
 

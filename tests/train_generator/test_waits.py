@@ -48,7 +48,7 @@ def test_nothing_is_read_or_copied(arguments, tmp_path, monkeypatch, whole):
         context = StepContext(step=0, steps=1, micro_step=0, device=device, generator=torch.Generator())
         loss, parts = task.loss(given, context)
     assert loss.device.type == "cuda" and {value.device.type for value in parts.values()} == {"cuda"}
-    assert parts.keys() >= {"loss_identity", "loss_sampled_identity", "loss_latent_identity", "loss_alignment"}
+    assert parts.keys() >= {"loss_identity", "loss_sampled_identity", "loss_alignment"}
     assert not copies.seen
 
 

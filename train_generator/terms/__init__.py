@@ -5,5 +5,4 @@
 - identity: facial perceptual loss on estimated pictures.
 - sampled_identity: the same by reward feedback, on pictures that the model draws itself.
 - prior: distance from the base's predictions on words alone.
-- latent: person, attributes and features, read from noisy latents by a network.
 """

@@ -31,12 +31,11 @@ from faceclip.training import StepContext, Task
 from faceclip.training.towers.labels import JUDGED
 from makeup_plugin.conditioning import time_ids
 from makeup_plugin.diffusion import NoiseSchedule
-from makeup_plugin.latent_recognizer import read_estimates
 from makeup_plugin.losses import IGNORED, attribute_loss, feature_distance
 from makeup_plugin.saving.shipped import shipped_pipeline
 from train_generator.loading import load_frozen
 from train_generator.towers.alignment import Alignment, middle_features, portrait_tokens, tokens_in_place
-from train_generator.towers.attributes import LatentClassifier
+from train_generator.towers.attributes import LatentClassifier, read_estimates
 from train_generator.towers.command import TowerConfig, run_tower
 from train_generator.towers.frozen import recognizer_at, start_from
 from train_generator.towers.latent_source import LatentSource
@@ -223,7 +222,7 @@ class BaseTask(Task):
         """Returns two losses of the estimated clean latents by the classifier: the cross-entropy of the attributes that
         the text names, and the distance of its features from those of the true latents under the same noise."""
         found, true = read_estimates(
-            self.modules["classifier"].frozen,
+            self.modules["classifier"],
             self.schedule,
             prediction,
             noisy,

@@ -23,7 +23,6 @@ from train_encoder.towers.fitter import FitterConfig
 from train_encoder.towers.recognizer import RecognizerConfig
 from train_generator.config import GeneratorConfig
 from train_generator.towers.base import BaseConfig
-from train_generator.towers.latent_recognizer import LatentRecognizerConfig
 from train_generator.towers.vae import VaeConfig
 
 
@@ -92,7 +91,6 @@ COMMANDS = {
     "fitter": FitterConfig(),
     "vae": VaeConfig(region_weights={"hair": 2.0}),
     "base": BaseConfig(region_weights={"hair": 2.0}),
-    "latent_recognizer": LatentRecognizerConfig(),
 }
 
 

@@ -13,7 +13,6 @@ from faceclip.towers.image import ImageTower
 from faceclip.towers.text import TextTower
 from faceclip.training import parse_config
 from faceclip.training.towers.command import presets_of
-from makeup_plugin.latent_recognizer import LatentRecognizer
 from train_encoder.config import PRESETS as ENCODER_PRESETS
 from train_encoder.config import EncoderConfig
 from train_encoder.towers.clip import ClipConfig
@@ -23,7 +22,6 @@ from train_generator.config import PRESETS as GENERATOR_PRESETS
 from train_generator.config import GeneratorConfig
 from train_generator.towers.base import BaseConfig
 from train_generator.towers.base import make_model as make_unet
-from train_generator.towers.latent_recognizer import LatentRecognizerConfig
 from train_generator.towers.vae import VaeConfig
 from train_generator.towers.vae import make_model as make_vae
 
@@ -38,7 +36,6 @@ TOWERS = {
     "second_recognizer": SecondRecognizerConfig,
     "vae": VaeConfig,
     "base": BaseConfig,
-    "latent_recognizer": LatentRecognizerConfig,
 }
 
 
@@ -85,8 +82,3 @@ def test_sizes_make_models(name):
         added = {"text_embeds": torch.rand(1, widths[1]), "time_ids": torch.rand(1, 6)}
         out = model(latents, 5, encoder_hidden_states=torch.rand(1, 77, sum(widths)), added_cond_kwargs=added).sample
         assert out.shape == latents.shape
-        reader = read(LatentRecognizerConfig, GENERATOR_TOWERS / "latent_recognizer", name)
-        assert reader.size == vae.size
-        channels, side = latents.shape[1:3]
-        network = LatentRecognizer(channels, side, embedding_dim=recognizer.embedding_dim, **vars(reader.model))
-        assert network(latents, torch.tensor([5])).identity.shape == (1, recognizer.embedding_dim)

@@ -19,12 +19,10 @@ from train_generator.reference_features import reference_features
 from train_generator.task import GeneratorTask
 from train_generator.terms.sampled_identity import sampled_estimate, sampled_identity_loss, sampler_stops
 
-LATENTS_OFF = ["loss.latent_identity=0", "loss.latent_attributes=0", "loss.latent_features=0"]
-
 
 @pytest.fixture
 def task(arguments, tmp_path) -> GeneratorTask:
-    words = [*arguments, *LATENTS_OFF, f"out={tmp_path}", "loss.sampled_identity=0.5", "loss.sampled_steps=4"]
+    words = [*arguments, f"out={tmp_path}", "loss.sampled_identity=0.5", "loss.sampled_steps=4"]
     config = parse_config(GeneratorConfig, words, presets=PRESETS)
     pipeline = build_pipeline(config)
     torch.manual_seed(3)

@@ -15,16 +15,13 @@ from safetensors.torch import load_file
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import CheckpointError, ConfigError
 from faceclip.storage.folders import verify
-from faceclip.towers.face import FaceViT
 from faceclip.towers.text import TextTower, tokenize
 from faceclip.towers.text_pair import TextPair
 from faceclip.training import StepContext, parse_config
 from faceclip.training.checkpoints import load_checkpoint, newest_checkpoint
-from faceclip.training.towers.labels import JUDGED
-from makeup_plugin.latent_recognizer import LatentReading, LatentRecognizer
 from makeup_plugin.losses import attribute_loss
 from makeup_plugin.plain_sampling import sample_portraits
-from train_generator.towers import base, latent_recognizer, vae
+from train_generator.towers import base, vae
 from train_generator.towers.captions import tokenized_captions
 from train_generator.towers.latents import cached_latents
 
@@ -289,9 +286,9 @@ def test_a_missing_or_damaged_part_is_named_before_training(base_words, tmp_path
         assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_recognizer_is_named(vae_export, tiny_dataset, tmp_path, capsys):
-    words = [f"data={tiny_dataset}", f"vae={vae_export}", f"out={tmp_path / 'run'}", "size=32"]
-    assert latent_recognizer.main([*words, f"recognizer={tmp_path / 'nowhere'}"]) == 2
+def test_a_missing_recognizer_is_named(tiny_dataset, tmp_path, capsys):
+    words = [f"data={tiny_dataset}", f"out={tmp_path / 'run'}", "size=32", "identity=0.1"]
+    assert vae.main([*words, f"recognizer={tmp_path / 'nowhere'}"]) == 2
     assert re.match(rf"error: recognizer={tmp_path / 'nowhere'}: no such directory", capsys.readouterr().err)
 
 
@@ -324,48 +321,3 @@ def test_sampling_depends_on_seed_and_prompt_not_on_the_batch(base_export, vae_e
     torch.testing.assert_close(whole, apart, atol=1e-4, rtol=0)
     other = sample_portraits(*parts, ["a person with black hair", *prompts[1:]], batch=3, **options)
     assert (other[0] != whole[0]).any() and torch.allclose(other[1:], whole[1:], atol=1e-4)
-
-
-def test_person_means_by_hand():
-    embeddings = np.array([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]], np.float32)
-    means = latent_recognizer.person_means(embeddings, np.array([4, 4, 9]))
-    np.testing.assert_allclose(means, [[0.5**0.5, 0.5**0.5], [0.5**0.5, 0.5**0.5], [0, -1]], rtol=1e-6)
-
-
-def test_latent_recognizer_learns_persons_and_is_measured(vae_export, tiny_dataset, tmp_path, capsys):
-    torch.manual_seed(0)
-    face = FaceViT(image_size=32, patch_size=8, width=32, depth=1, heads=2, embedding_dim=12)
-    face.save_pretrained(tmp_path / "face")
-    words = [f"data={tiny_dataset}", f"vae={vae_export}", f"recognizer={tmp_path / 'face'}", f"out={tmp_path / 'run'}"]
-    words += ["size=32", "model.widths=[16, 16]", "model.depth=1", "trainer.steps=25", *TRAINER]
-    words += ["trainer.learning_rate=3e-3", "trainer.batch_size=16", "trainer.log_every=5", "trainer.ema_decay=null"]
-    assert latent_recognizer.main(words) == 0
-    model = LatentRecognizer.from_pretrained(tmp_path / "run" / "export")
-    assert model.config.embedding_dim == 12 and model.config.channels == 8
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    losses = [line["distance"] for line in lines if "distance" in line]
-    assert losses[-1] < losses[0]
-    metrics = json.loads((tmp_path / "run" / "export" / "metrics.json").read_text())["metrics"]
-    for level in (0, 200, 400, 600):
-        assert -1 <= metrics[f"cosine at timestep {level}"]["value"] <= 1
-        assert 0 <= metrics[f"rank-1 at timestep {level}"]["value"] <= 1
-        assert 0 <= metrics[f"beard read at timestep {level}"]["value"] <= 1
-    assert list(model.attributes) == sorted(JUDGED)
-    other = {
-        "data": reversed_people(tiny_dataset, tmp_path / "data"),
-        "vae": changed(AutoencoderKL.from_pretrained(vae_export), tmp_path / "vae"),
-        "recognizer": changed(face, tmp_path / "other"),
-    }
-    for name, place in other.items():
-        assert latent_recognizer.main([*words, f"{name}={place}"]) == 2
-        assert re.search(rf"cannot resume exactly \({name} was \w+, now \w+\)", capsys.readouterr().err)
-    assert latent_recognizer.main([*words, "attributes=[beards]"]) == 2
-    assert re.search(r"(?m)^error: attributes: \['beards'\] unknown", capsys.readouterr().err)
-
-
-def test_attribute_hits_by_hand():
-    logits = {"hat": torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0]]), "beard": torch.tensor([[1.0, 0.0, 0.0]] * 3)}
-    seen = LatentReading(identity=torch.zeros(3, 1), attributes=logits, features=[])
-    found = latent_recognizer.attribute_hits(seen, np.array([[1, 0], [1, -100], [-100, 2]]))
-    assert found["hat"][0].tolist() == [1, 0, 0] and found["hat"][1].tolist() == [True, True, False]
-    assert found["beard"][0].tolist() == [1, 0, 0] and found["beard"][1].tolist() == [True, False, True]
