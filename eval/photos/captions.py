@@ -9,6 +9,7 @@ file contains anything of the photos.
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.photos.people import choose_photos, read_photos
-from eval.reports.report import write_json
+from eval.reports.report import show_figures
 from faceclip.captions.photographs import LEAST, Described, PhotoDescriber
 from faceclip.data.portrait_reader import cut_square, square_around
 from faceclip.data.records import PHOTO_VOCABULARIES
-from faceclip.errors import ConfigError, EmptyDatasetError
+from faceclip.errors import EmptyDatasetError
 from faceclip.face3d.mesh_fitter import MeshFitter
 from faceclip.settings import run, setting
 from faceclip.statistics import Estimate, identity_bootstrap
@@ -37,21 +38,15 @@ _SWAPPED = [1, 0, 2, 4, 3]  # the five points of a mirrored face
 class CaptionsConfig:
     """Settings of the command."""
 
-    photos: str = setting("", "folder with one folder of photos per person", path=True)
-    people: int = setting(150, "people drawn from it")
-    per_person: int = setting(2, "largest number of photos per person")
+    photos: Path = setting(help="folder with one folder of photos per person")
+    people: int = setting(150, "people drawn from it", least=2)
+    per_person: int = setting(2, "largest number of photos per person", least=1)
     seed: int = setting(0, "seed of the draw of people")
-    least_confidence: float = setting(LEAST, "smallest confidence of an attribute that a caption names")
-    out: str = setting("", "file that gets the figures as JSON", path=True)
-    sheet: str = setting("", "file of a sheet of the first photo of each person, for the eye", path=True)
-
-    def __post_init__(self) -> None:
-        if not self.photos:
-            raise ConfigError("photos: name a folder with one folder of photos per person")
-        if self.people < 2 or self.per_person < 1:
-            raise ConfigError(f"people, per_person: at least 2 and 1, got {self.people} and {self.per_person}")
-        if not 0.5 <= self.least_confidence < 1:
-            raise ConfigError(f"least_confidence: from .5 to less than 1 is expected, got {self.least_confidence}")
+    least_confidence: float = setting(
+        LEAST, "smallest confidence of an attribute that a caption names", least=0.5, below=1
+    )
+    out: Path | None = setting(None, "file that gets the figures as JSON")
+    sheet: Path | None = setting(None, "file of a sheet of the first photo of each person, for the eye")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +105,7 @@ def read_all(config: CaptionsConfig) -> list[Read]:
     fitter = MeshFitter()
     describer = PhotoDescriber(fitter.landmarker, least=config.least_confidence)
     found = []
-    chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+    chosen = choose_photos(config.photos, config.people, config.per_person, config.seed)
     for number, photo in enumerate(read_photos(chosen)):
         if photo.face is None:
             continue
@@ -173,19 +168,12 @@ def measure(config: CaptionsConfig) -> None:
     """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
     read = read_all(config)
-    figures = figures_of(read)
-    for name, figure in figures.items():
-        print(f"{name}: {figure}")
-    if config.out:
-        write_json(Path(config.out), {name: figure.to_dict() for name, figure in figures.items()})
-    if config.sheet:
-        draw_sheet(read, Path(config.sheet))
+    show_figures(figures_of(read), config.out)
+    if config.sheet is not None:
+        draw_sheet(read, config.sheet)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.photos.captions`; returns the exit status."""
-    return run(measure, CaptionsConfig, argv)
-
+main = partial(run, measure, CaptionsConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

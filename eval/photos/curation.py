@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,22 @@ GOOD = "0-good"  # sorts before the names of faults: of two equal pictures the f
 class CurationConfig:
     """Settings of the command: what is planted, and what is kept."""
 
-    photos: str = setting("", "folder with one folder of photos per person", path=True)
-    work: str = setting("", "folder for pictures and figures, outside of photos=", path=True)
-    each: int = setting(500, "pictures of each fault")
+    photos: Path = setting(help="folder with one folder of photos per person")
+    work: Path = setting(help="folder for pictures and figures, outside of photos=")
+    each: int = setting(500, "pictures of each fault", least=1)
     good: int = setting(1000, "photos without a planted fault")
     seed: int = setting(0, "seed of the draw of photos and of the faults")
     measures: tuple[str, ...] = setting(USUAL, "as in faceclip.data.curate")
     keep: KeepConfig = field(default_factory=KeepConfig)
 
     def __post_init__(self) -> None:
-        for name in ("photos", "work"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name}: name a folder, as in {name}=DIR")
-        if Path(self.work).resolve().is_relative_to(Path(self.photos).resolve()):
+        if self.work.resolve().is_relative_to(self.photos.resolve()):
             raise ConfigError(f"work={self.work} lies in photos={self.photos}: its pictures would be among the photos")
-        if self.each < 1 or self.good < self.each:
-            raise ConfigError(f"each, good: expected 1 ≤ each ≤ good, got {self.each} and {self.good}")
+        if self.good < self.each:
+            raise ConfigError(f"each, good: expected each ≤ good, got {self.each} and {self.good}")
 
 
-def plant(config: CurationConfig, work: Path) -> None:
+def plant(config: CurationConfig) -> None:
     """Writes WORK/pictures, which the settings determine. Existing pictures are kept.
 
     Faults are planted in photos that are not among the good ones; a photo is used several times if there are fewer than
@@ -67,15 +65,15 @@ def plant(config: CurationConfig, work: Path) -> None:
     Raises EmptyDatasetError if there are fewer than `good` + 4 photos, and ConfigError if `work` holds pictures of
     other settings or photos, or anything else.
     """
-    photos = [file for file in files_below(Path(config.photos)) if file.suffix.lower() in SUFFIXES]
+    photos = [file for file in files_below(config.photos) if file.suffix.lower() in SUFFIXES]
     if len(photos) < config.good + PHOTOS:
         raise EmptyDatasetError(
             f"photos={config.photos}: {len(photos)} photos; good={config.good} and {PHOTOS} more for the faults are "
             "needed"
         )
-    _claim(config, work, len(photos))
+    _claim(config, len(photos))
     shuffled = [photos[i] for i in np.random.default_rng(config.seed).permutation(len(photos))]
-    good, others, folder = shuffled[: config.good], shuffled[config.good :], work / "pictures"
+    good, others, folder = shuffled[: config.good], shuffled[config.good :], config.work / "pictures"
     for number, file in enumerate(good):
         _write(folder / GOOD / f"{number:05d}.png", lambda file=file: load_image(file))
     for kind, fault in ({name: fault for name, (fault, _) in FAULTS.items()} | COPIES).items():
@@ -90,9 +88,11 @@ def plant(config: CurationConfig, work: Path) -> None:
             )
 
 
-def _claim(config: CurationConfig, work: Path, photos: int) -> None:
+def _claim(config: CurationConfig, photos: int) -> None:
+    work = config.work
     check_place(work, "work=", (WORDS,))
-    ours = {name: getattr(config, name) for name in ("photos", "each", "good", "seed")} | {"number of photos": photos}
+    ours = {name: getattr(config, name) for name in ("each", "good", "seed")}
+    ours |= {"photos": str(config.photos), "number of photos": photos}
     theirs = read_json(work / WORDS) if (work / WORDS).is_file() else ours
     different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if different:
@@ -115,7 +115,7 @@ def measure(config: CurationConfig) -> dict[str, Any]:
     each rule how many pictures it drops, and the shares of meant and of good ones. all: precision, recall, and the
     share of good pictures that is dropped.
     """
-    work = Path(config.work)
+    work = config.work
     words = CurateConfig(
         data=DataConfig(path=str(work / "pictures"), shard_rows=256),
         out=str(work / "curated"),
@@ -124,7 +124,7 @@ def measure(config: CurationConfig) -> dict[str, Any]:
         pictures="none",
         thumbnails=12,
     )
-    plant(config, work)
+    plant(config)
     curate(words)
     total: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -166,14 +166,11 @@ def measure(config: CurationConfig) -> dict[str, Any]:
 def show(config: CurationConfig) -> None:
     """Measures, writes figures.json into `work`, and prints it."""
     figures = measure(config)
-    write_json(Path(config.work) / "figures.json", figures)
+    write_json(config.work / "figures.json", figures)
     print(json.dumps(figures, indent=1))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.photos.curation`; returns the exit status."""
-    return run(show, CurationConfig, argv, interrupted="interrupted; the same command resumes")
-
+main = partial(run, show, CurationConfig, interrupted="interrupted; the same command resumes")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ written, nothing of the photos.
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from eval.photos.figures import area, by_people, pairs
 from eval.photos.people import Photo, choose_photos, read_photos, single_photos
-from eval.reports.report import write_json
+from eval.reports.report import show_figures
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.face3d.light import sh_basis, shade
 from faceclip.face3d.mesh_fitter import MeshFit, MeshFitter, skin_samples
@@ -48,21 +49,19 @@ REGIONS = (
 class FitConfig:
     """Settings of the command."""
 
-    photos: str = setting("", "folder with one folder of photos per person; '': renders only", path=True)
-    people: int = setting(100, "people drawn from it")
-    per_person: int = setting(2, "largest number of photos per person")
+    photos: Path | None = setting(None, "folder with one folder of photos per person; null: renders only")
+    people: int = setting(100, "people drawn from it", least=2)
+    per_person: int = setting(2, "largest number of photos per person", least=2)
     identity: Literal["folder", "none"] = setting(
         "folder", "none: each photo in the folder itself shows another person"
     )
     seed: int = setting(0, "seed of the draw of people")
-    renders: int = setting(60, "synthetic people that are rendered; 0: none")
-    out: str = setting("", "file that gets the figures as JSON", path=True)
+    renders: int = setting(60, "synthetic people that are rendered; 0: none", least=0)
+    out: Path | None = setting(None, "file that gets the figures as JSON")
 
     def __post_init__(self) -> None:
-        if self.people < 2 or self.per_person < 2:
-            raise ConfigError(f"people, per_person: at least 2 are expected, got {self.people} and {self.per_person}")
-        if self.renders < 0 or not (self.photos or self.renders):
-            raise ConfigError(f"photos: name a folder, or renders: at least 1 is expected, got {self.renders}")
+        if self.photos is None and not self.renders:
+            raise ConfigError("photos: name a folder, or renders: at least 1 is expected, got 0")
 
 
 def photo_figures(photos: list[Photo], fitter: MeshFitter) -> dict[str, Estimate]:
@@ -186,25 +185,19 @@ def measure(config: FitConfig) -> None:
     torch.set_num_threads(1)
     fitter = MeshFitter()
     figures: dict[str, Estimate] = {}
-    if config.photos:
+    if config.photos is not None:
         chosen = (
-            single_photos(Path(config.photos), config.people, config.seed)
+            single_photos(config.photos, config.people, config.seed)
             if config.identity == "none"
-            else choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+            else choose_photos(config.photos, config.people, config.per_person, config.seed)
         )
         figures |= photo_figures(list(read_photos(chosen)), fitter)
     if config.renders:
         figures |= render_figures(config.renders, fitter)
-    for name, figure in figures.items():
-        print(f"{name}: {figure}")
-    if config.out:
-        write_json(Path(config.out), {name: figure.to_dict() for name, figure in figures.items()})
+    show_figures(figures, config.out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.photos.fit`; returns the exit status."""
-    return run(measure, FitConfig, argv)
-
+main = partial(run, measure, FitConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

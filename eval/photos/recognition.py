@@ -9,7 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -38,20 +39,16 @@ Crop = Callable[[NDArray[np.uint8], NDArray[np.floating]], Tensor]
 class RecognitionConfig:
     """Settings of the command."""
 
-    photos: str = setting("", "folder with one folder of photos per person", path=True)
-    recognizers: list[str] = field(default_factory=lambda: ["tiny/recognizer", "dlib"])
-    people: int = setting(150, "people drawn from it")
-    per_person: int = setting(3, "largest number of photos per person")
+    photos: Path = setting(help="folder with one folder of photos per person")
+    recognizers: list[str] = setting(factory=lambda: ["tiny/recognizer", "dlib"], help="towers, by name or place")
+    people: int = setting(150, "people drawn from it", least=2)
+    per_person: int = setting(3, "largest number of photos per person", least=2)
     seed: int = setting(0, "seed of the draw of people")
-    out: str = setting("", "file that gets the figures as JSON", path=True)
+    out: Path | None = setting(None, "file that gets the figures as JSON")
 
     def __post_init__(self) -> None:
-        if not self.photos:
-            raise ConfigError("photos: name a folder, as in photos=DIR")
         if not self.recognizers:
             raise ConfigError("recognizers: name at least one, as in recognizers='[\"dlib\"]'")
-        if self.people < 2 or self.per_person < 2:
-            raise ConfigError(f"people, per_person: at least 2 are expected, got {self.people} and {self.per_person}")
 
 
 def chip_of(image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> Tensor:
@@ -125,18 +122,19 @@ def recognition_figures(scores: NDArray[np.float64], people: NDArray[np.int64]) 
 def measure(config: RecognitionConfig) -> None:
     """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
-    chosen = choose_photos(Path(config.photos), config.people, config.per_person, config.seed)
+    chosen = choose_photos(config.photos, config.people, config.per_person, config.seed)
     encoders = {name: load_tower(name, "face") for name in config.recognizers}
     photos = list(read_photos(chosen))
     seen = [photo for photo in photos if photo.face is not None]
     if len({photo.person for photo in seen}) < 2:
         raise EmptyDatasetError(f"photos={config.photos}: the detector finds faces of fewer than two people")
     found = np.array([photo.face is not None for photo in photos], np.float64)
+    detected = identity_bootstrap(found, np.array([photo.person for photo in photos]))
     report: dict[str, dict] = {
-        "detection": {"face found": identity_bootstrap(found, np.array([photo.person for photo in photos])).to_dict()},
+        "detection": {"face found": detected.to_dict()},
         "missed, by cause": dict(Counter(photo.fault for photo in photos if photo.face is None)),
     }
-    print(f"face found: {identity_bootstrap(found, np.array([photo.person for photo in photos]))}")
+    print(f"face found: {detected}")
     print(f"missed, by cause: {report['missed, by cause'] or 'none'}")
     people = np.array([photo.person for photo in seen])
     for name, encoder in encoders.items():
@@ -150,14 +148,11 @@ def measure(config: RecognitionConfig) -> None:
                 print(f"  {figure}: {value}")
             report[way] = {figure: value.to_dict() for figure, value in figures.items()}
             report[way] |= {"faces_per_second": 1 / max(seconds, 1e-9), "licence": facts.licence}
-    if config.out:
-        write_json(Path(config.out), report)
+    if config.out is not None:
+        write_json(config.out, report)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.photos.recognition`; returns the exit status."""
-    return run(measure, RecognitionConfig, argv)
-
+main = partial(run, measure, RecognitionConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

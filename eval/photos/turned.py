@@ -8,7 +8,8 @@ Only figures are written, nothing of the photos.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,10 @@ FALSE_RATE = 1e-3
 class TurnedConfig(RecognitionConfig):
     """Settings of the command; it draws more photos per person than `eval.photos.recognition`."""
 
-    recognizers: list[str] = field(default_factory=lambda: ["dlib"])
-    people: int = setting(300, "people drawn from it")
-    per_person: int = setting(6, "largest number of photos per person")
-    out: str = setting("", "folder that receives results.json and report.html", path=True)
+    recognizers: list[str] = setting(factory=lambda: ["dlib"], help="towers, by name or place")
+    people: int = setting(300, "people drawn from it", least=2)
+    per_person: int = setting(6, "largest number of photos per person", least=2)
+    out: Path | None = setting(None, "folder that receives results.json and report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +124,11 @@ def slice_figures(asked: Asked, labels: dict[str, NDArray[np.str_]]) -> dict[str
 def measure(config: TurnedConfig) -> None:
     """Measures with one thread, prints the figures, and writes the files that `config` names."""
     torch.set_num_threads(1)
-    if config.out:
-        make_folder(Path(config.out), "out=", REPORT)
+    if config.out is not None:
+        make_folder(config.out, "out=", REPORT)
     fitter = MeshFitter()
     encoders = {name: load_tower(name, "face") for name in config.recognizers}
-    photos = list(read_photos(choose_photos(Path(config.photos), config.people, config.per_person, config.seed)))
+    photos = list(read_photos(choose_photos(config.photos, config.people, config.per_person, config.seed)))
     seen = [photo for photo in photos if photo.face is not None]
     people = np.array([photo.person for photo in seen])
     if len(np.unique(people)) < 2:
@@ -151,11 +152,10 @@ def measure(config: TurnedConfig) -> None:
         for figure, kinds in figures.items():
             for kind, part in kinds.items():
                 print(f"{way}: {figure} by {kind}: {_line(part)}")
-    if config.out:
-        out = Path(config.out)
+    if config.out is not None:
         content = {way: {name: to_json(kinds) for name, kinds in figures.items()} for way, figures in found.items()}
-        write_json(out / "results.json", {"data": data, "slices": content})
-        print(f"report: {_report(data, found).write(out / 'report.html')}")
+        write_json(config.out / "results.json", {"data": data, "slices": content})
+        print(f"report: {_report(data, found).write(config.out / 'report.html')}")
 
 
 def _line(part: Sliced) -> str:
@@ -184,10 +184,7 @@ def _report(data: dict[str, int], found: dict[str, dict[str, dict[str, Sliced]]]
     return report
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.photos.turned`; returns the exit status."""
-    return run(measure, TurnedConfig, argv)
-
+main = partial(run, measure, TurnedConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -61,4 +61,4 @@ def test_the_command_writes_figures_and_a_sheet(tmp_path, capsys):
     assert figures["something is said"]["value"] == 1
     assert Image.open(tmp_path / "sheet.png").size == (8 * 260, 300)
     assert main([*words, "least_confidence=1"]) == 2 and "least_confidence" in capsys.readouterr().err
-    assert main(["people=2"]) == 2 and "photos: name a folder" in capsys.readouterr().err
+    assert main(["people=2"]) == 2 and "photos: " in capsys.readouterr().err

@@ -26,7 +26,7 @@ def photos(tmp_path_factory):
 
 
 def words(photos, work, **changes) -> CurationConfig:
-    return CurationConfig(photos=str(photos), work=str(work), **{"each": 3, "good": GOODS, "seed": 1} | changes)
+    return CurationConfig(photos=photos, work=work, **{"each": 3, "good": GOODS, "seed": 1} | changes)
 
 
 def numbers(folder) -> set[int]:
@@ -37,7 +37,7 @@ def numbers(folder) -> set[int]:
 @pytest.fixture(scope="module")
 def planted(photos, tmp_path_factory):
     work = tmp_path_factory.mktemp("planted") / "work"
-    plant(words(photos, work), work)
+    plant(words(photos, work))
     return work
 
 
@@ -85,7 +85,7 @@ def test_the_command_counts_by_kind(photos, tmp_path, capsys):
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"good": 5}, {"each": 2}])
 def test_pictures_of_other_words_are_not_taken(changes, planted, photos):
     with pytest.raises(ConfigError, match=next(iter(changes))):
-        plant(words(photos, planted, **changes), planted)
+        plant(words(photos, planted, **changes))
 
 
 def test_folders_that_do_not_fit(photos, tmp_path):
@@ -93,6 +93,6 @@ def test_folders_that_do_not_fit(photos, tmp_path):
         words(photos, photos / "work")
     save(tmp_path / "work" / "pictures" / "a.png", scene(0))
     with pytest.raises(ConfigError, match="work="):
-        plant(words(photos, tmp_path / "work"), tmp_path / "work")
+        plant(words(photos, tmp_path / "work"))
     with pytest.raises(EmptyDatasetError, match="good=9"):
-        plant(words(photos, tmp_path / "other", good=9), tmp_path / "other")
+        plant(words(photos, tmp_path / "other", good=9))

@@ -1,10 +1,10 @@
-"""Draws the contact sheet of docs/photographs.md: pictures with their fitted meshes and shading maps.
+"""Photos with their fitted meshes and shading maps, as a sheet: python examples/fitted_photos.py [PHOTO …] --out FILE.
 
-python -m eval.photos.sheet out=FILE.jpg pictures='["portrait.png"]' [renders=3]
+Needs the extra `photos`.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -31,17 +31,15 @@ RENDER_SEED = 77
 
 @dataclass(kw_only=True)
 class SheetConfig:
-    """Settings of the command."""
+    """What is shown, and where the sheet goes."""
 
-    out: str = setting("", "file of the sheet", path=True)
-    pictures: list[str] = field(default_factory=list)
-    renders: int = setting(3, "synthetic people beside them")
+    pictures: tuple[Path, ...] = setting((), "photos, each with a face", positional=True)
+    out: Path = setting(Path("runs/examples/fitted_photos.jpg"), "the sheet")
+    renders: int = setting(3, "synthetic people beside them", least=0)
 
     def __post_init__(self) -> None:
-        if not self.out:
-            raise ConfigError("out: name the file of the sheet, as in out=sheet.jpg")
-        if not self.pictures and self.renders < 1:
-            raise ConfigError("pictures: name some, or renders: at least 1 is expected")
+        if not self.pictures and not self.renders:
+            raise ConfigError("PICTURES: name some, or --renders: at least 1 is expected")
 
 
 def cells(picture: NDArray[np.uint8], fitter: MeshFitter) -> list[NDArray[np.uint8]]:
@@ -72,19 +70,17 @@ def with_mesh(picture: NDArray[np.uint8], fit: FaceFit) -> NDArray[np.uint8]:
 def make(config: SheetConfig) -> None:
     """Draws the sheet, one column per picture, and saves it to `config.out`."""
     fitter, renderer = MeshFitter(), PortraitRenderer()
-    pictures = [load_image(Path(name)) for name in config.pictures]
+    pictures = [load_image(path) for path in config.pictures]
     for number in range(config.renders):
         identity = sample_identity(RENDER_SEED, number)
         scene = framed(identity, sample_scene(RENDER_SEED, number, 0), "head", renderer.model)
         pictures.append(renderer.render(identity, scene, 320).image)
     columns = [np.vstack(cells(picture, fitter)) for picture in pictures]
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.hstack(columns)).save(config.out, quality=88)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of `python -m eval.photos.sheet`; returns the exit status."""
-    return run(make, SheetConfig, argv)
+    print(config.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if status := run(make, SheetConfig, flags=True):
+        sys.exit(status)
