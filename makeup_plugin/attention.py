@@ -96,17 +96,13 @@ class AttentionCapture:
         wrapped = dict(self._found)
         for name in self.layers:
             wrapped[name] = _Capturing(self._found[name], name, self.maps)
-        _set_processors(self.unet, wrapped)
+        self.unet.set_attn_processor(wrapped)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._found is not None:
-            _set_processors(self.unet, self._found)
+            self.unet.set_attn_processor(self._found)
         self._found = None
         self.maps.clear()
-
-
-def _set_processors(unet: UNet2DConditionModel, processors: dict[str, Any]) -> None:
-    unet.set_attn_processor(dict(processors))

@@ -17,8 +17,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from faceclip.errors import ConfigError
-from makeup_plugin.contexts import contexts
 from makeup_plugin.identity import IdentityChannel
+from makeup_plugin.regional_attention import RegionalContext, reads_regions, weights_by_queries
 from makeup_plugin.shading import ShadingResiduals, shading_residuals
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class Conditions:
         """The fields that are present, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def added(self) -> dict[str, Tensor] | None:
+        """`added_cond_kwargs` of a UNet or ControlNet: pooled text and sizes; None for a base without text_time."""
+        if self.pooled is None or self.time_ids is None:
+            return None
+        return {"text_embeds": self.pooled, "time_ids": self.time_ids}
 
     @property
     def by_regions(self) -> bool:
@@ -240,12 +247,9 @@ def predict(
     they are. `shading_rows`: the samples that have a map, where not all have one; the ControlNet runs on these alone
     (of several people, on all or none). `residuals`: of other ControlNets.
     """
-    added = None
-    if conditions.pooled is not None:
-        added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
     no_map = shading_rows is not None and not len(shading_rows)
     shaded = shading_channel is not None and conditions.shading is not None and shading_scale != 0 and not no_map
-    context, identity_context = contexts(unet, conditions, identity_channel, shaded=shaded)
+    context, identity_context = _contexts(unet, conditions, identity_channel, shaded=shaded)
     if shaded:
         assert conditions.shading is not None
         if identity_context is None:
@@ -256,8 +260,7 @@ def predict(
             timesteps,
             identity_tokens=identity_context,
             shading=conditions.shading,
-            pooled=conditions.pooled,
-            time_ids=conditions.time_ids,
+            added=conditions.added,
             scale=shading_scale,
             keep=conditions.shading_keep,
             rows=shading_rows,
@@ -275,7 +278,85 @@ def predict(
         encoder_hidden_states=context,
         timestep_cond=timestep_cond,
         cross_attention_kwargs=cross_attention_kwargs,
-        added_cond_kwargs=added,
+        added_cond_kwargs=conditions.added,
         return_dict=False,
         **control_inputs,
     )[0]
+
+
+def _contexts(
+    unet: UNet2DConditionModel, conditions: Conditions, channel: IdentityChannel | None, *, shaded: bool
+) -> tuple[Any, Tensor | RegionalContext | None]:
+    """The context of the UNet, and that of the shading channel: the identity's tokens, None without an identity.
+
+    shaded: whether the shading channel runs. A channel of scale 0 whose tokens nobody reads does not run either.
+
+    Raises ConfigError for a channel that is not attached or has no inputs, and for several people or a scale per
+    picture outside of `regional_attention`.
+    """
+    silent = channel is not None and channel.scale == 0
+    tokens = None if silent and not shaded else _identity_tokens(unet, conditions, channel)
+    if not conditions.by_regions:
+        plain = silent or tokens is None
+        return (conditions.tokens if plain else (conditions.tokens, [tokens])), tokens
+    if not reads_regions(unet):
+        raise ConfigError("conditions of several people or with a scale per picture need regional_attention(unet)")
+    if conditions.people_tokens is None or conditions.people_shares is None:
+        return _scaled(conditions, tokens), tokens
+    return _regional(conditions, conditions.people_tokens, conditions.people_shares, channel, tokens)
+
+
+def _identity_tokens(
+    unet: UNet2DConditionModel, conditions: Conditions, channel: IdentityChannel | None
+) -> Tensor | None:
+    if channel is None:
+        return None
+    if conditions.identity is None:
+        if channel.scale != 0:
+            raise ConfigError(
+                "identity_channel is given but conditions.identity is absent: pass image_encoder to encode_conditions,"
+                " or identity_channel=None"
+            )
+        return None
+    if not channel.is_attached(unet):
+        raise ConfigError(
+            "the identity channel is not in the UNet: another one is, or whatever replaces attention processors"
+            " (slicing, xformers, set_attn_processor) has dropped it; call identity_channel.attach(unet)"
+        )
+    return channel(conditions.identity, conditions.image_tokens)
+
+
+def _scaled(conditions: Conditions, tokens: Tensor | None) -> RegionalContext:
+    """One person per picture, whose identity counts by `identity_scale` (B,)."""
+    return RegionalContext(
+        texts=conditions.tokens[:, None],
+        text_weights=conditions.tokens.new_ones(len(conditions.tokens), 1),
+        identities=None if tokens is None else tokens[:, None],
+        identity_weights=None if conditions.identity_scale is None else conditions.identity_scale[:, None],
+    )
+
+
+def _regional(
+    conditions: Conditions,
+    people: Tensor,
+    people_shares: Tensor,
+    channel: IdentityChannel | None,
+    nobody: Tensor | None,
+) -> tuple[RegionalContext, RegionalContext | None]:
+    """Several people per picture. The shading channel reads a person's identity tokens where the person is, and those
+    of `nobody` (B,n,D) elsewhere."""
+    texts = torch.cat([conditions.tokens[:, None], people], dim=1)
+    weights = weights_by_queries(people_shares)
+    if channel is None or nobody is None or conditions.people_identity is None:
+        return RegionalContext(texts=texts, text_weights=weights), None
+    images = conditions.people_image_tokens
+    tokens = channel(conditions.people_identity.flatten(0, 1), None if images is None else images.flatten(0, 1))
+    tokens = tokens.unflatten(0, conditions.people_identity.shape[:2])
+    scale = 1.0 if conditions.people_scale is None else conditions.people_scale[:, :, None]
+    context = RegionalContext(
+        texts=texts,
+        text_weights=weights,
+        identities=tokens,
+        identity_weights={count: shares[:, 1:] * scale for count, shares in weights.items()},
+    )
+    return context, RegionalContext(texts=torch.cat([nobody[:, None], tokens], dim=1), text_weights=weights)

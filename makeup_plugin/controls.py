@@ -129,16 +129,13 @@ def control_residuals(
         if not control.runs_at(index, steps):
             continue
         pictures = control.pictures.to(latents.device, control.network.dtype)
-        added = None
-        if conditions.pooled is not None:
-            added = {"text_embeds": conditions.pooled, "time_ids": conditions.time_ids}
         down, mid = control.network(
             latents,
             timestep,
             encoder_hidden_states=conditions.tokens,
             controlnet_cond=pictures.repeat(len(latents) // len(pictures), 1, 1, 1),
             conditioning_scale=control.scale,
-            added_cond_kwargs=added,
+            added_cond_kwargs=conditions.added,
             return_dict=False,
         )
         found = ShadingResiduals(down=list(down), mid=mid)

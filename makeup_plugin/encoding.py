@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from faceclip.errors import ConfigError
+from faceclip.towers.face import FaceFeatures
 from makeup_plugin.conditioning import Conditions, TextSide, build_conditions
-from makeup_plugin.encoded_faces import EncodedFaces
 from makeup_plugin.image_tokens import FaceTower, image_tokens
 
 if TYPE_CHECKING:
     from faceclip.joint import JointConditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedFaces:
+    """What the frozen encoders know of the faces of B samples: made once, and given in place of the faces.
+
+    features: of B rows; what rows without a face hold does not matter. image_tokens: (F,T,W) of the F rows with a face;
+    None without an image tower. has_face: (B,) bool, at least one of them.
+    """
+
+    features: FaceFeatures
+    image_tokens: Tensor | None
+    has_face: Tensor
 
 
 def encode_conditions(

@@ -7,6 +7,7 @@ alone, for the unconditional half too. The words belong to the UNet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -103,16 +104,14 @@ def shading_residuals(
     *,
     identity_tokens: Tensor | RegionalContext,
     shading: Tensor,
-    pooled: Tensor | None,
-    time_ids: Tensor | None,
+    added: Mapping[str, Tensor] | None,
     scale: float = 1.0,
     keep: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> ShadingResiduals:
     """Residuals for noisy latents (B,4,h,w), identity tokens (B,n,D) and shading maps (B,3,H,W) in [0,1].
 
-    identity_tokens may be those of several people. pooled and time_ids: as for the UNet; None for a base without
-    text_time.
+    identity_tokens may be those of several people. added: `added_cond_kwargs`, as for the UNet.
 
     `rows`: indices of the samples that have a map, where not all have one. The network runs on these alone (of several
     people, on all), and the residuals of the others are zero. `keep` (B,) multiplies each sample's residuals. 0 drops
@@ -130,8 +129,7 @@ def shading_residuals(
                 timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps,
                 identity_tokens=identity_tokens[rows],
                 shading=shading[rows],
-                pooled=None if pooled is None else pooled[rows],
-                time_ids=None if time_ids is None else time_ids[rows],
+                added=None if added is None else {name: value[rows] for name, value in added.items()},
                 scale=scale,
                 keep=None if keep is None else keep[rows],
             ),
@@ -144,7 +142,7 @@ def shading_residuals(
         encoder_hidden_states=identity_tokens,
         controlnet_cond=shading,
         conditioning_scale=scale,
-        added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids},
+        added_cond_kwargs=added,
         return_dict=False,
     )
     if keep is not None:

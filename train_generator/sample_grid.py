@@ -1,4 +1,4 @@
-"""Draws the grid of pictures of a validation of stage 2."""
+"""Draws the pictures of a validation of stage 2, and the grid of them."""
 
 from dataclasses import replace
 
@@ -14,16 +14,17 @@ from makeup_plugin.sampling import denoise, make_timesteps
 GUIDANCE = 3.0
 
 
-def draw(
-    pipeline: FaceMakeUpPipeline, conditions: Conditions, noise: Tensor, *, size: tuple[int, int], steps: int
+def draw_pictures(
+    pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
 ) -> Tensor:
-    """Draws latents (B, C, h, w) of pictures of `size` (height, width) px from noise of the same shape."""
+    """Draws pictures (B, 3, H, W) in [0, 1] for a batch from noise (B, C, h, w) under the conditions."""
+    height, width = batch["shading"].shape[-2:]
     without = unconditional_half(
-        pipeline.joint_encoder, [""], conditions, height=size[0], width=size[1], keep_shading=True
+        pipeline.joint_encoder, [""], conditions, height=height, width=width, keep_shading=True
     )
     without = replace(without, time_ids=conditions.time_ids)
     noise = noise.to(conditions.tokens.device)
-    return denoise(
+    latents = denoise(
         pipeline.unet,
         pipeline.scheduler,
         noise,
@@ -33,6 +34,7 @@ def draw(
         identity_channel=pipeline.identity_channel,
         shading_channel=pipeline.shading_channel,
     )
+    return decode_latents(pipeline.vae, latents)
 
 
 def draw_columns(
@@ -40,10 +42,8 @@ def draw_columns(
 ) -> Tensor:
     """Returns B columns of the grid, (3, 3 H, B W) in [0, 1]: targets, shading maps, and pictures drawn from noise
     (B, C, h, w) under the conditions."""
-    size = (batch["shading"].shape[-2], batch["shading"].shape[-1])
-    latents = draw(pipeline, conditions, noise, size=size, steps=steps)
-    rows = [decode_latents(pipeline.vae, batch["latents"]), batch["shading"].float() / 255]
-    rows.append(decode_latents(pipeline.vae, latents))
+    pictures = draw_pictures(pipeline, batch, conditions, noise, steps=steps)
+    rows = [decode_latents(pipeline.vae, batch["latents"]), batch["shading"].float() / 255, pictures]
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
 
 

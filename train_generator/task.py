@@ -25,7 +25,7 @@ from train_generator.checkpointing import checkpoint_gradients
 from train_generator.config import GeneratorConfig, LossConfig
 from train_generator.precision import autocast_for
 from train_generator.reference_features import ReferenceFeatures
-from train_generator.sample_grid import draw_columns, grid_picture
+from train_generator.sample_grid import draw_columns, draw_pictures, grid_picture
 from train_generator.samples import GenerationSource
 from train_generator.terms.alignment import aligned_phrases, predict_aligned
 from train_generator.terms.denoising import denoising_loss
@@ -33,7 +33,7 @@ from train_generator.terms.identity import LatentFaces, OtherPeople, facial_perc
 from train_generator.terms.prior import prior_loss
 from train_generator.terms.sample import Sample, join
 from train_generator.terms.sampled_identity import finished_identity_distance, sampled_identity_loss, sampler_stops
-from train_generator.validation_pictures import draw_pictures, picture_figures, picture_names
+from train_generator.validation_pictures import picture_figures, picture_names
 
 
 class GeneratorTask(Task):

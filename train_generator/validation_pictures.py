@@ -12,9 +12,7 @@ from torch import Tensor
 from faceclip.face3d.fitter import FaceFitter
 from faceclip.faces.align import align_tensor
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.conditioning import Conditions
 from makeup_plugin.losses import decode_latents
-from train_generator.sample_grid import draw
 
 
 def picture_names(pipeline: FaceMakeUpPipeline) -> tuple[str, ...]:
@@ -25,14 +23,6 @@ def picture_names(pipeline: FaceMakeUpPipeline) -> tuple[str, ...]:
     if isinstance(pipeline.face_fitter, FaceFitter):
         names.append("picture_pose")
     return tuple(names)
-
-
-def draw_pictures(
-    pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], conditions: Conditions, noise: Tensor, *, steps: int
-) -> Tensor:
-    """Draws pictures (B, 3, H, W) in [0, 1] for a batch from noise (B, C, h, w) under the conditions."""
-    size = (batch["shading"].shape[-2], batch["shading"].shape[-1])
-    return decode_latents(pipeline.vae, draw(pipeline, conditions, noise, size=size, steps=steps)).clamp(0, 1)
 
 
 def picture_figures(pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], pictures: Tensor) -> dict[str, float]:
@@ -71,7 +61,7 @@ def _reads_text(pipeline: FaceMakeUpPipeline) -> bool:
 
 def _pose_difference(pipeline: FaceMakeUpPipeline, batch: dict[str, Tensor], pictures: Tensor) -> float:
     points = batch["landmarks"].float().cpu().numpy()
-    targets = decode_latents(pipeline.vae, batch["latents"]).clamp(0, 1)
+    targets = decode_latents(pipeline.vae, batch["latents"])
     fits = [pipeline.face_fitter.fit(_bytes(images), points) for images in (pictures, targets)]
     return float((fits[0].pose - fits[1].pose).abs().mean())
 

@@ -101,16 +101,9 @@ class Views:
     def identity(self, recognizer: str, *, exchanged: bool = False) -> NDArray[np.float32]:
         """Returns embeddings (N, D), zero rows without a face; `exchanged`: red and blue."""
         embed, size = self.panel.recognizers[recognizer]
-
-        def vectors() -> NDArray[np.float32]:
-            if not self.faces.found.any():
-                with torch.no_grad():
-                    width = embed(torch.zeros(1, 3, size, size)).shape[1]
-                return np.zeros((len(self.images), width), np.float32)
-            way = (lambda crops: embed(crops.flip(1))) if exchanged else embed
-            return embed_faces(way, size, self.images, self.faces)
-
-        return self._once((f"identity{exchanged}", recognizer), vectors)
+        way = (lambda crops: embed(crops.flip(1))) if exchanged else embed
+        key = f"identity{exchanged}", recognizer
+        return self._once(key, lambda: embed_faces(way, size, self.images, self.faces))
 
     def features(self, role: str, way: str = "pictures") -> NDArray[np.float32]:
         """Returns features (N, D) of a role's network by one of its methods."""

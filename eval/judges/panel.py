@@ -79,13 +79,15 @@ def embed_faces(
     embed: Embed, size: int, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8] | ShardedArray, faces: FacePoints
 ) -> NDArray[np.float32]:
     """Returns unit embeddings (N, D); zero rows where there is no face."""
-    result = None
+    result: NDArray[np.float32] | None = None
     for rows, crops in crop_batches(images, faces, size):
         vectors = F.normalize(embed(crops).float(), dim=1).cpu().numpy()
         if result is None:
             result = np.zeros((len(images), vectors.shape[1]), dtype=np.float32)
         result[rows] = vectors
-    return result if result is not None else np.zeros((len(images), 1), dtype=np.float32)
+    if result is None:  # nobody: the network says how long its embeddings are
+        result = np.zeros((len(images), embed(torch.zeros(1, 3, size, size)).shape[1]), dtype=np.float32)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,9 +121,7 @@ def embed_photos(
         images, faces = upright_faces(images, label=f"faces {start + len(images):,} of {len(files):,}")
         parts.append(embed_faces(embed, size, images, faces))
         found.append(faces.found)
-    width = max(part.shape[1] for part in parts)
-    filled = [part if part.shape[1] == width else np.zeros((len(part), width), np.float32) for part in parts]
-    return np.concatenate(filled), np.concatenate(found), facts.to_dict()
+    return np.concatenate(parts), np.concatenate(found), facts.to_dict()
 
 
 def measure(

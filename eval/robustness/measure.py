@@ -111,10 +111,8 @@ class Yardstick:
         people = np.arange(len(pictures))
         found = []
         for name, (embed, size) in self.recognizers.items():
-            clean = self.clean[name]
-            vectors = embed_faces(embed, size, pictures, faces) if faces.found.any() else np.zeros_like(clean)
-            seen = faces.found
-            cosine = (vectors * clean).sum(axis=1)
+            vectors, seen = embed_faces(embed, size, pictures, faces), faces.found
+            cosine = (vectors * self.clean[name]).sum(axis=1)
             scores = vectors @ self.gallery[name].T
             rank = first_right_rank(scores, self.person == people[:, None])
             found.append(

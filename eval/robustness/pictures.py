@@ -44,7 +44,7 @@ def likeness(
     found: dict[str, Estimate] = {}
     for name, (embed, size) in recognizers.items():
         values = np.zeros(len(drawn))
-        if faces is not None and faces.found.any():
+        if faces is not None:
             values[rows] = (embed_faces(embed, size, pictures, faces) * clean[name][rows]).sum(axis=1)
         found[name] = identity_bootstrap(values, np.arange(len(drawn)))
     return found

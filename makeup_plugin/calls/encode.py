@@ -18,8 +18,7 @@ from makeup_plugin.calls.identify import encode_faces
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions, TextSide, concatenate, unconditional_half
-from makeup_plugin.encoded_faces import EncodedFaces
-from makeup_plugin.encoding import encode_conditions
+from makeup_plugin.encoding import EncodedFaces, encode_conditions
 from makeup_plugin.image_tokens import nobody_tokens
 from makeup_plugin.known_faces import KnownFaces
 from makeup_plugin.plain_text import PlainText

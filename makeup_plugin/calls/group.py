@@ -19,7 +19,7 @@ from makeup_plugin.calls.identify import check_identity, identity_of_photos, sta
 from makeup_plugin.calls.parts import PipelineParts
 from makeup_plugin.calls.request import Call
 from makeup_plugin.conditioning import Conditions
-from makeup_plugin.encoded_faces import EncodedFaces
+from makeup_plugin.encoding import EncodedFaces
 from makeup_plugin.five_points import draw_five_points, placed_points
 from makeup_plugin.identities import Identity
 from makeup_plugin.placement import Box, place_shading

@@ -17,7 +17,7 @@ from faceclip.faces import PreparedFace
 from faceclip.storage.hashes import bytes_hash
 from faceclip.towers.face import FaceFeatures
 from makeup_plugin.calls.parts import PipelineParts
-from makeup_plugin.encoded_faces import EncodedFaces
+from makeup_plugin.encoding import EncodedFaces
 from makeup_plugin.identities import (
     Identity,
     PhotoReport,
@@ -113,7 +113,8 @@ def encode_faces(
         if view == "aligned":
             return image_tokens(tower, _crops(references, device)[present.to(device)])
         faces = [face for face in references.faces if face is not None]
-        return image_tokens(tower, torch.stack([tower_view(face, view, _side(tower)) for face in faces]).to(device))
+        size = int(tower.config.image_size)
+        return image_tokens(tower, torch.stack([tower_view(face, view, size) for face in faces]).to(device))
 
     seen = key if view == "aligned" else (*key, view, *_picture_keys(references))
     return EncodedFaces(
@@ -193,10 +194,6 @@ def _view(pipeline: PipelineParts) -> str:
     """The part of a photo that the image tower reads."""
     channel = pipeline.identity_channel
     return "aligned" if channel is None else channel.config.view
-
-
-def _side(tower: Any) -> int:
-    return int(tower.config.image_size)
 
 
 def _picture_keys(references: References) -> list[str]:

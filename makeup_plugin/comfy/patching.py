@@ -18,8 +18,7 @@ from makeup_plugin.arguments import number
 from makeup_plugin.calls.encode import tokens_of_nobody
 from makeup_plugin.calls.identify import check_identity, stacked_features
 from makeup_plugin.conditioning import Conditions, concatenate
-from makeup_plugin.encoded_faces import EncodedFaces
-from makeup_plugin.encoding import encode_conditions
+from makeup_plugin.encoding import EncodedFaces, encode_conditions
 from makeup_plugin.identities import Identity
 from makeup_plugin.identity import IdentityChannel
 from makeup_plugin.pipeline import FaceMakeUpPipeline

@@ -214,7 +214,7 @@ def test_validation_equals_the_loss_of_the_batch(parts, tmp_path):
     noise = torch.randn(batch["latents"].shape, generator=generator)
     steps = torch.linspace(20, len(task.schedule) - 20, 12).long()
     with torch.no_grad():
-        total, expected = task.terms(task.sample(batch, noise, steps), generator)
+        total, expected = task.terms(task.sample(batch, noise, steps))
     found = task.validate(0)
     assert found.pop("loss") == pytest.approx(float(total), rel=2e-5)
     assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=2e-5)

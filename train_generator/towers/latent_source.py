@@ -14,9 +14,20 @@ from faceclip.towers.text import tokenize
 from faceclip.training import MapSource
 from faceclip.training.towers.labels import JUDGED
 from train_generator.towers.attributes import attribute_classes, named_attributes
-from train_generator.towers.captions import CAPTION_ODDS, tokenized_captions
 from train_generator.towers.latents import cached_latents
 from train_generator.towers.regions import region_weights, weight_table
+
+# Probability of each kind of caption: short, long, emotion, both.
+CAPTION_ODDS = (0.2, 0.35, 0.1, 0.35)
+
+
+def tokenized_captions(arrays: FaceArrays) -> NDArray[np.int32]:
+    """Returns the token ids (N, kinds, 77) of the captions of every portrait, one of each kind."""
+    kinds = len(CAPTION_ODDS)
+    texts = [caption.text for row in arrays.captions for caption in row[:kinds]]
+    unique, place = np.unique(np.array(texts), return_inverse=True)
+    tokens = tokenize(unique.tolist()).numpy().astype(np.int32)
+    return tokens[place].reshape(len(arrays), kinds, -1)
 
 
 class LatentSource(MapSource):

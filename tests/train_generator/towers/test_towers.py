@@ -22,7 +22,7 @@ from faceclip.training.checkpoints import load_checkpoint, newest_checkpoint
 from makeup_plugin.losses import attribute_loss
 from makeup_plugin.plain_sampling import sample_portraits
 from train_generator.towers import base, vae
-from train_generator.towers.captions import tokenized_captions
+from train_generator.towers.latent_source import tokenized_captions
 from train_generator.towers.latents import cached_latents
 
 TRAINER = ["trainer.batch_size=4", "trainer.warmup_steps=1", "trainer.log_every=0", "trainer.save_every=0"]
