@@ -279,25 +279,13 @@ def _picture_values(
     if suite.settings.pictures > 1:
         if lpips is not None:
             pictures = to_unit(np.asarray(views.images))
-            values["diversity/lpips@1"] = _by_group(
+            values["diversity/lpips@1"] = pairwise_mean(
                 groups, lambda a, b: float(_lpips(lpips, pictures[[a]], pictures[[b]])[0])
             )
         if panel.get("judge") is not None:
             unit = views.sight.features / np.maximum(np.linalg.norm(views.sight.features, axis=1, keepdims=True), 1e-9)
-            values["diversity/judge@1"] = _by_group(groups, lambda a, b: float(1 - unit[a] @ unit[b]))
+            values["diversity/judge@1"] = pairwise_mean(groups, lambda a, b: float(1 - unit[a] @ unit[b]))
     return values
-
-
-def _by_group(groups: list[tuple[int, int]], distance: Any) -> NDArray[np.float64]:
-    """Returns the mean distance of the pairs of each group, in the row of the group's first picture; NaN elsewhere."""
-    members: dict[tuple[int, int], list[int]] = {}
-    for row, label in enumerate(groups):
-        members.setdefault(label, []).append(row)
-    result = np.full(len(groups), np.nan)
-    for rows in members.values():
-        table = np.array([[distance(a, b) if a != b else 0.0 for b in rows] for a in rows])
-        result[rows[0]] = pairwise_mean(table, [0] * len(rows)).get(0, np.nan)
-    return result
 
 
 def _lpips(model: Any, first: torch.Tensor, second: torch.Tensor) -> NDArray[np.float64]:

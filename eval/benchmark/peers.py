@@ -108,8 +108,16 @@ def _dtype(options: SamplerOptions, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else getattr(torch, options.dtype)
 
 
-def _noise(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _call(options: SamplerOptions, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the arguments of a call that pipelines of diffusers share."""
+    return {
+        "negative_prompt": options.negative,
+        "height": size[0],
+        "width": size[1],
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        "generator": torch.Generator().manual_seed(seed),
+    }
 
 
 def _ip_adapter(options: IpAdapterOptions, device: str) -> Peer:
@@ -128,13 +136,8 @@ def _ip_adapter(options: IpAdapterOptions, device: str) -> Peer:
     def draw(references: Sequence[Image.Image], prompt: str, seed: int, size: tuple[int, int]) -> Image.Image:
         return pipeline(
             prompt,
-            negative_prompt=options.negative,
             ip_adapter_image=[list(references)],
-            height=size[0],
-            width=size[1],
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
-            generator=_noise(seed),
+            **_call(options, seed, size),
         ).images[0]
 
     return draw
@@ -166,14 +169,9 @@ def _photomaker(options: PhotoMakerOptions, device: str) -> Peer:
         )
         return pipeline(
             words if options.trigger in words.split() else f"a person {options.trigger}, {prompt}",
-            negative_prompt=options.negative,
             input_id_images=list(references),
             id_embeds=torch.stack(embeddings),
-            height=size[0],
-            width=size[1],
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
-            generator=_noise(seed),
+            **_call(options, seed, size),
         ).images[0]
 
     return draw
@@ -205,16 +203,11 @@ def _instantid(options: InstantIdOptions, device: str) -> Peer:
         face = max(faces, key=lambda found: (found.bbox[2] - found.bbox[0]) * (found.bbox[3] - found.bbox[1]))
         return pipeline(
             prompt,
-            negative_prompt=options.negative,
             image_embeds=face.embedding,
             image=draw_keypoints(reference, face.kps),
             controlnet_conditioning_scale=options.scale,
             ip_adapter_scale=options.scale,
-            height=size[0],
-            width=size[1],
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
-            generator=_noise(seed),
+            **_call(options, seed, size),
         ).images[0]
 
     return draw

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import load_arrays
-from faceclip.errors import ConfigError, DataError, EmptyDatasetError, NoFaceError
+from faceclip.errors import DataError, EmptyDatasetError, NoFaceError
 from faceclip.faces import load_image
 from faceclip.faces.batches import upright_faces
 from faceclip.people.sample import sample_identity
@@ -221,12 +221,3 @@ def _check_keys(photos: Sequence[Photo]) -> None:
                 f"references: {photo.person} and {keys[photo.key.casefold()]} have photos {photo.key}: rename one"
             )
         keys[photo.key.casefold()] = photo.person
-
-
-def check_licence(licence: str, origin: str, where: str) -> None:
-    """Raises ConfigError for data without a licence and an origin, whose results cannot be published."""
-    for name, value in (("licence", licence), ("origin", origin)):
-        if not value.strip():
-            raise ConfigError(
-                f"{where}{name}: say the {name} of the pictures, as in {name}: 'CC0-1.0' or 'unknown, see URL'"
-            )

@@ -7,7 +7,6 @@ from typing import Literal
 
 from eval.benchmark.references import (
     References,
-    check_licence,
     photo_files,
     read_groups,
     read_photos,
@@ -15,6 +14,7 @@ from eval.benchmark.references import (
 )
 from eval.judges.base import judged_prompts
 from eval.metrics.registry import find
+from eval.terms import check_terms
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.settings import check_bounds, load_config, setting
@@ -129,7 +129,7 @@ def read_suite(path: Path) -> Suite:
 
 def build_suite(settings: SuiteSettings) -> Suite:
     """Makes the suite of settings; see `read_suite`."""
-    check_licence(settings.licence, settings.origin, "")
+    check_terms(settings.licence, settings.origin)
     wanted = settings.references
     empty = 0
     prompts: list[Prompt] = []

@@ -90,7 +90,6 @@ class DemoSettings(DemoConfig):
     out: Path = setting(Path("runs/demo"), "folder of the demo")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         make_stages(self.out, self)
 
 

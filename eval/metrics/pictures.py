@@ -3,7 +3,7 @@
 Feature maps and embeddings are injected: `eval.metrics.models` makes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -42,20 +42,20 @@ def _unit_channels(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1, eps=1e-8)
 
 
-def pairwise_mean(distances: NDArray[np.floating], group: Sequence[object]) -> dict[object, float]:
-    """Returns the diversity, which is the mean distance of the pairs within each group, from all distances (N, N); a
-    group of one has none.
+def pairwise_mean(group: Sequence[Hashable], distance: Callable[[int, int], float]) -> NDArray[np.float64]:
+    """Returns the diversity (N,), which is the mean distance of the pairs within each group, in the row of the group's
+    first picture; NaN elsewhere, and for a group of one.
 
-    group: N labels, as (reference, prompt).
+    group: N labels, as (reference, prompt). distance: of the pictures of two rows.
     """
-    rows: dict[object, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for row, label in enumerate(group):
-        rows.setdefault(label, []).append(row)
-    return {
-        label: float(np.mean([distances[one, other] for one, other in combinations(members, 2)]))
-        for label, members in rows.items()
-        if len(members) > 1
-    }
+        members.setdefault(label, []).append(row)
+    found = np.full(len(group), np.nan)
+    for rows in members.values():
+        if len(rows) > 1:
+            found[rows[0]] = np.mean([distance(one, other) for one, other in combinations(rows, 2)])
+    return found
 
 
 def attribute_count(probabilities: NDArray[np.floating], *, threshold: float = 0.85) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from eval.reports.report import Report, write_json
 from eval.retrieval.page import TIE_RULE, add_sections
 from eval.retrieval.run import KindResult, evaluate_kind, to_json, tune_weight
 from eval.retrieval.spaces import RetrievalModel, encode_portraits
-from eval.retrieval.terms import data_terms
+from eval.terms import data_terms
 from faceclip.data.arrays import FaceArrays, load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.batches import detected_faces, labelled_faces

@@ -27,8 +27,8 @@ from eval.reports.report import Cell, Report, line_plot, write_json
 from eval.retrieval.cost import Cost, compare_with_faiss
 from eval.retrieval.indexes import IndexKind, Speed, distractor_curve, measure_kinds
 from eval.retrieval.planted import plant
-from eval.retrieval.terms import data_terms
 from eval.retrieval.verification import embed_photos, open_set
+from eval.terms import data_terms
 from faceclip.data.arrays import load_arrays
 from faceclip.errors import ConfigError, EmptyDatasetError
 from faceclip.faces.batches import detected_faces

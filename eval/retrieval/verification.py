@@ -23,7 +23,7 @@ from eval.judges.panel import embed_faces
 from eval.reports.report import Report, line_plot, write_json
 from eval.retrieval.open_set import acceptance_rates, error_tradeoff, fold_accuracy, identification_rates
 from eval.retrieval.search import unit
-from eval.retrieval.terms import data_terms
+from eval.terms import data_terms
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.faces import load_image
 from faceclip.faces.batches import upright_faces

@@ -19,12 +19,12 @@ from eval.arguments import MAX_SEED, REPORT, load_model, use_threads
 from eval.benchmark.panel import load_recognizer
 from eval.benchmark.references import photo_files, read_photos, read_renders
 from eval.reports.report import write_json
-from eval.retrieval.terms import data_terms
 from eval.robustness.attacks import check_differentiable
 from eval.robustness.damages import DAMAGES
 from eval.robustness.measure import CLEAN, Condition, Kept, Yardstick, apply, conditions, subjects_of
 from eval.robustness.page import make_report
 from eval.robustness.pictures import draw_from, likeness
+from eval.terms import data_terms
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import ConfigError
 from faceclip.settings import run, setting
