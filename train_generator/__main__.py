@@ -15,7 +15,6 @@ import torch
 
 from faceclip.data.mapping import data_at
 from faceclip.data.portraits import check_divided
-from faceclip.errors import ConfigError
 from faceclip.training import Result, Trainer, check_output, run_training
 from faceclip.training.engines import layout
 from train_generator.adapter import add_adapter, continue_adapter
@@ -39,9 +38,7 @@ def prepare(config: GeneratorConfig) -> Trainer:
     """
     check_output(Path(config.out))
     given = data_at(config.data)
-    for name, place in (("data", given.path), ("encoder", config.encoder)):
-        if not place:
-            raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
+    config.check_named()
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)

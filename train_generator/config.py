@@ -143,7 +143,9 @@ class GeneratorConfig:
     data: str | DataConfig = setting(
         "", "data set, as data= or data.path=: this project's own layout, or any other", resume="free", path=True
     )
-    encoder: str = setting("", "stage-1 export, or a published FaceCLIP file or hub id", resume="free", path=True)
+    encoder: str = setting(
+        "", "stage-1 export, a published FaceCLIP file or hub id, or a shipped name", resume="free", path=True
+    )
     image_tower: str = setting("", "image tower that reads references; '': the export's own", resume="free", path=True)
     base: str = setting("tiny", "directory with vae, unet, scheduler, or a shipped name", resume="free", path=True)
     fitter: str = setting("tiny/fitter", "3D fitter saved with the pipeline; '': none", resume="free", path=True)
@@ -181,6 +183,13 @@ class GeneratorConfig:
         """Type of the base's UNet when it is loaded: that of frozen weights, or float32 if the whole UNet is
         trained."""
         return "fp32" if self.adapter.unet == "full" else self.frozen
+
+    def check_named(self) -> None:
+        """Raises ConfigError unless data and encoder are named."""
+        if not data_at(self.data).path:
+            raise ConfigError("data: name its directory, as in data=DIR")
+        if not self.encoder:
+            raise ConfigError("encoder: name a stage-1 export, as in encoder=RUN/export, or encoder=tiny, which ships")
 
     def __post_init__(self) -> None:
         self.data = data_at(self.data)

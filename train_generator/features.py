@@ -51,9 +51,7 @@ def load_features(config: GeneratorConfig, pipeline: FaceMakeUpPipeline, split: 
 
 def build(config: GeneratorConfig) -> None:
     """Builds the features of both splits and prints their sizes."""
-    for name, place in (("data", data_at(config.data).path), ("encoder", config.encoder)):
-        if not place:
-            raise ConfigError(f"{name}: name its directory, as in {name}=DIR")
+    config.check_named()
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     pipeline = build_pipeline(config)

@@ -15,14 +15,14 @@ from torch import nn
 from faceclip import weights
 from faceclip.encoder import FaceCLIP
 from faceclip.errors import CheckpointError, ConfigError
-from faceclip.published.checkpoint import load_faceclip
+from faceclip.published.checkpoint import load_faceclip, set_dtypes
 from faceclip.published.files import is_hub_id
 from faceclip.storage.loading import load_strictly
 from faceclip.towers.image import ImageTower
 from faceclip.towers.onnx import OnnxFaceEncoder
 from faceclip.towers.pretrained import load_tower
 from makeup_plugin import FaceMakeUpPipeline
-from makeup_plugin.saving.shipped import SHIPPED, shipped_pipeline
+from makeup_plugin.saving.shipped import SHIPPED, is_shipped, shipped_pipeline, shipped_towers
 from train_generator.config import GeneratorConfig
 from train_generator.precision import DTYPES, Frozen, half_variant, norms_in_float32
 
@@ -77,16 +77,23 @@ def build_pipeline(config: GeneratorConfig) -> FaceMakeUpPipeline:
 
 def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
     """Loads the joint encoder, and the image tower that reads references for the identity channel."""
-    named, beside = f"encoder={config.encoder}", Path(config.encoder) / "image_tower"
-    there = Path(config.encoder).exists() or is_hub_id(config.encoder)
-    if there and not config.image_tower and not (beside / "config.json").is_file():  # checked before gigabytes are read
-        raise CheckpointError(
-            f"{named}: no image_tower beside the encoder, which reads references: give an export of "
-            "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
-            "open_clip:ViT-H-14/laion2b_s32b_b79k"
-        )
-    with damage_named(named, "give a stage-1 export (`python -m train_encoder`) or a published FaceCLIP"):
-        encoder = load_faceclip(config.encoder, dtype=DTYPES[config.frozen], fusion_dtype=torch.float32)
+    named, dtype = f"encoder={config.encoder}", DTYPES[config.frozen]
+    if is_shipped(config.encoder):
+        shipped = shipped_towers(config.encoder, given={"face_fitter": None})
+        encoder, beside = shipped["joint_encoder"], weights.path(f"{config.encoder}/image_tower")
+        set_dtypes(encoder, dtype, torch.float32)
+    else:
+        beside = Path(config.encoder) / "image_tower"
+        there = Path(config.encoder).exists() or is_hub_id(config.encoder)
+        if there and not config.image_tower and not (beside / "config.json").is_file():  # before gigabytes are read
+            raise CheckpointError(
+                f"{named}: no image_tower beside the encoder, which reads references: give an export of "
+                "`python -m train_encoder`, or name a tower by image_tower=, such as image_tower="
+                "open_clip:ViT-H-14/laion2b_s32b_b79k"
+            )
+        remedy = "give a stage-1 export (`python -m train_encoder`), a published FaceCLIP, or tiny, which ships"
+        with damage_named(named, remedy):
+            encoder = load_faceclip(config.encoder, dtype=dtype, fusion_dtype=torch.float32)
     norms_in_float32(encoder)
     for face in encoder.face_encoders:
         if isinstance(face, OnnxFaceEncoder):  # computes in float32, and rounds to the numbers of its buffers
@@ -96,7 +103,7 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
     if config.image_tower:
         tower, remedy = f"image_tower={config.image_tower}", "give an image tower"
     with damage_named(tower, remedy):
-        image_tower = load_tower(config.image_tower or str(beside), "image", dtype=DTYPES[config.frozen])
+        image_tower = load_tower(config.image_tower or str(beside), "image", dtype=dtype)
     norms_in_float32(image_tower)
     return encoder, image_tower
 

@@ -277,22 +277,23 @@ def load_faceclip(
         check_finite(tensors, path)
         model.load_state_dict(state, strict=True, assign=True)
         mention_license(str(path))
-    # Not by ModelMixin.to: diffusers 0.42 then warns of float32 modules even of models that have none.
-    nn.Module.to(model, dtype)
-    _set_fusion_dtype(model, fusion_dtype)
+    set_dtypes(model, dtype, fusion_dtype)
     return model.eval()
 
 
-def _set_fusion_dtype(model: FaceCLIP, dtype: torch.dtype | None) -> None:
-    """Casts all parts but the towers; None means float32 beside towers of 16 bits."""
-    if dtype is None:
-        dtype = torch.float32 if model.l.text.dtype in (torch.float16, torch.bfloat16) else model.l.text.dtype
+def set_dtypes(model: FaceCLIP, dtype: torch.dtype | None, fusion_dtype: torch.dtype | None) -> None:
+    """Casts the towers to `dtype` and all other parts to `fusion_dtype`; None as in `load_faceclip`."""
+    for tower in model.towers() if dtype is not None else ():
+        # Not by ModelMixin.to: diffusers 0.42 then warns of float32 modules even of models that have none.
+        nn.Module.to(tower, dtype)
+    if fusion_dtype is None:
+        fusion_dtype = torch.float32 if model.l.text.dtype in (torch.float16, torch.bfloat16) else model.l.text.dtype
     for branch in model.branches:
         for name, part in branch.named_children():
             if name != "text":
-                part.to(dtype)
+                part.to(fusion_dtype)
     if model.heads is not None:
-        model.heads.to(dtype)
+        model.heads.to(fusion_dtype)
 
 
 def _read_directory(

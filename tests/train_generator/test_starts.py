@@ -11,9 +11,10 @@ from PIL import Image
 from faceclip.data.arrays import load_arrays
 from faceclip.data.photos import main as import_photos
 from faceclip.published.checkpoint import LICENSE, convert, load_faceclip
-from faceclip.training import parse_config
+from faceclip.training import TrainerConfig, parse_config
 from makeup_plugin import FaceMakeUpPipeline
 from makeup_plugin.marking.provenance import read_provenance
+from makeup_plugin.saving.shipped import shipped_towers
 from tests.faceclip.published_case import CONFIG, published_state
 from tests.stages import same_weights, save_base
 from tests.train_generator.conftest import features_of, word_of
@@ -157,3 +158,22 @@ def test_a_published_encoder_with_a_named_image_tower(arguments, tmp_path, capsy
     expected = load_faceclip(tmp_path / "published").state_dict()
     found = pipeline.joint_encoder.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name].float()) for name in found)
+
+
+def test_the_shipped_encoder_by_its_name(capsys):
+    """`encoder=tiny` is the encoder of the shipped pipeline: towers in the type of frozen weights, the rest in
+    float32."""
+    shipped = shipped_towers("tiny", given={"face_fitter": None})
+    config = GeneratorConfig(encoder="tiny", frozen="bf16", trainer=TrainerConfig(precision="bf16"))
+    pipeline = build_pipeline(config)
+    assert pipeline.joint_encoder.l.text.dtype == torch.bfloat16
+    for part in ("l.fusion", "g.fusion", "heads"):
+        ours = pipeline.joint_encoder.get_submodule(part).state_dict()
+        theirs = shipped["joint_encoder"].get_submodule(part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert ours and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for name, value in pipeline.image_encoder.state_dict().items():
+        theirs = shipped["image_encoder"].state_dict()[name].to(torch.bfloat16)
+        assert torch.equal(value.to(torch.bfloat16), theirs)
+    assert main(["data=somewhere"]) == 2
+    assert "encoder=tiny" in capsys.readouterr().err
