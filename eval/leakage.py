@@ -144,12 +144,10 @@ def write_report(
     )
     content = {
         "agreement": {
-            name: {"one person": v.same.to_dict(), "two people": v.different, "excess": v.excess.to_dict()}
+            name: {"one person": v.same, "two people": v.different, "excess": v.excess}
             for name, v in agreements.items()
         },
-        "nearest neighbor": {
-            name: {"rank-1": value.to_dict(), "chance": chance} for name, (value, chance) in searches.items()
-        },
+        "nearest neighbor": {name: {"rank-1": value, "chance": chance} for name, (value, chance) in searches.items()},
     }
     write_json(out / "results.json", content)
     return report.write(out / "report.html")

@@ -168,20 +168,16 @@ def real_portraits(judges: Judges, jobs: Sequence[Job], arrays: FaceArrays, refe
 
 
 def to_json(result: GenerationResult) -> dict:
-    """Returns the figures per arm, the differences from the arm `text`, and the figures of real portraits as JSON."""
-
-    def plain(figures) -> dict:
-        return {name: value.to_dict() for name, value in figures.items()}
-
-    arms = {name: plain(summarize(value)) for name, value in result.scores.items()}
+    """Returns the figures per arm, the differences from the arm `text`, and the figures of real portraits, for
+    `write_json`."""
     content: dict[str, Any] = {
-        "arms": arms,
-        "real": {name: plain(summarize(value)) for name, value in result.context.items()},
+        "arms": {name: summarize(value) for name, value in result.scores.items()},
+        "real": {name: summarize(value) for name, value in result.context.items()},
+        "frechet distance": {name: value.frechet for name, value in {**result.scores, **result.context}.items()},
     }
-    content["frechet distance"] = {name: value.frechet for name, value in {**result.scores, **result.context}.items()}
     if "text" in result.scores:
         base = result.scores["text"]
         content["difference from text only"] = {
-            name: plain(compare(value, base)) for name, value in result.scores.items() if name != "text"
+            name: compare(value, base) for name, value in result.scores.items() if name != "text"
         }
     return content

@@ -13,7 +13,7 @@ from eval.metrics.distances import angle_difference, frechet_distance
 from eval.prompt import prompt_scores
 from faceclip.data.arrays import FaceArrays
 from faceclip.faces.batches import FacePoints, detected_faces
-from faceclip.statistics import TIE_TOLERANCE, Estimate, identity_bootstrap, paired_difference
+from faceclip.statistics import Estimate, first_right_rank, identity_bootstrap, paired_difference
 from faceclip.training.towers.labels import JUDGED
 
 
@@ -85,9 +85,7 @@ def judge_pictures(
         similarity[name] = np.where(found, raw[name], 0.0)
         scores = vectors @ references.gallery[name].T
         own = references.gallery_identity[None] == identity[:, None]
-        best_own = np.where(own, scores, -np.inf).max(axis=1)
-        best_other = np.where(own, -np.inf, scores).max(axis=1)
-        recognized[name] = (found & (best_own > best_other + TIE_TOLERANCE)).astype(np.float64)
+        recognized[name] = (found & (first_right_rank(scores, own) == 1)).astype(np.float64)
     assert faces.widths is not None  # a detector found them
     light = np.full(len(rows), np.nan)
     if judges.fitter is not None:

@@ -161,7 +161,7 @@ def compare(settings: BindingSettings) -> None:
     found = measure(drawn, base, arrays, asked)
     figures = summarize(found, asked, np.asarray(arrays.identity))
     content = {
-        "figures": {name: {key: value.to_dict() for key, value in part.items()} for name, part in figures.items()},
+        "figures": figures,
         "table": {
             name: dict(zip(WATCHED, map(float, line), strict=True))
             for name, line in zip(WATCHED, found.table, strict=True)

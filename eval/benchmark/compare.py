@@ -1,7 +1,7 @@
 """Figures of all methods: means with intervals over persons, the leader beyond chance, categories, slices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,10 +124,7 @@ def _differences(
             p = paired_permutation(*pair, person[both])
             found.append(Difference(column=name, leader=leader, other=other, estimate=estimate, p=p))
     adjusted = holm(np.array([difference.p for difference in found]))
-    return [
-        Difference(column=d.column, leader=d.leader, other=d.other, estimate=d.estimate, p=float(p))
-        for d, p in zip(found, adjusted, strict=True)
-    ]
+    return [replace(difference, p=float(p)) for difference, p in zip(found, adjusted, strict=True)]
 
 
 def _categories(suite: Suite, found: Measured, person: NDArray[np.int64]) -> dict[str, dict[str, Estimate]]:

@@ -9,11 +9,10 @@ or on how often the run was interrupted.
 """
 
 import json
-import os
-import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from faceclip.errors import ConfigError, DataError, TooManyBadRecordsError
 from faceclip.storage.hashes import file_hash
 from faceclip.storage.locks import locked
 from faceclip.storage.regular import parse_json, read_regular
+from faceclip.training.accelerators import memory_gib
 from makeup_plugin.marking.provenance import save_image
 
 BLOCK = 8  # jobs that one process takes at a time
@@ -200,10 +200,10 @@ def _read_record(folder: Path, job: Job) -> Record | None:
 def _draw(folder: Path, method: Method, job: Job) -> None:
     path = folder / f"{job.key}.png"
     if not method.applies(job):
-        write_json(folder / f"{job.key}.json", asdict(Record(job=job.key, status="none")))
+        write_json(folder / f"{job.key}.json", Record(job=job.key, status="none"))
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     try:
@@ -211,20 +211,15 @@ def _draw(folder: Path, method: Method, job: Job) -> None:
     # A peer may raise anything; one picture that fails must not end a run of days. Ctrl-C and SystemExit pass.
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        write_json(folder / f"{job.key}.json", asdict(Record(job=job.key, status="failed", error=text)))
+        write_json(folder / f"{job.key}.json", Record(job=job.key, status="failed", error=text))
         return
     seconds = time.perf_counter() - began
-    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _process_peak()
+    memory = 1024 * memory_gib(device)
     save_image(Image.fromarray(drawn.image), path, drawn.provenance)
     record = Record(
         job=job.key, status="drawn", sha256=file_hash(path), seconds=round(seconds, 4), memory_mib=round(memory, 1)
     )
-    write_json(folder / f"{job.key}.json", asdict(record))
-
-
-def _process_peak() -> float:
-    """Returns the peak memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / (1024 if os.uname().sysname == "Darwin" else 1)
+    write_json(folder / f"{job.key}.json", record)
 
 
 def _check_share(folder: Path, suite: Suite, name: str, last: Job) -> None:
@@ -243,8 +238,4 @@ def _check_share(folder: Path, suite: Suite, name: str, last: Job) -> None:
 
 def failures(records: Sequence[Record]) -> dict[str, int]:
     """Returns the number of failures with each error, the most frequent first."""
-    counts: dict[str, int] = {}
-    for record in records:
-        if record.status == "failed":
-            counts[record.error] = counts.get(record.error, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+    return dict(Counter(record.error for record in records if record.status == "failed").most_common())

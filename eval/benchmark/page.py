@@ -64,6 +64,7 @@ def make_report(
     report.section("Protocol")
     report.text("Everything that is needed to run this again; values of every picture are in values.csv.")
     report.code(json.dumps(protocol, indent=1, ensure_ascii=False, default=str))
+    _missing(report, panel)
     return report
 
 
@@ -168,13 +169,17 @@ def _sets(report: Report, comparison: Comparison) -> None:
     report.table(["method", *(f"{name} ↓" for name in names)], rows, caption="Distances of whole sets")
 
 
-def missing_rows(panel: Panel) -> list[tuple[str, str, str]]:
-    """Returns (metric, "not measured", why and by which command it can be) of every metric without its network."""
-    return [
-        (name, "not measured", panel.missing[metric.role])
+def _missing(report: Report, panel: Panel) -> None:
+    """Adds why each metric without its network is not measured, and by which command it can be."""
+    rows = [
+        (name, f"not measured: {panel.missing[metric.role]}")
         for name, metric in METRICS.items()
         if metric.role in panel.missing
     ]
+    if rows:
+        report.section("Not measured")
+        report.text("These metrics need networks that are not on this machine, and count as not measured, never as 0.")
+        report.definitions(rows)
 
 
 def _pareto(comparison: Comparison) -> tuple[Figure, str] | None:

@@ -11,7 +11,7 @@ from eval.benchmark.compare import compare
 from eval.benchmark.drawing import claim, draw_all, gallery
 from eval.benchmark.measure import Measured, Views, measure, reference_views
 from eval.benchmark.methods import CALIBRATION, PLAIN, Method, MethodSettings, load_method, read_methods
-from eval.benchmark.page import make_report, missing_rows
+from eval.benchmark.page import make_report
 from eval.benchmark.panel import Panel, load_panel
 from eval.benchmark.suite import SYNTHETIC, Suite, read_suite
 from eval.benchmark.synthetic import SyntheticSettings, synthetic_methods, synthetic_suite
@@ -111,11 +111,6 @@ def _measure(suite: Suite, panel: Panel, wanted: list[MethodSettings], facts: di
     comparison = compare(suite, measured, contenders)
     write_all(out, suite, protocol, galleries, measured, comparison)
     report = make_report(suite, panel, protocol, galleries, measured, comparison, contenders)
-    rows = missing_rows(panel)
-    if rows:
-        report.section("Not measured")
-        report.text("These metrics need networks that are not on this machine, and count as not measured, never as 0.")
-        report.definitions([(name, f"{state}: {why}") for name, state, why in rows])
     path = report.write(out / "report.html")
     write_text(done, json.dumps({"of": key}))
     return path

@@ -52,28 +52,24 @@ def to_json(
     measured: Mapping[str, Measured],
     comparison: Comparison,
 ) -> dict:
-    """Returns everything that the report shows as plain JSON values; NaN is null."""
-
-    def plain(figures: Mapping[str, Estimate]) -> dict:
-        return {name: value.to_dict() for name, value in figures.items()}
-
+    """Returns everything that the report shows, for `write_json`."""
     methods = {}
     for name, shown in galleries.items():
         methods[name] = {
             "drawn": int(shown.drawn.sum()),
             "failed": int((shown.applies & ~shown.drawn).sum()),
-            "figures": plain(comparison.figures[name]),
-            "sets": {column: vars(figure) for column, figure in comparison.sets[name].items()},
-            "categories": {part: plain(found) for part, found in comparison.categories[name].items()},
+            "figures": comparison.figures[name],
+            "sets": comparison.sets[name],
+            "categories": comparison.categories[name],
             "slices": {column: slices_to_json(found) for column, found in comparison.slices[name].items()},
-            "notes": list(measured[name].notes),
-            "replies": {question: list(found) for question, found in measured[name].replies.items()},
+            "notes": measured[name].notes,
+            "replies": measured[name].replies,
         }
     differences = [
-        {"column": d.column, "leader": d.leader, "other": d.other, "difference": d.estimate.to_dict(), "p, Holm": d.p}
+        {"column": d.column, "leader": d.leader, "other": d.other, "difference": d.estimate, "p, Holm": d.p}
         for d in comparison.differences
     ]
-    return {"protocol": dict(protocol), "methods": methods, "best": dict(comparison.best), "differences": differences}
+    return {"protocol": protocol, "methods": methods, "best": comparison.best, "differences": differences}
 
 
 def values_csv(suite: Suite, galleries: Mapping[str, Gallery], measured: Mapping[str, Measured]) -> str:

@@ -131,7 +131,7 @@ def measure(config: RecognitionConfig) -> None:
     found = np.array([photo.face is not None for photo in photos], np.float64)
     detected = identity_bootstrap(found, np.array([photo.person for photo in photos]))
     report: dict[str, dict] = {
-        "detection": {"face found": detected.to_dict()},
+        "detection": {"face found": detected},
         "missed, by cause": dict(Counter(photo.fault for photo in photos if photo.face is None)),
     }
     print(f"face found: {detected}")
@@ -146,8 +146,7 @@ def measure(config: RecognitionConfig) -> None:
             print(f"{way} ({facts.licence}): {1 / max(seconds, 1e-9):.0f} faces/s per core")
             for figure, value in figures.items():
                 print(f"  {figure}: {value}")
-            report[way] = {figure: value.to_dict() for figure, value in figures.items()}
-            report[way] |= {"faces_per_second": 1 / max(seconds, 1e-9), "licence": facts.licence}
+            report[way] = {**figures, "faces_per_second": 1 / max(seconds, 1e-9), "licence": facts.licence}
     if config.out is not None:
         write_json(config.out, report)
 

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -200,9 +200,10 @@ class Report:
         return path
 
 
-def write_json(path: Path, content: Mapping) -> None:
-    """Writes JSON by `files.write_json`, with null for NaN and infinities, which JSON does not have."""
-    files.write_json(path, _finite(content), sort_keys=False)
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON by `files.write_json`: dataclasses by their fields, and null for NaN and infinities, which JSON does
+    not have."""
+    files.write_json(path, _plain(content), sort_keys=False)
 
 
 def show_figures(figures: Mapping[str, Estimate], path: Path | None) -> None:
@@ -210,14 +211,16 @@ def show_figures(figures: Mapping[str, Estimate], path: Path | None) -> None:
     for name, figure in figures.items():
         print(f"{name}: {figure}")
     if path is not None:
-        write_json(path, {name: figure.to_dict() for name, figure in figures.items()})
+        write_json(path, figures)
 
 
-def _finite(content: object) -> object:
+def _plain(content: object) -> object:
+    if is_dataclass(content):
+        content = vars(content)
     if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_plain(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

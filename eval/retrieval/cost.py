@@ -1,18 +1,18 @@
 """What exact ranks and average precision cost beside FAISS's own search of the best items."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
+import torch
 from rich.progress import track
 
 from eval.retrieval.planted import Planted
 from eval.retrieval.search import unit
 from eval.retrieval.streaming import BEST, BLOCK, Ragged, search_exactly
+from faceclip.training.accelerators import memory_gib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +72,10 @@ def compare_with_faiss(planted: Planted, *, k: int = BEST, block: int = BLOCK, t
         faiss_seconds=raw,
         ratio=ours / max(raw, 1e-9),
         counted=counted,
-        memory_gib=peak_gib(),
+        memory_gib=memory_gib(torch.device("cpu")),
         rank_1=float((np.concatenate(ranks) == 1).mean()),
         mean_average_precision=float(np.concatenate(precision).mean()),
     )
-
-
-def peak_gib() -> float:
-    """Returns the most memory that this process ever had, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _timed(work: Callable):

@@ -82,17 +82,14 @@ def evaluate_kind(
 
 
 def to_json(results: Mapping[QueryKind, KindResult]) -> dict:
-    """Returns figures of all kinds as plain JSON values."""
+    """Returns figures of all kinds, for `write_json`."""
     return {
         kind: {
             "queries": len(result.queries),
             "identities": len(np.unique(result.queries.identity)),
-            "spaces": {
-                name: {metric: estimate.to_dict() for metric, estimate in outcome.summary.items()}
-                for name, outcome in result.outcomes.items()
-            },
-            "joint minus space, rank-1": {name: value.to_dict() for name, value in result.differences.items()},
-            "first answer": {name: dict(shares) for name, shares in result.first.items()},
+            "spaces": {name: outcome.summary for name, outcome in result.outcomes.items()},
+            "joint minus space, rank-1": result.differences,
+            "first answer": result.first,
         }
         for kind, result in results.items()
     }

@@ -10,7 +10,7 @@ person stands in the gallery, the others are asked for, among more and more plan
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -157,12 +157,12 @@ def measure(settings: ScaleSettings) -> None:
             seed=settings.seed,
         )
         cost = compare_with_faiss(planted, threads=settings.threads)
-        content["cost"] = asdict(cost)
+        content["cost"] = cost
         print(f"exact ranks: {cost.ratio:.3f} times the processor time of FAISS alone, {cost.memory_gib:.1f} GiB")
         vectors = faiss.rev_swig_ptr(planted.index.get_xb(), planted.index.ntotal * planted.index.d)
         vectors = vectors.reshape(planted.index.ntotal, planted.index.d)
         speeds = measure_kinds(settings.names, vectors, planted.queries, k=settings.best) if settings.names else []
-        content["kinds"] = [asdict(speed) for speed in speeds]
+        content["kinds"] = speeds
         for speed in speeds:
             print(f"{speed.kind}: recall {speed.recall:.3f}, {speed.queries_per_second:,.0f} queries/s")
         _planted_section(report, cost, speeds, settings)
@@ -170,8 +170,8 @@ def measure(settings: ScaleSettings) -> None:
         curve = find_among_distractors(labelled, settings.sizes, seed=settings.seed)
         rates = open_set(labelled.vectors, labelled.found, labelled.people, seed=settings.seed)
         content |= labelled.facts
-        content["distractors"] = [{"number": size, "rank-1": value.to_dict()} for size, value in curve]
-        content["DIR at FPIR"] = [asdict(rate) for rate in rates]
+        content["distractors"] = [{"number": size, "rank-1": value} for size, value in curve]
+        content["DIR at FPIR"] = rates
         _labelled_section(report, labelled, curve, rates, settings)
         for size, value in curve:
             print(f"{size:,} distractors: rank-1 {value}")

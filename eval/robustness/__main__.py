@@ -151,10 +151,7 @@ def measure(settings: RobustnessSettings) -> None:
         "PGD steps": settings.steps,
         "seed": settings.seed,
         "kept": [_plain(item) for item in kept],
-        "pictures": [
-            {"condition": vars(condition), "facesim/all@1": {name: value.to_dict() for name, value in found.items()}}
-            for condition, found in drawn.items()
-        ],
+        "pictures": [{"condition": condition, "facesim/all@1": found} for condition, found in drawn.items()],
     }
     write_json(settings.out / "results.json", content)
     path = make_report(data, kept, drawn, names, names[0] if settings.levels else "").write(
@@ -165,11 +162,11 @@ def measure(settings: RobustnessSettings) -> None:
 
 def _plain(item: Kept) -> dict:
     return {
-        "condition": vars(item.condition),
+        "condition": item.condition,
         "recognizer": item.recognizer,
-        "detection": item.detection.to_dict(),
-        "cosine": None if item.cosine is None else item.cosine.to_dict(),
-        "rank-1": item.rank_1.to_dict(),
+        "detection": item.detection,
+        "cosine": item.cosine,
+        "rank-1": item.rank_1,
     }
 
 

@@ -99,7 +99,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
 def test_json_is_strict(tmp_path):
     path = tmp_path / "a.json"
     empty = Estimate(value=float("nan"), low=float("nan"), high=float("inf"), count=0, identities=0)
-    write_json(path, {"a": empty.to_dict(), "b": [np.float64("nan"), (1.5, True, None)], "c": "NaN"})
+    write_json(path, {"a": empty, "b": [np.float64("nan"), (1.5, True, None)], "c": "NaN"})
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
