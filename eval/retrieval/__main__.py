@@ -89,21 +89,6 @@ def evaluate(
     return results, found_results, facts
 
 
-def write_results(
-    out: Path, results: dict[QueryKind, KindResult], found: dict[QueryKind, KindResult], facts: dict, settings: dict
-) -> dict:
-    """Writes results.json; returns its content."""
-    content = {
-        "settings": settings,
-        "facts": facts,
-        "tie rule": TIE_RULE,
-        "labelled faces": to_json(results),
-        "detected faces": to_json(found),
-    }
-    write_json(out / "results.json", content)
-    return content
-
-
 def add_detected(report: Report, found: dict[QueryKind, KindResult], facts: dict) -> None:
     """Adds the section on faces that must be found first."""
     if not found:
@@ -170,7 +155,14 @@ def search_and_report(settings: RetrievalSettings) -> None:
         "validation data": validation.content_hash,
         "data terms": terms,
     }
-    write_results(settings.out, results, found, facts, noted)
+    content = {
+        "settings": noted,
+        "facts": facts,
+        "tie rule": TIE_RULE,
+        "labelled faces": to_json(results),
+        "detected faces": to_json(found),
+    }
+    write_json(settings.out / "results.json", content)
     people = len(np.unique(test.identity))
     report = Report(
         "Retrieval", f"{people} test identities, {len(test):,} portraits. Data: {terms['licence']}; {terms['origin']}."

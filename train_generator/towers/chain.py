@@ -1,19 +1,16 @@
 """Make the tiny weights one after another, in pieces of limited time: each resumes where the last one stopped.
 
-python -m train_generator.towers.chain out=DIR [--preset portraits] [seconds=540] [machine=gpu] [only=[vae]] [parts=DIR]
+python -m train_generator.towers.chain out=DIR [--preset portraits] [seconds=540] [machine=gpu] [only=[vae]]
 
 Every stage is a command of this project. A stage that still runs when the time is over gets SIGTERM: trainings save and
 end, the generator of people keeps its finished shards, and the same command resumes. Exit status: 0 when all stages are
-done, 75 (try again) when the time was over. `parts`: a folder that gets what is finished, as files of limited size.
+done, 75 (try again) when the time was over.
 """
 
-import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +40,6 @@ class ChainConfig:
     only: list[str] = setting(factory=list, help="stages to run; []: all")
     seconds: float = setting(0.0, "how long to run; 0: until the end", least=0)
     grace: float = setting(60.0, "seconds that a stage has to save and end", least=0)
-    parts: str = setting("", "folder of the finished exports in parts; '': none", path=True)
-    part_mib: float = setting(15.0, "greatest size of a part", above=0)
 
     def __post_init__(self) -> None:
         for key, names in (("only", self.only), ("more", list(self.more)), ("gpu", list(self.gpu))):
@@ -68,14 +63,13 @@ def run_chain(config: ChainConfig) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     for name in config.only or config.stages:
         words, marker = config.words(name), out / DONE / f"{name}.json"
-        made = hashlib.sha256(json.dumps(words).encode()).hexdigest()
-        if marker.is_file() and json.loads(marker.read_text())["words"] == made:
+        if marker.is_file() and json.loads(marker.read_text())["command"] == words:
             print(f"{name}: done", flush=True)
             continue
         if time.monotonic() >= deadline or not _run_stage(name, words, out / "logs" / f"{name}.log", deadline, config):
             print(f"{name}: not done yet; the same command resumes", flush=True)
             return False
-        marker.write_text(json.dumps({"words": made, "command": words}))
+        marker.write_text(json.dumps({"command": words}))
     return True
 
 
@@ -114,33 +108,9 @@ def _end(process: subprocess.Popen, grace: float) -> int:
         return -signal.SIGTERM
 
 
-def pack(out: Path, parts: Path, part_mib: float) -> list[Path]:
-    """Write the finished exports and logs below `out` as one archive in parts: `cat chain.tar.* | tar x`."""
-    parts.mkdir(parents=True, exist_ok=True)
-    for old in parts.glob("chain.tar.*"):
-        old.unlink()
-    archive = parts / f".chain.{os.getpid()}.tar"
-    with tarfile.open(archive, "w") as tar:
-        for path in sorted((*out.glob("*/export"), *out.glob("*/log.jsonl"), out / "logs", out / DONE)):
-            if path.exists():
-                tar.add(path, arcname=str(path.relative_to(out)))
-    limit = int(part_mib * 2**20)
-    found: list[Path] = []
-    with archive.open("rb") as whole:
-        while chunk := whole.read(limit):
-            found.append(parts / f"chain.tar.{len(found):03d}")
-            found[-1].write_bytes(chunk)
-    archive.unlink()
-    return found
-
-
 def make(config: ChainConfig) -> int:
-    """Runs the chain and packs what is finished; returns the exit status."""
-    finished = run_chain(config)
-    if config.parts:
-        for part in pack(Path(config.out), Path(config.parts), config.part_mib):
-            print(part)
-    return 0 if finished else TRY_AGAIN
+    """Runs the chain; returns the exit status."""
+    return 0 if run_chain(config) else TRY_AGAIN
 
 
 def main(argv: list[str] | None = None) -> int:

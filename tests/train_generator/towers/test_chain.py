@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from faceclip.errors import ConfigError, DataError
 from faceclip.training import parse_config
 from train_generator.towers import base, vae
-from train_generator.towers.chain import PRESETS, TRY_AGAIN, ChainConfig, main, pack, run_chain
+from train_generator.towers.chain import PRESETS, TRY_AGAIN, ChainConfig, main, run_chain
 
 
 def people(count: int) -> list[str]:
@@ -49,24 +48,9 @@ def test_a_stage_that_fails_is_named_with_its_log(tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "logs" / "poem.log").exists()
 
 
-def test_finished_exports_are_packed_in_parts(tmp_path: Path) -> None:
-    export = tmp_path / "run" / "vae" / "export"
-    export.mkdir(parents=True)
-    (export / "weights.bin").write_bytes(bytes(range(256)) * 2000)
-    (tmp_path / "run" / "vae" / "checkpoints").mkdir()
-    (tmp_path / "run" / "vae" / "checkpoints" / "large.bin").write_bytes(b"x")
-    found = pack(tmp_path / "run", tmp_path / "parts", 0.1)
-    assert len(found) > 3 and all(part.stat().st_size <= 0.1 * 2**20 for part in found)
-    whole = tmp_path / "whole.tar"
-    whole.write_bytes(b"".join(part.read_bytes() for part in found))
-    with tarfile.open(whole) as tar:
-        assert not any("large.bin" in name for name in tar.getnames())
-        assert tar.extractfile("vae/export/weights.bin").read() == bytes(range(256)) * 2000
-
-
 def test_the_command_says_when_to_try_again(tmp_path: Path, capsys) -> None:
     words = [f"out={tmp_path}", "only=[people]", "more.people=[--size=32]", "seconds=0.001", "grace=1"]
-    assert main([*words, f"parts={tmp_path / 'parts'}"]) == TRY_AGAIN
+    assert main(words) == TRY_AGAIN
     assert "people: not done yet" in capsys.readouterr().out
     assert main([*words[:1], "only=[nobody]"]) == 2 and "only: " in capsys.readouterr().err
 
@@ -117,7 +101,6 @@ def test_the_sizes_of_its_towers_fit_each_other() -> None:
     [
         ({"seconds": -1.0}, "seconds"),
         ({"grace": -1.0}, "grace"),
-        ({"part_mib": 0.0}, "part_mib"),
         ({"stages": {}}, "stages"),
     ],
 )
