@@ -326,3 +326,14 @@ def test_no_targets_are_refused(loss):
     labels = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ConfigError, match=r"^targets .*\(0, 8\)"):
         loss(torch.ones(3, 8), torch.ones(0, 8), *scalars, labels, labels[:0])
+
+
+@pytest.mark.parametrize("loss", [sigmoid_contrastive_loss, infonce_loss])
+@pytest.mark.parametrize(
+    ("queries", "targets"), [((3, 8, 1), (2, 8)), ((3, 8), (2, 8, 1)), ((8,), (2, 8)), ((3, 7), (2, 8))]
+)
+def test_rows_of_other_forms_are_refused(loss, queries, targets):
+    scalars = [torch.zeros(())] * (2 if loss is sigmoid_contrastive_loss else 1)
+    labels = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"^queries \(N, D\) and targets \(M, D\) .*8"):
+        loss(torch.ones(queries), torch.ones(targets), *scalars, labels, labels[:2])

@@ -57,6 +57,40 @@ def test_deep_towers_start_with_small_residual_branches() -> None:
         assert block.attn.proj.weight.std().item() == pytest.approx(64**-0.5 / 4, rel=0.1)
 
 
+def test_a_tower_starts_with_patches_and_positions_of_like_size() -> None:
+    torch.manual_seed(0)
+    model = FaceViT(**{**SMALL_FACE, "width": 64})
+    grey = model.patch_embed(torch.full((1, 3, 36, 36), 0.5))
+    torch.testing.assert_close(grey, torch.zeros_like(grey), atol=1e-5, rtol=0)
+    conv = model.patch_embed.proj
+    usual = (3 * conv.weight[0].numel()) ** -0.5  # the deviation of torch's own start
+    assert conv.weight.std().item() == pytest.approx(4 * usual, rel=0.05)
+    torch.testing.assert_close(model.pos_embed[0], 0.5 * sine_positions(4, 64))
+    assert model.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+    for layer in (model.feature[0], model.feature[2], model.blocks[0].mlp.fc1):
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.1)
+    assert not model.blocks[0].mlp.fc1.bias.any() and not model.blocks[0].attn.proj.bias.any()
+
+
+def test_hidden_layers_end_at_six() -> None:
+    mlp = FaceViT(**SMALL_FACE).blocks[0].mlp
+    with torch.no_grad():
+        mlp.fc1.bias.copy_(torch.linspace(-100, 100, len(mlp.fc1.bias)).sign() * 100)
+    x = torch.rand(2, 24)
+    hidden = 6.0 * (mlp.fc1.bias > 0)
+    torch.testing.assert_close(mlp(x), mlp.fc2(hidden.expand(2, -1)))
+
+
+def test_tokens_that_are_not_hidden_stay_in_their_places() -> None:
+    torch.manual_seed(0)
+    model = FaceViT(**{**SMALL_FACE, "depth": 0}, mask_ratio=0.25)
+    crops = torch.rand(3, 3, 36, 36)
+    masked, whole = model(crops).tokens, model.eval()(crops).tokens
+    hidden = (masked == model.mask_token).all(dim=-1)
+    assert hidden.sum(dim=1).tolist() == [4, 4, 4] and len(hidden.unique(dim=0)) > 1
+    torch.testing.assert_close(masked[~hidden], whole[~hidden])
+
+
 def test_masking_hides_tokens_in_training_only() -> None:
     torch.manual_seed(0)
     model = FaceViT(**SMALL_FACE, mask_ratio=0.25)
@@ -70,6 +104,10 @@ def test_masking_hides_tokens_in_training_only() -> None:
 def test_face_encoder_names_a_wrong_shape() -> None:
     with pytest.raises(ValueError, match=r"\(2, 1, 36, 36\)"):
         FaceViT(**SMALL_FACE)(torch.rand(2, 1, 36, 36))
+    with pytest.raises(ValueError, match=r"\(2, 3, 36\)"):
+        FaceViT(**SMALL_FACE)(torch.rand(2, 3, 36))
+    with pytest.raises(ValueError, match=r"width 24 .* 5 heads"):
+        FaceViT(**{**SMALL_FACE, "heads": 5})
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
