@@ -38,6 +38,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "tests/makeup_plugin/test_conditioning.py",
         "tests/makeup_plugin/test_losses.py",
         "tests/makeup_plugin/test_channels.py",
+        "tests/makeup_plugin/test_regional_attention.py",
     ),
     "makeup_plugin.diffusion": ("tests/makeup_plugin/test_diffusion.py",),
     "makeup_plugin.losses": ("tests/makeup_plugin/test_losses.py",),
@@ -326,6 +327,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}',
         ANY,
     ): "the size of blocks changes memory and time alone",
+    (
+        "train_generator.terms.denoising",
+        "return noise_prediction_loss(sample.prediction, target, weights)",
+        "return noise_prediction_loss(target, sample.prediction, weights)",
+    ): "the square of a difference is symmetric",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from faceclip.errors import CheckpointError, ConfigError
 from makeup_plugin.conditioning import Conditions, concatenate, predict
 from makeup_plugin.identity import IdentityChannel, cross_attention_layers, detach_identity
+from makeup_plugin.regional_attention import regional_attention
 from makeup_plugin.shading import shading_channel_from_unet
 
 
@@ -251,3 +252,71 @@ def test_conditions_are_checked_and_combined(conditions):
     assert torch.equal(joined.tokens[3:], twice.tokens)
     with pytest.raises(ConfigError, match=r"\['identity', .*'shading'.*\], \["):
         concatenate([conditions, replace(conditions, shading=None)])
+
+
+def with_people(conditions: Conditions, shares: list[float], **changes) -> Conditions:
+    """Two people, who are the pictures' own person and that of the next row, with the same shares everywhere."""
+
+    def pair(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([values, values.roll(1, 0)], dim=1)
+
+    everywhere = torch.tensor(shares).view(1, 3, 1, 1).expand(3, 3, 8, 8)
+    return replace(
+        conditions,
+        identity=torch.zeros_like(conditions.identity),
+        image_tokens=torch.zeros_like(conditions.image_tokens),
+        people_tokens=pair(conditions.tokens),
+        people_identity=pair(conditions.identity),
+        people_image_tokens=pair(conditions.image_tokens),
+        people_shares=everywhere,
+        **changes,
+    )
+
+
+@torch.no_grad()
+def test_a_person_everywhere_is_drawn_as_alone(unet, channel, control, conditions, noisy) -> None:
+    """Also by the shading channel, which reads the person's identity tokens."""
+    channel.attach(unet)
+    parts = {"identity_channel": channel, "shading_channel": control}
+    alone = predict(unet, *noisy, conditions, **parts)
+    other = replace(
+        conditions, **{n: getattr(conditions, n).roll(1, 0) for n in ("tokens", "identity", "image_tokens")}
+    )
+    second = predict(unet, *noisy, other, **parts)
+    with regional_attention(unet, control):
+        for shares, wanted in (([0.0, 1.0, 0.0], alone), ([0.0, 0.0, 1.0], second)):
+            found = predict(unet, *noisy, with_people(conditions, shares), **parts)
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        mixed = predict(unet, *noisy, with_people(conditions, [0.0, 0.5, 0.5]), **parts)
+        assert (mixed - alone).abs().max() > 1e-3 and (mixed - second).abs().max() > 1e-3
+    with pytest.raises(ConfigError, match="regional_attention"):
+        predict(unet, *noisy, with_people(conditions, [0.0, 1.0, 0.0]), **parts)
+
+
+@torch.no_grad()
+def test_people_are_weighed_and_their_texts_stay_without_a_channel(unet, channel, conditions, noisy) -> None:
+    channel.attach(unet)
+    texts = predict(unet, *noisy, conditions)
+    with regional_attention(unet):
+        for options, scale in (({"identity_channel": channel}, torch.zeros(3, 2)), ({}, None), ({}, torch.ones(3, 2))):
+            people = with_people(conditions, [0.0, 1.0, 0.0], people_scale=scale)
+            torch.testing.assert_close(predict(unet, *noisy, people, **options), texts, atol=1e-4, rtol=1e-4)
+        ones = with_people(conditions, [0.0, 1.0, 0.0], people_scale=torch.ones(3, 2))
+        whole = predict(unet, *noisy, ones, identity_channel=channel)
+        plain = predict(unet, *noisy, replace(ones, people_scale=None), identity_channel=channel)
+        torch.testing.assert_close(whole, plain)
+        assert (whole - texts).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_scale_per_picture_weighs_its_identity(unet, channel, conditions, noisy) -> None:
+    channel.attach(unet)
+    texts = predict(unet, *noisy, conditions)
+    whole = predict(unet, *noisy, conditions, identity_channel=channel)
+    scaled = replace(conditions, identity_scale=torch.tensor([1.0, 0.0, 1.0]))
+    with regional_attention(unet):
+        found = predict(unet, *noisy, scaled, identity_channel=channel)
+        torch.testing.assert_close(found, torch.stack([whole[0], texts[1], whole[2]]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(predict(unet, *noisy, scaled), texts, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="regional_attention"):
+        predict(unet, *noisy, scaled, identity_channel=channel)

@@ -56,6 +56,8 @@ def test_noise_again_lies_between_the_share_and_the_timestep():
     clean, timesteps = torch.full((2000, 1, 2, 2), 3.0, requires_grad=True), torch.arange(2000) // 2
     noisy, lower = ours.noise_again(clean, timesteps, torch.Generator().manual_seed(0), least=0.5)
     assert (lower <= timesteps).all() and (lower >= timesteps // 2).all()
+    usual = ours.noise_again(clean, timesteps, torch.Generator().manual_seed(0))
+    assert torch.equal(usual[0], noisy) and torch.equal(usual[1], lower)
     alphas = ours.alphas_cumprod[lower].view(-1, 1, 1, 1)
     noise = (noisy.detach() - alphas.sqrt() * 3) / (1 - alphas).sqrt()
     assert abs(float(noise.mean())) < 0.03 and float(noise.std()) == pytest.approx(1, abs=0.03)
