@@ -198,3 +198,10 @@ def test_joined_rows_are_iterated_and_converted():
     assert np.asarray(joined).dtype == np.int32
     assert np.asarray(joined, dtype=np.float32).dtype == np.float32
     assert joined.take(np.array([4])).shape == (1,) and len(joined.take(np.array([4, 0]))) == 2
+
+
+def test_a_shard_that_cannot_be_mapped_is_named(tmp_path):
+    shards = fill(tmp_path / "s")
+    shards.path(1).unlink()
+    with pytest.raises(DataError, match=r"/00001\.safetensors cannot .*readable"):
+        ShardFolder(tmp_path / "s", {}).read(1)

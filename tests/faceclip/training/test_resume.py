@@ -9,6 +9,7 @@ from torch import nn
 
 from faceclip.errors import CheckpointError
 from faceclip.training import Trainer
+from faceclip.training.checkpoints import load_checkpoint, save_checkpoint
 from tests.faceclip.training.test_trainer import Line, Numbers, config
 
 
@@ -74,6 +75,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"step-\d+: .*\({names}\)"):
             Trainer(config(), build(), Numbers(), tmp_path).fit()
     assert Trainer(config(), Line(), Numbers(), tmp_path).fit().step == 20
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"), [(None, 0.9, "was null, now set"), (0.9, None, "was set, now null")]
+)
+def test_an_older_checkpoint_tells_by_its_tensors_whether_weights_were_averaged(
+    tmp_path: Path, before: float | None, after: float | None, words: str
+) -> None:
+    checkpoint = Trainer(config(steps=4, ema_decay=before), Line(), Numbers(), tmp_path).fit().checkpoint
+    tensors, facts = load_checkpoint(checkpoint)
+    del facts["settings"]
+    save_checkpoint(checkpoint.parent, 4, tensors, facts)
+    with pytest.raises(CheckpointError, match=rf"step-00000004: trainer\.ema_decay {words}: "):
+        Trainer(config(ema_decay=after), Line(), Numbers(), tmp_path).fit()
+    assert Trainer(config(steps=6, ema_decay=before), Line(), Numbers(), tmp_path).fit().step == 6
 
 
 @pytest.mark.parametrize(
