@@ -332,6 +332,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return noise_prediction_loss(sample.prediction, target, weights)",
         "return noise_prediction_loss(target, sample.prediction, weights)",
     ): "the square of a difference is symmetric",
+    (
+        "faceclip.face3d.rasterizer",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 2 if slope > 0.0 else -1",
+    ): "only the sign of the side is read",
+    (
+        "faceclip.face3d.rasterizer",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -2",
+    ): "only the sign of the side is read",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

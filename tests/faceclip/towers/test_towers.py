@@ -24,6 +24,9 @@ def test_full_size_face_encoder_has_the_published_keys() -> None:
     assert shapes["feature.0.weight"] == [768, 110592]
     assert shapes["pos_embed"] == [1, 144, 768]
     assert shapes["blocks.23.attn.qkv.weight"] == [2304, 768]
+    assert shapes["blocks.0.mlp.fc1.weight"] == [3072, 768]
+    assert shapes["feature.2.weight"] == [512, 768] and model.feature[1].eps == model.feature[3].eps == 2e-5
+    assert model.blocks[0].attn.heads == 8 and model.config.mask_ratio == 0
     assert not any("qkv.bias" in name for name in shapes)
     # 24 blocks × 11 tensors, position, mask token, patch embedding 2, norm 2, head 1 + 5 + 1 + 5
     assert len(shapes) == 24 * 11 + 2 + 2 + 2 + 12
