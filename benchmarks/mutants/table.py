@@ -342,6 +342,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1",
         "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -2",
     ): "only the sign of the side is read",
+    (
+        "eval.retrieval.spaces",
+        "both = concatenate(face, image)",
+        "both = concatenate(image, face)",
+    ): "halves of equal weight give the same inner products in either order",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 
