@@ -347,6 +347,26 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "both = concatenate(face, image)",
         "both = concatenate(image, face)",
     ): "halves of equal weight give the same inner products in either order",
+    (
+        "makeup_plugin.marking.watermark",
+        "enough = _expected_change(image, values, push, grid) * corrections[0] > _LEAST_CHANGE",
+        "enough = _expected_change(image, values, push, grid) * corrections[0] >= _LEAST_CHANGE",
+    ): "no picture meets the bound exactly",
+    (
+        "makeup_plugin.marking.watermark",
+        "enough = enough and _statistic(_pushed(values, push, grid)) * corrections[1] > _TARGET",
+        "enough = enough and _statistic(_pushed(values, push, grid)) * corrections[1] >= _TARGET",
+    ): "no picture meets the bound exactly",
+    (
+        "makeup_plugin.marking.watermark",
+        "low, high = (low, level) if change > _LEAST_CHANGE and z > _TARGET else (level, high)",
+        "low, high = (low, level) if change >= _LEAST_CHANGE and z > _TARGET else (level, high)",
+    ): "no picture meets the bound exactly",
+    (
+        "makeup_plugin.marking.watermark",
+        "low, high = (low, level) if change > _LEAST_CHANGE and z > _TARGET else (level, high)",
+        "low, high = (low, level) if change > _LEAST_CHANGE and z >= _TARGET else (level, high)",
+    ): "no picture meets the bound exactly",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 
