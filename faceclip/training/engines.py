@@ -5,10 +5,11 @@ DistributedDataParallel); with `ZeroEngine` DeepSpeed ZeRO divides them among th
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from faceclip.errors import CheckpointError, ConfigError
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Runs optimizer steps. A step is: forward and backward of each chunk inside `accumulating`, then `clip`, then
     `step`."""
 
@@ -28,48 +29,48 @@ class Engine(Protocol):
     passes_over: bool  # whether `step` does nothing where a flag on the device says so
 
     @property
+    @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, whose "lr" may be set."""
-        ...
 
+    @abstractmethod
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Context of a chunk's forward and backward pass; gradients are complete after the `last` chunk of a step."""
-        ...
 
+    @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of a chunk's loss ()."""
-        ...
 
     def clip(self) -> Tensor | None:
         """Clips the gradient of the step; returns its norm () before clipping, or None if only `step` computes it."""
-        ...
+        return None
 
+    @abstractmethod
     def step(self, skip: Tensor | None = None) -> Tensor | None:
         """Updates the weights and clears the gradients.
 
         skip (): float32 on the device; if `passes_over` is true and `skip` is 1, no weight changes. Returns the norm of
         the gradient if `clip` returned None; a norm that is not finite means that nothing was updated.
         """
-        ...
 
     def full_parameters(self) -> AbstractContextManager[None]:
         """Context in which every process holds all weights. All processes must enter it."""
-        ...
+        return nullcontext()
 
     def forward_outside_of_steps(self) -> AbstractContextManager[None]:
         """Context for forward passes that do not go through `model`, such as those of validation."""
-        ...
+        return nullcontext()
 
+    @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
         """Returns the whole optimizer state on the main process; results on other processes are not meaningful.
 
         All processes must call it.
         """
-        ...
 
+    @abstractmethod
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores a state that `optimizer_state` returned."""
-        ...
 
 
 def start(*, cpu: bool, timeout: timedelta = timedelta(minutes=30)) -> Accelerator:
@@ -112,7 +113,7 @@ def prepare(
     return ZeroEngine(accelerator, model, optimizer, batch_size, max_norm)
 
 
-class ReplicatedEngine:
+class ReplicatedEngine(Engine):
     """Engine of a single process or of DistributedDataParallel. It skips a step as a gradient scaler does, by the fused
     optimizer's `found_inf`."""
 
@@ -144,12 +145,6 @@ class ReplicatedEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return None
 
-    def full_parameters(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def forward_outside_of_steps(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
     def optimizer_state(self) -> dict[str, Tensor]:
         state = self._plain.state_dict()["state"]
         return {f"{i}.{name}": torch.as_tensor(v) for i, values in state.items() for name, v in values.items()}
@@ -163,7 +158,7 @@ class ReplicatedEngine:
         self._plain.load_state_dict({"state": nested, "param_groups": groups})
 
 
-class ZeroEngine:
+class ZeroEngine(Engine):
     """Engine of DeepSpeed ZeRO 1, 2 or 3 over our own AdamW, whose state DeepSpeed keeps as one flat piece per group
     and process.
 
@@ -211,9 +206,6 @@ class ZeroEngine:
 
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss)
-
-    def clip(self) -> Tensor | None:
-        return None
 
     def step(self, skip: Tensor | None = None) -> Tensor | None:
         self.model.step()

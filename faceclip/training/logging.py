@@ -13,20 +13,14 @@ from pathlib import Path
 import torch
 from accelerate.tracking import GeneralTracker
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from faceclip.storage.files import disk_errors, write_text
+from faceclip.training.progress import counting_columns
 
 
 class RunLog:
@@ -116,13 +110,7 @@ class Display:
         console = Console(file=sys.stderr)
         self.progress = None
         if console.is_terminal:
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-            columns += [
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            ]
+            columns = (*counting_columns(), TextColumn("{task.fields[note]}"))
             self.progress = Progress(*columns, console=console)
             self.progress.start()
             self.bar = self.progress.add_task(label, total=total, completed=start, note="")

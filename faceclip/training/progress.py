@@ -21,6 +21,7 @@ def counting_columns() -> tuple[ProgressColumn, ...]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
     )
 
