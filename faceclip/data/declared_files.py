@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from faceclip.data.row_files import is_plain
-from faceclip.errors import DataError
-from faceclip.storage.loading import DAMAGE
+from faceclip.errors import ConfigError, DataError
+from faceclip.settings.yaml_text import parse_yaml
 from faceclip.storage.regular import parse_json, read_regular
 
-_MOST_VALUES, _DEEPEST = 500_000, 64
+_MOST_VALUES = 500_000
 _CARDS = ("README.md", ".huggingface.yaml")  # `datasets` reads both
 
 
@@ -35,9 +33,8 @@ def check_card(folder: Path) -> None:
             ends = [number for number, line in enumerate(lines) if number and line.strip() == "---"]
             text = "\n".join(lines[1 : ends[0] if ends else None])
         try:
-            _check_aliases(text)
-            told = yaml.safe_load(text)
-        except (yaml.YAMLError, *DAMAGE) as error:  # constructors of tags raise what they like
+            told = parse_yaml(text, name, most=_MOST_VALUES)
+        except ConfigError as error:
             raise DataError(f"{card} cannot be read as YAML ({str(error)[:200]}): repair or remove it") from error
         configs = told.get("configs") if isinstance(told, dict) else None
         for config in configs if isinstance(configs, list) else [configs]:
@@ -56,35 +53,6 @@ def check_arrow(folder: Path) -> None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{state} is corrupt ({error!r}): save the data set again") from error
         _check(state, "_data_files", names)
-
-
-def _check_aliases(text: str) -> None:
-    """Raises ValueError for YAML whose aliases expand to far more than is written, or contain themselves."""
-    sizes: dict[str, int] = {}
-    total = 0
-    open_ones: list[tuple[str | None, int]] = []  # anchor of a collection that has begun; the values before it
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                raise ValueError(f"alias *{event.anchor} stands in what it names, or names nothing")
-            total += sizes[event.anchor]
-        elif isinstance(event, yaml.ScalarEvent):
-            total += 1
-            if event.anchor:
-                sizes[event.anchor] = 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            if len(open_ones) > _DEEPEST:
-                raise ValueError(f"nested deeper than {_DEEPEST} levels")
-            open_ones.append((event.anchor, total))
-            if event.anchor:
-                sizes.pop(event.anchor, None)
-            total += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_ones.pop()
-            if anchor:
-                sizes[anchor] = total - before
-        if total > _MOST_VALUES:
-            raise ValueError(f"more than {_MOST_VALUES:,} values, aliases included")
 
 
 def _check(file: Path, key: str, names: Any) -> None:

@@ -53,14 +53,14 @@ def read_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
     return found
 
 
-def parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str, *, most: int = _MOST_NODES) -> Any:
     """Parses YAML to nested dicts (keys are text), lists, `str` for quoted scalars and `Plain` for others.
 
-    Raises ConfigError that begins with `where` for malformed, too large or too deep YAML, tags, repeated keys and
+    most: values that it may have, aliases included. Raises ConfigError that begins with `where` for malformed, too large or too deep YAML, tags, repeated keys and
     several documents.
     """
     try:
-        return _Builder(text, where).document()
+        return _Builder(text, where, most).document()
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError, IndexError) as error:  # the scanner's own, of odd escapes
@@ -70,9 +70,9 @@ def parse_yaml(text: str, where: str) -> Any:
 class _Builder:
     """Builds values from the parser's events. An alias yields the value of its anchor, and counts as much."""
 
-    def __init__(self, text: str, where: str) -> None:
+    def __init__(self, text: str, where: str, most: int) -> None:
         self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
-        self._where, self._nodes = where, 0
+        self._where, self._most, self._nodes = where, most, 0
         self._anchors: dict[str, tuple[Any, int, int]] = {}  # value, number of its nodes, its height
 
     def document(self) -> Any:
@@ -138,8 +138,8 @@ class _Builder:
 
     def _count(self, nodes: int, deepest: int, event: yaml.Event) -> None:
         self._nodes += nodes
-        if self._nodes > _MOST_NODES:
-            raise self._refusal(f"more than {_MOST_NODES:,} values, aliases included", event)
+        if self._nodes > self._most:
+            raise self._refusal(f"more than {self._most:,} values, aliases included", event)
         if deepest > _DEEPEST:
             raise self._refusal(f"nested deeper than {_DEEPEST} levels", event)
 
