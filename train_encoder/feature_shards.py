@@ -22,10 +22,11 @@ from faceclip.data.record_shards import (
     made_of,
     named_pictures,
 )
-from faceclip.data.recorded import record_fields, unpack_texts
+from faceclip.data.recorded import record_fields
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import open_source
 from faceclip.storage.hashes import short_key
+from faceclip.storage.ragged import unpack_texts
 from faceclip.storage.shards import ShardFolder
 from faceclip.training.progress import bar
 from train_encoder.frozen import FrozenTowers

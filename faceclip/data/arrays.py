@@ -8,7 +8,7 @@ changed byte in a column of numbers would pass as another label.
 
 import json
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -28,7 +28,6 @@ from faceclip.data.encoded import decode_square, encoded_fields, pictures_of
 from faceclip.data.masks import MASKS, mask_number
 from faceclip.data.placement import PLACEMENT, crop_sizes
 from faceclip.data.portraits import number_captions
-from faceclip.data.recorded import pack_texts, unpack_texts
 from faceclip.data.records import (
     LABELS,
     PHOTO_VOCABULARIES,
@@ -42,6 +41,7 @@ from faceclip.data.records import (
 )
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.storage.hashes import bytes_hash, file_hash
+from faceclip.storage.ragged import RaggedTexts, pack_texts
 from faceclip.storage.regular import parse_json
 from faceclip.storage.shards import ShardedArray
 
@@ -374,21 +374,10 @@ def _open(stored: dict[str, ShardedArray], cache: Path, content: str) -> FaceArr
         attributes={name: _numbers(stored[f"attribute_{name}"]) for name in vocabularies},
         vocabularies=vocabularies,
         content_hash=content,
-        texts=_StoredTexts(tuple(zip(stored["captions_text"].parts, stored["captions_end"].parts, strict=True))),
+        texts=RaggedTexts.of(stored, "captions"),
         cache=cache,
         sizes=_numbers(stored["sizes"]) if "sizes" in stored else None,
     )
-
-
-@dataclass(frozen=True)
-class _StoredTexts:
-    """Texts on disk, decoded on access, from the bytes and ends of each shard."""
-
-    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]
-
-    def __iter__(self) -> Iterator[str]:
-        for data, ends in self.parts:
-            yield from unpack_texts("t", {"t_text": data, "t_end": ends})
 
 
 def _numbers(stored: ShardedArray) -> NDArray:

@@ -60,9 +60,7 @@ class EncodedPictures:
     @classmethod
     def of(cls, fields: Mapping[str, ShardedArray], name: str, mode: str = "RGB") -> "EncodedPictures":
         """Returns the pictures whose files `encoded_fields` packed under this name."""
-        parts = zip(fields[f"{name}_values"].parts, fields[f"{name}_end"].parts, strict=True)
-        shards = [{f"{name}_values": values, f"{name}_end": end} for values, end in parts]
-        stored = RaggedRows(shards, name, np.arange(sum(len(shard[f"{name}_end"]) for shard in shards)))
+        stored = RaggedRows.of(fields, name)
         first = decode_picture(stored[0].tobytes(), mode, f"{name}, row 0")
         return cls(stored, mode, (len(stored), *first.shape))
 

@@ -1,7 +1,7 @@
 """The interface of the portraits of every data set, and their persons."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +67,12 @@ class Portraits(Protocol):
     def __len__(self) -> int: ...
 
 
-def number_captions(captions: Sequence[Sequence[Caption]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns `caption_start` (N + 1,) and `words` (M,) of captions; words are numbered as they first appear."""
+def number_captions(captions: Sequence[Sequence[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns `caption_start` (N + 1,) and `words` (M,) of captions, or whatever has a `text`; words are numbered as
+    they first appear."""
     numbers: dict[str, int] = {}
     words = [numbers.setdefault(caption.text, len(numbers)) for row in captions for caption in row]
-    return np.cumsum([0] + [len(row) for row in captions]), np.asarray(words)
+    return np.cumsum([0] + [len(row) for row in captions]), np.asarray(words, np.int64)
 
 
 class People:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from faceclip.data.blocks import Block, SourceBlocks, check_writable
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.portrait_reader import PortraitReader
-from faceclip.data.recorded import pack_texts, unpack_texts
 from faceclip.data.rejects import RejectCounts
 from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.storage.files import write_json
+from faceclip.storage.ragged import pack_texts, unpack_texts
 from faceclip.storage.regular import parse_json
 from faceclip.storage.shards import ShardFolder
 

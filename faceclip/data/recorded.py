@@ -12,9 +12,8 @@ from faceclip.data.portraits import People, check_pairs
 from faceclip.data.records import Caption
 from faceclip.errors import EmptyDatasetError
 from faceclip.storage.hashes import bytes_hash
+from faceclip.storage.ragged import RaggedTexts, pack_texts
 from faceclip.storage.shards import ShardedArray, ShardFolder
-
-Shard = Mapping[str, NDArray]
 
 
 def record_fields(good: Sequence[tuple[int, RawRecord, FoundPortrait]]) -> dict[str, NDArray]:
@@ -31,19 +30,6 @@ def record_fields(good: Sequence[tuple[int, RawRecord, FoundPortrait]]) -> dict[
         "words": np.array([text_hash(text) for text in flat], np.int64),
     }
     return fields | pack_texts("caption", flat) | pack_texts("name", [raw.person for _, raw, _ in good])
-
-
-def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray]:
-    """Packs texts as UTF-8: fields `NAME_text` (bytes,) and `NAME_end` (count,), the end of each text."""
-    encoded = [text.encode() for text in texts]
-    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-    return {f"{name}_text": np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
-
-
-def unpack_texts(name: str, shard: Shard) -> list[str]:
-    """Returns the texts that `pack_texts` packed."""
-    data, ends = shard[f"{name}_text"].tobytes(), shard[f"{name}_end"].tolist()
-    return [data[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
 
 
 class RecordedPortraits:
@@ -67,10 +53,11 @@ class RecordedPortraits:
         self.seen_values: dict[str, NDArray[np.str_]] = {}
         self.identity = records["person"][:][rows]
         self.pictures = records["digest"][:][rows]
-        self.captions, self.names = CaptionTexts(shards, rows), PersonNames(shards, rows)
+        self.names = RaggedTexts(shards, "name", rows)
         self.caption_start = np.cumsum([0, *counts[rows]])
         first = (ends - counts)[rows] - self.caption_start[:-1]
         self.caption_rows = np.arange(self.caption_start[-1]) + np.repeat(first, counts[rows])
+        self.captions = CaptionTexts(RaggedTexts(shards, "caption", self.caption_rows), self.caption_start)
         self.words = records["words"][:][self.caption_rows]
 
     def __len__(self) -> int:
@@ -118,41 +105,15 @@ def rows_of_split(
     return rows
 
 
-class _Texts(Sequence):
-    """Texts of rows, decoded on access, so that millions of captions stay on disk."""
+class CaptionTexts(Sequence[list[Caption]]):
+    """The captions of each row; `texts` has those of row i from `start[i]` to `start[i + 1]`."""
 
-    def __init__(self, shards: Sequence[Shard], rows: NDArray[np.int64]) -> None:
-        self.shards, self.rows = shards, rows
-        self.starts = np.cumsum([0, *(len(shard["row"]) for shard in shards)])
+    def __init__(self, texts: Sequence[str], start: NDArray[np.int64]) -> None:
+        self.texts, self.start = texts, start
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.start) - 1
 
-    def _at(self, index: int) -> tuple[Shard, int]:
-        row = self.rows[index]
-        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.shards[shard], int(row - self.starts[shard])
-
-    @staticmethod
-    def _text(shard: Shard, name: str, number: int) -> str:
-        ends = shard[f"{name}_end"]
-        begin = int(ends[number - 1]) if number else 0
-        return shard[f"{name}_text"][begin : int(ends[number])].tobytes().decode()
-
-
-class CaptionTexts(_Texts):
-    """The captions of each row."""
-
-    def __getitem__(self, index: int) -> list[Caption]:  # type: ignore[override]  # one row at a time
-        shard, row = self._at(index)
-        begin = int(shard["captions"][:row].sum())
-        texts = [self._text(shard, "caption", begin + c) for c in range(int(shard["captions"][row]))]
-        return [Caption(text=text, kind="free") for text in texts]
-
-
-class PersonNames(_Texts):
-    """The person of each row, as the data name it."""
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # one row at a time
-        shard, row = self._at(index)
-        return self._text(shard, "name", row)
+    def __getitem__(self, row: int) -> list[Caption]:  # type: ignore[override]  # one row at a time
+        row = range(len(self))[row]
+        return [Caption(text=self.texts[n], kind="free") for n in range(self.start[row], self.start[row + 1])]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
+from faceclip.data.portraits import People, number_captions
 from faceclip.data.records import Caption
 from faceclip.errors import DataError, EmptyDatasetError
 
@@ -64,27 +65,20 @@ class Labels:
         return len(self.identity)
 
     @cached_property
-    def _people(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The rows in the order of persons, the start of each person's rows, and each portrait's person."""
-        _, person = np.unique(self.identity, return_inverse=True)
-        order = np.argsort(person, kind="stable")
-        start = np.concatenate([[0], np.cumsum(np.bincount(person))])
-        return order, start, person
+    def _people(self) -> People:
+        return People(np.asarray(self.identity))
 
     def same_person(self, row: int) -> NDArray[np.int64]:
         """Returns the rows of all portraits of the person of portrait `row`, including it, in order."""
-        order, start, person = self._people
-        return order[start[person[row]] : start[person[row] + 1]]
+        return self._people[self._people.person[row]]
 
     @cached_property
     def wording(self) -> Wording:
         """The captions as numbers."""
         if self.numbered is not None:
             return self.numbered
-        numbers: dict[str, int] = {}
-        words = [[numbers.setdefault(item.text, len(numbers)) for item in row] for row in self.descriptions]
-        start = np.cumsum([0, *map(len, words)])
-        return Wording(words=np.array([number for row in words for number in row], np.int64), start=start)
+        start, words = number_captions(self.descriptions)
+        return Wording(words=words, start=start)
 
 
 class Descriptions(Sequence[Sequence[Description]]):
@@ -125,13 +119,15 @@ def labels_of(arrays: FaceArrays) -> Labels:
     )
 
 
-def matches(labels: Labels, names: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Returns which portraits (N,) have every attribute value that a description names."""
-    fits = np.ones(len(labels), dtype=bool)
+def matches(labels: Labels, names: Mapping[str, str], rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Returns which portraits (N,), or which of some `rows` (K,), have every attribute value that a description
+    names."""
+    fits = np.ones(len(labels) if rows is None else len(rows), dtype=bool)
     for name, value in names.items():
         if name not in labels.attributes:
             raise DataError(f"a caption names the attribute {name!r}, the data has {sorted(labels.attributes)}")
-        fits &= labels.attributes[name] == value
+        values = labels.attributes[name]
+        fits &= (values if rows is None else values[rows]) == value
     return fits
 
 
@@ -155,12 +151,7 @@ def fits_among(labels: Labels, row: int, number: int, rows: NDArray[np.int64]) -
         words, start = labels.wording.words, labels.wording.start
         word = words[start[row] + number]
         return np.array([bool((words[start[other] : start[other + 1]] == word).any()) for other in rows], dtype=bool)
-    fits = np.ones(len(rows), dtype=bool)
-    for name, value in description.names.items():
-        if name not in labels.attributes:
-            raise DataError(f"a caption names the attribute {name!r}, the data has {sorted(labels.attributes)}")
-        fits &= labels.attributes[name][rows] == value
-    return fits
+    return matches(labels, description.names, rows)
 
 
 def _by_turn(arrays: FaceArrays) -> NDArray[np.int64]:

@@ -56,8 +56,8 @@ def read_yaml(path: Path, *, option: str = "") -> dict[str, Any]:
 def parse_yaml(text: str, where: str, *, most: int = _MOST_NODES) -> Any:
     """Parses YAML to nested dicts (keys are text), lists, `str` for quoted scalars and `Plain` for others.
 
-    most: values that it may have, aliases included. Raises ConfigError that begins with `where` for malformed, too large or too deep YAML, tags, repeated keys and
-    several documents.
+    most: values that it may have, aliases included. Raises ConfigError that begins with `where` for malformed, too
+    large or too deep YAML, tags, repeated keys and several documents.
     """
     try:
         return _Builder(text, where, most).document()
