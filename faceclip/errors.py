@@ -5,6 +5,12 @@ from collections.abc import Iterable
 _LONGEST = 2000  # characters of a message
 
 
+def listed(names: Iterable[object]) -> str:
+    """Returns the first eight names, joined by commas, for a message; "…" stands for the others."""
+    shown = list(map(str, names))
+    return ", ".join(shown[:8]) + (" …" if len(shown) > 8 else "")
+
+
 class FaceClipError(Exception):
     """Base of all errors that this project raises for a user's input or environment.
 

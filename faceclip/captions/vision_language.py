@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 
-from faceclip.errors import CheckpointError, DataError
+from faceclip.errors import CheckpointError, DataError, listed
 from faceclip.storage.hashes import files_hash, settings_text, tensors_hash
 from faceclip.storage.loading import DAMAGE, check_finite
 from faceclip.storage.regular import read_settings
@@ -88,6 +88,5 @@ def _check(model: Any, info: Mapping[str, Any], where: str) -> None:
     missing and only logs it. Weights of other shapes it refuses itself."""
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
     if missing:
-        listed = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-        raise CheckpointError(f"{where} lacks the weights {listed}: fetch it again")
+        raise CheckpointError(f"{where} lacks the weights {listed(missing)}: fetch it again")
     check_finite(model.state_dict(), where)

@@ -32,7 +32,7 @@ from faceclip.published.files import (
 )
 from faceclip.published.unet import UNET_FILE, load_unet
 from faceclip.storage.loading import check_finite
-from faceclip.storage.regular import parse_json, read_regular
+from faceclip.storage.regular import read_settings
 
 __all__ = ["CONFIG", "LICENSE", "convert", "export", "load_faceclip", "load_unet", "read_checkpoint"]
 
@@ -305,12 +305,7 @@ def _read_directory(
             f"{path} is a directory without config.json and without {FILE}: give the checkpoint "
             "file, a directory made by `convert`, or an export"
         )
-    try:
-        found = parse_json(read_regular(path / "config.json"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'config.json'} cannot be read ({error}): write it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path / 'config.json'} holds a {type(found).__name__}, no settings: write it again")
+    found = read_settings(path / "config.json")
     settings = {name: value for name, value in found.items() if not name.startswith("_")}
     if found.get("_class_name", "FaceCLIP") != "FaceCLIP" or not settings.keys() >= {"face", "text_l", "text_g"}:
         raise CheckpointError(f"{path} holds a {found.get('_class_name', 'model')}, not a FaceCLIP")

@@ -23,14 +23,13 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from faceclip.errors import CheckpointError, ConfigError
+from faceclip.errors import CheckpointError, ConfigError, listed
 from faceclip.storage.files import replacing
-from faceclip.storage.loading import building
+from faceclip.storage.loading import building, refuse_differences
 from faceclip.storage.regular import open_regular
 
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_LISTED = 8  # names of each kind of problem that a message holds
 # What constructors of models, ours and others', make of settings of a wrong type, zeros, or sizes that do not divide;
 # and torch.load of damaged files.
 BAD_SETTINGS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
@@ -148,11 +147,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors")
     strangers = [repr(name) for name in found if not isinstance(name, str)]
     if strangers:
-        raise CheckpointError(f"{path} names tensors by what is no text: {_listed(strangers)}. Give a state dictionary")
+        raise CheckpointError(f"{path} names tensors by what is no text: {listed(strangers)}. Give a state dictionary")
     others = [name for name, value in found.items() if not _is_plain(value)]
     if others or not found:
         raise CheckpointError(
-            f"{path} holds no dictionary of tensors: {_listed(others) or 'it is empty'}"
+            f"{path} holds no dictionary of tensors: {listed(others) or 'it is empty'}"
             f"{' are no tensors' if others else ''}. Give the state dictionary alone"
         )
     return found
@@ -238,37 +237,22 @@ def check_keys(
         CheckpointError: numbers and first names of what is missing, unexpected, misshapen and mistyped; all names are
             attributes of the error.
     """
-    missing = sorted(expected.keys() - given.keys())
-    unexpected = sorted(given.keys() - expected.keys())
     common = sorted(expected.keys() & given.keys())
-    misshapen = {
-        name: f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name])}"
-        for name in common
-        if tuple(given[name].shape) != tuple(expected[name])
+    kinds = {
+        "missing": {name: name for name in sorted(expected.keys() - given.keys())},
+        "unexpected": {name: name for name in sorted(given.keys() - expected.keys())},
+        "misshapen": {
+            name: f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name])}"
+            for name in common
+            if tuple(given[name].shape) != tuple(expected[name])
+        },
+        "mistyped": {
+            name: f"{name} is {given[name].dtype}, expected floating point"
+            for name in common
+            if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())
+        },
     }
-    mistyped = {
-        name: f"{name} is {given[name].dtype}, expected floating point"
-        for name in common
-        if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())
-    }
-    problems = [
-        f"{len(names)} {title}: {_listed(list(names))}"
-        for title, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("misshapen", misshapen.values()),
-            ("mistyped", mistyped.values()),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{where} is not a {what}; {'; '.join(problems)}{advice}",
-            missing=missing,
-            unexpected=unexpected,
-            misshapen=misshapen,
-            mistyped=mistyped,
-        )
+    refuse_differences(kinds, f"{where} is not a {what}; ", advice)
 
 
 def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:
@@ -283,9 +267,5 @@ def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict
     prefix = min(prefixes, key=len, default="")
     strangers = [name for name in state if not name.startswith(prefix)]
     if strangers:
-        raise CheckpointError(f"{where}: names begin with {prefix!r}, but not {_listed(sorted(strangers))}")
+        raise CheckpointError(f"{where}: names begin with {prefix!r}, but not {listed(sorted(strangers))}")
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")

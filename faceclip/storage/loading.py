@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
-from faceclip.errors import CheckpointError
+from faceclip.errors import CheckpointError, listed
 from faceclip.storage.regular import read_settings
 from faceclip.storage.tensors import find_weights, read_header
 
-_LISTED = 3
 _MOST_PADDING = 64  # px; convolutions of published models have 1
 _COUNTED = ("layers", "depth", "blocks")  # words in the names of fields that count parts of a model
 _DRAWING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "uniform_", "normal_"}
@@ -64,7 +63,7 @@ def load_strictly(load: Callable[..., Any], kind: type[nn.Module], source: str |
         except DAMAGE as error:
             raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__} ({error}): {remedy}") from error
     problems = [
-        f"{len(info[name])} {name.replace('_', ' ')}: {_listed(info[name])}"
+        f"{len(info[name])} {name.replace('_', ' ')}: {listed(sorted(map(str, info[name])))}"
         for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if info[name]
     ]
@@ -155,15 +154,18 @@ def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: 
             and not (found[name].is_floating_point() and expected[name].is_floating_point())
         },
     }
-    titles = {"missing": "missing keys", "unexpected": "unexpected keys"}
-    problems = [
-        f"{len(names)} {titles.get(title, title)}: {', '.join(list(names.values())[:_LISTED])}"
-        f"{' …' if len(names) > _LISTED else ''}"
-        for title, names in kinds.items()
-        if names
-    ]
+    refuse_differences(kinds, f"{where} {what}, ", f": {remedy}")
+
+
+def refuse_differences(kinds: Mapping[str, Mapping[str, str]], begin: str, end: str) -> None:
+    """Raises CheckpointError if any tensor differs: `begin`, the numbers and first texts of each kind, and `end`.
+
+    kinds: for missing, unexpected, misshapen and mistyped tensors a text about each by its name; the error's attributes
+    have all names.
+    """
+    problems = [f"{len(texts)} {kind}: {listed(texts.values())}" for kind, texts in kinds.items() if texts]
     if problems:
-        raise CheckpointError(f"{where} {what}, {'; '.join(problems)}: {remedy}", **kinds)
+        raise CheckpointError(f"{begin}{'; '.join(problems)}{end}", **kinds)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
@@ -213,8 +215,3 @@ def _at_most(tensors: int, where: str) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _listed(names: list[Any]) -> str:
-    names = sorted(map(str, names))
-    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from faceclip.errors import ConfigError
+from faceclip.errors import ConfigError, listed
 
 # What users and systems put beside a run: it makes a folder nobody else's.
 _NOTES = (".log", ".out", ".err")
@@ -30,10 +30,8 @@ def check_place(folder: Path, option: str, marks: Sequence[str] = ()) -> None:
     except OSError as error:
         raise ConfigError(f"{option}{folder}: cannot be read ({error.strerror}); name another folder") from error
     if others:
-        more = " …" if len(others) > 3 else ""
         raise ConfigError(
-            f"{option}{folder}: holds {', '.join(others[:3])}{more}, which this command did not write; name a new or "
-            "an empty folder"
+            f"{option}{folder}: holds {listed(others)}, which this command did not write; name a new or an empty folder"
         )
 
 

@@ -42,19 +42,16 @@ def load_tower(name: str, kind: Kind, *, dtype: torch.dtype = torch.float32) -> 
             source has no tower of this kind.
     """
     source, _, rest = name.partition(":")
+    of_dlib = source == "dlib" and not Path(name).is_dir()
+    if kind != "face" and (of_dlib or (source in ("arcface", "onnx") and rest)):
+        raise ConfigError(f"{name}: a recognizer of {source} is a face encoder, not a {kind} tower")
     if source == "open_clip" and rest:
         tower = _from_open_clip(rest, kind)
     elif source == "arcface" and rest:
-        if kind != "face":
-            raise ConfigError(f"{name}: arcface weights are a face encoder, not a {kind} tower")
         tower = face_encoder_from_arcface(Path(rest))
     elif source == "onnx" and rest:
-        if kind != "face":
-            raise ConfigError(f"{name}: an ONNX recognizer is a face encoder, not a {kind} tower")
         tower = OnnxFaceEncoder.from_onnx(rest)
-    elif source == "dlib" and not Path(name).is_dir():
-        if kind != "face":
-            raise ConfigError(f"{name}: dlib's recognizer is a face encoder, not a {kind} tower")
+    elif of_dlib:
         tower = DlibFaceEncoder.from_dlib(rest or None)
     else:
         directory = Path(name) if Path(name).is_dir() else weights.path(name)

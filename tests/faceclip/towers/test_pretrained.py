@@ -126,10 +126,10 @@ def _change_config(folder, **changes):
 
 
 DAMAGES = {
-    "one tensor missing": (lambda d: _change_state(d, lambda s: s.pop("norm.weight")), "1 missing keys: norm.weight"),
-    "one too many": (lambda d: _change_state(d, lambda s: s.update(x=torch.zeros(1))), "1 unexpected keys: x"),
+    "one tensor missing": (lambda d: _change_state(d, lambda s: s.pop("norm.weight")), "1 missing: norm.weight"),
+    "one too many": (lambda d: _change_state(d, lambda s: s.update(x=torch.zeros(1))), "1 unexpected: x"),
     "misshapen": (lambda d: _change_state(d, lambda s: s.update({"norm.weight": torch.zeros(2)})), "norm.weight"),
-    "fewer blocks": (lambda d: _change_config(d, depth=1), "unexpected keys: blocks.1.attn"),
+    "fewer blocks": (lambda d: _change_config(d, depth=1), "unexpected: blocks.1.attn"),
     "another class": (lambda d: _change_config(d, _class_name="TextTower"), "config.json is that of 'TextTower'"),
     "impossible": (lambda d: _change_config(d, heads=5), "not a multiple of 5 heads"),
     "not a number": (lambda d: _change_config(d, width="big"), "cannot be loaded as FaceViT"),
