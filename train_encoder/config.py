@@ -1,6 +1,5 @@
 """Settings of stage 1, which trains fusion, projections and heads. The towers bring their own sizes."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,23 +86,18 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "loss.")
-        for name in ("log_scale", "bias"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"loss.{name}: must be finite, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)
 class SamplingConfig:
     """The sampling of a batch, which holds `trainer.batch_size` persons × `images` pictures."""
 
-    images: int = setting(4, "pictures of each person in a batch")
+    images: int = setting(4, "pictures of each person in a batch; two and more give hard negatives", least=2)
     face_only: float = setting(0.2, "share of queries without text", least=0, most=1)
     text_only: float = setting(0.1, "share of queries without face", least=0, most=1)
     same_picture: float = setting(0.05, "share of references that are the target picture itself", least=0, most=1)
 
     def __post_init__(self) -> None:
-        if self.images < 2:
-            raise ConfigError(f"sampling.images: at least 2 are needed for hard negatives, got {self.images}")
         check_bounds(self, "sampling.")
         if self.face_only + self.text_only >= 1:
             raise ConfigError("sampling.face_only and sampling.text_only: together they must stay below 1")

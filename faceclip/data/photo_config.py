@@ -5,7 +5,7 @@ from typing import Literal
 
 from faceclip.data.mapping import MASK_LAYOUT, MAX_REACH, DataConfig
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 
 MAX_SIZE = 8192  # px
 
@@ -22,14 +22,19 @@ class PhotosConfig:
     )
     size: int = setting(512, "px of the portraits")
     reach: float = setting(
-        1.7, "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference"
+        1.7,
+        "side of a portrait in sides of the aligned face crop; 1.7 is how the pipeline frames a reference",
+        above=1,
+        most=MAX_REACH,
     )
-    min_side: int = setting(128, "px that a portrait has in its photo at least; a smaller one is an unusable row")
+    min_side: int = setting(
+        128, "px that a portrait has in its photo at least; a smaller one is an unusable row", least=1
+    )
     captions: Literal["given", "made", "both"] = setting(
         "given",
         "made: read off the photos (extra photos), with the regions of their phrases; both: and those of the data",
     )
-    least_confidence: float = setting(0.7, "of a reading that a made caption says")
+    least_confidence: float = setting(0.7, "of a reading that a made caption says", least=0.5, below=1)
     zero_shot: str = setting(
         "",
         "CLIP towers that read glasses, beard, hat, length of hair: open_clip:MODEL/WEIGHTS, or IMAGE,TEXT; '': none",
@@ -44,12 +49,9 @@ class PhotosConfig:
     fitter: str = setting("tiny/fitter", "mesh (extra photos), or a `FaceFitter`: a folder or shipped name", path=True)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not 16 <= self.size <= MAX_SIZE or self.size % 8:
             raise ConfigError(f"size: a multiple of 8 from 16 to {MAX_SIZE} is expected, got {self.size}")
-        if not 1 < self.reach <= MAX_REACH:
-            raise ConfigError(f"reach: more than 1, the crop, to {MAX_REACH} is expected, got {self.reach}")
-        if not 0.5 <= self.least_confidence < 1:
-            raise ConfigError(f"least_confidence: from .5 to less than 1 is expected, got {self.least_confidence}")
         if self.captions == "given":
             defaults = {known.name: known.default for known in fields(self)}
             for name in ("least_confidence", "zero_shot", "age_and_sex", "captioner"):
@@ -62,8 +64,6 @@ class PhotosConfig:
             raise ConfigError(
                 f"captions=made would leave the masks of data.layout={MASK_LAYOUT} out: set captions=both"
             )
-        if self.min_side < 1:
-            raise ConfigError(f"min_side: must be at least 1, got {self.min_side}")
         for name, why in (
             ("portrait", "the portraits made here are framed by reach="),
             ("device", "the fitter runs on the CPU"),

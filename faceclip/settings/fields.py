@@ -74,7 +74,7 @@ def is_required(field: dataclasses.Field) -> bool:
 
 
 def check_bounds(config: Any, section: str = "") -> None:
-    """Raises ConfigError, which names the key, if a number of `config` is beyond the limits of its field, not finite or
+    """Raises ConfigError, which names the key, if a number of `config` is not finite, beyond the limits of its field or
     of another type, or if a word is none of those of its Literal, also in a tuple.
 
     section: begins the key, as "loss." or "--". None has no limits where the type allows it. `from_dict` checks what a
@@ -92,7 +92,7 @@ def check_bounds(config: Any, section: str = "") -> None:
         for item in value if several else () if optional else (value,):
             if words and item not in words:
                 raise ConfigError(f"{key}: must be one of {', '.join(map(repr, words))}, got {item!r}")
-            if bounds:
+            if bounds or isinstance(item, float):
                 _check_number(item, key, hint, field)
 
 

@@ -10,7 +10,7 @@ from faceclip.data.curate.rules import KeepConfig, active_rules
 from faceclip.data.curate.shards import table_schema
 from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 
 
 @dataclass(kw_only=True)
@@ -24,7 +24,10 @@ class PairsConfig:
 
     low: float | None = setting(None, "smallest cosine of a pair; null: from the data")
     high: float | None = setting(None, "cosine from which two pictures are the same photo; null: from the data")
-    per_person: int = setting(50, "largest number of pairs per person; the first ones are taken")
+    per_person: int = setting(50, "largest number of pairs per person; the first ones are taken", least=1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "pairs.")
 
 
 @dataclass(kw_only=True)
@@ -40,6 +43,7 @@ class CurateConfig:
         36,
         "px; side of the smallest face that the detector mtcnn looks for. 20: also the small ones of a background, by "
         "its usual search, which takes twice the time",
+        least=SMALLEST,
     )
     keep: KeepConfig = field(default_factory=KeepConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
@@ -48,20 +52,15 @@ class CurateConfig:
         "copy", "copy: kept pictures go into the new data set; paths: it names files of the old one; none: no data set"
     )
     licence: str = setting("", "licence of the pictures, for the data card")
-    thumbnails: int = setting(8, "pictures shown on each side of a threshold; 0: none")
+    thumbnails: int = setting(8, "pictures shown on each side of a threshold; 0: none", least=0, most=100)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name, value in (("data.path", self.data.path), ("out", self.out)):
             if not value:
                 raise ConfigError(f"{name}: name its folder, as in {name}=DIR")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ConfigError(f"splits: expected different names of splits, got {list(self.splits)}")
-        if not 0 <= self.thumbnails <= 100:
-            raise ConfigError(f"thumbnails: 0 to 100 are expected, got {self.thumbnails}")
-        if self.smallest_face < SMALLEST:
-            raise ConfigError(f"smallest_face: at least {SMALLEST} px are expected, got {self.smallest_face}")
-        if self.pairs.per_person < 1:
-            raise ConfigError(f"pairs.per_person: must be at least 1, got {self.pairs.per_person}")
         active_rules(self.keep, table_schema(choose_measures(self.measures, self.plugins)))
         if any(bound is not None for bound in (self.pairs.low, self.pairs.high)) and "identity" not in self.measures:
             raise ConfigError("pairs: add identity to measures=, which gives the embeddings")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from faceclip.errors import ConfigError
-from faceclip.settings import setting
+from faceclip.settings import check_bounds, setting
 
 UNMEASURED, DUPLICATE, RANK = "unmeasured", "duplicate", "rank"
 MOST_RULES = 63  # a bit each in a signed integer of 64 bits
@@ -45,21 +45,16 @@ class KeepConfig:
     max_cartoon: float | None = setting(0.9, "likelihood of a drawn face")
     max_flat: float | None = setting(0.3, "share of pixels without any texture")
     rules: tuple[str, ...] = setting((), "further rules on any column, for example '[\"nsfw<=0.5\"]'")
-    duplicates: int | None = setting(4, "largest number of bits, of 64, by which the hashes of near-duplicates differ")
-    face_duplicates: int | None = setting(4, "the same for aligned faces, whose hashes survive cropping")
-    top: int = setting(0, "keep only this number of pictures, those with the most pixels; 0: all")
+    duplicates: int | None = setting(
+        4, "largest number of bits, of 64, by which the hashes of near-duplicates differ", least=0, most=12
+    )
+    face_duplicates: int | None = setting(
+        4, "the same for aligned faces, whose hashes survive cropping", least=0, most=12
+    )
+    top: int = setting(0, "keep only this number of pictures, those with the most pixels; 0: all", least=0)
 
     def __post_init__(self) -> None:
-        for name in ("duplicates", "face_duplicates"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 12:
-                raise ConfigError(f"keep.{name}: 0 to 12 bits, or null, are expected, got {value}")
-        for name in _SETTINGS:
-            bound = getattr(self, name)
-            if bound is not None and not math.isfinite(bound):
-                raise ConfigError(f"keep.{name}: a finite number, or null, is expected, got {bound}")
-        if self.top < 0:
-            raise ConfigError(f"keep.top: must not be negative, got {self.top}")
+        check_bounds(self, "keep.")
         for text in self.rules:
             parse_rule(text)
 
