@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 _LONGEST = 2000  # characters of a message
+# What constructors and readers of other projects raise for damaged files and for settings that cannot be.
+BAD_INPUT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
 def listed(names: Iterable[object]) -> str:

@@ -55,10 +55,6 @@ class EncoderTask(ContrastiveTask):
         biases = {f"{term}_bias": nn.Parameter(torch.tensor(config.bias)) for term in TERMS}
         self.modules = nn.ModuleDict({"model": model, "scales": nn.ParameterDict(scales | biases)})
 
-    def loss(self, batch: dict[str, Tensor], context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the total loss and its parts of one batch of `QuerySource`."""
-        return self.loss_of(self.encode(batch, context), context)
-
     def encode(self, batch: dict[str, Tensor], context: StepContext) -> dict[str, Tensor]:
         """Returns what the loss compares, per query: embeddings, labels and modes, the drift (Q,) of the fused tokens
         from the towers' states, and the power (Q,) of these states."""

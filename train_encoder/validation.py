@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from faceclip.data.portraits import People
 from faceclip.encoder import FaceCLIP
-from faceclip.retrieval.labels import Descriptions, Labels, Wording
+from faceclip.retrieval.labels import Labels, portrait_labels
 from faceclip.retrieval.queries import Queries, Query, queries_of, rank1
 from faceclip.towers.face import FaceFeatures
 from train_encoder.split_features import SplitFeatures
@@ -38,7 +38,7 @@ def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed:
     identities (`features.single`) the reference is the answer itself and stays; these figures are named self_* instead
     of composed_*.
     """
-    labels = labels_of(features)
+    labels = portrait_labels(features.portraits)
     asked = draw_queries(features, labels, limit, seed=seed)
     composed = queries_of(labels, "face+text", asked)
     start = features.portraits.caption_start
@@ -47,17 +47,6 @@ def rank1_figures(model: FaceCLIP, features: SplitFeatures, limit: int, *, seed:
         return {name: _share(scores[name.replace("self", "composed")], composed) for name in SINGLE_FIGURES}
     faces = queries_of(labels, "face", [Query(row=query.face, face=query.face) for query in asked])
     return {name: _share(scores[name], faces if name.startswith("face") else composed) for name in FIGURES}
-
-
-def labels_of(features: SplitFeatures) -> Labels:
-    """Returns the labels of a split's portraits."""
-    portraits = features.portraits
-    return Labels(
-        identity=np.asarray(portraits.identity),
-        attributes=portraits.seen_values,
-        descriptions=Descriptions(portraits.captions, portraits.seen_values),
-        numbered=Wording(words=portraits.words, start=portraits.caption_start),
-    )
 
 
 def draw_queries(features: SplitFeatures, labels: Labels, limit: int, *, seed: int) -> list[Query]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceclip.data.writing import encode_picture
 from faceclip.errors import DataError
 from faceclip.storage.ragged import RaggedRows, pack
 from faceclip.storage.shards import ShardedArray
@@ -39,14 +40,8 @@ def encoded_fields(
     name: str, stored: Sequence[bytes], decoded: Sequence[NDArray[np.uint8]], *, resized: bool
 ) -> dict[str, NDArray]:
     """Returns fields of a shard with pictures as files: as they were stored, or as PNG if they were `resized`."""
-    files = [_png(picture) for picture in decoded] if resized else list(stored)
+    files = [encode_picture(picture, compress_level=1) for picture in decoded] if resized else list(stored)
     return pack(name, [np.frombuffer(file, np.uint8) for file in files], np.uint8)
-
-
-def _png(picture: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,16 @@ class DataConfig:
         if self.validation_share and self.columns.split:
             raise ConfigError("data.validation_share: data.columns.split already says which rows validate; drop one")
 
+    def check_outside(self, out: Path) -> None:
+        """Raises ConfigError if the folder of a command's output lies in one that is read."""
+        for name in ("path", "images", "masks"):
+            given = getattr(self, name)
+            if given and Path(given).is_dir() and out.resolve().is_relative_to(Path(given).resolve()):
+                raise ConfigError(
+                    f"out={out} lies in data.{name}={given}: what is written there would be among the pictures the "
+                    "next time"
+                )
+
 
 def data_at(data: str | DataConfig) -> DataConfig:
     """Returns `data`, or the data set in the folder or file with this name. A hub id needs `data.path`."""

@@ -65,13 +65,7 @@ class PhotoImport:
         self.data = replace(config.data, portrait=config.reach)
         self.partial = self.out / ".partial"
         whole = self.out.resolve()
-        for name in ("path", "images", "masks"):
-            given = getattr(self.data, name)
-            if given and Path(given).is_dir() and whole.is_relative_to(Path(given).resolve()):
-                raise ConfigError(
-                    f"out={self.out} lies in data.{name}={given}: what is written there would be among "
-                    "the photos the next time"
-                )
+        self.data.check_outside(self.out)
         # Beside the folder and not in it: messages name photos by their paths, which nobody else is to read.
         self.report = whole.parent / f"{whole.name}-report.json"
         by_value, by_share = bool(self.data.columns.split), self.data.validation_share > 0

@@ -4,14 +4,13 @@ Rows are read and pictures located in the calling process, so that an index of m
 detection and cutting, which cost the time, run in the workers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.cells import RejectedRecord
@@ -21,9 +20,9 @@ from faceclip.data.portrait_reader import FoundPortrait, PortraitReader
 from faceclip.data.worker_pool import WorkerPool
 from faceclip.errors import DataError
 
-Located = tuple[RawRecord, bytes | str, float, NDArray[np.floating] | None]
 Usable = tuple[int, RawRecord, FoundPortrait]  # its row number first
 Outcome = Usable | RejectedRecord
+Job = tuple[int, RawRecord, Future[FoundPortrait]] | RejectedRecord
 
 
 class PortraitPool:
@@ -34,13 +33,11 @@ class PortraitPool:
 
     def __init__(self, config: DataConfig, mapping: RowMapping, reader: PortraitReader) -> None:
         self.config, self.mapping, self.reader = config, mapping, reader
-        self.pool: Executor
-        if config.worker_kind == "threads":
-            self.pool, self.action = ThreadPoolExecutor(config.workers), self._prepare
-        else:
+        self.pool: Executor = ThreadPoolExecutor(config.workers)
+        self.action: Callable[..., FoundPortrait] = reader.prepare
+        if config.worker_kind == "processes":
             arguments = (replace(config, images=""), reader.crop_size, reader.picture_size, reader.framing)
-            self.pool = WorkerPool(config.workers, _start, arguments)
-            self.action = _prepare_in_process
+            self.pool, self.action = WorkerPool(config.workers, _start, arguments), _prepare
 
     def __enter__(self) -> "PortraitPool":
         return self
@@ -62,33 +59,31 @@ class PortraitPool:
                 for number, row in enumerate(rows, start)
                 if landmarks is None or number in landmarks
             ]
-            return [self._result(*job) for job in jobs]
+            return [_outcome(job) for job in jobs]
         except BrokenProcessPool as error:
             raise DataError(
                 f"a worker process died at rows {start} to {start + len(rows)} (out of memory?): use fewer "
                 "data.workers and run again, it resumes here"
             ) from error
 
-    def _submit(self, number: int, row: Mapping[str, Any], landmarks: Mapping[int, NDArray] | None) -> tuple:
+    def _submit(self, number: int, row: Mapping[str, Any], landmarks: Mapping[int, NDArray] | None) -> Job:
         try:
             raw = self.mapping.read(row, number)
-            located = (raw, *self.reader.locate(raw), None if landmarks is None else landmarks[number])
-        except RejectedRecord as rejected:
-            return number, None, rejected
-        return number, raw, self.pool.submit(self.action, located)
-
-    @staticmethod
-    def _result(number: int, raw: RawRecord | None, job: Future | RejectedRecord) -> Outcome:
-        found = job if isinstance(job, RejectedRecord) else job.result()
-        if raw is None or isinstance(found, RejectedRecord):
-            return found
-        return number, raw, found
-
-    def _prepare(self, located: Located) -> FoundPortrait | RejectedRecord:
-        try:
-            return self.reader.prepare(*located)
+            source, scale = self.reader.locate(raw)
         except RejectedRecord as rejected:
             return rejected
+        known = None if landmarks is None else landmarks[number]
+        return number, raw, self.pool.submit(self.action, raw, source, scale, known)
+
+
+def _outcome(job: Job) -> Outcome:
+    if isinstance(job, RejectedRecord):
+        return job
+    number, raw, future = job
+    try:
+        return number, raw, future.result()
+    except RejectedRecord as rejected:
+        return rejected
 
 
 _reader: PortraitReader | None = None  # of this worker process
@@ -100,9 +95,6 @@ def _start(config: DataConfig, crop_size: int, picture_size: int, framing: Frami
     _reader = PortraitReader(config, folder=None, crop_size=crop_size, picture_size=picture_size, framing=framing)
 
 
-def _prepare_in_process(located: Located) -> FoundPortrait | RejectedRecord:
+def _prepare(*located: Any) -> FoundPortrait:
     assert _reader is not None  # `_start` ran first in this process
-    try:
-        return _reader.prepare(*located)
-    except RejectedRecord as rejected:
-        return rejected
+    return _reader.prepare(*located)

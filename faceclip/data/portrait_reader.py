@@ -33,13 +33,18 @@ from faceclip.faces.align import (
     similarity_transform,
     stand_up,
 )
-from faceclip.faces.detect import (
-    InsightFaceDetector,
-    MTCNNDetector,
-    select_faces,
-)
+from faceclip.faces.detect import InsightFaceDetector, MTCNNDetector, select_faces
 from faceclip.faces.images import load_image
-from faceclip.faces.looks import MAX_ASPECT, Attempt, Face, FaceDetector, detect_with_retries, look_reduced, overlap
+from faceclip.faces.looks import (
+    MAX_ASPECT,
+    Attempt,
+    Face,
+    FaceDetector,
+    detect_with_retries,
+    look_reduced,
+    moved,
+    overlap,
+)
 from faceclip.faces.upright import detect_upright
 from faceclip.storage.hashes import int64_hash
 
@@ -250,10 +255,8 @@ def find_in_box(
     left, top = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
     right, bottom = np.minimum(np.ceil(box[2:] + margin + 1), [width, height]).astype(int)
     shift = np.array([left, top], np.float32)
-    faces = []
-    for face in look(np.ascontiguousarray(image[top:bottom, left:right])):
-        found = face.box + np.tile(shift, 2)
-        faces.append(Face(box=found, landmarks=face.landmarks + shift, score=face.score))
+    found = look(np.ascontiguousarray(image[top:bottom, left:right]))
+    faces = [moved(face, lambda points: points + shift) for face in found]
     best = max(faces, key=lambda face: overlap(face.box, box), default=None)
     if best is None or overlap(best.box, box) < BOX_OVERLAP:
         raise NoFaceError(f"{name}: {len(faces)} faces near the given box, none of which overlaps with it")

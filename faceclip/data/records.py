@@ -4,7 +4,7 @@ Layout: ``DIR/data/{train,validation,test}-*.parquet``, ``DIR/README.md`` (data 
 (seed, version, counts and the hash of every shard; it is written last, so its presence means complete data).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import datasets
@@ -102,35 +102,16 @@ class Caption:
 
 def caption_to_dict(caption: Caption) -> dict:
     """Returns the nested dict that the column `captions` stores."""
-    return {
-        "text": caption.text,
-        "kind": caption.kind,
-        "phrases": [
-            {
-                "text": phrase.text,
-                "start": phrase.start,
-                "end": phrase.end,
-                "region": phrase.region,
-                "attributes": list(phrase.attributes),
-            }
-            for phrase in caption.phrases
-        ],
-    }
+    return asdict(caption)
 
 
 def caption_from_dict(stored: dict) -> Caption:
     """Returns the caption that `caption_to_dict` converted. Raises KeyError for a missing field."""
-    phrases = tuple(
-        Phrase(
-            text=phrase["text"],
-            start=phrase["start"],
-            end=phrase["end"],
-            region=phrase["region"],
-            attributes=tuple(phrase["attributes"]),
-        )
+    phrases = [
+        Phrase(attributes=tuple(phrase["attributes"]), **{n: phrase[n] for n in ("text", "start", "end", "region")})
         for phrase in stored["phrases"]
-    )
-    return Caption(text=stored["text"], kind=stored["kind"], phrases=phrases)
+    ]
+    return Caption(text=stored["text"], kind=stored["kind"], phrases=tuple(phrases))
 
 
 LABELS = ("attributes", "regions")

@@ -4,9 +4,7 @@ set.
 Rows are not trusted. No other protocol, chain of protocols, place or kind of file is opened or requested.
 """
 
-import os
 import re
-import stat
 import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +16,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from faceclip.data.cells import RejectedRecord
 from faceclip.data.image_store import ARCHIVE_ERRORS, MAX_BYTES, is_file, with_slashes
+from faceclip.storage.regular import open_regular
 
 _ZIP_ERRORS = (*ARCHIVE_ERRORS, OSError, ValueError, RuntimeError, NotImplementedError)  # encrypted; unknown methods
 
@@ -44,16 +43,10 @@ def find_file(name: str, base: Path | None, roots: Sequence[Path], key: str) -> 
 def read_file(path: Path, key: str) -> bytes:
     """Reads a regular file. Raises RejectedRecord for anything else and for more than `MAX_BYTES`."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise RejectedRecord("no_image", f"{key}: {path} is no regular file")
-        # Another file may have taken the name: a pipe must not make the opening wait.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RejectedRecord("no_image", f"{key}: {path} is no regular file")
-            data = file.read(MAX_BYTES + 1)
+        with open_regular(path) as file:
+            return _capped(file.read(MAX_BYTES + 1), str(path), key)
     except OSError as error:
         raise RejectedRecord("unreadable_image", f"{key}: {path} cannot be read ({error})") from error
-    return _capped(data, str(path), key)
 
 
 def read_address(address: str, roots: Sequence[Path], hub: str, key: str) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from faceclip.errors import ImageTooLargeError, UnreadableImageError
+from faceclip.errors import BAD_INPUT, ImageTooLargeError, UnreadableImageError
 from faceclip.storage.regular import open_regular
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]
@@ -27,22 +27,7 @@ _STRIP = 256  # rows that are converted at once: large pictures need little more
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*;base64,)")
 # Raster formats only: others (EPS, PDF…) would start external programs or have no fixed size.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-# Pillow's decoders report damaged files by any of these.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    IndexError,
-    OverflowError,
-    AssertionError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    ZeroDivisionError,
-    RuntimeError,
-)
+_DAMAGE = (*BAD_INPUT, OSError, SyntaxError, EOFError, struct.error)  # Pillow's decoders report damage by these
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,

@@ -116,12 +116,14 @@ def look_reduced(
     zoom = side / max(height, width)
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
     back = np.array([width / size[0], height / size[1]])
-    faces = []
-    for face in look(cv2.resize(image, size, interpolation=cv2.INTER_AREA), [Attempt()]):
-        landmarks = (face.landmarks + 0.5) * back - 0.5
-        box = ((face.box.reshape(2, 2) + 0.5) * back - 0.5).reshape(4)
-        faces.append(Face(box=box.astype(np.float32), landmarks=landmarks.astype(np.float32), score=face.score))
-    return faces
+    found = look(cv2.resize(image, size, interpolation=cv2.INTER_AREA), [Attempt()])
+    return [moved(face, lambda points: (points + 0.5) * back - 0.5) for face in found]
+
+
+def moved(face: Face, place: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Face:
+    """Returns the face in another picture, where `place` gives the place of points (N, 2)."""
+    box, landmarks = place(face.box.reshape(2, 2)).reshape(4), place(face.landmarks)
+    return Face(box=box.astype(np.float32), landmarks=landmarks.astype(np.float32), score=face.score)
 
 
 def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) -> list[Face]:
@@ -136,15 +138,8 @@ def _look(image: NDArray[np.uint8], detector: FaceDetector, attempt: Attempt) ->
         # Replicated borders: a hard black edge itself looks like a face boundary to the proposal network.
         view = cv2.copyMakeBorder(view, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
     ratio = np.array([size[0] / width, size[1] / height])
-    faces = []
-    for face in detector.detect(view):
-        # Pixel centers at integers: (x + .5) is what scales.
-        landmarks = (face.landmarks - margin + 0.5) / ratio - 0.5
-        box = (face.box.reshape(2, 2) - margin + 0.5) / ratio - 0.5
-        faces.append(
-            Face(box=box.reshape(4).astype(np.float32), landmarks=landmarks.astype(np.float32), score=face.score)
-        )
-    return faces
+    # Pixel centers at integers: (x + .5) is what scales.
+    return [moved(face, lambda points: (points - margin + 0.5) / ratio - 0.5) for face in detector.detect(view)]
 
 
 def overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:

@@ -23,16 +23,13 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from faceclip.errors import CheckpointError, ConfigError, listed
+from faceclip.errors import BAD_INPUT, CheckpointError, ConfigError, listed
 from faceclip.storage.files import replacing
 from faceclip.storage.loading import building, refuse_differences
 from faceclip.storage.regular import open_regular
 
 LICENSE = "CC-BY-NC-4.0"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# What constructors of models, ours and others', make of settings of a wrong type, zeros, or sizes that do not divide;
-# and torch.load of damaged files.
-BAD_SETTINGS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
@@ -96,7 +93,7 @@ def empty_model(kind: type[Model], config: dict[str, Any]) -> Model:
     try:
         with building, init_empty_weights():
             return kind(**config)
-    except BAD_SETTINGS as error:
+    except BAD_INPUT as error:
         raise ConfigError(f"config does not describe a {kind.__name__}: {error}") from error
 
 
@@ -141,7 +138,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(path) and not _is_old_pickle(path):
             raise CheckpointError(f"{path} is truncated or no PyTorch file ({error}): download it again") from error
         raise CheckpointError(f"{path} holds more than tensors and is refused (weights_only): {error}") from error
-    except (EOFError, OSError, zipfile.BadZipFile, struct.error, *BAD_SETTINGS) as error:
+    except (EOFError, OSError, zipfile.BadZipFile, struct.error, *BAD_INPUT) as error:
         raise CheckpointError(f"{path} cannot be read, it may be truncated ({error}): download it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors")

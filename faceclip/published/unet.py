@@ -11,9 +11,8 @@ from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from faceclip.errors import CheckpointError
+from faceclip.errors import BAD_INPUT, CheckpointError
 from faceclip.published.files import (
-    BAD_SETTINGS,
     check_keys,
     empty_model,
     mention_license,
@@ -76,7 +75,7 @@ def _read_directory(path: Path) -> tuple[UNet2DConditionModel, dict[str, Tensor]
     try:
         with init_empty_weights():
             unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path))
-    except (OSError, *BAD_SETTINGS) as error:
+    except (OSError, *BAD_INPUT) as error:
         raise CheckpointError(f"{path} is no directory of a UNet ({error})") from error
     whole = (path / f"{WEIGHTS}.safetensors").is_file()  # not the variants that may lie beside it
     return unet, read_directory(path, f"{WEIGHTS}.safetensors" if whole else f"{WEIGHTS}-*-of-*.safetensors")[0]

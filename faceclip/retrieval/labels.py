@@ -1,14 +1,14 @@
 """Labels of the portraits of a gallery, and the portraits that a description fits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.data.arrays import FaceArrays
-from faceclip.data.portraits import People, number_captions
+from faceclip.data.portraits import People, Portraits, number_captions
 from faceclip.data.records import Caption
 from faceclip.errors import DataError, EmptyDatasetError
 
@@ -103,20 +103,25 @@ class Descriptions(Sequence[Sequence[Description]]):
         ]
 
 
-def labels_of(arrays: FaceArrays) -> Labels:
-    """Returns the labels of portraits: identity, attributes as words ("" if they cannot be seen), and captions with the
-    values that they name.
-
-    For photos the frontal portrait of a person is not known; it is that with the smallest fitted yaw and pitch.
-    """
-    descriptions = Descriptions(arrays.captions, arrays.seen_values)
+def portrait_labels(portraits: Portraits) -> Labels:
+    """Returns the labels of portraits of any data: identity, attributes as words ("" if they cannot be seen), and
+    captions with the values that they name."""
     return Labels(
-        identity=np.asarray(arrays.identity),
-        index=np.asarray(arrays.index) if not arrays.are_photos else _by_turn(arrays),
-        attributes=arrays.seen_values,
-        descriptions=[descriptions[row] for row in range(len(descriptions))],
-        numbered=Wording(words=arrays.words, start=arrays.caption_start),
+        identity=np.asarray(portraits.identity),
+        attributes=portraits.seen_values,
+        descriptions=Descriptions(portraits.captions, portraits.seen_values),
+        numbered=Wording(words=portraits.words, start=portraits.caption_start),
     )
+
+
+def labels_of(arrays: FaceArrays) -> Labels:
+    """Returns `portrait_labels`, with the frontal portrait of each person.
+
+    For photos it is not known; it is that with the smallest fitted yaw and pitch.
+    """
+    labels = portrait_labels(arrays)
+    index = np.asarray(arrays.index) if not arrays.are_photos else _by_turn(arrays)
+    return replace(labels, index=index, descriptions=list(labels.descriptions))
 
 
 def matches(labels: Labels, names: Mapping[str, str], rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

@@ -14,25 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
-from faceclip.errors import CheckpointError, listed
+from faceclip.errors import BAD_INPUT, CheckpointError, listed
 from faceclip.storage.regular import read_settings
 from faceclip.storage.tensors import find_weights, read_header
 
 _MOST_PADDING = 64  # px; convolutions of published models have 1
 _COUNTED = ("layers", "depth", "blocks")  # words in the names of fields that count parts of a model
 _DRAWING = {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "uniform_", "normal_"}
-# What a damaged file or configuration gives.
-DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    MemoryError,
-)
+DAMAGE = (*BAD_INPUT, OSError, MemoryError)  # what a damaged file or configuration gives
 # Held while models are built or loaded. diffusers and accelerate replace methods of `nn.Module` meanwhile; two threads
 # that did so at once would leave a replacement behind, and modules built beside them would have no storage.
 building = threading.RLock()

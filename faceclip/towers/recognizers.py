@@ -29,35 +29,26 @@ class RecognizerFacts:
 def recognizer_facts(name: str, encoder: FaceEncoder) -> RecognizerFacts:
     """Returns what is known of a recognizer that `load_tower(name, "face")` gave. Embeddings of different recognizers
     are compared by nobody: caches and indexes carry the hash of the one that made them."""
-    config, source = encoder.config, name.partition(":")[0]
+    config, image_size, scale, means = encoder.config, int(encoder.config.image_size), 255.0, (0.0,) * 3
+    licence, commercial = "that of the weights' model card", False
     if isinstance(encoder, DlibFaceEncoder):
-        red, green, blue = encoder.mean.tolist()
-        return RecognizerFacts(
-            name=name,
-            image_size=encoder.chip_size,
-            channels="RGB",
-            mean=(red, green, blue),
-            scale=256.0,
-            licence="CC0-1.0",
-            commercial_ok=True,
-            differentiable=True,
-        )
-    if isinstance(encoder, OnnxFaceEncoder):
-        mean, scale = float(config.pixel_mean), float(config.pixel_scale)
+        image_size, scale, means = encoder.chip_size, 256.0, tuple(encoder.mean.tolist())
+        licence, commercial = "CC0-1.0", True
+    elif isinstance(encoder, OnnxFaceEncoder):
+        scale, means = float(config.pixel_scale), (float(config.pixel_mean),) * 3
         licence = "that of the file; insightface's packs are for non-commercial research only"
-        commercial = False
-    else:
-        mean, scale = (127.5, 127.5) if isinstance(encoder, FaceResNet) else (0.0, 255.0)
-        published = source == "arcface"
-        licence = "insightface: non-commercial research only" if published else "that of the weights' model card"
-        commercial = False
-        if not published and name.startswith("tiny/"):
-            licence, commercial = "Apache-2.0", True
+    elif isinstance(encoder, FaceResNet):
+        scale, means = 127.5, (127.5,) * 3
+    if name.partition(":")[0] == "arcface":
+        licence = "insightface: non-commercial research only"
+    elif name.startswith("tiny/"):
+        licence, commercial = "Apache-2.0", True
+    red, green, blue = means
     return RecognizerFacts(
         name=name,
-        image_size=int(config.image_size),
+        image_size=image_size,
         channels="RGB",
-        mean=(mean, mean, mean),
+        mean=(red, green, blue),
         scale=scale,
         licence=licence,
         commercial_ok=commercial,

@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from faceclip.errors import CheckpointError
-from faceclip.published.files import BAD_SETTINGS
+from faceclip.errors import BAD_INPUT, CheckpointError
 from faceclip.storage.loading import check_finite
 from faceclip.storage.regular import open_regular
 
@@ -78,7 +77,7 @@ def _load(path: Path) -> dict[Any, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}): {_REMEDY}") from error
-    except (pickle.UnpicklingError, EOFError, OSError, MemoryError, *BAD_SETTINGS) as error:
+    except (pickle.UnpicklingError, EOFError, OSError, MemoryError, *BAD_INPUT) as error:
         raise CheckpointError(f"{path} is damaged or holds more than tensors: {error}") from error
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{path} holds no tensors but {type(found).__name__}: give a published adapter file")

@@ -9,13 +9,12 @@ import pytest
 
 from faceclip.data.mapping import ColumnsConfig
 from faceclip.errors import DataError, EmptyDatasetError, TooManyBadRecordsError
-from faceclip.retrieval.labels import fitting
+from faceclip.retrieval.labels import fitting, portrait_labels
 from faceclip.retrieval.queries import Query, queries_of
 from tests.train_encoder.foreign import COLUMNS, config_of
 from train_encoder.config import SamplingConfig
 from train_encoder.features import load_features, main
 from train_encoder.queries import QuerySource
-from train_encoder.validation import labels_of
 
 
 def test_identities_missing_for_the_identity_mask(rows, towers, tower_arguments, tmp_path, capsys):
@@ -78,7 +77,7 @@ def test_pictures_that_have_the_chosen_caption_are_right(rows, towers, tmp_path)
     table = [row | {"words": texts} for row, texts in zip(rows[:5], words, strict=True)]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "five.parquet")
     found = load_features(config_of(tmp_path / "five.parquet"), "train", towers, tmp_path / "c")
-    labels = labels_of(found)
+    labels = portrait_labels(found.portraits)
     assert fitting(labels, 0, 0).tolist() == [True, False, True, False, False]
     assert fitting(labels, 0, 1).tolist() == [True, True, False, False, True]  # whomever they show
     assert fitting(labels, 3, 0).tolist() == [False, False, False, True, False]

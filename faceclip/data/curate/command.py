@@ -23,7 +23,6 @@ from faceclip.data.curate.pairs import find_pairs
 from faceclip.data.curate.report import Thumbnails, write_report
 from faceclip.data.curate.rules import overlaps
 from faceclip.data.curate.source import SplitReader
-from faceclip.errors import ConfigError
 from faceclip.settings import run
 from faceclip.storage.files import disk_errors, read_json, replacing, write_json, write_text
 from faceclip.storage.locks import locked
@@ -39,10 +38,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     is missing, and DataError for unreadable sources, damaged shards and full disks. Finished shards are kept.
     """
     out = Path(config.out)
-    for name in ("path", "images"):
-        given = getattr(config.data, name)
-        if given and Path(given).is_dir() and out.resolve().is_relative_to(Path(given).resolve()):
-            raise ConfigError(f"out={out} lies in data.{name}={given}: it would be among the pictures the next time")
+    config.data.check_outside(out)
     check_place(out, "out=", (".lock", REQUEST))
     with ExitStack() as stack:
         with disk_errors(out):

@@ -35,11 +35,11 @@ def text(picture: Picture) -> Figures:
     confidence (0 to 1) of a text that reads like a watermark (an address, an agency, ©, or a repeated text), or 0.
     """
     if max(picture.grey.shape) > GLANCE:
-        seen = _glancer()(_view(picture.pixels, GLANCE), use_det=True, use_cls=False, use_rec=False)
+        seen = _rapidocr(GLANCE, TRACE)(_view(picture.pixels, GLANCE), use_det=True, use_cls=False, use_rec=False)
         if seen.boxes is None or not len(seen.boxes):
             return {"text_share": 0.0, "text_boxes": 0, "watermark": 0.0}
     view = _view(picture.pixels, SIDE)
-    found = _reader()(view, use_det=True, use_cls=False, use_rec=True)
+    found = _rapidocr(SIDE)(view, use_det=True, use_cls=False, use_rec=True)
     read = zip(() if found.boxes is None else found.boxes, found.txts or (), found.scores or (), strict=True)
     # A single large character is usually a face or another round thing that was misread.
     read = [(box, words, float(score)) for box, words, score in read if len(_plain(words)) >= LEAST]
@@ -76,18 +76,12 @@ def _plain(words: str) -> str:
     return "".join(words.lower().split())
 
 
-@lru_cache(maxsize=1)
-def _reader() -> Any:
-    return _rapidocr(SIDE, {})
+@lru_cache(maxsize=2)
+def _rapidocr(side: int, least: float = 0.5) -> Any:
+    """Returns rapidocr's pipeline, which loads its networks when they are used.
 
-
-@lru_cache(maxsize=1)
-def _glancer() -> Any:
-    return _rapidocr(GLANCE, {"Det.box_thresh": TRACE})
-
-
-def _rapidocr(side: int, params: dict[str, Any]) -> Any:
-    """Returns rapidocr's pipeline, which loads its networks when they are used."""
+    side: px of the longer side. least: mean probability of text in a box, .5 by rapidocr's own setting.
+    """
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
@@ -103,7 +97,7 @@ def _rapidocr(side: int, params: dict[str, Any]) -> Any:
             "Det.limit_side_len": side,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-            **params,
+            "Det.box_thresh": least,
         }
     )
 
