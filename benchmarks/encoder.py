@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from contrastive import block_infonce, block_sigmoid, dense_infonce, dense_sigmoid, mixed_infonce, mixed_sigmoid
 from encoder_step import step
 from timing import Timing, describe, ratio, speed, timed, use_plain_products
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from faceclip.branch import ID_INDEX, TEMPLATE, FaceCLIPBranch
 from faceclip.encoder import FaceCLIP
-from faceclip.fusion import FusionLayer
+from faceclip.fusion import FeatureFusion
 from faceclip.published.checkpoint import CONFIG as PUBLISHED
 from faceclip.towers.text import tokenize
 
@@ -65,19 +65,9 @@ class Straightforward:
         self.last = {name: self._last(branch, fusion) for name, branch in (("l", model.l), ("g", model.g))}
 
     @staticmethod
-    def _last(branch: FaceCLIPBranch, fusion: dict[str, Any]) -> FusionLayer:
-        sizes = {
-            "attention_width": 1024,
-            "attention_heads": 4,
-            "text_hidden": 1024,
-            "face_heads": 8,
-            "points": 4,
-            "face_hidden": 2048,
-            "layer_scale": 1e-4,
-        }
-        sizes |= {name: value for name, value in fusion.items() if name != "layers"}
-        weight = branch.text_projection.weight
-        layer = FusionLayer(len(weight), last=False, **sizes).to(weight.device)  # with the face half
+    def _last(branch: FaceCLIPBranch, fusion: dict[str, Any]) -> nn.Module:
+        weight, sizes = branch.text_projection.weight, fusion | {"layers": 2}
+        layer = FeatureFusion(len(weight), **sizes).layers[0].to(weight.device)  # with the face half
         layer.load_state_dict(branch.fusion.layers[-1].state_dict(), strict=False)
         return layer.float().eval()
 

@@ -123,25 +123,11 @@ class DeformableLayer(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """One layer of the feature enhancer; `last` leaves out what only the face would need."""
+    """One layer of the feature enhancer; the last one has no part that only the face would need."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        attention_width: int,
-        attention_heads: int,
-        text_hidden: int,
-        face_heads: int,
-        points: int,
-        face_hidden: int,
-        layer_scale: float,
-        last: bool,
-    ) -> None:
+    def __init__(self, cross: BiAttention, text: TextLayer, face: DeformableLayer | None) -> None:
         super().__init__()
-        self.cross = BiAttention(width, attention_width, attention_heads, layer_scale, update_face=not last)
-        self.text = TextLayer(width, attention_heads, text_hidden)
-        self.face = None if last else DeformableLayer(width, face_heads, points, face_hidden)
+        self.cross, self.text, self.face = cross, text, face
 
     def forward(
         self, face: Tensor, face_position: Tensor, text: Tensor, text_position: Tensor
@@ -178,20 +164,13 @@ class FeatureFusion(nn.Module):
         for name, heads, size in (*checks, ("face_heads", face_heads, width)):
             if size % heads:
                 raise ValueError(f"{name}={heads} does not divide {size}")
-        self.layers = nn.ModuleList(
-            FusionLayer(
-                width,
-                attention_width=attention_width,
-                attention_heads=attention_heads,
-                text_hidden=text_hidden,
-                face_heads=face_heads,
-                points=points,
-                face_hidden=face_hidden,
-                layer_scale=layer_scale,
-                last=number == layers - 1,
-            )
-            for number in range(layers)
-        )
+        self.layers = nn.ModuleList()
+        for number in range(layers):
+            last = number == layers - 1
+            cross = BiAttention(width, attention_width, attention_heads, layer_scale, update_face=not last)
+            text = TextLayer(width, attention_heads, text_hidden)
+            face = None if last else DeformableLayer(width, face_heads, points, face_hidden)
+            self.layers.append(FusionLayer(cross, text, face))
 
     def forward(self, face: Tensor, face_position: Tensor, text: Tensor, text_position: Tensor) -> Tensor:
         """face (B, P, width) with P a square, text (B, L, width); positions with one row → fused text (B, L, width).

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from faceclip.errors import ConfigError
 from faceclip.settings.fields import LONGEST_KEY, about, check_bounds, clipped, is_required, options, type_hints
-from faceclip.settings.help import describe
+from faceclip.settings.help import describe, given
 from faceclip.settings.values import check_finite, coerce, from_text, shown
 from faceclip.settings.yaml_text import parse_yaml, read_yaml
 
@@ -97,17 +97,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, prefix: str = "", flag
             raise ConfigError(f"{spelt(f'{prefix}{key}')}: unknown key{_nearest(str(key), list(fields))}")
         name = spelt(f"{prefix}{key}")
         arguments[key] = coerce(value, hints[key], name, _build, path=about(fields[key]).path)
-    required = [name for name, field in fields.items() if is_required(field) and name not in arguments]
-    if required:
-        name = spelt(f"{prefix}{required[0]}")
-        how = (
-            required[0].upper()
-            if about(fields[required[0]]).positional
-            else f"{name} VALUE"
-            if flags
-            else f"{name}=VALUE"
-        )
-        raise ConfigError(f"{name}: a value is required, give {how}")
+    for name, field in fields.items():
+        if is_required(field) and name not in arguments:
+            key = f"{prefix}{name}"
+            words = given(field, hints[name], clipped(key), flags=flags)
+            raise ConfigError(f"{spelt(key)}: a value is required, give {words}")
     config = cls(**arguments)
     for key, value in arguments.items():
         check_finite(value, spelt(f"{prefix}{key}"))

@@ -16,9 +16,8 @@ def describe(cls: type, presets: Path | None = None, *, flags: bool = False) -> 
     """
     spec = sys.modules["__main__"].__spec__
     words = ["usage: python", f"-m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]]
-    words += [
-        _given(field, type_hints(cls)[field.name], flags) for field in dataclasses.fields(cls) if is_required(field)
-    ]
+    required = [field for field in dataclasses.fields(cls) if is_required(field)]
+    words += [given(field, type_hints(cls)[field.name], field.name, flags=flags) for field in required]
     words.append("[--key VALUE …]" if flags else "[--preset NAME] [--config FILE.yaml] [key.sub=value …]")
     lines = [" ".join(words)]
     if presets is not None:
@@ -47,10 +46,10 @@ def _name(field: dataclasses.Field, key: str, flags: bool) -> str:
     return key.upper() if about(field).positional else f"--{key.replace('_', '-')}" if flags else key
 
 
-def _given(field: dataclasses.Field, hint: Any, flags: bool) -> str:
-    """The words that give a required key, as `PROMPT`, `--out PATH` or `out=PATH`."""
+def given(field: dataclasses.Field, hint: Any, key: str, *, flags: bool) -> str:
+    """Returns the words that give a key, as `PROMPT`, `--out PATH` or `out=PATH`."""
     value = "" if about(field).positional else f"{' ' if flags else '='}{shown_type(hint).upper()}"
-    return f"{_name(field, field.name, flags)}{value}"
+    return f"{_name(field, key, flags)}{value}"
 
 
 def _line(field: dataclasses.Field, hint: Any, key: str, flags: bool) -> str:
