@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from faceclip.captions.colors import to_lab
 from faceclip.data.records import REGIONS
 from faceclip.faces.person import hair_mask
-from faceclip.faces.regions import region_masks
+from faceclip.faces.regions import CHIN, FOREHEAD, face_axes, region_masks
 
 PERSON = 0.5  # share of the person from which a pixel is hers
-_CHIN, _FOREHEAD, _NOSE_BASE, _MOUTH_CORNERS = 152, 10, 2, (61, 291)
+_NOSE_BASE = 2
 _BROW_LEVEL = (105, 334)
 # Around the face's L, a and b: what is skin still, and what is so even where hair is more likely.
 _SKIN_SPREAD, _BALD_SPREAD = (30.0, 9.0, 9.0), (18.0, 6.0, 6.0)
@@ -34,10 +34,10 @@ def map_regions(
     masks = region_masks(points, height, width)
     labels = np.zeros((height, width), np.uint8)
     hers = _joined(person >= PERSON, masks["face"])
-    down, across, length = _axes(points)
+    down, across, length = face_axes(points)
     rows, columns = np.mgrid[:height, :width]
-    depth = columns * down[0] + rows * down[1] - points[_CHIN, :2] @ down
-    beside = np.abs(columns * across[0] + rows * across[1] - points[[_CHIN, _FOREHEAD], :2].mean(axis=0) @ across)
+    depth = columns * down[0] + rows * down[1] - points[CHIN, :2] @ down
+    beside = np.abs(columns * across[0] + rows * across[1] - points[[CHIN, FOREHEAD], :2].mean(axis=0) @ across)
     skinlike, bald = _skinlike(image, masks["skin"], _SKIN_SPREAD, _BALD_SPREAD)
     labels[hers] = REGIONS.index("clothes")
     wide = float(np.ptp(points[:468, :2] @ across))
@@ -46,7 +46,7 @@ def map_regions(
     hair = hair_mask(person, points) & hers & (beside < _HAIR_REACH * wide)
     hair &= (beside < _SHOULDERS * wide) | (depth < -0.3 * length)
     labels[hair] = REGIONS.index("hair")
-    brows = float((points[list(_BROW_LEVEL), :2] @ down).mean() - points[_CHIN, :2] @ down)
+    brows = float((points[list(_BROW_LEVEL), :2] @ down).mean() - points[CHIN, :2] @ down)
     level = (depth > brows) & (depth < -0.15 * length)
     labels[hair & bald & ~level] = REGIONS.index("skin")
     labels[hair & skinlike & level] = REGIONS.index("ears")
@@ -58,7 +58,7 @@ def map_regions(
 
 def top_of_hair(labels: NDArray[np.uint8], points: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Returns the hair (H, W) of a map above the brows, without its rim: no collars and nothing that shines through."""
-    down, _, _ = _axes(points)
+    down, _, _ = face_axes(points)
     rows, columns = np.mgrid[: labels.shape[0], : labels.shape[1]]
     high = columns * down[0] + rows * down[1] < points[list(_BROW_LEVEL), :2].mean(axis=0) @ down
     hair = ((labels == REGIONS.index("hair")) & high).astype(np.uint8)
@@ -70,11 +70,11 @@ def add_worn(labels: NDArray[np.uint8], points: NDArray[np.floating], worn: froz
     the nose without the lips, and what would be hair above the forehead."""
     labels, (height, width) = labels.copy(), labels.shape
     masks = region_masks(points, height, width)
-    down, _, length = _axes(points)
+    down, _, length = face_axes(points)
     rows, columns = np.mgrid[:height, :width]
     depth = columns * down[0] + rows * down[1]
     if "hat" in worn:
-        labels[(labels == REGIONS.index("hair")) & (depth < points[_FOREHEAD, :2] @ down)] = REGIONS.index("hat")
+        labels[(labels == REGIONS.index("hair")) & (depth < points[FOREHEAD, :2] @ down)] = REGIONS.index("hat")
     if "beard" in worn:
         low = masks["face"] & (depth > points[_NOSE_BASE, :2] @ down) & ~masks["lips"] & ~masks["inner_mouth"]
         labels[low & ~masks["nose"]] = REGIONS.index("beard")
@@ -83,14 +83,6 @@ def add_worn(labels: NDArray[np.uint8], points: NDArray[np.floating], worn: froz
         around = cv2.dilate(masks["eyes"].astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
         labels[around & masks["face"] & ~masks["brows"]] = REGIONS.index("glasses")
     return labels
-
-
-def _axes(points: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating], float]:
-    """Returns unit vectors down the face and across it, and its length px."""
-    down = points[_CHIN, :2] - points[_FOREHEAD, :2]
-    length = max(float(np.hypot(*down)), 1e-6)
-    down = down / length
-    return down, np.array([down[1], -down[0]]), length
 
 
 def _joined(person: NDArray[np.bool_], face: NDArray[np.bool_]) -> NDArray[np.bool_]:

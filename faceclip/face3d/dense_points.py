@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from faceclip.errors import CheckpointError
 from faceclip.face3d.model import HeadModel, default_head
@@ -33,8 +34,7 @@ class DensePoints:
     def __init__(self, path: Path | str = ASSET, *, head: HeadModel | None = None) -> None:
         self.head = head or default_head()
         try:
-            with safe_open(path, framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in ("vertices", "weights", "spread", "canonical")}
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             remedy = "reinstall the package or run `python -m faceclip.people.dense_points`"
             raise CheckpointError(f"places of the dense points {path} cannot be read ({error}): {remedy}") from error

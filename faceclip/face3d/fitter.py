@@ -208,12 +208,7 @@ class FaceFitter(StrictlyLoaded, ModelMixin, ConfigMixin):
             moved = [moved_towards(fit, five, side) for fit, five, side in zip(found, given, sides, strict=True)]
             fits, points = [fit for fit, _ in moved], torch.stack([five for _, five in moved])
         fit = FaceFit(**{name: torch.cat([getattr(one, name) for one in fits]) for name in vars(fits[0])})
-        if not framed:
-            return fit
-        fixed = torch.tensor([image.shape[0] != image.shape[1] for image in images])
-        camera = fit.camera.clone()
-        camera[fixed, :3] = torch.tensor([1.0, 0.0, 0.0])
-        return replace(fit, camera=camera)
+        return framed_faces(fit, images) if framed else fit
 
     def fit_around(self, images: Sequence[NDArray[np.uint8]], points: Tensor, sides: Sequence[int]) -> FaceFit:
         """Fits by crops around `points` (B, 5, 2) px, each in the frame of the square at the image's upper left, whose
@@ -243,6 +238,14 @@ class FaceFitter(StrictlyLoaded, ModelMixin, ConfigMixin):
         """Eyes, nose tip and mouth corners (B, 5, 2), as `landmarks_68`."""
         head = default_head()
         return _landmarks(fit, size, [*head.eye_front, *head.nose_mouth])
+
+
+def framed_faces(fit: FaceFit, images: Sequence[NDArray[np.uint8]]) -> FaceFit:
+    """The fits of `images` with the faces of those that are not square framed as the training portraits are."""
+    fixed = torch.tensor([image.shape[0] != image.shape[1] for image in images], dtype=torch.bool)
+    camera = fit.camera.clone()
+    camera[fixed, :3] = torch.tensor([1.0, 0.0, 0.0])
+    return replace(fit, camera=camera)
 
 
 def _float32(layer: nn.Linear, features: Tensor) -> Tensor:

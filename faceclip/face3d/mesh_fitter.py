@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from faceclip.errors import NoFaceError
 from faceclip.face3d.camera import Camera, pose_vertices, project
 from faceclip.face3d.dense_points import COUNT, EYE_CORNERS, OUTLINE, DensePoints, default_dense_points
-from faceclip.face3d.fitter import FaceFitter
+from faceclip.face3d.fitter import FaceFitter, framed_faces
 from faceclip.face3d.frames import FaceFit
 from faceclip.face3d.least_squares import LinearPoints, Priors, as_fit, place, rigid_start, solve
 from faceclip.face3d.light import sh_basis
@@ -96,12 +96,7 @@ class MeshFitter(nn.Module):
                 f"{float(found.residual[row]):.1%} of the distance of the eye corners, at most {MAX_RESIDUAL:.0%}): "
                 "give a photograph in which the face is not covered and is turned by less than 70°"
             )
-        if not framed:
-            return found.fit
-        fixed = torch.tensor([image.shape[0] != image.shape[1] for image in images], dtype=torch.bool)
-        camera = found.fit.camera.clone()
-        camera[fixed, :3] = torch.tensor([1.0, 0.0, 0.0])
-        return replace(found.fit, camera=camera)
+        return framed_faces(found.fit, images) if framed else found.fit
 
     @torch.no_grad()
     def measure(self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.floating]) -> MeshFit:

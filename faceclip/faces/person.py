@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceclip.faces.dense import REMEDY, TfliteNetwork, installed_file
-from faceclip.faces.regions import region_masks
+from faceclip.faces.regions import CHIN, face_axes, region_masks
 from faceclip.storage.packaged import read_published
 
 SHA256 = "191ac9529ae506ee0beefa6b2c945a172dab9d07d1e802a290a4e4038226658b"
 SIDE = 256  # px of the network's picture
-_TOP, _CHIN = 10, 152  # dense points at the top of the forehead and at the chin
 _REACH = 0.8  # how far hair is looked for beside the face, in widths of the face
 
 
@@ -49,14 +48,11 @@ def hair_mask(person: NDArray[np.floating], points: NDArray[np.floating], *, lea
     """
     height, width = person.shape
     face = region_masks(points, height, width)["face"]
-    down = points[_CHIN, :2] - points[_TOP, :2]
-    length = max(float(np.hypot(*down)), 1e-6)
-    down = down / length
-    across = np.array([down[1], -down[0]])
+    down, across, length = face_axes(points)
     places = points[:468, :2] @ across
     reach = _REACH * float(places.max() - places.min())
     rows, columns = np.mgrid[:height, :width]
-    depth = columns * down[0] + rows * down[1] - points[_CHIN, :2] @ down
+    depth = columns * down[0] + rows * down[1] - points[CHIN, :2] @ down
     beside = columns * across[0] + rows * across[1]
     near = (beside > places.min() - reach) & (beside < places.max() + reach) & (depth < 0) & (depth > -2.2 * length)
     return (person >= least) & near & ~face

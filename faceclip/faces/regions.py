@@ -23,7 +23,17 @@ POLYGONS: dict[str, tuple[list[int], ...]] = {
     "inner_mouth": (_INNER_MOUTH,),
 }
 REGIONS = ("skin", "brows", "eyes", "nose", "lips", "inner_mouth")
+CHIN, FOREHEAD = 152, 10  # the lowest and the highest point of the face
 _SHIFT = 4  # polygons are drawn at 1/16 px
+
+
+def face_axes(points: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating], float]:
+    """Returns unit vectors (2,) down the face and across it, and its length px, of dense points (478 or 468, 2 or
+    3)."""
+    down = points[CHIN, :2] - points[FOREHEAD, :2]
+    length = max(float(np.hypot(*down)), 1e-6)
+    down = down / length
+    return down, np.array([down[1], -down[0]]), length
 
 
 def region_masks(points: NDArray[np.floating], height: int, width: int) -> dict[str, NDArray[np.bool_]]:

@@ -4,14 +4,13 @@ The choice moves nothing but the scene's camera, so all labels stay exact (regio
 """
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 from faceclip.face3d.camera import Camera, pose_vertices, project
 from faceclip.face3d.model import BODY, HeadModel
 from faceclip.people.parameters import Identity, Scene
 
 Framing = Literal["bust", "head"]
-FRAMINGS: tuple[str, ...] = get_args(Framing)
 
 HEAD_HEIGHT = 0.74  # crown to chin as a share of the picture: a frontal face is about half of it wide, hats stay inside
 HEAD_MIDDLE = 0.56  # where the middle of the head is, from the top: hair and hats need more room than the neck

@@ -189,7 +189,7 @@ def _describe(directory: Path, request: Request, shards: list[Shard]) -> dict:
         **request.to_dict(),
         "counts": {
             split: {"identities": people, "images": images[split]}
-            for split, people in zip(SPLITS, request.splits, strict=True)
+            for split, people in zip(SPLITS, request.people, strict=True)
         },
         "attributes": {name: {value: counts[name][value] for value in values} for name, values in VOCABULARIES.items()},
         "files": files,

@@ -1,11 +1,12 @@
 """What a synthetic data set consists of: the request, its shards, and who is in which split."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from faceclip.data.records import SPLITS
 from faceclip.errors import ConfigError
-from faceclip.people.framing import FRAMINGS, Framing
+from faceclip.people.framing import Framing
+from faceclip.settings import check_bounds, setting
 from faceclip.storage.files import read_json
 
 VERSION = "1.0.0"
@@ -17,35 +18,32 @@ IMAGES_PER_SHARD = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A data set to generate. `splits` counts the identities of train, validation and test; `framing` says how much of
-    a person is seen (`faceclip.people.framing`)."""
+    """A data set to generate (`faceclip.people.framing` explains the framing)."""
 
-    identities: int
-    images_per_identity: int
-    size: int
-    seed: int
-    splits: tuple[int, int, int]
-    framing: Framing = "bust"
+    identities: int = setting(1000, "people", least=1)
+    images_per_identity: int = setting(8, "portraits of each", least=1)
+    size: int = setting(128, "side of the portraits in pixels", least=32)
+    seed: int = setting(0, "of all people and portraits", least=0)
+    splits: tuple[int, int, int] | None = setting(None, "people for training, validation and test; null: 84, 4, 12 %")
+    framing: Framing = setting("bust", "how much of a person is seen")
 
     def __post_init__(self) -> None:
-        for name in ("identities", "images_per_identity", "size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.size < 32:
-            raise ConfigError(f"--size must be at least 32 pixels, got {self.size}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed must not be negative, got {self.seed}")
-        if min(self.splits) < 0 or sum(self.splits) != self.identities:
+        check_bounds(self, "--")
+        if min(self.people) < 0 or sum(self.people) != self.identities:
             raise ConfigError(
-                f"--splits {' '.join(map(str, self.splits))} must be three counts that add up to "
+                f"--splits {' '.join(map(str, self.people))} must be three counts that add up to "
                 f"--identities {self.identities}"
             )
-        if self.framing not in FRAMINGS:
-            raise ConfigError(f"--framing must be one of {', '.join(FRAMINGS)}, got {self.framing!r}")
+
+    @property
+    def people(self) -> tuple[int, int, int]:
+        """The identities of train, validation and test."""
+        return self.splits or default_splits(self.identities)
 
     def to_dict(self) -> dict:
         """Returns what the files say of the request; data sets without a framing were made before there were two."""
-        facts = {**asdict(self), "splits": list(self.splits), "version": VERSION}
+        facts = {field.name: getattr(self, field.name) for field in fields(Request)}
+        facts |= {"splits": list(self.people), "version": VERSION}
         if self.framing == "bust":
             del facts["framing"]
         return facts
@@ -73,7 +71,7 @@ def plan_shards(request: Request) -> list[Shard]:
     """Returns all shards in order. Splits take consecutive identities, so that no person is in two of them."""
     per_shard = max(1, IMAGES_PER_SHARD // request.images_per_identity)
     shards, start = [], 0
-    for split, count in zip(SPLITS, request.splits, strict=True):
+    for split, count in zip(SPLITS, request.people, strict=True):
         total = -(-count // per_shard)
         for number in range(total):
             first = start + number * per_shard

@@ -81,10 +81,15 @@ def _curve(canvas: np.ndarray, points: np.ndarray, level: int) -> None:
     cv2.polylines(canvas, polyline, False, level, 2, cv2.LINE_AA, 4)
 
 
-def _cheek_glow(rows: int) -> np.ndarray:
+def _places(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns |x| and y (rows, SIZE) of the texture's pixels on the mean head."""
     v, u = np.mgrid[:rows, :SIZE].astype(np.float32)
     scale = EXTENT / (SIZE - 1)
-    x, y = np.abs(u * scale + LEFT), TOP - v * scale
+    return np.abs(u * scale + LEFT), TOP - v * scale
+
+
+def _cheek_glow(rows: int) -> np.ndarray:
+    x, y = _places(rows)
     return np.exp(-(((x - 0.42) / 0.17) ** 2) - ((y - 6.95) / 0.16) ** 2)
 
 
@@ -95,10 +100,7 @@ def blush_mask() -> np.ndarray:
 
 def eyeshadow_mask() -> np.ndarray:
     """Returns where eyeshadow is worn, (H, W) in [0, 1], in texture coordinates."""
-    rows = int(SIZE * HEIGHT / EXTENT)
-    v, u = np.mgrid[:rows, :SIZE].astype(np.float32)
-    scale = EXTENT / (SIZE - 1)
-    x, y = np.abs(u * scale + LEFT), TOP - v * scale
+    x, y = _places(int(SIZE * HEIGHT / EXTENT))
     return np.exp(-(((x - EYE_CENTER[0] - 0.02) / 0.17) ** 2) - ((y - EYE_CENTER[1] - 0.07) / 0.055) ** 2)
 
 

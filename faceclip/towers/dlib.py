@@ -28,8 +28,8 @@ CHIP = 150  # px
 # Where the mean face of dlib's chips has our five points, in sides of its box; the chip adds a quarter on each side.
 _MEAN_FACE = ((0.2273, 0.2214), (0.7528, 0.2214), (0.4901, 0.5156), (0.2541, 0.7802), (0.7261, 0.7802))
 _PADDING = 0.25
-# Channels of the residual blocks, from the input to the output; at "down" the map is halved.
-_BLOCKS = (32, 32, 32, "down", 64, 64, 64, 64, "down", 128, 128, 128, "down", 256, 256, 256, "down", 256)
+# Channels and number of the residual blocks of each stage; from one stage to the next the map is halved.
+_STAGES = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))
 GRID, WIDTH, EMBEDDING = 2, 256, 128
 
 
@@ -85,13 +85,11 @@ class DlibFaceEncoder(StrictlyLoaded, ModelMixin, ConfigMixin):
         self.grid = GRID
         self.stem = nn.Conv2d(3, 32, 7, stride=2)
         blocks: list[nn.Module] = []
-        before, halve = 32, False
-        for block in _BLOCKS:
-            if block == "down":
-                halve = True
-                continue
-            blocks.append(_Block(before, int(block), halve))
-            before, halve = int(block), False
+        before = 32
+        for stage, (channels, count) in enumerate(_STAGES):
+            for number in range(count):
+                blocks.append(_Block(before, channels, halve=stage > 0 and number == 0))
+                before = channels
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(width, embedding_dim, bias=False)
         self.register_buffer("mean", torch.tensor([122.782, 117.001, 104.298]))

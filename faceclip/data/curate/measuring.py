@@ -161,7 +161,7 @@ class Measuring:
             self._last = block.number
             if not shards.path(block.number).with_suffix(".json").is_file():
                 positions[block.number] = block.position
-                yield Shard(split=reader.split, number=block.number, rows=block.rows, plan=self.plan)
+                yield Shard(number=block.number, rows=block.rows, plan=self.plan)
 
     def _write(self, shards: Shards, result: Measured, position: Any) -> None:
         path = shards.path(result.number)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -187,9 +187,9 @@ def rank_bits(dropped: NDArray[np.bool_], pixels: NDArray[np.float64], top: int)
 class Overlap:
     """How R rules overlap. counts (R, R): rows that both rules drop. alone (R,): rows that only this rule drops."""
 
-    names: list[str] = field(default_factory=list)
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    alone: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    names: list[str]
+    counts: NDArray[np.int64]
+    alone: NDArray[np.int64]
 
 
 def overlaps(names: list[str], bits: NDArray[np.int64]) -> Overlap:

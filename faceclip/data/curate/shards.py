@@ -57,7 +57,6 @@ class Row:
 class Shard:
     """One task of a backend. number: of the shard in its split."""
 
-    split: str
     number: int
     rows: tuple[Row, ...]
     plan: Plan
@@ -71,7 +70,6 @@ class Measured:
     measure. problems: messages about unmeasured rows, by reason.
     """
 
-    split: str
     number: int
     table: pa.Table
     seconds: dict[str, float]
@@ -100,7 +98,7 @@ def measure_shard(shard: Shard) -> Measured:
             problems.setdefault(reason, []).append(problem[:300])
         lines.append({"row": row.number, "key": row.key, "person": row.person, "reason": reason, **figures})
     table = pa.Table.from_pylist(lines, schema=table_schema(measures))
-    return Measured(split=shard.split, number=shard.number, table=table, seconds=seconds, problems=problems)
+    return Measured(number=shard.number, table=table, seconds=seconds, problems=problems)
 
 
 def table_schema(measures: Sequence[Measure]) -> pa.Schema:

@@ -122,7 +122,7 @@ def test_card_counts_and_header(small):
 def test_bad_requests_are_named():
     with pytest.raises(ConfigError, match=r"--splits .*--identities 4"):
         Request(identities=4, images_per_identity=2, size=48, seed=3, splits=(2, 1, 2))
-    with pytest.raises(ConfigError, match=r"--size .* 32\b"):
+    with pytest.raises(ConfigError, match=r"--size\b.* 32\b"):
         Request(identities=4, images_per_identity=2, size=8, seed=3, splits=(2, 1, 1))
 
 
