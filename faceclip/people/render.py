@@ -136,7 +136,7 @@ class PortraitRenderer:
         self, person: _Person, vertices: np.ndarray, scene: Scene, rng: np.random.Generator
     ) -> list[tuple[int, Part]]:
         model, words = self.model, scene.attributes
-        normals = geometry.body_normals(model, vertices)
+        normals = vertex_normals(vertices, model.faces)
         crown, brim = geometry.hat(model, vertices, normals, person.skull, words["hat"])
         frame, lenses = geometry.glasses(model, vertices, words["glasses"])
         hair = geometry.hair(

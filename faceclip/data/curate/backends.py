@@ -35,7 +35,7 @@ def run_shards(shards: Iterable[Shard], backend: Backend, workers: int) -> Itera
 
 def _by_processes(shards: Iterable[Shard], workers: int) -> Iterator[Measured]:
     waiting = iter(shards)
-    pool = WorkerPool(workers, _ready)
+    pool = WorkerPool(workers)  # they load their models with their first shard
     try:
         jobs: set[Future[Measured]] = {pool.submit(measure_shard, shard) for shard in islice(waiting, AHEAD * workers)}
         while jobs:
@@ -50,10 +50,6 @@ def _by_processes(shards: Iterable[Shard], workers: int) -> Iterator[Measured]:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _ready() -> None:
-    """Does nothing, because workers load their models with their first shard."""
 
 
 def _by_ray(shards: Iterable[Shard], workers: int) -> Iterator[Measured]:

@@ -34,14 +34,9 @@ def document(title: str, blocks: Sequence[str]) -> str:
     )
 
 
-def heading(title: str) -> str:
-    """Returns a heading that begins a section."""
-    return f"<h2>{html.escape(title)}</h2>"
-
-
-def subheading(title: str) -> str:
-    """Returns a heading that begins a part of a section."""
-    return f"<h3>{html.escape(title)}</h3>"
+def heading(title: str, level: int = 2) -> str:
+    """Returns a heading that begins a section (level 2) or a part of one (3)."""
+    return f"<h{level}>{html.escape(title)}</h{level}>"
 
 
 def text(paragraph: str) -> str:

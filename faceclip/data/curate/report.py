@@ -118,7 +118,7 @@ def write_report(
 
 def _at_threshold(rule: Rule, bound: str, decision: Decision, thumbnails: Thumbnails, pictures: Pictures) -> list[str]:
     counts, edges = thumbnails.histograms[rule.name]
-    blocks = [page.subheading(f"{rule.name}: {bound}"), page.histogram(counts, edges, rule.bound)]
+    blocks = [page.heading(f"{rule.name}: {bound}", 3), page.histogram(counts, edges, rule.bound)]
     for title, found in (("Dropped, next to it", thumbnails.dropped), ("Kept, next to it", thumbnails.kept)):
         cells = [(pictures.get(decision.row(place)), f"{value:.4g}") for place, value in found[rule.name]]
         if cells:
