@@ -73,13 +73,7 @@ class JointHeads(nn.Module):
         self.face_dim = face_dim
 
     def forward(
-        self,
-        tokens: Tensor,
-        *,
-        identity: Tensor | None,
-        text: Tensor,
-        has_text: Tensor,
-        has_face: Tensor | None = None,
+        self, tokens: Tensor, *, identity: Tensor | None, text: Tensor, has_text: Tensor, has_face: Tensor | None = None
     ) -> JointEmbedding:
         """Embeddings of fused tokens (B, 77, W) with the inputs' own embeddings.
 

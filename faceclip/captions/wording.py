@@ -99,14 +99,8 @@ DETAILS: dict[str, tuple[str, dict[str, Options]]] = {
         },
     ),
     "nod": ("skin", {"up": ("a raised head", "the chin up"), "down": ("a lowered head", "the chin down")}),
-    "tilt": (
-        "skin",
-        {"left": ("the head tilted to the left",), "right": ("the head tilted to the right",)},
-    ),
-    "lip_color": (
-        "lips",
-        {"red": ("red lips", "deep red lips")},
-    ),
+    "tilt": ("skin", {"left": ("the head tilted to the left",), "right": ("the head tilted to the right",)}),
+    "lip_color": ("lips", {"red": ("red lips", "deep red lips")}),
     "light": (
         "skin",
         {

@@ -241,10 +241,7 @@ class PortraitReader:
 
 
 def find_in_box(
-    image: NDArray[np.uint8],
-    box: NDArray[np.floating],
-    look: Callable[[NDArray[np.uint8]], list[Face]],
-    name: str,
+    image: NDArray[np.uint8], box: NDArray[np.floating], look: Callable[[NDArray[np.uint8]], list[Face]], name: str
 ) -> Face:
     """Detects faces around `box` (4,), x1, y1, x2, y2 in pixels, and returns the one that overlaps most with it.
 

@@ -14,11 +14,7 @@ from faceclip.training.muon import MuonAdamW, muon_groups
 
 
 def make_optimizer(
-    config: TrainerConfig,
-    trainable: Mapping[str, nn.Parameter],
-    groups: list[dict[str, Any]] | None,
-    *,
-    whole: bool,
+    config: TrainerConfig, trainable: Mapping[str, nn.Parameter], groups: list[dict[str, Any]] | None, *, whole: bool
 ) -> torch.optim.AdamW:
     """Returns the optimizer of a run.
 

@@ -20,15 +20,7 @@ from faceclip.storage.files import replacing
 from faceclip.storage.folders import MANIFEST, write_atomically
 from faceclip.training import MapSource, Task, Trainer, TrainerConfig, check_output, parse_config
 from faceclip.training.command import INTERRUPTED
-from faceclip.training.towers.card import (
-    Card,
-    Metric,
-    card_data,
-    data_text,
-    dataset_facts,
-    renew_figures,
-    write_card,
-)
+from faceclip.training.towers.card import Card, Metric, card_data, data_text, dataset_facts, renew_figures, write_card
 
 
 @dataclass(kw_only=True)

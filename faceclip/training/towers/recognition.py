@@ -50,14 +50,7 @@ class IdentityTask(Task):
     directory: the data set, whose validation split is measured.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        source: CropSource,
-        margin: MarginConfig,
-        directory: Path,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, *, source: CropSource, margin: MarginConfig, directory: Path) -> None:
         self.margin = margin
         self.shape = standardized(np.asarray(source.arrays.shape, dtype=np.float32))
         self.traits = standardized(person_traits(directory, np.asarray(source.arrays.identity)))
@@ -138,13 +131,7 @@ class EvaluationSet:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        split: str,
-        *,
-        size: int,
-        portrait: int | None = None,
-        people: int | None = None,
+        self, directory: Path, split: str, *, size: int, portrait: int | None = None, people: int | None = None
     ) -> None:
         arrays = load_arrays(directory, split, size=portrait)
         self.identity = np.asarray(arrays.identity)
