@@ -2,7 +2,7 @@
 attributes.
 
 An attribute that is missing or "" is unknown, and no caption states it. Renders know all of their attributes
-(`faceclip.people.captions`), photographs those that could be read (`faceclip.captions.photographs`).
+(`faceclip.people.rows`), photographs those that could be read (`faceclip.captions.photographs`).
 """
 
 from collections.abc import Mapping, Sequence

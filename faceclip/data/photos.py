@@ -7,6 +7,7 @@ portraits, five points, person, captions, and the 3D fit of the face with its sh
 DIR/data appears when everything is complete; until then shards are in DIR/.partial.
 """
 
+import os
 import shutil
 import sys
 from collections import Counter
@@ -31,13 +32,12 @@ from faceclip.data.masks import Masked, MaskReader
 from faceclip.data.photo_card import card
 from faceclip.data.photo_config import PhotosConfig
 from faceclip.data.photo_rows import PhotoRows, fitter_hash, load_fitter
-from faceclip.data.photo_shards import check_files, check_same, link
 from faceclip.data.portrait_pool import Usable
 from faceclip.data.portrait_reader import FoundPortrait
 from faceclip.data.records import SPLITS, features
 from faceclip.data.rejects import RejectCounts
 from faceclip.data.sources import find_layout, open_source
-from faceclip.data.writing import write_shard
+from faceclip.data.writing import check_files, check_same, write_shard
 from faceclip.errors import ConfigError, DataError, EmptyDatasetError
 from faceclip.face3d.mesh_fitter import MeshFitter
 from faceclip.settings import run
@@ -184,14 +184,14 @@ class PhotoImport:
         if (self.out / "data").is_dir():
             shutil.rmtree(self.partial, ignore_errors=True)
             summary = read_json(self.out / "dataset.json")
-            check_same(self.out, summary["request"], request | {"few_pictures": self.data.few_pictures})
+            self._check_request(summary["request"], request | {"few_pictures": self.data.few_pictures})
             check_files(self.out, summary["files"], self.out)
             return summary
         progress = self.partial / "progress.json"
         state: dict[str, Any] = {"request": request, "blocks": [], "complete": []}
         if progress.is_file():
             state = read_json(progress)
-        check_same(self.out, state["request"], request)
+        self._check_request(state["request"], request)
         (self.partial / "data").mkdir(parents=True, exist_ok=True)
         counts = RejectCounts()
         for block in state["blocks"]:
@@ -206,6 +206,10 @@ class PhotoImport:
         counts.check(self.data.max_bad_share, self.report, self.data.path, at_end=True, remedies=REMEDIES)
         counts.write(self.report, self.data.path)
         return self._finish(state, counts)
+
+    def _check_request(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+        earlier = {"format": "png"}  # which earlier imports did not say
+        check_same(self.out, earlier | theirs, ours, "photos imported otherwise or of other content")
 
     def _recall(self, blocks: list[dict[str, Any]]) -> None:
         """Reads the persons of the finished shards, and removes the shards of an unfinished block."""
@@ -344,10 +348,18 @@ class PhotoImport:
         for path, shard in zip(paths, names, strict=True):
             keep = [name not in single for name in shard]
             if all(keep):
-                link(path, final / path.name)
+                _link(path, final / path.name)
             elif any(keep):
                 write_shard(final / path.name, pq.read_table(path).filter(pa.array(keep)))
         return sorted(final.glob(f"{split}-*.parquet"))
+
+
+def _link(path: Path, other: Path) -> None:
+    """Links a file to another name, or copies it if the file system has no links."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def import_photos(config: PhotosConfig) -> None:

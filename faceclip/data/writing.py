@@ -1,6 +1,8 @@
-"""Writes the files of a data set atomically."""
+"""Writes the files of a data set atomically, and tells what was written by another request or changed since."""
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from faceclip.errors import ConfigError, DataError
 from faceclip.storage.files import replacing
+from faceclip.storage.hashes import file_hash
 
 
 def encode_picture(picture: NDArray[np.uint8], kind: str = "PNG", **options: Any) -> bytes:
@@ -44,3 +48,21 @@ def write_shard(path: Path, table: pa.Table) -> None:
     with replacing(path) as file:
         # PNGs do not compress again; small row groups let a reader take a few rows.
         pq.write_table(table, file, compression="zstd", row_group_size=128, use_dictionary=False)
+
+
+def check_files(folder: Path, files: list[dict[str, Any]], whole: Path) -> None:
+    """Raises DataError if a shard is missing or changed; `whole` names what has to be written again."""
+    for file in files:
+        path = folder / file["path"]
+        if not path.is_file() or file_hash(path) != file["sha256"]:
+            raise DataError(f"{path} is missing or changed since it was written: delete {whole} and run again")
+
+
+def check_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], content: str) -> None:
+    """Raises ConfigError, which names the differences, if the folder holds the `content` of another request."""
+    ours = json.loads(json.dumps(ours))  # as it is read back
+    different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if different:
+        raise ConfigError(
+            f"out={folder} holds {content} ({', '.join(different)} differ): choose another out=, or delete this folder"
+        )

@@ -179,7 +179,7 @@ def skin_samples(
     shift = -zoom * corner + 0.5 * zoom - 0.5
     matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
     flags = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    luminance = cv2.warpAffine(_reduced(image, zoom), _of_reduced(matrix, zoom), (LIGHT_SIDE, LIGHT_SIDE), flags=flags)
+    luminance = cv2.warpAffine(*_reduced(image, matrix, zoom), (LIGHT_SIDE, LIGHT_SIDE), flags=flags)
     luminance = luminance.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     placed[:, :2] = placed[:, :2] * zoom + shift
     triangle, weights, _ = rasterize(placed, head.faces, LIGHT_SIDE)
@@ -195,17 +195,15 @@ def skin_samples(
     return luminance, normals, skin & ((inside >= 0) & (inside <= extent - 1)).all(axis=-1)
 
 
-def _reduced(image: NDArray[np.uint8], zoom: float) -> NDArray[np.uint8]:
-    """The picture at the nearest whole reduction above `zoom`, so that sampling it skips no pixels."""
+def _reduced(
+    image: NDArray[np.uint8], matrix: NDArray[np.float64], zoom: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The picture at the nearest whole reduction above `zoom`, so that sampling it skips no pixels, and the map
+    `matrix` (2, 3) of the picture's pixels as one of pixels of the reduced picture."""
     times = max(int(1 / zoom), 1)
     if times == 1:
-        return image
+        return image, matrix
     size = (max(image.shape[1] // times, 1), max(image.shape[0] // times, 1))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def _of_reduced(matrix: NDArray[np.float64], zoom: float) -> NDArray[np.float64]:
-    """The map of pixels of the picture as one of pixels of `_reduced`."""
-    times = max(int(1 / zoom), 1)
     linear, shift = matrix[:, :2], matrix[:, 2]
-    return np.column_stack([linear * times, shift + linear @ np.full(2, (times - 1) / 2)])
+    matrix = np.column_stack([linear * times, shift + linear @ np.full(2, (times - 1) / 2)])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), matrix

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from faceclip.data.records import caption_to_dict
+from faceclip.captions.grammar import sentences
+from faceclip.captions.visibility import visible_regions
+from faceclip.data.records import VOCABULARIES, Caption, caption_to_dict
 from faceclip.data.writing import encode_png
-from faceclip.people.captions import describe
+from faceclip.errors import DataError
 from faceclip.people.parameters import Identity, Scene
 from faceclip.people.render import Portrait
 
@@ -35,6 +38,21 @@ def make_row(identity: Identity, scene: Scene, portrait: Portrait, *, seed: int,
         "shading": encode_png(portrait.shading),
         "captions": [caption_to_dict(caption) for caption in captions],
     }
+
+
+def describe(
+    attributes: Mapping[str, str], regions: NDArray[np.uint8], generator: np.random.Generator
+) -> list[Caption]:
+    """Returns four captions of one portrait: short and long attributes, the emotion alone, and both. The grammar is
+    that of photographs, too.
+
+    `attributes` has a value of `VOCABULARIES` for every name; `regions` (S, S) is the label map, and decides
+    what is visible. The same generator state gives the same captions. Raises `DataError` for unknown values.
+    """
+    for name, values in VOCABULARIES.items():
+        if attributes.get(name) not in values:
+            raise DataError(f"attribute {name}={attributes.get(name)!r}: expected one of {', '.join(values)}")
+    return sentences(attributes, visible_regions(regions), generator)
 
 
 def _floats(values: Any) -> list[float]:

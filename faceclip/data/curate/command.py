@@ -23,6 +23,7 @@ from faceclip.data.curate.pairs import find_pairs
 from faceclip.data.curate.report import Thumbnails, write_report
 from faceclip.data.curate.rules import overlaps
 from faceclip.data.curate.source import SplitReader
+from faceclip.data.rejects import RejectCounts
 from faceclip.settings import run
 from faceclip.storage.files import disk_errors, read_json, replacing, write_json, write_text
 from faceclip.storage.locks import locked
@@ -68,17 +69,16 @@ def _curate(config: CurateConfig, out: Path) -> dict[str, Any]:
         else:
             with replacing(out / PAIRS, alone=True) as file:
                 pq.write_table(pairs.table, file, compression="zstd")
-    unread: dict[str, int] = {}
+    rejected = RejectCounts()
     for shards in splits:
         for number in range(shards.count):
-            for reason, count in shards.manifest(number)["counts"].items():
-                unread[reason] = unread.get(reason, 0) + count
+            rejected.merge(shards.manifest(number))
     summary = {
         "source": {"name": config.data.name, "revision": config.data.revision, "licence": config.licence},
         "rows": {shards.split: sum(shards.manifest(n)["rows"] for n in range(shards.count)) for shards in splits},
         "kept": kept,
         "dropped": decision.counts(),
-        "unmeasured": unread,
+        "unmeasured": rejected.counts,
         "keep": asdict(config.keep),
         "measures": read_json(out / REQUEST)["measures"],
         "pictures": config.pictures,

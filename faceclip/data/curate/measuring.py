@@ -5,7 +5,6 @@ OUT/measures/SPLIT-00000.json       the manifest, written last: rows, SHA-256, u
 OUT/seconds/SPLIT-00000.json        processor time, which differs between runs
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from faceclip.data.curate.config import CurateConfig
 from faceclip.data.curate.measures import SMALLEST
 from faceclip.data.curate.shards import Measured, Plan, Shard, table_schema
 from faceclip.data.curate.source import SplitReader
-from faceclip.data.rejects import EXAMPLES
-from faceclip.errors import ConfigError, DataError, EmptyDatasetError
+from faceclip.data.writing import check_same
+from faceclip.errors import DataError, EmptyDatasetError
 from faceclip.storage.files import disk_errors, read_json, replacing, write_json
 from faceclip.storage.hashes import file_hash
 from faceclip.training.progress import bar
@@ -102,15 +101,9 @@ class Measuring:
 
     def _claim(self) -> None:
         stored = self.out / REQUEST
-        ours = json.loads(json.dumps(self.request))
-        theirs = read_json(stored) if stored.is_file() else ours
-        different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-        if different:
-            raise ConfigError(
-                f"out={self.out} holds figures of other data or measures ({', '.join(different)} differ): choose "
-                "another out=, or delete this folder"
-            )
-        write_json(stored, ours)
+        if stored.is_file():
+            check_same(self.out, read_json(stored), self.request, "figures of other data or measures")
+        write_json(stored, self.request)
         with disk_errors(self.out):
             for folder in (self.folder, self.out / SECONDS):
                 folder.mkdir(exist_ok=True)
@@ -173,8 +166,8 @@ class Measuring:
                 "rows": len(result.table),
                 "sha256": file_hash(path),
                 "position": position,
-                "counts": {reason: len(texts) for reason, texts in result.problems.items()},
-                "examples": {reason: texts[:EXAMPLES] for reason, texts in result.problems.items()},
+                "counts": result.rejected.counts,
+                "examples": result.rejected.examples,
             }
             write_json(path.with_suffix(".json"), content, alone=True)
 

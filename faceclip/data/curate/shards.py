@@ -18,6 +18,7 @@ from faceclip.data.curate.catalog import ROW_COLUMNS, choose_measures
 from faceclip.data.curate.measures import Measure, Picture
 from faceclip.data.mapping import DataConfig
 from faceclip.data.portrait_reader import REASONS, build_detector
+from faceclip.data.rejects import RejectCounts
 from faceclip.data.row_files import read_file
 from faceclip.errors import ConfigError, FaceError
 from faceclip.faces.images import load_image
@@ -40,17 +41,16 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row with its picture: encoded bytes or the path of a file; None if there is none, and then `reason` says why.
+    """A row with its picture: encoded bytes or the path of a file; None if there is none, and then `rejected` says why.
 
-    number: of the row in its split. problem: the message that belongs to `reason`.
+    number: of the row in its split.
     """
 
     number: int
     key: str
     person: str
     picture: bytes | str | None
-    reason: str = ""
-    problem: str = ""
+    rejected: RejectedRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,13 @@ class Measured:
     """The result of a task.
 
     table: `ROW_COLUMNS` and the columns of the measures. seconds: processor time of "decode", "detect" and each
-    measure. problems: messages about unmeasured rows, by reason.
+    measure. rejected: counts and examples of the rows that were not measured.
     """
 
     number: int
     table: pa.Table
     seconds: dict[str, float]
-    problems: dict[str, list[str]]
+    rejected: RejectCounts
 
 
 def measure_shard(shard: Shard) -> Measured:
@@ -83,22 +83,23 @@ def measure_shard(shard: Shard) -> Measured:
     """
     measures, detector = _tools(shard.plan)
     seconds = dict.fromkeys(("decode", "detect", *(measure.name for measure in measures)), 0.0)
-    problems: dict[str, list[str]] = {}
+    counts = RejectCounts(rows=len(shard.rows))
     lines: list[dict[str, Any]] = []
     for row in shard.rows:
-        reason, problem, figures = row.reason, row.problem, {}
+        rejected, figures = row.rejected, {}
         if row.picture is not None:
             try:
                 figures = _measured(row, measures, detector, shard.plan, seconds)
             except RejectedRecord as error:
-                reason, problem = error.reason, str(error)
+                rejected = error
             except FaceError as error:
-                reason, problem = REASONS.get(type(error), "unreadable_image"), str(error)
-        if reason:
-            problems.setdefault(reason, []).append(problem[:300])
+                rejected = RejectedRecord(REASONS.get(type(error), "unreadable_image"), str(error))
+        if rejected:
+            counts.add(rejected)
+        reason = rejected.reason if rejected else ""
         lines.append({"row": row.number, "key": row.key, "person": row.person, "reason": reason, **figures})
     table = pa.Table.from_pylist(lines, schema=table_schema(measures))
-    return Measured(number=shard.number, table=table, seconds=seconds, problems=problems)
+    return Measured(number=shard.number, table=table, seconds=seconds, rejected=counts)
 
 
 def table_schema(measures: Sequence[Measure]) -> pa.Schema:

@@ -95,10 +95,8 @@ class SplitReader:
             raw = self.mapping.read(row, number)
             picture, scale = self.reader.locate(raw)
         except RejectedRecord as rejected:
-            problem = str(rejected)
-            return Row(
-                number=number, key=f"row {number}", person="", picture=None, reason=rejected.reason, problem=problem
-            ), None
+            rejected = rejected.with_traceback(None)  # which would keep what is read
+            return Row(number=number, key=f"row {number}", person="", picture=None, rejected=rejected), None
         if scale != 1 and self.data.box_units == "pixels":  # convert to pixels of the stored, scaled picture
             points, box = (
                 value if value is None else (value + 0.5) * scale - 0.5 for value in (raw.landmarks, raw.box)

@@ -6,7 +6,7 @@ import pytest
 from faceclip.captions.visibility import seen_values
 from faceclip.data.records import REGIONS, VOCABULARIES, caption_from_dict, caption_to_dict
 from faceclip.errors import DataError
-from faceclip.people.captions import describe
+from faceclip.people.rows import describe
 
 # Every region covers 1/13 of the map.
 ALL_VISIBLE = np.repeat(np.arange(len(REGIONS), dtype=np.uint8), 13).reshape(13, 13)
