@@ -1,6 +1,7 @@
 """Aligned faces of many pictures: where the labels say, or where the detector finds them."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from faceclip.errors import NoFaceError
 from faceclip.faces.align import encoder_crop
 from faceclip.faces.detect import MTCNNDetector, prepare_face
-from faceclip.faces.looks import FaceDetector, detect_with_retries
+from faceclip.faces.looks import Face, FaceDetector, detect_with_retries
 from faceclip.storage.shards import ShardedArray
 
 
@@ -39,16 +40,11 @@ def detected_faces(
 ) -> FacePoints:
     """Returns the largest face that the detector finds in each picture (H, W, 3)."""
     detector = detector or MTCNNDetector()
-    landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
-    widths = np.full(len(images), np.nan, dtype=np.float32)
-    found = np.zeros(len(images), dtype=bool)
+    found: list[Face | None] = []
     for row in track(range(len(images)), description=label, transient=True):
         faces = detect_with_retries(np.asarray(images[row]), detector)
-        if faces:
-            largest = max(faces, key=lambda face: face.area)
-            landmarks[row], widths[row] = largest.landmarks, largest.box[2] - largest.box[0]
-            found[row] = True
-    return FacePoints(landmarks=landmarks, found=found, widths=widths)
+        found.append(max(faces, key=lambda face: face.area, default=None))
+    return _points_of(found)
 
 
 def upright_faces(
@@ -58,17 +54,22 @@ def upright_faces(
     stand upright: photographs may be stored on their side or upside down without saying so."""
     detector = detector or MTCNNDetector()
     images = list(photographs)
-    landmarks = np.full((len(images), 5, 2), np.nan, dtype=np.float32)
-    widths = np.full(len(images), np.nan, dtype=np.float32)
-    found = np.zeros(len(images), dtype=bool)
+    found: list[Face | None] = [None] * len(images)
     for row in track(range(len(images)), description=label, transient=True):
-        try:
+        with suppress(NoFaceError):
             prepared = prepare_face(images[row], detector=detector)
-        except NoFaceError:
-            continue
-        images[row], landmarks[row] = prepared.image, prepared.face.landmarks
-        widths[row], found[row] = prepared.face.box[2] - prepared.face.box[0], True
-    return images, FacePoints(landmarks=landmarks, found=found, widths=widths)
+            images[row], found[row] = prepared.image, prepared.face
+    return images, _points_of(found)
+
+
+def _points_of(faces: Sequence[Face | None]) -> FacePoints:
+    """The five points of one face per picture; None where no face was found."""
+    landmarks = np.full((len(faces), 5, 2), np.nan, dtype=np.float32)
+    widths = np.full(len(faces), np.nan, dtype=np.float32)
+    for row, face in enumerate(faces):
+        if face is not None:
+            landmarks[row], widths[row] = face.landmarks, face.box[2] - face.box[0]
+    return FacePoints(landmarks=landmarks, found=np.array([face is not None for face in faces], bool), widths=widths)
 
 
 def crop_batches(

@@ -28,7 +28,6 @@ from faceclip.towers.text import END, TextTower, tokenize, used_tokens
 from faceclip.training import MapSource, StepContext, Task, TrainerConfig
 from faceclip.training.towers.command import TowerConfig, run_tower
 from faceclip.training.towers.crops import JitterConfig, jitter_image
-from faceclip.training.towers.measures import recall_among
 
 DISTRACTORS = 100
 
@@ -301,6 +300,31 @@ def measure(towers: dict[str, nn.Module], directory: Path, split: str, *, batch:
                 hits = recall_among(table, ambiguous, distractors=asked.distractors, rows=rows)
                 figures[name + ending] = identity_bootstrap(hits, identity[rows])
     return figures
+
+
+def recall_among(
+    scores: NDArray[np.floating],
+    ambiguous: NDArray[np.bool_],
+    *,
+    distractors: int,
+    rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.bool_]:
+    """Returns whether row i's own column i beats `distractors` random other columns of `scores` (N, N).
+
+    Ties are misses. Columns marked in `ambiguous` (N, N) are never drawn as distractors of that row. rows (Q,): the
+    queries, in the order of the result (Q,); None: all rows. Raises ValueError if a row has too few other columns.
+    """
+    rng = np.random.default_rng(0)
+    rows = np.arange(len(scores)) if rows is None else rows
+    hits = np.zeros(len(rows), dtype=bool)
+    for place, row in enumerate(rows):
+        line, allowed = scores[row], ~ambiguous[row]
+        allowed[row] = False
+        others = np.flatnonzero(allowed)
+        if len(others) < distractors:
+            raise ValueError(f"query {row} has {len(others)} usable distractors, fewer than {distractors}")
+        hits[place] = line[row] > line[rng.choice(others, size=distractors, replace=False)].max()
+    return hits
 
 
 def _described_arrays(directory: Path, split: str, size: int) -> FaceArrays:

@@ -1,5 +1,9 @@
-"""Task and measures of both recognizers: ArcFace's loss, with geometry and traits as further targets."""
+"""Task and measures of both recognizers: ArcFace's loss, with geometry and traits as further targets.
 
+ArcFace is an additive angular margin loss: Deng et al. 2019, "ArcFace", equation 3.
+"""
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +16,11 @@ from torch import Tensor, nn
 from faceclip.data.arrays import load_arrays
 from faceclip.people.sample import sample_identity
 from faceclip.settings import setting
-from faceclip.statistics import Estimate, identity_bootstrap
+from faceclip.statistics import Estimate, first_right_rank, identity_bootstrap
 from faceclip.towers.face import FaceFeatures
 from faceclip.training import StepContext, Task
-from faceclip.training.towers.arcface import arcface_loss, margin_at
 from faceclip.training.towers.card import dataset_facts
 from faceclip.training.towers.crops import CropSource, aligned_crops
-from faceclip.training.towers.measures import rank1_hits
 
 CENTER_SIZE = 0.02  # deviation of the class centers at the start
 LARGE_YAW = 40.0  # degrees; the hard half of the probes is reported by itself
@@ -99,6 +101,41 @@ class IdentityTask(Task):
         self.modules["backbone"].save_pretrained(directory)
 
 
+def arcface_logits(cosine: Tensor, labels: Tensor, *, margin: float, scale: float) -> Tensor:
+    """Returns logits (B, C): scale·cos(θ + margin) for the labelled class, scale·cos θ for the others. cosine (B, C).
+
+    Past θ = π − margin the curve would turn upwards again; there it continues as cos θ − margin·sin margin,
+    as in the authors' code: the loss stays monotonic in θ.
+    """
+    picked = cosine.gather(1, labels[:, None]).squeeze(1).clamp(-1 + 1e-6, 1 - 1e-6)
+    sine = (1 - picked.square()).sqrt()
+    shifted = picked * math.cos(margin) - sine * math.sin(margin)
+    shifted = torch.where(picked > -math.cos(margin), shifted, picked - margin * math.sin(margin))
+    return scale * cosine.scatter(1, labels[:, None], shifted[:, None].to(cosine.dtype))
+
+
+def arcface_loss(
+    embeddings: Tensor, centers: Tensor, labels: Tensor, *, margin: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the cross-entropy of `arcface_logits` and the accuracy of the batch without margin.
+
+    embeddings (B, E) and class centers (C, E) of any length, labels (B,) int64. Computed in fp32 whatever the
+    autocast: cosines near 1 need more than bf16's 8 bits.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(centers.float(), dim=1).T
+        logits = arcface_logits(cosine, labels, margin=margin, scale=scale)
+        accuracy = (cosine.detach().argmax(dim=1) == labels).float().mean()
+        return F.cross_entropy(logits, labels), accuracy
+
+
+def margin_at(step: int, *, warmup: int, ramp: int, margin: float) -> float:
+    """Returns the margin at a step: 0 for `warmup` steps, then rising linearly to `margin` in `ramp` steps."""
+    if step < warmup:
+        return 0.0
+    return margin * min(1.0, (step - warmup) / max(1, ramp))
+
+
 def person_traits(directory: Path, identity: NDArray[np.int64]) -> NDArray[np.float32]:
     """Returns the traits (N, 13) of each row's synthetic person, apart from geometry, from the data set's seed.
 
@@ -122,6 +159,24 @@ def standardized(values: NDArray[np.float32]) -> Tensor:
 def identity_of(output: FaceFeatures | Tensor) -> Tensor:
     """Returns the embedding (B, E) from a recognizer's output."""
     return output.identity if isinstance(output, FaceFeatures) else output
+
+
+def rank1_hits(
+    embeddings: NDArray[np.floating], identities: NDArray, indices: NDArray
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Measures closed-set identification by cosine: the gallery has image 0 of every identity, all others are probes.
+
+    embeddings (N, E) of any length, identities (N,), indices (N,): number of the image among those of its identity.
+    Returns whether each probe is identified (P,), and the probes' rows (P,). A tie with another identity is a miss.
+    Raises ValueError if a probe's identity has no gallery image.
+    """
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
+    gallery, probes = np.flatnonzero(indices == 0), np.flatnonzero(indices != 0)
+    scores = unit[probes] @ unit[gallery].T
+    own = identities[probes][:, None] == identities[gallery][None]
+    if not own.any(axis=1).all():
+        raise ValueError("some probe identities have no gallery image (index 0)")
+    return first_right_rank(scores, own) == 1, probes
 
 
 class EvaluationSet:

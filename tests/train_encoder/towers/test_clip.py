@@ -9,7 +9,13 @@ import torch
 from faceclip.data.records import Caption, Phrase
 from faceclip.towers.text import END
 from faceclip.training.towers.crops import JitterConfig
-from train_encoder.towers.clip import CaptionedSource, caption_matches, fullest_caption, masked_contrastive_loss
+from train_encoder.towers.clip import (
+    CaptionedSource,
+    caption_matches,
+    fullest_caption,
+    masked_contrastive_loss,
+    recall_among,
+)
 
 
 def test_captioned_samples(tiny_dataset: Path) -> None:
@@ -51,3 +57,14 @@ def test_fullest_caption() -> None:
 
     captions = [caption("hat"), caption("hat", "beard"), caption("hat", "glasses")]
     assert fullest_caption(captions) is captions[1]
+
+
+def test_recall_leaves_ambiguous_distractors_out() -> None:
+    scores = np.array([[0.5, 0.9, 0.1], [0.0, 1.0, 0.2], [0.7, 0.0, 0.7]])
+    nothing = np.zeros((3, 3), dtype=bool)
+    assert recall_among(scores, nothing, distractors=2).tolist() == [False, True, False]
+    ambiguous = nothing.copy()
+    ambiguous[0, 1] = ambiguous[1, 0] = ambiguous[2, 0] = True
+    assert recall_among(scores, ambiguous, distractors=1).tolist() == [True, True, True]
+    with pytest.raises(ValueError, match="distractors"):
+        recall_among(scores, ambiguous, distractors=2)

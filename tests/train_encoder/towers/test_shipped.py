@@ -24,8 +24,7 @@ from faceclip.towers.face import FaceViT
 from faceclip.training.towers.card import data_line
 from faceclip.training.towers.crops import aligned_crops
 from faceclip.training.towers.labels import JUDGED
-from faceclip.training.towers.measures import rank1_hits
-from faceclip.training.towers.recognition import embed_crops
+from faceclip.training.towers.recognition import embed_crops, rank1_hits
 from faceclip.weights import path
 from makeup_plugin import FaceMakeUpPipeline
 from train_encoder.towers import clip, fitter

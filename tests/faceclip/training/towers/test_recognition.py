@@ -1,11 +1,12 @@
-"""ArcFace's loss against values worked out by hand."""
+"""ArcFace's loss and rank-1 against values worked out by hand."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from faceclip.training.towers.arcface import arcface_logits, arcface_loss, margin_at
+from faceclip.training.towers.recognition import arcface_logits, arcface_loss, margin_at, rank1_hits
 
 
 def test_margin_is_added_to_the_angle_of_the_labelled_class_only() -> None:
@@ -49,3 +50,17 @@ def test_gradient_is_finite_for_a_perfect_match() -> None:
 def test_margin_ramp() -> None:
     steps = [0, 10, 15, 20, 99]
     assert [margin_at(s, warmup=10, ramp=10, margin=0.4) for s in steps] == pytest.approx([0, 0, 0.2, 0.4, 0.4])
+
+
+def test_rank1_counts_probes_and_ties_are_misses() -> None:
+    identities = np.array([5, 5, 5, 9, 9])
+    indices = np.array([0, 1, 2, 0, 1])
+    embeddings = np.array([[1, 0], [2, 0.1], [1, 1], [0, 3], [0.2, 1.0]])
+    hits, probes = rank1_hits(embeddings, identities, indices)
+    assert probes.tolist() == [1, 2, 4]
+    assert hits.tolist() == [True, False, True]  # (1, 1) is as near to both people: a tie
+
+
+def test_rank1_needs_a_gallery_image() -> None:
+    with pytest.raises(ValueError, match="gallery"):
+        rank1_hits(np.eye(3), np.array([0, 0, 1]), np.array([0, 1, 1]))
