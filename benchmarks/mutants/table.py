@@ -367,6 +367,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "low, high = (low, level) if change > _LEAST_CHANGE and z > _TARGET else (level, high)",
         "low, high = (low, level) if change > _LEAST_CHANGE and z >= _TARGET else (level, high)",
     ): "no picture meets the bound exactly",
+    (
+        "faceclip.training.accumulation",
+        "if devices:",
+        "if (not (devices)):",
+    ): "without a CUDA device there are no states to set",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

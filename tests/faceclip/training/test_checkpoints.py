@@ -190,21 +190,22 @@ def test_the_manifest_holds_the_hash_of_every_file(tmp_path: Path) -> None:
         (folder / "sub" / "a").write_bytes(b"abc")
         (folder / "b").write_bytes(b"")
 
-    write_atomically(tmp_path / "deep" / "export", write)
-    stored = json.loads((tmp_path / "deep" / "export" / "manifest.json").read_text())
+    write_atomically(tmp_path / "very" / "deep" / "export", write)
+    stored = json.loads((tmp_path / "very" / "deep" / "export" / "manifest.json").read_text())
     assert stored == {
         "sha256": {
             "b": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "sub/a": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         }
     }
-    assert verify(tmp_path / "deep" / "export") is None
-    (tmp_path / "deep" / "export" / "sub" / "a").write_bytes(b"abd")
-    assert "sub/a" in verify(tmp_path / "deep" / "export")
+    assert verify(tmp_path / "very" / "deep" / "export") is None
+    (tmp_path / "very" / "deep" / "export" / "sub" / "a").write_bytes(b"abd")
+    assert "sub/a" in verify(tmp_path / "very" / "deep" / "export")
 
 
 def test_facts_are_added_to_those_of_the_checkpoint(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, 7, {"w": torch.zeros(1)}, {"step": 7, "best": None})
+    assert list(json.loads((folder / "state.json").read_text())) == ["best", "step"]  # in one order, whoever tells them
     add_facts(tmp_path, 7, {"best": 0.5, "validated": True})
     assert load_checkpoint(folder)[1] == {"step": 7, "best": 0.5, "validated": True}
     add_facts(tmp_path, 7, {"best": 0.75})
@@ -218,6 +219,8 @@ def test_facts_are_added_to_those_of_the_checkpoint(tmp_path: Path) -> None:
     (folder / "later.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"later\.json"):
         load_checkpoint(folder)
+    with largest_file(2000), pytest.raises(CheckpointError, match=r"later\.json.*Errno 27"):
+        add_facts(tmp_path, 7, {"best": "long" * 1000})
     with pytest.raises(CheckpointError, match="step-00000008"):
         add_facts(tmp_path, 8, {"best": 0.75})
     assert not (tmp_path / "step-00000008").exists()
