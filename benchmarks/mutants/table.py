@@ -372,6 +372,36 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if devices:",
         "if (not (devices)):",
     ): "without a CUDA device there are no states to set",
+    (
+        "faceclip.face3d.rasterizer",
+        "slope = (py - qy) * side",
+        "slope = (py - qy) / side",
+    ): "the side is 1 or -1",
+    (
+        "faceclip.face3d.rasterizer",
+        "gradient = (wide[0] - wide[2]) * side / slope",
+        "gradient = (wide[0] - wide[2]) / side / slope",
+    ): "the side is 1 or -1",
+    (
+        "faceclip.face3d.rasterizer",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) * side / slope, 1 if slope > 0.0 else -1",
+        "return gradient, (wide[1] * wide[2] - wide[0] * wide[3]) / side / slope, 1 if slope > 0.0 else -1",
+    ): "the side is 1 or -1",
+    (
+        "faceclip.face3d.rasterizer",
+        "if pa * side < 0.0 or pb * side < 0.0:  # outside, as most of the box is: not worth a division",
+        "if pa / side < 0.0 or pb * side < 0.0:  # outside, as most of the box is: not worth a division",
+    ): "the side is 1 or -1",
+    (
+        "faceclip.face3d.rasterizer",
+        "if pa * side < 0.0 or pb * side < 0.0:  # outside, as most of the box is: not worth a division",
+        "if pa * side < 0.0 or pb / side < 0.0:  # outside, as most of the box is: not worth a division",
+    ): "the side is 1 or -1",
+    (
+        "faceclip.training.trainer",
+        'self.accelerator = start(cpu=config.device == "cpu", timeout=timedelta(minutes=config.timeout_minutes))',
+        'self.accelerator = start(cpu=config.device != "cpu", timeout=timedelta(minutes=config.timeout_minutes))',
+    ): "without an accelerator every run is on the CPU",
     ("makeup_plugin.losses", "dim=1,", "dim=0,"): "all errors are summed, whatever axis the attributes are",
 }
 

@@ -130,7 +130,9 @@ def test_paired_difference_is_narrower_than_its_parts():
 
 
 def test_empty_group_gives_nan_not_zero():
-    assert np.isnan(identity_bootstrap(np.empty(0), np.empty(0, int)).value)
+    nothing = identity_bootstrap(np.empty(0), np.empty(0, int))
+    assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
+    assert (nothing.count, nothing.identities) == (0, 0)
 
 
 def test_permutation_p_value_of_two_persons_by_hand():
