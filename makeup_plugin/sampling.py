@@ -70,7 +70,9 @@ def make_timesteps(
     kind = type(scheduler).__name__
     if len(given) > 1:
         raise ConfigError("timesteps and sigmas exclude each other: give one")
-    for name in given:
+    for name, values in given.items():
+        if not values:
+            raise ConfigError(f"{name}: an empty schedule draws nothing; give at least one, or leave {name} out")
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ConfigError(f"{name}: {kind} takes no {name} of its caller; leave it out, or use another scheduler")
     wanted = f"{next(iter(given))}={next(iter(given.values()))}" if given else f"num_inference_steps={steps}"

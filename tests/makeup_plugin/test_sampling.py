@@ -129,6 +129,9 @@ def test_a_schedule_of_the_callers_own_stands_in_place_of_steps() -> None:
     assert make_timesteps(DDIMScheduler(), 1, "cpu").tolist() == [0]
     with pytest.raises(ConfigError, match=r"^timesteps and sigmas "):
         make_timesteps(EulerDiscreteScheduler(), 9, "cpu", timesteps=[800], sigmas=[5.0])
+    for empty in ({"timesteps": []}, {"sigmas": ()}):
+        with pytest.raises(ConfigError, match=rf"^{next(iter(empty))}: "):
+            make_timesteps(EulerDiscreteScheduler(), 9, "cpu", **empty)
     with pytest.raises(ConfigError, match=r"^sigmas: DDIMScheduler "):
         make_timesteps(DDIMScheduler(), 9, "cpu", sigmas=[5.0])
     with pytest.raises(ConfigError, match=r"^timesteps=\[300, 800\] .*DDPMScheduler"):
