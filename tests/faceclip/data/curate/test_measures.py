@@ -161,13 +161,27 @@ def test_captions_and_watermarks_are_dropped_and_portraits_are_not(portrait):
     assert "text" in drops(captioned, "text") and "watermark" not in drops(captioned, "text")
     assert "watermark" in drops(marked, "text")
     assert drops(portrait, "text") == set()
-    # Larger pictures are searched only where a look at 320 px shows a trace of text: small letters must leave one.
+    # Larger pictures are searched only around the traces of text in a smaller one: small letters must leave one.
     large = cv2.resize(portrait.pixels, (500, 500), interpolation=cv2.INTER_CUBIC)
     assert drops(large, "text") == set()
     for line in range(3):
         words = "when seven wizards boil many onions for the dogs"
         cv2.putText(large, words, (12, 420 + 24 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
     assert "text" in drops(large, "text")
+
+
+def test_texts_in_several_places_of_a_larger_picture_are_measured_in_its_pixels(portrait):
+    pytest.importorskip("rapidocr")
+    large = cv2.resize(portrait.pixels, (480, 480), interpolation=cv2.INTER_CUBIC)
+    bars = 0
+    for words, (x, y) in (("QUICK FOXES", (10, 40)), ("LAZY DOGS", (300, 465))):
+        (width, height), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 0.8, 2)
+        cv2.rectangle(large, (x - 5, y - height - 6), (x + width + 5, y + 8), (0, 0, 0), -1)
+        cv2.putText(large, words, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+        bars += (width + 10) * (height + 14)
+    found = SHIPPED["text"].compute(looked_at(large))
+    assert found["text_boxes"] == 2
+    assert bars < found["text_share"] * large[..., 0].size < 2 * bars  # the boxes of the detector are larger
 
 
 def test_words_of_agencies_and_repeated_words_are_like_a_watermark():
