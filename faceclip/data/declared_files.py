@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
 from faceclip.data.row_files import is_plain
 from faceclip.errors import ConfigError, DataError
 from faceclip.settings.yaml_text import parse_yaml
@@ -27,15 +29,14 @@ def check_card(folder: Path) -> None:
         except OSError as error:
             raise DataError(f"{card} cannot be read ({error}): repair or remove it") from error
         if name == "README.md":
-            lines = text.lstrip("\ufeff").splitlines()
-            if not lines or lines[0].strip() != "---":
+            block = REGEX_YAML_BLOCK.search(text.lstrip("\ufeff"))  # where `datasets` finds it
+            if block is None:
                 continue
-            ends = [number for number, line in enumerate(lines) if number and line.strip() == "---"]
-            text = "\n".join(lines[1 : ends[0] if ends else None])
+            text = block[2]
         try:
             told = parse_yaml(text, name, most=_MOST_VALUES)
         except ConfigError as error:
-            raise DataError(f"{card} cannot be read as YAML ({str(error)[:200]}): repair or remove it") from error
+            raise DataError(f"{folder}: {str(error)[:200]}: repair or remove this file") from error
         configs = told.get("configs") if isinstance(told, dict) else None
         for config in configs if isinstance(configs, list) else [configs]:
             for key in ("data_files", "data_dir"):

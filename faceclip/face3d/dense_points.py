@@ -34,8 +34,9 @@ class DensePoints:
     def __init__(self, path: Path | str = ASSET, *, head: HeadModel | None = None) -> None:
         self.head = head or default_head()
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
+            stored = load_file(path)
+            tensors = {name: stored[name] for name in ("vertices", "weights", "spread", "canonical")}
+        except (OSError, KeyError, SafetensorError) as error:
             remedy = "reinstall the package or run `python -m faceclip.people.dense_points`"
             raise CheckpointError(f"places of the dense points {path} cannot be read ({error}): {remedy}") from error
         self.vertices = tensors["vertices"].astype(np.int64)

@@ -118,20 +118,22 @@ class _Builder:
     def _mapping(self, depth: int) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
         merged: dict[str, Any] = {}
-        height = 0
+        height, merges = 0, False
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key, _ = self._value(event, depth + 1)
             if not isinstance(key, str):
                 raise self._refusal("a key must be a single word", event)
             value, below = self._value(next(self._events), depth + 1)
             height = max(height, below + 1)
-            if isinstance(key, Plain) and key == _MERGE:
+            is_merge = isinstance(key, Plain) and key == _MERGE
+            if key in found or (is_merge and merges):  # readers differ in which of two counts
+                raise self._refusal(f"key {str(key)[:60]!r} is given twice", event)
+            if is_merge:
+                merges = True
                 for part in value if isinstance(value, list) else [value]:
                     if not isinstance(part, dict):
                         raise self._refusal("<< must name mappings", event)
                     merged = part | merged
-            elif key in found:
-                raise self._refusal(f"key {str(key)[:60]!r} is given twice", event)
             else:
                 found[str(key)] = value
         return merged | found, height

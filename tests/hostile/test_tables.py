@@ -1,6 +1,7 @@
 """Tables and cards of strangers that would end the program, or stand for far more than they say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,23 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n -
 @pytest.mark.timeout(60)
 def test_cards_that_stand_for_far_more_than_they_say(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(text)
-    with pytest.raises(DataError, match=r"README\.md cannot be read"):
+    with pytest.raises(DataError, match=r"README\.md: "):
+        check_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nconfigs:\n- config_name: default\n  <<: {data_files: a.jsonl}\n  <<: {data_files: ../b.jsonl}\n---\n",
+        "\n" + CARD.format("../b.jsonl", ""),
+        "---\ndescription: |\n  ---\nconfigs:\n- config_name: default\n  data_files: ../b.jsonl\n---\n",
+    ],
+    ids=["two merges", "after an empty line", "a line like the end"],
+)
+def test_cards_that_hide_what_they_name(tmp_path: Path, text: str) -> None:
+    """A card is looked for and read as `datasets` does it, and what two readers read differently is rejected."""
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(DataError, match=rf"README\.md.*(<<|{re.escape('../b.jsonl')})"):
         check_card(tmp_path)
 
 

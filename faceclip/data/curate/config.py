@@ -12,6 +12,8 @@ from faceclip.data.mapping import DataConfig
 from faceclip.errors import ConfigError
 from faceclip.settings import check_bounds, setting
 
+SMALLEST_FACE = 36  # px, about half of the side of a face that keep.min_face_side lets pass
+
 
 @dataclass(kw_only=True)
 class PairsConfig:
@@ -40,7 +42,7 @@ class CurateConfig:
     measures: tuple[str, ...] = setting(USUAL, "shipped measures; identity needs the extra photos")
     plugins: tuple[str, ...] = setting((), "your own measures, MODULE:NAME, for example a detector of NSFW pictures")
     smallest_face: int = setting(
-        36,
+        SMALLEST_FACE,
         "px; side of the smallest face that the detector mtcnn looks for. 20: also the small ones of a background, by "
         "its usual search, which takes twice the time",
         least=SMALLEST,
@@ -61,6 +63,14 @@ class CurateConfig:
                 raise ConfigError(f"{name}: name its folder, as in {name}=DIR")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ConfigError(f"splits: expected different names of splits, got {list(self.splits)}")
+        if self.data.detector != "mtcnn":
+            if self.smallest_face not in (SMALLEST, SMALLEST_FACE):
+                raise ConfigError(f"smallest_face: data.detector={self.data.detector} looks for faces of all sizes")
+        elif self.keep.min_face_side is not None and self.keep.min_face_side < self.smallest_face > SMALLEST:
+            raise ConfigError(
+                f"keep.min_face_side={self.keep.min_face_side:g} keeps faces that are not looked for: set "
+                f"smallest_face={SMALLEST}, or a larger side"
+            )
         active_rules(self.keep, table_schema(choose_measures(self.measures, self.plugins)))
         if any(bound is not None for bound in (self.pairs.low, self.pairs.high)) and "identity" not in self.measures:
             raise ConfigError("pairs: add identity to measures=, which gives the embeddings")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from faceclip.errors import CheckpointError, MissingExtraError, NoFaceError
 from faceclip.face3d.camera import Camera, pose_vertices, project
@@ -144,9 +145,11 @@ def test_the_shipped_places_are_on_the_head_and_damage_is_named(tmp_path):
     assert places.vertices.shape == (COUNT, 3) and len(set(OUTLINE)) == len(OUTLINE) == 36
     np.testing.assert_allclose(places.weights.sum(axis=1), 1, atol=1e-5)
     assert np.abs(places.canonical - places.of(places.head.template)).mean() < 0.05
-    (tmp_path / "places.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"places\.safetensors"):
-        DensePoints(tmp_path / "places.safetensors")
+    damaged = tmp_path / "places.safetensors"
+    for content in (b"no", save({"vertices": places.vertices})):
+        damaged.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"places\.safetensors"):
+            DensePoints(damaged)
 
 
 @photos

@@ -405,6 +405,8 @@ def test_a_changed_shard_is_noticed(photos, tmp_path):
         (["out={tmp}/out", "measures=[size]", "keep.duplicates=2"], "keep.duplicates"),
         (["out={tmp}/out", "pairs.low=.5"], "pairs"),
         (["out={tmp}/out", "smallest_face=19"], "smallest_face"),
+        (["out={tmp}/out", "smallest_face=50", "data.detector=insightface"], "smallest_face"),
+        (["out={tmp}/out", "keep.min_face_side=35"], "keep.min_face_side"),
         (["out={tmp}/out", "measures=[size]", "splits=[test]"], "test"),
         ([], "out"),
     ],
