@@ -1,4 +1,4 @@
-"""Photos with their fitted meshes and shading maps, as a sheet: python examples/fitted_photos.py [PHOTO …] --out FILE.
+"""Photos with their fitted meshes and shading maps, as a sheet: python examples/fitted_photos.py '[a.jpg, b.jpg]'.
 
 Needs the extra `photos`.
 """
@@ -40,6 +40,8 @@ class SheetConfig:
     def __post_init__(self) -> None:
         if not self.pictures and not self.renders:
             raise ConfigError("PICTURES: name some, or --renders: at least 1 is expected")
+        if self.out.suffix.lower() not in Image.registered_extensions():
+            raise ConfigError(f"--out={self.out}: expected a picture's name, such as sheet.jpg")
 
 
 def cells(picture: NDArray[np.uint8], fitter: MeshFitter) -> list[NDArray[np.uint8]]:

@@ -23,6 +23,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         (["search.py", "nowhere", "--text", "a man", "--model", "."], "gallery: no folder nowhere; name one"),
         (["search.py", ".", "--text", "a man", "--model", "."], "error: "),
         (["photos.py", "--model", "."], "adapter.json is missing"),
+        (["fitted_photos.py", "--renders", "0"], "PICTURES: name some"),
+        (["fitted_photos.py", "[a.jpg, b.jpg]", "--out", "sheet.xyz"], "--out=sheet.xyz: "),
     ],
 )
 def test_missing_inputs_are_named(tmp_path, monkeypatch, capsys, arguments, message):

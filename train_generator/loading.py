@@ -79,7 +79,7 @@ def _joint_encoder(config: GeneratorConfig) -> tuple[FaceCLIP, ImageTower]:
     """Loads the joint encoder, and the image tower that reads references for the identity channel."""
     named, dtype = f"encoder={config.encoder}", DTYPES[config.frozen]
     if is_shipped(config.encoder):
-        shipped = shipped_towers(config.encoder, given={"face_fitter": None})
+        shipped = shipped_towers(config.encoder, given={"face_fitter": None, "image_encoder": None})
         encoder, beside = shipped["joint_encoder"], weights.path(f"{config.encoder}/image_tower")
         set_dtypes(encoder, dtype, torch.float32)
     else:

@@ -20,7 +20,7 @@ from eval.demo.process import Stopped, run_command, stop_on_signals
 from eval.demo.records import TIMES, Records, shipped
 from eval.demo.stages import DemoConfig, Stage, make_stages, remaining_seconds
 from faceclip.errors import FaceClipError
-from faceclip.settings import run, setting
+from faceclip.settings import check_bounds, run, setting
 from faceclip.training.checkpoints import make_folder
 
 
@@ -90,6 +90,7 @@ class DemoSettings(DemoConfig):
     out: Path = setting(Path("runs/demo"), "folder of the demo")
 
     def __post_init__(self) -> None:
+        check_bounds(self, "--")  # before those of the stages, which have other names
         make_stages(self.out, self)
 
 

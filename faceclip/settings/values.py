@@ -193,6 +193,8 @@ def _text(text: str, hint: type, key: str, path: bool) -> str | Path:
         valid = False
     if not valid:
         raise ConfigError(f"{key}: expected text without null bytes and stray surrogates, got {shown(str(text))}")
+    if hint is Path and not text:  # would be the folder where the command runs
+        raise ConfigError(f"{key}: expected a path, got nothing")
     text = os.path.expanduser(text) if path or hint is Path else str(text)
     return Path(text) if hint is Path else text
 

@@ -9,6 +9,9 @@ from faceclip.errors import CheckpointError
 from faceclip.settings.fields import compared_on_resume
 from faceclip.training.interfaces import TrainerConfig
 
+# Settings of older runs that no longer exist, with the value by which they had no effect.
+REMOVED = {"loss.latent_identity": 0.0, "loss.latent_attributes": 0.0, "loss.latent_features": 0.0}
+
 
 def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
     """Returns, by dotted key, the settings that a resumed run must not change.
@@ -25,9 +28,11 @@ def settings_of(trainer: TrainerConfig, config: Any | None) -> dict[str, Any]:
 def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raises CheckpointError, which names the settings that differ, if the checkpoint in `folder` is of another run.
 
-    Settings that only one side has are not compared, because older checkpoints hold fewer of them. The number of
+    Settings that only one side has are not compared, because older checkpoints hold fewer of them; those of older
+    checkpoints that no longer exist must have been off. The number of
     processes may change if trainer.accumulate changes with it, so that every step takes the same samples.
     """
+    ours = REMOVED | ours
     changed = [key for key, value in ours.items() if key in theirs and theirs[key] != value]
     if {"processes", "accumulate"} <= set(changed) and _chunks(ours) == _chunks(theirs):
         changed = [key for key in changed if key not in ("processes", "accumulate")]

@@ -101,6 +101,10 @@ def test_demo_sizes(capsys, tmp_path, config):
     assert not (tmp_path / "run").exists()
 
 
+def test_demo_limits_name_their_option(capsys, tmp_path):
+    refused(capsys, demo.main, ["--out", str(tmp_path / "run"), "--data-seed", "-1"], "--data-seed")
+
+
 def test_demo_folders(capsys, tmp_path):
     (tmp_path / "file").touch()
     refused(capsys, demo.main, ["--out", str(tmp_path / "file")], "--out")

@@ -1,4 +1,4 @@
-"""A small stage 2: random towers, base, encoder and latent recognizer, and the words that train on them."""
+"""A small stage 2: random towers, base and encoder, and the words that train on them."""
 
 from pathlib import Path
 

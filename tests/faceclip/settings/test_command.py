@@ -87,6 +87,9 @@ def test_a_leading_tilde_stands_for_the_home_folder_in_paths_alone(monkeypatch: 
     monkeypatch.setenv("HOME", "/home/somebody")
     config = parse_config(Places, ["out=~/runs", "plain=~/runs", "file=~"])
     assert (config.out, config.plain, config.file) == ("/home/somebody/runs", "~/runs", Path("/home/somebody"))
+    for words in (["file="], ["file=''"]):
+        with pytest.raises(ConfigError, match=r"^file: "):  # the folder where a command runs is never meant by nothing
+            parse_config(Places, words)
     assert parse_config(Places, ["file=null"]).file is None
 
 

@@ -115,6 +115,9 @@ def test_a_policy_counts_for_values_and_not_for_the_groups_that_hold_them() -> N
 def test_what_differs_is_named_and_what_one_side_lacks_is_unknown(tmp_path: Path) -> None:
     ours = {"a": 1, "b": "x", "c": [1, 2], "only ours": 1}
     check_same_run(tmp_path, ours, {"a": 1, "b": "x", "c": [1, 2], "only theirs": 3})
+    check_same_run(tmp_path, ours, {"loss.latent_identity": 0.0})
+    with pytest.raises(CheckpointError, match=r"loss\.latent_identity was 0\.35"):
+        check_same_run(tmp_path, ours, {"loss.latent_identity": 0.35})
     check_same_run(tmp_path, ours, {})
     with pytest.raises(CheckpointError) as refusal:
         check_same_run(tmp_path, ours, {"a": 2, "b": "y", "c": [1, 2]})
