@@ -32,7 +32,7 @@ def check_same_run(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, A
     checkpoints that no longer exist must have been off. The number of
     processes may change if trainer.accumulate changes with it, so that every step takes the same samples.
     """
-    ours = REMOVED | ours
+    ours = {**REMOVED, **ours}
     changed = [key for key, value in ours.items() if key in theirs and theirs[key] != value]
     if {"processes", "accumulate"} <= set(changed) and _chunks(ours) == _chunks(theirs):
         changed = [key for key in changed if key not in ("processes", "accumulate")]
