@@ -29,8 +29,9 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.mutants.equivalent import ANY, EQUIVALENT
 from benchmarks.mutants.operators import Mutation, draw
-from benchmarks.mutants.table import ANY, BOUNDS, DESELECTED, EQUIVALENT, MODULES, source_file
+from benchmarks.mutants.table import BOUNDS, DESELECTED, MODULES, source_file
 
 WANTED = 0.9  # share of mutants to be killed
 MARGIN = 4  # a mutant's tests may use this multiple of the processor time that the unchanged module's take …

@@ -234,22 +234,13 @@ def check_keys(
         CheckpointError: numbers and first names of what is missing, unexpected, misshapen and mistyped; all names are
             attributes of the error.
     """
-    common = sorted(expected.keys() & given.keys())
-    kinds = {
-        "missing": {name: name for name in sorted(expected.keys() - given.keys())},
-        "unexpected": {name: name for name in sorted(given.keys() - expected.keys())},
-        "misshapen": {
-            name: f"{name} is {tuple(given[name].shape)}, expected {tuple(expected[name])}"
-            for name in common
-            if tuple(given[name].shape) != tuple(expected[name])
-        },
-        "mistyped": {
-            name: f"{name} is {given[name].dtype}, expected floating point"
-            for name in common
-            if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())
-        },
+    mistyped = {
+        name: f"{name} is {given[name].dtype}, expected floating point"
+        for name in sorted(expected.keys() & given.keys())
+        if not given[name].is_floating_point() and (name not in counters or given[name].is_complex())
     }
-    refuse_differences(kinds, f"{where} is not a {what}; ", advice)
+    shapes = {name: tuple(shape) for name, shape in expected.items()}
+    refuse_differences(given, shapes, mistyped, f"{where} is not a {what}; ", advice)
 
 
 def without_prefix(state: Mapping[str, Tensor], anchor: str, where: str) -> dict[str, Tensor]:

@@ -127,31 +127,40 @@ def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: 
 
     Raises CheckpointError, "`where` `what`", with the number and first names of the tensors that differ, and `remedy`.
     """
-    common = sorted(found.keys() & expected.keys())
-    kinds = {
-        "missing": {name: name for name in sorted(expected.keys() - found.keys())},
-        "unexpected": {name: name for name in sorted(found.keys() - expected.keys())},
-        "misshapen": {
-            name: f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-            for name in common
-            if found[name].shape != expected[name].shape
-        },
-        "mistyped": {
-            name: f"{name} is {found[name].dtype}, expected {expected[name].dtype}"
-            for name in common
-            if found[name].dtype != expected[name].dtype
-            and not (found[name].is_floating_point() and expected[name].is_floating_point())
-        },
+    mistyped = {
+        name: f"{name} is {found[name].dtype}, expected {expected[name].dtype}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name].dtype != expected[name].dtype
+        and not (found[name].is_floating_point() and expected[name].is_floating_point())
     }
-    refuse_differences(kinds, f"{where} {what}, ", f": {remedy}")
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    refuse_differences(found, shapes, mistyped, f"{where} {what}, ", f": {remedy}")
 
 
-def refuse_differences(kinds: Mapping[str, Mapping[str, str]], begin: str, end: str) -> None:
-    """Raises CheckpointError if any tensor differs: `begin`, the numbers and first texts of each kind, and `end`.
+def refuse_differences(
+    found: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    mistyped: Mapping[str, str],
+    begin: str,
+    end: str,
+) -> None:
+    """Compares the names and shapes of tensors with the expected `shapes`.
 
-    kinds: for missing, unexpected, misshapen and mistyped tensors a text about each by its name; the error's attributes
-    have all names.
+    mistyped: by name, a text about each tensor of another kind of numbers.
+
+    Raises CheckpointError if any tensor differs: `begin`, the numbers and first texts of what is missing, unexpected,
+    misshapen and mistyped, and `end`. The error's attributes have all names.
     """
+    kinds: dict[str, Mapping[str, str]] = {
+        "missing": {name: name for name in sorted(shapes.keys() - found.keys())},
+        "unexpected": {name: name for name in sorted(found.keys() - shapes.keys())},
+        "misshapen": {
+            name: f"{name} is {tuple(found[name].shape)}, expected {shapes[name]}"
+            for name in sorted(found.keys() & shapes.keys())
+            if tuple(found[name].shape) != shapes[name]
+        },
+        "mistyped": mistyped,
+    }
     problems = [f"{len(texts)} {kind}: {listed(texts.values())}" for kind, texts in kinds.items() if texts]
     if problems:
         raise CheckpointError(f"{begin}{'; '.join(problems)}{end}", **kinds)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants.equivalent import ANY, EQUIVALENT
 from benchmarks.mutants.operators import draw, mutations
-from benchmarks.mutants.table import ANY, DESELECTED, EQUIVALENT, MODULES, source_file
+from benchmarks.mutants.table import DESELECTED, MODULES, source_file
 
 ROOT = Path(__file__).parents[2]
 
